@@ -1,0 +1,40 @@
+"""Every exception that overlapc raises: what happened, where, and the remedy.
+
+Failing to optimise is never an error; being unable to keep the meaning of a program is.
+"""
+
+from __future__ import annotations
+
+
+class OverlapcError(RuntimeError):
+    """Base of all our errors. Its text is ``what``, ``where`` and ``remedy`` in three sentences."""
+
+    def __init__(self, what: str, *, where: str, remedy: str) -> None:
+        super().__init__(f"{what} Where: {where}. Remedy: {remedy}")
+        self.what = what
+        self.where = where
+        self.remedy = remedy
+
+
+class OptionError(OverlapcError, ValueError):
+    """An option or environment variable that does not exist, or a value it cannot take."""
+
+
+class ProblemError(OverlapcError, ValueError):
+    """A size, dtype or collective that cannot be planned."""
+
+
+class TargetError(OverlapcError, ValueError):
+    """A target that cannot be found, read or used here."""
+
+
+class GroupError(OverlapcError):
+    """A process group that does not exist (any more), or that cannot be measured."""
+
+
+class DisagreementError(OverlapcError):
+    """Members of one group that would plan differently: other sources, options or targets."""
+
+
+class KernelError(OverlapcError):
+    """A kernel that cannot be generated or built for what was asked."""

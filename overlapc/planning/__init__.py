@@ -1,0 +1,1 @@
+"""Numbers only: sizes and measured rates in, plans and seconds out. Imports no torch, no triton."""
