@@ -28,6 +28,14 @@ class TargetError(OverlapcError, ValueError):
     """A target that cannot be found, read or used here."""
 
 
+class PlanError(OverlapcError, ValueError):
+    """A plan that cannot be read, or rows that do not cut the problem."""
+
+
+class ReportError(OverlapcError, ValueError):
+    """A report that cannot be read, or a site that says something impossible of itself."""
+
+
 class GroupError(OverlapcError):
     """A process group that does not exist (any more), or that cannot be measured."""
 

@@ -1,4 +1,17 @@
-"""Importable only as ``overlapc.passes``: a second copy under a bare name would split its state."""
+"""The passes over Inductor's graphs, in the order in which they run.
+
+Importable only as ``overlapc.passes``: a second copy under a bare name would split its state.
+"""
+
+from __future__ import annotations
 
 if __name__ != "overlapc.passes":
     raise ImportError("import overlapc.passes, not passes: the bare name would load a second copy")
+
+from overlapc.passes.base import Pass
+from overlapc.passes.overlap_gemm_all_reduce import OverlapGemmAllReduce
+
+PIPELINE: tuple[Pass, ...] = (
+    # Chains first: a linear layer that feeds a collective belongs to its chain.
+    OverlapGemmAllReduce(),
+)

@@ -1,0 +1,53 @@
+# The commands of a developer; .ci/run calls the same targets. `make` alone lists them.
+
+PYTHON ?= python3
+# The GPU targets run on machines that need no installation: any Python with torch and triton.
+GPU_PYTHON ?= python3
+PART ?= gemm
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-long check format bench gpu clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+setup: $(STAMP) ## make .venv with overlapc and everything its tests need (PYTHON=python3.12 to choose)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "overlapc needs Python 3.11 or newer, and '$(PYTHON)' is not: try make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { \
+	  echo "'$(PYTHON)' cannot make a virtual environment: its venv module is missing or broken" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $@
+
+demo: setup ## compile a tensor-parallel Llama on this machine, with and without overlap
+	$(BIN)/python examples/tensor_parallel_llama.py
+
+test: setup ## every test that is not marked long (minutes)
+	$(BIN)/python -m pytest
+
+test-long: setup ## every test, full matrices included
+	$(BIN)/python -m pytest --long
+
+check: setup ## lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: setup ## let ruff lay out the code and mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup ## GEMM and all-reduce over a rate-limited link, against serial and the bound
+	$(BIN)/python -m benchmarks.overlap_link
+
+gpu: ## check, then time one PART on a GPU (no set-up, at most nine minutes)
+	$(GPU_PYTHON) -m benchmarks.gpu $(PART) --minutes 9 --out benchmarks/results
+
+clean: ## remove the virtual environment and whatever tools left behind
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Measurements of overlapc, run from the repository root with ``python -m benchmarks.NAME``."""

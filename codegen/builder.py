@@ -1,0 +1,111 @@
+"""From a spec to a kernel, through generated modules on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import tempfile
+import threading
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+from overlapc.cache import cache_dir
+from overlapc.codegen.kernel import Kernel
+from overlapc.codegen.module import module_text
+from overlapc.codegen.spec import GemmSpec
+from overlapc.errors import KernelError
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+_built: dict[GemmSpec, Kernel] = {}
+_building = threading.Lock()
+
+
+def build(spec: GemmSpec) -> Kernel:
+    """The kernel of ``spec``: from memory, else from disk, else generated.
+
+    Compiles nothing for a device: Triton does that at the first launch, through its own cache.
+    KernelError where Triton is missing.
+    """
+    kernel = _built.get(spec)
+    if kernel is None:
+        with _building:
+            kernel = _built.get(spec) or _load(spec)
+            _built[spec] = kernel
+    return kernel
+
+
+def module_path(spec: GemmSpec, directory: Path) -> Path:
+    """Where the module of ``spec`` is kept: named by a hash of all that its meaning depends on."""
+    parts = (module_text(spec), _templates_hash(), _triton_version())
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return directory / f"gemm_{key[:20]}.py"
+
+
+def load(path: Path) -> ModuleType:
+    """Import a generated module from its file; writes no bytecode, which could go bad beside it."""
+    module = ModuleType(f"overlapc_generated_{path.stem}")
+    module.__file__ = str(path)
+    exec(compile(path.read_bytes(), path, "exec"), module.__dict__)
+    return module
+
+
+def _load(spec: GemmSpec) -> Kernel:
+    text = module_text(spec)
+    path = module_path(spec, cache_dir() / "kernels")
+    try:
+        _ensure(path, text)
+    except OSError:
+        # A home that cannot be written to costs the cache, not the kernel.
+        path = Path(tempfile.mkdtemp(prefix="overlapc-")) / path.name
+        _ensure(path, text)
+    return Kernel(spec, path, load(path))
+
+
+def _ensure(path: Path, text: str) -> None:
+    """Make ``path`` hold ``text``, whatever it held; ranks that do so at once agree on the bytes."""
+    data = text.encode()
+    if _read(path) == data:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        # Atomic: a reader sees the old file or the whole new one.
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+@cache
+def _templates_hash() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(TEMPLATES.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+@cache
+def _triton_version() -> str:
+    """Read without importing Triton, which takes a second."""
+    for name in ("triton", "pytorch-triton", "pytorch-triton-rocm"):
+        try:
+            return f"{name} {importlib.metadata.version(name)}"
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    raise KernelError(
+        "Triton is not installed.",
+        where="building a kernel",
+        remedy="install triton>=3.6, or use the serial or chunked schedule",
+    )

@@ -1,0 +1,120 @@
+"""Everything that decides the text and the machine code of one generated GEMM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from overlapc.errors import KernelError
+
+DTYPES = ("float32", "float16", "bfloat16")
+LAYOUTS = ("row", "col", "strided")
+PRECISIONS = ("ieee", "tf32")
+KIND = "gemm"
+
+
+@dataclass(frozen=True)
+class GemmSpec:
+    """One GEMM ``C[m, n] = A[m, k] @ B[k, n] (+ bias[n])``, summed in float32.
+
+    ``str(spec)`` is its canonical one-line text and ``GemmSpec.parse`` reads it back. Sizes are not
+    part of it: one kernel serves every m, n, k that keeps the facts below.
+    """
+
+    dtype: str
+    """Name of the dtype of A, B and bias: one of ``DTYPES``."""
+    out: str
+    """Name of the dtype of C."""
+    block_m: int
+    """Rows of a tile of C."""
+    block_n: int
+    """Columns of a tile of C."""
+    block_k: int
+    """Length of one step along k."""
+    sweep: int = 8
+    """Tile rows visited together inside a band, so that their part of A stays in the L2 cache."""
+    warps: int = 4
+    """Warps of one CTA."""
+    stages: int = 3
+    """Depth of the software pipeline that loads A and B."""
+    a: str = "row"
+    """Layout of A: ``row`` has unit stride along k, ``col`` along m, ``strided`` along neither."""
+    b: str = "col"
+    """Layout of B: ``row`` has unit stride along n, ``col`` (``weight.t()``) along k."""
+    bias: bool = False
+    """Whether ``bias[n]`` is added before C is rounded."""
+    signals: bool = True
+    """Whether every tile bumps the counter of its band after it is stored."""
+    even_k: bool = False
+    """Whether k is a multiple of ``block_k``, so that no load is masked along k."""
+    precision: str = "ieee"
+    """How float32 operands are multiplied: ``ieee`` is true float32, ``tf32`` rounds them."""
+
+    def __post_init__(self) -> None:
+        self._require(self.dtype in DTYPES, f"dtype is one of {', '.join(DTYPES)}")
+        self._require(self.out in DTYPES, f"out is one of {', '.join(DTYPES)}")
+        for name in ("block_m", "block_n", "block_k", "warps"):
+            size = getattr(self, name)
+            self._require(size > 0 and size & (size - 1) == 0, f"{name} is a power of two")
+        for name in ("block_m", "block_n", "block_k"):
+            # The least size that Triton's dot takes on every device.
+            self._require(getattr(self, name) >= 16, f"{name} is at least 16")
+        self._require(self.sweep > 0 and self.stages > 0, "sweep and stages are positive")
+        self._require(self.a in LAYOUTS and self.b in LAYOUTS, f"a and b are of {LAYOUTS}")
+        self._require(self.precision in PRECISIONS, f"precision is one of {PRECISIONS}")
+        tf32_needs_float32 = self.precision == "ieee" or self.dtype == "float32"
+        self._require(tf32_needs_float32, "tf32 is for float32 operands")
+
+    def __str__(self) -> str:
+        pairs = (f"{field.name}={_text(getattr(self, field.name))}" for field in fields(self))
+        return " ".join((KIND, *pairs))
+
+    @classmethod
+    def parse(cls, text: str) -> GemmSpec:
+        """Read what ``str`` printed; KernelError on any other text."""
+        kind, *pairs = text.split()
+        names = {field.name: str(field.type) for field in fields(cls)}
+        values: dict[str, Any] = {}
+        for pair in pairs:
+            name, equals, value = pair.partition("=")
+            if kind != KIND or not equals or name not in names or name in values:
+                raise _unreadable(text, pair)
+            values[name] = _value(text, value, names[name])
+        if set(values) != set(names):
+            raise _unreadable(text, f"missing {', '.join(sorted(set(names) - set(values)))}")
+        return cls(**values)
+
+    def without_signals(self) -> GemmSpec:
+        """The same GEMM in one band, whose tiles tell nobody that they are done."""
+        return replace(self, signals=False)
+
+    def _require(self, holds: bool, rule: str) -> None:
+        if not holds:
+            raise KernelError(
+                f"No GEMM can be generated unless {rule}.",
+                where=str(self),
+                remedy="change that field, or use the serial or chunked schedule",
+            )
+
+
+def _text(value: Any) -> str:
+    return str(int(value)) if isinstance(value, bool) else str(value)
+
+
+def _value(text: str, value: str, kind: str) -> str | int | bool:
+    match kind:
+        case "bool" if value in ("0", "1"):
+            return value == "1"
+        case "int" if value.isascii() and value.isdigit():
+            return int(value)
+        case "str":
+            return value
+    raise _unreadable(text, value)
+
+
+def _unreadable(text: str, part: str) -> KernelError:
+    return KernelError(
+        f"{part!r} cannot be read as part of a kernel's spec.",
+        where=repr(text),
+        remedy="give the text that str(GemmSpec(...)) prints",
+    )

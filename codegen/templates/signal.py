@@ -1,0 +1,41 @@
+"""How a tile says that it is done, and how a stream waits for it: the memory order in one place."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def publish(counters: tl.tensor, group: tl.tensor, COUNTER_STRIDE: tl.constexpr):
+    """Add one to the counter of ``group``, after every store of this CTA, at device scope.
+
+    Only one thread adds, and its release orders only what happens before it: the barrier makes
+    that every store of the CTA. A TMA store would escape both, so the caller must not use one.
+    """
+    tl.debug_barrier()
+    tl.atomic_add(counters + group * COUNTER_STRIDE, 1, sem="release", scope="gpu")
+
+
+@triton.jit(do_not_specialize=["group", "target", "max_polls"])
+def wait_for_group(
+    counters: tl.tensor,
+    failed: tl.tensor,
+    group: tl.tensor,
+    target: tl.tensor,
+    max_polls: tl.tensor,
+    COUNTER_STRIDE: tl.constexpr,
+):
+    """Return once the counter of ``group`` has reached ``target``; launched as one program.
+
+    With ``max_polls`` above zero it gives up after that many reads (a read is a round trip to the
+    L2 cache, near a microsecond) and stores ``group + 1`` to ``failed``.
+    """
+    counter = counters + group * COUNTER_STRIDE
+    polls = tl.full((), 1, tl.int64)
+    seen = tl.load(counter, volatile=True)
+    while (seen < target) & (polls != max_polls):
+        seen = tl.load(counter, volatile=True)
+        polls += 1
+    # The reads above are relaxed, so that polling does not disturb the adders; this one acquires.
+    seen = tl.atomic_add(counter, 0, sem="acquire", scope="gpu")
+    if seen < target:
+        tl.store(failed, group + 1)

@@ -1,0 +1,113 @@
+"""The function that ``torch.compile(backend="overlapc")`` calls: Inductor with our passes in it."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import fx
+from torch._inductor import config as inductor_config
+from torch._inductor import list_mode_options
+from torch._inductor.compile_fx import compile_fx
+from torch._inductor.custom_graph_pass import CustomInferenceAwareGraphPass
+
+from overlapc import ledger, options as user_options
+from overlapc.errors import OptionError
+from overlapc.graph import graph_kind
+from overlapc.options import Options
+from overlapc.passes import PIPELINE
+from overlapc.passes.base import Compilation, run_passes
+from overlapc.runtime.groups import sizes_of_groups
+from overlapc.sources import fingerprint_of_sources
+from overlapc.targets import TargetChoice
+
+log = logging.getLogger(__name__)
+
+HOOK = "post_grad_custom_pre_pass"
+
+
+class PostGradPasses(CustomInferenceAwareGraphPass):
+    """Our passes as Inductor sees them: one custom pass over each post-grad graph."""
+
+    def __init__(self, options: Options, entry: ledger.Entry) -> None:
+        self.options = options
+        self.entry = entry
+        self.targets = TargetChoice(options.target)
+
+    def __call__(self, graph: fx.Graph, is_inference: bool) -> None:
+        """Rewrite one graph and enter its sites in the ledger."""
+        compilation = Compilation(self.options, graph_kind(is_inference), self.targets.target_for)
+        run_passes(PIPELINE, graph, compilation)
+        self.entry.add(compilation.graph_id, compilation.sites)
+
+    def uuid(self) -> str:
+        """Return the key of everything that decides a rewrite, except the graph and the rank."""
+        return uuid_of(self.options, self.targets)
+
+
+def uuid_of(options: Options, targets: TargetChoice) -> str:
+    """Hash our sources, every option, every target in question and the size of every group."""
+    groups = sorted(sizes_of_groups().items())
+    parts = [
+        fingerprint_of_sources(),
+        options.key(),
+        # Dumps are written by passes, and a warm cache runs none.
+        options.dump,
+        repr(groups),
+        repr(targets.fingerprints()),
+    ]
+    return hashlib.sha256("\x00".join(parts).encode()).hexdigest()
+
+
+def backend(
+    graph_module: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    mode: str | None = None,
+) -> Callable[..., Any]:
+    """Compile one Dynamo graph with Inductor and the passes of overlapc.
+
+    ``options`` are the fields of ``overlapc.Options``; ``mode`` means what it means for Inductor.
+    Raises ``OptionError`` and ``TargetError`` for what it cannot accept.
+    """
+    chosen = user_options.from_user(options)
+    targets = TargetChoice(chosen.target)
+    key = ledger.key_of(graph_module, example_inputs, uuid_of(chosen, targets))
+    entry = ledger.open_entry(key, chosen.digest(), chosen.agreement_seconds)
+    ours = PostGradPasses(chosen, entry)
+    patches = inductor_patches(chosen, mode)
+    patches[HOOK] = _composed(patches.get(HOOK, getattr(inductor_config, HOOK)), ours)
+    if chosen.dump:
+        patches["force_disable_caches"] = True
+    compiled = compile_fx(graph_module, list(example_inputs), config_patches=patches)
+    return ledger.agreeing(compiled, entry)
+
+
+def inductor_patches(options: Options, mode: str | None) -> dict[str, Any]:
+    """Return Inductor's configuration for ``mode`` and ``options.inductor``; names are checked."""
+    known = inductor_config.get_config_copy()
+    patches = dict(list_mode_options(mode)) if mode else {}
+    for name, value in options.inductor.items():
+        name = name.replace("-", "_")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise OptionError(
+                f"Inductor has no configuration {name!r}.",
+                where="option 'inductor' of backend 'overlapc'",
+                remedy=f"did you mean {near[0]!r}?" if near else "see torch._inductor.config",
+            )
+        patches[name] = value
+    return patches
+
+
+def _composed(existing: Any, ours: PostGradPasses) -> Any:
+    if existing is None:
+        return ours
+    if isinstance(existing, list | tuple):
+        return [*existing, ours]
+    return [existing, ours]
+

@@ -1,0 +1,75 @@
+"""``overlapc.explain``: what the backend would do with a model, without building anything."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch._functorch.config as functorch_config
+from torch import fx
+from torch._functorch.aot_autograd import make_boxed_func
+from torch._inductor.compile_fx import compile_fx
+from torch._inductor.fx_passes.post_grad import view_to_reshape
+
+from overlapc import options as user_options
+from overlapc.backend import inductor_patches
+from overlapc.graph import graph_kind, subgraphs
+from overlapc.ledger import report
+from overlapc.options import Options
+from overlapc.passes import PIPELINE
+from overlapc.passes.base import Compilation, run_passes
+from overlapc.reporting.records import Report, Site
+from overlapc.targets import TargetChoice
+
+__all__ = ["explain", "report"]
+
+
+def explain(
+    model: Callable[..., Any], options: Mapping[str, Any] | None = None
+) -> Callable[..., Report]:
+    """Return a function of the model's inputs that reports every site of forward and backward.
+
+    The same passes run as in a compilation, with the same options, but nothing is built and no
+    cache is touched. The model runs once without optimisation on the inputs given, so every rank
+    of a real group has to take part; on meta tensors nothing is computed. A backward graph is
+    reported where gradients are needed.
+    """
+    chosen = user_options.from_user(options)
+
+    def run(*args: Any, **kwargs: Any) -> Report:
+        sites: list[Site] = []
+
+        def explaining(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+            patches = {**inductor_patches(chosen, None), "force_disable_caches": True}
+            stub = _stub(chosen, sites)
+            return compile_fx(graph_module, list(inputs), stub, config_patches=patches)
+
+        # The cache must not answer, and the backward must not wait for a call of backward().
+        with functorch_config.patch(
+            enable_autograd_cache=False, force_non_lazy_backward_lowering=True
+        ):
+            original = getattr(model, "_orig_mod", model)
+            torch.compile(original, backend=explaining)(*args, **kwargs)
+        return Report(sites)
+
+    return run
+
+
+def _stub(options: Options, sites: list[Site]) -> Callable[..., Any]:
+    """Return a stand-in for Inductor's inner compiler that runs our passes and builds nothing."""
+    targets = TargetChoice(options.target)
+
+    def inner(graph_module: fx.GraphModule, inputs: Sequence[Any], **context: Any) -> Any:
+        runnable = copy.deepcopy(graph_module)
+        view_to_reshape(graph_module)
+        graph_module.graph.eliminate_dead_code()
+        kind = graph_kind(bool(context.get("is_inference")))
+        for graph in (*subgraphs(graph_module.graph), graph_module.graph):
+            compilation = Compilation(options, kind, targets.target_for)
+            run_passes(PIPELINE, graph, compilation)
+            sites.extend(compilation.sites)
+        return make_boxed_func(runnable)
+
+    return inner

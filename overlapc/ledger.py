@@ -1,0 +1,158 @@
+"""What this process compiled: the sites of every graph, kept beside the artifacts on disk.
+
+On a warm cache no pass runs, so the sites are found again under the key of the Dynamo graph.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from overlapc.cache import cache_dir
+from overlapc.errors import ReportError
+from overlapc.reporting.records import Report, Site
+from overlapc.runtime import groups
+from overlapc.runtime.ops import calls_of, plan_digest
+
+log = logging.getLogger(__name__)
+
+
+class Entry:
+    """The sites of one Dynamo graph: of its forward, backward or inference graphs."""
+
+    def __init__(self, key: str, options: str, seconds: float) -> None:
+        self.key = key
+        self.options = options
+        self.seconds = seconds
+        self.graphs: dict[str, tuple[Site, ...]] = {}
+        self.path = cache_dir() / "reports" / f"{key}.json"
+        self._load()
+
+    @property
+    def sites(self) -> list[Site]:
+        """Every site, in the order in which the graphs were compiled."""
+        return [site for sites in self.graphs.values() for site in sites]
+
+    def add(self, graph_id: str, sites: Sequence[Site]) -> None:
+        """Enter the sites of one graph, and keep them on disk for a warm cache."""
+        if not sites:
+            return
+        self.graphs[graph_id] = tuple(sites)
+        _write_atomically(self.path, Report(self.sites).to_json())
+
+    def agree(self) -> None:
+        """Compare with the other members of every group that a site communicates on."""
+        pairs = {(s.group, s.plan.fingerprint if s.plan else "") for s in self.sites if s.group}
+        for group, target in sorted(pairs):
+            digest = plan_digest(self.options, target)
+            groups.agree_once(groups.resolve(group), digest, self.seconds)
+
+    def _load(self) -> None:
+        try:
+            stored = Report.from_json(self.path.read_text(), where=str(self.path))
+        except FileNotFoundError:
+            return
+        except ReportError as error:
+            log.warning("a stored report is dropped: %s", error)
+            return
+        for site in stored.sites:
+            graph_id = site.id.rpartition(".")[0]
+            self.graphs[graph_id] = (*self.graphs.get(graph_id, ()), site)
+
+
+_entries: dict[str, Entry] = {}
+
+
+def open_entry(key: str, options: str, seconds: float) -> Entry:
+    """Return the entry of that key, with what an earlier process stored of it."""
+    if key not in _entries:
+        _entries[key] = Entry(key, options, seconds)
+    return _entries[key]
+
+
+def key_of(graph_module: fx.GraphModule, example_inputs: Sequence[Any], uuid: str) -> str:
+    """Hash a Dynamo graph's code, what is known of its inputs, and the passes' uuid.
+
+    Names of graphs are not used: they depend on the order of compilation.
+    """
+    digest = hashlib.sha256(uuid.encode())
+    digest.update(repr(torch.is_grad_enabled()).encode())
+    for module in graph_module.modules():
+        if isinstance(module, fx.GraphModule):
+            digest.update(module.code.encode())
+    for value in example_inputs:
+        digest.update(_input_text(value).encode())
+    return digest.hexdigest()[:24]
+
+
+def _input_text(value: object) -> str:
+    if not isinstance(value, torch.Tensor):
+        return f"{type(value).__name__}|"
+    sizes = [str(size) for size in (*value.shape, *value.stride())]
+    return f"{value.dtype},{value.device.type},{value.requires_grad},{sizes}|"
+
+
+class AgreeingCallable:
+    """A compiled graph that, at its first call, compares plans with the other ranks."""
+
+    def __init__(self, compiled: Callable[..., Any], entry: Entry) -> None:
+        self.compiled = compiled
+        self.entry = entry
+        self.first = True
+
+    def __call__(self, *args: Any) -> Any:
+        """Call the compiled graph."""
+        if self.first:
+            self.entry.agree()
+            self.first = False
+        return self.compiled(*args)
+
+
+def agreeing(compiled: Callable[..., Any], entry: Entry) -> Callable[..., Any]:
+    """Return ``compiled`` with the first-use comparison in front, where it communicates."""
+    if not entry.sites:
+        log.info("a graph without collectives: compiled as Inductor compiles it")
+        return compiled
+    _warn_if_nothing_was_rewritten(entry.sites)
+    return AgreeingCallable(compiled, entry)
+
+
+_warned = False
+
+
+def _warn_if_nothing_was_rewritten(sites: Sequence[Site]) -> None:
+    global _warned
+    if _warned or any(site.decision == "rewritten" for site in sites):
+        return
+    _warned = True
+    first = sites[0]
+    warnings.warn(
+        f"overlapc rewrote none of the {len(sites)} collectives of this graph. At {first.where}: "
+        f"{first.reason} [{first.code}]. overlapc.explain(model)(*inputs) tells of each.",
+        stacklevel=2,
+    )
+
+
+def report() -> Report:
+    """Return the sites of everything this process compiled, with their calls per schedule."""
+    sites = [site for entry in _entries.values() for site in entry.sites]
+    unique = {site.id: replace(site, calls=dict(calls_of(site.id))) for site in sites}
+    return Report(list(unique.values()))
+
+
+def _write_atomically(path: Path, content: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    with os.fdopen(handle, "w") as file:
+        file.write(content)
+    os.replace(name, path)

@@ -1,0 +1,79 @@
+"""The cost model in symbols: what the documentation prints and the fast code is tested against.
+
+Needs sympy, imported when a formula is asked for, so that planning itself stays quick to import.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import sympy
+
+MEANING = {
+    "r": "rows of a group",
+    "n": "columns of the GEMM on one rank",
+    "k": "contracted size on one rank",
+    "b": "bytes of an element",
+    "F": "flops_per_second",
+    "P": "pack_bytes_per_second",
+    "B": "memory_bytes_per_second",
+    "a": "launch_seconds",
+    "t_r": "tile_rows",
+    "t_c": "tile_columns",
+    "Q": "resident",
+    "x": "bytes of a collective",
+    "x_0": "bytes of the measured point below",
+    "x_1": "bytes of the measured point above",
+    "y_0": "seconds of the measured point below",
+    "y_1": "seconds of the measured point above",
+    "G": "seconds of a group's GEMM with nothing in flight",
+    "L": "seconds that a group's collective adds to the link",
+    "R": "when the groups so far are computed",
+    "E": "when the link would be done with them if nothing more were computed",
+    "c": "compute_slowdown",
+    "d": "link_slowdown",
+}
+"""What each symbol stands for; names in code are fields of a target."""
+
+
+def symbol(name: str) -> sympy.Symbol:
+    """The symbol of that name: all quantities are positive."""
+    import sympy
+
+    return sympy.Symbol(name, positive=True)
+
+
+def gemm_seconds() -> sympy.Expr:
+    """Of `GemmRates.seconds`; leave out a term by letting its rate go to infinity."""
+    import sympy
+
+    r, n, k, b, F, P, B, a, rows, columns, Q = map(symbol, "r n k b F P B a t_r t_c Q".split())
+    waves = sympy.ceiling(sympy.ceiling(r / rows) * sympy.ceiling(n / columns) / Q)
+    computed = waves * Q * rows * columns * 2 * k / F + k * n * b / P
+    return a + sympy.Max(computed, (r * k + k * n + r * n) * b / B)
+
+
+def curve_seconds() -> sympy.Expr:
+    """Of `Curve.seconds` between two measured points."""
+    import sympy
+
+    x, x_0, x_1, y_0, y_1 = map(symbol, "x x_0 x_1 y_0 y_1".split())
+    return y_0 * (y_1 / y_0) ** (sympy.log(x / x_0) / sympy.log(x_1 / x_0))
+
+
+def advance() -> tuple[sympy.Expr, sympy.Expr]:
+    """``(R, E)`` after one more group, as `cost.advance` gives them."""
+    import sympy
+
+    G, L, R, E, c, d = map(symbol, "G L R E c d".split())
+    behind = sympy.Le(G * c, (E - R) * d)
+    ready = R + sympy.Piecewise((G * c, behind), (G + (E - R) * d * (1 - 1 / c), True))
+    left = sympy.Piecewise((E - R - G * c / d, behind), (0, True))
+    return ready, ready + left + L
+
+
+def formulas() -> dict[str, sympy.Expr]:
+    """Every formula by name, for printing."""
+    ready, end = advance()
+    return {"gemm": gemm_seconds(), "curve": curve_seconds(), "ready": ready, "end": end}

@@ -1,0 +1,99 @@
+"""Rates of a machine: how long a GEMM and a collective take, as measured numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from overlapc.planning.curve import Curve
+from overlapc.planning.problem import COLLECTIVES
+
+
+@dataclass(frozen=True)
+class GemmRates:
+    """How fast the library GEMM of one dtype runs on one rank.
+
+    One formula serves both kinds of device. A CPU computes ``tile_rows`` rows at a time, has one
+    resident tile, and packs the weight again at each call; a GPU runs waves of resident tiles and
+    is never faster than its memory.
+    """
+
+    dtype: str
+    """Name of the dtype, as torch spells it without ``torch.``."""
+    flops_per_second: float
+    """Rate of full tiles on all resident places together."""
+    launch_seconds: float
+    """Time of a call before the first useful operation."""
+    pack_bytes_per_second: float | None = None
+    """Rate at which each call reorders the k x n weight first; None where no call does."""
+    memory_bytes_per_second: float | None = None
+    """Rate at which operands stream from memory; None where the arithmetic rate includes it."""
+    tile_rows: int = 1
+    """Rows of a tile; fewer rows take as long as a whole tile."""
+    tile_columns: int = 1
+    """Columns of a tile."""
+    resident: int = 1
+    """Tiles that run at the same time: one wave."""
+
+    def __post_init__(self) -> None:
+        rates = (self.flops_per_second, self.pack_bytes_per_second, self.memory_bytes_per_second)
+        if any(rate is not None and not rate > 0 for rate in rates):
+            raise ValueError(f"rates of {self.dtype} must be above zero, or null where allowed")
+        if not self.launch_seconds >= 0:
+            raise ValueError(f"launch_seconds of {self.dtype} cannot be negative")
+        if min(self.tile_rows, self.tile_columns, self.resident) < 1:
+            raise ValueError(f"tile and resident of {self.dtype} must be at least one")
+
+    def tiles(self, rows: int, n: int) -> int:
+        """Tiles of a ``rows`` x ``n`` output."""
+        return -(-rows // self.tile_rows) * -(-n // self.tile_columns)
+
+    def wave_seconds(self, k: int) -> float:
+        """Seconds of one wave of resident tiles over a contraction of ``k``."""
+        elements = self.resident * self.tile_rows * self.tile_columns
+        return 2.0 * elements * k / self.flops_per_second
+
+    def seconds(self, rows: int, n: int, k: int, item_bytes: int, extra_bytes: int = 0) -> float:
+        """Seconds of one call on a ``rows`` x ``k`` slice, with ``extra_bytes`` of epilogue."""
+        waves = -(-self.tiles(rows, n) // self.resident)
+        busy = waves * self.wave_seconds(k)
+        if self.pack_bytes_per_second is not None:
+            busy += k * n * item_bytes / self.pack_bytes_per_second
+        if self.memory_bytes_per_second is not None:
+            moved = (rows * k + k * n + rows * n) * item_bytes + extra_bytes
+            busy = max(busy, moved / self.memory_bytes_per_second)
+        return self.launch_seconds + busy
+
+
+@dataclass(frozen=True)
+class Link:
+    """How fast one collective runs among ``world_size`` ranks."""
+
+    collective: str
+    """A name of ``problem.COLLECTIVES``."""
+    world_size: int
+    """Members of the group that was measured, at least two."""
+    alone: Curve
+    """Seconds of a blocking call on an idle link, by bytes of the whole tensor on one rank."""
+    queued: Curve
+    """Seconds that one more call adds to a train of asynchronous calls."""
+    issue_seconds: float = 0.0
+    """Compute time that starting one asynchronous call costs."""
+
+    def __post_init__(self) -> None:
+        if self.collective not in COLLECTIVES:
+            raise ValueError(f"unknown collective {self.collective!r}")
+        if self.world_size < 2:
+            raise ValueError("a link joins at least two ranks")
+        if not self.issue_seconds >= 0:
+            raise ValueError("issue_seconds cannot be negative")
+
+    def scaled(self, seconds: Curve, size: int, world_size: int) -> float:
+        """Seconds of ``seconds`` for ``size`` bytes among another number of ranks.
+
+        Ring rule: a ring over p ranks makes steps in proportion to p - 1, each moving size / p
+        bytes; a step of the same bytes takes the same time, however many steps there are.
+        """
+        if world_size == self.world_size:
+            return seconds.seconds(size)
+        steps = (world_size - 1) / (self.world_size - 1)
+        return steps * seconds.seconds(size * self.world_size / world_size)

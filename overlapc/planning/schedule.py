@@ -1,0 +1,133 @@
+"""What will run in place of a GEMM and its collective: the `Plan`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import accumulate
+
+from overlapc.errors import PlanError
+from overlapc.planning.problem import Problem
+from overlapc.planning.records import from_value, to_value
+
+FORMAT = 1
+"""Version of the text that `to_json` writes."""
+
+SCHEDULES = ("serial", "chunked", "signaled")
+
+LANES = ("compute", "communication")
+
+
+@dataclass(frozen=True)
+class Event:
+    """One interval of a predicted timeline."""
+
+    lane: str
+    """"compute" or "communication"."""
+    group: int
+    """Index into the plan's ``rows``."""
+    start: float
+    """Seconds from the start of the GEMM."""
+    end: float
+    """Seconds from the start of the GEMM."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one problem runs. Equal problems, targets and options give equal plans on every rank.
+
+    ``serial``: one GEMM, then one collective. ``chunked``: a library GEMM on each group of rows,
+    whose collective is in flight while the next one computes. ``signaled``: one GEMM that signals
+    each group of rows to a waiting collective. Seconds are predictions.
+    """
+
+    problem: Problem
+    target: str
+    """Name of the target."""
+    fingerprint: str
+    """Fingerprint of the target's content."""
+    schedule: str
+    """One of ``SCHEDULES``."""
+    rows: tuple[int, ...]
+    """Rows of each group from the top; they add up to m, and each is one collective."""
+    predicted_seconds: float
+    """Of this plan."""
+    serial_seconds: float
+    """Of the serial schedule."""
+    bound_seconds: float
+    """Of the same GEMM and collective started together, with no dependency between them."""
+    code: str
+    """Stable short name of the reason."""
+    reason: str
+    """Why this schedule, in one sentence."""
+    timeline: tuple[Event, ...]
+    """What each lane does when, as predicted, compute and communication by turns."""
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule {self.schedule!r} is not one of {', '.join(SCHEDULES)}")
+        if sum(self.rows) != self.problem.m or (min(self.rows, default=0) < 1 and self.problem.m):
+            raise ValueError(f"rows {self.rows} do not cut {self.problem.m} rows")
+        if self.schedule == "serial" and len(self.rows) != 1:
+            raise ValueError("a serial plan has one group")
+        if not self.reason or not self.code:
+            raise ValueError("a plan says why")
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """First row of each group."""
+        return (0, *accumulate(self.rows[:-1]))
+
+    @property
+    def speedup(self) -> float:
+        """Predicted, over the serial schedule."""
+        return self.serial_seconds / self.predicted_seconds if self.predicted_seconds else 1.0
+
+    def __str__(self) -> str:
+        p = self.problem
+        return (
+            f"{self.schedule} {p.m}x{p.n}x{p.k} {p.dtype} {p.collective} over {p.world_size} "
+            f"on {self.target}: rows {format_rows(self.rows)}, {format_seconds(self.predicted_seconds)} "
+            f"(serial {format_seconds(self.serial_seconds)}, "
+            f"bound {format_seconds(self.bound_seconds)}). {self.reason} [{self.code}]"
+        )
+
+    def to_json(self) -> str:
+        """Text from which `from_json` makes an equal plan."""
+        return json.dumps({"overlapc_plan": FORMAT, **to_value(self)})
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """The plan that `to_json` wrote; raises PlanError for anything else."""
+        try:
+            content = json.loads(text)
+            if not isinstance(content, dict) or "overlapc_plan" not in content:
+                raise ValueError("the text is no plan")
+            if (version := content.pop("overlapc_plan")) != FORMAT:
+                raise ValueError(f"it has format {version!r}, and this overlapc reads {FORMAT}")
+            return from_value(Plan, content)
+        except ValueError as error:
+            raise PlanError(
+                f"The plan cannot be read: {error}.",
+                where="Plan.from_json",
+                remedy="give the text that Plan.to_json wrote, unchanged",
+            ) from error
+
+
+def format_seconds(seconds: float) -> str:
+    """Three significant digits in s, ms or us."""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} us"
+
+
+def format_rows(rows: tuple[int, ...]) -> str:
+    """``4x128 + 96`` for (128, 128, 128, 128, 96)."""
+    runs: list[list[int]] = []
+    for count in rows:
+        if runs and runs[-1][1] == count:
+            runs[-1][0] += 1
+        else:
+            runs.append([1, count])
+    return " + ".join(f"{times}x{count}" if times > 1 else str(count) for times, count in runs)

@@ -1,0 +1,83 @@
+"""The `signaled` schedule: one persistent GEMM that releases runs of waves to the link. Exact."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from overlapc.planning.cost import Costs
+from overlapc.planning.schedule import Event
+
+MAX_BOUNDARIES = 64
+"""Places where a group may end; with more waves than that, evenly spaced ones are kept."""
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """A moment of the GEMM at which a prefix of whole tile rows is complete."""
+
+    ready: float
+    """Seconds from the start."""
+    rows: int
+    """Rows complete, from the top."""
+
+
+def boundaries(costs: Costs) -> tuple[Boundary, ...]:
+    """Where groups may end: after each wave that completes at least one more row of tiles.
+
+    The GEMM runs on the multiprocessors that the collective does not use, so at one speed however
+    it is cut. Row order: a wave fills whole rows of tiles before it starts the next one.
+    """
+    p, rates = costs.problem, costs.rates
+    resident = max(1, rates.resident - costs.target.communication_sms)
+    share = resident / rates.resident
+    slowed = replace(
+        rates, resident=resident, flops_per_second=rates.flops_per_second * share
+    )
+    waves = -(-slowed.tiles(p.m, p.n) // resident)
+    busy = slowed.seconds(p.m, p.n, p.k, p.item_bytes, p.epilogue_bytes) - slowed.launch_seconds
+    tiles_per_row = -(-p.n // slowed.tile_columns)
+    found: list[Boundary] = []
+    for wave in range(1, waves + 1):
+        rows = min(p.m, wave * resident // tiles_per_row * slowed.tile_rows)
+        if rows > (found[-1].rows if found else 0):
+            found.append(Boundary(slowed.launch_seconds + busy * wave / waves, rows))
+    step = -(-len(found) // MAX_BOUNDARIES)
+    return tuple(reversed(found[::-1][::step]))
+
+
+def best_groups(costs: Costs, ends: tuple[Boundary, ...]) -> tuple[Boundary, ...]:
+    """The boundaries that end the groups of the fastest cut.
+
+    ``end = max(end before, ready + signal) + transfer`` rises with ``end before``, so one best
+    label a boundary is enough: O(boundaries squared).
+    """
+    signal = costs.target.signal_seconds
+    best = [(0.0, 0, -1)]  # end, groups, boundary before
+    rows_at = [0, *(boundary.rows for boundary in ends)]
+    for index, boundary in enumerate(ends, 1):
+        start = boundary.ready + signal
+        best.append(
+            min(
+                (max(end, start) + costs.queued(boundary.rows - rows_at[before]), groups + 1, before)
+                for before, (end, groups, _) in enumerate(best)
+            )
+        )
+    chosen, index = [], len(ends)
+    while index > 0:
+        chosen.append(ends[index - 1])
+        index = best[index][2]
+    return tuple(reversed(chosen))
+
+
+def signaled_timeline(costs: Costs, groups: tuple[Boundary, ...]) -> tuple[Event, ...]:
+    """Start and end of every group's waves and collective, by group."""
+    events: list[Event] = []
+    computed = end = 0.0
+    rows = 0
+    for group, boundary in enumerate(groups):
+        events.append(Event("compute", group, computed, boundary.ready))
+        start = max(end, boundary.ready + costs.target.signal_seconds)
+        end = start + costs.queued(boundary.rows - rows)
+        events.append(Event("communication", group, start, end))
+        computed, rows = boundary.ready, boundary.rows
+    return tuple(events)

@@ -1,0 +1,227 @@
+"""What is known of a machine: the rates that plans are made of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+
+from overlapc.cache import cache_dir
+from overlapc.errors import TargetError
+from overlapc.planning.problem import ITEM_BYTES, Problem
+from overlapc.planning.rates import GemmRates, Link
+from overlapc.planning.records import from_value, to_value
+
+FORMAT = 1
+"""Version of the files that `save` writes; a newer one is refused."""
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a number of a target comes from."""
+
+    about: str
+    """The numbers meant, as the fields that hold them."""
+    origin: str
+    """A publication, a datasheet, a fit, an assumption, or a measurement and its conditions."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Measured rates of one machine and its links. A plan is a function of a problem and this.
+
+    While a collective is in flight, compute runs ``compute_slowdown`` times slower; while compute
+    runs, a collective runs ``link_slowdown`` times slower.
+    """
+
+    name: str
+    """Letters, digits, ``.``, ``_`` and ``-``; the file is named after it."""
+    device: str
+    """Device type as torch names it: "cpu", "cuda"."""
+    backend: str
+    """Backend of the process group: "gloo", "nccl"."""
+    is_measured: bool
+    """Whether `calibrate` measured it on the group it is for."""
+    gemm: tuple[GemmRates, ...]
+    """One entry a dtype."""
+    links: tuple[Link, ...]
+    """One entry a collective and group size."""
+    compute_slowdown: float
+    """At least 1; includes what the collective's own thread blocks take from a GPU."""
+    link_slowdown: float
+    """At least 1."""
+    signal_seconds: float = 0.0
+    """From the last store of a group of tiles to the start of its collective (`signaled`)."""
+    communication_sms: int = 0
+    """Multiprocessors left to the collective (`signaled`)."""
+    source: tuple[Source, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise ValueError(f"name {self.name!r} holds other than letters, digits, '.', '_', '-'")
+        if min(self.compute_slowdown, self.link_slowdown) < 1:
+            raise ValueError("compute_slowdown and link_slowdown cannot be below 1")
+        dtypes = [rates.dtype for rates in self.gemm]
+        if unknown := sorted(set(dtypes) - set(ITEM_BYTES)):
+            raise ValueError(f"gemm has unknown dtype {unknown[0]!r}")
+        links = [(link.collective, link.world_size) for link in self.links]
+        if len(set(dtypes)) < len(dtypes) or len(set(links)) < len(links):
+            raise ValueError("gemm or links has two entries for the same thing")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Twelve hex digits that change with any content."""
+        text = json.dumps(to_value(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    @property
+    def overlap_gains(self) -> bool:
+        """Whether compute and link together do more than one of them alone: 1/c + 1/d > 1."""
+        return 1 / self.compute_slowdown + 1 / self.link_slowdown > 1
+
+    def lacks(self, problem: Problem) -> str:
+        """What is missing here to plan ``problem``, as a sentence; empty when nothing is."""
+        if self._rates(problem.dtype) is None:
+            known = ", ".join(rates.dtype for rates in self.gemm) or "none"
+            return f"Target {self.name} has no GEMM rates for {problem.dtype}, only for {known}."
+        if problem.world_size > 1 and self._nearest_link(problem) is None:
+            return f"Target {self.name} has no measured curve for {problem.collective}."
+        return ""
+
+    def knows(self, problem: Problem) -> bool:
+        """Whether rates were measured here, and the curve with a group of the very size."""
+        return self.is_measured and any(
+            (link.collective, link.world_size) == (problem.collective, problem.world_size)
+            for link in self.links
+        )
+
+    def rates(self, problem: Problem) -> GemmRates:
+        """GEMM rates for the problem's dtype, or for one of the same kind and width.
+
+        Raises TargetError when there are none.
+        """
+        rates = self._rates(problem.dtype)
+        if rates is None:
+            raise self._error(self.lacks(problem))
+        return rates
+
+    def link(self, problem: Problem) -> Link:
+        """The link of the group size nearest to the problem's (the smaller one of two).
+
+        `Link.scaled` says how times follow for another size. Raises TargetError when there is none.
+        """
+        link = self._nearest_link(problem)
+        if link is None:
+            raise self._error(self.lacks(problem))
+        return link
+
+    def _rates(self, dtype: str) -> GemmRates | None:
+        by_dtype = {rates.dtype: rates for rates in self.gemm}
+        return by_dtype.get(dtype) or by_dtype.get(_TWIN.get(dtype, ""))
+
+    def _nearest_link(self, problem: Problem) -> Link | None:
+        links = [link for link in self.links if link.collective == problem.collective]
+        size = problem.world_size
+        return min(links, key=lambda x: (abs(x.world_size - size), x.world_size), default=None)
+
+    def _error(self, what: str) -> TargetError:
+        return TargetError(
+            what,
+            where=f"target {self.name} ({self.fingerprint})",
+            remedy="calibrate on this group (overlapc calibrate) or give a target that has it",
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write a file that `load` reads; its folder is made if needed, the write is atomic."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"overlapc_target": FORMAT, **to_value(self)}
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        unfinished.write_text(json.dumps(content, indent=1) + "\n")
+        unfinished.replace(path)
+
+    @staticmethod
+    def load(name_or_path: str | Path) -> Target:
+        """A shipped target, a stored one of the user's, or a file (a path, or a name in .json).
+
+        Raises TargetError for what is not found, not ours, incomplete, or of a newer format.
+        """
+        text = str(name_or_path)
+        if isinstance(name_or_path, Path) or text.endswith(".json") or os.sep in text:
+            return _read_file(Path(name_or_path))
+        if text in shipped_names():
+            return _read(_SHIPPED.joinpath(f"{text}.json").read_text(), f"shipped target {text}")
+        stored = stored_path(text)
+        if NAME.fullmatch(text) and stored.exists():
+            return _read_file(stored)
+        raise TargetError(
+            f"There is no target named {text!r}.",
+            where=f"shipped targets and {stored.parent}",
+            remedy=f"choose one of {', '.join(shipped_names())}, or give a path ending in .json",
+        )
+
+    def renamed(self, name: str) -> Target:
+        """The same rates under another name."""
+        return replace(self, name=name)
+
+
+_TWIN = {
+    "float16": "bfloat16",
+    "bfloat16": "float16",
+    "float8_e4m3fn": "float8_e5m2",
+    "float8_e5m2": "float8_e4m3fn",
+}
+"""Dtypes that run at one rate on every device here."""
+
+_SHIPPED = resources.files("overlapc.planning.targets")
+
+
+def shipped_names() -> tuple[str, ...]:
+    """Names of the targets that come with the package."""
+    names = (Path(entry.name) for entry in _SHIPPED.iterdir())
+    return tuple(sorted(name.stem for name in names if name.suffix == ".json"))
+
+
+def stored_path(name: str) -> Path:
+    """Where `calibrate` stores the target of that name."""
+    return cache_dir() / "targets" / f"{name}.json"
+
+
+def _read_file(path: Path) -> Target:
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TargetError(
+            f"The target cannot be read: {error}.",
+            where=str(path),
+            remedy="give a readable file that overlapc calibrate wrote",
+        ) from error
+    return _read(text, str(path))
+
+
+def _read(text: str, where: str) -> Target:
+    remedy = "give a file that overlapc calibrate or Target.save wrote, unchanged"
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise TargetError(f"The target is not JSON: {error}.", where=where, remedy=remedy) from None
+    if not isinstance(content, dict) or "overlapc_target" not in content:
+        raise TargetError("The file is no overlapc target.", where=where, remedy=remedy)
+    version = content.pop("overlapc_target")
+    if version != FORMAT:
+        raise TargetError(
+            f"The target has format {version!r}, and this overlapc reads format {FORMAT}.",
+            where=where,
+            remedy="calibrate again with this version, or use the overlapc that wrote it",
+        )
+    try:
+        return from_value(Target, content)
+    except ValueError as error:
+        raise TargetError(f"The target is incomplete: {error}.", where=where, remedy=remedy) from None

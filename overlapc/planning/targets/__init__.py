@@ -1,0 +1,1 @@
+"""Shipped targets, one JSON file each; their ``source`` says where every number comes from."""

@@ -1,0 +1,1 @@
+"""What was done at every site and why: records, tables, timelines, dumps."""

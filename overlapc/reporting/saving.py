@@ -1,0 +1,54 @@
+"""A report as files in a directory, and back."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from overlapc.errors import ReportError
+from overlapc.reporting.records import Report
+from overlapc.reporting.timeline import chrome_trace
+
+TIMELINES = "timelines"
+
+
+def save(report: Report, directory: Path) -> Path:
+    """Write report.json, report.txt and, for each planned site, timelines/NNN-ID.json.
+
+    Timelines of an earlier report in the same directory are removed. Raises ReportError where the
+    directory cannot be written.
+    """
+    try:
+        timelines = directory / TIMELINES
+        timelines.mkdir(parents=True, exist_ok=True)
+        for stale in timelines.glob("*.json"):
+            stale.unlink()
+        for number, site in enumerate(report.sites):
+            if site.plan:
+                name = re.sub(r"[^A-Za-z0-9_.-]+", "-", site.id)
+                path = timelines / f"{number:03d}-{name}.json"
+                path.write_text(chrome_trace(site, site.plan), encoding="utf-8")
+        (directory / "report.json").write_text(report.to_json(), encoding="utf-8")
+        (directory / "report.txt").write_text(str(report), encoding="utf-8")
+    except OSError as error:
+        raise _file_error("written", directory, error) from error
+    return directory
+
+
+def load(directory: Path) -> Report:
+    """The report in a directory that `save` wrote; raises ReportError where there is none."""
+    path = directory / "report.json"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _file_error("read", path, error) from error
+    return Report.from_json(text, where=str(path))
+
+
+def _file_error(what: str, path: Path, error: Exception) -> ReportError:
+    reason = getattr(error, "strerror", None) or "it is no text"
+    return ReportError(
+        f"The report cannot be {what}: {reason}.",
+        where=str(path),
+        remedy="name a directory that Report.save wrote, or that it may write",
+    )

@@ -1,0 +1,111 @@
+"""A report as a person reads it: one table, one summary, and what is not a success."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from overlapc.planning.schedule import Plan, format_rows, format_seconds
+from overlapc.reporting.folding import Row, fold
+from overlapc.reporting.records import DECISIONS, Report
+
+WIDTH = 160
+"""Columns of the plain text: chosen, so that every reason takes at most a few lines."""
+
+_STYLES = {"rewritten": "green", "kept": "yellow", "refused": "red"}
+
+
+def to_text(report: Report) -> str:
+    """The report as plain text, the same everywhere."""
+    text = io.StringIO()
+    console = Console(file=text, width=WIDTH, color_system=None, force_terminal=False)
+    show(report, console)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
+
+
+def show(report: Report, console: Console) -> None:
+    """Print the report at the console's own width and colours."""
+    for part in _parts(report):
+        console.print(part)
+
+
+def _parts(report: Report) -> Iterator[RenderableType]:
+    if not report.sites:
+        yield "No sites: the graphs hold no collective, attention or linear layer to look at."
+        return
+    rows = fold(report.sites)
+    yield _table(rows)
+    yield Text(summary(report))
+    for row in rows:
+        if row.first.ran_only_serial:
+            yield Text.assemble(("not a success: ", "bold red"), _only_serial(row))
+
+
+def summary(report: Report) -> str:
+    """Counts of decisions, and the predicted seconds of what was rewritten."""
+    count = report.decisions
+    decisions = ", ".join(f"{count[decision]} {decision}" for decision in DECISIONS)
+    plans = [s.plan for s in report.sites if s.decision == "rewritten" and s.plan]
+    text = f"{_plural(len(report.sites), 'site')}: {decisions}."
+    if not plans:
+        return text
+    serial = sum(plan.serial_seconds for plan in plans)
+    planned = sum(plan.predicted_seconds for plan in plans)
+    bound = sum(plan.bound_seconds for plan in plans)
+    speedup = f" ({serial / planned:.2f}x)" if planned else ""
+    return (
+        f"{text} Predicted for the rewritten sites: serial {format_seconds(serial)} -> "
+        f"{format_seconds(planned)}{speedup}, bound {format_seconds(bound)}."
+    )
+
+
+def _only_serial(row: Row) -> str:
+    sites = f"{_plural(len(row.sites), 'rewritten site')} at {row.where or 'an unknown place'}"
+    calls = _plural(row.calls["serial"], "call")
+    return f"{sites} ran serial in every one of {calls}: nothing was overlapped there."
+
+
+def _table(rows: list[Row]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("kind", "where", "shape", "decision", "plan", "predicted", "calls", "reason"):
+        table.add_column(name, overflow="fold", no_wrap=name == "decision")
+    for row in rows:
+        site = row.first
+        table.add_row(
+            Text(f"{site.kind}\n{site.graph}"),
+            Text(_times(row)),
+            Text(site.shape),
+            Text(site.decision, _STYLES[site.decision]),
+            Text(_planned(site.plan)),
+            Text(_predicted(site.plan)),
+            Text("\n".join(f"{name} {count}" for name, count in sorted(row.calls.items())) or "-"),
+            Text(f"{site.reason} [{site.code}]"),
+        )
+    return table
+
+
+def _times(row: Row) -> str:
+    place = row.where or "unknown"
+    return f"{place} ({len(row.sites)} sites)" if len(row.sites) > 1 else place
+
+
+def _planned(plan: Plan | None) -> str:
+    if plan is None:
+        return "-"
+    return f"{plan.schedule} on {plan.target}\n{format_rows(plan.rows)} rows"
+
+
+def _predicted(plan: Plan | None) -> str:
+    if plan is None:
+        return "-"
+    times = f"{format_seconds(plan.serial_seconds)} -> {format_seconds(plan.predicted_seconds)}"
+    return f"{times}\nbound {format_seconds(plan.bound_seconds)}"
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

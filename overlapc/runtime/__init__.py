@@ -1,0 +1,1 @@
+"""What runs in place of a chain: ops, their oracle, groups, and the schedules themselves."""

@@ -1,0 +1,48 @@
+"""Plans at run time: from a specification and the sizes of a call to the rows of each group."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from overlapc.cache import cache_dir
+from overlapc.errors import TargetError
+from overlapc.planning.problem import Problem
+from overlapc.planning.schedule import Plan
+from overlapc.planning.search import plan
+from overlapc.planning.target import Target
+
+_targets: dict[str, Target] = {}
+
+
+def remember(target: Target) -> None:
+    """Keep a target under its fingerprint, for ops of this process and of later ones.
+
+    A warm cache runs no pass: its ops know their target by fingerprint only.
+    """
+    if target.fingerprint in _targets:
+        return
+    _targets[target.fingerprint] = target
+    path = cache_dir() / "used-targets" / f"{target.fingerprint}.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        target.save(path)
+
+
+def target_of(fingerprint: str) -> Target:
+    """Return the target of that fingerprint; ``TargetError`` if this machine never saw it."""
+    if fingerprint not in _targets:
+        path = cache_dir() / "used-targets" / f"{fingerprint}.json"
+        if not path.exists():
+            raise TargetError(
+                f"The target {fingerprint} that a compiled graph was planned for is unknown here.",
+                where=str(path),
+                remedy="clear Inductor's cache, or copy that file from the machine that compiled",
+            )
+        _targets[fingerprint] = Target.load(path)
+    return _targets[fingerprint]
+
+
+@lru_cache(maxsize=4096)
+def plan_call(fingerprint: str, schedule: str, problem: Problem) -> Plan:
+    """Return the plan of one call: a function of its arguments only, so every rank has the same."""
+    return plan(problem, target_of(fingerprint), schedule)

@@ -1,0 +1,75 @@
+"""What a pass is, what it may ask of the compilation it is part of, and how passes are run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import fx
+
+from overlapc.graph import fingerprint, text
+from overlapc.options import Options
+from overlapc.planning.target import Target
+from overlapc.reporting.dumps import GraphDump
+from overlapc.reporting.records import Site
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Compilation:
+    """One graph of one model: what passes may know of it, and where they leave what they did."""
+
+    options: Options
+    graph_kind: str
+    """"forward", "backward" or "inference"."""
+    target_for: Callable[[str, str], Target]
+    """(device type, name of the process group) -> the machine to plan for."""
+    graph_id: str = ""
+    """Hash of the graph before the first pass; sites are numbered under it."""
+    sites: list[Site] = field(default_factory=list)
+
+    def next_site_id(self) -> str:
+        """Return the identifier of the next site: equal on every rank and in every run."""
+        return f"{self.graph_id}.{len(self.sites)}"
+
+
+class Pass(Protocol):
+    """Valid graph in, valid graph out, same values; every site it looked at is in ``sites``."""
+
+    name: str
+
+    def apply(self, graph: fx.Graph, compilation: Compilation) -> None:
+        """Rewrite ``graph`` in place and append the sites to ``compilation``."""
+        ...
+
+
+class Fuel:
+    """How many rewrites this process may still make, to bisect a wrong result."""
+
+    spent = 0
+
+    @classmethod
+    def take(cls, options: Options) -> bool:
+        """Use one unit; False when ``options.fuel`` units are used up."""
+        if 0 <= options.fuel <= cls.spent:
+            return False
+        cls.spent += 1
+        return True
+
+
+def run_passes(passes: Sequence[Pass], graph: fx.Graph, compilation: Compilation) -> None:
+    """Run ``passes`` in order over one graph, and dump it before the first and after each."""
+    compilation.graph_id = f"{compilation.graph_kind}-{fingerprint(graph)}"
+    dump = GraphDump(compilation.options.dump)
+    dump.graph(compilation.graph_id, "before", lambda: text(graph))
+    for one in passes:
+        if one.name in compilation.options.disable or "all" in compilation.options.disable:
+            log.info("pass %s is disabled by option", one.name)
+            continue
+        one.apply(graph, compilation)
+        dump.graph(compilation.graph_id, one.name, lambda: text(graph))
+    dump.sites(compilation.graph_id, compilation.sites)
+    graph.lint()

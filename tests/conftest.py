@@ -1,0 +1,89 @@
+"""Options and fixtures of all tests: long tests, GPU tests and golden texts."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+LONG_TIMEOUT_SECONDS = 1800
+"""Of one long test that sets no timeout of its own: chosen, an order above the ordinary one."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the tests marked long as well")
+    parser.addoption(
+        "--update-golden", action="store_true", help="rewrite tests/golden instead of comparing"
+    )
+
+
+@cache
+def why_no_gpu() -> str | None:
+    """The reason why GPU tests cannot run here, or None where they can."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "needs a GPU: torch.cuda.is_available() is false here"
+    return None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("long"):
+            prepare_long(item, run=bool(config.getoption("--long")))
+        if item.get_closest_marker("gpu") and (reason := why_no_gpu()):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def prepare_long(item: pytest.Item, *, run: bool) -> None:
+    if not run:
+        item.add_marker(pytest.mark.skip(reason="long: runs with --long (make test-long)"))
+    elif not item.get_closest_marker("timeout"):
+        item.add_marker(pytest.mark.timeout(LONG_TIMEOUT_SECONDS))
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Compares a text with the one kept under ``tests/golden/<test module>/<test name>.txt``."""
+
+    path: Path
+    """Of the kept text; a second text of one test gets ``-<name>`` before the suffix."""
+    update: bool
+    """Whether to write what is compared."""
+
+    def __call__(self, text: str, name: str = "") -> None:
+        path = self.path.with_stem(f"{self.path.stem}-{name}") if name else self.path
+        text = text.rstrip("\n") + "\n"
+        if self.update:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            return
+        if not path.exists():
+            pytest.fail(f"no golden text {path}: make it with --update-golden and review it")
+        kept = path.read_text(encoding="utf-8")
+        if text != kept:
+            lines = difflib.unified_diff(
+                kept.splitlines(), text.splitlines(), "golden", "now", lineterm=""
+            )
+            pytest.fail(f"{path} differs (--update-golden if meant):\n" + "\n".join(lines))
+
+
+def golden_path(nodeid: str) -> Path:
+    """Where the text of the test ``tests/a/test_b.py::test_c[x]`` is kept."""
+    module, _, test = nodeid.partition("::")
+    folder = Path(module).with_suffix("")
+    if folder.parts[:1] == ("tests",):
+        folder = folder.relative_to("tests")
+    name = "".join(c if c.isalnum() or c in "_-." else "-" for c in test).strip("-")
+    return GOLDEN / folder / f"{name}.txt"
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Golden:
+    """Call it with a text: it must equal the kept one, or becomes it with ``--update-golden``."""
+    update = bool(request.config.getoption("--update-golden"))
+    return Golden(golden_path(request.node.nodeid), update)
