@@ -176,6 +176,27 @@ def run_rank(body: Callable[[dist.ProcessGroup], None]) -> NoReturn:
     os._exit(0)
 
 
+class GroupRanks:
+    """The ranks of a process group, as ``benchmarks.paired.measure`` needs them."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self.group = group
+
+    def barrier(self) -> None:
+        """Return when every rank has called it."""
+        import torch.distributed as dist
+
+        dist.barrier(self.group)
+
+    def gather(self, value: dict[str, list[float]]) -> list[dict[str, list[float]]]:
+        """Return the value of every rank, by rank."""
+        import torch.distributed as dist
+
+        values: list[dict[str, list[float]]] = [{} for _ in range(self.group.size())]
+        dist.all_gather_object(values, value, self.group)
+        return values
+
+
 def _environment(rank: int, ranks: int, link: Link | None, directory: Path) -> dict[str, str]:
     return {
         "RANK": str(rank),

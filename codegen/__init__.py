@@ -1,7 +1,10 @@
-"""Importable only as ``overlapc.codegen``: a second copy under a bare name would split its state."""
+"""Specs of GEMMs that signal, and the Triton modules that are generated from them."""
 
+# A second copy under the bare name would split the state of this one.
 if __name__ != "overlapc.codegen":
-    raise ImportError("import overlapc.codegen, not codegen: the bare name would load a second copy")
+    raise ImportError(
+        "import overlapc.codegen, not codegen: the bare name would load a second copy"
+    )
 
 from overlapc.codegen.bands import COUNTER_STRIDE, Bands
 from overlapc.codegen.builder import build

@@ -57,7 +57,7 @@ def compile_kernel(
     architecture: str,
     options: dict[str, Any],
 ) -> Binary:
-    """Build any Triton function ahead of time; arguments as ``triton.compiler.ASTSource`` has them."""
+    """Build any Triton function ahead of time; arguments as for ``triton.compiler.ASTSource``."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

@@ -65,7 +65,7 @@ def _load(spec: GemmSpec) -> Kernel:
 
 
 def _ensure(path: Path, text: str) -> None:
-    """Make ``path`` hold ``text``, whatever it held; ranks that do so at once agree on the bytes."""
+    """Make ``path`` hold ``text``, whatever it held; ranks may do so at once."""
     data = text.encode()
     if _read(path) == data:
         return

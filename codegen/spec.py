@@ -72,7 +72,7 @@ class GemmSpec:
     @classmethod
     def parse(cls, text: str) -> GemmSpec:
         """Read what ``str`` printed; KernelError on any other text."""
-        kind, *pairs = text.split()
+        kind, *pairs = text.split() or ("",)
         names = {field.name: str(field.type) for field in fields(cls)}
         values: dict[str, Any] = {}
         for pair in pairs:

@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import fx
 from torch._inductor import config as inductor_config
@@ -14,13 +14,15 @@ from torch._inductor import list_mode_options
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomInferenceAwareGraphPass
 
-from overlapc import ledger, options as user_options
+from overlapc import ledger
+from overlapc import options as user_options
 from overlapc.errors import OptionError
 from overlapc.graph import graph_kind
 from overlapc.options import Options
 from overlapc.passes import PIPELINE
 from overlapc.passes.base import Compilation, run_passes
 from overlapc.runtime.groups import sizes_of_groups
+from overlapc.runtime.plans import remember
 from overlapc.sources import fingerprint_of_sources
 from overlapc.targets import TargetChoice
 
@@ -57,7 +59,7 @@ def uuid_of(options: Options, targets: TargetChoice) -> str:
         # Dumps are written by passes, and a warm cache runs none.
         options.dump,
         repr(groups),
-        repr(targets.fingerprints()),
+        repr([target.fingerprint for target in targets.all()]),
     ]
     return hashlib.sha256("\x00".join(parts).encode()).hexdigest()
 
@@ -76,6 +78,8 @@ def backend(
     """
     chosen = user_options.from_user(options)
     targets = TargetChoice(chosen.target)
+    for target in targets.all():
+        remember(target)  # a warm cache runs no pass, but its ops plan for one of these
     key = ledger.key_of(graph_module, example_inputs, uuid_of(chosen, targets))
     entry = ledger.open_entry(key, chosen.digest(), chosen.agreement_seconds)
     ours = PostGradPasses(chosen, entry)
@@ -84,7 +88,7 @@ def backend(
     if chosen.dump:
         patches["force_disable_caches"] = True
     compiled = compile_fx(graph_module, list(example_inputs), config_patches=patches)
-    return ledger.agreeing(compiled, entry)
+    return ledger.agreeing(cast("Callable[..., Any]", compiled), entry)
 
 
 def inductor_patches(options: Options, mode: str | None) -> dict[str, Any]:
@@ -110,4 +114,3 @@ def _composed(existing: Any, ours: PostGradPasses) -> Any:
     if isinstance(existing, list | tuple):
         return [*existing, ours]
     return [existing, ours]
-

@@ -36,6 +36,10 @@ class ReportError(OverlapcError, ValueError):
     """A report that cannot be read, or a site that says something impossible of itself."""
 
 
+class CommandError(OverlapcError):
+    """A command line that names something that is not there, or that this process cannot do."""
+
+
 class GroupError(OverlapcError):
     """A process group that does not exist (any more), or that cannot be measured."""
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch._functorch.config as functorch_config
 from torch import fx
-from torch._functorch.aot_autograd import make_boxed_func
+from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.fx_passes.post_grad import view_to_reshape
 
@@ -44,7 +44,8 @@ def explain(
         def explaining(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
             patches = {**inductor_patches(chosen, None), "force_disable_caches": True}
             stub = _stub(chosen, sites)
-            return compile_fx(graph_module, list(inputs), stub, config_patches=patches)
+            compiled = compile_fx(graph_module, list(inputs), stub, config_patches=patches)
+            return cast("Callable[..., Any]", compiled)
 
         # The cache must not answer, and the backward must not wait for a call of backward().
         with functorch_config.patch(

@@ -10,13 +10,15 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._functorch.aot_autograd import get_aot_graph_name
+from torch._functorch._aot_autograd.logging_utils import get_aot_graph_name
 from torch._library.fake_class_registry import FakeScriptObject
 
 try:  # torch >= 2.12 says it without a guard under this name
     from torch.fx.experimental.symbolic_shapes import optimization_hint
 except ImportError:  # torch 2.11
-    from torch.fx.experimental.symbolic_shapes import size_hint as optimization_hint
+    from torch.fx.experimental.symbolic_shapes import (  # pyright: ignore[reportAttributeAccessIssue]
+        size_hint as optimization_hint,
+    )
 
 aten = torch.ops.aten
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from overlapc.cache import cache_dir
+from overlapc.cache import beside_artifacts
 from overlapc.errors import ReportError
 from overlapc.reporting.records import Report, Site
 from overlapc.runtime import groups
@@ -35,8 +35,7 @@ class Entry:
         self.options = options
         self.seconds = seconds
         self.graphs: dict[str, tuple[Site, ...]] = {}
-        self.path = cache_dir() / "reports" / f"{key}.json"
-        self._load()
+        self.path = beside_artifacts() / "reports" / f"{key}.json"
 
     @property
     def sites(self) -> list[Site]:
@@ -47,6 +46,7 @@ class Entry:
         """Enter the sites of one graph, and keep them on disk for a warm cache."""
         if not sites:
             return
+        self.recall()  # another rank may have written a graph that this one found in the cache
         self.graphs[graph_id] = tuple(sites)
         _write_atomically(self.path, Report(self.sites).to_json())
 
@@ -57,7 +57,11 @@ class Entry:
             digest = plan_digest(self.options, target)
             groups.agree_once(groups.resolve(group), digest, self.seconds)
 
-    def _load(self) -> None:
+    def recall(self) -> None:
+        """Take from disk the sites of graphs whose passes did not run here.
+
+        Who compiled an artifact has written its sites before, so this is called after compiling.
+        """
         try:
             stored = Report.from_json(self.path.read_text(), where=str(self.path))
         except FileNotFoundError:
@@ -65,16 +69,17 @@ class Entry:
         except ReportError as error:
             log.warning("a stored report is dropped: %s", error)
             return
+        recalled: dict[str, list[Site]] = {}
         for site in stored.sites:
-            graph_id = site.id.rpartition(".")[0]
-            self.graphs[graph_id] = (*self.graphs.get(graph_id, ()), site)
+            recalled.setdefault(site.id.rpartition(".")[0], []).append(site)
+        self.graphs = {name: tuple(sites) for name, sites in recalled.items()} | self.graphs
 
 
 _entries: dict[str, Entry] = {}
 
 
 def open_entry(key: str, options: str, seconds: float) -> Entry:
-    """Return the entry of that key, with what an earlier process stored of it."""
+    """Return the entry of that key; the same one when a graph is compiled again."""
     if key not in _entries:
         _entries[key] = Entry(key, options, seconds)
     return _entries[key]
@@ -120,6 +125,7 @@ class AgreeingCallable:
 
 def agreeing(compiled: Callable[..., Any], entry: Entry) -> Callable[..., Any]:
     """Return ``compiled`` with the first-use comparison in front, where it communicates."""
+    entry.recall()
     if not entry.sites:
         log.info("a graph without collectives: compiled as Inductor compiles it")
         return compiled
@@ -145,6 +151,8 @@ def _warn_if_nothing_was_rewritten(sites: Sequence[Site]) -> None:
 
 def report() -> Report:
     """Return the sites of everything this process compiled, with their calls per schedule."""
+    for entry in _entries.values():
+        entry.recall()  # a backward graph is compiled, or found in the cache, after its forward
     sites = [site for entry in _entries.values() for site in entry.sites]
     unique = {site.id: replace(site, calls=dict(calls_of(site.id))) for site in sites}
     return Report(list(unique.values()))

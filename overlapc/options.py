@@ -23,8 +23,8 @@ CHOICES = {
 class Options:
     """What ``torch.compile(options={...})`` and the environment may set.
 
-    ``OVERLAPC_DUMP``, ``OVERLAPC_DISABLE``, ``OVERLAPC_FUEL`` and ``OVERLAPC_VERIFY`` set the fields
-    of those names where ``options`` does not.
+    ``OVERLAPC_DUMP``, ``OVERLAPC_DISABLE``, ``OVERLAPC_FUEL`` and ``OVERLAPC_VERIFY`` set the
+    fields of those names where ``options`` does not.
     """
 
     target: str | Target = "auto"
@@ -65,10 +65,10 @@ class Options:
                 )
 
     def key(self) -> str:
-        """Text that is equal on two ranks iff they would compile alike; leaves out where to dump."""
+        """Return a text, equal on two ranks iff they would compile alike: all but where to dump."""
         parts = []
         for option in fields(self):
-            value = getattr(self, option.name)
+            value: Any = getattr(self, option.name)
             if option.name == "target" and isinstance(value, Target):
                 value = value.fingerprint
             if option.name == "inductor":

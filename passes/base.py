@@ -39,7 +39,10 @@ class Compilation:
 class Pass(Protocol):
     """Valid graph in, valid graph out, same values; every site it looked at is in ``sites``."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What option ``disable`` calls it; also the label of its dump."""
+        ...
 
     def apply(self, graph: fx.Graph, compilation: Compilation) -> None:
         """Rewrite ``graph`` in place and append the sites to ``compilation``."""

@@ -25,7 +25,7 @@ from overlapc.chain import (
     read_all_reduce,
     read_gemm,
 )
-from overlapc.errors import GroupError, ProblemError
+from overlapc.errors import GroupError, ProblemError, TargetError
 from overlapc.graph import copy_facts, through_views, where
 from overlapc.passes.base import Compilation, Fuel
 from overlapc.planning.problem import Problem
@@ -80,7 +80,10 @@ class OverlapGemmAllReduce:
             group=chain.collective.group,
             shape=_shape(chain.gemm),
         )
-        target = compilation.target_for(chain.gemm.device, chain.collective.group)
+        try:
+            target = compilation.target_for(chain.gemm.device, chain.collective.group)
+        except (TargetError, GroupError) as error:
+            return _refused(site, Refusal(start, "no_target", f"There is nothing to plan for: {error.what}"))
         decided = decide(chain, target, compilation)
         if isinstance(decided, Refusal):
             return _refused(site, decided)
@@ -132,12 +135,12 @@ def decide(chain: Chain, target: Target, compilation: Compilation) -> Decision |
     schedule = compilation.options.overlap
     if schedule == "off":
         return Refusal(chain.gemm.node, "off", "option overlap is 'off'")
+    remember(target)
     try:
         problem = _problem(chain)
-    except (ProblemError, GroupError) as error:
-        return Refusal(chain.gemm.node, "no_plan", f"it cannot be planned: {error.what}")
-    remember(target)
-    plan = plan_call(target.fingerprint, schedule, problem)
+        plan = plan_call(target.fingerprint, schedule, problem)
+    except (ProblemError, GroupError, TargetError) as error:
+        return Refusal(chain.gemm.node, "no_plan", f"It cannot be planned: {error.what}")
     pays = [plan] if plan.schedule != "serial" else []
     if not chain.gemm.static and not pays:
         tried = (replace(problem, m=m) for m in TRIED_ROWS)
@@ -151,8 +154,6 @@ def decide(chain: Chain, target: Target, compilation: Compilation) -> Decision |
         reason = f"the rows vary: at {pays[0].problem.m} rows {pays[0].reason}"
         return Decision("rewritten", plan, reason, "varying_rows")
     return Decision("rewritten", plan, plan.reason, plan.code)
-
-
 
 
 def _problem(chain: Chain) -> Problem:

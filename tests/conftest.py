@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,3 +89,18 @@ def golden(request: pytest.FixtureRequest) -> Golden:
     """Call it with a text: it must equal the kept one, or becomes it with ``--update-golden``."""
     update = bool(request.config.getoption("--update-golden"))
     return Golden(golden_path(request.node.nodeid), update)
+
+
+@pytest.fixture
+def fake_group() -> Iterator[Any]:
+    """The world of two ranks that is not there: shapes are right, nothing is sent."""
+    import torch
+    import torch.distributed as dist
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        yield dist.group.WORLD
+    finally:
+        dist.destroy_process_group()
+        torch._dynamo.reset()

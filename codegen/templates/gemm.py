@@ -1,5 +1,7 @@
 """A persistent GEMM that finishes C band by band, and announces every tile it has stored."""
 
+# pyright: reportGeneralTypeIssues=false
+# (Triton's builtins raise when Python calls them; pyright concludes that they never return.)
 import triton
 import triton.language as tl
 
@@ -10,7 +12,7 @@ from overlapc.codegen.templates.signal import publish
 def tile_in_band(
     position: tl.tensor, first_row: tl.tensor, rows: tl.tensor, tiles_n: tl.tensor,
     SWEEP: tl.constexpr,
-):  # fmt: skip
+) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
     """The tile (row, column) at ``position`` of a band of ``rows`` tile rows from ``first_row``.
 
     The band is visited in sweeps of SWEEP tile rows, each column by column, so that the tiles in
@@ -28,7 +30,7 @@ def tile_product(
     stride_am: tl.tensor, stride_ak: tl.tensor, stride_bk: tl.tensor, stride_bn: tl.tensor,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     EVEN_K: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+) -> tl.tensor:  # fmt: skip
     """The float32 product of BLOCK_M rows from ``a`` and BLOCK_N columns from ``b``.
 
     Rows from ``rows_left`` on and columns from ``columns_left`` on are read as zero, never touched.
@@ -41,7 +43,7 @@ def tile_product(
     a_inside = (m < rows_left)[:, None]
     b_inside = (n < columns_left)[None, :]
     total = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
-    for start in range(0, K, BLOCK_K):
+    for start in tl.range(0, K, BLOCK_K):
         if EVEN_K:
             a_block = tl.load(a + a_offsets, mask=a_inside, other=0.0)
             b_block = tl.load(b + b_offsets, mask=b_inside, other=0.0)
@@ -65,7 +67,7 @@ def band_gemm(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SWEEP: tl.constexpr,
     BIAS: tl.constexpr, SIGNALS: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr,
     COUNTER_STRIDE: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """``c[M, N] = a[M, K] @ b[K, N] (+ bias[N])``, c contiguous, on ``num_ctas`` programs.
 
     With SIGNALS, ``bands`` is ``Bands.table`` and every tile adds one to its band's counter once
@@ -74,14 +76,13 @@ def band_gemm(
     """
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(N, BLOCK_N)
-    m = tl.arange(0, BLOCK_M)
-    n = tl.arange(0, BLOCK_N)
-    for tile in range(tl.program_id(0), tiles_m * tiles_n, num_ctas):
+    for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, num_ctas):
         if SIGNALS:
             group = tl.load(bands + tile // tiles_n)
             first_row = tl.load(bands + tiles_m + group)
             rows = tl.load(bands + tiles_m + group + 1) - first_row
         else:
+            group = 0
             first_row = 0
             rows = tiles_m
         tile_m, tile_n = tile_in_band(tile - first_row * tiles_n, first_row, rows, tiles_n, SWEEP)
@@ -95,11 +96,15 @@ def band_gemm(
             BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, PRECISION,
         )  # fmt: skip
 
-        inside = (m < M - row)[:, None] & (n < N - column)[None, :]
+        # Made from the tile, not from an offset inside it: what no tile changes would be hoisted
+        # out of the loop over tiles, and held in registers while the product needs them.
+        rows_of_c = row + tl.arange(0, BLOCK_M)
+        columns_of_c = column + tl.arange(0, BLOCK_N)
+        inside = (rows_of_c < M)[:, None] & (columns_of_c < N)[None, :]
         if BIAS:
-            added = tl.load(bias + column + n, mask=n < N - column, other=0.0)
+            added = tl.load(bias + columns_of_c, mask=columns_of_c < N, other=0.0)
             product += added.to(tl.float32)[None, :]
-        corner = c + row.to(tl.int64) * N + column
-        tl.store(corner + m[:, None] * N + n[None, :], product.to(c.dtype.element_ty), mask=inside)
+        elements = c + rows_of_c.to(tl.int64)[:, None] * N + columns_of_c[None, :]
+        tl.store(elements, product.to(c.dtype.element_ty), mask=inside)
         if SIGNALS:
             publish(counters, group, COUNTER_STRIDE)

@@ -5,7 +5,7 @@ import triton.language as tl
 
 
 @triton.jit
-def publish(counters: tl.tensor, group: tl.tensor, COUNTER_STRIDE: tl.constexpr):
+def publish(counters: tl.tensor, group: tl.tensor, COUNTER_STRIDE: tl.constexpr) -> None:
     """Add one to the counter of ``group``, after every store of this CTA, at device scope.
 
     Only one thread adds, and its release orders only what happens before it: the barrier makes
@@ -23,7 +23,7 @@ def wait_for_group(
     target: tl.tensor,
     max_polls: tl.tensor,
     COUNTER_STRIDE: tl.constexpr,
-):
+) -> None:
     """Return once the counter of ``group`` has reached ``target``; launched as one program.
 
     With ``max_polls`` above zero it gives up after that many reads (a read is a round trip to the

@@ -48,6 +48,15 @@ class Costs:
         """Seconds that ``rows`` rows add to a train of collectives."""
         return self._link_seconds(rows, is_queued=True)
 
+    def sent(self, rows: int, *, is_first: bool) -> tuple[float, float]:
+        """Seconds of a group's collective on an idle and on a busy link: ``alone``, ``queued``.
+
+        The first group finds the link rested: a bucket that has filled up can make it quicker than
+        those that follow. A later one is never quicker for finding the link idle.
+        """
+        alone, queued = self.alone(rows), self.queued(rows)
+        return (alone if is_first else max(alone, queued)), queued
+
     def _link_seconds(self, rows: int, *, is_queued: bool) -> float:
         if self.link is None:
             return 0.0
@@ -61,24 +70,27 @@ class Costs:
     def bound(self) -> float:
         """Seconds of both when neither waits for the other, under the target's contention."""
         c, d = self.target.compute_slowdown, self.target.link_slowdown
-        return max(advance(0.0, self.alone(self.problem.m), self.gemm(self.problem.m), 0.0, c, d))
+        sent, computed = self.alone(self.problem.m), self.gemm(self.problem.m)
+        return max(advance(0.0, sent, computed, 0.0, 0.0, c, d))
 
 
 def advance(
-    ready: float, end: float, work: float, transfer: float, c: float, d: float
+    ready: float, end: float, work: float, alone: float, queued: float, c: float, d: float
 ) -> tuple[float, float]:
-    """Compute one more group, then queue its transfer.
+    """Compute one more group, then send it. Returns the new ``(ready, end)``.
 
     ``ready`` is when the groups so far are computed, ``end`` when the link would be done with them
     if nothing more were computed. Until the link has caught up, compute runs at ``1 / c`` and the
-    link at ``1 / d``. Returns the new ``(ready, end)``; with c = d = 1 that is the classic
-    ``end = max(end, ready + work) + transfer``.
+    link at ``1 / d``. A transfer that finds the link idle takes ``alone``; one that finds it busy
+    adds ``queued``, and hides its latency, yet cannot be done sooner than ``alone`` after its start.
+    With c = d = 1 and one curve this is the classic ``end = max(end, ready + work) + transfer``.
     """
     backlog = end - ready
-    if work * c <= backlog * d:
-        return ready + work * c, end + work * (c - c / d) + transfer
+    if work * c < backlog * d:
+        ready += work * c
+        return ready, max(end + work * (c - c / d) + queued, ready + alone)
     ready += work + backlog * d * (1 - 1 / c)
-    return ready, ready + transfer
+    return ready, ready + alone
 
 
 def serial_timeline(costs: Costs) -> tuple[Event, ...]:
@@ -95,11 +107,13 @@ def chunked_timeline(costs: Costs, rows: Sequence[int]) -> tuple[Event, ...]:
     communication: list[Event] = []
     waiting: deque[tuple[int, float]] = deque()
     for group, count in enumerate(rows):
-        start, transfer = ready, costs.queued(count)
-        ready, end = advance(ready, end, costs.gemm(count) + costs.issue(), transfer, c, d)
+        start, work = ready, costs.gemm(count) + costs.issue()
+        # Sending nothing gives when the link is free of the groups before.
+        free = advance(start, end, work, 0.0, 0.0, c, d)[1]
+        ready, end = advance(start, end, work, *costs.sent(count, is_first=group == 0), c, d)
         compute.append(Event("compute", group, start, ready))
         communication += _drain(waiting, start, ready, d)
-        waiting.append((group, transfer))
+        waiting.append((group, end - free))
     communication += _drain(waiting, ready, float("inf"), 1.0)
     return _by_group(compute, _joined(communication))
 

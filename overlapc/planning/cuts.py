@@ -60,28 +60,31 @@ def best_cut(costs: Costs, unit_rows: int) -> tuple[int, ...]:
 def _search(costs: Costs, unit_rows: int, limit: float) -> _Label:
     """The best label that computes all rows, given that some cut ends by ``limit``.
 
-    A label stands at (ready, end). `advance` rises with both as long as 1/c + 1/d >= 1, so a label
-    that another one beats in both can be dropped. A single best label is not enough: the cut with
-    the later ``end`` may be ``ready`` earlier, and win in the end.
+    A label stands at (ready, end). `advance` never falls with either, as long as 1/c + 1/d >= 1 and
+    ``queued`` <= ``alone``, so a label that another one beats in both can be dropped. A single best
+    label is not enough: the cut with the later ``end`` may be ``ready`` earlier, and win in the end.
     """
     m, c, d = costs.problem.m, costs.target.compute_slowdown, costs.target.link_slowdown
     starts = [*range(0, m, unit_rows), m]
     sizes = {right - left for i, left in enumerate(starts) for right in starts[i + 1 :]} - {m}
     work = {rows: costs.gemm(rows) + costs.issue() for rows in sizes}
-    transfer = {rows: costs.queued(rows) for rows in sizes}
-    least_work, least_transfer = _least(starts, work), _least(starts, transfer)
+    first, later = (
+        {rows: costs.sent(rows, is_first=is_first) for rows in sizes} for is_first in (True, False)
+    )
+    least_work = _least(starts, work)
+    least_sent = _least(starts, {rows: min(first[rows] + later[rows]) for rows in sizes})
     limit *= 1 + 1e-9  # The coarse cut itself must survive its own rounding.
     labels = [[_Label(0.0, 0.0, 0, 0, None)]]
     for index, done in enumerate(starts[1:], 1):
-        ready_by, end_by = limit - least_work[index], limit - least_transfer[index]
+        ready_by, end_by = limit - least_work[index], limit - least_sent[index]
         reached = []
         for start, here in zip(starts, labels, strict=False):
             rows = done - start
             if rows == m:
                 continue
-            seconds, sent = work[rows], transfer[rows]
+            times = work[rows], *(later if start else first)[rows], c, d
             for label in here:
-                ready, end = advance(label.ready, label.end, seconds, sent, c, d)
+                ready, end = advance(label.ready, label.end, *times)
                 if ready <= ready_by and end <= end_by:
                     reached.append((ready, end, label.groups + 1, rows, label))
         labels.append(_undominated(reached))

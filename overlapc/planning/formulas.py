@@ -21,14 +21,15 @@ MEANING = {
     "a": "launch_seconds",
     "t_r": "tile_rows",
     "t_c": "tile_columns",
-    "Q": "resident",
+    "w": "resident",
     "x": "bytes of a collective",
     "x_0": "bytes of the measured point below",
     "x_1": "bytes of the measured point above",
     "y_0": "seconds of the measured point below",
     "y_1": "seconds of the measured point above",
     "G": "seconds of a group's GEMM with nothing in flight",
-    "L": "seconds that a group's collective adds to the link",
+    "L": "seconds of a group's collective on an idle link",
+    "Q": "seconds that it adds to a busy link",
     "R": "when the groups so far are computed",
     "E": "when the link would be done with them if nothing more were computed",
     "c": "compute_slowdown",
@@ -48,9 +49,9 @@ def gemm_seconds() -> sympy.Expr:
     """Of `GemmRates.seconds`; leave out a term by letting its rate go to infinity."""
     import sympy
 
-    r, n, k, b, F, P, B, a, rows, columns, Q = map(symbol, "r n k b F P B a t_r t_c Q".split())
-    waves = sympy.ceiling(sympy.ceiling(r / rows) * sympy.ceiling(n / columns) / Q)
-    computed = waves * Q * rows * columns * 2 * k / F + k * n * b / P
+    r, n, k, b, F, P, B, a, rows, columns, w = map(symbol, "r n k b F P B a t_r t_c w".split())
+    waves = sympy.ceiling(sympy.ceiling(r / rows) * sympy.ceiling(n / columns) / w)
+    computed = waves * w * rows * columns * 2 * k / F + k * n * b / P
     return a + sympy.Max(computed, (r * k + k * n + r * n) * b / B)
 
 
@@ -66,11 +67,11 @@ def advance() -> tuple[sympy.Expr, sympy.Expr]:
     """``(R, E)`` after one more group, as `cost.advance` gives them."""
     import sympy
 
-    G, L, R, E, c, d = map(symbol, "G L R E c d".split())
-    behind = sympy.Le(G * c, (E - R) * d)
-    ready = R + sympy.Piecewise((G * c, behind), (G + (E - R) * d * (1 - 1 / c), True))
-    left = sympy.Piecewise((E - R - G * c / d, behind), (0, True))
-    return ready, ready + left + L
+    G, L, Q, R, E, c, d = map(symbol, "G L Q R E c d".split())
+    busy = sympy.Lt(G * c, (E - R) * d)
+    ready = R + sympy.Piecewise((G * c, busy), (G + (E - R) * d * (1 - 1 / c), True))
+    left = E - R - G * c / d
+    return ready, ready + sympy.Piecewise((sympy.Max(left + Q, L), busy), (L, True))
 
 
 def formulas() -> dict[str, sympy.Expr]:

@@ -73,7 +73,7 @@ class Link:
     world_size: int
     """Members of the group that was measured, at least two."""
     alone: Curve
-    """Seconds of a blocking call on an idle link, by bytes of the whole tensor on one rank."""
+    """Seconds of a blocking call after a GEMM, by bytes of the whole tensor on one rank."""
     queued: Curve
     """Seconds that one more call adds to a train of asynchronous calls."""
     issue_seconds: float = 0.0

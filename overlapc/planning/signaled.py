@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from overlapc.planning.cost import Costs
+from overlapc.planning.cost import Costs, advance
 from overlapc.planning.schedule import Event
 
 MAX_BOUNDARIES = 64
@@ -48,17 +48,15 @@ def boundaries(costs: Costs) -> tuple[Boundary, ...]:
 def best_groups(costs: Costs, ends: tuple[Boundary, ...]) -> tuple[Boundary, ...]:
     """The boundaries that end the groups of the fastest cut.
 
-    ``end = max(end before, ready + signal) + transfer`` rises with ``end before``, so one best
-    label a boundary is enough: O(boundaries squared).
+    ``end`` never falls as the one before rises, so one best label a boundary is enough:
+    O(boundaries squared).
     """
-    signal = costs.target.signal_seconds
     best = [(0.0, 0, -1)]  # end, groups, boundary before
     rows_at = [0, *(boundary.rows for boundary in ends)]
-    for index, boundary in enumerate(ends, 1):
-        start = boundary.ready + signal
+    for boundary in ends:
         best.append(
             min(
-                (max(end, start) + costs.queued(boundary.rows - rows_at[before]), groups + 1, before)
+                (_sent(costs, boundary, end, rows_at[before]), groups + 1, before)
                 for before, (end, groups, _) in enumerate(best)
             )
         )
@@ -69,6 +67,12 @@ def best_groups(costs: Costs, ends: tuple[Boundary, ...]) -> tuple[Boundary, ...
     return tuple(reversed(chosen))
 
 
+def _sent(costs: Costs, boundary: Boundary, end: float, start_row: int) -> float:
+    """When the link is done, at ``end`` with the rows above ``start_row``, with the next group."""
+    rows, start = boundary.rows - start_row, boundary.ready + costs.target.signal_seconds
+    return advance(start, end, 0.0, *costs.sent(rows, is_first=start_row == 0), 1.0, 1.0)[1]
+
+
 def signaled_timeline(costs: Costs, groups: tuple[Boundary, ...]) -> tuple[Event, ...]:
     """Start and end of every group's waves and collective, by group."""
     events: list[Event] = []
@@ -77,7 +81,7 @@ def signaled_timeline(costs: Costs, groups: tuple[Boundary, ...]) -> tuple[Event
     for group, boundary in enumerate(groups):
         events.append(Event("compute", group, computed, boundary.ready))
         start = max(end, boundary.ready + costs.target.signal_seconds)
-        end = start + costs.queued(boundary.rows - rows)
+        end = _sent(costs, boundary, end, rows)
         events.append(Event("communication", group, start, end))
         computed, rows = boundary.ready, boundary.rows
     return tuple(events)

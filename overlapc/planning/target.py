@@ -66,7 +66,7 @@ class Target:
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
             raise ValueError(f"name {self.name!r} holds other than letters, digits, '.', '_', '-'")
-        if min(self.compute_slowdown, self.link_slowdown) < 1:
+        if not 1 <= min(self.compute_slowdown, self.link_slowdown):
             raise ValueError("compute_slowdown and link_slowdown cannot be below 1")
         dtypes = [rates.dtype for rates in self.gemm]
         if unknown := sorted(set(dtypes) - set(ITEM_BYTES)):
@@ -209,8 +209,8 @@ def _read_file(path: Path) -> Target:
 def _read(text: str, where: str) -> Target:
     remedy = "give a file that overlapc calibrate or Target.save wrote, unchanged"
     try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
+        content = json.loads(text, parse_constant=_refuse_constant)
+    except ValueError as error:
         raise TargetError(f"The target is not JSON: {error}.", where=where, remedy=remedy) from None
     if not isinstance(content, dict) or "overlapc_target" not in content:
         raise TargetError("The file is no overlapc target.", where=where, remedy=remedy)
@@ -225,3 +225,7 @@ def _read(text: str, where: str) -> Target:
         return from_value(Target, content)
     except ValueError as error:
         raise TargetError(f"The target is incomplete: {error}.", where=where, remedy=remedy) from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of a target")

@@ -17,6 +17,9 @@ from overlapc.reporting.records import DECISIONS, Report
 WIDTH = 160
 """Columns of the plain text: chosen, so that every reason takes at most a few lines."""
 
+_SHAPE_WIDTH = 16
+"""Columns for sizes, so that dtype and ranks go below them and leave room for the reason."""
+
 _STYLES = {"rewritten": "green", "kept": "yellow", "refused": "red"}
 
 
@@ -72,26 +75,37 @@ def _only_serial(row: Row) -> str:
 
 def _table(rows: list[Row]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("kind", "where", "shape", "decision", "plan", "predicted", "calls", "reason"):
-        table.add_column(name, overflow="fold", no_wrap=name == "decision")
+    has_calls = any(row.calls for row in rows)
+    table.add_column("kind", no_wrap=True)
+    table.add_column("where", overflow="fold")
+    table.add_column("shape", overflow="fold", max_width=_SHAPE_WIDTH)
+    table.add_column("decision", no_wrap=True)
+    table.add_column("plan", overflow="fold")
+    table.add_column("predicted", overflow="fold")
+    if has_calls:
+        table.add_column("calls", overflow="fold")
+    table.add_column("reason", overflow="fold")
     for row in rows:
         site = row.first
         table.add_row(
-            Text(f"{site.kind}\n{site.graph}"),
-            Text(_times(row)),
+            Text(f"{site.kind}\n{site.graph}{_times(row)}"),
+            Text(row.where or "unknown"),
             Text(site.shape),
             Text(site.decision, _STYLES[site.decision]),
             Text(_planned(site.plan)),
             Text(_predicted(site.plan)),
-            Text("\n".join(f"{name} {count}" for name, count in sorted(row.calls.items())) or "-"),
+            *([Text(_calls(row))] if has_calls else []),
             Text(f"{site.reason} [{site.code}]"),
         )
     return table
 
 
+def _calls(row: Row) -> str:
+    return "\n".join(f"{schedule} {count}" for schedule, count in sorted(row.calls.items())) or "-"
+
+
 def _times(row: Row) -> str:
-    place = row.where or "unknown"
-    return f"{place} ({len(row.sites)} sites)" if len(row.sites) > 1 else place
+    return f", {len(row.sites)} sites" if len(row.sites) > 1 else ""
 
 
 def _planned(plan: Plan | None) -> str:

@@ -15,7 +15,7 @@ from overlapc.errors import DisagreementError, GroupError
 def resolve(name: str) -> dist.ProcessGroup:
     """Return the living process group of that name; ``GroupError`` if there is none."""
     try:
-        return c10d._resolve_process_group(name)  # pyright: ignore[reportArgumentType]
+        return c10d._resolve_process_group(name)  # pyright: ignore
     except (RuntimeError, ValueError, LookupError) as error:
         raise GroupError(
             f"There is no process group {name!r} (any more): {error}",
@@ -82,7 +82,7 @@ def compare(group: dist.ProcessGroup, value: str, seconds: float, *, what: str) 
 
 
 def _values_of_others(
-    store: dist.Store, keys: list[str], seconds: float, group: dist.ProcessGroup
+    store: c10d.Store, keys: list[str], seconds: float, group: dist.ProcessGroup
 ) -> list[str]:
     try:
         store.wait(keys, timedelta(seconds=seconds))

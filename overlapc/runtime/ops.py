@@ -15,7 +15,7 @@ import torch.distributed as dist
 from overlapc.planning.problem import Problem
 from overlapc.runtime import groups
 from overlapc.runtime.plans import plan_call
-from overlapc.runtime.schedules import run_rows
+from overlapc.runtime.schedules import all_reduce_options, run_rows
 from overlapc.runtime.spec import ChainSpec
 from overlapc.sources import fingerprint_of_sources
 
@@ -33,6 +33,7 @@ class _Caller:
 
     group: dist.ProcessGroup
     spec: ChainSpec
+    options: dist.AllreduceOptions
     rows: dict[tuple[int, int, int, torch.dtype], tuple[int, ...]] = field(default_factory=dict)
 
 
@@ -72,7 +73,7 @@ def gemm_all_reduce(
         rows = caller.rows[sizes] = _rows(caller, *sizes)
     _calls[caller.spec.site]["serial" if len(rows) == 1 else "chunked"] += 1
     out = a.new_empty((m, n))
-    run_rows(out, a, b, bias, rows, caller.group, caller.spec.reduce)
+    run_rows(out, a, b, bias, rows, caller.group, caller.options)
     return out
 
 
@@ -89,7 +90,7 @@ def _caller(group: str, spec: str) -> _Caller:
         digest = plan_digest(parsed.options, parsed.target)
         groups.agree_once(living, digest, parsed.wait_seconds)
         calls_of(parsed.site)
-        caller = _callers[group, spec] = _Caller(living, parsed)
+        caller = _callers[group, spec] = _Caller(living, parsed, all_reduce_options(parsed.reduce))
     return caller
 
 

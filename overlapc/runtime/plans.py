@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 
-from overlapc.cache import cache_dir
+from overlapc.cache import beside_artifacts
 from overlapc.errors import TargetError
 from overlapc.planning.problem import Problem
 from overlapc.planning.schedule import Plan
@@ -22,16 +23,15 @@ def remember(target: Target) -> None:
     if target.fingerprint in _targets:
         return
     _targets[target.fingerprint] = target
-    path = cache_dir() / "used-targets" / f"{target.fingerprint}.json"
+    path = _file(target.fingerprint)
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         target.save(path)
 
 
 def target_of(fingerprint: str) -> Target:
     """Return the target of that fingerprint; ``TargetError`` if this machine never saw it."""
     if fingerprint not in _targets:
-        path = cache_dir() / "used-targets" / f"{fingerprint}.json"
+        path = _file(fingerprint)
         if not path.exists():
             raise TargetError(
                 f"The target {fingerprint} that a compiled graph was planned for is unknown here.",
@@ -40,6 +40,10 @@ def target_of(fingerprint: str) -> Target:
             )
         _targets[fingerprint] = Target.load(path)
     return _targets[fingerprint]
+
+
+def _file(fingerprint: str) -> Path:
+    return beside_artifacts() / "targets" / f"{fingerprint}.json"
 
 
 @lru_cache(maxsize=4096)

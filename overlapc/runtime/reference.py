@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from overlapc.runtime.groups import resolve
-
 
 def gemm_all_reduce(
     a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, group: str, reduce: str
 ) -> torch.Tensor:
     """Return the all-reduce over ``group`` of ``a[m, k] @ b[k, n] (+ bias)``."""
     product = torch.mm(a, b) if bias is None else torch.addmm(bias, a, b)
-    reduced = torch.ops._c10d_functional.all_reduce.default(product, reduce, resolve(group).group_name)
-    return torch.ops._c10d_functional.wait_tensor.default(reduced)
+    functional = torch.ops._c10d_functional
+    return functional.wait_tensor(functional.all_reduce(product, reduce, group))

@@ -17,7 +17,7 @@ def run_rows(
     bias: torch.Tensor | None,
     rows: Sequence[int],
     group: dist.ProcessGroup,
-    reduce: str,
+    options: dist.AllreduceOptions,
 ) -> None:
     """Fill ``out[m, n]`` with the all-reduce of ``a @ b (+ bias)``, in bands of ``rows``.
 
@@ -26,15 +26,13 @@ def run_rows(
     """
     if len(rows) == 1:
         gemm(out, a, b, bias)
-        start_all_reduce(out, group, reduce).wait()
+        group.allreduce([out], options).wait()
         return
     works = []
-    first = 0
-    for count in rows:
-        band = out.narrow(0, first, count)
-        gemm(band, a.narrow(0, first, count), b, rows_of(bias, first, count, out.size(0)))
-        works.append(start_all_reduce(band, group, reduce))
-        first += count
+    bands = zip(out.split(rows), a.split(rows), split_bias(bias, rows), strict=True)
+    for band, rows_of_a, rows_of_bias in bands:
+        gemm(band, rows_of_a, b, rows_of_bias)
+        works.append(group.allreduce([band], options))
     for work in works:
         work.wait()
 
@@ -48,16 +46,16 @@ def gemm(
     return torch.addmm(bias, a, b, out=out)
 
 
-def rows_of(bias: torch.Tensor | None, first: int, count: int, m: int) -> torch.Tensor | None:
-    """Return the part of a bias that belongs to a band; one that is the same for all rows, whole."""
-    if bias is None or bias.dim() < 2 or bias.size(0) != m:
-        return bias
-    return bias.narrow(0, first, count)
+def split_bias(bias: torch.Tensor | None, rows: Sequence[int]) -> Sequence[torch.Tensor | None]:
+    """Return each band's part of a bias; all of one that is the same for every row."""
+    if bias is None or bias.dim() < 2 or bias.size(0) != sum(rows):
+        return [bias] * len(rows)
+    return bias.split(rows)
 
 
-def start_all_reduce(band: torch.Tensor, group: dist.ProcessGroup, reduce: str) -> dist.Work:
-    """Start the all-reduce of a contiguous band in place."""
+def all_reduce_options(reduce: str) -> dist.AllreduceOptions:
+    """Return what c10d has to know to start an all-reduce and not wait for it."""
     options = dist.AllreduceOptions()
-    options.reduceOp = OPERATIONS[reduce]
+    options.reduceOp = dist.ReduceOp(OPERATIONS[reduce])
     options.asyncOp = True
-    return group.allreduce([band], options)
+    return options

@@ -1,0 +1,140 @@
+"""What was measured of one (shape, rate) pair, and what is concluded from it."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from benchmarks.overlap_shapes import Pair, Shape
+from benchmarks.paired import Ratio, Samples
+
+SERIAL = "serial"
+SERIAL_AGAIN = "serial again"
+BOUND = "bound"
+INDUCTOR = "inductor"
+OVERLAPC = "overlapc"
+
+SLOWER_BELOW = 0.98
+"""A row counts as slower when the whole 95 % interval of serial/overlapc lies below this."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the planner said, and what ran."""
+
+    schedule: str
+    rows: tuple[int, ...]
+    """Rows of each group."""
+    seconds: float
+    """Predicted for the plan."""
+    serial_seconds: float
+    """Predicted for the serial schedule."""
+    reason: str
+    """In one sentence."""
+    calls: dict[str, int]
+    """Calls of the compiled site per schedule that ran, as the report counts them."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One pair, measured."""
+
+    pair: Pair
+    samples: Samples
+    """Seconds of every candidate, the slowest rank of each round."""
+    errors: dict[str, float]
+    """Largest deviation from the serial result, relative to its largest value; per candidate."""
+    prediction: Prediction | None
+    """None where overlapc was not measured."""
+
+    @property
+    def has_overlapc(self) -> bool:
+        """Whether overlapc was a candidate."""
+        return OVERLAPC in self.samples.seconds
+
+    @property
+    def speedup(self) -> Ratio:
+        """serial / overlapc, paired: above 1, overlapc is faster."""
+        return self.samples.ratio(SERIAL, OVERLAPC)
+
+    @property
+    def is_slower(self) -> bool:
+        """Whether overlapc is slower than serial beyond doubt and beyond the tolerance."""
+        return self.has_overlapc and self.speedup.high < SLOWER_BELOW
+
+    def share_of_bound(self, candidate: str) -> float:
+        """bound / candidate, paired: 1 is what no schedule can beat."""
+        return self.samples.ratio(BOUND, candidate).median
+
+    @property
+    def prediction_ratio(self) -> float | None:
+        """Predicted / measured seconds of what ran; None where nothing was predicted."""
+        if self.prediction is None:
+            return None
+        return self.prediction.seconds / self.samples.median(OVERLAPC)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The lines under the table."""
+
+    pairs: int
+    """Pairs that are not extreme."""
+    shares: dict[str, float]
+    """Median share of the bound over those pairs, per candidate."""
+    worst: Ratio | None
+    """The lowest serial/overlapc over all pairs; None without overlapc."""
+    slower: int
+    """Pairs, extremes included, in which overlapc is slower."""
+    prediction_error: float | None
+    """Median of |predicted / measured - 1| over all pairs."""
+    noise: float
+    """Median of |serial again / serial - 1| over all pairs: differences below it mean nothing."""
+
+
+def summarise(rows: Sequence[Row]) -> Summary:
+    """Summarise one table; it needs at least one row."""
+    usual = [row for row in rows if not row.pair.is_extreme]
+    names = [name for name in rows[0].samples.seconds if name not in (BOUND, SERIAL_AGAIN)]
+    shares = {name: statistics.median(r.share_of_bound(name) for r in usual) for name in names}
+    ours = [row for row in rows if row.has_overlapc]
+    ratios = [row.prediction_ratio for row in ours if row.prediction_ratio is not None]
+    again = [row.samples.ratio(SERIAL_AGAIN, SERIAL).median for row in rows]
+    return Summary(
+        pairs=len(usual),
+        shares=shares if usual else {},
+        worst=min((row.speedup for row in ours), key=lambda r: r.median, default=None),
+        slower=sum(row.is_slower for row in ours),
+        prediction_error=_typical_deviation(ratios),
+        noise=_typical_deviation(again) or 0.0,
+    )
+
+
+def _typical_deviation(ratios: Sequence[float]) -> float | None:
+    return statistics.median(abs(ratio - 1) for ratio in ratios) if ratios else None
+
+
+def to_json(row: Row) -> str:
+    """One line of text that ``from_json`` reads back."""
+    return json.dumps(
+        {
+            **asdict(row.pair),
+            "seconds": {name: list(times) for name, times in row.samples.seconds.items()},
+            "errors": row.errors,
+            "prediction": asdict(row.prediction) if row.prediction else None,
+        }
+    )
+
+
+def from_json(text: str) -> Row:
+    """Read the row that ``to_json`` wrote."""
+    value = json.loads(text)
+    said = value["prediction"]
+    return Row(
+        pair=Pair(Shape(**value["shape"]), value["rate"], value["is_extreme"]),
+        samples=Samples({name: tuple(times) for name, times in value["seconds"].items()}),
+        errors=value["errors"],
+        prediction=Prediction(**{**said, "rows": tuple(said["rows"])}) if said else None,
+    )

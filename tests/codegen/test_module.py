@@ -1,0 +1,169 @@
+"""Generated modules: their text, the cache that holds them, and what they do by themselves."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+import torch
+
+from overlapc.codegen import GemmSpec, builder
+from overlapc.codegen.module import constants, module_text
+from overlapc.errors import KernelError
+
+SPEC = GemmSpec("float16", "float16", 64, 32, 32, warps=2, bias=True)
+BUILD_SECONDS = 0.05
+"""Of one site, without Triton's own import and compilation."""
+BUILD_IN_A_PROCESS = """
+from overlapc.codegen import GemmSpec, builder
+print(builder.build(GemmSpec.parse({text!r})).path.read_text())
+"""
+
+
+@pytest.fixture(autouse=True)
+def nothing_built(private_cache, monkeypatch):
+    monkeypatch.setattr(builder, "_built", {})
+    return private_cache
+
+
+def test_the_text_of_a_module(golden):
+    golden(module_text(SPEC))
+
+
+def test_a_built_module_holds_what_its_spec_says(private_cache):
+    kernel = builder.build(SPEC)
+    assert kernel.path.parent == private_cache / "kernels"
+    assert kernel.path.read_text() == module_text(SPEC)
+    assert GemmSpec.parse(kernel.module.SPEC) == SPEC
+    assert constants(SPEC) == kernel.module.CONSTANTS
+    assert kernel.module.OPTIONS == {"num_warps": 2, "num_stages": 3}
+    assert builder.build(replace(SPEC)) is kernel
+
+
+def test_a_constant_names_a_parameter_of_the_template():
+    kernel = builder.build(SPEC)
+    assert set(kernel.module.CONSTANTS) <= set(kernel.module.KERNEL.arg_names)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\xfe", b"KERNEL = None\n"], ids=repr)
+def test_a_corrupted_module_is_generated_again(damage):
+    path = builder.build(SPEC).path
+    path.write_bytes(damage)
+    builder._built.clear()
+    assert constants(SPEC) == builder.build(SPEC).module.CONSTANTS
+    assert path.read_text() == module_text(SPEC)
+
+
+def test_other_templates_or_another_triton_are_another_entry(private_cache, monkeypatch):
+    paths = {builder.module_path(SPEC, private_cache)}
+    monkeypatch.setattr(builder, "_templates_hash", lambda: "edited")
+    paths.add(builder.module_path(SPEC, private_cache))
+    monkeypatch.setattr(builder, "_triton_version", lambda: "triton 0")
+    paths.add(builder.module_path(SPEC, private_cache))
+    assert len(paths) == 3
+
+
+def test_many_processes_may_build_one_spec_at_once(private_cache):
+    command = [sys.executable, "-c", BUILD_IN_A_PROCESS.format(text=str(SPEC))]
+
+    def run(_: int) -> str:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    with ThreadPoolExecutor(3) as threads:
+        texts = list(threads.map(run, range(3)))
+    assert texts == [module_text(SPEC) + "\n"] * 3
+    assert [path.suffix for path in (private_cache / "kernels").iterdir()] == [".py"]
+
+
+def test_a_directory_that_cannot_be_written_costs_only_the_cache(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(builder, "cache_dir", lambda: tmp_path / "file")
+    monkeypatch.setattr(builder.tempfile, "tempdir", str(tmp_path))
+    kernel = builder.build(SPEC)
+    assert kernel.path.read_text() == module_text(SPEC)
+    assert tmp_path in kernel.path.parents
+
+
+def test_generating_a_site_is_quick():
+    builder.build(SPEC)  # imports Triton, reads the templates
+    sites = [replace(SPEC, sweep=sweep) for sweep in range(10, 20)]
+    start = time.perf_counter()
+    for spec in sites:
+        builder.build(spec)
+    assert (time.perf_counter() - start) / len(sites) < BUILD_SECONDS
+
+
+@pytest.mark.parametrize("name", ["torch", "triton"])
+def test_importing_codegen_imports_neither(name):
+    code = f"import overlapc.codegen, sys; sys.exit({name!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs modules on the GPU")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_module_checks_itself(dtype):
+    kernel = builder.build(replace(SPEC, dtype=dtype, out=dtype))
+    done = subprocess.run(
+        [sys.executable, str(kernel.path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "interpreter" in done.stdout
+    assert "counters [1, 2]" in done.stdout or "counters [2, 4]" in done.stdout
+    assert ("checked as float16" in done.stdout) == (dtype == "bfloat16")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs modules on the GPU")
+def test_a_module_that_is_wrong_says_so():
+    kernel = builder.build(SPEC)
+    wrong = kernel.path.read_text().replace('"BIAS": True', '"BIAS": False')
+    kernel.path.write_text(wrong)
+    done = subprocess.run(
+        [sys.executable, str(kernel.path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"a": torch.zeros(4, 8)}, "dtypes"),
+        ({"a": torch.zeros(4, 8).half().t().contiguous().t()}, "layout 'row'"),
+        ({"b": torch.zeros(9, 6).half()}, "cannot be multiplied"),
+        ({"c": torch.zeros(4, 7).half()}, "C is not"),
+        ({"c": torch.zeros(6, 4).half().t()}, "C is not"),
+        ({"bias": None}, "bias"),
+        ({"bias": torch.zeros(12).half()[::2]}, "contiguous"),
+        ({"counters": None}, "counters"),
+        ({"ctas": 0}, "CTAs"),
+    ],
+    ids=str,
+)
+def test_a_call_that_does_not_fit_is_refused(change, message):
+    call = {
+        "a": torch.zeros(4, 8).half(),
+        "b": torch.zeros(6, 8).half().t(),
+        "c": torch.zeros(4, 6).half(),
+        "bias": torch.zeros(6).half(),
+        "bands": torch.zeros(3, dtype=torch.int32),
+        "counters": torch.zeros(1, 32, dtype=torch.int32),
+        "ctas": 1,
+    }
+    with pytest.raises(KernelError, match=message):
+        builder.build(SPEC)(**(call | change))
+
+
+def test_a_k_that_is_not_even_is_refused():
+    kernel = builder.build(replace(SPEC, even_k=True, bias=False, signals=False))
+    a, b, c = torch.zeros(4, 33).half(), torch.zeros(6, 33).half().t(), torch.zeros(4, 6).half()
+    with pytest.raises(KernelError, match="not a multiple of 32"):
+        kernel(a, b, c, ctas=1)
+
+
+def test_an_empty_c_launches_nothing():
+    kernel = builder.build(replace(SPEC, bias=False, signals=False))
+    a, b, c = torch.zeros(0, 8).half(), torch.zeros(6, 8).half().t(), torch.zeros(0, 6).half()
+    assert kernel(a, b, c, ctas=1) is None

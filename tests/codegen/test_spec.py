@@ -1,0 +1,87 @@
+"""The canonical text of a spec, and what no spec may say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from overlapc.codegen import GemmSpec
+from overlapc.codegen.spec import DTYPES, LAYOUTS
+from overlapc.errors import KernelError
+
+SPEC = GemmSpec("bfloat16", "float32", 128, 256, 64, warps=8, bias=True)
+TEXT = (
+    "gemm dtype=bfloat16 out=float32 block_m=128 block_n=256 block_k=64 sweep=8 warps=8 stages=3"
+    " a=row b=col bias=1 signals=1 even_k=0 precision=ieee"
+)
+sizes = st.sampled_from([16, 32, 64, 128, 256])
+specs = st.builds(
+    GemmSpec,
+    dtype=st.sampled_from(DTYPES),
+    out=st.sampled_from(DTYPES),
+    block_m=sizes,
+    block_n=sizes,
+    block_k=sizes,
+    sweep=st.integers(1, 64),
+    warps=st.sampled_from([1, 2, 4, 8, 16]),
+    stages=st.integers(1, 6),
+    a=st.sampled_from(LAYOUTS),
+    b=st.sampled_from(LAYOUTS),
+    bias=st.booleans(),
+    signals=st.booleans(),
+    even_k=st.booleans(),
+)
+
+
+def test_the_text_is_canonical_and_kept():
+    # Texts live in compiled artifacts: a change of this one must be meant.
+    assert str(SPEC) == TEXT
+
+
+@given(specs)
+def test_a_text_is_read_back(spec):
+    assert GemmSpec.parse(str(spec)) == spec
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "gemm",
+        TEXT.replace("gemm", "attention"),
+        TEXT.replace("sweep=8", "sweep=eight"),
+        TEXT.replace("bias=1", "bias=2"),
+        TEXT.replace(" sweep=8", ""),
+        TEXT + " sweep=8",
+        TEXT + " colour=red",
+        TEXT + " sweep",
+    ],
+)
+def test_another_text_is_refused_and_named(text):
+    with pytest.raises(KernelError) as caught:
+        GemmSpec.parse(text)
+    assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": "int8"},
+        {"out": "float64"},
+        {"block_m": 48},
+        {"block_k": 8},
+        {"warps": 3},
+        {"sweep": 0},
+        {"stages": 0},
+        {"a": "diagonal"},
+        {"precision": "tf32"},
+        {"precision": "fast"},
+    ],
+    ids=str,
+)
+def test_a_spec_that_cannot_be_generated_is_refused(change):
+    with pytest.raises(KernelError, match="No GEMM can be generated"):
+        replace(SPEC, **change)

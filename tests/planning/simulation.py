@@ -1,0 +1,52 @@
+"""A discrete-event simulation of two resources that slow each other: the oracle of the cost model.
+
+Shares no code with `overlapc.planning`, and computes in fractions, so it rounds nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+
+def simulate(
+    work: Sequence[float],
+    alone: Sequence[float],
+    queued: Sequence[float],
+    compute_slowdown: float,
+    link_slowdown: float,
+) -> tuple[list[Fraction], list[Fraction]]:
+    """When each group's compute and each group's transfer ends.
+
+    Compute takes the groups in order. A computed group joins the link's queue: if that is empty it
+    is ``alone`` seconds of work, else ``queued``, or more where all that is queued were less than
+    ``alone``. While both resources have something to do, compute runs ``compute_slowdown`` and the
+    link ``link_slowdown`` times slower. Steps from one completion to the next.
+    """
+    to_compute = [Fraction(seconds) for seconds in work]
+    to_send: list[Fraction] = []
+    computed: list[Fraction] = []
+    sent: list[Fraction] = []
+    now = Fraction(0)
+    while len(sent) < len(to_compute):
+        computing = len(computed) < len(to_compute)
+        sending = len(sent) < len(to_send)
+        both = computing and sending
+        compute_rate = 1 / Fraction(compute_slowdown if both else 1)
+        link_rate = 1 / Fraction(link_slowdown if both else 1)
+        until_computed = to_compute[len(computed)] / compute_rate if computing else None
+        until_sent = to_send[len(sent)] / link_rate if sending else None
+        step = min(until for until in (until_computed, until_sent) if until is not None)
+        now += step
+        if computing:
+            to_compute[len(computed)] -= step * compute_rate
+        if sending:
+            to_send[len(sent)] -= step * link_rate
+        if sending and to_send[len(sent)] == 0:
+            sent.append(now)
+        if computing and to_compute[len(computed)] == 0:
+            group, left = len(computed), sum(to_send)
+            computed.append(now)
+            needs = max(Fraction(queued[group]), Fraction(alone[group]) - left)
+            to_send.append(needs if left else Fraction(alone[group]))
+    return computed, sent

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+import sympy
+
+from overlapc.planning import cost, formulas
+from overlapc.planning.rates import GemmRates
+from tests.planning.machines import random_curve
+
+CASES = 200
+
+
+def compiled(expression: sympy.Expr, names: str):
+    return sympy.lambdify([formulas.symbol(name) for name in names.split()], expression, "math")
+
+
+def test_gemm_seconds_are_the_formula() -> None:
+    random = Random(0)
+    formula = compiled(formulas.gemm_seconds(), "r n k b F P B a t_r t_c w")
+    for _ in range(CASES):
+        r, n, k = (random.randint(1, 500) for _ in range(3))
+        b, rows, columns, Q = (random.randint(1, 8) for _ in range(4))
+        F, P, B = (10 ** random.uniform(3, 9) for _ in range(3))
+        a = random.random()
+        rates = GemmRates("float32", F, a, P, B, rows, columns, Q)
+        expected = formula(r, n, k, b, F, P, B, a, rows, columns, Q)
+        assert rates.seconds(r, n, k, b) == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_curve_is_the_formula() -> None:
+    random = Random(1)
+    formula = compiled(formulas.curve_seconds(), "x x_0 x_1 y_0 y_1")
+    for _ in range(CASES):
+        curve = random_curve(random)
+        for (x_0, y_0), (x_1, y_1) in zip(curve.points, curve.points[1:], strict=False):
+            x = random.randint(x_0, x_1)
+            assert curve.seconds(x) == pytest.approx(formula(x, x_0, x_1, y_0, y_1), abs=1e-9)
+
+
+def test_advance_is_the_formula() -> None:
+    random = Random(2)
+    ready, end = (compiled(part, "G L Q R E c d") for part in formulas.advance())
+    for _ in range(CASES):
+        G, L, Q, R = (random.random() for _ in range(4))
+        E, c, d = R + random.random(), 1 + random.random(), 1 + random.random()
+        expected = (ready(G, L, Q, R, E, c, d), end(G, L, Q, R, E, c, d))
+        assert cost.advance(R, E, G, L, Q, c, d) == pytest.approx(expected, rel=1e-12)
+
+
+def falls(random: Random, c: float, d: float) -> bool:
+    """Whether a label that is nowhere later leads to one that is somewhere later."""
+    G, L, Q, R, late_ready, late_end = (random.random() for _ in range(6))
+    E = R + 2 * random.random()
+    L, Q = max(L, Q), min(L, Q)
+    later_ready = R + late_ready
+    later_end = max(later_ready, E + late_end * random.choice([0, 1]))
+    first = cost.advance(R, E, G, L, Q, c, d)
+    second = cost.advance(later_ready, later_end, G, L, Q, c, d)
+    return any(a > b + 1e-12 for a, b in zip(first, second, strict=True))
+
+
+def test_dominance_holds_where_overlap_gains() -> None:
+    """What the search prunes by needs 1/c + 1/d >= 1, and no less, given queued <= alone."""
+    random = Random(3)
+    gaining = losing = 0
+    for _ in range(20_000):
+        c, d = 1 + 2 * random.random(), 1 + 2 * random.random()
+        if 1 / c + 1 / d >= 1:
+            assert not falls(random, c, d)
+            gaining += 1
+        else:
+            losing += falls(random, c, d)
+    assert gaining > 1000
+    assert losing > 10
+
+
+def test_every_symbol_is_explained() -> None:
+    for expression in formulas.formulas().values():
+        assert {str(symbol) for symbol in expression.free_symbols} <= set(formulas.MEANING)

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from random import Random
+
+import pytest
+
+from overlapc.errors import PlanError
+from overlapc.planning.schedule import Plan, format_seconds
+from overlapc.planning.search import plan, plan_rows
+from tests.planning.machines import random_problem, random_target
+
+
+def some_plan() -> Plan:
+    random = Random(12)
+    problem = replace(random_problem(random, 300), m=300)
+    return plan_rows(problem, random_target(random), (128, 64, 64, 44))
+
+
+def test_a_plan_survives_its_text() -> None:
+    random = Random(0)
+    for _ in range(100):
+        made = plan(random_problem(random, 600), random_target(random))
+        read = Plan.from_json(made.to_json())
+        assert read == made
+        assert hash(read) == hash(made)
+        assert read.to_json() == made.to_json()
+
+
+def test_a_plan_prints_what_it_does() -> None:
+    text = str(some_plan())
+    assert "rows 128 + 2x64 + 44" in text
+    assert "[given]" in text
+    assert "random" in text
+
+
+def test_groups_start_where_the_one_before_ends() -> None:
+    assert some_plan().starts == (0, 128, 192, 256)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"rows": [128, 64, 64, 45]}, "do not cut"),
+        ({"rows": [300, 0]}, "do not cut"),
+        ({"schedule": "magic"}, "magic"),
+        ({"schedule": "serial"}, "one group"),
+        ({"reason": ""}, "says why"),
+        ({"rows": "all"}, "rows is 'all'"),
+        ({"overlapc_plan": 9}, "format 9"),
+        ({"color": "red"}, "unknown field color"),
+        ({"problem": {}}, "problem.m is missing"),
+    ],
+)
+def test_a_text_that_is_no_plan_is_refused(change: dict, says: str) -> None:
+    content = {**json.loads(some_plan().to_json()), **change}
+    with pytest.raises(PlanError, match=says):
+        Plan.from_json(json.dumps(content))
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "3", '{"overlapc_plan": 1}'])
+def test_a_foreign_text_is_refused(text: str) -> None:
+    with pytest.raises(PlanError, match="cannot be read"):
+        Plan.from_json(text)
+
+
+def test_seconds_read_well() -> None:
+    assert [format_seconds(x) for x in (2.0, 0.0123, 4.5e-5, 0.0)] == ["2 s", "12.3 ms", "45 us", "0 us"]

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from overlapc.errors import TargetError
+from overlapc.planning import search
+from overlapc.planning.problem import Problem
+from overlapc.planning.target import Target, shipped_names, stored_path
+from tests.planning.machines import random_target
+
+PROBLEM = Problem(4096, 4096, 4096, "bfloat16", "all_reduce", 8)
+EXPECTED = {"h200-nvlink", "h100-nvlink", "a100-nvlink", "rtx4090-pcie", "mi300x", "cpu"}
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    path = tmp_path / "machine.json"
+    random_target(Random(5)).save(path)
+    return path, json.loads(path.read_text())
+
+
+def test_targets_are_shipped() -> None:
+    assert set(shipped_names()) >= EXPECTED
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_a_shipped_target_plans_and_says_where_its_numbers_come_from(name: str) -> None:
+    target = Target.load(name)
+    assert target.name == name
+    about = " ".join(source.about for source in target.source)
+    assert all(source.origin for source in target.source)
+    for numbers in ("gemm.flops_per_second", "links.alone", "compute_slowdown"):
+        assert numbers in about
+    for dtype in ("float32",) if target.device == "cpu" else ("float32", "float16", "bfloat16"):
+        plan = search.plan(replace(PROBLEM, dtype=dtype), target)
+        assert plan.predicted_seconds <= plan.serial_seconds
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    random = Random(0)
+    for index in range(20):
+        target = random_target(random)
+        path = tmp_path / "new" / f"{index}.json"
+        target.save(path)
+        assert Target.load(path) == Target.load(str(path)) == target
+        assert hash(Target.load(path)) == hash(target)
+        assert Target.load(path).fingerprint == target.fingerprint
+
+
+def test_saving_leaves_nothing_else_behind(tmp_path: Path) -> None:
+    random_target(Random(0)).save(tmp_path / "a.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_stored_target_is_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    target = replace(random_target(Random(1)), name="cpu-gloo-2")
+    target.save(stored_path(target.name))
+    assert stored_path(target.name).is_relative_to(tmp_path)
+    assert Target.load("cpu-gloo-2") == target
+    # A stored file cannot stand in for a shipped target.
+    target.save(stored_path("mi300x"))
+    assert Target.load("mi300x").name == "mi300x"
+
+
+def test_any_content_changes_the_fingerprint() -> None:
+    target = random_target(Random(2))
+    rates, link = target.gemm[0], target.links[0]
+    others = [
+        replace(target, name="other"),
+        replace(target, compute_slowdown=target.compute_slowdown + 1e-9),
+        replace(target, gemm=(replace(rates, launch_seconds=rates.launch_seconds * 2),)),
+        replace(target, links=(replace(link, world_size=3),)),
+        replace(target, communication_sms=1),
+        replace(target, is_measured=False),
+    ]
+    prints = {other.fingerprint for other in [target, *others]}
+    assert len(prints) == 1 + len(others)
+    assert all(len(text) == 12 for text in prints)
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(Target)])
+def test_every_field_that_has_no_default_must_be_there(written, field: str) -> None:
+    path, content = written
+    del content[field]
+    path.write_text(json.dumps(content))
+    if field in ("signal_seconds", "communication_sms", "source"):
+        Target.load(path)
+        return
+    with pytest.raises(TargetError, match=rf"{field} is missing.*{path.name}.*Remedy"):
+        Target.load(path)
+
+
+def changed(content: dict[str, Any], *path: str | int, to: object) -> dict[str, Any]:
+    inner: Any = content
+    for step in path[:-1]:
+        inner = inner[step]
+    inner[path[-1]] = to
+    return content
+
+
+@pytest.mark.parametrize(
+    ("at", "to", "says"),
+    [
+        (("name",), 7, "name is 7"),
+        (("name",), "../up", "name"),
+        (("is_measured",), 1, "is_measured is 1"),
+        (("communication_sms",), True, "communication_sms is True"),
+        (("communication_sms",), 1.5, "communication_sms is 1.5"),
+        (("compute_slowdown",), "2", "compute_slowdown is '2'"),
+        (("compute_slowdown",), 0.5, "below 1"),
+        (("compute_slowdown",), float("nan"), "NaN"),
+        (("gemm", 0, "dtype"), "float31", "float31"),
+        (("gemm", 0, "flops_per_second"), -1, "above zero"),
+        (("gemm", 0, "flops_per_second"), None, r"gemm\[0\].flops_per_second is None"),
+        (("gemm", 0, "speed"), 1, r"unknown field gemm\[0\].speed"),
+        (("gemm",), {}, "gemm is {}, not an array"),
+        (("links", 0, "alone", "points"), [], "at least one point"),
+        (("links", 0, "alone", "points"), [[1, 1.0, 2]], "3 items, not 2"),
+        (("links", 0, "alone", "points"), [[2, 1.0], [1, 1.0]], "must rise"),
+        (("links", 0, "alone"), 3, r"links\[0\].alone is not an object"),
+        (("links", 0, "collective"), "gossip", "gossip"),
+        (("extra",), 1, "unknown field extra"),
+        (("overlapc_target",), 2, "format 2"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(written, at: tuple, to: object, says: str) -> None:
+    path, content = written
+    path.write_text(json.dumps(changed(content, *at, to=to)))
+    with pytest.raises(TargetError, match=says) as caught:
+        Target.load(path)
+    assert str(path) in caught.value.where
+    assert caught.value.remedy
+
+
+def test_two_entries_for_one_thing_are_refused(written) -> None:
+    path, content = written
+    content["gemm"] *= 2
+    path.write_text(json.dumps(content))
+    with pytest.raises(TargetError, match="two entries"):
+        Target.load(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'"text"', b"\xff\xfe\x00", b"NaN"])
+def test_a_foreign_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "foreign.json"
+    path.write_bytes(content)
+    with pytest.raises(TargetError, match=r"foreign\.json"):
+        Target.load(path)
+
+
+def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match="cannot be read"):
+        Target.load(tmp_path / "none.json")
+    with pytest.raises(TargetError, match="cannot be read"):
+        Target.load(tmp_path)
+    with pytest.raises(TargetError, match=r"no target named 'h900'.*h100-nvlink"):
+        Target.load("h900")
+    with pytest.raises(TargetError, match="no target named"):
+        Target.load("..")
+
+
+def test_what_a_target_lacks_it_says() -> None:
+    target = Target.load("h100-nvlink")
+    assert target.lacks(PROBLEM) == ""
+    missing = replace(PROBLEM, dtype="float64")
+    assert "float64" in target.lacks(missing)
+    with pytest.raises(TargetError, match=r"no GEMM rates for float64, only for bfloat16"):
+        search.plan(missing, target)
+    no_link = replace(target, links=())
+    with pytest.raises(TargetError, match=r"no measured curve for all_reduce"):
+        search.plan(PROBLEM, no_link)
+    assert search.plan(replace(PROBLEM, world_size=1), no_link).code == "serial_one_rank"
+
+
+def test_the_nearest_group_size_stands_in() -> None:
+    target = Target.load("h100-nvlink")
+    (eight,) = target.links
+    two = replace(eight, world_size=2)
+    target = replace(target, links=(eight, two), is_measured=True)
+    for size, nearest in ((2, two), (3, two), (5, two), (6, eight), (64, eight)):
+        problem = replace(PROBLEM, world_size=size)
+        assert target.link(problem) is nearest
+        assert target.knows(problem) == (size == nearest.world_size)

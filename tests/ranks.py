@@ -1,0 +1,101 @@
+"""Real gloo processes that run test functions: one pair a session, fresh ones where they break."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+SPAWN = get_context("spawn")  # a forked child inherits torch's threads in an unusable state
+
+
+class RankError(AssertionError):
+    """A test function raised on a rank; the text holds its traceback."""
+
+
+class Ranks:
+    """``size`` processes in one gloo group. ``run`` calls a module-level function on all of them."""
+
+    def __init__(self, size: int, *, environment: dict[str, str] | None = None) -> None:
+        self.size = size
+        self.folder = tempfile.TemporaryDirectory(prefix="overlapc-ranks-")
+        rendezvous = Path(self.folder.name) / "store"
+        variables = {"XDG_CACHE_HOME": self.folder.name, **(environment or {})}
+        self.pipes: list[Connection] = []
+        self.processes = []
+        for rank in range(size):
+            here, there = SPAWN.Pipe()
+            process = SPAWN.Process(
+                target=_serve, args=(there, rank, size, str(rendezvous), variables), daemon=True
+            )
+            process.start()
+            there.close()
+            self.pipes.append(here)
+            self.processes.append(process)
+
+    def run(self, function: Callable[..., Any], *args: Any, timeout: float = 90) -> list[Any]:
+        """Return each rank's result of ``function(rank, *args)``; raise ``RankError`` for errors."""
+        outcomes = self.outcomes(function, *args, timeout=timeout)
+        for rank, (value, error) in enumerate(outcomes):
+            if error:
+                raise RankError(f"rank {rank}:\n{error}")
+            del value
+        return [value for value, _ in outcomes]
+
+    def outcomes(
+        self, function: Callable[..., Any], *args: Any, timeout: float = 90
+    ) -> list[tuple[Any, str]]:
+        """Return each rank's (result, traceback text); kills all ranks if one does not answer."""
+        for pipe in self.pipes:
+            pipe.send((function, args))
+        found: list[tuple[Any, str]] = []
+        for rank, pipe in enumerate(self.pipes):
+            if not pipe.poll(timeout):
+                self.close()
+                raise RankError(f"rank {rank} did not answer within {timeout} s: {found}")
+            try:
+                found.append(pipe.recv())
+            except EOFError:
+                found.append((None, "the process ended"))
+        return found
+
+    def close(self) -> None:
+        """End the processes; none outlives this call."""
+        for pipe in self.pipes:
+            pipe.close()
+        for process in self.processes:
+            process.join(5)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        self.folder.cleanup()
+
+
+def _serve(
+    pipe: Connection, rank: int, size: int, rendezvous: str, variables: dict[str, str]
+) -> None:
+    os.environ.update(variables)
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size
+    )
+    while True:
+        try:
+            function, args = pipe.recv()
+        except EOFError:
+            break
+        try:
+            pipe.send((function(rank, *args), ""))
+        except BaseException:
+            pipe.send((None, traceback.format_exc()))
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    os._exit(0)  # gloo's threads may still hold a connection to a rank that was killed

@@ -1,0 +1,109 @@
+"""The files of a saved report, and the predicted timelines in them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from overlapc.errors import ReportError
+from overlapc.reporting.gantt import describe, gantt
+from overlapc.reporting.records import Report
+from overlapc.reporting.timeline import chrome_trace
+from tests.reporting.examples import make_plan, make_site
+
+
+def a_report() -> Report:
+    return Report(
+        [
+            make_site(),
+            make_site(id="odd/../id 1", graph="backward"),
+            make_site(id="f.2", decision="refused", code="other_user"),
+        ]
+    )
+
+
+def test_a_saved_report_loads_equal(tmp_path):
+    report = a_report()
+    assert report.save(tmp_path / "deep" / "report") == tmp_path / "deep" / "report"
+    assert Report.load(tmp_path / "deep" / "report") == report
+    assert (tmp_path / "deep/report/report.txt").read_text() == str(report)
+
+
+def test_every_planned_site_has_a_timeline(tmp_path):
+    a_report().save(tmp_path)
+    names = sorted(path.name for path in (tmp_path / "timelines").iterdir())
+    assert names == ["000-forward-0a1b2c.0.json", "001-odd-..-id-1.json"]
+
+
+def test_timelines_of_an_earlier_report_go(tmp_path):
+    a_report().save(tmp_path)
+    Report([]).save(tmp_path)
+    assert not list((tmp_path / "timelines").iterdir())
+    assert Report.load(tmp_path).sites == []
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe", b"{}"], ids=["absent", "binary", "other"])
+def test_a_directory_without_a_report_is_an_error(tmp_path, content):
+    if content is not None:
+        (tmp_path / "report.json").write_bytes(content)
+    with pytest.raises(ReportError) as caught:
+        Report.load(tmp_path)
+    assert caught.value.where == str(tmp_path / "report.json")
+
+
+def test_a_directory_that_cannot_be_made_is_an_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ReportError, match="cannot be written"):
+        a_report().save(tmp_path / "file" / "report")
+
+
+def events_of(trace: str, phase: str) -> list[dict]:
+    return [event for event in json.loads(trace)["traceEvents"] if event["ph"] == phase]
+
+
+def test_a_trace_holds_the_plan_in_microseconds():
+    plan = make_plan()
+    spans = events_of(chrome_trace(make_site(plan=plan), plan), "X")
+    assert len(spans) == len(plan.timeline) == 2 * len(plan.rows)
+    assert max(e["ts"] + e["dur"] for e in spans) == pytest.approx(plan.predicted_seconds * 1e6)
+    for lane in (0, 1):
+        of_lane = [event for event in spans if event["tid"] == lane]
+        assert sum(event["args"]["rows"] for event in of_lane) == plan.problem.m
+        ends = [0.0, *(event["ts"] + event["dur"] for event in of_lane)]
+        # Within a lane nothing overlaps; a nanosecond is rounding.
+        assert all(e["ts"] >= end - 1e-3 for e, end in zip(of_lane, ends, strict=False))
+    assert spans[0]["name"] == f"rows 0..{plan.rows[0] - 1}"
+
+
+def test_a_trace_says_that_it_is_predicted():
+    site = make_site()
+    trace = chrome_trace(site, make_plan())
+    names = [event["args"]["name"] for event in events_of(trace, "M")]
+    assert all("predicted" in name for name in names)
+    assert site.where in names[0]
+    assert {event["cat"] for event in events_of(trace, "X")} == {"predicted"}
+
+
+def test_bars_show_each_group_for_as_long_as_it_takes():
+    plan = make_plan()
+    compute, communication, _ = gantt(plan, columns=1000).splitlines()
+    for line, lane in ((compute, "compute"), (communication, "communication")):
+        bar = line.partition("|")[2].rstrip("|")
+        assert len(bar) == 1000
+        for event in (event for event in plan.timeline if event.lane == lane):
+            share = (event.end - event.start) / plan.predicted_seconds
+            assert bar.count(str(event.group)) == pytest.approx(1000 * share, abs=2)
+
+
+def test_a_serial_plan_computes_and_then_communicates():
+    compute, communication, _ = gantt(make_plan("serial")).splitlines()
+    computing = compute.count("0")
+    assert communication.partition("|")[2].startswith("." * computing + "0")
+
+
+def test_the_description_names_what_decides():
+    plan = make_plan()
+    text = describe(plan)
+    for part in ("8192x8192x3584", "h100-nvlink", plan.fingerprint, plan.reason, plan.code):
+        assert part in text

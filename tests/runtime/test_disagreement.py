@@ -1,0 +1,188 @@
+"""Ranks that would not run the same plan, groups that are gone, peers that die: errors, no hang."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed._functional_collectives as functional
+
+from overlapc.runtime import groups
+from tests.ranks import Ranks
+from tests.targets import FAST_LINK, SLOW_LINK
+
+
+@pytest.fixture
+def fresh_ranks() -> Iterator[Ranks]:
+    ranks = Ranks(2)
+    yield ranks
+    ranks.close()
+
+
+def project(x, w):
+    return functional.all_reduce(x @ w.t(), "sum", dist.group.WORLD)
+
+
+def compiled_call(rank, options):
+    torch._dynamo.reset()
+    compiled = torch.compile(project, backend="overlapc", options=options[rank])
+    with torch.no_grad():
+        return compiled(torch.randn(512, 64), torch.randn(128, 64)).shape
+
+
+DIFFERENT = {
+    "options": [{"target": SLOW_LINK}, {"target": SLOW_LINK, "overlap": "serial"}],
+    "targets": [{"target": SLOW_LINK}, {"target": FAST_LINK}],
+    "off": [{"target": SLOW_LINK}, {"target": SLOW_LINK, "overlap": "off"}],
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_different_choices_are_one_error_on_every_rank(name, fresh_ranks):
+    started = time.monotonic()
+    outcomes = fresh_ranks.outcomes(compiled_call, DIFFERENT[name])
+    assert time.monotonic() - started < 60
+    for _, error in outcomes:
+        assert "DisagreementError" in error
+        assert "Remedy" in error
+    # The group still works afterwards: nothing was left in flight.
+    alike = [{"target": SLOW_LINK}] * 2
+    assert fresh_ranks.run(compiled_call, alike) == [(512, 128)] * 2
+
+
+def disguised(rank, options):
+    """As compiled_call, but rank 1 has other sources."""
+    from overlapc.runtime import ops
+
+    if rank == 1:
+        ops.fingerprint_of_sources = lambda: "another version"
+    return compiled_call(rank, options)
+
+
+def test_different_sources_are_an_error(fresh_ranks):
+    for _, error in fresh_ranks.outcomes(disguised, [{"target": SLOW_LINK}] * 2):
+        assert "DisagreementError" in error
+
+
+def only_rank_0(rank, options):
+    return compiled_call(rank, options) if rank == 0 else None
+
+
+def test_a_rank_that_never_comes_is_named_after_the_timeout(fresh_ranks):
+    options = [{"target": SLOW_LINK, "agreement_seconds": 2.0}] * 2
+    (_, error), (_, nothing) = fresh_ranks.outcomes(only_rank_0, options)
+    assert "DisagreementError: Ranks [1] did not say within 2 s" in error
+    assert not nothing
+
+
+def verified(rank):
+    torch._dynamo.reset()
+    options = {"target": SLOW_LINK, "verify": True, "agreement_seconds": 20.0}
+    compiled = torch.compile(project, backend="overlapc", options=options, dynamic=True)
+    w = torch.randn(128, 64)
+    with torch.no_grad():
+        for rows in (512, 300):
+            compiled(torch.randn(rows, 64), w)
+        compiled(torch.randn(400 + rank, 64), w)
+
+
+def test_verify_finds_sizes_that_differ(fresh_ranks):
+    for _, error in fresh_ranks.outcomes(verified):
+        assert "DisagreementError" in error
+        assert "the sizes of a call differ" in error
+        assert "401" in error
+
+
+def destroyed_group(rank):
+    group = dist.new_group([0, 1])
+    w = torch.randn(128, 64)
+
+    def on_group(x):
+        return functional.all_reduce(x @ w.t(), "sum", group)
+
+    compiled = torch.compile(on_group, backend="overlapc", options={"target": SLOW_LINK})
+    with torch.no_grad():
+        compiled(torch.randn(512, 64))
+        name = group.group_name
+        dist.destroy_process_group(group)
+        op = torch.ops.overlapc.gemm_all_reduce
+        text = next(text for known, text in _callers() if known == name)
+        op(torch.randn(512, 64), w.t(), None, name, text)
+
+
+def _callers():
+    from overlapc.runtime import ops
+
+    return list(ops._callers)
+
+
+def test_a_destroyed_group_is_named(fresh_ranks):
+    for _, error in fresh_ranks.outcomes(destroyed_group):
+        assert "GroupError: There is no process group" in error
+
+
+def peer_dies(rank):
+    dist.destroy_process_group()
+    store = dist.FileStore(os.environ["XDG_CACHE_HOME"] + "/second", 2)
+    dist.init_process_group(
+        "gloo", store=store, rank=rank, world_size=2, timeout=groups.timedelta(seconds=5)
+    )
+    options = [{"target": SLOW_LINK}] * 2
+    compiled_call(rank, options)
+    if rank == 1:
+        os._exit(1)
+    time.sleep(0.5)
+    compiled_call(rank, options)
+
+
+def test_a_peer_that_dies_surfaces_the_collectives_own_error(fresh_ranks):
+    started = time.monotonic()
+    (_, error), (_, ended) = fresh_ranks.outcomes(peer_dies)
+    assert time.monotonic() - started < 60
+    assert ended == "the process ended"
+    assert "Error" in error
+    assert "DisagreementError" not in error
+
+
+@pytest.fixture
+def pair_of_stores(monkeypatch):
+    """Two members of one group as far as ``compare`` looks: one store, two ranks."""
+
+    class Member:
+        group_name = "pair"
+
+        def __init__(self, rank):
+            self.mine = rank
+
+        def size(self):
+            return 2
+
+        def rank(self):
+            return self.mine
+
+    store = dist.HashStore()
+    monkeypatch.setattr(groups, "backend_name", lambda group: "gloo")
+    monkeypatch.setattr(groups.c10d, "_get_process_group_store", lambda group: store)
+    return Member(0), Member(1)
+
+
+def test_the_nth_comparison_meets_the_nth(pair_of_stores):
+    from concurrent.futures import ThreadPoolExecutor
+
+    first, second = pair_of_stores
+
+    def compare_all(member, values):
+        for value in values:
+            groups.compare(member, value, 5.0, what="they differ")
+
+    with ThreadPoolExecutor(2) as pool:
+        alike = [pool.submit(compare_all, member, "abc") for member in pair_of_stores]
+        assert [one.result() for one in alike] == [None, None]
+        swapped = [pool.submit(compare_all, first, "xy"), pool.submit(compare_all, second, "yx")]
+        for one in swapped:
+            with pytest.raises(groups.DisagreementError, match="they differ"):
+                one.result()

@@ -1,0 +1,280 @@
+"""The command line: what each command prints, and one message for each error of ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from overlapc.cli import main
+from overlapc.errors import TargetError
+from overlapc.planning.schedule import Plan
+from overlapc.planning.search import plan_gemm
+from overlapc.planning.target import Target, shipped_names
+from overlapc.reporting.records import Report
+from tests.reporting.examples import make_site
+
+COMMAND = Path(sys.executable).with_name("overlapc")
+
+MODEL = """
+import torch
+import torch.distributed as dist
+
+
+class RowParallel(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.proj = torch.nn.Linear(3584, 8192, bias=False, dtype=torch.bfloat16, device="meta")
+
+    def forward(self, x):
+        y = self.proj(x)
+        dist.all_reduce(y)
+        return y
+
+
+def build():
+    assert dist.get_world_size() == 8
+    return RowParallel(), (torch.empty(8192, 3584, dtype=torch.bfloat16, device="meta"),)
+
+
+def with_keywords():
+    return "the model", (1, 2), {"c": 3}
+
+
+def plain():
+    return torch.nn.Linear(4, 4), [torch.randn(2, 4)]
+
+
+def broken():
+    raise KeyError("the user's own mistake")
+
+
+def nothing():
+    return None
+
+
+number = 3
+"""
+
+GEMM = ("plan", "--gemm", "8192x8192x3584", "--world-size", "8", "--target", "h100-nvlink")
+
+
+def error_of(capsys, *arguments: str) -> str:
+    """The one message of a command that fails by an error of ours."""
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    lines = captured.err.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["error", "  where", "  remedy"]
+    return captured.err
+
+
+def test_plan_prints_what_the_planner_says(capsys):
+    assert main([*GEMM, "--collective", "all_reduce"]) == 0
+    expected = plan_gemm(
+        m=8192, n=8192, k=3584, world_size=8, dtype="bfloat16", target="h100-nvlink"
+    )
+    text = capsys.readouterr().out
+    assert expected.reason in text
+    assert "communication |" in text
+
+
+def test_plan_as_json_reads_back(capsys):
+    assert main([*GEMM, "--json", "--dtype", "float16", "--schedule", "serial"]) == 0
+    plan = Plan.from_json(capsys.readouterr().out)
+    assert (plan.problem.dtype, plan.schedule, plan.problem.m) == ("float16", "serial", 8192)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("--gemm", "8192x8192"), "MxNxK"),
+        (("--gemm", "8192x8192x-3"), "MxNxK"),
+        (("--world-size", "0"), "no number of ranks"),
+        (("--dtype", "int4"), "invalid choice"),
+        (("--collective", "broadcast"), "invalid choice"),
+    ],
+)
+def test_plan_refuses_what_it_cannot_read(capsys, change, message):
+    with pytest.raises(SystemExit) as caught:
+        main([*GEMM, *change])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_plan_names_the_targets_when_it_does_not_know_one(capsys):
+    text = error_of(capsys, *GEMM[:-1], "h100")
+    assert "'h100'" in text
+    assert "h100-nvlink" in text
+
+
+def test_targets_lists_shipped_and_stored(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "overlapc" / "targets"
+    Target.load("cpu").renamed("my-box").save(folder / "my-box.json")
+    (folder / "broken.json").write_text("{")
+    assert main(["targets"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    rows = [words for words in lines if len(words) > 1]
+    kinds = {row[0]: row[1] for row in rows}
+    assert {name: "shipped" for name in shipped_names()}.items() <= kinds.items()
+    assert kinds["my-box"] == "stored"
+    (broken,) = (row for row in rows if row[0] == "broken")
+    assert "unusable:" in broken
+
+
+def test_report_prints_a_saved_report(capsys, tmp_path):
+    report = Report([make_site(calls={"serial": 2})])
+    report.save(tmp_path)
+    assert main(["report", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == str(report)
+
+
+def test_report_of_a_directory_without_one(capsys, tmp_path):
+    assert str(tmp_path / "report.json") in error_of(capsys, "report", str(tmp_path))
+
+
+def test_calibrate_alone_says_how_to_start_it(capsys, monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert "torchrun" in error_of(capsys, "calibrate")
+
+
+def test_no_command_is_a_usage_error(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("attribute", ["__cause__", "inner_exception"])
+def test_an_error_of_ours_inside_another_is_found(capsys, monkeypatch, attribute):
+    """Python keeps the cause of an error in one place, torch.compile in the other."""
+
+    def failing(*_):
+        with pytest.raises(TargetError) as ours:
+            Target.load("nowhere")
+        error = RuntimeError("the backend failed")
+        setattr(error, attribute, ours.value)
+        raise error
+
+    monkeypatch.setattr("overlapc.cli._targets", failing)
+    assert "'nowhere'" in error_of(capsys, "targets")
+
+
+def test_an_error_that_is_not_ours_keeps_its_traceback(monkeypatch):
+    def failing(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("overlapc.cli._targets", failing)
+    with pytest.raises(ZeroDivisionError):
+        main(["targets"])
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run the installed command beside a module ``model`` and return what it did."""
+    (tmp_path / "model.py").write_text(MODEL)
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+
+    def call(*arguments: str, command: str = str(COMMAND)) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [command, *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=110,
+        )
+
+    return call
+
+
+def test_explain_plans_for_ranks_and_a_machine_that_are_not_here(run, tmp_path):
+    arguments = ("--world-size", "8", "--target", "h100-nvlink", "--save", "saved")
+    done = run("explain", "model:build", *arguments)
+    assert done.returncode == 0, done.stderr
+    report = Report.load(tmp_path / "saved")
+    assert done.stdout == str(report)
+    (site,) = (site for site in report.sites if site.graph == "forward")
+    assert (site.kind, site.decision) == ("gemm_all_reduce", "rewritten")
+    assert site.plan is not None
+    expected = plan_gemm(
+        m=8192, n=8192, k=3584, world_size=8, dtype="bfloat16", target="h100-nvlink"
+    )
+    assert site.plan == expected
+    assert "model.py:" in site.where
+    traces = list((tmp_path / "saved" / "timelines").iterdir())
+    assert json.loads(traces[0].read_text())["otherData"]["target"] == "h100-nvlink"
+
+
+@pytest.mark.long
+def test_explain_reports_an_unknown_target_in_one_message(run):
+    done = run("explain", "model:build", "--world-size", "8", "--target", "h100")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "error: There is no target named 'h100'." in done.stderr
+
+
+@pytest.mark.long
+def test_calibrate_stores_a_target_that_plans(run, tmp_path):
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python")
+    done = run(*launch, str(COMMAND), "calibrate", "--seconds", "1", command=sys.executable)
+    assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / "cache" / "overlapc" / "targets").iterdir()
+    assert done.stdout.split()[0] == path.stem
+    assert done.stdout.count(str(path)) == 1, "one rank tells"
+    plan = plan_gemm(m=512, n=256, k=256, world_size=2, dtype="float32", target=path)
+    assert plan.target == path.stem
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """The same module under a name that no other test has imported."""
+    name = f"model_of_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(MODEL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return name
+
+
+def test_explain_of_a_model_without_collectives(capsys, module):
+    assert main(["explain", f"{module}:plain"]) == 0
+    assert capsys.readouterr().out.startswith("No sites:")
+
+
+def test_explain_passes_inputs_keywords_and_target(capsys, module, monkeypatch):
+    def explain(model, options):
+        assert (model, options) == ("the model", {"target": "mi300x"})
+        return lambda *args, **kwargs: Report([make_site(where=f"{args} {kwargs}")])
+
+    monkeypatch.setattr("overlapc.explaining.explain", explain)
+    assert main(["explain", f"{module}:with_keywords", "--target", "mi300x"]) == 0
+    assert "(1, 2) {'c': 3}" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("callable_name", "message"),
+    [
+        ("{}", "is not MODULE:CALLABLE"),
+        ("{}:", "is not MODULE:CALLABLE"),
+        ("absent_{}:build", "There is no module"),
+        ("{}.deeper:build", "There is no module"),
+        ("{}:absent", "has no callable 'absent'"),
+        ("{}:number", "has no callable 'number'"),
+        ("{}:nothing", "returned NoneType"),
+    ],
+)
+def test_explain_says_what_is_wrong_with_its_callable(capsys, module, callable_name, message):
+    assert message in error_of(capsys, "explain", callable_name.format(module))
+
+
+def test_a_mistake_in_the_users_module_keeps_its_traceback(module, tmp_path):
+    with pytest.raises(KeyError, match="own mistake"):
+        main(["explain", f"{module}:broken"])
+    (tmp_path / "imports_absent.py").write_text("import absent_dependency")
+    with pytest.raises(ModuleNotFoundError, match="absent_dependency"):
+        main(["explain", "imports_absent:build"])
