@@ -14,10 +14,3 @@ def cache_dir() -> Path:
     home = os.environ.get("XDG_CACHE_HOME", "")
     base = Path(home) if os.path.isabs(home) else Path.home() / ".cache"
     return base / "overlapc"
-
-
-def beside_artifacts() -> Path:
-    """Return our folder in Inductor's cache: what belongs to its artifacts lives and dies there."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir as inductor_cache_dir
-
-    return Path(inductor_cache_dir()) / "overlapc"

@@ -14,7 +14,14 @@ import torch
 import torch.distributed as dist
 
 from overlapc.errors import GroupError, TargetError
-from overlapc.planning.fitting import GemmSample, SideBySide, fit_gemm, rising_curve, rounded
+from overlapc.planning.fitting import (
+    GemmSample,
+    SideBySide,
+    fit_gemm,
+    rising_curve,
+    rounded,
+    sustained_curve,
+)
 from overlapc.planning.problem import ITEM_BYTES
 from overlapc.planning.rates import GemmRates, Link
 from overlapc.planning.target import Source, Target, stored_path
@@ -23,7 +30,7 @@ Progress = Callable[[str, float], None]
 """Called with what is measured next, and the share of all that is done before it."""
 
 GEMM_ROWS = (16, 32, 64, 128, 256, 512)
-GEMM_WIDTHS = ((1024, 1024), (2048, 2048), (1024, 4096), (4096, 4096))
+GEMM_WIDTHS = ((1024, 1024), (2048, 2048), (1024, 4096), (4096, 1024), (4096, 4096))
 """Columns and contracted sizes: chosen to span what the shards of a small model have."""
 
 SMALLEST_BYTES, LARGEST_BYTES = 1 << 12, 1 << 25
@@ -31,6 +38,13 @@ SMALLEST_BYTES, LARGEST_BYTES = 1 << 12, 1 << 25
 
 TRAIN = 6
 """Calls in a train of asynchronous ones, where time allows: about as many as plans have groups."""
+
+MOST_ROUNDS = 8
+"""Of one size: their median is steady enough."""
+
+REST_SECONDS = 0.02
+"""Of compute before a timed collective, about what comes before one in a model: caches are warm
+with other things, and a link that saves up credit while idle has saved it up."""
 
 GEMM_SHARE, LINK_SHARE = 0.3, 0.5
 """Of the time allowed; the rest is for contention. Chosen: links vary more than cores."""
@@ -201,7 +215,7 @@ class _Bench:
             call = self._mm(rows, n, k, dtype)
             call()
             self.together()
-            taken = self.slowest(_undisturbed(self._repeat(call, share)))
+            taken = self.slowest(statistics.median(self._repeat(call, share)))
             samples.append(GemmSample(rows, n, k, taken))
         return fit_gemm(self._gemm_shape(dtype), samples, ITEM_BYTES[dtype])
 
@@ -228,56 +242,68 @@ class _Bench:
 
     def all_reduce(self, seconds: float) -> Link:
         """The curve of ``all_reduce``, alone and in trains; stops growing when time runs out."""
-        points = []
+        points: list[_Point] = []
         size, spent = SMALLEST_BYTES, 0.0
         share = seconds / (LARGEST_BYTES // SMALLEST_BYTES).bit_length()
         # The next size takes at most twice as long as this one.
         while size <= LARGEST_BYTES and (not points or spent + 2 * points[-1].spent < seconds):
-            points.append(self._point(size, share))
+            points.append(self._point(size, share, points[-1] if points else None))
             spent += points[-1].spent
             size *= 2
         return Link(
             "all_reduce",
             self.world_size,
             rising_curve((point.size, point.alone) for point in points),
-            rising_curve((point.size, point.queued) for point in points),
+            sustained_curve((point.size, point.queued) for point in points),
             rounded(statistics.median(point.issued for point in points)),
         )
 
-    def _point(self, size: int, seconds: float) -> _Point:
-        """One size of the curve, in about ``seconds``; calls that take longer are few."""
+    def _point(self, size: int, seconds: float, before: _Point | None) -> _Point:
+        """One size of the curve, in about ``seconds``; calls that take long are few."""
+        start = self.now()
         buffers = [self._buffer(size) for _ in range(TRAIN)]
-        single = [self.slowest(self._alone(buffers[0])) for _ in range(2)]
-        rounds = int(seconds / (2 * TRAIN * single[1]))
-        single += [self.slowest(self._alone(buffers[0])) for _ in range(min(20, TRAIN * rounds))]
-        trains = [self._train(buffers) for _ in range(min(20, rounds))]
-        lasted = [self.slowest(train.seconds) for train in trains]
-        alone = statistics.median(single[1:])
-        # Too long for a train: then latency, which is where trains differ, is a small part.
-        queued = statistics.median(lasted) / TRAIN if trains else alone
-        issued = self.slowest(statistics.median(t.issued for t in trains) / TRAIN if trains else 0.0)
-        return _Point(size, alone, queued, issued, sum(single) + sum(lasted))
+        once = self.slowest(self._train(buffers[:1]).seconds)
+        rounds = min(MOST_ROUNDS, int(seconds / (2 * REST_SECONDS + (1 + TRAIN) * once)))
+        single = [self._train(buffers[:1]) for _ in range(max(2, rounds))]
+        trains = [self._train(buffers) for _ in range(rounds)]
+        alone = self.slowest(statistics.median(train.seconds for train in single))
+        issued = self.slowest(statistics.median(train.issued for train in single))
+        if trains:
+            # The first call of a train finds the link idle, and the others queue behind it.
+            lasted = self.slowest(statistics.median(train.seconds for train in trains))
+            queued = (lasted - alone) / (TRAIN - 1)
+        else:
+            # What tells the two apart is latency, which does not grow with the size.
+            queued = alone + (before.queued - before.alone if before else 0.0)
+        # At least what no curve can be below, should noise have swapped two times.
+        queued = max(queued, alone / TRAIN)
+        return _Point(size, alone, queued, issued, self.slowest(self.now() - start))
 
     def _buffer(self, size: int) -> torch.Tensor:
         # Zeros stay finite however often they are added up; time does not depend on values.
         return torch.zeros(size // 4, device=self.device)
-
-    def _alone(self, buffer: torch.Tensor) -> float:
-        self.together()
-        return self.seconds(lambda: dist.all_reduce(buffer, group=self.group))
 
     def _start(self, buffers: Sequence[torch.Tensor]) -> list[dist.Work]:
         works = [dist.all_reduce(b, group=self.group, async_op=True) for b in buffers]
         return [work for work in works if work is not None]
 
     def _train(self, buffers: Sequence[torch.Tensor]) -> _Train:
-        self.together()
+        """One asynchronous call a buffer, after a while of compute: as they come in a schedule."""
+        self._rest()
         start = self.now()
         works = self._start(buffers)
-        issued = time.perf_counter() - start
+        issued = (time.perf_counter() - start) / len(buffers)
         for work in works:
             work.wait()
         return _Train(self.now() - start, issued)
+
+    def _rest(self) -> None:
+        """Let links idle while this rank computes, until every member is here."""
+        mm = self._mm(64, 1024, 1024, "float32")
+        start = self.now()
+        while self.now() - start < REST_SECONDS:
+            mm()
+        self.together()
 
     # Contention
 
@@ -289,7 +315,7 @@ class _Bench:
         count = max(4, min(64, int(seconds / rounds / 2.5 / each)))
         buffers = [self._buffer(SIDE_BY_SIDE_BYTES) for _ in range(count)]
         mm = self._mm(64, 1024, 1024, "float32")
-        one = self.slowest(_undisturbed(self._repeat(mm, 0.05)))
+        one = self.slowest(statistics.median(self._repeat(mm, 0.05)))
         # GEMMs end first even if the link does not slow them, so the link is busy throughout.
         gemms = max(1, int(0.5 * count * each / one))
         found = [self._side_by_side(buffers, lambda: [mm() for _ in range(gemms)]) for _ in range(rounds)]
@@ -303,7 +329,7 @@ class _Bench:
         self.together()
         compute_alone = self.seconds(compute)
         link_alone = self._train(buffers).seconds
-        self.together()
+        self._rest()
         start = self.now()
         works = self._start(buffers)
         compute()
@@ -320,7 +346,7 @@ class _Train:
     seconds: float
     """From the first start to the last end."""
     issued: float
-    """Until the last call was started."""
+    """To start one call."""
 
 
 @dataclass(frozen=True)
@@ -330,8 +356,3 @@ class _Point:
     queued: float
     issued: float
     spent: float
-
-
-def _undisturbed(times: Sequence[float]) -> float:
-    """The lower quartile: what else the machine does only ever adds to a GEMM's time."""
-    return sorted(times)[len(times) // 4]

@@ -82,15 +82,15 @@ def read_all_reduce(start: fx.Node) -> AllReduce | Refusal:
             return Refusal(
                 start,
                 "group_not_named",
-                "the process group is computed in the graph, and a plan needs its name",
+                "The process group is computed in the graph, and a plan needs its name.",
             )
     waits = list(start.users)
     if len(waits) != 1 or waits[0].target is not functional.wait_tensor.default:
         return Refusal(
             start,
             "not_waited_once",
-            "the collective is not followed by exactly one wait, so its result may be used "
-            "before it is complete",
+            "The collective is not followed by exactly one wait, so its result may be used "
+            "before it is complete.",
         )
     return AllReduce(start=start, wait=waits[0], source=source, reduce=reduce, group=group)
 
@@ -102,14 +102,14 @@ def read_gemm(node: fx.Node) -> Gemm | Refusal:
             bias = None
         case aten.addmm.default, (fx.Node() as bias, fx.Node() as a, fx.Node() as b):
             if any(node.kwargs.get(name, 1) != 1 for name in ("alpha", "beta")):
-                return Refusal(node, "scaled_addmm", "the GEMM scales its operands (alpha, beta)")
+                return Refusal(node, "scaled_addmm", "The GEMM scales its operands (alpha, beta).")
         case _:
             return Refusal(
-                node, "no_gemm", f"its operand is computed by {_called(node)}, not by a GEMM"
+                node, "no_gemm", f"What is reduced is {_called(node)}, not the result of a GEMM."
             )
     left, right, out = tensor_facts(a), tensor_facts(b), tensor_facts(node)
     if left is None or right is None or out is None:
-        return Refusal(node, "no_sizes", "tracing left no sizes at the GEMM")
+        return Refusal(node, "no_sizes", "Tracing left no sizes at the GEMM.")
     return Gemm(
         node=node,
         a=a,
@@ -125,4 +125,4 @@ def read_gemm(node: fx.Node) -> Gemm | Refusal:
 
 
 def _called(node: fx.Node) -> str:
-    return "the graph's input" if node.op == "placeholder" else str(node.target)
+    return "an input of the graph" if node.op == "placeholder" else f"computed by {node.target}"

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from overlapc.cache import beside_artifacts
 from overlapc.errors import ReportError
 from overlapc.reporting.records import Report, Site
 from overlapc.runtime import groups
+from overlapc.runtime.artifacts import beside_artifacts
 from overlapc.runtime.ops import calls_of, plan_digest
 
 log = logging.getLogger(__name__)

@@ -108,7 +108,7 @@ def match(start: fx.Node) -> Chain | Refusal:
         return Refusal(
             start,
             "reduction",
-            f"the reduction is {collective.reduce!r}, and only sums may be cut into pieces here",
+            f"The reduction is {collective.reduce!r}, and only sums and averages are rewritten.",
         )
     producer, views = through_views(collective.source)
     gemm = read_gemm(producer)
@@ -119,8 +119,8 @@ def match(start: fx.Node) -> Chain | Refusal:
             return Refusal(
                 node,
                 "other_users",
-                f"the GEMM's result is also read by {_other_user(node, collective)}, which needs "
-                "it before it is reduced",
+                f"The GEMM's result is also read by {_other_user(node, collective)}, which needs "
+                "it before it is reduced.",
             )
     return Chain(gemm=gemm, views=views, collective=collective)
 
@@ -134,7 +134,7 @@ def decide(chain: Chain, target: Target, compilation: Compilation) -> Decision |
     """Choose what becomes of a chain on ``target``, from its sizes and the options only."""
     schedule = compilation.options.overlap
     if schedule == "off":
-        return Refusal(chain.gemm.node, "off", "option overlap is 'off'")
+        return Refusal(chain.gemm.node, "off", "Option overlap is 'off'.")
     remember(target)
     try:
         problem = _problem(chain)
@@ -149,9 +149,9 @@ def decide(chain: Chain, target: Target, compilation: Compilation) -> Decision |
     if not pays and schedule == "auto":
         return Decision("kept", plan, plan.reason, plan.code)
     if not Fuel.take(compilation.options):
-        return Decision("kept", plan, "the fuel given by option is used up", "fuel")
+        return Decision("kept", plan, "The fuel that option 'fuel' gives is used up.", "fuel")
     if plan.schedule == "serial" and pays:
-        reason = f"the rows vary: at {pays[0].problem.m} rows {pays[0].reason}"
+        reason = f"The rows vary, and at {pays[0].problem.m} it pays: {pays[0].reason}"
         return Decision("rewritten", plan, reason, "varying_rows")
     return Decision("rewritten", plan, plan.reason, plan.code)
 

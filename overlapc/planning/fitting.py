@@ -141,6 +141,19 @@ def rising_curve(points: Iterable[tuple[int, float]]) -> Curve:
     return Curve(tuple(rising))
 
 
+def sustained_curve(points: Iterable[tuple[int, float]]) -> Curve:
+    """A rising curve on which no call moves bytes faster than a larger one does.
+
+    A short train of small calls can live on what a link saved up while idle (a token bucket, a
+    buffer); a plan with many of them cannot.
+    """
+    per_byte, sustained = 0.0, []
+    for size, seconds in sorted(points, reverse=True):
+        per_byte = max(per_byte, seconds / size)
+        sustained.append((size, per_byte * size))
+    return rising_curve(sustained)
+
+
 @dataclass(frozen=True)
 class SideBySide:
     """GEMMs and collectives started together, the collectives taking longer."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-from overlapc.cache import beside_artifacts
 from overlapc.errors import TargetError
 from overlapc.planning.problem import Problem
 from overlapc.planning.schedule import Plan
 from overlapc.planning.search import plan
 from overlapc.planning.target import Target
+from overlapc.runtime.artifacts import beside_artifacts
 
 _targets: dict[str, Target] = {}
 

@@ -26,6 +26,7 @@ print(builder.build(GemmSpec.parse({text!r})).path.read_text())
 
 @pytest.fixture(autouse=True)
 def nothing_built(private_cache, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the processes that tests start
     monkeypatch.setattr(builder, "_built", {})
     return private_cache
 

@@ -1,0 +1,62 @@
+"""The emulated link in the interpreter, its clock replaced by the host's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from triton.runtime.interpreter import interpreter_builder
+
+from benchmarks import emulated_link
+from benchmarks.emulated_link import EmulatedLink
+
+FAST = EmulatedLink("test", ranks=4, bytes_per_second=1e12, alpha_seconds=0, ctas=3)
+
+
+@contextmanager
+def host_clock() -> Iterator[None]:
+    """Let the kernel read the host's clock: the interpreter has no device."""
+    module: Any = emulated_link
+    before, module.globaltimer = module.globaltimer, time.monotonic_ns
+    try:
+        yield
+    finally:
+        module.globaltimer = before
+
+
+def copies_whole_bands(rows: int, columns: int) -> tuple[float, float]:
+    """Link bytes and the bytes that the kernel stored, after checking what it stored."""
+    band = torch.randn(rows, columns)
+    around = torch.full((rows + 2, columns), torch.nan)
+    stored = 0
+    builder: Any = interpreter_builder
+    store = builder.create_masked_store
+
+    def counted(pointer: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        nonlocal stored
+        stored += int(mask.data.sum()) * band.element_size()
+        return store(pointer, value, mask, *rest)
+
+    builder.create_masked_store = counted
+    try:
+        FAST.all_reduce(band, around[1:-1], paced=False)
+    finally:
+        builder.create_masked_store = store
+    assert torch.equal(around[1:-1], band)
+    assert around[0].isnan().all()
+    assert around[-1].isnan().all()
+    return FAST.link_bytes(band.numel() * band.element_size()), stored
+
+
+def takes_its_time(seconds: float) -> tuple[float, float]:
+    """The time that a band is to take, one CTA, and the time that it took."""
+    band = torch.randn(4, emulated_link.BLOCK)
+    size = band.numel() * band.element_size()
+    link = EmulatedLink("slow", 2, size / seconds, alpha_seconds=seconds, ctas=1)
+    with host_clock():
+        start = time.monotonic()
+        link.all_reduce(band, torch.empty_like(band))
+    return link.seconds(size), time.monotonic() - start
