@@ -9,6 +9,7 @@ import json
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,7 +50,8 @@ class Job:
     """To be spent on the timed rounds of one pair."""
     rest_seconds: float
     """Silence before each run, after which the link's token bucket is full."""
-    with_overlapc: bool
+    calibration_seconds: float
+    """For measuring machine and link, for overlapc; 0 leaves overlapc out."""
     results: str
     """File that rank 0 adds a line to for each pair."""
     targets: str
@@ -201,13 +203,13 @@ def _error(value: torch.Tensor, expected: torch.Tensor) -> float:
 
 def calibrated(job: Job, group: dist.ProcessGroup) -> Any | None:
     """This machine and link, measured; None where overlapc is left out."""
-    if not job.with_overlapc:
+    if not job.calibration_seconds:
         return None
     import overlapc
 
     start = time.perf_counter()
     # Not saved where compilations look: the emulated link is not the machine's usual one.
-    target = overlapc.calibrate(group, save=False)
+    target = overlapc.calibrate(group, seconds=job.calibration_seconds, save=False)
     if group.rank() == 0:
         target.save(Path(job.targets) / f"{job.pairs[0].rate}.json")
         print(f"  calibrated in {time.perf_counter() - start:.1f} s: {target.name}")
@@ -225,6 +227,8 @@ def told(row: Row) -> str:
 
 def main(group: dist.ProcessGroup) -> None:
     """Measure every pair of the job named on the command line."""
+    # The table says of each pair what was done; the warning is for those who do not look.
+    warnings.filterwarnings("ignore", "overlapc rewrote none")
     job = Job.load(Path(sys.argv[1]))
     target = calibrated(job, group)
     with torch.no_grad():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import os
 import tempfile
 import threading
@@ -98,14 +97,12 @@ def _templates_hash() -> str:
 
 @cache
 def _triton_version() -> str:
-    """Read without importing Triton, which takes a second."""
-    for name in ("triton", "pytorch-triton", "pytorch-triton-rocm"):
-        try:
-            return f"{name} {importlib.metadata.version(name)}"
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    raise KernelError(
-        "Triton is not installed.",
-        where="building a kernel",
-        remedy="install triton>=3.6, or use the serial or chunked schedule",
-    )
+    try:
+        import triton
+    except ImportError as error:
+        raise KernelError(
+            f"Triton cannot be imported: {error}.",
+            where="building a kernel",
+            remedy="install triton>=3.6, or use the serial or chunked schedule",
+        ) from error
+    return triton.__version__

@@ -2,9 +2,9 @@
 
     python -m examples.tensor_parallel_llama [--link 1gbit | loopback]
 
-Where network namespaces can be made (as root), the processes talk over an emulated link of the
-given rate; elsewhere over loopback. The part to copy is ``rank``: shard the model, calibrate once,
-compile with ``backend="overlapc"``.
+Where network namespaces can be made (as root, also of a user namespace), the processes talk over an
+emulated link of the given rate; elsewhere over loopback. The part to copy is ``rank``: shard the
+model, calibrate once, compile with ``backend="overlapc"``.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import overlapc
 from benchmarks.link import available, rate_limited_link
 from benchmarks.paired import Samples, measure
 from benchmarks.ranks import GroupRanks, run_rank, run_ranks
+from benchmarks.user_namespace import rerun_if_it_helps
 from examples.llama_bound import bound_of_model
 from examples.llama_model import batch, model, sites, tensor_parallel
 from examples.llama_output import comparison, timelines
@@ -105,6 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m examples.tensor_parallel_llama")
     parser.add_argument("--link", default=RATE, help=f"rate of the emulated link, or {LOOPBACK}")
     rate = parser.parse_args().link
+    rerun_if_it_helps("examples.tensor_parallel_llama")
     reason = None if rate == LOOPBACK else available()
     if reason:
         print(f"no emulated link here, so this runs over loopback: {reason}")

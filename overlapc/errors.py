@@ -5,6 +5,9 @@ Failing to optimise is never an error; being unable to keep the meaning of a pro
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 
 class OverlapcError(RuntimeError):
     """Base of all our errors. Its text is ``what``, ``where`` and ``remedy`` in three sentences."""
@@ -14,6 +17,10 @@ class OverlapcError(RuntimeError):
         self.what = what
         self.where = where
         self.remedy = remedy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle, which worker processes do to errors, would else lose the keywords."""
+        return partial(type(self), where=self.where, remedy=self.remedy), (self.what,)
 
 
 class OptionError(OverlapcError, ValueError):

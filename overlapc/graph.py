@@ -16,8 +16,8 @@ from torch._library.fake_class_registry import FakeScriptObject
 try:  # torch >= 2.12 says it without a guard under this name
     from torch.fx.experimental.symbolic_shapes import optimization_hint
 except ImportError:  # torch 2.11
-    from torch.fx.experimental.symbolic_shapes import (  # pyright: ignore[reportAttributeAccessIssue]
-        size_hint as optimization_hint,
+    from torch.fx.experimental.symbolic_shapes import (
+        size_hint as optimization_hint,  # pyright: ignore[reportAttributeAccessIssue]
     )
 
 aten = torch.ops.aten

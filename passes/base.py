@@ -30,6 +30,8 @@ class Compilation:
     graph_id: str = ""
     """Hash of the graph before the first pass; sites are numbered under it."""
     sites: list[Site] = field(default_factory=list)
+    modules: dict[str, str] = field(default_factory=dict)
+    """Text of the Triton module that is generated for a site, by the site's identifier."""
 
     def next_site_id(self) -> str:
         """Return the identifier of the next site: equal on every rank and in every run."""
@@ -74,5 +76,5 @@ def run_passes(passes: Sequence[Pass], graph: fx.Graph, compilation: Compilation
             continue
         one.apply(graph, compilation)
         dump.graph(compilation.graph_id, one.name, lambda: text(graph))
-    dump.sites(compilation.graph_id, compilation.sites)
+    dump.sites(compilation.graph_id, compilation.sites, compilation.modules)
     graph.lint()

@@ -25,8 +25,9 @@ from overlapc.chain import (
     read_all_reduce,
     read_gemm,
 )
-from overlapc.errors import GroupError, ProblemError, TargetError
-from overlapc.graph import copy_facts, through_views, where
+from overlapc.codegen.module import module_text
+from overlapc.errors import GroupError, KernelError, ProblemError, TargetError
+from overlapc.graph import copy_facts, through_views, value_of, where
 from overlapc.passes.base import Compilation, Fuel
 from overlapc.planning.problem import Problem
 from overlapc.planning.schedule import Plan
@@ -36,6 +37,7 @@ from overlapc.runtime import ops  # registers torch.ops.overlapc
 from overlapc.runtime.groups import resolve
 from overlapc.runtime.plans import plan_call, remember
 from overlapc.runtime.schedules import OPERATIONS
+from overlapc.runtime.signaled import kernel_spec
 from overlapc.runtime.spec import ChainSpec
 
 log = logging.getLogger(__name__)
@@ -83,7 +85,9 @@ class OverlapGemmAllReduce:
         try:
             target = compilation.target_for(chain.gemm.device, chain.collective.group)
         except (TargetError, GroupError) as error:
-            return _refused(site, Refusal(start, "no_target", f"There is nothing to plan for: {error.what}"))
+            return _refused(
+                site, Refusal(start, "no_target", f"There is nothing to plan for: {error.what}")
+            )
         decided = decide(chain, target, compilation)
         if isinstance(decided, Refusal):
             return _refused(site, decided)
@@ -91,6 +95,8 @@ class OverlapGemmAllReduce:
             decision=decided.decision, plan=decided.plan, reason=decided.reason, code=decided.code
         )
         if made.decision == "rewritten":
+            if decided.plan.schedule == "signaled":
+                compilation.modules[made.id] = generated_module(chain.gemm, target)
             rewrite(graph, chain, specification(chain, target, compilation, made.id))
         return made
 
@@ -180,6 +186,16 @@ def specification(chain: Chain, target: Target, compilation: Compilation, site: 
         verify=options.verify,
         wait_seconds=options.agreement_seconds,
     )
+
+
+def generated_module(gemm: Gemm, target: Target) -> str:
+    """Return the text of the Triton module that a signaled plan of this GEMM runs."""
+    a, b = value_of(gemm.a), value_of(gemm.b)
+    bias = None if gemm.bias is None else value_of(gemm.bias)
+    try:
+        return module_text(kernel_spec(target, a, b, bias))
+    except KernelError as error:
+        return f'"""No module is generated, and the library computes the bands.\n\n{error}\n"""\n'
 
 
 def rewrite(graph: fx.Graph, chain: Chain, spec: ChainSpec) -> None:

@@ -19,7 +19,7 @@ class RankError(AssertionError):
 
 
 class Ranks:
-    """``size`` processes in one gloo group. ``run`` calls a module-level function on all of them."""
+    """``size`` processes in one gloo group; ``run`` calls a module-level function on all of them."""
 
     def __init__(self, size: int, *, environment: dict[str, str] | None = None) -> None:
         self.size = size
@@ -39,7 +39,7 @@ class Ranks:
             self.processes.append(process)
 
     def run(self, function: Callable[..., Any], *args: Any, timeout: float = 90) -> list[Any]:
-        """Return each rank's result of ``function(rank, *args)``; raise ``RankError`` for errors."""
+        """Return each rank's result of ``function(rank, *args)``; ``RankError`` if one raised."""
         outcomes = self.outcomes(function, *args, timeout=timeout)
         for rank, (value, error) in enumerate(outcomes):
             if error:
@@ -84,9 +84,7 @@ def _serve(
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size
-    )
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size)
     while True:
         try:
             function, args = pipe.recv()

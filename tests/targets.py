@@ -1,4 +1,4 @@
-"""Targets whose answer is known: a link so slow that cutting pays, and one so fast that it never does."""
+"""Targets whose answer is known: on a slow link cutting pays, on a fast one it never does."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "codegen": "errors cache",
     "runtime": "errors cache sources planning codegen",
     # What rewrites, knowing graphs, plans and the ops to insert.
-    "passes": "errors options planning reporting graph chain runtime",
+    "passes": "errors options planning reporting graph chain codegen runtime",
     # What ties them together for a user.
     "calibration": "errors cache planning runtime",
     "targets": "errors planning runtime calibration",

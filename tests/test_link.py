@@ -25,15 +25,16 @@ from benchmarks.ranks import run_rank
 def body(group):
     rank, size = group.rank(), group.size()
     original = torch.randn(1 << 19, generator=torch.Generator().manual_seed(rank))
+    seconds = []
     for _ in range(3):
         values = original.clone()
         dist.barrier()
         start = time.perf_counter()
         dist.all_reduce(values)
-        seconds = time.perf_counter() - start
+        seconds.append(time.perf_counter() - start)
     others = [torch.randn(1 << 19, generator=torch.Generator().manual_seed(r)) for r in range(size)]
     torch.testing.assert_close(values, torch.stack(others).sum(0))
-    print("seconds", seconds)
+    print("seconds", min(seconds))
 
 run_rank(body)
 """
@@ -62,13 +63,14 @@ def seconds_of(output: str) -> float:
 @needs_link
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_all_reduce_takes_what_the_rate_says(ranks: int) -> None:
-    with rate_limited_link(ranks, "200mbit") as link:
+    with rate_limited_link(ranks, "100mbit") as link:
         run = run_ranks([python(TIMED_ALL_REDUCE)] * ranks, link, timeout=60, echo=None).check()
     # Of a ring, each rank sends 2(p-1)/p of the bytes; the burst may have been saved up before.
     sent = 2 * (ranks - 1) / ranks * BYTES
+    ideal, saved_up = sent * 8 / 100e6, link.refill_seconds
     for result in run.results:
-        seconds = seconds_of(result.output)
-        assert (sent - 2**19) * 8 / 200e6 < seconds < 3 * sent * 8 / 200e6
+        # The upper limit is wide, as other programs may want the cores.
+        assert ideal - saved_up < seconds_of(result.output) < 4 * ideal
     assert own_namespaces() == []
 
 

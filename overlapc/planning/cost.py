@@ -1,4 +1,4 @@
-"""Seconds of a problem on a target, for every way to cut it. `formulas` states the same in symbols."""
+"""Seconds of a problem on a target, however it is cut. `formulas` states the same in symbols."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def advance(
     ``ready`` is when the groups so far are computed, ``end`` when the link would be done with them
     if nothing more were computed. Until the link has caught up, compute runs at ``1 / c`` and the
     link at ``1 / d``. A transfer that finds the link idle takes ``alone``; one that finds it busy
-    adds ``queued``, and hides its latency, yet cannot be done sooner than ``alone`` after its start.
+    adds ``queued``, hiding its latency, yet cannot be done sooner than ``alone`` after its start.
     With c = d = 1 and one curve this is the classic ``end = max(end, ready + work) + transfer``.
     """
     backlog = end - ready

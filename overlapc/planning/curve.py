@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from math import exp, log
 
 # Ranks must plan alike, and the last bits of `log` and `exp` differ between C libraries. Times are
@@ -30,7 +31,7 @@ class Curve:
         if any(size <= 0 or seconds <= 0 for size, seconds in self.points):
             raise ValueError("bytes and seconds of a curve must be above zero")
         sizes = [size for size, _ in self.points]
-        if any(left >= right for left, right in zip(sizes, sizes[1:], strict=False)):
+        if any(left >= right for left, right in pairwise(sizes)):
             raise ValueError("bytes of a curve must rise from point to point")
 
     @cached_property

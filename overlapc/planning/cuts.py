@@ -61,8 +61,8 @@ def _search(costs: Costs, unit_rows: int, limit: float) -> _Label:
     """The best label that computes all rows, given that some cut ends by ``limit``.
 
     A label stands at (ready, end). `advance` never falls with either, as long as 1/c + 1/d >= 1 and
-    ``queued`` <= ``alone``, so a label that another one beats in both can be dropped. A single best
-    label is not enough: the cut with the later ``end`` may be ``ready`` earlier, and win in the end.
+    ``queued`` <= ``alone``, so a label that another one beats in both can be dropped. One best
+    label is not enough: the cut with the later ``end`` may be ``ready`` earlier, and win.
     """
     m, c, d = costs.problem.m, costs.target.compute_slowdown, costs.target.link_slowdown
     starts = [*range(0, m, unit_rows), m]

@@ -98,9 +98,7 @@ def _reweighted(rows: Sequence[Sequence[float]]) -> list[float] | None:
     return factors
 
 
-def _least_squares(
-    rows: Sequence[Sequence[float]], weights: Sequence[float]
-) -> list[float] | None:
+def _least_squares(rows: Sequence[Sequence[float]], weights: Sequence[float]) -> list[float] | None:
     """Solve the normal equations by elimination; the columns are scaled to be comparable."""
     count = len(rows[0])
     scale = [max(abs(row[column]) for row in rows) or 1.0 for column in range(count)]
@@ -126,19 +124,20 @@ def _least_squares(
     return [system[index][count] / system[index][index] / scale[index] for index in range(count)]
 
 
-def _dot(
-    weights: Sequence[float], rows: Sequence[Sequence[float]], left: int, right: int
-) -> float:
+def _dot(weights: Sequence[float], rows: Sequence[Sequence[float]], left: int, right: int) -> float:
     return sum(w * row[left] * row[right] for w, row in zip(weights, rows, strict=True))
 
 
 def rising_curve(points: Iterable[tuple[int, float]]) -> Curve:
-    """A curve through the points that never falls: more bytes do not take less time."""
-    highest, rising = 0.0, []
-    for size, seconds in sorted(points):
-        highest = max(highest, seconds)
-        rising.append((size, rounded(highest)))
-    return Curve(tuple(rising))
+    """A curve through the points that never falls: fewer bytes take no more time than more.
+
+    The smaller of two times that are out of order is kept: disturbance only ever adds.
+    """
+    least, rising = inf, []
+    for size, seconds in sorted(points, reverse=True):
+        least = min(least, seconds)
+        rising.append((size, rounded(least)))
+    return Curve(tuple(reversed(rising)))
 
 
 def sustained_curve(points: Iterable[tuple[int, float]]) -> Curve:

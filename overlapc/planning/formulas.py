@@ -38,18 +38,18 @@ MEANING = {
 """What each symbol stands for; names in code are fields of a target."""
 
 
-def symbol(name: str) -> sympy.Symbol:
-    """The symbol of that name: all quantities are positive."""
+def symbols(names: str) -> tuple[sympy.Symbol, ...]:
+    """The symbols of those names: all quantities are positive."""
     import sympy
 
-    return sympy.Symbol(name, positive=True)
+    return sympy.symbols(names, positive=True)
 
 
 def gemm_seconds() -> sympy.Expr:
     """Of `GemmRates.seconds`; leave out a term by letting its rate go to infinity."""
     import sympy
 
-    r, n, k, b, F, P, B, a, rows, columns, w = map(symbol, "r n k b F P B a t_r t_c w".split())
+    r, n, k, b, F, P, B, a, rows, columns, w = symbols("r n k b F P B a t_r t_c w")
     waves = sympy.ceiling(sympy.ceiling(r / rows) * sympy.ceiling(n / columns) / w)
     computed = waves * w * rows * columns * 2 * k / F + k * n * b / P
     return a + sympy.Max(computed, (r * k + k * n + r * n) * b / B)
@@ -59,7 +59,7 @@ def curve_seconds() -> sympy.Expr:
     """Of `Curve.seconds` between two measured points."""
     import sympy
 
-    x, x_0, x_1, y_0, y_1 = map(symbol, "x x_0 x_1 y_0 y_1".split())
+    x, x_0, x_1, y_0, y_1 = symbols("x x_0 x_1 y_0 y_1")
     return y_0 * (y_1 / y_0) ** (sympy.log(x / x_0) / sympy.log(x_1 / x_0))
 
 
@@ -67,7 +67,7 @@ def advance() -> tuple[sympy.Expr, sympy.Expr]:
     """``(R, E)`` after one more group, as `cost.advance` gives them."""
     import sympy
 
-    G, L, Q, R, E, c, d = map(symbol, "G L Q R E c d".split())
+    G, L, Q, R, E, c, d = symbols("G L Q R E c d")
     busy = sympy.Lt(G * c, (E - R) * d)
     ready = R + sympy.Piecewise((G * c, busy), (G + (E - R) * d * (1 - 1 / c), True))
     left = E - R - G * c / d

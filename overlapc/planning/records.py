@@ -47,7 +47,7 @@ def _path(where: str, name: str) -> str:
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:
-    if is_dataclass(kind) and isinstance(kind, type):
+    if isinstance(kind, type) and is_dataclass(kind):
         return from_value(kind, value, where)
     if get_origin(kind) in (Union, types.UnionType):
         if value is None and type(None) in get_args(kind):

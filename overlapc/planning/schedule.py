@@ -85,11 +85,13 @@ class Plan:
 
     def __str__(self) -> str:
         p = self.problem
+        predicted, serial, bound = map(
+            format_seconds, (self.predicted_seconds, self.serial_seconds, self.bound_seconds)
+        )
         return (
             f"{self.schedule} {p.m}x{p.n}x{p.k} {p.dtype} {p.collective} over {p.world_size} "
-            f"on {self.target}: rows {format_rows(self.rows)}, {format_seconds(self.predicted_seconds)} "
-            f"(serial {format_seconds(self.serial_seconds)}, "
-            f"bound {format_seconds(self.bound_seconds)}). {self.reason} [{self.code}]"
+            f"on {self.target}: rows {format_rows(self.rows)}, "
+            f"{predicted} (serial {serial}, bound {bound}). {self.reason} [{self.code}]"
         )
 
     def to_json(self) -> str:

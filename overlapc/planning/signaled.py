@@ -30,9 +30,7 @@ def boundaries(costs: Costs) -> tuple[Boundary, ...]:
     p, rates = costs.problem, costs.rates
     resident = max(1, rates.resident - costs.target.communication_sms)
     share = resident / rates.resident
-    slowed = replace(
-        rates, resident=resident, flops_per_second=rates.flops_per_second * share
-    )
+    slowed = replace(rates, resident=resident, flops_per_second=rates.flops_per_second * share)
     waves = -(-slowed.tiles(p.m, p.n) // resident)
     busy = slowed.seconds(p.m, p.n, p.k, p.item_bytes, p.epilogue_bytes) - slowed.launch_seconds
     tiles_per_row = -(-p.n // slowed.tile_columns)

@@ -62,11 +62,13 @@ class Target:
     communication_sms: int = 0
     """Multiprocessors left to the collective (`signaled`)."""
     source: tuple[Source, ...] = ()
+    architecture: str = ""
+    """For which kernels are generated, such as ``sm_90``; empty where none are."""
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
             raise ValueError(f"name {self.name!r} holds other than letters, digits, '.', '_', '-'")
-        if not 1 <= min(self.compute_slowdown, self.link_slowdown):
+        if any(not slowdown >= 1 for slowdown in (self.compute_slowdown, self.link_slowdown)):
             raise ValueError("compute_slowdown and link_slowdown cannot be below 1")
         dtypes = [rates.dtype for rates in self.gemm]
         if unknown := sorted(set(dtypes) - set(ITEM_BYTES)):
@@ -224,7 +226,9 @@ def _read(text: str, where: str) -> Target:
     try:
         return from_value(Target, content)
     except ValueError as error:
-        raise TargetError(f"The target is incomplete: {error}.", where=where, remedy=remedy) from None
+        raise TargetError(
+            f"The target is incomplete: {error}.", where=where, remedy=remedy
+        ) from None
 
 
 def _refuse_constant(name: str) -> None:

@@ -1,8 +1,8 @@
-"""The files of a dump directory: each graph before the first pass and after every one, its sites."""
+"""The files of a dump directory: each graph before and after every pass, sites, modules."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -26,10 +26,15 @@ class GraphDump:
             path = self._folder(graph_id) / f"{next(self.numbers):02d}_{label}.txt"
             path.write_text(text())
 
-    def sites(self, graph_id: str, sites: Sequence[Site]) -> None:
-        """Write the report of this graph's sites."""
-        if self.directory:
-            Report(list(sites)).save(self._folder(graph_id))
+    def sites(self, graph_id: str, sites: Sequence[Site], modules: Mapping[str, str]) -> None:
+        """Write the report of this graph's sites, and ``site_<number>.py`` for each module."""
+        if not self.directory:
+            return
+        folder = self._folder(graph_id)
+        Report(list(sites)).save(folder)
+        for site_id, text in modules.items():
+            number = int(site_id.rpartition(".")[2])
+            (folder / f"site_{number:02d}.py").write_text(text)
 
     def _folder(self, graph_id: str) -> Path:
         folder = Path(self.directory) / graph_id

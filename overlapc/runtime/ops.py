@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 
 from overlapc.planning.problem import Problem
-from overlapc.runtime import groups
-from overlapc.runtime.plans import plan_call
+from overlapc.planning.schedule import Plan
+from overlapc.runtime import groups, signaled
+from overlapc.runtime.plans import plan_call, target_of
 from overlapc.runtime.schedules import all_reduce_options, run_rows
 from overlapc.runtime.spec import ChainSpec
 from overlapc.sources import fingerprint_of_sources
@@ -34,7 +35,7 @@ class _Caller:
     group: dist.ProcessGroup
     spec: ChainSpec
     options: dist.AllreduceOptions
-    rows: dict[tuple[int, int, int, torch.dtype], tuple[int, ...]] = field(default_factory=dict)
+    plans: dict[tuple[int, int, int, torch.dtype], Plan] = field(default_factory=dict)
 
 
 _callers: dict[tuple[str, str], _Caller] = {}
@@ -68,12 +69,18 @@ def gemm_all_reduce(
         groups.compare(
             caller.group, str(sizes), caller.spec.wait_seconds, what="the sizes of a call differ"
         )
-    rows = caller.rows.get(sizes)
-    if rows is None:
-        rows = caller.rows[sizes] = _rows(caller, *sizes)
-    _calls[caller.spec.site]["serial" if len(rows) == 1 else "chunked"] += 1
-    out = a.new_empty((m, n))
-    run_rows(out, a, b, bias, rows, caller.group, caller.options)
+    plan = caller.plans.get(sizes)
+    if plan is None:
+        plan = caller.plans[sizes] = _plan(caller, *sizes)
+    out = None
+    if plan.schedule == "signaled" and signaled.fits(a, bias, n):
+        target = target_of(caller.spec.target)
+        out = signaled.run(plan, target, a, b, bias, caller.group, caller.options)
+    ran = "serial" if len(plan.rows) == 1 else "chunked" if out is None else "signaled"
+    _calls[caller.spec.site][ran] += 1
+    if out is None:
+        out = a.new_empty((m, n))
+        run_rows(out, a, b, bias, plan.rows, caller.group, caller.options)
     return out
 
 
@@ -94,9 +101,7 @@ def _caller(group: str, spec: str) -> _Caller:
     return caller
 
 
-def _rows(caller: _Caller, m: int, n: int, k: int, dtype: torch.dtype) -> tuple[int, ...]:
-    if m == 0 or n == 0:
-        return (m,)
+def _plan(caller: _Caller, m: int, n: int, k: int, dtype: torch.dtype) -> Plan:
     problem = Problem(
         m=m,
         n=n,
@@ -105,4 +110,4 @@ def _rows(caller: _Caller, m: int, n: int, k: int, dtype: torch.dtype) -> tuple[
         collective="all_reduce",
         world_size=caller.group.size(),
     )
-    return plan_call(caller.spec.target, caller.spec.schedule, problem).rows
+    return plan_call(caller.spec.target, caller.spec.schedule, problem)

@@ -18,13 +18,14 @@ def in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])
 
 
-def test_two_ranks_measure_a_pair(tmp_path: Path) -> None:
+@pytest.mark.parametrize("calibration_seconds", [0.0, 1.0])
+def test_two_ranks_measure_a_pair(tmp_path: Path, calibration_seconds: float) -> None:
     shapes = (Shape(96, 64, 80, "small"), Shape(7, 33, 5, "uneven"))
     job = Job(
         pairs=[Pair(shape, LOOPBACK, True) for shape in shapes],
         seconds=0.01,
         rest_seconds=0.0,
-        with_overlapc=False,
+        calibration_seconds=calibration_seconds,
         results=str(tmp_path / "rows.jsonl"),
         targets=str(tmp_path),
     )
@@ -36,5 +37,7 @@ def test_two_ranks_measure_a_pair(tmp_path: Path) -> None:
     assert [row.pair.shape for row in rows] == list(shapes)
     for row in rows:
         assert row.samples.rounds >= MIN_ROUNDS
+        assert row.has_overlapc == bool(calibration_seconds)
+        assert (row.prediction is not None) == row.has_overlapc
         assert set(row.errors) == set(row.samples.seconds) - {"bound"}
         assert all(error < 1e-5 for error in row.errors.values()), row.errors

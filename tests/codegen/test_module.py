@@ -89,6 +89,13 @@ def test_a_directory_that_cannot_be_written_costs_only_the_cache(tmp_path, monke
     assert tmp_path in kernel.path.parents
 
 
+def test_a_missing_triton_is_an_error_of_ours(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    builder._triton_version.cache_clear()
+    with pytest.raises(KernelError, match="Triton cannot be imported"):
+        builder.build(SPEC)
+
+
 def test_generating_a_site_is_quick():
     builder.build(SPEC)  # imports Triton, reads the templates
     sites = [replace(SPEC, sweep=sweep) for sweep in range(10, 20)]

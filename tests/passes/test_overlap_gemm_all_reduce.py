@@ -1,4 +1,4 @@
-"""Which spellings of GEMM -> all-reduce are found, which are refused, and that refusals change nothing."""
+"""Which spellings of GEMM -> all-reduce are found, and which are refused and left as they were."""
 
 from __future__ import annotations
 
@@ -258,3 +258,21 @@ def test_meta_tensors_are_explained(explained):
     with torch.no_grad():
         result = explained(lambda x: all_reduce(model(x)), x, target=SLOW_LINK)
     assert [site.decision for site in result.report.sites] == ["rewritten"]
+
+
+def test_a_signaled_site_dumps_the_module_that_checks_itself(explained, tmp_path, monkeypatch):
+    """Planned for a GPU that is not here; the module runs in Triton's interpreter."""
+    import subprocess
+    import sys
+
+    x, w = torch.randn(2048, 512, dtype=torch.float16), torch.randn(1024, 512, dtype=torch.float16)
+    with torch.no_grad():
+        result = explained(functional_mm, x, w, target="h100-nvlink", overlap="signaled")
+    (site,) = result.report.sites
+    assert (site.decision, site.plan.schedule) == ("rewritten", "signaled")
+    (module,) = tmp_path.glob("dump/*/site_00.py")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    done = subprocess.run(
+        [sys.executable, str(module)], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

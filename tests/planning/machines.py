@@ -29,12 +29,21 @@ def random_target(random: Random, *, device: str = "cpu", resident: int = 1) -> 
     )
     curves = [random_curve(random), random_curve(random)]
     link = Link("all_reduce", 2, *curves, issue_seconds=random.choice([0.0, 3e-5]))
-    signal = random.choice([0.0, 10 ** random.uniform(-6, -3)])
-    return Target("random", device, "gloo", True, (rates,), (link,), c, d, signal)
+    return Target(
+        name="random",
+        device=device,
+        backend="gloo",
+        is_measured=True,
+        gemm=(rates,),
+        links=(link,),
+        compute_slowdown=c,
+        link_slowdown=d,
+        signal_seconds=random.choice([0.0, 10 ** random.uniform(-6, -3)]),
+    )
 
 
 def random_curve(random: Random) -> Curve:
-    """Latency and bandwidth of any relation, with noise that makes it neither convex nor concave."""
+    """Latency and bandwidth of any relation, with noise: neither convex nor concave."""
     latency, bandwidth = 10 ** random.uniform(-6, -2), 10 ** random.uniform(6, 11)
     sizes = sorted(random.sample(range(64, 1 << 22), random.randint(1, 8)))
     return Curve(

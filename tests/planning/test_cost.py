@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -10,6 +11,7 @@ from overlapc.planning.cost import Costs, chunked_timeline, serial_timeline
 from overlapc.planning.schedule import Event
 from tests.planning.machines import random_problem, random_tables, random_target
 from tests.planning.simulation import simulate
+
 
 def random_cut(random: Random, rows: int) -> list[int]:
     inner = range(1, rows)
@@ -24,12 +26,12 @@ def differences(costs: Costs, rows: Sequence[int], timeline: Sequence[Event]) ->
     alone = [max(costs.alone(count), costs.queued(count)) for count in rows]
     alone[0] = costs.alone(rows[0])
     target = costs.target
-    computed, sent = simulate(
-        work, alone, queued, target.compute_slowdown, target.link_slowdown
-    )
+    computed, sent = simulate(work, alone, queued, target.compute_slowdown, target.link_slowdown)
     ends = [event.end for event in timeline]
     assert len(ends) == 2 * len(rows)
-    pairs = zip(ends, (end for both in zip(computed, sent, strict=True) for end in both), strict=True)
+    pairs = zip(
+        ends, (end for both in zip(computed, sent, strict=True) for end in both), strict=True
+    )
     return max(abs(mine / float(exact) - 1) for mine, exact in pairs)
 
 
@@ -98,7 +100,7 @@ def test_events_of_a_lane_do_not_overlap_and_follow_their_group() -> None:
             assert compute.group == transfer.group
             assert compute.end <= transfer.start + slack
         for lane in (computed, sent):
-            for before, after in zip(lane, lane[1:], strict=False):
+            for before, after in pairwise(lane):
                 assert before.start < before.end <= after.start + slack
 
 

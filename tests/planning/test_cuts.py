@@ -89,7 +89,7 @@ undominated, advance, least = cuts._undominated, cuts.advance, cuts._least
 MUTANTS: dict[str, tuple[str, Callable]] = {
     "one label, by end": ("_undominated", only_the_earliest_end),
     "one label, by ready": ("_undominated", only_the_earliest_ready),
-    "contention forgotten": ("advance", lambda R, E, *x: advance(R, E, *x[:3], 1.0, 1.0)),
+    "contention forgotten": ("advance", lambda R, E, w, a, q, *_: advance(R, E, w, a, q, 1.0, 1.0)),
     "latency forgotten": ("advance", lambda R, E, w, a, q, *x: advance(R, E, w, q, q, *x)),
     "link idles while computing": ("advance", lambda R, E, w, a, *x: (R + w, E + w + a)),
     "prunes the optimum": ("_least", lambda starts, s: [1.2 * x for x in least(starts, s)]),
@@ -144,7 +144,13 @@ def test_the_search_is_quick(units: int, budget: float) -> None:
 
 @pytest.mark.parametrize(
     ("m", "tile", "units", "rows"),
-    [(1, 1, 32, 16), (512, 1, 32, 16), (513, 1, 32, 32), (8192, 128, 32, 256), (8192, 128, 64, 128)],
+    [
+        (1, 1, 32, 16),
+        (512, 1, 32, 16),
+        (513, 1, 32, 32),
+        (8192, 128, 32, 256),
+        (8192, 128, 64, 128),
+    ],
 )
 def test_units_are_whole_tiles(m: int, tile: int, units: int, rows: int) -> None:
     target = link_limited_machine(1e9)

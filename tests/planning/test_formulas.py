@@ -13,7 +13,7 @@ CASES = 200
 
 
 def compiled(expression: sympy.Expr, names: str):
-    return sympy.lambdify([formulas.symbol(name) for name in names.split()], expression, "math")
+    return sympy.lambdify(formulas.symbols(names), expression, "math")
 
 
 def test_gemm_seconds_are_the_formula() -> None:

@@ -102,6 +102,10 @@ def test_another_group_size_follows_a_ring() -> None:
 
 def test_a_link_refuses_what_is_none() -> None:
     curve = Curve(((1, 1.0),))
-    for collective, size, issue in (("gossip", 2, 0.0), ("all_reduce", 1, 0.0), ("all_reduce", 2, -1.0)):
+    for collective, size, issue in (
+        ("gossip", 2, 0.0),
+        ("all_reduce", 1, 0.0),
+        ("all_reduce", 2, -1.0),
+    ):
         with pytest.raises(ValueError, match=r"collective|ranks|negative"):
             Link(collective, size, curve, curve, issue)

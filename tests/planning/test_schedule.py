@@ -66,4 +66,9 @@ def test_a_foreign_text_is_refused(text: str) -> None:
 
 
 def test_seconds_read_well() -> None:
-    assert [format_seconds(x) for x in (2.0, 0.0123, 4.5e-5, 0.0)] == ["2 s", "12.3 ms", "45 us", "0 us"]
+    assert [format_seconds(x) for x in (2.0, 0.0123, 4.5e-5, 0.0)] == [
+        "2 s",
+        "12.3 ms",
+        "45 us",
+        "0 us",
+    ]

@@ -90,7 +90,7 @@ def test_every_field_that_has_no_default_must_be_there(written, field: str) -> N
     path, content = written
     del content[field]
     path.write_text(json.dumps(content))
-    if field in ("signal_seconds", "communication_sms", "source"):
+    if field in ("architecture", "signal_seconds", "communication_sms", "source"):
         Target.load(path)
         return
     with pytest.raises(TargetError, match=rf"{field} is missing.*{path.name}.*Remedy"):

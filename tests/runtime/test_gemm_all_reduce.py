@@ -16,7 +16,15 @@ from overlapc.runtime.plans import remember
 from overlapc.runtime.spec import ChainSpec
 from tests.targets import FAST_LINK, SLOW_LINK
 
-SIZES = [(512, 128, 64), (513, 96, 33), (300, 1, 64), (64, 64, 0), (1, 8, 8), (0, 8, 8), (200, 7, 3)]
+SIZES = [
+    (512, 128, 64),
+    (513, 96, 33),
+    (300, 1, 64),
+    (64, 64, 0),
+    (1, 8, 8),
+    (0, 8, 8),
+    (200, 7, 3),
+]
 BIASES = ("none", "columns", "row", "full", "rows")
 
 

@@ -1,0 +1,218 @@
+"""Calibration over real gloo ranks: what holds whatever machine it measures."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from overlapc import calibration
+from overlapc.calibration import calibrate, find_target, target_name
+from overlapc.errors import GroupError, TargetError
+from overlapc.planning.search import plan_gemm
+from overlapc.planning.target import Target, stored_path
+from tests.ranks import Ranks
+
+SECONDS = 3.0
+SLACK = 15.0
+"""Beyond the seconds asked for, on a machine that does other things too."""
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Ranks]:
+    ranks = Ranks(2)
+    yield ranks
+    ranks.close()
+
+
+def new_group(*members: int) -> Any:
+    """A group whose calls give up soon."""
+    return dist.new_group(list(members), timeout=timedelta(seconds=20))
+
+
+def calibrated(rank: int, save: bool) -> tuple[Target, list[tuple[str, float]], float, bool]:
+    told: list[tuple[str, float]] = []
+    start = time.perf_counter()
+    target = calibrate(
+        seconds=SECONDS, save=save, progress=lambda stage, done: told.append((stage, done))
+    )
+    taken = time.perf_counter() - start
+    return target, told, taken, stored_path(target.name).exists()
+
+
+def test_all_ranks_hold_one_target_that_plans(pair: Ranks) -> None:
+    (target, told, taken, stored), (other, *_) = pair.run(calibrated, False)
+    assert other == target
+    assert other.fingerprint == target.fingerprint
+    assert taken < SECONDS + SLACK
+    assert not stored
+    assert [stage for stage, _ in told][-1] == "done"
+    assert [done for _, done in told] == sorted(done for _, done in told)
+    (link,) = target.links
+    assert (target.name, target.is_measured, link.world_size) == ("cpu-gloo-2", True, 2)
+    assert link.alone.points[0][0] == 4096
+    assert link.alone.points[-1][0] >= 1 << 20
+    for curve in (link.alone, link.queued):
+        seconds = [seconds for _, seconds in curve.points]
+        assert seconds == sorted(seconds)
+    assert link.issue_seconds < 0.05
+    # One core and one socket: wide bounds that a wrong unit or a wrong term would still break.
+    (rates,) = target.gemm
+    assert 1e9 < rates.flops_per_second < 1e13
+    plan = plan_gemm(m=512, n=512, k=512, world_size=2, dtype="float32", target=target)
+    assert 1e-5 < plan.serial_seconds < 10
+
+
+def predicted_and_measured(rank: int, target: Target) -> tuple[float, float]:
+    left, right = torch.randn(256, 1024), torch.randn(1024, 1024)
+    out = torch.empty(256, 1024)
+    times = []
+    for _ in range(20):
+        start = time.perf_counter()
+        torch.mm(left, right, out=out)
+        times.append(time.perf_counter() - start)
+    return target.gemm[0].seconds(256, 1024, 1024, 4), min(times)
+
+
+def test_rates_predict_a_gemm_that_was_not_measured_so(pair: Ranks) -> None:
+    (target, *_), _ = pair.run(calibrated, False)
+    for predicted, measured in pair.run(predicted_and_measured, target):
+        # A factor of three either way allows for other work on the machine, not for a mistake.
+        assert 1 / 3 < predicted / measured < 3
+
+
+def test_it_is_stored_where_it_is_looked_for(pair: Ranks) -> None:
+    found = pair.run(stored_and_found)
+    assert found[0][0] == found[0][1] == found[1][1]
+
+
+def stored_and_found(rank: int) -> tuple[str, str]:
+    target = calibrate(seconds=0.5)
+    dist.barrier()
+    return target.fingerprint, find_target("cpu", "gloo", 2).fingerprint
+
+
+def in_a_group_of_one(rank: int) -> tuple[int, str]:
+    groups = [new_group(member) for member in range(2)]
+    target = calibrate(groups[rank], seconds=0.5, save=False)
+    problem = {"m": 64, "n": 64, "k": 64, "dtype": "float32", "world_size": 1}
+    return len(target.links), plan_gemm(**problem, target=target).code
+
+
+def test_a_group_of_one_has_no_link(pair: Ranks) -> None:
+    assert pair.run(in_a_group_of_one) == [(0, "serial_one_rank")] * 2
+
+
+def error_of_a_destroyed_group(rank: int) -> str:
+    group = new_group(0, 1)
+    dist.destroy_process_group(group)
+    return _error(group)
+
+
+def error_of_a_foreign_group(rank: int) -> str:
+    group = new_group(0)
+    return _error(group) if rank == 1 else ""
+
+
+def _error(group: Any, seconds: float = 0.5) -> str:
+    try:
+        calibrate(group, seconds=seconds, save=False)
+    except GroupError as error:
+        return str(error)
+    return ""
+
+
+def test_a_destroyed_group_is_an_error_on_every_rank(pair: Ranks) -> None:
+    for text in pair.run(error_of_a_destroyed_group):
+        assert "cannot be measured" in text
+        assert "Remedy" in text
+
+
+def test_a_group_of_others_is_an_error(pair: Ranks) -> None:
+    assert "cannot be measured" in pair.run(error_of_a_foreign_group)[1]
+
+
+def error_when_a_peer_dies(rank: int) -> tuple[str, float]:
+    start = time.perf_counter()
+    group = new_group(0, 1)
+
+    def leave(stage: str, done: float) -> None:
+        if rank == 1 and stage == "all-reduce":
+            os._exit(3)
+
+    try:
+        calibrate(group, seconds=1.0, save=False, progress=leave)
+    except GroupError as error:
+        return str(error), time.perf_counter() - start
+    return "", time.perf_counter() - start
+
+
+def test_a_peer_that_dies_is_an_error_and_no_hang() -> None:
+    ranks = Ranks(2)
+    try:
+        (left, _), (dead, error) = ranks.outcomes(error_when_a_peer_dies, timeout=60)
+        assert "cannot be measured" in left[0]
+        assert left[1] < 30
+        assert dead is None
+        assert "ended" in error
+    finally:
+        ranks.close()
+
+
+def test_without_a_group_there_is_nothing_to_measure() -> None:
+    assert not dist.is_initialized()
+    with pytest.raises(GroupError, match=r"no default process group.*init_process_group"):
+        calibrate(seconds=0.1)
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_the_shipped_target_stands_in_until_one_is_stored() -> None:
+    shipped = find_target("cpu", "gloo", 4)
+    assert shipped == Target.load("cpu")
+    mine = replace(shipped, name=target_name("cpu", "gloo", 4), is_measured=True)
+    mine.save(stored_path(mine.name))
+    assert find_target("cpu", "gloo", 4) == mine
+    assert find_target("cpu", "gloo", 2) == shipped
+    stored_path(mine.name).write_text("{")
+    with pytest.raises(TargetError, match=r"cpu-gloo-4\.json"):
+        find_target("cpu", "gloo", 4)
+
+
+@pytest.mark.usefixtures("empty_cache")
+@pytest.mark.parametrize(
+    ("device", "name"),
+    [
+        ("NVIDIA H200", "h200-nvlink"),
+        ("NVIDIA H100 80GB HBM3", "h100-nvlink"),
+        ("NVIDIA A100-SXM4-80GB", "a100-nvlink"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090-pcie"),
+        ("AMD Instinct MI300X", "mi300x"),
+    ],
+)
+def test_a_gpu_is_known_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, device: str, name: str
+) -> None:
+    monkeypatch.setattr(calibration.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(calibration.torch.cuda, "get_device_name", lambda: device)
+    assert find_target("cuda", "nccl", 8).name == name
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_an_unknown_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(calibration.torch.cuda, "get_device_name", lambda: "Abacus 1")
+    with pytest.raises(TargetError, match=r"Abacus 1.*calibrate"):
+        find_target("cuda", "nccl", 8)
