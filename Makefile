@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup ## compile a tensor-parallel Llama on this machine, with and without overlap
-	$(BIN)/python examples/tensor_parallel_llama.py
+	$(BIN)/python -m examples.tensor_parallel_llama
 
 test: setup ## every test that is not marked long (minutes)
 	$(BIN)/python -m pytest

@@ -11,7 +11,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from overlapc.backend import backend
     from overlapc.calibration import calibrate
     from overlapc.explaining import explain, report
     from overlapc.options import Options
@@ -28,7 +27,6 @@ __all__ = [
     "Report",
     "Site",
     "Target",
-    "backend",
     "calibrate",
     "explain",
     "plan",
@@ -41,7 +39,6 @@ _HOME = {
     "Report": ("overlapc.reporting.records", "Report"),
     "Site": ("overlapc.reporting.records", "Site"),
     "Target": ("overlapc.planning.target", "Target"),
-    "backend": ("overlapc.backend", "backend"),
     "calibrate": ("overlapc.calibration", "calibrate"),
     "explain": ("overlapc.explaining", "explain"),
     "plan": ("overlapc.planning.search", "plan_gemm"),

@@ -19,7 +19,7 @@ class RankError(AssertionError):
 
 
 class Ranks:
-    """``size`` processes in one gloo group; ``run`` calls a module-level function on all of them."""
+    """``size`` processes in one gloo group; ``run`` calls a function of a module on all of them."""
 
     def __init__(self, size: int, *, environment: dict[str, str] | None = None) -> None:
         self.size = size
