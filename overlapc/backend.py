@@ -10,9 +10,8 @@ from typing import Any, cast
 
 from torch import fx
 from torch._inductor import config as inductor_config
-from torch._inductor import list_mode_options
+from torch._inductor import custom_graph_pass, list_mode_options
 from torch._inductor.compile_fx import compile_fx
-from torch._inductor.custom_graph_pass import CustomInferenceAwareGraphPass
 
 from overlapc import ledger
 from overlapc import options as user_options
@@ -31,7 +30,7 @@ log = logging.getLogger(__name__)
 HOOK = "post_grad_custom_pre_pass"
 
 
-class PostGradPasses(CustomInferenceAwareGraphPass):
+class PostGradPasses(custom_graph_pass.CustomGraphPass):
     """Our passes as Inductor sees them: one custom pass over each post-grad graph."""
 
     def __init__(self, options: Options, entry: ledger.Entry) -> None:
@@ -39,9 +38,9 @@ class PostGradPasses(CustomInferenceAwareGraphPass):
         self.entry = entry
         self.targets = TargetChoice(options.target)
 
-    def __call__(self, graph: fx.Graph, is_inference: bool) -> None:
+    def __call__(self, graph: fx.Graph) -> None:
         """Rewrite one graph and enter its sites in the ledger."""
-        compilation = Compilation(self.options, graph_kind(is_inference), self.targets.target_for)
+        compilation = Compilation(self.options, graph_kind(), self.targets.target_for)
         run_passes(PIPELINE, graph, compilation)
         self.entry.add(compilation.graph_id, compilation.sites)
 
@@ -111,6 +110,10 @@ def inductor_patches(options: Options, mode: str | None) -> dict[str, Any]:
 def _composed(existing: Any, ours: PostGradPasses) -> Any:
     if existing is None:
         return ours
-    if isinstance(existing, list | tuple):
-        return [*existing, ours]
-    return [existing, ours]
+    if not hasattr(custom_graph_pass, "get_custom_graph_passes"):  # torch 2.11 takes one only
+        raise OptionError(
+            f"This torch runs one {HOOK}, and {existing!r} is already configured.",
+            where="torch._inductor.config, or option 'inductor' of backend 'overlapc'",
+            remedy="remove that pass, or use a torch whose hook takes a list of passes",
+        )
+    return [*(existing if isinstance(existing, list | tuple) else [existing]), ours]

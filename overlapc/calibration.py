@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 
 from overlapc.errors import GroupError, TargetError
+from overlapc.planning.fitting import with_group_cost
 from overlapc.planning.target import Source, Target, stored_path
 from overlapc.runtime.measuring import Bench
 
 Progress = Callable[[str, float], None]
 """Called with what is measured next, and the share of all that is done before it."""
 
-GEMM_SHARE, LINK_SHARE = 0.3, 0.5
-"""Of the time allowed; the rest is for contention. Chosen: links vary more than cores."""
+GEMM_SHARE, LINK_SHARE, BESIDE_SHARE = 0.3, 0.45, 0.15
+"""Of the time allowed; the rest is for a pipeline of both. Chosen: links vary more than cores."""
 
 SHIPPED_FOR = {
     "H200": "h200-nvlink",
@@ -43,36 +45,43 @@ def calibrate(
     is gone or a member leaves; nothing outlasts the group's own timeout.
     """
     with _group_errors():
-        bench = Bench.of(group)
-        tell = progress or (lambda stage, done: None)
-        tell("GEMM", 0.0)
-        gemm = tuple(
-            bench.gemm(dtype, seconds * GEMM_SHARE / len(bench.dtypes()))
-            for dtype in bench.dtypes()
-        )
-        links, slowdowns = (), (1.0, 1.0)
-        if bench.world_size > 1:
-            tell("all-reduce", GEMM_SHARE)
-            links = (bench.all_reduce(seconds * LINK_SHARE),)
-            tell("GEMM beside all-reduce", GEMM_SHARE + LINK_SHARE)
-            slowdowns = bench.contention(links[0], seconds * (1 - GEMM_SHARE - LINK_SHARE))
-        target = bench.agree(
-            Target(
-                name=target_name(bench.device.type, bench.backend, bench.world_size),
-                device=bench.device.type,
-                backend=bench.backend,
-                is_measured=True,
-                gemm=gemm,
-                links=links,
-                compute_slowdown=slowdowns[0],
-                link_slowdown=slowdowns[1],
-                source=(Source("all", bench.conditions()),),
-            )
-        )
+        target = _measured(Bench.of(group), seconds, progress or (lambda stage, done: None))
     if save:
         target.save(stored_path(target.name))
+    return target
+
+
+def _measured(bench: Bench, seconds: float, tell: Progress) -> Target:
+    tell("GEMM", 0.0)
+    dtypes = bench.dtypes()
+    gemm = tuple(bench.gemm(dtype, seconds * GEMM_SHARE / len(dtypes)) for dtype in dtypes)
+    target = Target(
+        name=target_name(bench.device.type, bench.backend, bench.world_size),
+        device=bench.device.type,
+        backend=bench.backend,
+        is_measured=True,
+        gemm=gemm,
+        links=(),
+        compute_slowdown=1.0,
+        link_slowdown=1.0,
+        source=(Source("all", bench.conditions()),),
+    )
+    if bench.world_size > 1:
+        target = _with_link(target, bench, seconds, tell)
+    target = bench.agree(target)
     tell("done", 1.0)
     return target
+
+
+def _with_link(target: Target, bench: Bench, seconds: float, tell: Progress) -> Target:
+    tell("all-reduce", GEMM_SHARE)
+    link = bench.all_reduce(seconds * LINK_SHARE)
+    tell("GEMM beside all-reduce", GEMM_SHARE + LINK_SHARE)
+    c, d = bench.contention(link, seconds * BESIDE_SHARE)
+    target = replace(target, links=(link,), compute_slowdown=c, link_slowdown=d)
+    tell("GEMM and all-reduce in groups", GEMM_SHARE + LINK_SHARE + BESIDE_SHARE)
+    pipeline = bench.pipeline(link, seconds * (1 - GEMM_SHARE - LINK_SHARE - BESIDE_SHARE))
+    return with_group_cost(target, pipeline)
 
 
 def target_name(device_type: str, backend: str, world_size: int) -> str:

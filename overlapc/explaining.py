@@ -66,7 +66,7 @@ def _stub(options: Options, sites: list[Site]) -> Callable[..., Any]:
         runnable = copy.deepcopy(graph_module)
         view_to_reshape(graph_module)
         graph_module.graph.eliminate_dead_code()
-        kind = graph_kind(bool(context.get("is_inference")))
+        kind = graph_kind()
         for graph in (*subgraphs(graph_module.graph), graph_module.graph):
             compilation = Compilation(options, kind, targets.target_for)
             run_passes(PIPELINE, graph, compilation)

@@ -102,11 +102,10 @@ def through_views(node: fx.Node) -> tuple[fx.Node, tuple[fx.Node, ...]]:
     return node, tuple(reversed(views))
 
 
-def graph_kind(inference: bool) -> str:
+def graph_kind() -> str:
     """Return which graph of a model Inductor compiles now: forward, backward or inference."""
-    if inference:
-        return "inference"
-    return "backward" if "backward" in get_aot_graph_name() else "forward"
+    name = get_aot_graph_name()
+    return next(kind for kind in ("backward", "inference", "forward") if kind in f"{name} forward")
 
 
 def where(node: fx.Node) -> str:

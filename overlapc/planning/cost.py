@@ -37,7 +37,7 @@ class Costs:
         return self.rates.seconds(rows, p.n, p.k, p.item_bytes, extra)
 
     def issue(self) -> float:
-        """Seconds of compute that starting a collective costs."""
+        """Seconds of compute that a group costs beside its GEMM."""
         return self.link.issue_seconds if self.link else 0.0
 
     def alone(self, rows: int) -> float:

@@ -7,8 +7,11 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from math import inf
 
+from overlapc.planning.cost import Costs, chunked_timeline
 from overlapc.planning.curve import Curve
+from overlapc.planning.problem import Problem
 from overlapc.planning.rates import GemmRates
+from overlapc.planning.target import Target
 
 SIGNIFICANT_DIGITS = 5
 """Of a stored number: finer than any measurement, and the same text on every machine."""
@@ -176,3 +179,42 @@ class SideBySide:
         """d, at least 1: while the GEMMs ran the link did all but what was left afterwards."""
         done = self.link_alone - (self.sent - self.computed)
         return max(1.0, self.computed / max(done, FREE))
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A chunked schedule that was run, in groups of equal rows."""
+
+    problem: Problem
+    rows: int
+    """Of each group."""
+    computed: float
+    """Seconds until the last group was computed."""
+
+
+def with_group_cost(target: Target, pipeline: Pipeline) -> Target:
+    """``target`` with the ``issue_seconds`` that predict the pipeline; never less than it has.
+
+    What a group costs is not only starting its collective: its GEMM finds other things in the
+    caches, and what the other rates miss adds up over groups. Halves an interval, since predicted
+    time rises with the cost.
+    """
+    (link,) = target.links
+
+    def trial(issue: float) -> Target:
+        return replace(target, links=(replace(link, issue_seconds=rounded(issue)),))
+
+    low, high = link.issue_seconds, link.issue_seconds + pipeline.computed
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (
+            (middle, high)
+            if _computed(trial(middle), pipeline) < pipeline.computed
+            else (low, middle)
+        )
+    return trial(low)
+
+
+def _computed(target: Target, pipeline: Pipeline) -> float:
+    groups = (pipeline.rows,) * (pipeline.problem.m // pipeline.rows)
+    return chunked_timeline(Costs(pipeline.problem, target), groups)[-2].end

@@ -77,7 +77,7 @@ class Link:
     queued: Curve
     """Seconds that one more call adds to a train of asynchronous calls."""
     issue_seconds: float = 0.0
-    """Compute time that starting one asynchronous call costs."""
+    """Compute time that a group costs beside its GEMM: starting its call, and colder caches."""
 
     def __post_init__(self) -> None:
         if self.collective not in COLLECTIVES:

@@ -14,13 +14,14 @@ import torch.distributed as dist
 
 from overlapc.planning.fitting import (
     GemmSample,
+    Pipeline,
     SideBySide,
     fit_gemm,
     rising_curve,
     rounded,
     sustained_curve,
 )
-from overlapc.planning.problem import ITEM_BYTES
+from overlapc.planning.problem import ITEM_BYTES, Problem
 from overlapc.planning.rates import GemmRates, Link
 from overlapc.planning.target import Target
 from overlapc.runtime.groups import backend_name
@@ -54,9 +55,12 @@ SIDE_BY_SIDE_BYTES = 1 << 20
 ROUNDS_SIDE_BY_SIDE = 5
 """Of which the median is taken."""
 
-GEMM_BESIDE = (64, 1024, 1024)
-"""Rows, columns and contracted size of the GEMM that runs before and beside collectives: about a
-millisecond on a core, so that many fit."""
+GEMM_BESIDE = (32, 2048, 2048)
+"""Rows, columns and contracted size of the GEMM that runs before and beside collectives: a few
+milliseconds on a core, so that many fit, and like the small groups of a plan, which feel it most."""
+
+PIPELINED = 16
+"""Groups of a pipeline that is run to see what a group costs beside its GEMM."""
 
 
 @dataclass(frozen=True)
@@ -257,6 +261,40 @@ class Bench:
         d = statistics.median(both.link_slowdown for both in found)
         return rounded(self.slowest(c)), rounded(self.slowest(d))
 
+    def pipeline(self, link: Link, seconds: float) -> Pipeline:
+        """A chunked schedule of small equal groups, as a plan would run it."""
+        rows, n, k = GEMM_BESIDE
+        problem = Problem(rows * PIPELINED, n, k, "float32", "all_reduce", self.world_size)
+        left, right = (torch.randn(size, device=self.device) for size in ((problem.m, k), (k, n)))
+        out = torch.empty(problem.m, n, device=self.device)
+        lasts = PIPELINED * link.queued.seconds(problem.output_bytes(rows))
+        rounds = max(1, min(MOST_ROUNDS, int(seconds / lasts)))
+        groups = list(zip(left.split(rows), out.split(rows), strict=True))
+        times = [self._pipelined(groups, right) for _ in range(rounds)]
+        return Pipeline(problem, rows, self.slowest(statistics.median(times)))
+
+    def _pipelined(
+        self, groups: Sequence[tuple[torch.Tensor, torch.Tensor]], right: torch.Tensor
+    ) -> float:
+        """Seconds until the last group is computed; returns when all are sent."""
+        self._rest()
+        start = self.now()
+        works: list[dist.Work] = []
+        for rows, out in groups:
+            torch.mm(rows, right, out=out)
+            works += self._start([out])
+        self._computed()
+        computed = time.perf_counter() - start
+        for work in works:
+            work.wait()
+        self.now()
+        return computed
+
+    def _computed(self) -> None:
+        """Wait for this rank's GEMMs, and not for its collectives."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+
     def _side_by_side(
         self, buffers: Sequence[torch.Tensor], compute: Callable[[], Any]
     ) -> SideBySide:
@@ -267,8 +305,7 @@ class Bench:
         start = self.now()
         works = self._start(buffers)
         compute()
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()
+        self._computed()
         computed = time.perf_counter() - start
         for work in works:
             work.wait()

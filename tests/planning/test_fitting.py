@@ -1,20 +1,25 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import pytest
 
 from overlapc.planning import fitting
-from overlapc.planning.cost import advance
+from overlapc.planning.cost import Costs, advance, chunked_timeline
 from overlapc.planning.fitting import (
     GemmSample,
+    Pipeline,
     SideBySide,
     fit_gemm,
     non_negative_fit,
     rising_curve,
     sustained_curve,
+    with_group_cost,
 )
+from overlapc.planning.problem import Problem
 from overlapc.planning.rates import GemmRates
+from tests.planning.machines import random_target
 
 SHAPES = [(r, n, k) for r in (16, 64, 256) for n in (512, 2048) for k in (1024, 4096)]
 
@@ -106,3 +111,19 @@ def test_contention_is_found_again() -> None:
 def test_noise_gives_no_slowdown_below_one() -> None:
     both = SideBySide(compute_alone=1.0, link_alone=2.0, computed=0.9, sent=1.8)
     assert both.compute_slowdown == both.link_slowdown == 1.0
+
+
+def test_the_cost_of_a_group_is_found_again() -> None:
+    random = Random(3)
+    for _ in range(50):
+        target = random_target(random)
+        (link,) = target.links
+        true = replace(target, links=(replace(link, issue_seconds=random.uniform(1e-4, 1e-2)),))
+        problem = Problem(16 * 32, 256, 256, "float32", "all_reduce", 2)
+        computed = chunked_timeline(Costs(problem, true), (32,) * 16)[-2].end
+        found = with_group_cost(target, Pipeline(problem, 32, computed))
+        seconds = found.links[0].issue_seconds
+        assert seconds == pytest.approx(true.links[0].issue_seconds, rel=1e-3)
+        # A pipeline that ran faster than predicted does not make calls free.
+        quick = with_group_cost(true, Pipeline(problem, 32, computed / 2))
+        assert quick.links[0].issue_seconds == pytest.approx(true.links[0].issue_seconds, rel=1e-3)
