@@ -17,7 +17,7 @@ from overlapc.runtime.measuring import Bench
 Progress = Callable[[str, float], None]
 """Called with what is measured next, and the share of all that is done before it."""
 
-GEMM_SHARE, LINK_SHARE, BESIDE_SHARE = 0.3, 0.45, 0.15
+GEMM_SHARE, LINK_SHARE, BESIDE_SHARE = 0.25, 0.5, 0.15
 """Of the time allowed; the rest is for a pipeline of both. Chosen: links vary more than cores."""
 
 SHIPPED_FOR = {

@@ -19,7 +19,8 @@ class Curve:
 
     Between two points the curve is straight in log(bytes), log(seconds): a line through latency
     and bandwidth alone misses real collectives by 14 to 24 %. Below the first point it is constant
-    (latency), above the last the bandwidth of the last point holds.
+    (latency). Above the last, more bytes move at the bandwidth of the last point, or at that
+    between the last two where it is lower.
     """
 
     points: tuple[tuple[int, float], ...]
@@ -43,14 +44,22 @@ class Curve:
         if size <= 0:
             return 0.0
         above = bisect_right(self._sizes, size)
-        last_size, last_seconds = self.points[-1]
         if above == 0:
             seconds = self.points[0][1]
         elif above == len(self.points):
-            seconds = last_seconds * size / last_size
+            seconds = self._beyond(size)
         else:
             seconds = _log_line(self.points[above - 1], self.points[above], size)
         return round(seconds, ROUNDED_TO_DIGITS)
+
+    def _beyond(self, size: float) -> float:
+        last_size, last_seconds = self.points[-1]
+        slope = last_seconds / last_size
+        if len(self.points) > 1:
+            # A link that has saved up credit while idle spends it on the first bytes only.
+            before_size, before_seconds = self.points[-2]
+            slope = max(slope, (last_seconds - before_seconds) / (last_size - before_size))
+        return last_seconds + (size - last_size) * slope
 
 
 def _log_line(left: tuple[int, float], right: tuple[int, float], size: float) -> float:

@@ -42,7 +42,7 @@ ENOUGH_BYTES = 1 << 20
 TRAIN = 6
 """Calls in a train of asynchronous ones: about as many as plans have groups."""
 
-MOST_ROUNDS = 8
+MOST_ROUNDS = 5
 """Of one size: their median is steady enough."""
 
 REST_SECONDS = 0.02
@@ -57,7 +57,7 @@ ROUNDS_SIDE_BY_SIDE = 5
 
 GEMM_BESIDE = (32, 2048, 2048)
 """Rows, columns and contracted size of the GEMM that runs before and beside collectives: a few
-milliseconds on a core, so that many fit, and like the small groups of a plan, which feel it most."""
+milliseconds on a core, so that many fit, and like a plan's small groups, which feel it most."""
 
 PIPELINED = 16
 """Groups of a pipeline that is run to see what a group costs beside its GEMM."""

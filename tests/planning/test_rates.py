@@ -34,6 +34,10 @@ def test_outside_it_keeps_the_latency_and_the_bandwidth() -> None:
     curve = Curve(((1000, 2e-3), (9000, 5e-3)))
     assert curve.seconds(1) == curve.seconds(999) == 2e-3
     assert curve.seconds(90_000) == pytest.approx(5e-2)
+    # The first 1000 bytes were free: the others tell the bandwidth.
+    credit = Curve(((1000, 1e-5), (2000, 1e-3)))
+    assert credit.seconds(12_000) == pytest.approx(1e-3 + 10 * 0.99e-3)
+    assert Curve(((1000, 1e-3),)).seconds(5000) == pytest.approx(5e-3)
     assert curve.seconds(0) == 0.0
 
 
