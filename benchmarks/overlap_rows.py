@@ -64,6 +64,12 @@ class Row:
         """Whether overlapc is slower than serial beyond doubt and beyond the tolerance."""
         return self.has_overlapc and self.speedup.high < SLOWER_BELOW
 
+    @property
+    def is_slower_than_inductor(self) -> bool:
+        """The same against Inductor, whose graphs are called at the same cost as ours."""
+        ratio = self.samples.ratio(INDUCTOR, OVERLAPC) if self.has_overlapc else None
+        return ratio is not None and ratio.high < SLOWER_BELOW
+
     def share_of_bound(self, candidate: str) -> float:
         """bound / candidate, paired: 1 is what no schedule can beat."""
         return self.samples.ratio(BOUND, candidate).median
@@ -88,6 +94,8 @@ class Summary:
     """The lowest serial/overlapc over all pairs; None without overlapc."""
     slower: int
     """Pairs, extremes included, in which overlapc is slower."""
+    slower_than_inductor: int
+    """Pairs, extremes included, in which overlapc is slower than Inductor."""
     prediction_error: float | None
     """Median of |predicted / measured - 1| over all pairs."""
     noise: float
@@ -107,6 +115,7 @@ def summarise(rows: Sequence[Row]) -> Summary:
         shares=shares if usual else {},
         worst=min((row.speedup for row in ours), key=lambda r: r.median, default=None),
         slower=sum(row.is_slower for row in ours),
+        slower_than_inductor=sum(row.is_slower_than_inductor for row in ours),
         prediction_error=_typical_deviation(ratios),
         noise=_typical_deviation(again) or 0.0,
     )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import overlapc
 from benchmarks.paired import Samples
 from examples.llama_bound import ModelBound
-from examples.timeline_text import draw
+from overlapc.reporting.gantt import describe
 
 SHIPPED = "h100-nvlink"
 """Planned for where nothing could be overlapped on this machine."""
@@ -48,8 +48,7 @@ def timelines(report: overlapc.Report) -> str:
     plans = [site.plan for site in report.sites if site.decision == "rewritten" and site.plan]
     if plans:
         best = max(plans, key=lambda plan: plan.serial_seconds - plan.predicted_seconds)
-        sizes = f"{best.problem.m}x{best.problem.n}x{best.problem.k}"
-        return f"Predicted timeline of a {sizes} site (group numbers; . is waiting):\n{draw(best)}"
+        return f"The plan that saves most, as predicted (. is waiting):\n{describe(best)}"
     elsewhere = overlapc.plan(
         m=8192,
         n=8192,
@@ -61,6 +60,5 @@ def timelines(report: overlapc.Report) -> str:
     )
     return (
         "Nothing was overlapped here, because it would not pay. On eight H100s it would, for\n"
-        f"example at the down projection of Llama 3 70B with 8,192 tokens:\n{elsewhere}\n"
-        f"{draw(elsewhere)}"
+        f"example at the down projection of Llama 3 70B with 8,192 tokens:\n{describe(elsewhere)}"
     )

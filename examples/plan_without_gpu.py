@@ -1,6 +1,6 @@
 """What overlapc would do on a node of eight H100s, computed on any machine.
 
-    python examples/plan_without_gpu.py
+    python -m examples.plan_without_gpu
 
 Nothing here needs a GPU, a process group or even torch. The numbers are predictions.
 """

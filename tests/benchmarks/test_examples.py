@@ -16,7 +16,6 @@ from examples.llama_bound import ModelBound, SiteBound
 from examples.llama_model import SEQUENCES, TOKENS, SiteShape, batch, tokenizer
 from examples.llama_output import comparison, timelines
 from examples.text.train_tokenizer import TEXT, TOKENIZER, train
-from examples.timeline_text import draw
 from overlapc.planning.schedule import Plan
 from overlapc.planning.target import Target
 
@@ -84,19 +83,6 @@ def chunked_plan() -> Plan:
         dtype="bfloat16",
         target=Target.load("h100-nvlink"),
     )
-
-
-def test_a_timeline_shows_every_group_in_its_lane_and_order() -> None:
-    plan = chunked_plan()
-    assert plan.schedule == "chunked"
-    _, compute, communication = draw(plan).splitlines()
-    marks = "".join(str(group + 1) for group in range(len(plan.rows)))
-    for lane, name in ((compute, "compute"), (communication, "communication")):
-        label, bars = lane.split()
-        assert label == name
-        assert "".join(dict.fromkeys(bars.replace(".", ""))) == marks
-    assert communication.split()[1].startswith("."), "nothing can be sent before it is computed"
-    assert not compute.split()[1].startswith(".")
 
 
 def test_the_comparison_is_to_inductor_and_to_the_bound() -> None:

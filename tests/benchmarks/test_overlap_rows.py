@@ -105,7 +105,7 @@ def test_the_table_has_a_cell_for_every_column() -> None:
     assert len(table) == 4
     assert len({line.count("|") for line in table}) == 1
     assert "2048x2048x2048 |" in table[2]
-    assert "chunked: 2×512 + 256" in table[2]
+    assert "chunked: 2x512 + 256" in table[2]
     assert "16x2048x2048 * |" in table[3]
     assert "slower" in table[3]
     assert "slower" not in table[2]
