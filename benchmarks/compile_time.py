@@ -16,10 +16,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._inductor import config as inductor_config
+from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import overlapc.backend as backend_module
+from examples.llama_model import tensor_parallel
 
 TARGET = "cpu"
 
@@ -45,14 +48,7 @@ class Stopwatch:
 
 
 def model() -> torch.nn.Module:
-    """A Llama of two layers whose rows are split over two ranks by transformers' own plan."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor.parallel import (
-        ColwiseParallel,
-        RowwiseParallel,
-        parallelize_module,
-    )
-
+    """A Llama of two layers, split over two ranks as the demo splits its own."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=256,
@@ -61,15 +57,9 @@ def model() -> torch.nn.Module:
         num_hidden_layers=2,
         num_attention_heads=8,
         num_key_value_heads=8,
+        use_cache=False,
     )
-    llama = LlamaForCausalLM(config)
-    mesh = init_device_mesh("cpu", (2,))
-    plan = {f"self_attn.{name}": ColwiseParallel() for name in ("q_proj", "k_proj", "v_proj")}
-    plan |= {f"mlp.{name}": ColwiseParallel() for name in ("gate_proj", "up_proj")}
-    plan |= {"self_attn.o_proj": RowwiseParallel(), "mlp.down_proj": RowwiseParallel()}
-    for layer in llama.model.layers:
-        parallelize_module(layer, mesh, plan)
-    return llama
+    return tensor_parallel(LlamaForCausalLM(config), init_device_mesh("cpu", (2,)))
 
 
 def compile_seconds(llama: torch.nn.Module, tokens: torch.Tensor, backend: str) -> float:
@@ -80,7 +70,7 @@ def compile_seconds(llama: torch.nn.Module, tokens: torch.Tensor, backend: str) 
         llama, backend=backend, options=options if backend == "overlapc" else None
     )
     start = time.perf_counter()
-    compiled(tokens, use_cache=False).logits.sum().backward()
+    compiled(tokens).logits.sum().backward()
     return time.perf_counter() - start
 
 
@@ -91,7 +81,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
     dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
-    torch._inductor.config.force_disable_caches = True
+    inductor_config.force_disable_caches = True
     stopwatch = Stopwatch()
     llama, tokens = model(), torch.randint(0, 256, (1, 128))
     seconds: dict[str, list[float]] = {"inductor": [], "overlapc": []}
@@ -100,12 +90,12 @@ def main() -> None:
         for backend in random.sample(list(seconds), 2):
             taken = compile_seconds(llama, tokens, backend)
             spent = stopwatch.read()
+            print(f"round {turn} of {arguments.rounds}, {backend}: {taken:.1f} s", flush=True)
             if turn == 0:
                 continue  # imports and the compiler's own warm-up
             seconds[backend].append(taken)
             if backend == "overlapc":
                 passes.append(spent / taken)
-        print(f"round {turn} of {arguments.rounds}: {taken:.1f} s", flush=True)
     pairs = zip(seconds["overlapc"], seconds["inductor"], strict=True)
     result = {
         "model": "Llama, 2 layers, hidden 256, 2 fake ranks, forward and backward, caches off",
