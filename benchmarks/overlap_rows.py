@@ -106,13 +106,13 @@ def summarise(rows: Sequence[Row]) -> Summary:
     """Summarise one table; it needs at least one row."""
     usual = [row for row in rows if not row.pair.is_extreme]
     names = [name for name in rows[0].samples.seconds if name not in (BOUND, SERIAL_AGAIN)]
-    shares = {name: statistics.median(r.share_of_bound(name) for r in usual) for name in names}
+    shares = {n: statistics.median(r.share_of_bound(n) for r in usual) for n in names if usual}
     ours = [row for row in rows if row.has_overlapc]
     ratios = [row.prediction_ratio for row in ours if row.prediction_ratio is not None]
     again = [row.samples.ratio(SERIAL_AGAIN, SERIAL).median for row in rows]
     return Summary(
         pairs=len(usual),
-        shares=shares if usual else {},
+        shares=shares,
         worst=min((row.speedup for row in ours), key=lambda r: r.median, default=None),
         slower=sum(row.is_slower for row in ours),
         slower_than_inductor=sum(row.is_slower_than_inductor for row in ours),

@@ -21,7 +21,7 @@ from overlapc.options import Options
 from overlapc.passes import PIPELINE
 from overlapc.passes.base import Compilation, run_passes
 from overlapc.runtime.groups import sizes_of_groups
-from overlapc.runtime.plans import remember
+from overlapc.runtime.plans import keep
 from overlapc.sources import fingerprint_of_sources
 from overlapc.targets import TargetChoice
 
@@ -78,13 +78,14 @@ def backend(
     chosen = user_options.from_user(options)
     targets = TargetChoice(chosen.target)
     for target in targets.all():
-        remember(target)  # a warm cache runs no pass, but its ops plan for one of these
+        keep(target)  # a warm cache runs no pass, but its ops plan for one of these
     key = ledger.key_of(graph_module, example_inputs, uuid_of(chosen, targets))
-    entry = ledger.open_entry(key, chosen.digest(), chosen.agreement_seconds)
+    entry = ledger.open_entry(key, chosen, targets)
     ours = PostGradPasses(chosen, entry)
     patches = inductor_patches(chosen, mode)
     patches[HOOK] = _composed(patches.get(HOOK, getattr(inductor_config, HOOK)), ours)
-    if chosen.dump:
+    # Dumps are written by passes, and what fuel is left is no property of a graph.
+    if chosen.dump or chosen.fuel >= 0:
         patches["force_disable_caches"] = True
     compiled = compile_fx(graph_module, list(example_inputs), config_patches=patches)
     return ledger.agreeing(cast("Callable[..., Any]", compiled), entry)

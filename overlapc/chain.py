@@ -62,6 +62,25 @@ class Chain:
     collective: AllReduce
 
 
+def is_ours(node: fx.Node) -> bool:
+    """Return whether the node is an op of overlapc, which all communicate."""
+    return _namespace(node) == "overlapc"
+
+
+def collective_starts(graph: fx.Graph) -> list[fx.Node]:
+    """Return every node that starts a collective, ours included, in program order."""
+    wait = functional.wait_tensor.default
+    return [
+        node
+        for node in graph.nodes
+        if _namespace(node) in ("overlapc", "_c10d_functional") and node.target is not wait
+    ]
+
+
+def _namespace(node: fx.Node) -> str:
+    return node.target.namespace if isinstance(node.target, torch._ops.OpOverload) else ""
+
+
 def all_reduce_starts(graph: fx.Graph) -> list[fx.Node]:
     """Return every all-reduce of the graph in program order."""
     return list(graph.find_nodes(op="call_function", target=functional.all_reduce.default))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
+import torch._dynamo.config as dynamo_config
 import torch._functorch.config as functorch_config
 from torch import fx
 from torch._functorch._aot_autograd.utils import make_boxed_func
@@ -19,7 +22,7 @@ from overlapc.graph import graph_kind, subgraphs
 from overlapc.ledger import report
 from overlapc.options import Options
 from overlapc.passes import PIPELINE
-from overlapc.passes.base import Compilation, run_passes
+from overlapc.passes.base import Compilation, Fuel, run_passes
 from overlapc.reporting.records import Report, Site
 from overlapc.targets import TargetChoice
 
@@ -47,15 +50,28 @@ def explain(
             compiled = compile_fx(graph_module, list(inputs), stub, config_patches=patches)
             return cast("Callable[..., Any]", compiled)
 
-        # The cache must not answer, and the backward must not wait for a call of backward().
-        with functorch_config.patch(
-            enable_autograd_cache=False, force_non_lazy_backward_lowering=True
-        ):
-            original = getattr(model, "_orig_mod", model)
+        original = getattr(model, "_orig_mod", model)
+        with _explaining():
             torch.compile(original, backend=explaining)(*args, **kwargs)
         return Report(sites)
 
     return run
+
+
+@contextmanager
+def _explaining() -> Iterator[None]:
+    """Settings under which every graph comes to our stub, and nothing of it stays."""
+    spent = Fuel.spent
+    with (
+        # The cache must not answer, and the backward must not wait for a call of backward().
+        functorch_config.patch(enable_autograd_cache=False, force_non_lazy_backward_lowering=True),
+        # Each explanation adds an entry to Dynamo's cache, and past the limit nothing would come.
+        dynamo_config.patch(recompile_limit=sys.maxsize, accumulated_recompile_limit=sys.maxsize),
+    ):
+        try:
+            yield
+        finally:
+            Fuel.spent = spent
 
 
 def _stub(options: Options, sites: list[Site]) -> Callable[..., Any]:

@@ -102,6 +102,24 @@ def through_views(node: fx.Node) -> tuple[fx.Node, tuple[fx.Node, ...]]:
     return node, tuple(reversed(views))
 
 
+def is_ancestor(before: fx.Node, after: fx.Node) -> bool:
+    """Return whether ``after`` depends on ``before`` through edges; ``before`` stands first."""
+    between = set()
+    node = after
+    while node is not before:
+        node = node.prev
+        between.add(node)
+    reached, waiting = set(), [after]
+    while waiting:
+        for source in waiting.pop().all_input_nodes:
+            if source is before:
+                return True
+            if source in between and source not in reached:
+                reached.add(source)
+                waiting.append(source)
+    return False
+
+
 def graph_kind() -> str:
     """Return which graph of a model Inductor compiles now: forward, backward or inference."""
     name = get_aot_graph_name()

@@ -16,13 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import fx
 
 from overlapc.errors import ReportError
+from overlapc.options import Options
 from overlapc.reporting.records import Report, Site
 from overlapc.runtime import groups
 from overlapc.runtime.artifacts import beside_artifacts
-from overlapc.runtime.ops import calls_of, plan_digest
+from overlapc.runtime.ops import calls_of, choices_text
+from overlapc.targets import TargetChoice
 
 log = logging.getLogger(__name__)
 
@@ -30,12 +33,11 @@ log = logging.getLogger(__name__)
 class Entry:
     """The sites of one Dynamo graph: of its forward, backward or inference graphs."""
 
-    def __init__(self, key: str, options: str, seconds: float) -> None:
+    def __init__(self, key: str, options: Options, targets: TargetChoice) -> None:
         self.key = key
         self.options = options
-        self.seconds = seconds
+        self.targets = targets
         self.graphs: dict[str, tuple[Site, ...]] = {}
-        self.path = beside_artifacts() / "reports" / f"{key}.json"
 
     @property
     def sites(self) -> list[Site]:
@@ -46,42 +48,61 @@ class Entry:
         """Enter the sites of one graph, and keep them on disk for a warm cache."""
         if not sites:
             return
-        self.recall()  # another rank may have written a graph that this one found in the cache
+        self.recall()
         self.graphs[graph_id] = tuple(sites)
-        _write_atomically(self.path, Report(self.sites).to_json())
+        _write_atomically(self._path(_rank()), Report(self.sites).to_json())
 
     def agree(self) -> None:
-        """Compare with the other members of every group that a site communicates on."""
-        pairs = {(s.group, s.plan.fingerprint if s.plan else "") for s in self.sites if s.group}
-        for group, target in sorted(pairs):
-            digest = plan_digest(self.options, target)
-            groups.agree_once(groups.resolve(group), digest, self.seconds)
+        """Compare choices with the other members of every group that a site communicates on.
+
+        Groups of backward graphs are left to their ops: a rank with a cold cache does not know
+        them yet.
+        """
+        for name in sorted({s.group for s in self.sites if s.group and s.graph != "backward"}):
+            group = groups.resolve(name)
+            for target in self.targets.of_group(name):
+                text = choices_text(self.options.digest(), target.fingerprint)
+                groups.agree_once(group, text, self.options.agreement_seconds)
 
     def recall(self) -> None:
-        """Take from disk the sites of graphs whose passes did not run here.
+        """Take from disk the sites of those kinds of graph whose passes did not run here.
 
         Who compiled an artifact has written its sites before, so this is called after compiling.
+        What this rank wrote comes first: constants in a graph may differ from rank to rank.
         """
-        try:
-            stored = Report.from_json(self.path.read_text(), where=str(self.path))
-        except FileNotFoundError:
-            return
-        except ReportError as error:
-            log.warning("a stored report is dropped: %s", error)
-            return
-        recalled: dict[str, list[Site]] = {}
-        for site in stored.sites:
-            recalled.setdefault(site.id.rpartition(".")[0], []).append(site)
-        self.graphs = {name: tuple(sites) for name, sites in recalled.items()} | self.graphs
+        others = sorted(self._path(0).parent.glob(f"{self.key}.*.json"))
+        for path in (self._path(_rank()), *others):
+            mine = {site.graph for site in self.sites}
+            for site in _read(path):
+                if site.graph not in mine:
+                    graph_id = site.id.rpartition(".")[0]
+                    self.graphs[graph_id] = (*self.graphs.get(graph_id, ()), site)
+
+    def _path(self, rank: int) -> Path:
+        return beside_artifacts() / "reports" / f"{self.key}.{rank}.json"
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def _read(path: Path) -> list[Site]:
+    try:
+        return Report.from_json(path.read_text(), where=str(path)).sites
+    except FileNotFoundError:
+        return []
+    except ReportError as error:
+        log.warning("a stored report is dropped: %s", error)
+        return []
 
 
 _entries: dict[str, Entry] = {}
 
 
-def open_entry(key: str, options: str, seconds: float) -> Entry:
+def open_entry(key: str, options: Options, targets: TargetChoice) -> Entry:
     """Return the entry of that key; the same one when a graph is compiled again."""
     if key not in _entries:
-        _entries[key] = Entry(key, options, seconds)
+        _entries[key] = Entry(key, options, targets)
     return _entries[key]
 
 
@@ -127,7 +148,7 @@ def agreeing(compiled: Callable[..., Any], entry: Entry) -> Callable[..., Any]:
     """Return ``compiled`` with the first-use comparison in front, where it communicates."""
     entry.recall()
     if not entry.sites:
-        log.info("a graph without collectives: compiled as Inductor compiles it")
+        log.info("a graph without an all-reduce: compiled as Inductor compiles it")
         return compiled
     _warn_if_nothing_was_rewritten(entry.sites)
     return AgreeingCallable(compiled, entry)
@@ -143,7 +164,7 @@ def _warn_if_nothing_was_rewritten(sites: Sequence[Site]) -> None:
     _warned = True
     first = sites[0]
     warnings.warn(
-        f"overlapc rewrote none of the {len(sites)} collectives of this graph. At {first.where}: "
+        f"overlapc rewrote none of the {len(sites)} all-reduces of this graph. At {first.where}: "
         f"{first.reason} [{first.code}]. overlapc.explain(model)(*inputs) tells of each.",
         stacklevel=2,
     )

@@ -72,7 +72,7 @@ class Options:
             if option.name == "target" and isinstance(value, Target):
                 value = value.fingerprint
             if option.name == "inductor":
-                value = sorted(value.items())
+                value = [(key, _stable(item)) for key, item in sorted(value.items())]
             if option.name != "dump":
                 parts.append(f"{option.name}={value!r}")
         return ";".join(parts)
@@ -80,6 +80,21 @@ class Options:
     def digest(self) -> str:
         """Return a short hash of ``key``."""
         return hashlib.sha256(self.key().encode()).hexdigest()[:12]
+
+
+def _stable(value: Any) -> Any:
+    """Return what stands for a value on every rank: a custom pass says so by its ``uuid``."""
+    if isinstance(value, list | tuple):
+        return [_stable(item) for item in value]
+    if hasattr(value, "uuid"):
+        return value.uuid()
+    if callable(value):
+        raise OptionError(
+            f"{value!r} has no text that is the same on every rank.",
+            where="option 'inductor' of backend 'overlapc'",
+            remedy="derive it from torch._inductor.custom_graph_pass.CustomGraphPass, with a uuid",
+        )
+    return value
 
 
 _TYPES: dict[str, tuple[type, ...]] = {

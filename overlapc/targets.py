@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from overlapc.calibration import find_target
-from overlapc.errors import TargetError
+from overlapc.errors import GroupError, TargetError
 from overlapc.planning.target import Target
 from overlapc.runtime.groups import backend_name, resolve, sizes_of_groups
 
@@ -30,17 +30,23 @@ class TargetChoice:
         if self.choice != "auto":
             return Target.load(self.choice)
         living = resolve(group)
-        return find_target(_planned_device(device), backend_name(living), living.size())
+        planned = _planned_device(device)
+        return find_target(planned, backend_name(living, planned), living.size())
+
+    def of_group(self, group: str) -> list[Target]:
+        """Return the targets that graphs on that group may be planned for, in one order."""
+        if self.choice != "auto":
+            return [self.target_for("cpu", group)]
+        found = set()
+        for device in ("cpu", _planned_device("meta")):
+            with suppress(TargetError, GroupError):  # the pass refuses sites of such a device
+                found.add(self.target_for(device, group))
+        return sorted(found, key=lambda target: target.fingerprint)
 
     def all(self) -> list[Target]:
         """Return every target that ``target_for`` may give now, in the order of fingerprints."""
-        if self.choice != "auto":
-            return [self.target_for("cpu", "")]
-        found = set()
-        for device in ("cpu", _planned_device("meta")):
-            for group in sizes_of_groups():
-                with suppress(TargetError):  # the pass refuses the sites of such a device
-                    found.add(self.target_for(device, group))
+        names = sizes_of_groups() if self.choice == "auto" else [""]
+        found = {target for name in names for target in self.of_group(name)}
         return sorted(found, key=lambda target: target.fingerprint)
 
 

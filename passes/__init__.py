@@ -9,9 +9,12 @@ if __name__ != "overlapc.passes":
     raise ImportError("import overlapc.passes, not passes: the bare name would load a second copy")
 
 from overlapc.passes.base import Pass
+from overlapc.passes.order_collectives import OrderCollectives
 from overlapc.passes.overlap_gemm_all_reduce import OverlapGemmAllReduce
 
 PIPELINE: tuple[Pass, ...] = (
     # Chains first: a linear layer that feeds a collective belongs to its chain.
     OverlapGemmAllReduce(),
+    # Last: it ties down what the passes before it have put in.
+    OrderCollectives(),
 )

@@ -1,8 +1,9 @@
 """GEMM -> views -> all-reduce -> wait becomes one op that overlaps the two.
 
 Contract. The op gives what the wait gave, bit for bit where it runs ``serial``. The GEMM and the
-views have no other user. The collective keeps its place among the graph's other collectives. A
-site that no row count could make faster leaves the graph as it was.
+views have no other user. The collective keeps its place among the graph's other collectives
+(``order_collectives`` sees to it). A site that no row count could make faster leaves the graph as
+it was.
 """
 
 from __future__ import annotations
@@ -95,7 +96,9 @@ class OverlapGemmAllReduce:
             decision=decided.decision, plan=decided.plan, reason=decided.reason, code=decided.code
         )
         if made.decision == "rewritten":
-            if decided.plan.schedule == "signaled":
+            # Symbolic strides would be compared, and so guarded, to generate a text.
+            static = compilation.options.dump and chain.gemm.static
+            if static and decided.plan.schedule == "signaled":
                 compilation.modules[made.id] = generated_module(chain.gemm, target)
             rewrite(graph, chain, specification(chain, target, compilation, made.id))
         return made

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     # What ties them together for a user.
     "calibration": "errors cache planning runtime",
     "targets": "errors planning runtime calibration",
-    "ledger": "errors cache reporting runtime",
+    "ledger": "errors options reporting runtime targets",
     "backend": "errors options graph passes reporting runtime sources targets ledger",
     "explaining": "backend options graph passes reporting targets ledger",
     "cli": "errors planning reporting explaining calibration",

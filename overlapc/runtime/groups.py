@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from datetime import timedelta
+from typing import NoReturn
 from weakref import WeakKeyDictionary
 
+import torch
 import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 
@@ -32,75 +33,103 @@ def sizes_of_groups() -> dict[str, int]:
     return {name: group.size() for group, name in c10d._world.pg_names.items()}
 
 
-def backend_name(group: dist.ProcessGroup) -> str:
-    """Return the name of the group's communication backend, such as ``gloo``."""
-    return dist.get_backend(group).lower()
+def backend_name(group: dist.ProcessGroup, device: str = "cpu") -> str:
+    """Return the group's communication backend for a device type, such as ``gloo``."""
+    name = dist.get_backend(group).lower()
+    if name != "undefined" and ":" not in name:
+        return name
+    # Made with "cpu:gloo,cuda:nccl", or without a choice: the group knows one a device type.
+    try:
+        return group._get_backend(torch.device(device)).name().lower()
+    except RuntimeError as error:
+        raise GroupError(
+            f"The group has no backend for {device}: {error}",
+            where=f"process group {group.group_name!r}",
+            remedy="name one in init_process_group, or keep the tensors where it has one",
+        ) from error
 
 
-# How many comparisons each group has made here. Every member compares in the same order, so the
-# n-th of one rank meets the n-th of the others in the group's store.
-_comparisons: WeakKeyDictionary[dist.ProcessGroup, int] = WeakKeyDictionary()
+class _Talk:
+    """Where the comparisons of one group stand: every member makes them in the same order."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self.store = c10d._get_process_group_store(group)
+        self.rank, self.size = group.rank(), group.size()
+        # A group that is made again under its name finds the keys of the one before in its store.
+        generation = self.store.add(f"overlapc/generation/{self.rank}", 1)
+        self.prefix = f"overlapc/{generation}"
+        self.turn = 0
+
+    def exchange(self, value: str, seconds: float) -> list[str] | None:
+        """Return every member's value of this turn; None if one did not come in time."""
+        turn, self.turn = self.turn, self.turn + 1
+        keys = [f"{self.prefix}/{turn}/{rank}" for rank in range(self.size)]
+        self.store.set(keys[self.rank], value)
+        try:
+            self.store.wait(keys, timedelta(seconds=seconds))
+        except (RuntimeError, dist.DistError):
+            self.late = [rank for rank, key in enumerate(keys) if not self.store.check([key])]
+            self.store.set(keys[self.rank], GAVE_UP)  # who comes later shall fail as well
+            return None
+        if turn:  # all have come to this turn, so none still reads what was said at the last
+            self.store.delete_key(f"{self.prefix}/{turn - 1}/{self.rank}")
+        return [self.store.get(key).decode() for key in keys]
+
+
+GAVE_UP = "gave up waiting"
+
+_talks: WeakKeyDictionary[dist.ProcessGroup, _Talk] = WeakKeyDictionary()
 _agreed: WeakKeyDictionary[dist.ProcessGroup, set[str]] = WeakKeyDictionary()
 
 
-def agree_once(group: dist.ProcessGroup, digest: str, seconds: float) -> None:
-    """Compare ``digest`` with the group's other members, at its first use only.
+def agree_once(group: dist.ProcessGroup, choices: str, seconds: float) -> None:
+    """Compare ``choices`` with the group's other members, at their first use only.
 
-    ``digest`` stands for everything that decides a plan: sources, options, target.
+    ``choices`` holds everything that decides a plan: sources, options, target.
     """
     agreed = _agreed.setdefault(group, set())
-    if digest not in agreed:
-        compare(group, digest, seconds, what="their sources, options or targets differ")
-        agreed.add(digest)
+    if choices not in agreed:
+        compare(group, choices, seconds, what="their sources, options or targets differ")
+        agreed.add(choices)
 
 
 def compare(group: dist.ProcessGroup, value: str, seconds: float, *, what: str) -> None:
-    """Raise ``DisagreementError`` on every member unless all members pass equal values.
+    """Raise ``DisagreementError`` on every member unless all members pass equal values."""
+    values = exchange(group, value, seconds)
+    if any(other != value for other in values):
+        raise_disagreement(group, values, what)
+
+
+def raise_disagreement(group: dist.ProcessGroup, values: list[str], what: str) -> NoReturn:
+    """Raise the ``DisagreementError`` that shows what every rank said."""
+    raise DisagreementError(
+        f"The ranks of this group would not run the same plan: {what}. {_said(values)}.",
+        where=f"process group {group.group_name!r} of {group.size()} ranks, on rank {group.rank()}",
+        remedy="start every rank with the same installation, options, environment and target",
+    )
+
+
+def exchange(group: dist.ProcessGroup, value: str, seconds: float) -> list[str]:
+    """Return the value that every member passes, by rank.
 
     Works through the group's store: nothing is sent on the group itself, so members that would
-    issue different collectives still meet here. Waits at most ``seconds`` for the others.
+    issue different collectives still meet here. ``DisagreementError`` after ``seconds``.
     """
     if group.size() == 1 or backend_name(group) == "fake":
-        return  # a fake group has no other members to ask
-    turn = _comparisons.get(group, 0)
-    _comparisons[group] = turn + 1
-    store = c10d._get_process_group_store(group)
-    mine = group.rank()
-    keys = [f"overlapc/{turn}/{rank}" for rank in range(group.size())]
-    store.set(keys[mine], value)
-    others = _values_of_others(store, keys, seconds, group)
-    different = [rank for rank, other in enumerate(others) if other != value]
-    if turn:  # all have come to this turn, so none still reads what was said at the last
-        store.delete_key(f"overlapc/{turn - 1}/{mine}")
-    if different:
+        return [value]  # a fake group has no other members to ask
+    talk = _talks.get(group)
+    if talk is None:
+        talk = _talks[group] = _Talk(group)
+    values = talk.exchange(value, seconds)
+    if values is None:
         raise DisagreementError(
-            f"The ranks of this group would not run the same plan: {what}. "
-            f"Rank {mine} has {value}; {_said(others)}.",
-            where=f"process group {group.group_name!r} of {group.size()} ranks",
-            remedy="start every rank with the same installation, options, environment and target",
-        )
-
-
-def _values_of_others(
-    store: c10d.Store, keys: list[str], seconds: float, group: dist.ProcessGroup
-) -> list[str]:
-    try:
-        store.wait(keys, timedelta(seconds=seconds))
-    except (RuntimeError, dist.DistError) as error:
-        missing = [rank for rank, key in enumerate(keys) if not store.check([key])]
-        raise DisagreementError(
-            f"Ranks {missing} did not say within {seconds:g} s which plan they follow.",
-            where=f"process group {group.group_name!r}, first call of a compiled graph",
+            f"Ranks {talk.late} did not say within {seconds:g} s which plan they follow.",
+            where=f"process group {group.group_name!r}, first use by a compiled graph",
             remedy="compile with backend 'overlapc' on every rank, and look for the rank that "
             "failed or is still compiling (option agreement_seconds)",
-        ) from error
-    return [store.get(key).decode() for key in keys]
+        )
+    return values
 
 
 def _said(values: list[str]) -> str:
-    return ", ".join(f"rank {rank}: {value}" for rank, value in enumerate(values))
-
-
-def digest_of(*parts: str) -> str:
-    """Return a short hash of the parts."""
-    return hashlib.sha256("\x00".join(parts).encode()).hexdigest()[:16]
+    return ", ".join(f"Rank {rank}: {value}" for rank, value in enumerate(values))

@@ -16,13 +16,16 @@ _targets: dict[str, Target] = {}
 
 
 def remember(target: Target) -> None:
-    """Keep a target under its fingerprint, for ops of this process and of later ones.
+    """Keep a target under its fingerprint, for plans of this process."""
+    _targets[target.fingerprint] = target
+
+
+def keep(target: Target) -> None:
+    """Keep a target for the ops of later processes too.
 
     A warm cache runs no pass: its ops know their target by fingerprint only.
     """
-    if target.fingerprint in _targets:
-        return
-    _targets[target.fingerprint] = target
+    remember(target)
     path = _file(target.fingerprint)
     if not path.exists():
         target.save(path)

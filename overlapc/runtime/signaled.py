@@ -8,12 +8,12 @@ from functools import lru_cache
 import torch
 import torch.distributed as dist
 
-from overlapc.codegen import GemmSpec, build
+from overlapc.codegen import Bands, GemmSpec, build
 from overlapc.codegen.tiles import spec_for
 from overlapc.errors import KernelError
 from overlapc.planning.schedule import Plan
 from overlapc.planning.target import Target
-from overlapc.runtime.streams import run_signaled
+from overlapc.runtime.streams import resident_ctas, run_signaled
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +48,11 @@ def run(
     The reason is logged once. The caller then sends the same bands from a library GEMM, so that a
     rank that falls back alone still meets its peers.
     """
+    sms = target.communication_sms
     try:
         kernel = build(kernel_spec(target, a, b, bias))
+        Bands.of(plan.rows, kernel.spec.block_m)
+        resident_ctas(a.device, sms)
     except KernelError as error:
         _log_once(str(error))
         return None
@@ -57,8 +60,7 @@ def run(
     def all_reduce(band: torch.Tensor) -> None:
         group.allreduce([band], options).wait()
 
-    flat = None if bias is None else bias.reshape(-1)
-    sms = target.communication_sms
+    flat = None if bias is None else bias.reshape(-1).contiguous()
     return run_signaled(kernel, a, b, flat, plan.rows, all_reduce, sms, group=group.group_name)
 
 

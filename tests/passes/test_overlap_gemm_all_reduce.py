@@ -251,6 +251,14 @@ def test_group_of_one_rank_is_kept(explained):
     assert [site.decision for site in result.report.sites] == ["kept"]
 
 
+def test_the_ninth_explanation_says_as_much_as_the_first(explained):
+    """Each adds an entry to Dynamo's cache of the function, which has room for eight."""
+    x, w = x2(), weight()
+    with torch.no_grad():
+        for _ in range(10):
+            assert len(explained(in_place, x, w, target=SLOW_LINK).report.sites) == 1
+
+
 def test_meta_tensors_are_explained(explained):
     with torch.device("meta"):
         model = torch.nn.Linear(INNER, COLUMNS, bias=False)

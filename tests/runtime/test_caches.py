@@ -98,7 +98,7 @@ def test_a_warm_cache_keeps_rewrite_and_report_for_every_rank(machine):
 @pytest.mark.long
 @pytest.mark.parametrize(
     "change",
-    [{"target": "fast"}, {"overlap": "serial"}, {"size": 4}, {"fuel": 0}, {"verify": True}],
+    [{"target": "fast"}, {"overlap": "serial"}, {"size": 4}, {"verify": True}],
     ids=str,
 )
 def test_what_decides_a_rewrite_misses_the_cache(machine, change):

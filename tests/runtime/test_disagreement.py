@@ -11,9 +11,13 @@ import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 
+from overlapc.planning.problem import Problem
+from overlapc.planning.search import plan
 from overlapc.runtime import groups
 from tests.ranks import Ranks
-from tests.targets import FAST_LINK, SLOW_LINK
+from tests.targets import FAST_LINK, SLOW_LINK, machine
+
+MIDDLE = machine("middle-link", 4e8)
 
 
 @pytest.fixture
@@ -97,7 +101,59 @@ def test_verify_finds_sizes_that_differ(fresh_ranks):
         assert "401" in error
 
 
+def uneven_shards(rank):
+    """One rank has more of k: its own plan would differ, so all run serial, and rightly."""
+    from overlapc.runtime import ops
+    from tests.runtime.test_gemm_all_reduce import spec
+
+    k = (600, 40)[rank]
+    a, b = torch.randn(512, k), torch.randn(k, 128)
+    found = torch.ops.overlapc.gemm_all_reduce(a, b, None, "0", spec(MIDDLE, site="uneven.0"))
+    wanted = a.double() @ b.double()
+    dist.all_reduce(wanted)
+    rows = plan(Problem(512, 128, k, "float32", "all_reduce", 2), MIDDLE).rows
+    error = ((found.double() - wanted).norm() / wanted.norm()).item()
+    return error, rows, dict(ops.calls_of("uneven.0"))
+
+
+def test_shards_of_uneven_size_run_serial_together(fresh_ranks):
+    (error, rows, calls), (other_error, other_rows, other_calls) = fresh_ranks.run(uneven_shards)
+    assert rows != other_rows  # otherwise the ranks had nothing to disagree on
+    assert max(error, other_error) < 1e-5
+    assert calls == other_calls == {"serial": 1}
+
+
+def comes_late(rank):
+    group = dist.group.WORLD
+    if rank == 1:
+        time.sleep(3)
+    groups.compare(group, "alike", 1.0 if rank == 0 else 10.0, what="-")
+
+
+def test_who_comes_after_the_timeout_fails_as_well(fresh_ranks):
+    for _, error in fresh_ranks.outcomes(comes_late):
+        assert "DisagreementError" in error
+
+
+def made_again(rank):
+    """Two worlds over one store, one after the other; each compares something else."""
+    store = dist.FileStore(os.environ["XDG_CACHE_HOME"] + "/again", 2)
+    for value in ("first", "second", "third"):
+        dist.destroy_process_group()
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+        if rank == 1:
+            time.sleep(0.3)
+        groups.compare(dist.group.WORLD, value, 10.0, what="-")
+        dist.barrier()
+
+
+def test_a_group_made_again_does_not_read_what_the_one_before_said(fresh_ranks):
+    fresh_ranks.run(made_again)
+
+
 def destroyed_group(rank):
+    from overlapc.runtime import ops
+
     group = dist.new_group([0, 1])
     w = torch.randn(128, 64)
 
@@ -108,16 +164,10 @@ def destroyed_group(rank):
     with torch.no_grad():
         compiled(torch.randn(512, 64))
         name = group.group_name
+        (text,) = ops._callers[group]
         dist.destroy_process_group(group)
         op = torch.ops.overlapc.gemm_all_reduce
-        text = next(text for known, text in _callers() if known == name)
         op(torch.randn(512, 64), w.t(), None, name, text)
-
-
-def _callers():
-    from overlapc.runtime import ops
-
-    return list(ops._callers)
 
 
 def test_a_destroyed_group_is_named(fresh_ranks):

@@ -1,0 +1,37 @@
+"""Keeps our ops in their place among the other collectives of a graph.
+
+Inductor keeps the order of the collectives that it knows, and ours are not among them: it would
+move one past another by the sizes of unrelated tensors. Ranks whose graphs differ a little would
+then send in different orders. Contract: same nodes, same values; where neither an edge nor
+Inductor says that one collective follows another, a control dependency does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import fx
+from torch._inductor.fx_passes.control_dependencies import preserve_node_ordering
+from torch.utils._ordered_set import OrderedSet
+
+from overlapc.chain import collective_starts, is_ours
+from overlapc.graph import is_ancestor
+from overlapc.passes.base import Compilation
+
+
+@dataclass(frozen=True)
+class OrderCollectives:
+    """Chains each of our ops to the collective before it and the one after it."""
+
+    name: str = "order_collectives"
+
+    def apply(self, graph: fx.Graph, compilation: Compilation) -> None:
+        """Add the control dependencies that are missing."""
+        del compilation  # a matter of the graph alone
+        missing = {
+            after: OrderedSet([before])
+            for before, after in pairwise(collective_starts(graph))
+            if (is_ours(before) or is_ours(after)) and not is_ancestor(before, after)
+        }
+        preserve_node_ordering(graph, missing)
