@@ -64,6 +64,7 @@ def _measured(bench: Bench, seconds: float, tell: Progress) -> Target:
         links=(),
         compute_slowdown=1.0,
         link_slowdown=1.0,
+        architecture=bench.architecture(),
         source=(Source("all", bench.conditions()),),
     )
     if bench.world_size > 1:

@@ -80,7 +80,9 @@ class Bench:
         group = group or dist.group.WORLD
         if group is None:
             raise ValueError("there is no default process group.")
-        backend, size = backend_name(group), dist.get_world_size(group)
+        # A group of several backends is measured where its GPUs are.
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+        backend, size = backend_name(group, kind), dist.get_world_size(group)
         if size < 1:
             raise ValueError("this process is no member of the group.")
         device = torch.device("cpu")
@@ -91,6 +93,15 @@ class Bench:
     def dtypes(self) -> tuple[str, ...]:
         """Names of the dtypes to measure GEMMs of."""
         return ("float32", "bfloat16") if self.device.type == "cuda" else ("float32",)
+
+    def architecture(self) -> str:
+        """What kernels are generated for here, such as ``sm_90``; empty on a processor."""
+        if self.device.type != "cuda":
+            return ""
+        if torch.version.hip:
+            return torch.cuda.get_device_properties(self.device).gcnArchName.split(":")[0]
+        major, minor = torch.cuda.get_device_capability(self.device)
+        return f"sm_{major}{minor}"
 
     def conditions(self) -> str:
         """What was measured, for the target's source."""

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
+from torch.fx.node import has_side_effect
 
 from overlapc.planning.problem import Problem
 from overlapc.planning.schedule import Plan
@@ -30,7 +31,7 @@ _library.define(
 
 
 # Like a wait of c10d: a rank that drops a collective whose result it does not read hangs its peers.
-torch.fx.node.has_side_effect(torch.ops.overlapc.gemm_all_reduce.default)
+has_side_effect(torch.ops.overlapc.gemm_all_reduce.default)
 
 
 @dataclass
