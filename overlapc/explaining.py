@@ -40,6 +40,8 @@ def explain(
     reported where gradients are needed.
     """
     chosen = user_options.from_user(options)
+    if chosen.target != "auto":
+        TargetChoice(chosen.target).all()  # what cannot be read is an error, not a refused site
 
     def run(*args: Any, **kwargs: Any) -> Report:
         sites: list[Site] = []
