@@ -18,7 +18,7 @@ from overlapc import options as user_options
 from overlapc.errors import OptionError
 from overlapc.graph import graph_kind
 from overlapc.options import Options
-from overlapc.passes import PIPELINE
+from overlapc.passes import PIPELINE, check_disabled
 from overlapc.passes.base import Compilation, run_passes
 from overlapc.runtime.groups import sizes_of_groups
 from overlapc.runtime.plans import keep
@@ -76,6 +76,7 @@ def backend(
     Raises ``OptionError`` and ``TargetError`` for what it cannot accept.
     """
     chosen = user_options.from_user(options)
+    check_disabled(chosen)
     targets = TargetChoice(chosen.target)
     for target in targets.all():
         keep(target)  # a warm cache runs no pass, but its ops plan for one of these

@@ -81,9 +81,19 @@ def _namespace(node: fx.Node) -> str:
     return node.target.namespace if isinstance(node.target, torch._ops.OpOverload) else ""
 
 
-def all_reduce_starts(graph: fx.Graph) -> list[fx.Node]:
-    """Return every all-reduce of the graph in program order."""
-    return list(graph.find_nodes(op="call_function", target=functional.all_reduce.default))
+KINDS = {
+    "all_reduce": "gemm_all_reduce",
+    "reduce_scatter": "gemm_reduce_scatter",
+    "all_gather": "all_gather_gemm",
+    "all_to_all": "gemm_all_to_all",
+}
+"""What a site is called by the start of the collective's name."""
+
+
+def kind_of(start: fx.Node) -> str:
+    """Return the kind of site that a collective belongs to; the nearest for the rare ones."""
+    name = str(start.target).partition(".")[2]
+    return next((kind for part, kind in KINDS.items() if name.startswith(part)), "gemm_all_reduce")
 
 
 def group_of(start: fx.Node) -> str:
@@ -94,6 +104,10 @@ def group_of(start: fx.Node) -> str:
 
 def read_all_reduce(start: fx.Node) -> AllReduce | Refusal:
     """Read an all-reduce node: its operand, operation, group and wait."""
+    if start.target is not functional.all_reduce.default:
+        return Refusal(
+            start, "collective", f"Of the collectives, {start.target} is not rewritten yet."
+        )
     match start.args:
         case (fx.Node() as source, str() as reduce, str() as group):
             pass

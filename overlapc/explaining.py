@@ -21,7 +21,7 @@ from overlapc.backend import inductor_patches
 from overlapc.graph import graph_kind, subgraphs
 from overlapc.ledger import report
 from overlapc.options import Options
-from overlapc.passes import PIPELINE
+from overlapc.passes import PIPELINE, check_disabled
 from overlapc.passes.base import Compilation, Fuel, run_passes
 from overlapc.reporting.records import Report, Site
 from overlapc.targets import TargetChoice
@@ -40,6 +40,7 @@ def explain(
     reported where gradients are needed.
     """
     chosen = user_options.from_user(options)
+    check_disabled(chosen)
     if chosen.target != "auto":
         TargetChoice(chosen.target).all()  # what cannot be read is an error, not a refused site
 

@@ -148,7 +148,7 @@ def agreeing(compiled: Callable[..., Any], entry: Entry) -> Callable[..., Any]:
     """Return ``compiled`` with the first-use comparison in front, where it communicates."""
     entry.recall()
     if not entry.sites:
-        log.info("a graph without an all-reduce: compiled as Inductor compiles it")
+        log.info("a graph without a collective: compiled as Inductor compiles it")
         return compiled
     _warn_if_nothing_was_rewritten(entry.sites)
     return AgreeingCallable(compiled, entry)
@@ -164,7 +164,7 @@ def _warn_if_nothing_was_rewritten(sites: Sequence[Site]) -> None:
     _warned = True
     first = sites[0]
     warnings.warn(
-        f"overlapc rewrote none of the {len(sites)} all-reduces of this graph. At {first.where}: "
+        f"overlapc rewrote none of the {len(sites)} collectives of this graph. At {first.where}: "
         f"{first.reason} [{first.code}]. overlapc.explain(model)(*inputs) tells of each.",
         stacklevel=2,
     )

@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from overlapc.errors import OptionError
@@ -54,6 +55,18 @@ class Options:
     def __post_init__(self) -> None:
         for option in fields(self):
             _check_type(option.name, getattr(self, option.name))
+        if not 0 < self.agreement_seconds < float("inf"):
+            raise OptionError(
+                f"Option 'agreement_seconds' cannot be {self.agreement_seconds!r}.",
+                where="options of backend 'overlapc'",
+                remedy="give a number of seconds above zero",
+            )
+        if self.fuel < -1:
+            raise OptionError(
+                f"Option 'fuel' cannot be {self.fuel}.",
+                where="options of backend 'overlapc', or OVERLAPC_FUEL",
+                remedy="give the number of rewrites, or -1 for no limit",
+            )
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
             if value not in allowed:
@@ -139,7 +152,21 @@ def from_user(options: Mapping[str, Any] | None) -> Options:
                 remedy=f"use one of {', '.join(known)}" + _nearest(name, known),
             )
         given[name] = tuple(value) if name == "disable" and isinstance(value, list) else value
-    return Options(**given)
+    chosen = Options(**given)
+    if chosen.dump:
+        _make_folder(chosen.dump)
+    return chosen
+
+
+def _make_folder(path: str) -> None:
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(
+            f"The dump directory cannot be made: {error}.",
+            where="option 'dump' or OVERLAPC_DUMP",
+            remedy="name a directory that can be written to",
+        ) from error
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:

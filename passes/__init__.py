@@ -8,6 +8,8 @@ from __future__ import annotations
 if __name__ != "overlapc.passes":
     raise ImportError("import overlapc.passes, not passes: the bare name would load a second copy")
 
+from overlapc.errors import OptionError
+from overlapc.options import Options
 from overlapc.passes.base import Pass
 from overlapc.passes.order_collectives import OrderCollectives
 from overlapc.passes.overlap_gemm_all_reduce import OverlapGemmAllReduce
@@ -18,3 +20,15 @@ PIPELINE: tuple[Pass, ...] = (
     # Last: it ties down what the passes before it have put in.
     OrderCollectives(),
 )
+
+
+def check_disabled(options: Options) -> None:
+    """Raise ``OptionError`` if the options disable a pass that does not exist."""
+    known = ("all", *(one.name for one in PIPELINE))
+    for name in options.disable:
+        if name not in known:
+            raise OptionError(
+                f"There is no pass {name!r} to disable.",
+                where="option 'disable' or OVERLAPC_DISABLE",
+                remedy=f"name one of {', '.join(known)}",
+            )

@@ -33,13 +33,20 @@ class Compilation:
     modules: dict[str, str] = field(default_factory=dict)
     """Text of the Triton module that is generated for a site, by the site's identifier."""
 
+    def is_disabled(self, name: str) -> bool:
+        """Return whether the options leave out the pass of that name."""
+        return name in self.options.disable or "all" in self.options.disable
+
     def next_site_id(self) -> str:
         """Return the identifier of the next site: equal on every rank and in every run."""
         return f"{self.graph_id}.{len(self.sites)}"
 
 
 class Pass(Protocol):
-    """Valid graph in, valid graph out, same values; every site it looked at is in ``sites``."""
+    """Valid graph in, valid graph out, same values; every site it looked at is in ``sites``.
+
+    A pass that the options disable reports its sites all the same, and changes nothing.
+    """
 
     @property
     def name(self) -> str:
@@ -67,13 +74,12 @@ class Fuel:
 
 def run_passes(passes: Sequence[Pass], graph: fx.Graph, compilation: Compilation) -> None:
     """Run ``passes`` in order over one graph, and dump it before the first and after each."""
-    compilation.graph_id = f"{compilation.graph_kind}-{fingerprint(graph)}"
+    # With other options the same graph is another compilation, whose calls count by themselves.
+    choice = compilation.options.digest()[:6]
+    compilation.graph_id = f"{compilation.graph_kind}-{fingerprint(graph)}-{choice}"
     dump = GraphDump(compilation.options.dump)
     dump.graph(compilation.graph_id, "before", lambda: text(graph))
     for one in passes:
-        if one.name in compilation.options.disable or "all" in compilation.options.disable:
-            log.info("pass %s is disabled by option", one.name)
-            continue
         one.apply(graph, compilation)
         dump.graph(compilation.graph_id, one.name, lambda: text(graph))
     dump.sites(compilation.graph_id, compilation.sites, compilation.modules)

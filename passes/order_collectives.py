@@ -28,7 +28,8 @@ class OrderCollectives:
 
     def apply(self, graph: fx.Graph, compilation: Compilation) -> None:
         """Add the control dependencies that are missing."""
-        del compilation  # a matter of the graph alone
+        if compilation.is_disabled(self.name):
+            return
         missing = {
             after: OrderedSet([before])
             for before, after in pairwise(collective_starts(graph))

@@ -21,8 +21,9 @@ from overlapc.chain import (
     Chain,
     Gemm,
     Refusal,
-    all_reduce_starts,
+    collective_starts,
     group_of,
+    kind_of,
     read_all_reduce,
     read_gemm,
 )
@@ -42,8 +43,6 @@ from overlapc.runtime.signaled import kernel_spec
 from overlapc.runtime.spec import ChainSpec
 
 log = logging.getLogger(__name__)
-
-KIND = "gemm_all_reduce"
 
 # Row counts at which a site of symbolic size is tried: if none of them pays, none in between does.
 TRIED_ROWS = tuple(2**power for power in range(18))
@@ -67,14 +66,16 @@ class OverlapGemmAllReduce:
 
     def apply(self, graph: fx.Graph, compilation: Compilation) -> None:
         """Match, decide and rewrite each all-reduce of the graph, in program order."""
-        for start in all_reduce_starts(graph):
+        for start in collective_starts(graph):
             site = self._site(graph, start, compilation)
             log.info("%s %s at %s: %s", site.decision, site.kind, site.where, site.reason)
             compilation.sites.append(site)
 
     def _site(self, graph: fx.Graph, start: fx.Node, compilation: Compilation) -> Site:
-        site = partial(Site, kind=KIND, graph=compilation.graph_kind, id=compilation.next_site_id())
-        chain = match(start)
+        kind = kind_of(start)
+        site = partial(Site, kind=kind, graph=compilation.graph_kind, id=compilation.next_site_id())
+        disabled = Refusal(start, "disabled", f"Option disable leaves out {self.name}.")
+        chain = disabled if compilation.is_disabled(self.name) else match(start)
         if isinstance(chain, Refusal):
             return _refused(site, chain, where=where(start), group=group_of(start))
         site = partial(
@@ -149,7 +150,11 @@ def decide(chain: Chain, target: Target, compilation: Compilation) -> Decision |
         problem = _problem(chain)
         plan = plan_call(target.fingerprint, schedule, problem)
     except (ProblemError, GroupError, TargetError) as error:
-        return Refusal(chain.gemm.node, "no_plan", f"It cannot be planned: {error.what}")
+        return Refusal(
+            chain.gemm.node,
+            "no_plan",
+            f"It cannot be planned: {error.what} Remedy: {error.remedy}.",
+        )
     pays = [plan] if plan.schedule != "serial" else []
     if not chain.gemm.static and not pays:
         tried = (replace(problem, m=m) for m in TRIED_ROWS)

@@ -28,6 +28,10 @@ def no_variables(monkeypatch):
         ({"target": 3}, "of type str or Target"),
         ({"inductor": ["max_autotune"]}, "of type Mapping"),
         ({"disable": "all"}, "of type tuple"),
+        ({"agreement_seconds": 0}, "above zero"),
+        ({"agreement_seconds": float("nan")}, "above zero"),
+        ({"fuel": -5}, "-1 for no limit"),
+        ({"dump": "/proc/nope"}, "can be written to"),
     ],
 )
 def test_what_is_wrong_is_said_with_the_remedy(given, said):
@@ -38,7 +42,7 @@ def test_what_is_wrong_is_said_with_the_remedy(given, said):
 @pytest.mark.parametrize(
     ("variable", "value", "field", "wanted"),
     [
-        ("OVERLAPC_DUMP", "/d", "dump", "/d"),
+        ("OVERLAPC_DUMP", "/tmp", "dump", "/tmp"),
         ("OVERLAPC_DISABLE", "one, two", "disable", ("one", "two")),
         ("OVERLAPC_FUEL", "7", "fuel", 7),
         ("OVERLAPC_VERIFY", "yes", "verify", True),
@@ -48,7 +52,7 @@ def test_what_is_wrong_is_said_with_the_remedy(given, said):
 def test_the_environment_sets_what_options_do_not(variable, value, field, wanted, monkeypatch):
     monkeypatch.setenv(variable, value)
     assert getattr(options.from_user({}), field) == wanted
-    explicit = {"dump": "/e", "disable": ("three",), "fuel": 1, "verify": not wanted}[field]
+    explicit = {"dump": "/var/tmp", "disable": ("three",), "fuel": 1, "verify": not wanted}[field]
     assert getattr(options.from_user({field: explicit}), field) == explicit
 
 

@@ -14,6 +14,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+from overlapc.errors import OptionError
 from tests.targets import FAST_LINK, SLOW_LINK
 
 ROWS, INNER, COLUMNS = 512, 64, 128
@@ -223,14 +224,31 @@ def test_not_waited_once(fake_group):
         ({"target": FAST_LINK}, "kept"),
         ({"target": SLOW_LINK, "overlap": "off"}, "refused"),
         ({"target": SLOW_LINK, "fuel": 0}, "kept"),
-        ({"target": SLOW_LINK, "disable": ("overlap_gemm_all_reduce",)}, None),
+        ({"target": SLOW_LINK, "disable": ("overlap_gemm_all_reduce",)}, "refused"),
+        ({"target": SLOW_LINK, "disable": ("all",)}, "refused"),
     ],
 )
 def test_options_that_leave_the_graph_unchanged(options, decision, explained):
     with torch.no_grad():
         result = explained(in_place, x2(), weight(), **options)
     assert all(before == after for before, after in result.graphs.values())
-    assert [site.decision for site in result.report.sites] == ([decision] if decision else [])
+    assert [site.decision for site in result.report.sites] == [decision]
+
+
+def test_a_pass_that_does_not_exist_cannot_be_disabled(explained):
+    with pytest.raises(OptionError, match="overlap_gemm_all_reduce"):
+        explained(in_place, x2(), weight(), disable=("overlap_gemm_allreduce",))
+
+
+def test_other_collectives_are_refused_sites(explained):
+    def scattered(x, w):
+        return functional.reduce_scatter_tensor(x @ w.t(), "sum", 0, dist.group.WORLD)
+
+    with torch.no_grad():
+        result = explained(scattered, x2(), weight(), target=SLOW_LINK)
+    (site,) = result.report.sites
+    assert (site.kind, site.decision, site.code) == ("gemm_reduce_scatter", "refused", "collective")
+    assert all(before == after for before, after in result.graphs.values())
 
 
 def test_forced_schedule_is_obeyed_where_it_does_not_pay(explained):
