@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -135,22 +136,6 @@ def test_who_comes_after_the_timeout_fails_as_well(fresh_ranks):
         assert "DisagreementError" in error
 
 
-def made_again(rank):
-    """Two worlds over one store, one after the other; each compares something else."""
-    store = dist.FileStore(os.environ["XDG_CACHE_HOME"] + "/again", 2)
-    for value in ("first", "second", "third"):
-        dist.destroy_process_group()
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
-        if rank == 1:
-            time.sleep(0.3)
-        groups.compare(dist.group.WORLD, value, 10.0, what="-")
-        dist.barrier()
-
-
-def test_a_group_made_again_does_not_read_what_the_one_before_said(fresh_ranks):
-    fresh_ranks.run(made_again)
-
-
 def destroyed_group(rank):
     from overlapc.runtime import ops
 
@@ -217,22 +202,34 @@ def pair_of_stores(monkeypatch):
     store = dist.HashStore()
     monkeypatch.setattr(groups, "backend_name", lambda group: "gloo")
     monkeypatch.setattr(groups.c10d, "_get_process_group_store", lambda group: store)
-    return Member(0), Member(1)
+    return lambda: (Member(0), Member(1))
 
 
 def test_the_nth_comparison_meets_the_nth(pair_of_stores):
-    from concurrent.futures import ThreadPoolExecutor
+    first, second = pair_of_stores()
+    assert both(first, "abc", second, "abc") == [None, None]
+    for error in both(first, "xy", second, "yx"):
+        assert "they differ" in str(error)
 
-    first, second = pair_of_stores
 
-    def compare_all(member, values):
-        for value in values:
+def test_a_group_made_again_does_not_read_what_the_one_before_said(pair_of_stores):
+    for value in ("first", "second", "third"):
+        first, second = pair_of_stores()  # new groups over the store of the ones before
+        # The second comes late: what the last ones left over must not be taken for its answer.
+        assert both(first, value, second, value, late=0.2) == [None, None]
+
+
+def both(first, values, second, others, late=0.0):
+    """What two members raise, each comparing its letters or words in turn."""
+
+    def compare_all(member, said, wait):
+        time.sleep(wait)
+        for value in said if late == 0.0 else [said]:
             groups.compare(member, value, 5.0, what="they differ")
 
     with ThreadPoolExecutor(2) as pool:
-        alike = [pool.submit(compare_all, member, "abc") for member in pair_of_stores]
-        assert [one.result() for one in alike] == [None, None]
-        swapped = [pool.submit(compare_all, first, "xy"), pool.submit(compare_all, second, "yx")]
-        for one in swapped:
-            with pytest.raises(groups.DisagreementError, match="they differ"):
-                one.result()
+        running = [
+            pool.submit(compare_all, first, values, 0.0),
+            pool.submit(compare_all, second, others, late),
+        ]
+        return [one.exception() for one in running]
