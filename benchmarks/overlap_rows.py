@@ -1,4 +1,4 @@
-"""What was measured of one (shape, rate) pair, and what is concluded from it."""
+"""What was measured of one chain of one shape at one rate, and what is concluded from it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from benchmarks.overlap_shapes import Pair, Shape
 from benchmarks.paired import Ratio, Samples
@@ -94,35 +95,55 @@ class Summary:
     """The lowest serial/overlapc over all pairs; None without overlapc."""
     slower: int
     """Pairs, extremes included, in which overlapc is slower."""
+    slower_usual: int
+    """Of these, the pairs that are not extreme."""
     slower_than_inductor: int
     """Pairs, extremes included, in which overlapc is slower than Inductor."""
     prediction_error: float | None
-    """Median of |predicted / measured - 1| over all pairs."""
+    """Median of |predicted / measured - 1| over the pairs that are not extreme."""
+    prediction_error_all: float | None
+    """The same over all pairs."""
     noise: float
     """Median of |serial again / serial - 1| over all pairs: differences below it mean nothing."""
 
 
 def summarise(rows: Sequence[Row]) -> Summary:
-    """Summarise one table; it needs at least one row."""
+    """Summarise the rows of one kind of chain, or of all; it needs at least one."""
     usual = [row for row in rows if not row.pair.is_extreme]
     names = [name for name in rows[0].samples.seconds if name not in (BOUND, SERIAL_AGAIN)]
     shares = {n: statistics.median(r.share_of_bound(n) for r in usual) for n in names if usual}
     ours = [row for row in rows if row.has_overlapc]
-    ratios = [row.prediction_ratio for row in ours if row.prediction_ratio is not None]
+    known = [(row.prediction_ratio, row.pair.is_extreme) for row in ours]
+    ratios = [(ratio, is_extreme) for ratio, is_extreme in known if ratio is not None]
     again = [row.samples.ratio(SERIAL_AGAIN, SERIAL).median for row in rows]
     return Summary(
         pairs=len(usual),
         shares=shares,
         worst=min((row.speedup for row in ours), key=lambda r: r.median, default=None),
         slower=sum(row.is_slower for row in ours),
+        slower_usual=sum(row.is_slower and not row.pair.is_extreme for row in ours),
         slower_than_inductor=sum(row.is_slower_than_inductor for row in ours),
-        prediction_error=_typical_deviation(ratios),
+        prediction_error=_typical_deviation([ratio for ratio, extreme in ratios if not extreme]),
+        prediction_error_all=_typical_deviation([ratio for ratio, _ in ratios]),
         noise=_typical_deviation(again) or 0.0,
     )
 
 
 def _typical_deviation(ratios: Sequence[float]) -> float | None:
     return statistics.median(abs(ratio - 1) for ratio in ratios) if ratios else None
+
+
+def by_kind(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each kind of chain, in the order of their first."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.pair.kind, []).append(row)
+    return found
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file of results."""
+    return [from_json(json.dumps(row)) for row in json.loads(path.read_text())["rows"]]
 
 
 def to_json(row: Row) -> str:
@@ -140,10 +161,10 @@ def to_json(row: Row) -> str:
 def from_json(text: str) -> Row:
     """Read the row that ``to_json`` wrote."""
     value = json.loads(text)
-    said = value["prediction"]
+    seconds, errors, said = (value.pop(name) for name in ("seconds", "errors", "prediction"))
     return Row(
-        pair=Pair(Shape(**value["shape"]), value["rate"], value["is_extreme"]),
-        samples=Samples({name: tuple(times) for name, times in value["seconds"].items()}),
-        errors=value["errors"],
+        pair=Pair(**{**value, "shape": Shape(**value["shape"])}),
+        samples=Samples({name: tuple(times) for name, times in seconds.items()}),
+        errors=errors,
         prediction=Prediction(**{**said, "rows": tuple(said["rows"])}) if said else None,
     )

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 
+from benchmarks.chains import CHAINS
 from benchmarks.overlap_shapes import Shape
-from benchmarks.overlap_worker import Operands, serial, together
 from benchmarks.paired import measure
 from benchmarks.ranks import GroupRanks
 from examples.llama_model import SiteShape
@@ -50,10 +50,12 @@ def bound_of_model(
 
 
 def _bound_of_site(site: SiteShape, group: dist.ProcessGroup) -> SiteBound:
-    operands = Operands.make(Shape(site.m, site.n, site.k, site.name), group.rank())
+    chain = CHAINS["gemm_all_reduce"]
+    shape = Shape(site.m, site.n, site.k, site.name)
+    operands = chain.operands(shape, group.rank(), group.size())
     candidates = {
-        "serial": lambda: serial(operands.x, operands.weight, group),
-        "together": lambda: together(operands, group),
+        "serial": lambda: chain.serial(operands.x, operands.weight, group),
+        "together": lambda: chain.together(operands, group),
     }
     for run in candidates.values():
         run()
@@ -62,6 +64,6 @@ def _bound_of_site(site: SiteShape, group: dist.ProcessGroup) -> SiteBound:
         GroupRanks(group),
         rounds=ROUNDS,
         seed=2,
-        before=lambda: operands.unrelated.copy_(operands.fresh),
+        before=operands.renew,
     )
     return SiteBound(site, samples.median("serial"), samples.median("together"))

@@ -16,7 +16,7 @@ from torch._inductor.compile_fx import compile_fx
 from overlapc import ledger
 from overlapc import options as user_options
 from overlapc.errors import OptionError
-from overlapc.graph import graph_kind
+from overlapc.graphs.nodes import graph_kind
 from overlapc.options import Options
 from overlapc.passes import PIPELINE, check_disabled
 from overlapc.passes.base import Compilation, run_passes

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 
-from overlapc.errors import GroupError, TargetError
+from overlapc.errors import GroupError, OptionError, OverlapcError, TargetError
 from overlapc.planning.fitting import with_group_cost
+from overlapc.planning.problem import COLLECTIVES, orders_of
 from overlapc.planning.target import Source, Target, stored_path
+from overlapc.runtime.contention import contention, pipeline
+from overlapc.runtime.link_curves import measure_link
 from overlapc.runtime.measuring import Bench
 
 Progress = Callable[[str, float], None]
 """Called with what is measured next, and the share of all that is done before it."""
 
-GEMM_SHARE, LINK_SHARE, BESIDE_SHARE = 0.25, 0.5, 0.15
-"""Of the time allowed; the rest is for a pipeline of both. Chosen: links vary more than cores."""
+GEMM_SHARE, LINK_SHARE, BESIDE_SHARE = 0.2, 0.55, 0.1
+"""Of the time allowed; the rest is for pipelines of both. Chosen: links vary more than cores."""
 
 SHIPPED_FOR = {
     "H200": "h200-nvlink",
@@ -33,25 +36,35 @@ SHIPPED_FOR = {
 def calibrate(
     group: dist.ProcessGroup | None = None,
     *,
-    seconds: float = 20.0,
+    collectives: Sequence[str] = COLLECTIVES,
+    seconds: float = 30.0,
     save: bool = True,
     progress: Progress | None = None,
 ) -> Target:
-    """Measure the group's GEMMs, its all-reduce and what they do to each other.
+    """Measure the group's GEMMs, its collectives and what they do to each other.
 
     Every member calls it at the same time, with nothing else running, and gets the same target.
     Takes about ``seconds``. With ``save`` each member stores it where `find_target` looks; use
-    ``save=False`` for a link that is not the machine's usual one. Raises GroupError where the group
-    is gone or a member leaves; nothing outlasts the group's own timeout.
+    ``save=False`` for a link that is not the machine's usual one. Without some ``collectives``
+    the target cannot plan them. Raises GroupError where the group is gone or a member leaves,
+    OptionError for a collective that is none; nothing outlasts the group's own timeout.
     """
-    with _group_errors():
-        target = _measured(Bench.of(group), seconds, progress or (lambda stage, done: None))
+    unknown = sorted(set(collectives) - set(COLLECTIVES))
+    if unknown or not collectives:
+        raise OptionError(
+            f"There is no collective {unknown[0]!r}." if unknown else "Nothing is to be measured.",
+            where="calibrate(collectives=...)",
+            remedy=f"choose some of {', '.join(COLLECTIVES)}",
+        )
+    with group_errors():
+        tell = progress or (lambda stage, done: None)
+        target = _measured(Bench.of(group), tuple(dict.fromkeys(collectives)), seconds, tell)
     if save:
         target.save(stored_path(target.name))
     return target
 
 
-def _measured(bench: Bench, seconds: float, tell: Progress) -> Target:
+def _measured(bench: Bench, collectives: Sequence[str], seconds: float, tell: Progress) -> Target:
     tell("GEMM", 0.0)
     dtypes = bench.dtypes()
     gemm = tuple(bench.gemm(dtype, seconds * GEMM_SHARE / len(dtypes)) for dtype in dtypes)
@@ -68,21 +81,35 @@ def _measured(bench: Bench, seconds: float, tell: Progress) -> Target:
         source=(Source("all", bench.conditions()),),
     )
     if bench.world_size > 1:
-        target = _with_link(target, bench, seconds, tell)
+        target = _with_links(target, bench, collectives, seconds, tell)
     target = bench.agree(target)
     tell("done", 1.0)
     return target
 
 
-def _with_link(target: Target, bench: Bench, seconds: float, tell: Progress) -> Target:
-    tell("all-reduce", GEMM_SHARE)
-    link = bench.all_reduce(seconds * LINK_SHARE)
-    tell("GEMM beside all-reduce", GEMM_SHARE + LINK_SHARE)
-    c, d = bench.contention(link, seconds * BESIDE_SHARE)
-    target = replace(target, links=(link,), compute_slowdown=c, link_slowdown=d)
-    tell("GEMM and all-reduce in groups", GEMM_SHARE + LINK_SHARE + BESIDE_SHARE)
-    pipeline = bench.pipeline(link, seconds * (1 - GEMM_SHARE - LINK_SHARE - BESIDE_SHARE))
-    return with_group_cost(target, pipeline)
+def _with_links(
+    target: Target, bench: Bench, collectives: Sequence[str], seconds: float, tell: Progress
+) -> Target:
+    links = []
+    for index, collective in enumerate(collectives):
+        tell(_spoken(collective), GEMM_SHARE + LINK_SHARE * index / len(collectives))
+        links.append(measure_link(bench, collective, seconds * LINK_SHARE / len(collectives)))
+    done = GEMM_SHARE + LINK_SHARE
+    tell(f"GEMM beside {_spoken(collectives[0])}", done)
+    c, d = contention(bench, links[0], seconds * BESIDE_SHARE)
+    target = replace(target, links=tuple(links), compute_slowdown=c, link_slowdown=d)
+    done += BESIDE_SHARE
+    pipelines = [(link, order) for link in links for order in orders_of(link.collective)]
+    share = (1 - done) / len(pipelines)
+    for link, order in pipelines:
+        tell(f"GEMM and {_spoken(link.collective)} in groups", done)
+        target = with_group_cost(target, pipeline(bench, link, order, seconds * share))
+        done += share
+    return target
+
+
+def _spoken(collective: str) -> str:
+    return collective.replace("_", "-")
 
 
 def target_name(device_type: str, backend: str, world_size: int) -> str:
@@ -111,11 +138,25 @@ def find_target(device_type: str, backend: str, world_size: int) -> Target:
     )
 
 
+def stored_target(group: dist.ProcessGroup | None = None) -> Target | None:
+    """The target that `calibrate` stored for the group on the machine of its rank 0, or None.
+
+    Every member calls it at the same time. Raises GroupError as `calibrate` does, TargetError where
+    the stored one cannot be read.
+    """
+    with group_errors():
+        bench = Bench.of(group)
+        path = stored_path(target_name(bench.device.type, bench.backend, bench.world_size))
+        is_first = dist.get_rank(bench.group) == 0
+        return bench.agree(Target.load(path) if is_first and path.exists() else None)
+
+
 @contextmanager
-def _group_errors() -> Iterator[None]:
+def group_errors() -> Iterator[None]:
+    """Turn what torch raises for a missing, destroyed or broken group into a GroupError."""
     try:
         yield
-    except GroupError:
+    except OverlapcError:
         raise
     except (RuntimeError, ValueError) as error:
         # torch raises these two for a missing, destroyed or broken group, with no class of its own.

@@ -1,10 +1,10 @@
-"""The command ``overlapc``: explain, plan, calibrate, report, targets."""
+"""The command ``overlapc``: explain, plan, calibrate, report, targets, bench."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,24 @@ from rich.console import Console
 from rich.progress import Progress
 
 from overlapc.errors import CommandError, OverlapcError
-from overlapc.planning.problem import COLLECTIVES, ITEM_BYTES
+from overlapc.planning.problem import COLLECTIVES, ITEM_BYTES, ORDERS
 from overlapc.planning.schedule import SCHEDULES
 from overlapc.planning.search import plan_gemm
-from overlapc.planning.target import stored_path
-from overlapc.reporting.gantt import describe
+from overlapc.planning.target import Target, stored_path
+from overlapc.reporting.gantt import describe, describe_tuned
 from overlapc.reporting.records import Report
+from overlapc.reporting.saving import REPORT
 from overlapc.reporting.table import WIDTH, show
 from overlapc.reporting.target_table import target_table
+
+BENCHMARKS = {
+    "chains": "overlap_link",
+    "plans": "plan_quality",
+    "model": "end_to_end",
+    "compile-time": "compile_time",
+    "plot": "prediction_plot",
+}
+"""Modules of ``benchmarks`` by what the command calls them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,15 +62,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_explain(commands)
     _add_plan(commands)
 
-    text = "measure this machine and its process group, and store the target"
-    calibrate = commands.add_parser("calibrate", help=text, description=text)
-    calibrate.add_argument("--seconds", type=_seconds, default=20.0, help="to measure for, about")
-    calibrate.set_defaults(run=_calibrate)
+    _add_calibrate(commands)
 
     text = "print a report that Report.save wrote"
     report = commands.add_parser("report", help=text, description=text)
     report.add_argument("directory", type=Path)
     report.set_defaults(run=lambda chosen: _print_report(Report.load(chosen.directory)))
+
+    _add_bench(commands)
 
     text = "list the targets that can be named: shipped and stored"
     commands.add_parser("targets", help=text, description=text).set_defaults(run=_targets)
@@ -91,12 +100,49 @@ def _add_plan(commands: Any) -> None:
     plan = commands.add_parser("plan", help=text, description=text)
     plan.add_argument("--gemm", type=_sizes, required=True, metavar="MxNxK", help="of one rank")
     plan.add_argument("--collective", choices=COLLECTIVES, default="all_reduce")
+    plan.add_argument(
+        "--order",
+        choices=ORDERS,
+        default="",
+        help="of an all-to-all, which may come after the GEMM (the default) or before it",
+    )
     plan.add_argument("--world-size", type=_count, required=True)
     plan.add_argument("--dtype", choices=tuple(ITEM_BYTES), default="bfloat16")
     plan.add_argument("--target", required=True, help="name or file; see overlapc targets")
     plan.add_argument("--schedule", choices=("auto", *SCHEDULES), default="auto")
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
     plan.set_defaults(run=_plan)
+
+
+def _add_calibrate(commands: Any) -> None:
+    text = "measure this machine and its process group, and store the target"
+    calibrate = commands.add_parser("calibrate", help=text, description=text)
+    calibrate.add_argument("--seconds", type=_seconds, default=30.0, help="to measure for, about")
+    calibrate.add_argument(
+        "--collectives",
+        nargs="+",
+        choices=COLLECTIVES,
+        default=COLLECTIVES,
+        metavar="NAME",
+        help=f"to measure, some of {', '.join(COLLECTIVES)} (default: all)",
+    )
+    calibrate.add_argument(
+        "--chains",
+        type=Path,
+        metavar="REPORT",
+        help="instead, run the best plans of every chain of a saved report (its directory or its "
+        "report.json), and let the group's target remember which won; without a stored target the "
+        "group is measured first",
+    )
+    calibrate.set_defaults(run=_calibrate)
+
+
+def _add_bench(commands: Any) -> None:
+    text = "run a benchmark of a checkout, in its root"
+    bench = commands.add_parser("bench", help=text, description=text)
+    bench.add_argument("benchmark", choices=tuple(BENCHMARKS))
+    bench.add_argument("arguments", nargs=argparse.REMAINDER, help="--help lists them")
+    bench.set_defaults(run=_bench)
 
 
 def _count(text: str) -> int:
@@ -191,6 +237,7 @@ def _plan(chosen: argparse.Namespace) -> None:
         dtype=chosen.dtype,
         target=chosen.target,
         schedule=chosen.schedule,
+        order=chosen.order,
     )
     print(plan.to_json() if chosen.json else describe(plan))
 
@@ -207,8 +254,8 @@ def _calibrate(chosen: argparse.Namespace) -> None:
             remedy="start one process a rank: torchrun --nproc-per-node=N --no-python "
             "overlapc calibrate, or call overlapc.calibrate(group) in your own program",
         )
-    from overlapc.calibration import calibrate
-
+    # A report that cannot be read is an error before anything is measured.
+    report = Report.load(_directory(chosen.chains)) if chosen.chains else None
     if torch.cuda.is_available():
         torch.cuda.set_device(get_node_local_rank())
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
@@ -216,14 +263,56 @@ def _calibrate(chosen: argparse.Namespace) -> None:
     try:
         with Progress(transient=True, console=Console(stderr=True), disable=not is_first) as bar:
             task = bar.add_task("", total=1.0)
-            target = calibrate(
-                seconds=chosen.seconds,
-                progress=lambda stage, done: bar.update(task, description=stage, completed=done),
-            )
+
+            def tell(stage: str, done: float) -> None:
+                bar.update(task, description=stage, completed=done)
+
+            target = _measured(chosen, report, tell)
         if is_first:
             print(f"{target.name} ({target.fingerprint}) is stored in {stored_path(target.name)}")
+            for tuned in target.tuned if report else ():
+                print(f"  {describe_tuned(tuned)}")
     finally:
         dist.destroy_process_group()
+
+
+def _directory(path: Path) -> Path:
+    return path.parent if path.name == REPORT else path
+
+
+def _measured(
+    chosen: argparse.Namespace, report: Report | None, tell: Callable[[str, float], None]
+) -> Target:
+    """The group's target: measured, or with the chains of a report tuned."""
+    from overlapc.calibration import calibrate, stored_target
+    from overlapc.tuning import tune_chains
+
+    target = stored_target() if report else None
+    if target is None:
+        target = calibrate(collectives=chosen.collectives, seconds=chosen.seconds, progress=tell)
+    if report is None:
+        return target
+    return tune_chains(report, target=target, seconds=chosen.seconds, progress=tell)
+
+
+def _bench(chosen: argparse.Namespace) -> None:
+    # The console script has its own folder on the path, not the user's.
+    sys.path.insert(0, "")
+    name = f"benchmarks.{BENCHMARKS[chosen.benchmark]}"
+    try:
+        module = import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("benchmarks", name):
+            raise
+        raise CommandError(
+            "The benchmarks are not here: they are part of a checkout, not of the package.",
+            where=f"overlapc bench {chosen.benchmark}",
+            remedy="run it in the root of a clone of overlapc",
+        ) from error
+    # Without root, a benchmark starts itself again, by its own name and with these arguments.
+    sys.argv = [name, *chosen.arguments]
+    if status := module.main():
+        sys.exit(status)
 
 
 def _targets(chosen: argparse.Namespace) -> None:

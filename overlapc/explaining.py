@@ -18,7 +18,7 @@ from torch._inductor.fx_passes.post_grad import view_to_reshape
 
 from overlapc import options as user_options
 from overlapc.backend import inductor_patches
-from overlapc.graph import graph_kind, subgraphs
+from overlapc.graphs.nodes import graph_kind, subgraphs
 from overlapc.ledger import report
 from overlapc.options import Options
 from overlapc.passes import PIPELINE, check_disabled

@@ -11,12 +11,22 @@ if __name__ != "overlapc.passes":
 from overlapc.errors import OptionError
 from overlapc.options import Options
 from overlapc.passes.base import Pass
+from overlapc.passes.drop_lone_collectives import DropLoneCollectives
+from overlapc.passes.hide_collectives import HideCollectives
+from overlapc.passes.leave_unordered import LeaveUnordered
+from overlapc.passes.merge_collectives import MergeCollectives
 from overlapc.passes.order_collectives import OrderCollectives
-from overlapc.passes.overlap_gemm_all_reduce import OverlapGemmAllReduce
+from overlapc.passes.overlap_chains import OverlapChains
 
 PIPELINE: tuple[Pass, ...] = (
+    # Algebra first: what need not be sent need not be overlapped.
+    DropLoneCollectives(),
+    MergeCollectives(),
+    # Order before chains: what independent work hides need not be cut.
+    HideCollectives(),
+    LeaveUnordered(),
     # Chains first: a linear layer that feeds a collective belongs to its chain.
-    OverlapGemmAllReduce(),
+    OverlapChains(),
     # Last: it ties down what the passes before it have put in.
     OrderCollectives(),
 )

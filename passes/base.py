@@ -9,7 +9,8 @@ from typing import Protocol
 
 from torch import fx
 
-from overlapc.graph import fingerprint, text
+from overlapc.graphs.collectives import group_of, kind_of
+from overlapc.graphs.nodes import fingerprint, tensor_facts, text, where
 from overlapc.options import Options
 from overlapc.planning.target import Target
 from overlapc.reporting.dumps import GraphDump
@@ -30,6 +31,8 @@ class Compilation:
     graph_id: str = ""
     """Hash of the graph before the first pass; sites are numbered under it."""
     sites: list[Site] = field(default_factory=list)
+    taken: set[fx.Node] = field(default_factory=set)
+    """Collectives whose site an earlier pass has reported, and that later ones leave alone."""
     modules: dict[str, str] = field(default_factory=dict)
     """Text of the Triton module that is generated for a site, by the site's identifier."""
 
@@ -40,6 +43,28 @@ class Compilation:
     def next_site_id(self) -> str:
         """Return the identifier of the next site: equal on every rank and in every run."""
         return f"{self.graph_id}.{len(self.sites)}"
+
+
+def add_site(
+    compilation: Compilation, start: fx.Node, decision: str, code: str, reason: str
+) -> None:
+    """Report a collective that needs no plan, before it is touched."""
+    (source, *_) = start.all_input_nodes
+    facts = tensor_facts(source)
+    sizes = "x".join(str(size) for size in facts.shape) if facts else ""
+    site = Site(
+        id=compilation.next_site_id(),
+        kind=kind_of(start),
+        decision=decision,
+        reason=reason,
+        code=code,
+        graph=compilation.graph_kind,
+        where=where(start),
+        group=group_of(start),
+        shape=f"{'' if facts.static else '~'}{sizes} {facts.dtype}" if facts else "",
+    )
+    log.info("%s %s at %s: %s", site.decision, site.kind, site.where, site.reason)
+    compilation.sites.append(site)
 
 
 class Pass(Protocol):

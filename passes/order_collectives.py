@@ -15,8 +15,8 @@ from torch import fx
 from torch._inductor.fx_passes.control_dependencies import preserve_node_ordering
 from torch.utils._ordered_set import OrderedSet
 
-from overlapc.chain import collective_starts, is_ours
-from overlapc.graph import is_ancestor
+from overlapc.graphs.collectives import collective_starts, is_ours
+from overlapc.graphs.nodes import is_ancestor
 from overlapc.passes.base import Compilation
 
 

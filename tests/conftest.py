@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.ranks import Ranks
+
 GOLDEN = Path(__file__).parent / "golden"
 LONG_TIMEOUT_SECONDS = 1800
 """Of one long test that sets no timeout of its own: chosen, an order above the ordinary one."""
@@ -89,6 +91,22 @@ def golden(request: pytest.FixtureRequest) -> Golden:
     """Call it with a text: it must equal the kept one, or becomes it with ``--update-golden``."""
     update = bool(request.config.getoption("--update-golden"))
     return Golden(golden_path(request.node.nodeid), update)
+
+
+@pytest.fixture(scope="session")
+def two_ranks() -> Iterator[Ranks]:
+    """A pair of gloo processes; a test must leave them with no collective in flight."""
+    ranks = Ranks(2)
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture(scope="session")
+def four_ranks() -> Iterator[Ranks]:
+    """Four gloo processes."""
+    ranks = Ranks(4)
+    yield ranks
+    ranks.close()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,28 @@ def test_report_of_a_directory_without_one(capsys, tmp_path):
     assert str(tmp_path / "report.json") in error_of(capsys, "report", str(tmp_path))
 
 
+def test_plan_takes_every_collective_in_its_orders(capsys):
+    for collective, order, kind in (
+        ("reduce_scatter", "gemm_first", "gemm_reduce_scatter"),
+        ("all_gather", "collective_first", "all_gather_gemm"),
+        ("all_to_all", "collective_first", "all_to_all_gemm"),
+    ):
+        assert main([*GEMM, "--collective", collective, "--order", order, "--json"]) == 0
+        assert Plan.from_json(capsys.readouterr().out).problem.kind == kind
+    text = error_of(capsys, *GEMM, "--collective", "all_gather", "--order", "gemm_first")
+    assert "is not collective_first" in text
+
+
+def test_calibrate_takes_a_report_that_can_be_read(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("torch.distributed.is_torchelastic_launched", lambda: True)
+    for path in (tmp_path, tmp_path / "report.json"):
+        text = error_of(capsys, "calibrate", "--chains", str(path))
+        assert str(tmp_path / "report.json") in text
+    with pytest.raises(SystemExit):
+        main(["calibrate", "--collectives", "gossip"])
+    assert "gossip" in capsys.readouterr().err
+
+
 def test_calibrate_alone_says_how_to_start_it(capsys, monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     assert "torchrun" in error_of(capsys, "calibrate")
@@ -205,7 +228,8 @@ def test_explain_plans_for_ranks_and_a_machine_that_are_not_here(run, tmp_path):
     expected = plan_gemm(
         m=8192, n=8192, k=3584, world_size=8, dtype="bfloat16", target="h100-nvlink"
     )
-    assert site.plan == expected
+    assert site.plan.problem.resolved() == expected.problem.resolved()
+    assert replace(site.plan, problem=expected.problem) == expected
     assert "model.py:" in site.where
     traces = list((tmp_path / "saved" / "timelines").iterdir())
     assert json.loads(traces[0].read_text())["otherData"]["target"] == "h100-nvlink"
@@ -222,13 +246,25 @@ def test_explain_reports_an_unknown_target_in_one_message(run):
 @pytest.mark.long
 def test_calibrate_stores_a_target_that_plans(run, tmp_path):
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python")
-    done = run(*launch, str(COMMAND), "calibrate", "--seconds", "1", command=sys.executable)
+    options = ("calibrate", "--seconds", "1", "--collectives", "all_reduce")
+    done = run(*launch, str(COMMAND), *options, command=sys.executable)
     assert done.returncode == 0, done.stderr
     (path,) = (tmp_path / "cache" / "overlapc" / "targets").iterdir()
     assert done.stdout.split()[0] == path.stem
     assert done.stdout.count(str(path)) == 1, "one rank tells"
     plan = plan_gemm(m=512, n=256, k=256, world_size=2, dtype="float32", target=path)
     assert plan.target == path.stem
+
+    Report([make_site(plan=plan, id="f.0")]).save(tmp_path / "report")
+    options = ("calibrate", "--chains", "report", "--seconds", "1")
+    done = run(*launch, str(COMMAND), *options, command=sys.executable)
+    assert done.returncode == 0, done.stderr
+    assert "gemm_all_reduce 512x256x256 float32 over 2: " in done.stdout
+    (tuned,) = Target.load(path).tuned
+    assert tuned.problem == plan.problem.resolved()
+    assert plan_gemm(m=512, n=256, k=256, world_size=2, dtype="float32", target=path).code == (
+        "measured_best"
+    )
 
 
 @pytest.fixture

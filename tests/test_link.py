@@ -40,6 +40,50 @@ run_rank(body)
 """
 BYTES = 4 << 19
 
+TIMED_SENDS = """
+import time, torch, torch.distributed as dist
+from benchmarks.ranks import run_rank
+
+def timed(senders, rank):
+    tensors = [torch.randn(1 << 19) for _ in senders]
+    dist.barrier()
+    start = time.perf_counter()
+    if rank == 0:
+        for work in [dist.irecv(t, src) for t, src in zip(tensors, senders)]:
+            work.wait()
+    elif rank in senders:
+        dist.send(tensors[0], 0)
+    return time.perf_counter() - start
+
+def body(group):
+    # The first time of each pair connects.
+    timed([1, 2, 3], group.rank())
+    print("seconds", *(min(timed(s, group.rank()) for _ in range(2)) for s in ([1], [1, 2, 3])))
+
+run_rank(body)
+"""
+
+TIMED_PAIRS = """
+import time, torch, torch.distributed as dist
+from benchmarks.ranks import run_rank
+
+def body(group):
+    rank, seconds = group.rank(), []
+    values = torch.randn(1 << 19)
+    for _ in range(3):
+        dist.barrier()
+        start = time.perf_counter()
+        if rank % 2:
+            dist.recv(values, rank - 1)
+        else:
+            dist.send(values, rank + 1)
+        dist.barrier()
+        seconds.append(time.perf_counter() - start)
+    print("seconds", min(seconds))
+
+run_rank(body)
+"""
+
 
 @pytest.fixture(autouse=True)
 def in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +105,7 @@ def seconds_of(output: str) -> float:
 
 
 @needs_link
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_all_reduce_takes_what_the_rate_says(ranks: int) -> None:
     with rate_limited_link(ranks, "100mbit") as link:
         run = run_ranks([python(TIMED_ALL_REDUCE)] * ranks, link, timeout=60, echo=None).check()
@@ -72,6 +116,27 @@ def test_all_reduce_takes_what_the_rate_says(ranks: int) -> None:
         # The upper limit is wide, as other programs may want the cores.
         assert ideal - saved_up < seconds_of(result.output) < 4 * ideal
     assert own_namespaces() == []
+
+
+@needs_link
+def test_senders_to_one_rank_share_what_it_can_receive() -> None:
+    with rate_limited_link(4, "100mbit") as link:
+        run = run_ranks([python(TIMED_SENDS)] * 4, link, timeout=60, echo=None).check()
+    alone, together = map(float, run.results[0].output.split("seconds")[1].split())
+    ideal = BYTES * 8 / 100e6
+    assert ideal - link.refill_seconds < alone < 2 * ideal
+    # Were only what leaves a rank limited, three senders would take no longer than one.
+    assert 3 * ideal - 2 * link.refill_seconds < together < 6 * ideal
+
+
+@needs_link
+def test_pairs_of_ranks_do_not_share() -> None:
+    with rate_limited_link(4, "100mbit") as link:
+        run = run_ranks([python(TIMED_PAIRS)] * 4, link, timeout=60, echo=None).check()
+    ideal = BYTES * 8 / 100e6
+    for result in run.results:
+        # A hub instead of a switch would halve the rate of both pairs.
+        assert ideal - link.refill_seconds < seconds_of(result.output) < 1.8 * ideal
 
 
 def test_loopback_needs_no_link() -> None:
@@ -100,11 +165,11 @@ def test_a_link_that_cannot_be_finished_leaves_nothing() -> None:
 
 
 @needs_link
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_removes_the_link_and_ends_the_ranks(number: signal.Signals) -> None:
-    owner = start_owner("""
-with rate_limited_link() as link:
-    run_ranks([[sys.executable, "-c", SLEEPS]] * 2, link, timeout=60)
+@pytest.mark.parametrize(("number", "ranks"), [(signal.SIGTERM, 4), (signal.SIGINT, 2)])
+def test_a_signal_removes_the_link_and_ends_the_ranks(number: signal.Signals, ranks: int) -> None:
+    owner = start_owner(f"""
+with rate_limited_link({ranks}) as link:
+    run_ranks([[sys.executable, "-c", SLEEPS]] * {ranks}, link, timeout=60)
 """)
     assert owner.stdout is not None
     rank_pid = int(owner.stdout.readline())
@@ -115,10 +180,11 @@ with rate_limited_link() as link:
 
 
 @needs_link
-def test_links_of_killed_owners_are_removed_with_their_ranks_and_no_others() -> None:
-    owner = start_owner("""
-with rate_limited_link() as link:
-    run_ranks([[sys.executable, "-c", SLEEPS]] * 2, link, timeout=60)
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_links_of_killed_owners_are_removed_with_their_ranks_and_no_others(ranks: int) -> None:
+    owner = start_owner(f"""
+with rate_limited_link({ranks}) as link:
+    run_ranks([[sys.executable, "-c", SLEEPS]] * {ranks}, link, timeout=60)
 """)
     assert owner.stdout is not None
     rank_pid = int(owner.stdout.readline())
@@ -127,7 +193,9 @@ with rate_limited_link() as link:
         owner.wait(timeout=20)
         assert Path(f"/proc/{rank_pid}").exists(), "SIGKILL leaves ranks: else this tests nothing"
         removed = remove_stale_links()
-        assert f"overlapc-{owner.pid}-0-1" in removed
+        members = {f"overlapc-{owner.pid}-0-{rank}" for rank in range(ranks)}
+        hub = {f"overlapc-{owner.pid}-0-hub"} if ranks > 2 else set()
+        assert members | hub <= set(removed)
         assert set(alive.namespaces) <= set(links._namespaces())
     wait_until_gone(rank_pid)
 

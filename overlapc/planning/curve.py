@@ -39,6 +39,11 @@ class Curve:
     def _sizes(self) -> tuple[int, ...]:
         return tuple(size for size, _ in self.points)
 
+    @cached_property
+    def rises(self) -> bool:
+        """Whether more bytes never take less time."""
+        return all(left[1] <= right[1] for left, right in pairwise(self.points))
+
     def seconds(self, size: float) -> float:
         """Seconds of a call that moves ``size`` bytes; nothing moved takes no time."""
         if size <= 0:

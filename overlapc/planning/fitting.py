@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from math import inf
 
-from overlapc.planning.cost import Costs, chunked_timeline
+from overlapc.planning.cost import Costs
 from overlapc.planning.curve import Curve
 from overlapc.planning.problem import Problem
 from overlapc.planning.rates import GemmRates
 from overlapc.planning.target import Target
+from overlapc.planning.timelines import chunked_timeline
 
 SIGNIFICANT_DIGITS = 5
 """Of a stored number: finer than any measurement, and the same text on every machine."""
@@ -20,8 +21,18 @@ REWEIGHTINGS = 20
 """Rounds that turn least squares into least absolute errors, which one disturbed sample cannot
 pull; the weights have settled well before."""
 
+MOST_SLOWDOWN = 10.0
+"""Of the link beside compute: beyond that overlap is out of the question, however slow it is."""
+
 FREE = 1e-18
 """Seconds for an operation or byte that a fit calls free: keeps rates finite."""
+
+
+BLOCKS_FROM_SECONDS = 3e-4
+"""Calls that take less to start just take that long: about what a busy core adds now and then."""
+
+GROWS_BY = 5.0
+"""Times as long as the quickest start: less is noise, for sizes span four decades."""
 
 
 @dataclass(frozen=True)
@@ -143,17 +154,36 @@ def rising_curve(points: Iterable[tuple[int, float]]) -> Curve:
     return Curve(tuple(reversed(rising)))
 
 
-def sustained_curve(points: Iterable[tuple[int, float]]) -> Curve:
-    """A rising curve on which no call moves bytes faster than a larger one does.
+def sustained_curve(points: Iterable[tuple[int, float]], enough: int) -> Curve:
+    """A rising curve on which no small call moves bytes faster than a larger one does.
 
     A short train of small calls can live on what a link saved up while idle (a token bucket, a
-    buffer); a plan with many of them cannot.
+    buffer); a plan with many of them cannot. Calls of more than ``enough`` bytes outlast that, and
+    are no measure for small ones: beyond what sockets hold, some move in one direction at a time.
     """
     per_byte, sustained = 0.0, []
     for size, seconds in sorted(points, reverse=True):
+        if size > enough:
+            sustained.append((size, seconds))
+            continue
         per_byte = max(per_byte, seconds / size)
         sustained.append((size, per_byte * size))
     return rising_curve(sustained)
+
+
+def blocking_curve(points: Iterable[tuple[int, float]]) -> Curve | None:
+    """Seconds that starting a call blocks compute, by bytes; None where they do not grow.
+
+    Some backends copy or reduce what they are given before they return (gloo's reduce-scatter
+    does), most only put it in a queue.
+    """
+    curve = rising_curve(points)
+    least, most = curve.points[0][1], curve.points[-1][1]
+    # What grows with the bytes has done so before the last size: one disturbed time has not.
+    grows = len(curve.points) > 1 and curve.points[-2][1] > most / GROWS_BY
+    if most < BLOCKS_FROM_SECONDS or most < GROWS_BY * least or not grows:
+        return None
+    return curve
 
 
 @dataclass(frozen=True)
@@ -178,7 +208,7 @@ class SideBySide:
     def link_slowdown(self) -> float:
         """d, at least 1: while the GEMMs ran the link did all but what was left afterwards."""
         done = self.link_alone - (self.sent - self.computed)
-        return max(1.0, self.computed / max(done, FREE))
+        return max(1.0, self.computed / max(done, self.computed / MOST_SLOWDOWN))
 
 
 @dataclass(frozen=True)
@@ -189,7 +219,7 @@ class Pipeline:
     rows: int
     """Of each group."""
     computed: float
-    """Seconds until the last group was computed."""
+    """Seconds that compute was at it, which is not when it waited for the link."""
 
 
 def with_group_cost(target: Target, pipeline: Pipeline) -> Target:
@@ -197,14 +227,19 @@ def with_group_cost(target: Target, pipeline: Pipeline) -> Target:
 
     What a group costs is not only starting its collective: its GEMM finds other things in the
     caches, and what the other rates miss adds up over groups. Halves an interval, since predicted
-    time rises with the cost.
+    time rises with the cost. A consumer's cost is its own.
     """
-    (link,) = target.links
+    link = target.link(pipeline.problem)
+    name = "consumer_issue_seconds" if pipeline.problem.is_consumer else "issue_seconds"
 
     def trial(issue: float) -> Target:
-        return replace(target, links=(replace(link, issue_seconds=rounded(issue)),))
+        mended = replace(link, **{name: rounded(issue)})
+        return replace(
+            target, links=tuple(mended if each is link else each for each in target.links)
+        )
 
-    low, high = link.issue_seconds, link.issue_seconds + pipeline.computed
+    low = getattr(link, name)
+    high = low + pipeline.computed
     for _ in range(30):
         middle = (low + high) / 2
         low, high = (
@@ -217,4 +252,5 @@ def with_group_cost(target: Target, pipeline: Pipeline) -> Target:
 
 def _computed(target: Target, pipeline: Pipeline) -> float:
     groups = (pipeline.rows,) * (pipeline.problem.m // pipeline.rows)
-    return chunked_timeline(Costs(pipeline.problem, target), groups)[-2].end
+    timeline = chunked_timeline(Costs(pipeline.problem, target), groups)
+    return sum(event.end - event.start for event in timeline if event.lane == "compute")

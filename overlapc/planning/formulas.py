@@ -22,18 +22,21 @@ MEANING = {
     "t_r": "tile_rows",
     "t_c": "tile_columns",
     "w": "resident",
+    "e": "bytes that pointwise work beside the GEMM reads and writes",
+    "S": "pointwise_bytes_per_second",
     "x": "bytes of a collective",
     "x_0": "bytes of the measured point below",
     "x_1": "bytes of the measured point above",
     "y_0": "seconds of the measured point below",
     "y_1": "seconds of the measured point above",
-    "G": "seconds of a group's GEMM with nothing in flight",
-    "L": "seconds of a group's collective on an idle link",
-    "Q": "seconds that it adds to a busy link",
-    "R": "when the groups so far are computed",
-    "E": "when the link would be done with them if nothing more were computed",
-    "c": "compute_slowdown",
-    "d": "link_slowdown",
+    "G": "seconds of a group's GEMM with nothing in flight; of a consumer, of its collective",
+    "L": "seconds of its collective on an idle link; of a consumer, of its GEMM",
+    "Q": "seconds that the collective adds to a busy link; of a consumer, L",
+    "R": "when the groups so far are computed; of a consumer, when they have come",
+    "E": "when the link would be done with them if nothing more were computed; of a consumer, "
+    "when compute would be if nothing more came",
+    "c": "compute_slowdown; of a consumer, link_slowdown",
+    "d": "link_slowdown; of a consumer, compute_slowdown",
 }
 """What each symbol stands for; names in code are fields of a target."""
 
@@ -49,10 +52,10 @@ def gemm_seconds() -> sympy.Expr:
     """Of `GemmRates.seconds`; leave out a term by letting its rate go to infinity."""
     import sympy
 
-    r, n, k, b, F, P, B, a, rows, columns, w = symbols("r n k b F P B a t_r t_c w")
+    r, n, k, b, F, P, B, a, rows, columns, w, e, S = symbols("r n k b F P B a t_r t_c w e S")
     waves = sympy.ceiling(sympy.ceiling(r / rows) * sympy.ceiling(n / columns) / w)
     computed = waves * w * rows * columns * 2 * k / F + k * n * b / P
-    return a + sympy.Max(computed, (r * k + k * n + r * n) * b / B)
+    return a + sympy.Max(computed, (r * k + k * n + r * n) * b / B) + e / S
 
 
 def curve_seconds() -> sympy.Expr:

@@ -1,8 +1,8 @@
-"""The sizes of one GEMM and the collective that depends on it."""
+"""The sizes of one GEMM and the collective before or after it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from overlapc.errors import ProblemError
 
@@ -15,17 +15,39 @@ ITEM_BYTES = {
     "float8_e5m2": 1,
 }
 
-COLLECTIVES = ("all_reduce",)
+SENT_BYTES = {**ITEM_BYTES, "uint8": 1}
+"""Bytes of an element of what is sent: fp8 travels as uint8 too."""
+
+COLLECTIVES = ("all_reduce", "reduce_scatter", "all_gather", "all_to_all")
+
+GEMM_FIRST, COLLECTIVE_FIRST = ORDERS = ("gemm_first", "collective_first")
+
+_ORDERS_OF = {
+    "all_reduce": (GEMM_FIRST,),
+    "reduce_scatter": (GEMM_FIRST,),
+    "all_gather": (COLLECTIVE_FIRST,),
+    "all_to_all": ORDERS,
+}
+"""The orders that each collective comes in, its natural one first."""
+
+
+def orders_of(collective: str) -> tuple[str, ...]:
+    """The orders that a problem with this collective may have, its natural one first."""
+    return _ORDERS_OF[collective]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """``C[m, n] = A[m, k] @ B[k, n]`` on every rank, then one collective over ``C``."""
+    """``C[m, n] = A[m, k] @ B[k, n]`` on every rank, and one collective over C or A.
+
+    A producer sends C after it is computed, a consumer computes with A after it has come. What is
+    cut into groups is the m rows: those before a scatter, those after a gather.
+    """
 
     m: int
     """Rows of the GEMM on one rank."""
     n: int
-    """Columns of the GEMM on one rank."""
+    """Columns of the GEMM on one rank; the sum over all GEMMs that share a gathered A."""
     k: int
     """Contracted size on one rank."""
     dtype: str
@@ -35,20 +57,41 @@ class Problem:
     world_size: int
     """Members of the group."""
     epilogue_bytes: int = 0
-    """Bytes that an epilogue reads or writes beside C."""
+    """Bytes that pointwise work beside the whole GEMM reads and writes."""
+    order: str = ""
+    """One of ``ORDERS``; empty for the natural one. Only an all-to-all may be either."""
+    sent_dtype: str = ""
+    """Name of the dtype of what is sent; empty where it is ``dtype``."""
+    row_multiple: int = 0
+    """Groups are multiples of so many rows; 0 for the natural number, which is ``world_size`` where
+    rows are dealt out to ranks and else 1. It divides m."""
+    local_first: bool = True
+    """Consumers: the rows that this rank has itself are computed before any has come."""
 
     def __post_init__(self) -> None:
-        for name in ("m", "n", "k"):
-            if getattr(self, name) < 0:
-                raise self._error(f"{name} is {getattr(self, name)}, but sizes are not negative")
+        for name in ("m", "n", "k", "world_size", "epilogue_bytes", "row_multiple"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise self._error(f"{name} is {value!r}, not an integer")
+            if value < 0:
+                raise self._error(f"{name} is {value}, but sizes are not negative")
         if self.world_size < 1:
             raise self._error(f"world_size is {self.world_size}, but a group has members")
         if self.dtype not in ITEM_BYTES:
             raise self._error(f"dtype {self.dtype!r} is not one of {', '.join(ITEM_BYTES)}")
+        if self.sent_dtype and self.sent_dtype not in SENT_BYTES:
+            raise self._error(
+                f"sent_dtype {self.sent_dtype!r} is not one of {', '.join(SENT_BYTES)}"
+            )
         if self.collective not in COLLECTIVES:
             raise self._error(
                 f"collective {self.collective!r} is not one of {', '.join(COLLECTIVES)}"
             )
+        if self.order and self.order not in _ORDERS_OF[self.collective]:
+            known = " or ".join(_ORDERS_OF[self.collective])
+            raise self._error(f"order {self.order!r} of {self.collective} is not {known}")
+        if self.m % self.granule:
+            raise self._error(f"m is {self.m}, no multiple of {self.granule} rows")
 
     def _error(self, what: str) -> ProblemError:
         return ProblemError(
@@ -57,6 +100,31 @@ class Problem:
             remedy="give the local sizes of one rank, a floating dtype and a known collective",
         )
 
+    def resolved(self) -> Problem:
+        """The same problem, nothing left to a default: equal for problems that mean the same."""
+        return replace(
+            self,
+            order=COLLECTIVE_FIRST if self.is_consumer else GEMM_FIRST,
+            sent_dtype=self.sent_dtype or self.dtype,
+            row_multiple=self.granule,
+            local_first=self.local_first and self.is_consumer,
+        )
+
+    @property
+    def is_consumer(self) -> bool:
+        """Whether the collective comes first."""
+        return (self.order or _ORDERS_OF[self.collective][0]) == COLLECTIVE_FIRST
+
+    @property
+    def kind(self) -> str:
+        """Kind of a site with this problem, such as ``gemm_all_reduce``."""
+        return f"{self.collective}_gemm" if self.is_consumer else f"gemm_{self.collective}"
+
+    @property
+    def granule(self) -> int:
+        """Every group is a multiple of so many rows."""
+        return self.row_multiple or (1 if self.collective == "all_reduce" else self.world_size)
+
     @property
     def flops(self) -> int:
         """Floating-point operations of the GEMM on one rank."""
@@ -64,9 +132,17 @@ class Problem:
 
     @property
     def item_bytes(self) -> int:
-        """Bytes of one element."""
+        """Bytes of one element of the GEMM."""
         return ITEM_BYTES[self.dtype]
 
-    def output_bytes(self, rows: int) -> int:
-        """Bytes of ``rows`` rows of C."""
-        return rows * self.n * self.item_bytes
+    def sent_bytes(self, rows: int) -> int:
+        """Bytes of ``rows`` rows of the tensor that is communicated, whole on one rank.
+
+        Of a reduce-scatter its input, of an all-gather its output, of an all-to-all either.
+        """
+        columns = self.k if self.is_consumer else self.n
+        return rows * columns * SENT_BYTES[self.sent_dtype or self.dtype]
+
+    def local_rows(self, rows: int) -> int:
+        """How many of a group's rows are computed before it has come."""
+        return rows // self.world_size if self.is_consumer and self.local_first else 0

@@ -33,9 +33,16 @@ class GemmRates:
     """Columns of a tile."""
     resident: int = 1
     """Tiles that run at the same time: one wave."""
+    pointwise_bytes_per_second: float | None = None
+    """Rate of pointwise work beside a GEMM; None where it is that of memory."""
 
     def __post_init__(self) -> None:
-        rates = (self.flops_per_second, self.pack_bytes_per_second, self.memory_bytes_per_second)
+        rates = (
+            self.flops_per_second,
+            self.pack_bytes_per_second,
+            self.memory_bytes_per_second,
+            self.pointwise_bytes_per_second,
+        )
         if any(rate is not None and not rate > 0 for rate in rates):
             raise ValueError(f"rates of {self.dtype} must be above zero, or null where allowed")
         if not self.launch_seconds >= 0:
@@ -53,15 +60,29 @@ class GemmRates:
         return 2.0 * elements * k / self.flops_per_second
 
     def seconds(self, rows: int, n: int, k: int, item_bytes: int, extra_bytes: int = 0) -> float:
-        """Seconds of one call on a ``rows`` x ``k`` slice, with ``extra_bytes`` of epilogue."""
+        """Seconds of a call on a ``rows`` x ``k`` slice, then ``extra_bytes`` of pointwise work."""
         waves = -(-self.tiles(rows, n) // self.resident)
         busy = waves * self.wave_seconds(k)
         if self.pack_bytes_per_second is not None:
             busy += k * n * item_bytes / self.pack_bytes_per_second
         if self.memory_bytes_per_second is not None:
-            moved = (rows * k + k * n + rows * n) * item_bytes + extra_bytes
+            moved = (rows * k + k * n + rows * n) * item_bytes
             busy = max(busy, moved / self.memory_bytes_per_second)
-        return self.launch_seconds + busy
+        return self.launch_seconds + busy + self.pointwise_seconds(extra_bytes)
+
+    def pointwise_seconds(self, moved_bytes: int) -> float:
+        """Seconds of pointwise work that reads and writes so many bytes.
+
+        Packing a weight is such work too, where nothing better was measured.
+        """
+        for rate in (
+            self.pointwise_bytes_per_second,
+            self.memory_bytes_per_second,
+            self.pack_bytes_per_second,
+        ):
+            if rate is not None:
+                return moved_bytes / rate
+        return 0.0
 
 
 @dataclass(frozen=True)
@@ -77,21 +98,28 @@ class Link:
     queued: Curve
     """Seconds that one more call adds to a train of asynchronous calls."""
     issue_seconds: float = 0.0
-    """Compute time that a group costs beside its GEMM: starting its call, and colder caches."""
+    """Compute time that a producer's group costs beside its GEMM: starting its call, and colder
+    caches."""
+    consumer_issue_seconds: float = 0.0
+    """The same of a consumer's group."""
+    issue: Curve | None = None
+    """Compute time of starting a call, where it grows with the bytes: added to the seconds above.
+    None where starting a call blocks no one for long."""
 
     def __post_init__(self) -> None:
         if self.collective not in COLLECTIVES:
             raise ValueError(f"unknown collective {self.collective!r}")
         if self.world_size < 2:
             raise ValueError("a link joins at least two ranks")
-        if not self.issue_seconds >= 0:
+        if any(not value >= 0 for value in (self.issue_seconds, self.consumer_issue_seconds)):
             raise ValueError("issue_seconds cannot be negative")
 
     def scaled(self, seconds: Curve, size: int, world_size: int) -> float:
         """Seconds of ``seconds`` for ``size`` bytes among another number of ranks.
 
         Ring rule: a ring over p ranks makes steps in proportion to p - 1, each moving size / p
-        bytes; a step of the same bytes takes the same time, however many steps there are.
+        bytes; a step of the same bytes takes the same time, however many steps there are. So do
+        all four collectives.
         """
         if world_size == self.world_size:
             return seconds.seconds(size)

@@ -20,7 +20,20 @@ class Reason:
 
 
 GIVEN = Reason("given", "These groups of rows were given.")
+CANDIDATE = Reason("candidate", "It is among the best by prediction, and waits to be measured.")
+NOTHING_TO_SIGNAL = Reason(
+    "serial_consumer", "The GEMM comes after the collective, so it has nothing to signal."
+)
 NO_SIGNALS = Reason("serial_no_signals", "A CPU runs no persistent GEMM that could signal.")
+
+
+def measured(seconds: float) -> Reason:
+    """The cut won a comparison on this very group."""
+    return Reason(
+        "measured_best",
+        f"Of the best plans that were run on this group this was the fastest, with "
+        f"{format_seconds(seconds)}.",
+    )
 
 
 def forced(schedule: str) -> Reason:
@@ -78,7 +91,7 @@ def no_gain(costs: Costs, timeline: Sequence[Event], margin: float) -> Reason:
 def overlaps(costs: Costs, timeline: Sequence[Event]) -> Reason:
     """The cut pays."""
     serial, end = costs.serial(), max(event.end for event in timeline)
-    computed = max(event.end for event in timeline if event.lane == "compute")
+    computed = sum(event.end - event.start for event in timeline if event.lane == "compute")
     groups = 1 + max(event.group for event in timeline)
     return Reason(
         "chunked_overlaps",

@@ -17,6 +17,9 @@ SCHEDULES = ("serial", "chunked", "signaled")
 
 LANES = ("compute", "communication")
 
+LOCAL = -1
+"""Group of an event that computes the rows a consumer has itself, before any group has come."""
+
 
 @dataclass(frozen=True)
 class Event:
@@ -25,20 +28,21 @@ class Event:
     lane: str
     """"compute" or "communication"."""
     group: int
-    """Index into the plan's ``rows``."""
+    """Index into the plan's ``rows``, or ``LOCAL``."""
     start: float
-    """Seconds from the start of the GEMM."""
+    """Seconds from the start of the plan."""
     end: float
-    """Seconds from the start of the GEMM."""
+    """Seconds from the start of the plan."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """How one problem runs. Equal problems, targets and options give equal plans on every rank.
 
-    ``serial``: one GEMM, then one collective. ``chunked``: a library GEMM on each group of rows,
-    whose collective is in flight while the next one computes. ``signaled``: one GEMM that signals
-    each group of rows to a waiting collective. Seconds are predictions.
+    ``serial``: one GEMM and one collective, one after the other. ``chunked``: a library GEMM and a
+    collective for each group of rows, so that the one is in flight while the other computes.
+    ``signaled``: one GEMM that signals each group of rows to a waiting collective. Seconds are
+    predictions.
     """
 
     problem: Problem
@@ -49,7 +53,8 @@ class Plan:
     schedule: str
     """One of ``SCHEDULES``."""
     rows: tuple[int, ...]
-    """Rows of each group from the top; they add up to m, and each is one collective."""
+    """Rows of each group in the order they are sent; they add up to m, each is a multiple of the
+    problem's ``granule``, and each is one collective."""
     predicted_seconds: float
     """Of this plan."""
     serial_seconds: float
@@ -68,6 +73,8 @@ class Plan:
             raise ValueError(f"schedule {self.schedule!r} is not one of {', '.join(SCHEDULES)}")
         if sum(self.rows) != self.problem.m or (min(self.rows, default=0) < 1 and self.problem.m):
             raise ValueError(f"rows {self.rows} do not cut {self.problem.m} rows")
+        if any(count % self.problem.granule for count in self.rows):
+            raise ValueError(f"rows {self.rows} are no multiples of {self.problem.granule}")
         if self.schedule == "serial" and len(self.rows) != 1:
             raise ValueError("a serial plan has one group")
         if not self.reason or not self.code:
@@ -77,6 +84,11 @@ class Plan:
     def starts(self) -> tuple[int, ...]:
         """First row of each group."""
         return (0, *accumulate(self.rows[:-1]))
+
+    @property
+    def has_local(self) -> bool:
+        """Whether rows that this rank has itself are computed before any has come."""
+        return any(event.group == LOCAL for event in self.timeline)
 
     @property
     def speedup(self) -> float:

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from overlapc.errors import OptionError, PlanError
 from overlapc.planning import reasons
-from overlapc.planning.cost import Costs, chunked_timeline, serial_timeline
+from overlapc.planning.cost import Costs
 from overlapc.planning.cuts import MAX_UNITS, best_cut, quantum
 from overlapc.planning.problem import Problem
 from overlapc.planning.reasons import Reason
 from overlapc.planning.schedule import SCHEDULES, Event, Plan
 from overlapc.planning.signaled import best_groups, boundaries, signaled_timeline
 from overlapc.planning.target import Target
+from overlapc.planning.timelines import chunked_timeline, serial_timeline
 
 MEASURED_MARGIN = 0.05
 """Share of the serial time that a cut must be predicted to save, on a target measured here: what
@@ -31,18 +33,21 @@ def plan_gemm(
     k: int,
     collective: str = "all_reduce",
     world_size: int,
-    dtype: str,
+    dtype: Any,
     target: str | Path | Target,
     schedule: str = "auto",
+    order: str = "",
 ) -> Plan:
-    """Plan ``A[m, k] @ B[k, n]`` on every rank and a collective over the result.
+    """Plan ``A[m, k] @ B[k, n]`` on every rank and a collective over the result, or over A.
 
-    Sizes are those of one rank; ``dtype`` is named as in torch; ``target`` is a name, a file or a
-    record. Needs no device and no process group. Raises ProblemError, TargetError, OptionError.
+    Sizes are those of one rank; ``dtype`` is a dtype of torch or its name; ``target`` is a name, a
+    file or a record; ``order`` as `Problem` has it. Needs no device and no process group. Raises
+    ProblemError, TargetError, OptionError.
     """
     if not isinstance(target, Target):
         target = Target.load(target)
-    return plan(Problem(m, n, k, str(dtype), collective, world_size), target, schedule)
+    name = str(dtype).removeprefix("torch.")
+    return plan(Problem(m, n, k, name, collective, world_size, order=order), target, schedule)
 
 
 def plan(
@@ -50,7 +55,8 @@ def plan(
 ) -> Plan:
     """The fastest plan, or the fastest of a schedule that is asked for.
 
-    "auto" weighs ``serial`` and ``chunked``; ``serial`` wins unless the other saves a margin.
+    "auto" takes what was measured for this very problem, where the target has it. Else it weighs
+    ``serial`` and ``chunked``; ``serial`` wins unless the other saves a margin.
     Where a schedule that is asked for cannot cut the problem, the plan is serial and says so.
     A function of its arguments only. Raises TargetError where the target lacks a rate.
     """
@@ -67,6 +73,8 @@ def plan(
         return _serial(costs, reasons.forced("serial"))
     if schedule == "signaled":
         return _signaled(costs)
+    if schedule == "auto" and (tuned := target.tuned_for(problem)):
+        return _cut(costs, tuned.rows, reasons.measured(tuned.seconds))
     if schedule == "auto" and not target.overlap_gains:
         return _serial(costs, reasons.contention(target))
     unit = quantum(problem, target, max_units)
@@ -82,25 +90,32 @@ def plan(
     return _plan(costs, "chunked", rows, timeline, reasons.overlaps(costs, timeline))
 
 
-def plan_rows(problem: Problem, target: Target, rows: Sequence[int]) -> Plan:
+def plan_rows(
+    problem: Problem, target: Target, rows: Sequence[int], reason: Reason = reasons.GIVEN
+) -> Plan:
     """The plan that cuts the problem into these groups of rows; one group is ``serial``.
 
     Raises PlanError where ``rows`` are not positive or do not add up to m.
     """
-    if sum(rows) != problem.m or min(rows, default=0) < 1:
+    granule = problem.granule
+    if sum(rows) != problem.m or any(count < 1 or count % granule for count in rows):
         raise PlanError(
             f"Groups of {list(rows)} rows do not cut {problem.m} rows.",
             where="plan_rows",
-            remedy="give positive counts that add up to m",
+            remedy=f"give positive multiples of {granule} that add up to m",
         )
-    costs = Costs(problem, target)
+    return _cut(Costs(problem, target), tuple(rows), reason)
+
+
+def _cut(costs: Costs, rows: tuple[int, ...], reason: Reason) -> Plan:
     if len(rows) == 1:
-        return _serial(costs, reasons.GIVEN)
-    timeline = chunked_timeline(costs, rows)
-    return _plan(costs, "chunked", tuple(rows), timeline, reasons.GIVEN)
+        return _serial(costs, reason)
+    return _plan(costs, "chunked", rows, chunked_timeline(costs, rows), reason)
 
 
 def _signaled(costs: Costs) -> Plan:
+    if costs.problem.is_consumer:
+        return _serial(costs, reasons.NOTHING_TO_SIGNAL)
     if costs.target.device == "cpu":
         return _serial(costs, reasons.NO_SIGNALS)
     groups = best_groups(costs, boundaries(costs))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from overlapc.planning.cost import Costs, advance
 from overlapc.planning.schedule import Event
 
-MAX_BOUNDARIES = 64
+MAX_BOUNDARIES = 256
 """Places where a group may end; with more waves than that, evenly spaced ones are kept."""
 
 
@@ -36,7 +36,9 @@ def boundaries(costs: Costs) -> tuple[Boundary, ...]:
     tiles_per_row = -(-p.n // slowed.tile_columns)
     found: list[Boundary] = []
     for wave in range(1, waves + 1):
-        rows = min(p.m, wave * resident // tiles_per_row * slowed.tile_rows)
+        rows = (
+            min(p.m, wave * resident // tiles_per_row * slowed.tile_rows) // p.granule * p.granule
+        )
         if rows > (found[-1].rows if found else 0):
             found.append(Boundary(slowed.launch_seconds + busy * wave / waves, rows))
     step = -(-len(found) // MAX_BOUNDARIES)
@@ -49,20 +51,45 @@ def best_groups(costs: Costs, ends: tuple[Boundary, ...]) -> tuple[Boundary, ...
     ``end`` never falls as the one before rises, so one best label a boundary is enough:
     O(boundaries squared).
     """
-    best = [(0.0, 0, -1)]  # end, groups, boundary before
     rows_at = [0, *(boundary.rows for boundary in ends)]
-    for boundary in ends:
-        best.append(
-            min(
-                (_sent(costs, boundary, end, rows_at[before]), groups + 1, before)
-                for before, (end, groups, _) in enumerate(best)
-            )
-        )
-    chosen, index = [], len(ends)
+    later = _Later(costs)
+    best, groups, chosen = [0.0], [0], [-1]
+    for index, boundary in enumerate(ends, 1):
+        start, rows = boundary.ready + costs.target.signal_seconds, boundary.rows
+        least, fewest, found = start + costs.sent(rows, is_first=True)[0], 1, 0
+        for before in range(index - 1, 0, -1):
+            alone, queued = later[rows - rows_at[before]]
+            # `advance` between lanes that do not slow each other, written out for speed: a later
+            # transfer is never quicker for finding the link idle.
+            rested, end = start + alone, best[before] + queued
+            if end < rested:
+                end = rested
+            if end < least or (end == least and groups[before] < fewest - 1):
+                least, fewest, found = end, groups[before] + 1, before
+            elif rested > least and later.rises:
+                break
+        best.append(least)
+        groups.append(fewest)
+        chosen.append(found)
+    cut, index = [], len(ends)
     while index > 0:
-        chosen.append(ends[index - 1])
-        index = best[index][2]
-    return tuple(reversed(chosen))
+        cut.append(ends[index - 1])
+        index = chosen[index]
+    return tuple(reversed(cut))
+
+
+class _Later(dict[int, tuple[float, float]]):
+    """Seconds of a transfer that is not the first, on an idle and on a busy link, by its rows."""
+
+    def __init__(self, costs: Costs) -> None:
+        self._costs = costs
+        link = costs.link
+        self.rises = link is None or (link.issue is None and link.alone.rises and link.queued.rises)
+        """Whether more rows never take less time."""
+
+    def __missing__(self, rows: int) -> tuple[float, float]:
+        self[rows] = self._costs.sent(rows, is_first=False)
+        return self[rows]
 
 
 def _sent(costs: Costs, boundary: Boundary, end: float, start_row: int) -> float:

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
+from math import inf
 from pathlib import Path
 
 from overlapc.cache import cache_dir
@@ -16,6 +17,7 @@ from overlapc.errors import TargetError
 from overlapc.planning.problem import ITEM_BYTES, Problem
 from overlapc.planning.rates import GemmRates, Link
 from overlapc.planning.records import from_value, to_value
+from overlapc.planning.tuned import TunedPlan
 
 FORMAT = 1
 """Version of the files that `save` writes; a newer one is refused."""
@@ -64,18 +66,23 @@ class Target:
     source: tuple[Source, ...] = ()
     architecture: str = ""
     """For which kernels are generated, such as ``sm_90``; empty where none are."""
+    tuned: tuple[TunedPlan, ...] = ()
+    """Cuts that were measured on this group: at most one a problem."""
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
             raise ValueError(f"name {self.name!r} holds other than letters, digits, '.', '_', '-'")
         if any(not slowdown >= 1 for slowdown in (self.compute_slowdown, self.link_slowdown)):
             raise ValueError("compute_slowdown and link_slowdown cannot be below 1")
+        if not (0 <= self.signal_seconds < inf and self.communication_sms >= 0):
+            raise ValueError("signal_seconds and communication_sms cannot be negative")
         dtypes = [rates.dtype for rates in self.gemm]
         if unknown := sorted(set(dtypes) - set(ITEM_BYTES)):
             raise ValueError(f"gemm has unknown dtype {unknown[0]!r}")
         links = [(link.collective, link.world_size) for link in self.links]
-        if len(set(dtypes)) < len(dtypes) or len(set(links)) < len(links):
-            raise ValueError("gemm or links has two entries for the same thing")
+        tuned = [plan.problem for plan in self.tuned]
+        if any(len(set(keys)) < len(keys) for keys in (dtypes, links, tuned)):
+            raise ValueError("gemm, links or tuned has two entries for the same thing")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -87,6 +94,14 @@ class Target:
     def overlap_gains(self) -> bool:
         """Whether compute and link together do more than one of them alone: 1/c + 1/d > 1."""
         return 1 / self.compute_slowdown + 1 / self.link_slowdown > 1
+
+    @cached_property
+    def _tuned(self) -> dict[Problem, TunedPlan]:
+        return {plan.problem: plan for plan in self.tuned}
+
+    def tuned_for(self, problem: Problem) -> TunedPlan | None:
+        """What was measured for exactly this problem, or None."""
+        return self._tuned.get(problem.resolved()) if self.tuned else None
 
     def lacks(self, problem: Problem) -> str:
         """What is missing here to plan ``problem``, as a sentence; empty when nothing is."""

@@ -12,6 +12,9 @@ from overlapc.reporting.records import Site
 _LAYER = re.compile(r"(?<![\w:])\d+(?=\.)|(?<=\.)\d+(?![\w:])")
 """A whole part of a dotted module path that is a number; never a line number or a file's name."""
 
+_LAYER_IN_TEXT = re.compile(r"(?<=[A-Za-z_]\.)\d+(?=\.[A-Za-z_]| \()")
+"""The same where a sentence names another place: never a decimal number."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -28,9 +31,12 @@ class Row:
     @property
     def where(self) -> str:
         """The common place, with ``{0..31}`` in place of layer numbers that differ."""
-        numbers = [_LAYER.findall(site.where) for site in self.sites]
-        ranges = iter([_span([int(n) for n in column]) for column in zip(*numbers, strict=True)])
-        return _LAYER.sub(lambda _: next(ranges), self.first.where)
+        return _common(_LAYER, [site.where for site in self.sites])
+
+    @property
+    def reason(self) -> str:
+        """The common reason; layer numbers of the places that it names as in ``where``."""
+        return _common(_LAYER_IN_TEXT, [site.reason for site in self.sites])
 
     @property
     def calls(self) -> Counter[str]:
@@ -48,8 +54,16 @@ def fold(sites: Sequence[Site]) -> list[Row]:
         ran = frozenset(schedule for schedule, count in site.calls.items() if count)
         place = _LAYER.sub("*", site.where)
         key = (site.kind, site.graph, place, site.shape, site.decision, site.plan, site.code)
-        rows.setdefault((*key, site.reason, ran), []).append(site)
+        reason = _LAYER_IN_TEXT.sub("*", site.reason)
+        rows.setdefault((*key, reason, ran), []).append(site)
     return [Row(tuple(members)) for members in rows.values()]
+
+
+def _common(layer: re.Pattern[str], texts: Sequence[str]) -> str:
+    """The first text, with the layer numbers of all of them as ranges."""
+    numbers = [layer.findall(text) for text in texts]
+    ranges = iter([_span([int(n) for n in column]) for column in zip(*numbers, strict=True)])
+    return layer.sub(lambda _: next(ranges), texts[0])
 
 
 def _span(numbers: Sequence[int]) -> str:

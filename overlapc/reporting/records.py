@@ -26,6 +26,10 @@ KINDS = (
     "linear",
 )
 DECISIONS = ("rewritten", "kept", "refused")
+
+REMOVED = ("merged", "one_rank")
+"""Codes of rewritten sites that left nothing behind that could run."""
+
 GRAPHS = ("forward", "backward", "inference")
 
 _CODE = re.compile(r"[a-z0-9]+([_.-][a-z0-9]+)*")
@@ -70,6 +74,8 @@ class Site:
             raise self._error(f"code {self.code!r} is no short lower-case identifier")
         if self.decision == "refused" and self.plan is not None:
             raise self._error("a refused site has no plan")
+        if self.is_removed and (self.plan is not None or any(self.calls.values())):
+            raise self._error("a removed site has no plan and makes no calls")
         if bad := [count for count in self.calls.values() if count < 0]:
             raise self._error(f"{bad[0]} calls cannot be")
 
@@ -79,6 +85,11 @@ class Site:
             where=f"{self.kind} site {self.id!r} at {self.where or 'an unknown place'}",
             remedy="give every field what the documentation of Site says",
         )
+
+    @property
+    def is_removed(self) -> bool:
+        """It was rewritten to nothing, so it never makes a call."""
+        return self.decision == "rewritten" and self.code in REMOVED
 
     @property
     def ran_only_serial(self) -> bool:

@@ -11,6 +11,9 @@ from overlapc.reporting.timeline import chrome_trace
 
 TIMELINES = "timelines"
 
+REPORT = "report.json"
+"""The file from which a report is read again."""
+
 
 def save(report: Report, directory: Path) -> Path:
     """Write report.json, report.txt and, for each planned site, timelines/NNN-ID.json.
@@ -28,7 +31,7 @@ def save(report: Report, directory: Path) -> Path:
                 name = re.sub(r"[^A-Za-z0-9_.-]+", "-", site.id)
                 path = timelines / f"{number:03d}-{name}.json"
                 path.write_text(chrome_trace(site, site.plan), encoding="utf-8")
-        (directory / "report.json").write_text(report.to_json(), encoding="utf-8")
+        (directory / REPORT).write_text(report.to_json(), encoding="utf-8")
         (directory / "report.txt").write_text(str(report), encoding="utf-8")
     except OSError as error:
         raise _file_error("written", directory, error) from error
@@ -37,7 +40,7 @@ def save(report: Report, directory: Path) -> Path:
 
 def load(directory: Path) -> Report:
     """The report in a directory that `save` wrote; raises ReportError where there is none."""
-    path = directory / "report.json"
+    path = directory / REPORT
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

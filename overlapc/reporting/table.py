@@ -53,6 +53,8 @@ def summary(report: Report) -> str:
     """Counts of decisions, and the predicted seconds of what was rewritten."""
     count = report.decisions
     decisions = ", ".join(f"{count[decision]} {decision}" for decision in DECISIONS)
+    if removed := sum(site.is_removed for site in report.sites):
+        decisions = decisions.replace(" rewritten", f" rewritten ({removed} of them removed)")
     plans = [s.plan for s in report.sites if s.decision == "rewritten" and s.plan]
     text = f"{_plural(len(report.sites), 'site')}: {decisions}."
     if not plans:
@@ -92,10 +94,10 @@ def _table(rows: list[Row]) -> Table:
             Text(row.where or "unknown"),
             Text(site.shape),
             Text(site.decision, _STYLES[site.decision]),
-            Text(_planned(site.plan)),
+            Text("removed" if site.is_removed else _planned(site.plan)),
             Text(_predicted(site.plan)),
             *([Text(_calls(row))] if has_calls else []),
-            Text(f"{site.reason} [{site.code}]"),
+            Text(f"{row.reason} [{site.code}]"),
         )
     return table
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from overlapc.planning.schedule import LANES, Plan
+from overlapc.planning.schedule import LANES, LOCAL, Event, Plan
 from overlapc.reporting.records import Site
 
 
@@ -14,12 +14,11 @@ def chrome_trace(site: Site, plan: Plan) -> str:
     process = f"predicted: {site.kind} {site.where or site.id}"
     events: list[dict[str, Any]] = [_named("process_name", process, 0)]
     events += [_named("thread_name", f"{lane} (predicted)", i) for i, lane in enumerate(LANES)]
-    first_rows = plan.starts
     for event in plan.timeline:
-        start, count = first_rows[event.group], plan.rows[event.group]
+        name, count = _rows(plan, event)
         events.append(
             {
-                "name": f"rows {start}..{start + count - 1}",
+                "name": name,
                 "cat": "predicted",
                 "ph": "X",
                 "pid": 0,
@@ -32,6 +31,15 @@ def chrome_trace(site: Site, plan: Plan) -> str:
         )
     about = {"predicted": "true", "plan": str(plan), "site": site.id, "target": plan.target}
     return json.dumps({"traceEvents": events, "displayTimeUnit": "ns", "otherData": about}) + "\n"
+
+
+def _rows(plan: Plan, event: Event) -> tuple[str, int]:
+    """Which rows an event is about, as a name, and how many of them it sends or computes."""
+    if event.group == LOCAL:
+        return "local rows", plan.problem.local_rows(plan.problem.m)
+    start, count = plan.starts[event.group], plan.rows[event.group]
+    early = plan.problem.local_rows(count) if plan.has_local and event.lane == "compute" else 0
+    return f"rows {start}..{start + count - 1}", count - early
 
 
 def _named(what: str, name: str, thread: int) -> dict[str, Any]:

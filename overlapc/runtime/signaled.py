@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -13,9 +14,15 @@ from overlapc.codegen.tiles import spec_for
 from overlapc.errors import KernelError
 from overlapc.planning.schedule import Plan
 from overlapc.planning.target import Target
+from overlapc.runtime.plans import target_of
+from overlapc.runtime.program import Ref, Step
+from overlapc.runtime.spec import ChainSpec
 from overlapc.runtime.streams import resident_ctas, run_signaled
 
 log = logging.getLogger(__name__)
+
+Kernel = Callable[[Sequence[torch.Tensor], dist.ProcessGroup], torch.Tensor | None]
+"""Runs a chain on a group; None, with nothing sent, where no kernel fits."""
 
 
 def kernel_spec(
@@ -64,10 +71,60 @@ def run(
     return run_signaled(kernel, a, b, flat, plan.rows, all_reduce, sms, group=group.group_name)
 
 
-def fits(a: torch.Tensor, bias: torch.Tensor | None, n: int) -> bool:
-    """Return whether the kernels take these operands: on a GPU, with a bias of columns if any."""
-    columns_only = bias is None or (bias.numel() == n and bias.shape[-1] == n)
-    return a.is_cuda and columns_only
+def kernel_spec_of(spec: ChainSpec, target: Target, operands: Sequence[torch.Tensor]) -> GemmSpec:
+    """Return the kernel that a signaled plan of a chain runs; ``KernelError`` if none does."""
+    places = _places(spec)
+    if places is None:
+        raise KernelError(
+            "No kernel is generated for a chain of more than one GEMM and its bias.",
+            where="the signaled schedule",
+            remedy="none is needed: the library computes the bands",
+        )
+    a, b, bias = places
+    return kernel_spec(target, operands[a], operands[b], None if bias is None else operands[bias])
+
+
+def kernel_of(
+    spec: ChainSpec,
+    plan: Plan,
+    operands: Sequence[torch.Tensor],
+    options: dist.AllreduceOptions,
+) -> Kernel | None:
+    """Return what runs a signaled plan of a chain; None for chains that no kernel computes."""
+    places = _places(spec)
+    if places is None or not operands[0].is_cuda:
+        return None
+    at_a, at_b, at_bias = places
+    bias = None if at_bias is None else operands[at_bias]
+    n = operands[at_b].shape[1]
+    if bias is not None and not (bias.numel() == n and bias.shape[-1] == n):
+        return None  # kernels take a bias of columns
+    target = target_of(spec.target)
+
+    def call(operands: Sequence[torch.Tensor], group: dist.ProcessGroup) -> torch.Tensor | None:
+        bias = None if at_bias is None else operands[at_bias]
+        return run(plan, target, operands[at_a], operands[at_b], bias, group, options)
+
+    return call
+
+
+def _places(spec: ChainSpec) -> tuple[int, int, int | None] | None:
+    """Which operands are a, b and bias of a chain whose program is one GEMM, which is sent."""
+    program = spec.program
+    if spec.kind != "gemm_all_reduce" or len(program.steps) != 1 or program.kept:
+        return None
+    if program.sent != Ref("value", 0):
+        return None
+    match program.steps[0]:
+        case Step("aten.mm.default", (Ref("operand", a), Ref("operand", b)), ()):
+            return a, b, None
+        case Step(
+            "aten.addmm.default",
+            (Ref("operand", bias), Ref("operand", a), Ref("operand", b)),
+            (),
+        ):
+            return a, b, bias
+    return None
 
 
 @lru_cache(maxsize=64)

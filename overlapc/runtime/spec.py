@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import json
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, lru_cache
+from typing import Any
 
 from overlapc.errors import KernelError
+from overlapc.runtime.program import Program, canonical
+
+COLLECTIVE_OF = {
+    "gemm_all_reduce": "all_reduce",
+    "gemm_reduce_scatter": "reduce_scatter",
+    "gemm_all_to_all": "all_to_all",
+    "all_gather_gemm": "all_gather",
+    "all_to_all_gemm": "all_to_all",
+}
+"""The collective of each kind of chain; an op is named after its kind."""
+
+CONSUMERS = ("all_gather_gemm", "all_to_all_gemm")
+"""The kinds whose collective comes first."""
 
 
 @dataclass(frozen=True)
@@ -14,41 +30,67 @@ class ChainSpec:
     The text travels inside compiled artifacts, which outlive the process that wrote them.
     """
 
+    kind: str
+    """A key of ``COLLECTIVE_OF``."""
     target: str
     """Fingerprint of the target that plans are made for."""
     options: str
     """Hash of the options, for the members of the group to compare."""
+    program: Program
+    """What is computed before the collective, or after it."""
     schedule: str = "auto"
     """"auto" or the schedule that the user forced."""
     reduce: str = "sum"
-    """The reduction, as c10d spells it."""
+    """The reduction as c10d spells it, where there is one."""
     site: str = ""
     """Identifier of the site, under which calls are counted."""
     verify: bool = False
     """Compare sizes across ranks before every call."""
     wait_seconds: float = 60.0
     """How long members wait for each other when they compare."""
+    axis: int = 0
+    """Dimension of ``[units, ...]`` that is scattered or gathered: 0, or 1 of every unit."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in COLLECTIVE_OF:
+            raise ValueError(f"kind {self.kind!r} is not one of {', '.join(COLLECTIVE_OF)}")
+        if self.axis not in (0, 1):
+            raise ValueError(f"axis is {self.axis}, not 0 or 1")
+        if (self.program.sent is None) != self.is_consumer:
+            raise ValueError("a producer's program says what is sent, and a consumer's does not")
+
+    @property
+    def collective(self) -> str:
+        """As `planning.problem` names it."""
+        return COLLECTIVE_OF[self.kind]
+
+    @property
+    def is_consumer(self) -> bool:
+        """Whether the collective comes first."""
+        return self.kind in CONSUMERS
+
+    @cached_property
+    def key(self) -> str:
+        """The text without the site: what two calls have in common that are planned alike."""
+        return replace(self, site="").text()
 
     def text(self) -> str:
-        """Return ``name=value`` of every field, in the order of the fields."""
-        return ";".join(f"{field.name}={getattr(self, field.name)}" for field in fields(self))
+        """Return the specification as canonical JSON."""
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return canonical({**values, "program": self.program.value()})
 
     @classmethod
+    @lru_cache(maxsize=1024)
     def parse(cls, text: str) -> ChainSpec:
         """Read what ``text()`` wrote; ``KernelError`` for anything else."""
-        pairs = dict(part.split("=", 1) for part in text.split(";") if "=" in part)
-        if tuple(pairs) != tuple(field.name for field in fields(cls)):
+        try:
+            values = json.loads(text)
+            if not isinstance(values, dict) or set(values) != {field.name for field in fields(cls)}:
+                raise ValueError("other fields")
+            return cls(**{**values, "program": Program.from_value(values["program"])})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise KernelError(
-                f"{text!r} is no specification of a chain.",
+                f"{text!r} is no specification of a chain: {error}.",
                 where="an op of overlapc in a compiled graph",
                 remedy="clear Inductor's cache: the artifact comes from another version",
-            )
-        return cls(
-            target=pairs["target"],
-            options=pairs["options"],
-            schedule=pairs["schedule"],
-            reduce=pairs["reduce"],
-            site=pairs["site"],
-            verify=pairs["verify"] == "True",
-            wait_seconds=float(pairs["wait_seconds"]),
-        )
+            ) from error

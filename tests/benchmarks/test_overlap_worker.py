@@ -1,16 +1,22 @@
-"""The overlap benchmark on real processes: every candidate computes the same, and is timed."""
+"""The benchmarks on real processes: every candidate computes the same, and is timed."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks import plan_quality_rows
+from benchmarks.jobs import Job, run_job
 from benchmarks.overlap_rows import from_json
-from benchmarks.overlap_shapes import LOOPBACK, Pair, Shape
-from benchmarks.overlap_worker import MIN_ROUNDS, Job
-from benchmarks.ranks import run_ranks
+from benchmarks.overlap_shapes import KINDS, LOOPBACK, Pair, Shape
+from benchmarks.overlap_worker import MIN_ROUNDS
+from benchmarks.plan_quality_rows import FINALISTS, PLAN, PLAN_AGAIN
+
+SMALL = Shape(96, 64, 80, "small")
+UNEVEN = Shape(26, 33, 5, "groups of uneven size")
+FEW = (Pair(UNEVEN, LOOPBACK, False, "all_gather_gemm"), Pair(SMALL, LOOPBACK, True))
+ALL = tuple(Pair(shape, LOOPBACK, False, kind) for shape in (SMALL, UNEVEN) for kind in KINDS)
 
 
 @pytest.fixture(autouse=True)
@@ -18,26 +24,48 @@ def in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])
 
 
-@pytest.mark.parametrize("calibration_seconds", [0.0, 1.0])
-def test_two_ranks_measure_a_pair(tmp_path: Path, calibration_seconds: float) -> None:
-    shapes = (Shape(96, 64, 80, "small"), Shape(7, 33, 5, "uneven"))
-    job = Job(
-        pairs=[Pair(shape, LOOPBACK, True) for shape in shapes],
-        seconds=0.01,
-        rest_seconds=0.0,
-        calibration_seconds=calibration_seconds,
-        results=str(tmp_path / "rows.jsonl"),
-        targets=str(tmp_path),
-    )
-    job.save(tmp_path / "job.json")
-    assert Job.load(tmp_path / "job.json") == job
-    command = [sys.executable, "-m", "benchmarks.overlap_worker", str(tmp_path / "job.json")]
-    run_ranks([command] * 2, timeout=90, echo=None).check()
-    rows = [from_json(line) for line in Path(job.results).read_text().splitlines()]
-    assert [row.pair.shape for row in rows] == list(shapes)
+def job(calibration_seconds: float, pairs: tuple[Pair, ...] = ALL) -> Job:
+    return Job(LOOPBACK, 0.01, calibration_seconds, pairs)
+
+
+def test_a_job_survives_being_written(tmp_path: Path) -> None:
+    job(1.5).save(tmp_path / "job.json")
+    assert Job.load(tmp_path / "job.json") == job(1.5)
+
+
+@pytest.mark.parametrize(
+    ("calibration_seconds", "pairs"),
+    [
+        pytest.param(0.0, FEW, id="references", marks=pytest.mark.long),
+        pytest.param(0.5, FEW, id="overlapc"),
+        pytest.param(1.0, ALL, id="all chains", marks=pytest.mark.long),
+    ],
+)
+def test_two_ranks_measure_pairs(calibration_seconds: float, pairs: tuple[Pair, ...]) -> None:
+    asked = job(calibration_seconds, pairs)
+    lines = run_job(asked, "benchmarks.overlap_worker", ranks=2, timeout=0)
+    rows = [from_json(line) for line in lines]
+    assert [row.pair for row in rows] == list(pairs)
     for row in rows:
         assert row.samples.rounds >= MIN_ROUNDS
         assert row.has_overlapc == bool(calibration_seconds)
         assert (row.prediction is not None) == row.has_overlapc
         assert set(row.errors) == set(row.samples.seconds) - {"bound"}
+        assert all(error < 1e-5 for error in row.errors.values()), row.errors
+
+
+@pytest.mark.parametrize(
+    "pairs", [pytest.param(FEW[:1], id="one"), pytest.param(ALL, marks=pytest.mark.long, id="all")]
+)
+def test_two_ranks_compare_plans_to_fixed_cuts(pairs: tuple[Pair, ...]) -> None:
+    lines = run_job(job(0.5, pairs), "benchmarks.plan_quality_worker", ranks=2, timeout=0)
+    rows = [plan_quality_rows.from_json(line) for line in lines]
+    assert [row.pair for row in rows] == list(pairs)
+    for row in rows:
+        assert row.has_plan
+        assert len(row.fresh.seconds) == FINALISTS + 2
+        assert {PLAN, PLAN_AGAIN} < set(row.fresh.seconds)
+        assert set(row.first.seconds) == set(row.cuts)
+        assert len(row.cuts) > 6
+        assert row.best in row.first.seconds
         assert all(error < 1e-5 for error in row.errors.values()), row.errors

@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
-from torch._inductor.utils import run_and_get_code
 
 import overlapc.backend as backend_module
-from overlapc.graph import is_ancestor
+from overlapc.graphs.nodes import is_ancestor
 from overlapc.passes import PIPELINE
+from tests.passes.emission import SINKING, calls, generated
 from tests.targets import SLOW_LINK
 
 
@@ -39,6 +39,8 @@ def two_of_ours(x, w, big, v):
     return first.relu().sum() + big.sum(), second
 
 
+NAMED = {"ours": "ours", "all_reduce": "plain"}
+
 # What the generated code sends, by name: "plain" is c10d's own all-reduce.
 CASES = {
     "ours_first": (ours_first, ["ours", "plain"]),
@@ -48,22 +50,12 @@ CASES = {
 
 
 def emitted(function, rows):
-    """The collectives of the generated code, in order; comments are not code."""
-    torch._dynamo.reset()
+    """The collectives of the generated code, in order."""
     compiled = torch.compile(function, backend="overlapc", options={"target": SLOW_LINK})
-    inputs = (
-        torch.randn(512, 64),
-        torch.randn(64, 128),
-        torch.randn(rows, 1024),
-        torch.randn(rows, 8),
-    )
+    shapes = (512, 64), (64, 128), (rows, 1024), (rows, 8)
     with torch.no_grad():
-        _, code = run_and_get_code(compiled, *inputs)
-    lines = [line for line in "\n".join(code).splitlines() if not line.lstrip().startswith("#")]
-    calls = re.findall(
-        r"(overlapc\.gemm_all_reduce|_c10d_functional\.all_reduce_?)\.default\(", "\n".join(lines)
-    )
-    return ["ours" if "overlapc" in call else "plain" for call in calls]
+        code = generated(compiled, [torch.randn(shape) for shape in shapes])
+    return [NAMED[call] for call in calls(code) if call in NAMED]
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +75,142 @@ def test_without_the_pass_the_order_is_lost(monkeypatch):
     monkeypatch.setattr(backend_module, "PIPELINE", PIPELINE[:-1])
     orders = {name: emitted(function, 4096) for name, (function, _) in CASES.items()}
     assert any(orders[name] != wanted for name, (_, wanted) in CASES.items())
+
+
+def gather(x):
+    return functional.all_gather_tensor(x, 0, dist.group.WORLD)
+
+
+def scatter(x):
+    return functional.reduce_scatter_tensor(x, "sum", 0, dist.group.WORLD)
+
+
+def exchange(x):
+    return functional.all_to_all_single(x, None, None, dist.group.WORLD)
+
+
+def scattered_first(x, w, big, v):
+    z = scatter(x @ w)
+    y = gather(v.sin())
+    return y.sum(), z
+
+
+def gathered_between(x, w, big, v):
+    y = scatter((big * 2 + 1).relu())
+    z = gather(x) @ w
+    u = all_reduce(v + 1)
+    return (y * 3).sum() + u.sum(), z.relu()
+
+
+def exchanged_between(x, w, big, v):
+    y = gather((big * 2 + 1).relu())
+    z = exchange(x @ w)
+    u = exchange(v.sin())
+    return (y * 3).sum() + u.sum(), z.relu()
+
+
+def all_of_ours(x, w, big, v):
+    third = gather(x + 1) @ w
+    second = scatter((x + 2) @ w)
+    first = all_reduce(x @ w)
+    return first.relu().sum() + big.sum(), second, third
+
+
+def plain_ones(x, w, big, v):
+    y = gather((big * 2 + 1).relu())
+    z = scatter(x.sin())
+    u = exchange(v + 1)
+    return (y * 3).sum() + u.sum(), z.relu()
+
+
+def hidden_among_ours(x, w, big, v):
+    """What an independent GEMM hides is started where the program starts it."""
+    y = gather(v[:64].sin())
+    z = all_reduce(x @ w)
+    free = big[:512, :64] @ w
+    u = scatter(v + 1)
+    return y.sum() + u.sum(), z.relu(), free
+
+
+MIXED = {
+    "scattered_first": (scattered_first, ["ours", "all_gather"]),
+    "gathered_between": (gathered_between, ["reduce_scatter", "ours", "all_reduce"]),
+    "exchanged_between": (exchanged_between, ["all_gather", "ours", "all_to_all"]),
+    "all_of_ours": (all_of_ours, ["ours"] * 3),
+    "plain_ones": (plain_ones, ["all_gather", "reduce_scatter", "all_to_all"]),
+    "hidden_among_ours": (hidden_among_ours, ["all_gather", "all_reduce", "reduce_scatter"]),
+}
+REORDERING = "reorder_for_compute_comm_overlap"
+CONFIGURED = {
+    "default": {},
+    **{
+        one: {REORDERING: True, f"{REORDERING}_passes": [one]}
+        for one in ("reorder_compute_for_overlap", "sink_waits_iterative", "raise_comms")
+    },
+    "reordering": SINKING,
+}
+KINDS = ["all_gather_gemm", "gemm_reduce_scatter", "gemm_all_reduce"]
+"""Of ``all_of_ours``."""
+
+
+def kinds_of_sites(text):
+    """The kinds of our ops in the code, in order."""
+    return re.findall(r"overlapc\.(\w+)\.default\(", text)
+
+
+def written(function, rows, config):
+    options = {"target": SLOW_LINK, "inductor": CONFIGURED[config]}
+    compiled = torch.compile(function, backend="overlapc", options=options)
+    shapes = (512, 64), (64, 128), (rows, 1024), (rows, 8)
+    with torch.no_grad():
+        code = generated(compiled, [torch.randn(shape) for shape in shapes])
+    return [call for call in calls(code) if call not in ("mm", "wait")], code
+
+
+def is_in_order(function, wanted, rows, config):
+    """Whether our ops and the plain collectives come as the program has them."""
+    found, code = written(function, rows, config)
+    if "ours" not in found:  # Inductor moves the ones it knows, the same way on every rank
+        return "ours" not in wanted or config == "reordering"
+    kinds = kinds_of_sites("\n".join(code))
+    return found == wanted and (function is not all_of_ours or kinds == KINDS)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("config", CONFIGURED)
+@pytest.mark.parametrize("name", MIXED)
+def test_every_collective_keeps_its_place(name, config):
+    function, wanted = MIXED[name]
+    if config == "default":
+        assert written(function, 512, config)[0] == wanted
+    assert all(is_in_order(function, wanted, rows, config) for rows in (512, 4096))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(
+    ("without", "config"), [("order_collectives", "default"), ("leave_unordered", "reordering")]
+)
+def test_without_the_pass_some_collective_loses_its_place(without, config, monkeypatch):
+    """The mutants of the test above."""
+    others = tuple(one for one in PIPELINE if one.name != without)
+    assert len(others) < len(PIPELINE)
+    monkeypatch.setattr(backend_module, "PIPELINE", others)
+    cases = [(*MIXED[name], rows) for name in MIXED for rows in (512, 4096)]
+    assert not all(is_in_order(*case, config) for case in cases)
+
+
+def test_where_inductor_would_move_our_ops_collectives_stay(explained):
+    values = [torch.randn(shape) for shape in ((512, 64), (64, 128), (512, 1024), (512, 8))]
+    options = {"target": SLOW_LINK, "inductor": SINKING}
+    with torch.no_grad():
+        several = explained(ours_between, *values, **options)
+        one = explained(lambda x, w: all_reduce(x @ w), *values[:2], **options)
+    assert {(s.decision, s.code) for s in several.report.sites} == {
+        ("refused", "reordered_by_inductor")
+    }
+    assert len(several.report.sites) == 3
+    assert several.graphs["inference"][0] == several.graphs["inference"][1]
+    assert [site.decision for site in one.report.sites] == ["rewritten"]
 
 
 def test_ancestors_are_found_through_edges_only():

@@ -7,9 +7,20 @@ from random import Random
 
 from overlapc.planning.cost import Costs
 from overlapc.planning.curve import Curve
-from overlapc.planning.problem import Problem
+from overlapc.planning.problem import COLLECTIVES, Problem
 from overlapc.planning.rates import GemmRates, Link
 from overlapc.planning.target import Target
+
+KINDS = {
+    "all_reduce": ("all_reduce", ""),
+    "reduce_scatter": ("reduce_scatter", ""),
+    "gemm_all_to_all": ("all_to_all", "gemm_first"),
+    "all_gather": ("all_gather", ""),
+    "all_to_all_gemm": ("all_to_all", "collective_first"),
+}
+"""Collective and order of a problem, by name."""
+
+CONSUMERS = ("all_gather", "all_to_all_gemm")
 
 
 def random_target(random: Random, *, device: str = "cpu", resident: int = 1) -> Target:
@@ -27,18 +38,30 @@ def random_target(random: Random, *, device: str = "cpu", resident: int = 1) -> 
         tile_columns=random.choice([1, 16, 128]),
         resident=resident,
     )
-    curves = [random_curve(random), random_curve(random)]
-    link = Link("all_reduce", 2, *curves, issue_seconds=random.choice([0.0, 3e-5]))
+    links = tuple(random_link(random, collective) for collective in COLLECTIVES)
     return Target(
         name="random",
         device=device,
         backend="gloo",
         is_measured=True,
         gemm=(rates,),
-        links=(link,),
+        links=links,
         compute_slowdown=c,
         link_slowdown=d,
         signal_seconds=random.choice([0.0, 10 ** random.uniform(-6, -3)]),
+    )
+
+
+def random_link(random: Random, collective: str) -> Link:
+    """Measured among a few ranks; starting a call costs nothing, a little, or grows."""
+    return Link(
+        collective,
+        random.choice([2, 4]),
+        random_curve(random),
+        random_curve(random),
+        issue_seconds=random.choice([0.0, 3e-5]),
+        consumer_issue_seconds=random.choice([0.0, 2e-5]),
+        issue=random.choice([None, random_curve(random)]),
     )
 
 
@@ -51,24 +74,41 @@ def random_curve(random: Random) -> Curve:
     )
 
 
-def random_problem(random: Random, max_rows: int) -> Problem:
-    """Up to ``max_rows`` rows, other sizes up to a few hundred."""
-    m, n, k = random.randint(1, max_rows), random.randint(1, 512), random.randint(1, 512)
-    return Problem(m, n, k, "float32", "all_reduce", 2)
+def random_problem(random: Random, max_rows: int, kind: str = "all_reduce") -> Problem:
+    """A problem of a kind, up to ``max_rows`` rows and other sizes up to a few hundred.
 
-
-def random_tables(random: Random, units: int) -> TableCosts:
-    """One row a unit, with seconds that follow no law at all."""
-    target = random_target(random)
-    rows = range(1, units + 1)
-    return TableCosts(
-        Problem(units, 8, 8, "float32", "all_reduce", 2),
-        target,
-        {
-            what: {count: random.uniform(0.1, 1 + count) for count in rows}
-            for what in ("gemm", "alone", "queued")
-        },
+    All-reduces are among two ranks; others among any few, uneven numbers too, in whose multiples
+    their rows come.
+    """
+    collective, order = KINDS[kind]
+    size = 2 if collective == "all_reduce" else random.choice([2, 3, 4, 5, 6])
+    granule = 1 if collective == "all_reduce" else random.choice([1, size])
+    m = granule * random.randint(1, max(1, max_rows // granule))
+    return Problem(
+        m,
+        random.randint(1, 512),
+        random.randint(1, 512),
+        "float32",
+        collective,
+        size,
+        epilogue_bytes=random.choice([0, 4 * m * random.randint(1, 512)]),
+        order=order,
+        sent_dtype=random.choice(["", "bfloat16"]),
+        row_multiple=granule,
+        local_first=random.choice([True, True, False]),
     )
+
+
+def random_tables(random: Random, units: int, kind: str = "all_reduce") -> TableCosts:
+    """One row a unit, with seconds that follow no law at all."""
+    collective, order = KINDS[kind]
+    rows = range(1, units + 1)
+    tables = {
+        what: {count: random.uniform(0.1, 1 + count) for count in rows}
+        for what in ("compute", "alone", "queued", "local")
+    }
+    problem = Problem(units, 8, 8, "float32", collective, 2, order=order, row_multiple=1)
+    return TableCosts(problem, random_target(random), tables)
 
 
 @dataclass(frozen=True)
@@ -78,10 +118,14 @@ class TableCosts(Costs):
     table: dict[str, dict[int, float]] = field(default_factory=dict, hash=False)
 
     def gemm(self, rows: int) -> float:
-        return self.table["gemm"][rows]
+        return self.table["compute"][rows]
 
-    def issue(self) -> float:
-        return 0.0
+    def compute(self, rows: int) -> float:
+        return self.table["compute"][rows]
+
+    @property
+    def backlog(self) -> float:  # type: ignore[override]
+        return self.table["local"][self.problem.m] if self.problem.is_consumer else 0.0
 
     def queued(self, rows: int) -> float:
         return self.table["queued"][rows]

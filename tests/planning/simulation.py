@@ -16,7 +16,7 @@ def simulate(
     compute_slowdown: float,
     link_slowdown: float,
 ) -> tuple[list[Fraction], list[Fraction]]:
-    """When each group's compute and each group's transfer ends.
+    """When each group's compute and each group's transfer ends, where compute comes first.
 
     Compute takes the groups in order. A computed group joins the link's queue: if that is empty it
     is ``alone`` seconds of work, else ``queued``, or more where all that is queued were less than
@@ -50,3 +50,44 @@ def simulate(
             needs = max(Fraction(queued[group]), Fraction(alone[group]) - left)
             to_send.append(needs if left else Fraction(alone[group]))
     return computed, sent
+
+
+def simulate_consumer(
+    local: float,
+    sent: Sequence[float],
+    work: Sequence[float],
+    compute_slowdown: float,
+    link_slowdown: float,
+) -> tuple[Fraction, list[Fraction], list[Fraction]]:
+    """When the local rows are computed, each group has come, and each group is computed.
+
+    All transfers are under way from the start, one after the other. Compute takes the local rows,
+    then each group in order, once it has come. Slowdowns as in `simulate`. Every piece of work is
+    done at the rate of the moment, from one change of what runs to the next.
+    """
+    chores = [Fraction(seconds) for seconds in (local, *work)]
+    parcels = [Fraction(seconds) for seconds in sent]
+    finished: list[Fraction] = []
+    come: list[Fraction] = []
+    now = Fraction(0)
+    while len(finished) < len(chores):
+        # Chore 0 waits for nothing, chore g for parcel g - 1.
+        link_runs, compute_runs = len(come) < len(parcels), len(finished) <= len(come)
+        slow = link_runs and compute_runs
+        events = []
+        if link_runs:
+            events.append(parcels[len(come)] * Fraction(link_slowdown if slow else 1))
+        if compute_runs:
+            events.append(chores[len(finished)] * Fraction(compute_slowdown if slow else 1))
+        passed = min(events)
+        now += passed
+        chore, parcel = len(finished), len(come)
+        if compute_runs:
+            chores[chore] -= passed / Fraction(compute_slowdown if slow else 1)
+        if link_runs:
+            parcels[parcel] -= passed / Fraction(link_slowdown if slow else 1)
+        if compute_runs and chores[chore] == 0:
+            finished.append(now)
+        if link_runs and parcels[parcel] == 0:
+            come.append(now)
+    return finished[0], come, finished[1:]

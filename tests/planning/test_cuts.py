@@ -1,29 +1,48 @@
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from random import Random
+from types import ModuleType
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from overlapc.planning import cuts
-from overlapc.planning.cost import Costs, chunked_timeline
+from overlapc.planning import bounds, cost, cuts, fronts
+from overlapc.planning.cost import Costs
 from overlapc.planning.curve import Curve
 from overlapc.planning.cuts import best_cut, quantum
 from overlapc.planning.problem import Problem
 from overlapc.planning.rates import GemmRates, Link
 from overlapc.planning.target import Target
-from tests.planning.machines import random_problem, random_tables, random_target
+from overlapc.planning.timelines import chunked_timeline
+from tests.planning.machines import KINDS, random_problem, random_tables, random_target
 
 
-def compositions(costs: Costs, unit_rows: int) -> Iterator[list[int]]:
-    """Every cut into two or more groups of whole units, the last one ragged."""
-    inner = list(range(unit_rows, costs.problem.m, unit_rows))
-    for mask in range(1, 2 ** len(inner)):
-        ends = [end for bit, end in enumerate(inner) if mask >> bit & 1] + [costs.problem.m]
-        yield [right - left for left, right in zip([0, *ends], ends, strict=False)]
+def best_of_all(costs: Costs, unit_rows: int) -> float:
+    """When the fastest of all cuts into two or more groups of whole units ends; the last is ragged.
+
+    Every one is tried: nothing is dropped.
+    """
+    m, (c, d) = costs.problem.m, costs.slowdowns
+    ends = [*range(unit_rows, m, unit_rows), m]
+    sizes = {end - start for end in ends for start in (0, *ends) if start < end}
+    steps = {
+        (rows, is_first): costs.step(rows, is_first=is_first)
+        for rows in sizes
+        for is_first in (True, False)
+    }
+
+    def best(done: int, index: int, ready: float, end: float) -> float:
+        if done == m:
+            return end
+        return min(
+            best(to, after, *cost.advance(ready, end, *steps[to - done, not done], c, d))
+            for after, to in enumerate(ends[index:], index + 1)
+            if to - done < m
+        )
+
+    return best(0, 0, 0.0, costs.backlog)
 
 
 def seconds(costs: Costs, rows: list[int] | tuple[int, ...]) -> float:
@@ -31,50 +50,53 @@ def seconds(costs: Costs, rows: list[int] | tuple[int, ...]) -> float:
 
 
 def excess(costs: Costs, unit_rows: int) -> float:
-    """By how much the found cut is slower than the best of all compositions, as a ratio less 1."""
+    """By how much the found cut is slower than the best of all cuts, as a ratio less 1."""
     found = best_cut(costs, unit_rows)
-    best = min((seconds(costs, rows) for rows in compositions(costs, unit_rows)), default=None)
-    if best is None:
+    if costs.problem.m <= unit_rows:
         assert found == ()
         return 0.0
     assert sum(found) == costs.problem.m
     assert len(found) > 1
     assert all(rows % unit_rows == 0 for rows in found[:-1])
-    return seconds(costs, found) / best - 1
+    return abs(seconds(costs, found) / best_of_all(costs, unit_rows) - 1)
 
 
-def random_costs(random: Random, max_units: int) -> tuple[Costs, int]:
+def random_costs(random: Random, max_units: int, kind: str) -> tuple[Costs, int]:
     if random.random() < 0.5:
-        return random_tables(random, random.randint(1, max_units)), 1
-    unit = random.choice([1, 5, 16])
-    return Costs(random_problem(random, unit * max_units), random_target(random)), unit
+        return random_tables(random, random.randint(1, max_units), kind), 1
+    problem = random_problem(random, 480, kind)
+    fewest = -(-problem.m // max_units)
+    unit = problem.granule * -(-random.randint(fewest, 3 * fewest) // problem.granule)
+    return Costs(problem, random_target(random)), unit
 
 
-def worst_excess(seed: int, cases: int, max_units: int) -> float:
+def worst_excess(seed: int, cases: int, max_units: int, kind: str) -> float:
     random = Random(seed)
-    return max(excess(*random_costs(random, max_units)) for _ in range(cases))
+    return max(excess(*random_costs(random, max_units, kind)) for _ in range(cases))
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_no_composition_is_faster(seed: int) -> None:
-    assert worst_excess(seed, 1500, 8) < 1e-9
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_cut_is_faster(kind: str) -> None:
+    assert worst_excess(1, 2000, 9, kind) < 1e-9
 
 
-def test_no_composition_of_twelve_units_is_faster() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_cut_of_fourteen_units_is_faster(kind: str) -> None:
     # More than eight units take the coarse search first.
-    assert worst_excess(11, 250, 12) < 1e-9
+    assert worst_excess(2, 60, 14, kind) < 1e-9
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(10))
-def test_no_composition_is_faster_at_length(seed: int) -> None:
-    assert worst_excess(100 + seed, 400, 12) < 1e-9
+def test_no_cut_is_faster_at_length(seed: int, kind: str) -> None:
+    assert worst_excess(100 + seed, 1000, 14, kind) < 1e-9
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.randoms(use_true_random=False), st.integers(1, 9))
-def test_no_composition_is_faster_for_any_table(random: Random, units: int) -> None:
-    assert excess(random_tables(random, units), 1) < 1e-9
+@given(st.randoms(use_true_random=False), st.integers(1, 9), st.sampled_from(sorted(KINDS)))
+def test_no_cut_is_faster_for_any_table(random: Random, units: int, kind: str) -> None:
+    assert excess(random_tables(random, units, kind), 1) < 1e-9
 
 
 def only_the_earliest_end(reached: list) -> list:
@@ -85,24 +107,31 @@ def only_the_earliest_ready(reached: list) -> list:
     return undominated([min(reached, key=lambda label: label[0])])
 
 
-undominated, advance, least = cuts._undominated, cuts.advance, cuts._least
-MUTANTS: dict[str, tuple[str, Callable]] = {
-    "one label, by end": ("_undominated", only_the_earliest_end),
-    "one label, by ready": ("_undominated", only_the_earliest_ready),
-    "contention forgotten": ("advance", lambda R, E, w, a, q, *_: advance(R, E, w, a, q, 1.0, 1.0)),
-    "latency forgotten": ("advance", lambda R, E, w, a, q, *x: advance(R, E, w, q, q, *x)),
-    "link idles while computing": ("advance", lambda R, E, w, a, *x: (R + w, E + w + a)),
-    "prunes the optimum": ("_least", lambda starts, s: [1.2 * x for x in least(starts, s)]),
+undominated, advance, least = fronts.undominated, cuts.advance, bounds._least
+MUTANTS: dict[str, tuple[ModuleType, str, Callable]] = {
+    "one label, by end": (fronts, "undominated", only_the_earliest_end),
+    "one label, by ready": (fronts, "undominated", only_the_earliest_ready),
+    "contention forgotten": (
+        cuts,
+        "advance",
+        lambda R, E, w, a, q, *_: advance(R, E, w, a, q, 1.0, 1.0),
+    ),
+    "latency forgotten": (cuts, "advance", lambda R, E, w, a, q, *x: advance(R, E, w, q, q, *x)),
+    "link idles while computing": (cuts, "advance", lambda R, E, w, a, *x: (R + w, E + w + a)),
+    "prunes the optimum": (bounds, "_least", lambda *x: [1.2 * bound for bound in least(*x)]),
 }
 
 
-@pytest.mark.parametrize(("name", "mutant"), MUTANTS.values(), ids=MUTANTS.keys())
+@pytest.mark.parametrize("kind", ["all_reduce", "all_gather"])
+@pytest.mark.parametrize(("module", "name", "mutant"), MUTANTS.values(), ids=MUTANTS.keys())
 def test_a_wrong_search_is_seen(
-    monkeypatch: pytest.MonkeyPatch, name: str, mutant: Callable
+    monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str, mutant: Callable, kind: str
 ) -> None:
-    monkeypatch.setattr(cuts, name, mutant)
+    if kind == "all_gather" and mutant is MUTANTS["latency forgotten"][2]:
+        pytest.skip("computing costs the same after a GEMM as after a pause")
+    monkeypatch.setattr(module, name, mutant)
     try:
-        worst = worst_excess(11, 40, 12)
+        worst = worst_excess(11, 60, 12, kind)
     except (IndexError, ValueError):
         return  # Every label was pruned: seen as well.
     assert worst > 1e-3
@@ -127,19 +156,6 @@ def test_twice_as_many_units_gain_below_one_percent(
     costs = Costs(Problem(*shape, "float32", "all_reduce", 2), link_limited_machine(bandwidth))
     coarse, fine = (best_cut(costs, quantum(costs.problem, costs.target, u)) for u in (32, 64))
     assert 0 <= seconds(costs, coarse) / seconds(costs, fine) - 1 < 0.01
-
-
-@pytest.mark.parametrize(("units", "budget"), [(32, 0.02), (64, 0.2)])
-def test_the_search_is_quick(units: int, budget: float) -> None:
-    # Budgets are three times what a 2.5 GHz core takes; the least of three runs is asked for.
-    problem = Problem(4096, 4096, 4096, "float32", "all_reduce", 2)
-    costs = Costs(problem, link_limited_machine(37e6))
-    taken = []
-    for _ in range(3):
-        start = time.process_time()
-        best_cut(costs, quantum(problem, costs.target, units))
-        taken.append(time.process_time() - start)
-    assert min(taken) < budget
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,12 @@ from random import Random
 import pytest
 
 from overlapc.planning import fitting
-from overlapc.planning.cost import Costs, advance, chunked_timeline
+from overlapc.planning.cost import Costs, advance
 from overlapc.planning.fitting import (
     GemmSample,
     Pipeline,
     SideBySide,
+    blocking_curve,
     fit_gemm,
     non_negative_fit,
     rising_curve,
@@ -19,7 +20,8 @@ from overlapc.planning.fitting import (
 )
 from overlapc.planning.problem import Problem
 from overlapc.planning.rates import GemmRates
-from tests.planning.machines import random_target
+from overlapc.planning.timelines import chunked_timeline
+from tests.planning.machines import CONSUMERS, KINDS, random_target
 
 SHAPES = [(r, n, k) for r in (16, 64, 256) for n in (512, 2048) for k in (1024, 4096)]
 
@@ -91,9 +93,19 @@ def test_a_rising_curve_keeps_what_rises_and_takes_the_smaller_of_what_falls() -
 
 def test_on_a_sustained_curve_no_call_moves_bytes_faster_than_a_larger_one() -> None:
     # A bucket of saved credit lets the small call look free.
-    assert sustained_curve([(1, 0.01), (2, 1.0), (4, 2.0)]).points == ((1, 0.5), (2, 1.0), (4, 2.0))
+    assert sustained_curve([(1, 0.01), (2, 1.0), (4, 2.0)], 4).points == (
+        (1, 0.5),
+        (2, 1.0),
+        (4, 2.0),
+    )
     # Latency stays: a small call may well be slower a byte.
-    assert sustained_curve([(1, 0.9), (4, 2.0)]).points == ((1, 0.9), (4, 2.0))
+    assert sustained_curve([(1, 0.9), (4, 2.0)], 4).points == ((1, 0.9), (4, 2.0))
+    # What is beyond the bytes that outlast a link's savings says nothing of small calls.
+    assert sustained_curve([(1, 0.1), (2, 0.2), (4, 4.0)], 2).points == (
+        (1, 0.1),
+        (2, 0.2),
+        (4, 4.0),
+    )
 
 
 def test_contention_is_found_again() -> None:
@@ -111,19 +123,52 @@ def test_contention_is_found_again() -> None:
 def test_noise_gives_no_slowdown_below_one() -> None:
     both = SideBySide(compute_alone=1.0, link_alone=2.0, computed=0.9, sent=1.8)
     assert both.compute_slowdown == both.link_slowdown == 1.0
+    # Nothing was sent while computing: as slow as is said, and still a number.
+    stuck = SideBySide(compute_alone=1.0, link_alone=2.0, computed=1.1, sent=4.0)
+    assert stuck.link_slowdown == fitting.MOST_SLOWDOWN
 
 
-def test_the_cost_of_a_group_is_found_again() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_cost_of_a_group_is_found_again(kind: str) -> None:
     random = Random(3)
-    for _ in range(50):
+    collective, order = KINDS[kind]
+    name = "consumer_issue_seconds" if kind in CONSUMERS else "issue_seconds"
+    for _ in range(30):
         target = random_target(random)
-        (link,) = target.links
-        true = replace(target, links=(replace(link, issue_seconds=random.uniform(1e-4, 1e-2)),))
-        problem = Problem(16 * 32, 256, 256, "float32", "all_reduce", 2)
-        computed = chunked_timeline(Costs(problem, true), (32,) * 16)[-2].end
-        found = with_group_cost(target, Pipeline(problem, 32, computed))
-        seconds = found.links[0].issue_seconds
-        assert seconds == pytest.approx(true.links[0].issue_seconds, rel=1e-3)
+        links = tuple(replace(link, issue=None) for link in target.links)
+        target = replace(target, links=links)
+        problem = Problem(16 * 32, 256, 256, "float32", collective, 2, order=order)
+        seconds = random.uniform(1e-4, 1e-2)
+        true = replace(
+            target,
+            links=tuple(
+                replace(link, **{name: seconds}) if link.collective == collective else link
+                for link in links
+            ),
+        )
+        events = chunked_timeline(Costs(problem, true), (32,) * 16)
+        computed = sum(e.end - e.start for e in events if e.lane == "compute")
+        found = with_group_cost(target, Pipeline(problem, 32, computed)).link(problem)
+        assert getattr(found, name) == pytest.approx(seconds, rel=1e-3)
+        assert [link for link in links if link.collective != collective] == [
+            link for link in true.links if link.collective != collective
+        ]
         # A pipeline that ran faster than predicted does not make calls free.
-        quick = with_group_cost(true, Pipeline(problem, 32, computed / 2))
-        assert quick.links[0].issue_seconds == pytest.approx(true.links[0].issue_seconds, rel=1e-3)
+        quick = with_group_cost(true, Pipeline(problem, 32, computed / 2)).link(problem)
+        assert getattr(quick, name) == pytest.approx(seconds, rel=1e-3)
+
+
+def test_a_start_that_blocks_for_longer_the_more_it_moves_is_seen() -> None:
+    sizes = [1 << bit for bit in range(12, 25)]
+    copied = [(size, 2e-5 + size / 2.7e9) for size in sizes]
+    curve = blocking_curve(copied)
+    assert curve is not None
+    assert curve.seconds(1 << 22) == pytest.approx(2e-5 + (1 << 22) / 2.7e9, rel=1e-3)
+    queued = [(size, 4e-5) for size in sizes]
+    assert blocking_curve(queued) is None
+    # A single start that something else delayed is no law.
+    for place in range(len(sizes)):
+        disturbed = list(queued)
+        disturbed[place] = (sizes[place], 5e-3)
+        assert blocking_curve(disturbed) is None
+    assert blocking_curve([(size, 1e-6 + size / 1e12) for size in sizes]) is None

@@ -18,15 +18,16 @@ def compiled(expression: sympy.Expr, names: str):
 
 def test_gemm_seconds_are_the_formula() -> None:
     random = Random(0)
-    formula = compiled(formulas.gemm_seconds(), "r n k b F P B a t_r t_c w")
+    formula = compiled(formulas.gemm_seconds(), "r n k b F P B a t_r t_c w e S")
     for _ in range(CASES):
         r, n, k = (random.randint(1, 500) for _ in range(3))
         b, rows, columns, Q = (random.randint(1, 8) for _ in range(4))
-        F, P, B = (10 ** random.uniform(3, 9) for _ in range(3))
+        F, P, B, S = (10 ** random.uniform(3, 9) for _ in range(4))
+        e = random.randint(0, 100_000)
         a = random.random()
-        rates = GemmRates("float32", F, a, P, B, rows, columns, Q)
-        expected = formula(r, n, k, b, F, P, B, a, rows, columns, Q)
-        assert rates.seconds(r, n, k, b) == pytest.approx(expected, rel=1e-12)
+        rates = GemmRates("float32", F, a, P, B, rows, columns, Q, S)
+        expected = formula(r, n, k, b, F, P, B, a, rows, columns, Q, e, S)
+        assert rates.seconds(r, n, k, b, e) == pytest.approx(expected, rel=1e-12)
 
 
 def test_the_curve_is_the_formula() -> None:

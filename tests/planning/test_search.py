@@ -7,32 +7,40 @@ from dataclasses import replace
 from random import Random
 
 import pytest
+import torch
 
 import overlapc
 from overlapc.errors import OptionError, PlanError, ProblemError
 from overlapc.planning import plan as plan_sizes
-from overlapc.planning.cost import Costs, chunked_timeline
+from overlapc.planning.cost import Costs
 from overlapc.planning.curve import Curve
 from overlapc.planning.cuts import best_cut, quantum
-from overlapc.planning.problem import Problem
+from overlapc.planning.problem import COLLECTIVES, Problem
 from overlapc.planning.rates import GemmRates, Link
+from overlapc.planning.schedule import LOCAL, format_seconds
 from overlapc.planning.search import MEASURED_MARGIN, UNMEASURED_MARGIN, plan, plan_rows
 from overlapc.planning.target import Target
-from tests.planning.machines import random_problem, random_target
+from overlapc.planning.timelines import chunked_timeline
+from overlapc.planning.tuned import TunedPlan
+from tests.planning.machines import KINDS, random_problem, random_target
 
 
 def machine(bandwidth: float, latency: float = 1e-4, c: float = 1.0, d: float = 1.0) -> Target:
     """A core of 100 GFLOP/s and a link."""
     curve = Curve(tuple((1 << bit, latency + (1 << bit) / bandwidth) for bit in range(8, 28)))
     rates = GemmRates("float32", 1e11, 1e-5, pack_bytes_per_second=1e10)
-    return Target("m", "cpu", "gloo", True, (rates,), (Link("all_reduce", 2, curve, curve),), c, d)
+    links = tuple(Link(collective, 2, curve, curve) for collective in COLLECTIVES)
+    return Target("m", "cpu", "gloo", True, (rates,), links, c, d)
 
 
 PROBLEM = Problem(1024, 1024, 1024, "float32", "all_reduce", 2)
+GATHER = replace(PROBLEM, collective="all_gather")
 
 
-def test_a_balanced_problem_is_cut() -> None:
-    made = plan(PROBLEM, machine(2e8))
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_balanced_problem_is_cut(kind: str) -> None:
+    collective, order = KINDS[kind]
+    made = plan(replace(PROBLEM, collective=collective, order=order), machine(2e8))
     assert (made.schedule, made.code) == ("chunked", "chunked_overlaps")
     assert len(made.rows) > 1
     assert made.bound_seconds < made.predicted_seconds < 0.8 * made.serial_seconds
@@ -52,6 +60,13 @@ def test_a_balanced_problem_is_cut() -> None:
         (replace(PROBLEM, m=64), machine(2e8, 1e-1), "serial_nothing_to_hide", "Compute takes"),
         (PROBLEM, machine(1e12, 2e-2), "serial_no_gain", "would lose"),
         (PROBLEM, machine(2e8, c=2.0, d=2.0), "serial_contention", "2.00 times slower"),
+        (replace(GATHER, world_size=1), machine(2e8), "serial_one_rank", "one member"),
+        (replace(GATHER, m=0), machine(2e8), "serial_empty", "zero"),
+        (replace(GATHER, m=16), machine(2e8), "serial_too_small", "one unit of 16"),
+        (GATHER, machine(1e13, 1e-6), "serial_nothing_to_hide", "Communication takes only"),
+        (GATHER, machine(1e6), "serial_nothing_to_hide", "Compute takes only"),
+        (GATHER, machine(1e12, 1e-1), "serial_no_gain", "would lose"),
+        (GATHER, machine(2e8, c=2.0, d=2.0), "serial_contention", "2.00 times slower"),
     ],
 )
 def test_serial_wins_and_says_why(problem: Problem, target: Target, code: str, says: str) -> None:
@@ -79,12 +94,46 @@ def test_a_gain_below_the_margin_is_left() -> None:
 
 def test_a_plan_is_never_predicted_slower_than_serial_nor_faster_than_its_timeline() -> None:
     random = Random(0)
-    for _ in range(300):
-        made = plan(random_problem(random, 2000), random_target(random))
+    for kind in [*KINDS] * 60:
+        made = plan(random_problem(random, 2000, kind), random_target(random))
         assert made.predicted_seconds <= made.serial_seconds
+        assert made.bound_seconds <= made.serial_seconds
         assert made.predicted_seconds == max(event.end for event in made.timeline)
         assert sum(made.rows) == made.problem.m
-        assert len(made.timeline) == 2 * len(made.rows)
+        assert all(rows % made.problem.granule == 0 for rows in made.rows)
+        local = sum(event.group == LOCAL for event in made.timeline)
+        assert len(made.timeline) == 2 * len(made.rows) + local
+
+
+def test_what_a_reason_says_stays_visible_is_what_compute_waits_for() -> None:
+    """By the timeline itself: the time in which nothing is computed."""
+    for problem in (PROBLEM, GATHER):
+        made = plan(problem, machine(2e8))
+        computed = sorted((e.start, e.end) for e in made.timeline if e.lane == "compute")
+        idle, until = 0.0, 0.0
+        for start, end in [*computed, (made.predicted_seconds, made.predicted_seconds)]:
+            idle += max(0.0, start - until)
+            until = max(until, end)
+        assert f"{format_seconds(idle)} of communication stay visible" in made.reason
+
+
+def test_what_was_measured_best_is_taken() -> None:
+    target = machine(2e8)
+    for problem, rows in ((PROBLEM, (512, 512)), (GATHER, (1000, 24)), (GATHER, (1024,))):
+        tuned = TunedPlan(problem.resolved(), rows, 1.25e-2)
+        knowing = replace(target, tuned=(tuned,))
+        assert knowing.fingerprint != target.fingerprint
+        explicit = replace(problem, sent_dtype="float32", row_multiple=problem.granule)
+        for same in (problem, problem.resolved(), explicit):
+            made = plan(same, knowing)
+            schedule = "serial" if len(rows) == 1 else "chunked"
+            assert (made.rows, made.schedule, made.code) == (rows, schedule, "measured_best")
+            assert "12.5 ms" in made.reason
+        # Exactly that problem, and only where the choice is free.
+        for other in (replace(problem, m=1026), replace(problem, epilogue_bytes=8)):
+            assert plan(other, knowing).code == "chunked_overlaps"
+        assert plan(problem, knowing, "chunked").code == "forced"
+        assert plan(problem, knowing, "serial").code == "forced"
 
 
 def test_a_schedule_can_be_asked_for() -> None:
@@ -93,6 +142,7 @@ def test_a_schedule_can_be_asked_for() -> None:
     assert len(plan(PROBLEM, fast, "chunked").rows) > 1
     assert plan(PROBLEM, machine(2e8), "serial").rows == (1024,)
     assert plan(PROBLEM, machine(2e8), "signaled").code == "serial_no_signals"
+    assert plan(GATHER, machine(2e8), "signaled").code == "serial_consumer"
     assert plan(replace(PROBLEM, m=7), fast, "chunked").code == "serial_too_small"
     with pytest.raises(OptionError, match=r"magic.*choose auto, serial"):
         plan(PROBLEM, fast, "magic")
@@ -105,6 +155,9 @@ def test_rows_can_be_given() -> None:
     for rows in ((), (1000,), (1024, 0), (1100, -76)):
         with pytest.raises(PlanError, match="do not cut 1024 rows"):
             plan_rows(PROBLEM, machine(2e8), rows)
+    assert plan_rows(GATHER, machine(2e8), (1000, 24)).schedule == "chunked"
+    with pytest.raises(PlanError, match="multiples of 2 "):
+        plan_rows(GATHER, machine(2e8), (1001, 23))
 
 
 def test_sizes_can_be_given_by_name(tmp_path) -> None:
@@ -118,16 +171,26 @@ def test_sizes_can_be_given_by_name(tmp_path) -> None:
         overlapc.plan(**sizes, collective="gossip", target=target)
     with pytest.raises(ProblemError, match="int3"):
         overlapc.plan(**{**sizes, "dtype": "int3"}, target=target)
+    for name, value in (("m", 1024.0), ("n", "1024"), ("k", None), ("world_size", True)):
+        with pytest.raises(ProblemError, match=f"{name} is .*, not an integer"):
+            overlapc.plan(**{**sizes, name: value}, target=target)
+    assert overlapc.plan(**{**sizes, "dtype": torch.float32}, target=target) == expected
+    consumer = overlapc.plan(
+        **sizes, collective="all_to_all", order="collective_first", target=target
+    )
+    assert consumer.problem.kind == "all_to_all_gemm"
 
 
 PROGRAM = """
 import sys, overlapc
 for target in ("cpu", "h100-nvlink", "rtx4090-pcie"):
-    for m in (1, 100, 2048, 5000):
+    for m in (8, 120, 2048, 5000):
         for size in (2, 4, 8):
-            print(overlapc.plan(
-                m=m, n=4096, k=4096, world_size=size, dtype="float32", target=target
-            ).to_json())
+            for collective in ("all_reduce", "reduce_scatter", "all_gather", "all_to_all"):
+                print(overlapc.plan(
+                    m=m, n=4096, k=4096, collective=collective, world_size=size,
+                    dtype="float32", target=target,
+                ).to_json())
 assert not {"torch", "triton", "sympy", "networkx"} & set(sys.modules)
 """
 
@@ -144,4 +207,4 @@ def test_every_process_plans_alike_and_without_torch() -> None:
         for seed in ("1", "2")
     }
     assert len(outputs) == 1
-    assert len(outputs.pop().splitlines()) == 36
+    assert len(outputs.pop().splitlines()) == 4 * 36

@@ -9,7 +9,7 @@ from overlapc.planning.cost import Costs
 from overlapc.planning.search import plan
 from overlapc.planning.signaled import MAX_BOUNDARIES, Boundary, best_groups, boundaries
 from overlapc.planning.target import Target
-from tests.planning.machines import random_problem, random_target
+from tests.planning.machines import CONSUMERS, KINDS, random_problem, random_target
 
 
 def end_of(costs: Costs, groups: tuple[Boundary, ...]) -> float:
@@ -17,21 +17,20 @@ def end_of(costs: Costs, groups: tuple[Boundary, ...]) -> float:
     end, rows = 0.0, 0
     for group in groups:
         start, count = group.ready + costs.target.signal_seconds, group.rows - rows
-        alone = costs.alone(count)
-        if rows:
-            alone = max(alone, costs.queued(count))
+        alone, _ = costs.sent(count, is_first=not rows)
         end = start + alone if end <= start else max(end + costs.queued(count), start + alone)
         rows = group.rows
     return end
 
 
-def test_no_grouping_of_waves_is_faster() -> None:
-    random = Random(0)
+def most_waves_of_cuts_that_are_best(seed: int, cases: int, most: int, kind: str) -> int:
+    """Compare with every grouping of the last ``most`` waves; how many there were at most."""
+    random = Random(seed)
     sizes = set()
-    for _ in range(400):
+    for _ in range(cases):
         target = random_target(random, device="cuda", resident=random.choice([3, 17, 60]))
-        costs = Costs(random_problem(random, 300), target)
-        ends = boundaries(costs)[-10:]
+        costs = Costs(random_problem(random, 300, kind), target)
+        ends = boundaries(costs)[-random.randint(1, most) :]
         sizes.add(len(ends))
         best = min(
             end_of(costs, (*chosen, ends[-1]))
@@ -39,20 +38,38 @@ def test_no_grouping_of_waves_is_faster() -> None:
             for chosen in combinations(ends[:-1], count)
         )
         assert end_of(costs, best_groups(costs, ends)) == pytest.approx(best, rel=1e-12)
-    assert max(sizes) == 10
+    return max(sizes)
 
 
-def test_boundaries_are_whole_tile_rows_at_the_ends_of_waves() -> None:
+PRODUCERS = [kind for kind in KINDS if kind not in CONSUMERS]
+
+
+@pytest.mark.parametrize("kind", PRODUCERS)
+def test_no_grouping_of_waves_is_faster(kind: str) -> None:
+    assert most_waves_of_cuts_that_are_best(0, 250, 11, kind) == 11
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", PRODUCERS)
+@pytest.mark.parametrize("seed", range(1, 8))
+def test_no_grouping_of_waves_is_faster_at_length(seed: int, kind: str) -> None:
+    assert most_waves_of_cuts_that_are_best(seed, 150, 14, kind) == 14
+
+
+@pytest.mark.parametrize("kind", PRODUCERS)
+def test_boundaries_are_whole_tile_rows_at_the_ends_of_waves(kind: str) -> None:
     random = Random(1)
-    for _ in range(200):
+    for _ in range(100):
         target = random_target(random, device="cuda", resident=random.choice([3, 17, 132]))
-        costs = Costs(random_problem(random, 4000), target)
+        costs = Costs(random_problem(random, 4000, kind), target)
         ends = boundaries(costs)
-        tile = costs.rates.tile_rows
+        tile, granule = costs.rates.tile_rows, costs.problem.granule
         assert 1 <= len(ends) <= MAX_BOUNDARIES
         assert ends[-1].rows == costs.problem.m
         assert ends[-1].ready == pytest.approx(costs.gemm(costs.problem.m))
-        assert all(end.rows % tile == 0 for end in ends[:-1])
+        assert all(end.rows % granule == 0 for end in ends)
+        if granule == 1:
+            assert all(end.rows % tile == 0 for end in ends[:-1])
         assert all(a.rows < b.rows and a.ready < b.ready for a, b in pairwise(ends))
 
 

@@ -10,11 +10,14 @@ import pytest
 
 from overlapc.errors import TargetError
 from overlapc.planning import search
-from overlapc.planning.problem import Problem
+from overlapc.planning.problem import COLLECTIVES, Problem
+from overlapc.planning.records import to_value
 from overlapc.planning.target import Target, shipped_names, stored_path
+from overlapc.planning.tuned import TunedPlan
 from tests.planning.machines import random_target
 
 PROBLEM = Problem(4096, 4096, 4096, "bfloat16", "all_reduce", 8)
+PROBLEM_VALUE, VAGUE_VALUE = to_value(PROBLEM.resolved()), to_value(PROBLEM)
 EXPECTED = {"h200-nvlink", "h100-nvlink", "a100-nvlink", "rtx4090-pcie", "mi300x", "cpu"}
 
 
@@ -38,14 +41,16 @@ def test_a_shipped_target_plans_and_says_where_its_numbers_come_from(name: str) 
     for numbers in ("gemm.flops_per_second", "links.alone", "compute_slowdown"):
         assert numbers in about
     for dtype in ("float32",) if target.device == "cpu" else ("float32", "float16", "bfloat16"):
-        plan = search.plan(replace(PROBLEM, dtype=dtype), target)
-        assert plan.predicted_seconds <= plan.serial_seconds
+        for collective in COLLECTIVES:
+            plan = search.plan(replace(PROBLEM, dtype=dtype, collective=collective), target)
+            assert plan.predicted_seconds <= plan.serial_seconds
 
 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     random = Random(0)
     for index in range(20):
-        target = random_target(random)
+        tuned = TunedPlan(PROBLEM.resolved(), (4000, 96), 0.1 * (index + 1))
+        target = replace(random_target(random), tuned=(tuned,) * (index % 2))
         path = tmp_path / "new" / f"{index}.json"
         target.save(path)
         assert Target.load(path) == Target.load(str(path)) == target
@@ -79,6 +84,8 @@ def test_any_content_changes_the_fingerprint() -> None:
         replace(target, links=(replace(link, world_size=3),)),
         replace(target, communication_sms=1),
         replace(target, is_measured=False),
+        replace(target, tuned=(TunedPlan(PROBLEM.resolved(), (4096,), 1.0),)),
+        replace(target, tuned=(TunedPlan(PROBLEM.resolved(), (4000, 96), 1.0),)),
     ]
     prints = {other.fingerprint for other in [target, *others]}
     assert len(prints) == 1 + len(others)
@@ -90,7 +97,7 @@ def test_every_field_that_has_no_default_must_be_there(written, field: str) -> N
     path, content = written
     del content[field]
     path.write_text(json.dumps(content))
-    if field in ("architecture", "signal_seconds", "communication_sms", "source"):
+    if field in ("architecture", "signal_seconds", "communication_sms", "source", "tuned"):
         Target.load(path)
         return
     with pytest.raises(TargetError, match=rf"{field} is missing.*{path.name}.*Remedy"):
@@ -116,6 +123,15 @@ def changed(content: dict[str, Any], *path: str | int, to: object) -> dict[str, 
         (("compute_slowdown",), "2", "compute_slowdown is '2'"),
         (("compute_slowdown",), 0.5, "below 1"),
         (("compute_slowdown",), float("nan"), "NaN"),
+        (("signal_seconds",), -1e-6, "signal_seconds"),
+        (("communication_sms",), -1, "communication_sms"),
+        (("gemm", 0, "pointwise_bytes_per_second"), 0, "above zero"),
+        (("links", 0, "consumer_issue_seconds"), -1, "negative"),
+        (("tuned",), [{"problem": {}, "rows": [1], "seconds": 1}], "problem.m is missing"),
+        (("tuned",), [{"problem": PROBLEM_VALUE, "rows": [9], "seconds": 1.0}], "do not cut"),
+        (("tuned",), [{"problem": PROBLEM_VALUE, "rows": [4096], "seconds": 0}], "above zero"),
+        (("tuned",), [{"problem": VAGUE_VALUE, "rows": [4096], "seconds": 1}], "default"),
+        (("tuned",), [{"problem": PROBLEM_VALUE, "rows": [4096], "seconds": 1}] * 2, "two entries"),
         (("gemm", 0, "dtype"), "float31", "float31"),
         (("gemm", 0, "flops_per_second"), -1, "above zero"),
         (("gemm", 0, "flops_per_second"), None, r"gemm\[0\].flops_per_second is None"),
@@ -166,6 +182,12 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
         Target.load("..")
 
 
+def test_two_links_for_the_same_thing_are_refused() -> None:
+    target = random_target(Random(3))
+    with pytest.raises(ValueError, match="two entries"):
+        replace(target, links=(target.links[0], target.links[0]))
+
+
 def test_what_a_target_lacks_it_says() -> None:
     target = Target.load("h100-nvlink")
     assert target.lacks(PROBLEM) == ""
@@ -181,7 +203,7 @@ def test_what_a_target_lacks_it_says() -> None:
 
 def test_the_nearest_group_size_stands_in() -> None:
     target = Target.load("h100-nvlink")
-    (eight,) = target.links
+    (eight,) = (link for link in target.links if link.collective == "all_reduce")
     two = replace(eight, world_size=2)
     target = replace(target, links=(eight, two), is_measured=True)
     for size, nearest in ((2, two), (3, two), (5, two), (6, eight), (64, eight)):

@@ -10,9 +10,16 @@ from overlapc.planning.search import plan_gemm
 from overlapc.reporting.records import Site
 
 
-def make_plan(schedule: str = "chunked", m: int = 8192) -> Plan:
+def make_plan(schedule: str = "chunked", m: int = 8192, collective: str = "all_reduce") -> Plan:
     return plan_gemm(
-        m=m, n=8192, k=3584, world_size=8, dtype="bfloat16", target="h100-nvlink", schedule=schedule
+        m=m,
+        n=8192,
+        k=3584,
+        collective=collective,
+        world_size=8,
+        dtype="bfloat16",
+        target="h100-nvlink",
+        schedule=schedule,
     )
 
 

@@ -33,6 +33,8 @@ def a_report() -> Report:
         ({"code": "Other user"}, "code 'Other user'"),
         ({"decision": "refused", "plan": make_plan()}, "a refused site has no plan"),
         ({"calls": {"serial": -1}}, "-1 calls"),
+        ({"code": "merged", "plan": make_plan()}, "a removed site has no plan"),
+        ({"code": "one_rank", "plan": None, "calls": {"serial": 1}}, "makes no calls"),
     ],
 )
 def test_a_malformed_site_is_refused(changes, message):

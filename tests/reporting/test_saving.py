@@ -7,7 +7,9 @@ import json
 import pytest
 
 from overlapc.errors import ReportError
-from overlapc.reporting.gantt import describe, gantt
+from overlapc.planning.schedule import LOCAL
+from overlapc.planning.tuned import TunedPlan
+from overlapc.reporting.gantt import describe, describe_tuned, gantt
 from overlapc.reporting.records import Report
 from overlapc.reporting.timeline import chrome_trace
 from tests.reporting.examples import make_plan, make_site
@@ -62,10 +64,13 @@ def events_of(trace: str, phase: str) -> list[dict]:
     return [event for event in json.loads(trace)["traceEvents"] if event["ph"] == phase]
 
 
-def test_a_trace_holds_the_plan_in_microseconds():
-    plan = make_plan()
+@pytest.mark.parametrize("collective", ["all_reduce", "all_gather"])
+def test_a_trace_holds_the_plan_in_microseconds(collective):
+    plan = make_plan(collective=collective)
     spans = events_of(chrome_trace(make_site(plan=plan), plan), "X")
-    assert len(spans) == len(plan.timeline) == 2 * len(plan.rows)
+    has_local = collective == "all_gather"
+    assert plan.has_local == has_local
+    assert len(spans) == len(plan.timeline) == 2 * len(plan.rows) + has_local
     assert max(e["ts"] + e["dur"] for e in spans) == pytest.approx(plan.predicted_seconds * 1e6)
     for lane in (0, 1):
         of_lane = [event for event in spans if event["tid"] == lane]
@@ -73,6 +78,8 @@ def test_a_trace_holds_the_plan_in_microseconds():
         ends = [0.0, *(event["ts"] + event["dur"] for event in of_lane)]
         # Within a lane nothing overlaps; a nanosecond is rounding.
         assert all(e["ts"] >= end - 1e-3 for e, end in zip(of_lane, ends, strict=False))
+    if has_local:
+        assert spans.pop(0)["name"] == "local rows"
     assert spans[0]["name"] == f"rows 0..{plan.rows[0] - 1}"
 
 
@@ -85,21 +92,40 @@ def test_a_trace_says_that_it_is_predicted():
     assert {event["cat"] for event in events_of(trace, "X")} == {"predicted"}
 
 
-def test_bars_show_each_group_for_as_long_as_it_takes():
-    plan = make_plan()
+@pytest.mark.parametrize("collective", ["all_reduce", "all_gather"])
+def test_bars_show_each_group_for_as_long_as_it_takes(collective):
+    plan = make_plan(collective=collective)
     compute, communication, _ = gantt(plan, columns=1000).splitlines()
     for line, lane in ((compute, "compute"), (communication, "communication")):
         bar = line.partition("|")[2].rstrip("|")
         assert len(bar) == 1000
         for event in (event for event in plan.timeline if event.lane == lane):
             share = (event.end - event.start) / plan.predicted_seconds
-            assert bar.count(str(event.group)) == pytest.approx(1000 * share, abs=2)
+            letter = "L" if event.group == LOCAL else str(event.group)
+            assert bar.count(letter) == pytest.approx(1000 * share, abs=2)
 
 
 def test_a_serial_plan_computes_and_then_communicates():
     compute, communication, _ = gantt(make_plan("serial")).splitlines()
     computing = compute.count("0")
     assert communication.partition("|")[2].startswith("." * computing + "0")
+
+
+def test_a_serial_consumer_communicates_and_then_computes():
+    compute, communication, _ = gantt(make_plan("serial", collective="all_gather")).splitlines()
+    sending = communication.count("0")
+    assert compute.partition("|")[2].startswith("." * sending + "0")
+    text = describe(make_plan(collective="all_gather"))
+    assert "all_gather over 8 ranks, then GEMM 8192x8192x3584" in text
+
+
+def test_what_was_tuned_is_told_in_a_line():
+    problem = make_plan().problem
+    serial = TunedPlan(problem.resolved(), (8192,), 2e-3)
+    size = "gemm_all_reduce 8192x8192x3584 bfloat16 over 8"
+    assert describe_tuned(serial) == f"{size}: serial, 2 ms"
+    cut = TunedPlan(problem.resolved(), (4096, 2048, 2048), 2e-3)
+    assert describe_tuned(cut) == f"{size}: chunked, 4096 + 2x2048 rows, 2 ms"
 
 
 def test_the_description_names_what_decides():

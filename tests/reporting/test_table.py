@@ -123,3 +123,31 @@ def test_what_differs_elsewhere_stays_apart():
 def test_calls_are_added_over_a_row():
     (row,) = fold(layers(range(3), calls={"chunked": 2, "serial": 1}))
     assert row.calls == {"chunked": 6, "serial": 3}
+
+
+def merged(numbers):
+    """Sites of layers whose collective is part of another one's."""
+    sites = layers(numbers, code="merged", plan=None)
+    place = "model.layers.{}.mlp.gate_proj (llama.py:164)"
+    reasons = [f"It is sent at {place.format(n)}, 1.5 times as fast." for n in numbers]
+    return [replace(site, reason=text) for site, text in zip(sites, reasons, strict=True)]
+
+
+def test_a_removed_site_is_told_apart_from_one_that_does_not_run():
+    text = str(Report([*layers([7], calls={"chunked": 2}), *merged(range(3))]))
+    assert "4 sites: 4 rewritten (3 of them removed), 0 kept, 0 refused." in text
+    assert "removed" in text.split("4 sites")[0]
+    assert "not a success" not in text
+    assert "removed" not in str(Report(layers([7])))
+
+
+def test_reasons_that_differ_in_a_layer_fold():
+    (row,) = fold(merged(range(4)))
+    assert row.reason == (
+        "It is sent at model.layers.{0..3}.mlp.gate_proj (llama.py:164), 1.5 times as fast."
+    )
+
+
+def test_reasons_that_differ_in_a_decimal_stay_apart():
+    sites = layers(range(2), reason="1.5 times as fast.")
+    assert len(fold([*sites, *layers([2], reason="1.6 times as fast.")])) == 2

@@ -105,11 +105,11 @@ def test_verify_finds_sizes_that_differ(fresh_ranks):
 def uneven_shards(rank):
     """One rank has more of k: its own plan would differ, so all run serial, and rightly."""
     from overlapc.runtime import ops
-    from tests.runtime.test_gemm_all_reduce import spec
+    from tests.runtime.chains import MM, call, chain
 
     k = (600, 40)[rank]
     a, b = torch.randn(512, k), torch.randn(k, 128)
-    found = torch.ops.overlapc.gemm_all_reduce(a, b, None, "0", spec(MIDDLE, site="uneven.0"))
+    (found,) = call(chain("gemm_all_reduce", MM, MIDDLE, site="uneven.0"), [a, b])
     wanted = a.double() @ b.double()
     dist.all_reduce(wanted)
     rows = plan(Problem(512, 128, k, "float32", "all_reduce", 2), MIDDLE).rows
@@ -152,7 +152,7 @@ def destroyed_group(rank):
         (text,) = ops._callers[group]
         dist.destroy_process_group(group)
         op = torch.ops.overlapc.gemm_all_reduce
-        op(torch.randn(512, 64), w.t(), None, name, text)
+        op([torch.randn(512, 64), w.t()], 1, [], [], name, text)
 
 
 def test_a_destroyed_group_is_named(fresh_ranks):

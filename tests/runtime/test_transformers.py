@@ -73,5 +73,5 @@ def test_tp_plan_auto_trains_right_and_is_rewritten(two_ranks, checkpoint):
             "model.layers.0.mlp.down_proj",
             "model.layers.0.self_attn.o_proj",
         ]
-        assert all(site[3] == {"chunked": 1} for site in rewritten)
+        assert all(site[3] in ({}, {"chunked": 1}) for site in rewritten)  # merged ones make none
         assert any(site[0] == "backward" for site in rewritten)

@@ -1,0 +1,1 @@
+"""FX graphs: what their nodes say of chains, and how ops of ours are put in."""

@@ -1,0 +1,250 @@
+"""From FX nodes to the program that a band of rows runs: which dimensions of a value are its rows.
+
+Every value between a GEMM and its collective is read as [rows, ...]: the first ``lead`` dimensions
+of its node together are the rows. Views that keep the order of elements, casts, pointwise ops and
+GEMMs keep rows apart, so the same calls on some rows of the operands give those rows of the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, NoReturn
+
+import torch
+from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from overlapc.graphs.collectives import Refusal
+from overlapc.graphs.nodes import ORDERED_VIEWS, is_random, value_of
+from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
+
+aten = torch.ops.aten
+prims = torch.ops.prims
+
+CASTS = frozenset({prims.convert_element_type.default, aten.view.dtype})
+BROADCASTS = "{} broadcasts its operands over other rows."
+RANDOM = "Random numbers (dropout) stand between the GEMM and the collective."
+MOST_STEPS = 16
+"""Of a program: each runs by itself for every band, where Inductor would fuse them all."""
+
+
+class Refused(Exception):
+    """Ends a walk over a graph; what it carries becomes the result of the match."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.reason)
+        self.refusal = refusal
+
+
+def refuse(node: fx.Node, code: str, reason: str) -> NoReturn:
+    """End the match at ``node``."""
+    raise Refused(Refusal(node, code, reason))
+
+
+@dataclass(frozen=True)
+class Size:
+    """``factor`` times a size of a tensor that outlives the rewrite."""
+
+    node: fx.Node
+    dim: int
+    factor: int = 1
+
+
+Dim = int | fx.Node | Size
+"""A size as an argument of a node to be made."""
+
+
+@dataclass(frozen=True)
+class Band:
+    """What a program computes of a node."""
+
+    ref: Ref
+    lead: int
+    """How many dimensions of the node are its rows."""
+    shape: tuple[int | torch.SymInt, ...]
+    """Of the node."""
+    dims: tuple[Dim, ...] | None
+    """The same, as arguments of a node to be made; None where nobody can say them."""
+
+    @property
+    def rest(self) -> tuple[int | torch.SymInt, ...]:
+        """The dimensions that are no rows."""
+        return self.shape[self.lead :]
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor that the op is given."""
+
+    node: fx.Node
+    mode: str
+    """How a band takes it, as the program says."""
+    shape: tuple[int, ...] | None = None
+    """What it is reshaped to first, with -1 for the rows; None as it is."""
+
+
+@dataclass
+class Builder:
+    """A program in the making."""
+
+    rows: int | torch.SymInt
+    """Of every value."""
+    operands: list[Operand] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    bands: dict[fx.Node, Band] = field(default_factory=dict)
+    """The nodes whose values the program computes."""
+
+    def sizes(self) -> dict[fx.Node, Dim]:
+        """Return the nodes that ask for a size of a value, with what else says that size."""
+        return {
+            user: band.dims[user.args[1]]  # pyright: ignore[reportCallIssue, reportArgumentType]
+            for node, band in self.bands.items()
+            if band.dims is not None
+            for user in node.users
+            if user.target is aten.sym_size.int
+        }
+
+    def program(self, sent: Ref | None, kept: Sequence[Ref]) -> Program:
+        """Return what was built."""
+        modes = tuple(operand.mode for operand in self.operands)
+        return Program(modes, tuple(self.steps), sent, tuple(kept))
+
+    def operand(self, node: fx.Node, mode: str, shape: tuple[int, ...] | None = None) -> Ref:
+        """Return the reference of an operand; one that is there already is not added again."""
+        operand = Operand(node, mode, shape)
+        if operand not in self.operands:
+            self.operands.append(operand)
+        return Ref("operand", self.operands.index(operand))
+
+    def step(self, op: Any, args: Sequence[Any], kwargs: Sequence[tuple[str, Any]] = ()) -> Ref:
+        """Add a call and return its value."""
+        self.steps.append(Step(str(op), tuple(args), tuple(kwargs)))
+        return Ref("value", len(self.steps) - 1)
+
+    def view(self, node: fx.Node, band: Band) -> Band:
+        """Add a view that keeps the order of elements, of a value that is known."""
+        shape = shape_of(node)
+        lead = lead_of(shape, self.rows)
+        if lead is None:
+            refuse(node, "view_mixes_rows", f"{node.target} mixes rows and columns in a dimension.")
+        ref, rest = band.ref, shape[lead:]
+        if not same(rest, band.rest):
+            ref = self.step(aten.reshape.default, (ref, (-1, *fixed(node, rest))))
+        self.bands[node] = Band(ref, lead, shape, dims_of(node, shape))
+        return self.bands[node]
+
+    def pointwise(self, node: fx.Node) -> Band:
+        """Add a pointwise op or cast of which at least one operand is known."""
+        shape = shape_of(node)
+        lead = lead_of(shape, self.rows)
+        if lead is None:
+            refuse(node, "not_rowwise", BROADCASTS.format(node.target))
+        args = tuple(self._argument(node, arg, shape, lead) for arg in node.args)
+        kwargs = [(k, self._argument(node, v, shape, lead)) for k, v in node.kwargs.items()]
+        known = [self.bands[n] for n in node.all_input_nodes if n in self.bands]
+        alike = [band.dims for band in known if same(band.shape, shape)]
+        dims = alike[0] if alike else dims_of(node, shape)
+        ref = self.step(node.target, args, kwargs)
+        if len(self.steps) > MOST_STEPS:
+            refuse(node, "too_long", f"More than {MOST_STEPS} ops stand in one chain.")
+        self.bands[node] = Band(ref, lead, shape, dims)
+        return self.bands[node]
+
+    def _argument(self, node: fx.Node, arg: Any, shape: Sequence[Any], lead: int) -> Any:
+        if not isinstance(arg, fx.Node):
+            return constant(node, arg)
+        if arg in self.bands:
+            band = self.bands[arg]
+            if len(band.rest) != len(shape) - lead:
+                refuse(node, "not_rowwise", BROADCASTS.format(node.target))
+            return band.ref
+        return self.leaf(node, arg, shape, lead)
+
+    def leaf(self, node: fx.Node, leaf: fx.Node, shape: Sequence[Any], lead: int) -> Ref:
+        """Return the operand for what ``node``, of this shape, broadcasts ``leaf`` to."""
+        if not isinstance(value_of(leaf), torch.Tensor):
+            refuse(node, "symbolic_argument", f"{node.target} takes a number that varies.")
+        if is_random(leaf):
+            refuse(leaf, "random", RANDOM)
+        own = shape_of(leaf)
+        rest = own[max(0, len(own) - (len(shape) - lead)) :]
+        rows = own[: len(own) - len(rest)]
+        if all(statically_known_true(size == 1) for size in rows):
+            return self.operand(leaf, WHOLE, fixed(node, rest) if rows else None)
+        if len(rows) == lead and same(rows, shape[:lead]):
+            return self.operand(leaf, ROWS, None if lead == 1 else (-1, *fixed(node, rest)))
+        what = f"{node.target} repeats an operand over some of the rows only."
+        return refuse(node, "partial_broadcast", what)
+
+
+def is_view(node: fx.Node) -> bool:
+    """Return whether a node keeps the order of its input's elements."""
+    if node.target is aten.clone.default:
+        value = value_of(node)
+        return isinstance(value, torch.Tensor) and value.is_contiguous()
+    if node.target is aten.expand.default:  # of nothing: matmul puts it before a batched GEMM
+        return same(shape_of(node), shape_of(node.all_input_nodes[0]))
+    return node.target in ORDERED_VIEWS
+
+
+def is_pointwise(node: fx.Node) -> bool:
+    """Return whether a node computes each element from the elements at its place."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    if target is aten.view.dtype:
+        source = value_of(node.all_input_nodes[0])
+        return source.dtype.itemsize == value_of(node).dtype.itemsize
+    return target in CASTS or torch.Tag.pointwise in target.tags
+
+
+def shape_of(node: fx.Node) -> tuple[int | torch.SymInt, ...]:
+    """Return the sizes of a node's tensor."""
+    value = value_of(node)
+    if not isinstance(value, torch.Tensor):
+        refuse(node, "no_sizes", f"Tracing left no sizes at {node.target}.")
+    return tuple(value.shape)
+
+
+def lead_of(shape: Sequence[Any], rows: int | torch.SymInt) -> int | None:
+    """Return how many leading dimensions hold the rows; None if no whole number does."""
+    for lead in range(1, len(shape) + 1):
+        if statically_known_true(prod(shape[:lead]) == rows):
+            return lead
+    return None
+
+
+def same(left: Sequence[Any], right: Sequence[Any]) -> bool:
+    """Return whether two shapes are known to be equal, without a guard."""
+    pairs = zip(left, right, strict=False)
+    return len(left) == len(right) and all(statically_known_true(a == b) for a, b in pairs)
+
+
+def fixed(node: fx.Node, shape: Sequence[Any]) -> tuple[int, ...]:
+    """Return sizes that a program can hold: numbers."""
+    if not all(isinstance(size, int) for size in shape):
+        refuse(node, "dynamic_columns", f"{node.target} has columns whose number varies.")
+    return tuple(shape)
+
+
+def dims_of(node: fx.Node, shape: Sequence[Any]) -> tuple[Dim, ...] | None:
+    """Return sizes as arguments: numbers, or the nodes that a reshape was given."""
+    if all(isinstance(size, int) for size in shape):
+        return tuple(shape)
+    if node.target in (aten.reshape.default, aten.view.default, aten._unsafe_view.default):
+        given = node.args[1]
+        assert isinstance(given, list | tuple)
+        if all(isinstance(size, fx.Node) or size != -1 for size in given):
+            return tuple(given)  # pyright: ignore[reportReturnType]
+    return None
+
+
+def constant(node: fx.Node, value: Any) -> Any:
+    """Return an argument as a program holds it."""
+    if isinstance(value, list | tuple):
+        return tuple(constant(node, item) for item in value)
+    if value is None or isinstance(value, bool | int | float | str | torch.dtype):
+        return value
+    return refuse(node, "argument", f"{node.target} is given {value!r}, which no program can hold.")

@@ -1,0 +1,78 @@
+"""Chains of GEMMs and a collective: typed records over FX nodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+
+import torch
+from torch import fx
+
+from overlapc.graphs.bands import Dim, Operand, refuse
+from overlapc.graphs.collectives import Collective
+from overlapc.graphs.gemms import Gemm
+from overlapc.graphs.nodes import tensor_facts, value_of
+from overlapc.runtime.program import Program
+
+
+@dataclass(frozen=True)
+class Result:
+    """A node that a result of the op takes the place of."""
+
+    node: fx.Node
+    dims: tuple[Dim, ...] | None = None
+    """What the result is reshaped to; None where it has the node's shape."""
+    views: tuple[fx.Node, ...] = ()
+    """Views of ``node``'s source that are made again after that, and lead to what it gave."""
+
+
+@dataclass(frozen=True)
+class Trim:
+    """Rows of padding that every result ends with: [outer, rows, ...] keeps ``end`` of rows."""
+
+    dim: int
+    end: int | fx.Node
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What one op takes the place of."""
+
+    kind: str
+    collective: Collective
+    gemms: tuple[Gemm, ...]
+    program: Program
+    operands: tuple[Operand, ...]
+    results: tuple[Result, ...]
+    """In the order in which the op gives them."""
+    axis: int = 0
+    """Dimension of the moved tensor, as the program sees it, along which ranks' parts lie."""
+    outer: tuple[Dim, ...] = ()
+    """Along dimension 0, every one of so many blocks (their product) holds a part of each rank."""
+    receives: tuple[int | fx.Node, ...] = ()
+    sends: tuple[int | fx.Node, ...] = ()
+    """Rows from and to each rank, where they differ."""
+    dead: tuple[fx.Node, ...] = field(default=(), repr=False)
+    """What goes once every result has taken its node's place, in program order."""
+    trim: Trim | None = None
+    sizes: dict[fx.Node, Dim] = field(default_factory=dict, repr=False)
+    """Nodes that ask the chain's values for a size, and what else says it."""
+
+
+def operand_facts(chain: Chain) -> tuple[list[tuple[int, ...]], list[torch.dtype]]:
+    """Return the shapes, as hints, and dtypes of a chain's operands as the op is given them."""
+    shapes, dtypes = [], []
+    for operand in chain.operands:
+        facts = tensor_facts(operand.node)
+        if facts is None:
+            refuse(operand.node, "no_sizes", f"Tracing left no sizes at {operand.node.target}.")
+        shapes.append(_reshaped(facts.shape, operand.shape))
+        dtypes.append(value_of(operand.node).dtype)
+    return shapes, dtypes
+
+
+def _reshaped(shape: tuple[int, ...], to: tuple[int, ...] | None) -> tuple[int, ...]:
+    if to is None:
+        return shape
+    rest = prod(size for size in to if size != -1)
+    return tuple(prod(shape) // max(rest, 1) if size == -1 else size for size in to)

@@ -1,0 +1,117 @@
+"""Functional collectives of a post-grad graph as typed records; refusals are values too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+functional = torch.ops._c10d_functional
+
+NAMES = {
+    functional.all_reduce.default: "all_reduce",
+    functional.reduce_scatter_tensor.default: "reduce_scatter",
+    functional.all_gather_into_tensor.default: "all_gather",
+    functional.all_to_all_single.default: "all_to_all",
+}
+"""The collectives that are read, by the op that starts them, as `planning.problem` names them."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a collective may not be rewritten: the node, a stable code, and one sentence."""
+
+    node: fx.Node
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Collective:
+    """A functional collective and its one wait."""
+
+    name: str
+    """A value of ``NAMES``."""
+    start: fx.Node
+    wait: fx.Node
+    source: fx.Node
+    """The tensor that is sent."""
+    group: str
+    """Name of the process group."""
+    reduce: str = ""
+    """The reduction as c10d spells it; empty where nothing is reduced."""
+    receives: tuple[int | fx.Node, ...] = ()
+    """Rows from each rank; all-to-all only."""
+    sends: tuple[int | fx.Node, ...] = ()
+    """Rows to each rank; all-to-all only."""
+
+
+def is_ours(node: fx.Node) -> bool:
+    """Return whether the node is an op of overlapc, which all communicate."""
+    return _namespace(node) == "overlapc"
+
+
+def collective_starts(graph: fx.Graph) -> list[fx.Node]:
+    """Return every node that starts a collective, ours included, in program order."""
+    wait = functional.wait_tensor.default
+    return [
+        node
+        for node in graph.nodes
+        if _namespace(node) in ("overlapc", "_c10d_functional") and node.target is not wait
+    ]
+
+
+def _namespace(node: fx.Node) -> str:
+    return node.target.namespace if isinstance(node.target, torch._ops.OpOverload) else ""
+
+
+KINDS = {
+    "all_reduce": "gemm_all_reduce",
+    "reduce_scatter": "gemm_reduce_scatter",
+    "all_gather": "all_gather_gemm",
+    "all_to_all": "gemm_all_to_all",
+}
+"""What a site is called by the start of the collective's name."""
+
+
+def kind_of(start: fx.Node) -> str:
+    """Return the kind of site that a collective belongs to; the nearest for the rare ones."""
+    name = str(start.target).partition(".")[2]
+    return next((kind for part, kind in KINDS.items() if name.startswith(part)), "gemm_all_reduce")
+
+
+def group_of(start: fx.Node) -> str:
+    """Return the name of a collective's group; empty if the graph computes the group."""
+    name = start.args[-1]
+    return name if isinstance(name, str) else ""
+
+
+def read_collective(start: fx.Node) -> Collective | Refusal:
+    """Read the node that starts a collective: its operand, group, splits and wait."""
+    name = NAMES.get(start.target)  # pyright: ignore[reportArgumentType]
+    if name is None:
+        return Refusal(start, "collective", f"Of the collectives, {start.target} is not rewritten.")
+    source, *more, group = start.args
+    if not isinstance(group, str):
+        return Refusal(
+            start,
+            "group_not_named",
+            "The process group is computed in the graph, and a plan needs its name.",
+        )
+    waits = list(start.users)
+    if len(waits) != 1 or waits[0].target is not functional.wait_tensor.default:
+        return Refusal(
+            start,
+            "not_waited_once",
+            "The collective is not followed by exactly one wait, so its result may be used "
+            "before it is complete.",
+        )
+    assert isinstance(source, fx.Node)
+    known = {"name": name, "start": start, "wait": waits[0], "source": source, "group": group}
+    if name in ("all_reduce", "reduce_scatter"):
+        return Collective(**known, reduce=str(more[0]))
+    if name == "all_to_all":
+        receives, sends = (tuple(part) for part in more)  # type: ignore[arg-type]
+        return Collective(**known, receives=receives, sends=sends)
+    return Collective(**known)

@@ -1,0 +1,219 @@
+"""Reads consumers: GEMMs that take what a collective gives."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from overlapc.graphs.bands import (
+    Band,
+    Builder,
+    Dim,
+    Refused,
+    Size,
+    fixed,
+    is_view,
+    refuse,
+    same,
+    shape_of,
+)
+from overlapc.graphs.chain import Chain, Result, Trim
+from overlapc.graphs.collectives import Collective, Refusal
+from overlapc.graphs.gemms import add_gemm, form_of, is_shared, left_of, read_gemm
+from overlapc.graphs.nodes import descendants, through
+from overlapc.graphs.packing import Split, unpacked
+from overlapc.graphs.walking import (
+    Walk,
+    between,
+    dead_of,
+    dims_or_refuse,
+    ordered,
+    passes_rows,
+    splits_of,
+)
+from overlapc.runtime.program import ROWS, WHOLE
+
+KINDS = {"all_gather": "all_gather_gemm", "all_to_all": "all_to_all_gemm"}
+"""Kinds of chain by collective."""
+
+
+def read_consumer(collective: Collective, ranks: int) -> Chain | Refusal:
+    """Read the GEMMs that take what the collective gives, or say why there is no chain."""
+    try:
+        return _consumer(collective, ranks)
+    except Refused as ended:
+        return ended.refusal
+
+
+def _consumer(collective: Collective, ranks: int) -> Chain:
+    split = unpacked(collective.wait, ranks)
+    base = split.trim or split.whole
+    asked = [user for user in base.users if user.target is torch.ops.aten.sym_size.int]
+    below = descendants([base], without=asked)
+    ends = [node for node in collective.start.graph.nodes if node in below and form_of(node)]
+    walk = Walk(lambda node: node is base, takes_all=True)
+    gemms = [node for node in ends if walk.leads(left_of(node))]
+    if not gemms:
+        _refuse_consumer(base, ends, walk)
+    is_batched = _is_batched(gemms[0])
+    gemms = [node for node in gemms if _is_batched(node) == is_batched]
+    builder = _consumer_builder(collective, split, base, ranks, is_batched=is_batched)
+    axis = _consumer_axis(split, builder.bands[base], collective)
+    gemms = [node for node in gemms if _is_free(node, below, walk)]
+    for node in gemms:
+        band = walk.build(builder, left_of(node))
+        if len(band.shape) - band.lead != (2 if is_batched else 1):
+            refuse(node, "not_rowwise", "The GEMM's rows are not those that are gathered.")
+        add_gemm(builder, node, band)
+    if not gemms:
+        refuse(base, "other_users", "Every GEMM needs another one's result beside what is sent.")
+    if split.trim is not None and any(o.mode != WHOLE for o in builder.operands[1:]):
+        refuse(split.trim, "trimmed", "Rows are trimmed that another operand does not have.")
+    graph = collective.start.graph
+    sizes = builder.sizes()
+    dead = dead_of(set(builder.bands), {*gemms, *sizes}, graph)
+    kept = [n for n in builder.bands if n not in dead and (n is base or not is_view(n))]
+    # What lies before the moved tensor is read by that alone, and goes with it.
+    gone = {collective.start, collective.wait, base, *between(collective.wait, base)}
+    gone |= {split.whole, *between(collective.wait, split.whole)}
+    receives, sends = splits_of(collective)
+    program = builder.program(None, [builder.bands[node].ref for node in kept])
+    return Chain(
+        kind=KINDS[collective.name],
+        collective=collective,
+        gemms=tuple(read_gemm(node) for node in gemms),
+        program=program,
+        operands=tuple(builder.operands),
+        results=tuple(Result(node, dims_or_refuse(node, builder.bands[node])) for node in kept),
+        axis=axis,
+        outer=(builder.bands[base].dims or ())[: split.dim] if axis == 0 else (),
+        receives=receives,
+        sends=sends,
+        dead=ordered(dead | gone | set(kept) | set(sizes), graph),
+        sizes=sizes,
+        trim=_trim(split, axis),
+    )
+
+
+def _is_batched(gemm: fx.Node) -> bool:
+    form = form_of(gemm)
+    return form is not None and form.batched and not is_shared(gemm)
+
+
+def _is_free(gemm: fx.Node, below: set[fx.Node], walk: Walk) -> bool:
+    """Whether a GEMM needs nothing else of what follows the collective: else it comes later."""
+    nodes, waiting = {gemm}, [gemm]
+    while waiting:
+        node = waiting.pop()
+        for source in node.all_input_nodes:
+            if source in below and source not in nodes:
+                if not walk.leads(source) or (node is gemm and source is not left_of(gemm)):
+                    return False
+                nodes.add(source)
+                if not walk.is_end(source):
+                    waiting.append(source)
+    return True
+
+
+def _refuse_consumer(base: fx.Node, ends: list[fx.Node], walk: Walk) -> None:
+    for gemm in ends:
+        right = [n for n in gemm.all_input_nodes if n is not left_of(gemm)]
+        if any(_reaches(node, base) for node in right):
+            refuse(
+                gemm,
+                "gathered_weight",
+                "What is gathered is the GEMM's right operand, whose rows are no rows of the "
+                "result.",
+            )
+        if _reaches(left_of(gemm), base):
+            refuse(
+                gemm,
+                "contraction",
+                "What is gathered is contracted by the GEMM: every element of the result needs "
+                "all of it.",
+            )
+    readers = ", ".join(sorted({str(user.target) for user in base.users})) or "nothing"
+    refuse(base, "no_gemm", f"What is received is read by {readers}, not by a GEMM.")
+
+
+def _reaches(node: fx.Node, base: fx.Node) -> bool:
+    """Whether ``node`` is ``base`` in another arrangement of its elements."""
+    arranged = (torch.ops.aten.permute.default, torch.ops.aten.transpose.int)
+    core, _ = through(node, lambda n: n is not base and (passes_rows(n) or n.target in arranged))
+    return core is base
+
+
+def _consumer_builder(
+    collective: Collective, split: Split, base: fx.Node, ranks: int, *, is_batched: bool
+) -> Builder:
+    """A builder that knows the moved tensor: operand 0, of which this rank has a part."""
+    shape = shape_of(base)
+    lead = 1 if is_batched else len(shape) - 1
+    if split.dim == lead and not is_batched:
+        refuse(
+            base,
+            "contraction",
+            "It is gathered along the columns, which the GEMM contracts: every element of the "
+            "result needs all of them.",
+        )
+    rows = 1
+    for size in shape[:lead]:
+        rows = rows * size
+    builder = Builder(rows)
+    axis = 1 if split.dim == lead else 0
+    rest = shape[lead:]
+    if axis == 1:
+        part = shape_of(split.whole)[split.dim]
+        if shape[lead] == ranks and split.whole.target is not torch.ops.aten.cat.default:
+            rest = (ranks * shape[lead + 1], *shape[lead + 2 :])
+            part = rest[0]
+        operand = (-1, *fixed(base, (part // ranks, *rest[1:])))
+    else:
+        operand = (-1, *fixed(base, rest))
+    ref = builder.operand(collective.source, ROWS, operand)
+    dims = _gathered_dims(collective, split, base, ranks)
+    band = Band(ref, lead, shape, dims)
+    if axis == 1 and not same(rest, shape[lead:]):
+        viewed = builder.step(
+            torch.ops.aten.reshape.default, (ref, (-1, *fixed(base, shape[lead:])))
+        )
+        band = Band(viewed, lead, shape, dims)
+    builder.bands[base] = band
+    return builder
+
+
+def _gathered_dims(
+    collective: Collective, split: Split, base: fx.Node, ranks: int
+) -> tuple[Dim, ...] | None:
+    """Sizes of the moved tensor, from the sizes of what this rank sends."""
+    shape = shape_of(base)
+    known = tuple(size for size in shape if isinstance(size, int))
+    if len(known) == len(shape):
+        return known
+    source = shape_of(collective.source)
+    if collective.name != "all_gather" or len(source) != len(shape) or split.trim is not None:
+        return None
+    return tuple(
+        size
+        if isinstance(size, int)
+        else Size(collective.source, index, ranks if index == split.dim else 1)
+        for index, size in enumerate(shape)
+    )
+
+
+def _consumer_axis(split: Split, band: Band, collective: Collective) -> int:
+    if split.dim > band.lead:
+        refuse(split.whole, "inner_dimension", "It is gathered along an inner dimension.")
+    if 0 < split.dim < band.lead and band.dims is None:
+        refuse(split.whole, "dynamic_shape", "Nothing says the sizes of what is gathered.")
+    return 1 if split.dim == band.lead else 0
+
+
+def _trim(split: Split, axis: int) -> Trim | None:
+    if split.trim is None:
+        return None
+    if axis == 1:
+        refuse(split.trim, "trimmed", "Rows are trimmed inside the batches of a batched GEMM.")
+    end = split.trim.args[3]
+    assert isinstance(end, int | fx.Node)
+    return Trim(split.dim, end)

@@ -1,0 +1,202 @@
+"""Which work can hide a collective: the GEMMs and collectives of a graph, and what waits for what.
+
+Compute is one lane and communication another. A collective is hidden by a GEMM that neither needs
+its result nor is needed to start it, and that no other collective has used up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from itertools import pairwise
+from math import prod
+from operator import or_
+
+import networkx as nx
+import torch
+from torch import fx
+
+from overlapc.errors import OverlapcError
+from overlapc.graphs.bands import Refused
+from overlapc.graphs.collectives import Collective, collective_starts, functional
+from overlapc.graphs.gemms import form_of, read_gemm
+from overlapc.graphs.nodes import tensor_facts
+from overlapc.planning.cost import Costs, advance
+from overlapc.planning.problem import COLLECTIVES, Problem
+from overlapc.planning.target import Target
+
+WAIT = functional.wait_tensor.default
+
+MOST_NODES = 8
+"""GEMMs that hide one collective: chosen; each is compiled with an ordering constraint."""
+
+WINDOW = 32
+"""How many GEMMs and collectives away a GEMM may stand that hides one: chosen. What is computed
+earlier or later than the program says is held that much longer in memory."""
+
+
+@dataclass(frozen=True)
+class Hiding:
+    """The work that can run while a collective is on its way, and what that is worth."""
+
+    nodes: tuple[fx.Node, ...]
+    """GEMMs, in program order."""
+    compute_seconds: float
+    """Predicted, of what is left of these GEMMs."""
+    collective_seconds: float
+    """Predicted, of the collective on an idle link."""
+    saved_seconds: float
+    """Of the two one after the other, under the target's contention."""
+
+    def pays(self, margin: float) -> bool:
+        """Whether it saves at least that share of the two one after the other."""
+        return self.saved_seconds >= margin * (self.compute_seconds + self.collective_seconds)
+
+
+def gemm_seconds(node: fx.Node, target: Target) -> float:
+    """Return the predicted seconds of a GEMM; 0 where the target cannot tell."""
+    try:
+        gemm = read_gemm(node)
+        problem = Problem(gemm.m, gemm.n, gemm.k, gemm.dtype, "all_reduce", 1)
+        return Costs(problem, target).gemm(gemm.m)
+    except (OverlapcError, Refused):
+        return 0.0
+
+
+def collective_seconds(collective: Collective, target: Target, world_size: int) -> float:
+    """Return the predicted seconds of a collective on an idle link; 0 where it is unknown."""
+    whole = collective.wait if collective.name == "all_gather" else collective.source
+    facts = tensor_facts(whole)
+    if facts is None or world_size < 2 or collective.name not in COLLECTIVES:
+        return 0.0
+    size = prod(facts.shape) * getattr(torch, facts.dtype).itemsize
+    try:
+        link = target.link(Problem(0, 1, 1, "float32", collective.name, world_size))
+    except OverlapcError:
+        return 0.0
+    return link.scaled(link.alone, size, world_size)
+
+
+class Chains:
+    """The GEMMs and collectives of a graph with their dependencies, and what is already hidden."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.data = _edges(graph)
+        self.edges = self.data.copy()
+        """The same, and what has to run between the start and the wait of what is hidden."""
+        self.used: dict[fx.Node, float] = {}
+        """Share of a GEMM's time in which a collective is on its way."""
+        self.hides: dict[fx.Node, set[fx.Node]] = {}
+        """The starts of what a GEMM hides."""
+        self._ordered = list(self.data)
+        self.places = {node: place for place, node in enumerate(self._ordered)}
+        """Where each stands in the program, among these nodes only."""
+        starts = collective_starts(graph)
+        self._next, self._last = dict(pairwise(starts)), dict(pairwise(reversed(starts)))
+
+    def independent(self, collective: Collective) -> list[fx.Node]:
+        """Return the GEMMs near a collective that may run while it is on its way, nearest first.
+
+        Near, for what runs out of its place holds memory. The order of collectives counts as a
+        dependency: none may be started earlier or later than another than the program says. What
+        needs a later collective hides nothing, for the link sends one after the other.
+        """
+        here = self.places[collective.start]
+        near = self._ordered[max(0, here - WINDOW) : here + WINDOW + 1]
+        gemms = [node for node in near if form_of(node) is not None]
+        if not gemms:
+            return []
+        bound = nx.ancestors(self.edges, collective.start)
+        bound |= nx.descendants(self.edges, collective.wait)
+        if later := self._next.get(collective.start):
+            bound |= nx.descendants(self.data, later)
+        free = [node for node in gemms if node not in bound]
+        return sorted(free, key=lambda node: (abs(self.places[node] - here), self.places[node]))
+
+    def hiding(
+        self,
+        collective: Collective,
+        target: Target,
+        world_size: int,
+        reserved: frozenset[fx.Node] = frozenset(),
+    ) -> Hiding | None:
+        """Return the nearest work that hides a collective, none of it ``reserved``.
+
+        None where nothing is independent, or the target cannot tell how long anything takes.
+        """
+        sent = collective_seconds(collective, target, world_size)
+        if not sent or not target.overlap_gains:
+            return None
+        chosen: dict[fx.Node, float] = {}
+        for node in self.independent(collective):
+            left = gemm_seconds(node, target) * (1 - self.used.get(node, 0.0))
+            if node in reserved or left < sent / 100 or not self._is_open(node, collective.start):
+                continue
+            chosen[node] = left
+            if sum(chosen.values()) >= sent or len(chosen) == MOST_NODES:
+                break
+        if not chosen:
+            return None
+        computed = sum(chosen.values())
+        saved = sent + computed - together(sent, computed, target)
+        nodes = tuple(sorted(chosen, key=self.places.__getitem__))
+        return Hiding(nodes, computed, sent, saved)
+
+    def _is_open(self, node: fx.Node, start: fx.Node) -> bool:
+        """Whether a GEMM that may hide others already can hide this collective too.
+
+        Only neighbours share a GEMM: it runs after both are started, and a third that is waited for
+        in between would take up the time of the first.
+        """
+        hides = self.hides.get(node)
+        return not hides or self._next.get(start) in hides or self._last.get(start) in hides
+
+    def take(self, collective: Collective, hiding: Hiding, target: Target) -> None:
+        """Let a collective be hidden: what hides it has to run between its start and its wait."""
+        computed = hiding.collective_seconds * target.link_slowdown / target.compute_slowdown
+        share = min(1.0, computed / hiding.compute_seconds)
+        for node in hiding.nodes:
+            self.edges.add_edge(collective.start, node)
+            self.edges.add_edge(node, collective.wait)
+            self.hides.setdefault(node, set()).add(collective.start)
+            self.used[node] = 1 - (1 - self.used.get(node, 0.0)) * (1 - share)
+
+
+def together(sent: float, computed: float, target: Target) -> float:
+    """Return the seconds of a collective and of compute that are started at once."""
+    c, d = target.compute_slowdown, target.link_slowdown
+    return min(sent + computed, max(advance(0.0, sent, computed, 0.0, 0.0, c, d)))
+
+
+def hiding(
+    graph: fx.Graph, collective: Collective, target: Target, world_size: int
+) -> Hiding | None:
+    """Return what could hide one collective of a graph in which nothing is hidden yet."""
+    return Chains(graph).hiding(collective, target, world_size)
+
+
+def _edges(graph: fx.Graph) -> nx.DiGraph:
+    """Return what each GEMM, start and wait needs of the others, and the starts in their order.
+
+    An edge that others imply is left out, so that the graph stays small.
+    """
+    edges = nx.DiGraph()
+    nearest: dict[fx.Node, set[fx.Node]] = {}  # the last of them on every way to a node
+    bits: dict[fx.Node, int] = {}
+    above: dict[fx.Node, int] = {}  # the bits of all that a node needs
+    starts, last = set(collective_starts(graph)), set()
+    for node in graph.nodes:
+        needed = set().union(*(nearest[source] for source in node.all_input_nodes))
+        if node in starts:
+            needed |= last
+            last = {node}
+        needed = {one for one in needed if not any(bits[one] & above[other] for other in needed)}
+        if node not in starts and node.target is not WAIT and form_of(node) is None:
+            nearest[node] = needed
+            continue
+        bits[node] = 1 << len(bits)
+        above[node] = reduce(or_, (above[one] | bits[one] for one in needed), 0)
+        nearest[node] = {node}
+        edges.add_node(node)
+        edges.add_edges_from((one, node) for one in needed)
+    return edges

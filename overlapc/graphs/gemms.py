@@ -1,0 +1,181 @@
+"""The GEMMs of a post-grad graph: what each takes by rows, and its sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from overlapc.graphs.bands import Band, Builder, Dim, Size, constant, fixed, refuse, shape_of
+from overlapc.graphs.nodes import tensor_facts
+from overlapc.runtime.program import OFFSETS, ROWS, WHOLE, Ref
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Form:
+    """Where an op has its operands: positions of its arguments."""
+
+    a: int
+    b: int
+    bias: int | None = None
+    scales: tuple[int, ...] = ()
+    """Of a, of b and of the result."""
+    offsets: int | None = None
+    batched: bool = False
+    """Dimension 0 counts independent GEMMs."""
+
+
+FORMS = {
+    aten.mm.default: Form(0, 1),
+    aten.addmm.default: Form(1, 2, bias=0),
+    aten.bmm.default: Form(0, 1, batched=True),
+    aten.baddbmm.default: Form(1, 2, bias=0, batched=True),
+    aten._scaled_mm.default: Form(0, 1, bias=4, scales=(2, 3, 5)),
+    aten._grouped_mm.default: Form(0, 1, bias=3, offsets=2),
+}
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """``a[m, k] @ b[k, n] (+ bias)``, or several of them; sizes are hints where symbolic."""
+
+    node: fx.Node
+    m: int
+    """Rows, of all batches together."""
+    n: int
+    k: int
+    dtype: str
+    device: str
+    static: bool
+    """The sizes are numbers, not hints of symbols."""
+
+
+def form_of(node: fx.Node) -> Form | None:
+    """Return where a node has its operands if it is a GEMM that is read here, else None."""
+    return FORMS.get(node.target)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def is_shared(node: fx.Node) -> bool:
+    """Return whether all batches of a batched GEMM have one right operand: it is an ``mm``.
+
+    That is how a matmul with a matrix is spelled where its left operand is not contiguous.
+    """
+    if node.target is not aten.bmm.default:
+        return False
+    right = _node(node.args[1])
+    if right.target is not aten.expand.default:
+        return False
+    source = shape_of(right.all_input_nodes[0])
+    return len(source) == 2 or source[0] == 1
+
+
+def rows_of(node: fx.Node) -> int | torch.SymInt:
+    """Return the size of dimension 0 of a GEMM's result as a program computes it."""
+    shape = shape_of(node)
+    return shape[0] * shape[1] if is_shared(node) else shape[0]
+
+
+def left_of(node: fx.Node) -> fx.Node:
+    """Return the node of a GEMM's left operand."""
+    form = FORMS[node.target]  # pyright: ignore[reportArgumentType]
+    left = node.args[form.a]
+    assert isinstance(left, fx.Node)
+    return left
+
+
+def read_gemm(node: fx.Node) -> Gemm:
+    """Return the sizes of a GEMM."""
+    form = FORMS[node.target]  # pyright: ignore[reportArgumentType]
+    left, right = tensor_facts(node.args[form.a]), tensor_facts(node.args[form.b])
+    if left is None or right is None:
+        refuse(node, "no_sizes", "Tracing left no sizes at the GEMM.")
+    *rows, k = left.shape
+    m = rows[0] if len(rows) == 1 else rows[0] * rows[1]
+    static = left.static and right.static
+    return Gemm(node, m, right.shape[-1], k, left.dtype, left.device, static)
+
+
+def add_gemm(builder: Builder, node: fx.Node, left: Band | None = None) -> Band:
+    """Add a GEMM to a program: of ``left``, or of its left operand's rows."""
+    builder.bands[node] = (
+        _shared(builder, node, left) if is_shared(node) else _gemm(builder, node, left)
+    )
+    return builder.bands[node]
+
+
+def _shared(builder: Builder, node: fx.Node, left: Band | None) -> Band:
+    shape, source = shape_of(node), left_of(node)
+    (weight,) = _node(node.args[1]).all_input_nodes[:1]
+    rest = (-1, *fixed(node, shape_of(source)[2:]))
+    right = fixed(node, shape_of(weight)[-2:]) if len(shape_of(weight)) == 3 else None
+    a = left.ref if left else builder.operand(source, ROWS, rest)
+    ref = builder.step(aten.mm.default, (a, builder.operand(weight, WHOLE, right)))
+    outer = left.dims[:2] if left and left.dims else (Size(source, 0), Size(source, 1))
+    known = left is None or left.dims is not None
+    return Band(ref, 2, shape, _dims(shape, outer) if known else None)
+
+
+def _dims(shape: Sequence[Any], rows: Sequence[Dim]) -> tuple[Dim, ...] | None:
+    """Sizes of a result as arguments: ``rows`` say the first of them where they vary."""
+    dims = [
+        size if isinstance(size, int) else rows[index] if index < len(rows) else None
+        for index, size in enumerate(shape)
+    ]
+    known = [dim for dim in dims if dim is not None]
+    return tuple(known) if len(known) == len(dims) else None
+
+
+def _gemm(builder: Builder, node: fx.Node, left: Band | None) -> Band:
+    form = FORMS[node.target]  # pyright: ignore[reportArgumentType]
+    args: list[Any] = list(node.args)
+    shape = shape_of(node)
+    _check(node, form)
+    args[form.a] = left.ref if left else builder.operand(left_of(node), ROWS)
+    args[form.b] = builder.operand(_node(args[form.b]), ROWS if form.batched else WHOLE)
+    for place in form.scales:
+        if len(args) > place and isinstance(args[place], fx.Node):
+            args[place] = builder.operand(_node(args[place]), _scale_mode(node, form, place))
+    if form.offsets is not None:
+        args[form.offsets] = builder.operand(_node(args[form.offsets]), OFFSETS)
+    if form.bias is not None and len(args) > form.bias and isinstance(args[form.bias], fx.Node):
+        args[form.bias] = builder.leaf(node, _node(args[form.bias]), shape, 1)
+    args = [arg if isinstance(arg, Ref) else constant(node, arg) for arg in args]
+    kwargs = [(name, constant(node, value)) for name, value in node.kwargs.items()]
+    ref = builder.step(node.target, args, kwargs)
+    rows = left.dims[:1] if left and left.dims else () if left else (Size(left_of(node), 0),)
+    return Band(ref, 1, shape, _dims(shape, rows))
+
+
+def _node(arg: object) -> fx.Node:
+    assert isinstance(arg, fx.Node)
+    return arg
+
+
+def _check(node: fx.Node, form: Form) -> None:
+    if form.offsets is None:
+        return
+    left, right = shape_of(left_of(node)), shape_of(_node(node.args[form.b]))
+    given = len(node.args) > form.offsets and isinstance(node.args[form.offsets], fx.Node)
+    if len(left) != 2 or len(right) != 3 or not given:
+        refuse(node, "grouped_form", "The groups of this grouped GEMM are not ranges of its rows.")
+
+
+def _scale_mode(node: fx.Node, form: Form, place: int) -> str:
+    """Scales of a: one for the tensor, or one a row; all others are the same for every row."""
+    if place != form.scales[0]:
+        return WHOLE
+    scale = shape_of(_node(node.args[place]))
+    if all(size == 1 for size in scale if isinstance(size, int)) and _is_static(scale):
+        return WHOLE
+    if len(scale) == 2 and scale[1] == 1:
+        return ROWS
+    return refuse(node, "block_scales", "The scales are of blocks, not of rows or of the tensor.")
+
+
+def _is_static(shape: tuple[int | torch.SymInt, ...]) -> bool:
+    return all(isinstance(size, int) for size in shape)

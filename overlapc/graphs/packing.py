@@ -1,0 +1,193 @@
+"""How a graph lays out a tensor for a collective along any dimension, and back.
+
+Collectives move contiguous parts of dimension 0. To scatter or gather along another dimension, a
+program splits and concatenates, slices and concatenates, or permutes a view: all mean one thing.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from overlapc.graphs.bands import is_view, same, shape_of
+from overlapc.graphs.nodes import through, value_of
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Split:
+    """A tensor that consists of one part for each rank, along a dimension."""
+
+    whole: fx.Node
+    dim: int
+    """Of ``whole``, that holds the parts one after the other."""
+    trim: fx.Node | None = None
+    """The slice that drops padding at the end of ``dim``, after gathering uneven shards."""
+
+
+def packed(source: fx.Node, ranks: int) -> Split:
+    """Return the tensor whose parts stand in ``source`` one after the other in dimension 0."""
+    core, _ = through(source, is_view)
+    pieces = _pieces_of_cat(core, 0)
+    if pieces is not None:
+        found = _cut_evenly(pieces, ranks)
+        if found is not None:
+            return found
+    found = _permuted_to_front(core, ranks)
+    return found or Split(source, 0)
+
+
+def unpacked(wait: fx.Node, ranks: int) -> Split:
+    """Return the tensor that readers make of what a collective gave, part after part."""
+    found = _concatenated(wait, ranks) or _permuted_from_front(wait, ranks) or Split(wait, 0)
+    return _trimmed(found)
+
+
+def _pieces_of_cat(node: fx.Node, dim: int | None) -> Sequence[fx.Node] | None:
+    """The inputs of a concatenation, along ``dim`` if that is given."""
+    if node.target is not aten.cat.default:
+        return None
+    pieces = node.args[0]
+    assert isinstance(pieces, list | tuple)
+    along = cat_dim(node)
+    return pieces if dim is None or along == dim else None  # pyright: ignore[reportReturnType]
+
+
+def cat_dim(node: fx.Node) -> int:
+    """Return the dimension of a concatenation, counted from the front."""
+    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    assert isinstance(dim, int)
+    return dim % len(shape_of(node))
+
+
+def _cut_evenly(pieces: Sequence[fx.Node], ranks: int) -> Split | None:
+    """The tensor of which ``pieces`` are all equal parts, in order."""
+    if len(pieces) != ranks or not _equal_shapes(pieces):
+        return None
+    cut = [_split_piece(piece) or _slice_piece(piece) for piece in pieces]
+    first = cut[0]
+    if first is None or any(c is None or c[:2] != first[:2] for c in cut):
+        return None
+    whole, dim, _ = first
+    size = shape_of(pieces[0])[dim]
+    starts_well = all(
+        c is not None and statically_known_true(c[2](size) == index * size)
+        for index, c in enumerate(cut)
+    )
+    covers = statically_known_true(shape_of(whole)[dim] == ranks * size)
+    return Split(whole, dim) if starts_well and covers else None
+
+
+def _equal_shapes(nodes: Sequence[fx.Node]) -> bool:
+    return all(same(shape_of(node), shape_of(nodes[0])) for node in nodes)
+
+
+def _split_piece(node: fx.Node):  # noqa: ANN202 - (tensor, dimension, start of a part of some size)
+    if node.target is not operator.getitem:
+        return None
+    split, index = node.args
+    if not isinstance(split, fx.Node) or not isinstance(index, int):
+        return None
+    if split.target not in (aten.split.Tensor, aten.split_with_sizes.default):
+        return None
+    whole = split.args[0]
+    assert isinstance(whole, fx.Node)
+    dim = split.args[2] if len(split.args) > 2 else split.kwargs.get("dim", 0)
+    assert isinstance(dim, int)
+    return whole, dim % len(shape_of(whole)), lambda size: index * size
+
+
+def _slice_piece(node: fx.Node):  # noqa: ANN202 - as above
+    found = read_slice(node)
+    if found is None:
+        return None
+    whole, dim, start = found
+    return whole, dim, lambda size: start
+
+
+def read_slice(node: fx.Node) -> tuple[fx.Node, int, object] | None:
+    """Return (tensor, dimension, start) of a slice with step one, else None."""
+    if node.target is not aten.slice.Tensor or (len(node.args) > 4 and node.args[4] != 1):
+        return None
+    whole, dim, start = (*node.args, 0, 0)[:3]
+    assert isinstance(whole, fx.Node)
+    assert isinstance(dim, int)
+    known = value_of(start) if isinstance(start, fx.Node) else start
+    return whole, dim % len(shape_of(whole)), known or 0
+
+
+def _permuted_to_front(node: fx.Node, ranks: int) -> Split | None:
+    """``view[.., ranks, ..].permute(that dimension first)``."""
+    if node.target is not aten.permute.default:
+        return None
+    whole, order = node.args
+    assert isinstance(whole, fx.Node)
+    assert isinstance(order, list | tuple)
+    dim = int(order[0])  # type: ignore[arg-type]
+    others = [index for index in range(len(order)) if index != dim]
+    is_moved = list(order[1:]) == others and shape_of(whole)[dim] == ranks
+    return Split(whole, dim) if is_moved else None
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _concatenated(wait: fx.Node, ranks: int) -> Split | None:
+    """Parts of dimension 0, each taken by one concatenation along another dimension."""
+    below = _below_views(wait)
+    pieces = list(below.users)
+    if len(pieces) == 1 and pieces[0].target in (aten.split.Tensor, aten.split_with_sizes.default):
+        pieces = list(pieces[0].users)
+    cats = {user for piece in pieces for user in piece.users}
+    if len(cats) != 1:
+        return None
+    cat = cats.pop()
+    taken = _pieces_of_cat(cat, None)
+    cut = _cut_evenly(taken, ranks) if taken is not None else None
+    if cut is None or cut.whole is not below or cut.dim != 0:
+        return None
+    return Split(cat, cat_dim(cat))
+
+
+def _below_views(node: fx.Node) -> fx.Node:
+    """The last of the views that alone read ``node``, as long as they keep dimension 0."""
+    while (user := _only_user(node)) is not None and is_view(user):
+        if not same(shape_of(user)[:1], shape_of(node)[:1]):
+            break
+        node = user
+    return node
+
+
+def _permuted_from_front(wait: fx.Node, ranks: int) -> Split | None:
+    """``view[ranks, ..].permute(dimension 0 to another place)``."""
+    view = _only_user(wait)
+    if view is None or not is_view(view) or shape_of(view)[0] != ranks:
+        return None
+    moved = _only_user(view)
+    if moved is None or moved.target is not aten.permute.default:
+        return None
+    order = list(moved.args[1])  # type: ignore[arg-type]
+    dim = order.index(0)
+    others = [index for index in range(len(order)) if index != 0]
+    if [index for index in order if index != 0] != others:
+        return None
+    # Views of a permuted tensor need it contiguous: the clone is what holds the parts in order.
+    clone = _only_user(moved)
+    is_clone = clone is not None and clone.target is aten.clone.default
+    return Split(clone if clone is not None and is_clone else moved, dim)
+
+
+def _trimmed(split: Split) -> Split:
+    """The same, with the slice that cuts off the end of its dimension if that alone reads it."""
+    user = _only_user(split.whole)
+    found = read_slice(user) if user is not None else None
+    if found is None or found[1] != split.dim or not statically_known_true(found[2] == 0):
+        return split
+    return Split(split.whole, split.dim, trim=user)

@@ -1,0 +1,176 @@
+"""Reads producers: GEMMs whose result a collective takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from overlapc.graphs.bands import RANDOM, Band, Builder, Dim, Refused, is_view, refuse, shape_of
+from overlapc.graphs.chain import Chain, Result
+from overlapc.graphs.collectives import Collective, Refusal
+from overlapc.graphs.gemms import form_of, read_gemm, rows_of
+from overlapc.graphs.nodes import descendants, is_random, through
+from overlapc.graphs.packing import Split, packed
+from overlapc.graphs.walking import (
+    FARTHEST,
+    Walk,
+    between,
+    dead_of,
+    dims_or_refuse,
+    ordered,
+    splits_of,
+)
+from overlapc.runtime.program import Ref
+
+KINDS = {
+    "all_reduce": "gemm_all_reduce",
+    "reduce_scatter": "gemm_reduce_scatter",
+    "all_to_all": "gemm_all_to_all",
+}
+"""Kinds of chain by collective."""
+
+
+def read_producer(collective: Collective, ranks: int) -> Chain | Refusal:
+    """Read the GEMMs whose result the collective takes, or say why there is no chain."""
+    try:
+        return _producer(collective, ranks)
+    except Refused as ended:
+        return ended.refusal
+
+
+def _producer(collective: Collective, ranks: int) -> Chain:
+    is_reduced = collective.name == "all_reduce"
+    split = Split(collective.source, 0) if is_reduced else packed(collective.source, ranks)
+    # An all-reduce is elementwise: views before it may as well come after it.
+    top, views = through(split.whole, is_view) if is_reduced else (split.whole, ())
+    walk = Walk(lambda node: form_of(node) is not None)
+    if not walk.leads(top):
+        _refuse_producer(top)
+    first = walk.first_end(top)
+    builder = Builder(rows_of(first))
+    band = walk.build(builder, top)
+    gemms = tuple(read_gemm(node) for node in builder.bands if form_of(node) is not None)
+    if len({(gemm.m, gemm.dtype) for gemm in gemms}) > 1:
+        refuse(top, "unlike_gemms", "The sum is of GEMMs with different rows or dtypes.")
+    packing = between(split.whole, collective.start)
+    sizes = builder.sizes()
+    ends = {collective.start, collective.wait, *sizes}
+    dead = dead_of({*builder.bands, *views, *packing}, ends, collective.start.graph)
+    kept = [node for node in builder.bands if node not in dead and not is_view(node)]
+    _check_acyclic(builder, kept, sizes, collective)
+    axis, outer = _axis(split, band, collective)
+    sent = band.ref if is_reduced else _before_view(builder, band, axis, ranks)
+    program = builder.program(sent, [builder.bands[node].ref for node in kept])
+    results = [Result(collective.wait, _sent_dims(collective, split, band), views)]
+    results += [Result(node, dims_or_refuse(node, builder.bands[node])) for node in kept]
+    receives, sends = splits_of(collective)
+    return Chain(
+        kind=KINDS[collective.name],
+        collective=collective,
+        gemms=gemms,
+        program=program,
+        operands=tuple(builder.operands),
+        results=tuple(results),
+        axis=axis,
+        outer=outer,
+        receives=receives,
+        sends=sends,
+        dead=ordered(dead | ends | set(kept), collective.start.graph),
+        sizes=sizes,
+    )
+
+
+def _refuse_producer(top: fx.Node) -> None:
+    if is_random(top):
+        refuse(top, "random", RANDOM)
+    if top.op == "placeholder":
+        refuse(top, "no_gemm", "What is sent is an input of the graph, not the result of a GEMM.")
+    if _gemm_above(top):
+        refuse(
+            top,
+            "not_rowwise",
+            f"{top.target} stands between the GEMM and the collective, and does not keep rows "
+            "apart.",
+        )
+    refuse(top, "no_gemm", f"What is sent is computed by {top.target}, not the result of a GEMM.")
+
+
+def _check_acyclic(
+    builder: Builder, kept: list[fx.Node], sizes: Iterable[fx.Node], collective: Collective
+) -> None:
+    below = descendants(kept, without=sizes)
+    for operand in builder.operands:
+        if operand.node in below and operand.node not in builder.bands:
+            refuse(
+                operand.node,
+                "other_users",
+                f"The GEMM's result is also read by {operand.node.target}, which the collective "
+                "needs in turn.",
+            )
+    if any(operand.node in builder.bands for operand in builder.operands):
+        refuse(
+            collective.start, "other_users", "One GEMM of the chain reads what another one gives."
+        )
+
+
+def _axis(split: Split, band: Band, collective: Collective) -> tuple[int, tuple[Dim, ...]]:
+    """Along which dimension of the program's tensor parts lie, and in how many blocks."""
+    if collective.name == "all_reduce":
+        return 0, ()
+    if split.dim == band.lead:
+        return 1, ()
+    if split.dim > band.lead:
+        refuse(split.whole, "inner_dimension", "It is scattered along an inner dimension.")
+    if split.dim and band.dims is None:
+        refuse(split.whole, "dynamic_shape", "Nothing says the sizes of what is scattered.")
+    return 0, tuple((band.dims or ())[: split.dim])
+
+
+def _before_view(builder: Builder, band: Band, axis: int, ranks: int) -> Ref:
+    """What is sent, without a last view: parts are contiguous, and their shape does not matter."""
+    if band.ref.kind == "operand" or band.ref.index != len(builder.steps) - 1:
+        return band.ref
+    step = builder.steps[-1]
+    if step.op != "aten.reshape.default":
+        return band.ref
+    source = step.args[0]
+    columns = [b.rest[0] for b in builder.bands.values() if b.ref == source and b.rest]
+    if axis == 1 and not (columns and isinstance(columns[0], int) and columns[0] % ranks == 0):
+        return band.ref
+    builder.steps.pop()
+    return source
+
+
+def _sent_dims(collective: Collective, split: Split, band: Band) -> tuple[Dim, ...] | None:
+    """What the collective's result is reshaped to."""
+    if collective.name == "all_reduce":
+        return dims_or_refuse(split.whole, band)
+    shape = shape_of(collective.wait)
+    varying = [index for index, size in enumerate(shape) if not isinstance(size, int)]
+    if len(varying) <= 1:
+        return tuple(size if isinstance(size, int) else -1 for size in shape)
+    if band.dims is not None and len(band.dims) == len(shape):
+        pairs = [(index, shape[index], band.shape[index]) for index in varying]
+        changed = [index for index, now, was in pairs if not statically_known_true(now == was)]
+        if len(changed) <= 1:
+            dims = zip(band.dims, shape, strict=True)
+            return tuple(
+                -1 if index in changed else size if isinstance(size, int) else dim
+                for index, (dim, size) in enumerate(dims)
+            )
+    return refuse(collective.wait, "dynamic_shape", "Nothing says the sizes of what is received.")
+
+
+def _gemm_above(node: fx.Node) -> bool:
+    """Whether a GEMM is among the nearest of what ``node`` depends on."""
+    seen, waiting = {node}, [node]
+    while waiting and len(seen) < FARTHEST:
+        for source in waiting.pop(0).all_input_nodes:
+            if form_of(source) is not None:
+                return True
+            if source not in seen:
+                seen.add(source)
+                waiting.append(source)
+    return False

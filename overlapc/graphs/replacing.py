@@ -1,0 +1,128 @@
+"""Puts one op in the place of a chain. The graph is valid again when this returns."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch._inductor.pattern_matcher import stable_topological_sort
+
+from overlapc.graphs.bands import Dim, Size, same, shape_of
+from overlapc.graphs.chain import Chain, Result
+from overlapc.graphs.nodes import add_call, value_of
+
+aten = torch.ops.aten
+
+
+def replace_chain(graph: fx.Graph, chain: Chain, spec: str) -> None:
+    """Insert the op where the collective starts, use its results, and erase the chain.
+
+    What lay between a GEMM and the collective for others to read moves behind the op.
+    """
+    with graph.inserting_before(chain.collective.start):
+        sizes = _Sizes(graph, {})
+        for asked, dim in chain.sizes.items():
+            sizes.replace(asked, dim)
+        op = _call(graph, chain, spec, sizes)
+        for index, result in enumerate(chain.results):
+            value = add_call(graph, operator.getitem, (op, index), like=result.node)
+            value = _shaped(graph, _trimmed(graph, value, chain, sizes), result, sizes)
+            result.node.replace_all_uses_with(value)
+    for node in reversed(chain.dead):
+        graph.erase_node(node)
+    stable_topological_sort(graph)
+
+
+def _call(graph: fx.Graph, chain: Chain, spec: str, sizes: _Sizes) -> fx.Node:
+    like = chain.gemms[0].node
+    operands = []
+    for operand in chain.operands:
+        node = operand.node
+        if operand.shape is not None and not _has_shape(node, operand.shape):
+            node = add_call(graph, aten.reshape.default, (node, list(operand.shape)), like=node)
+        operands.append(node)
+    target = getattr(torch.ops.overlapc, chain.kind).default
+    outer = sizes.product(chain.outer, like)
+    splits = list(chain.receives), list(chain.sends)
+    return add_call(
+        graph, target, (operands, outer, *splits, chain.collective.group, spec), like=like
+    )
+
+
+def _has_shape(node: fx.Node, shape: Sequence[int]) -> bool:
+    own = shape_of(node)
+    return len(own) == len(shape) and same(own[1:], shape[1:])
+
+
+@dataclass
+class _Sizes:
+    """Sizes as nodes, made where the graph inserts now."""
+
+    graph: fx.Graph
+    replaced: dict[fx.Node, Any]
+    """What takes the place of a node that asked a dead value for its size."""
+
+    def replace(self, asked: fx.Node, dim: Dim) -> None:
+        """Let others say what ``asked`` said."""
+        self.replaced[asked] = self.of(dim)
+        if isinstance(self.replaced[asked], fx.Node):
+            asked.replace_all_uses_with(self.replaced[asked])
+
+    def of(self, dim: Dim) -> int | fx.Node:
+        """Return a size as an argument."""
+        if not isinstance(dim, Size):
+            return self.replaced.get(dim, dim) if isinstance(dim, fx.Node) else dim
+        size = self._add(aten.sym_size.int, (dim.node, dim.dim), dim.node)
+        return size if dim.factor == 1 else self._add(operator.mul, (size, dim.factor), dim.node)
+
+    def product(self, dims: Sequence[Dim], like: fx.Node) -> int | fx.Node:
+        """Return the product of sizes as an argument."""
+        total: int | fx.Node = 1
+        for size in map(self.of, dims):
+            if isinstance(total, int) and (isinstance(size, int) or total == 1):
+                total = total * size if isinstance(size, int) else size
+            else:
+                total = self._add(operator.mul, (total, size), like)
+        return total
+
+    def _add(self, target: Any, args: tuple[Any, ...], like: fx.Node) -> fx.Node:
+        return add_call(self.graph, target, args, like=like)
+
+
+def _trimmed(graph: fx.Graph, value: fx.Node, chain: Chain, sizes: _Sizes) -> fx.Node:
+    """Drop the rows of padding: at the end of each of the outer blocks."""
+    if chain.trim is None:
+        return value
+    outer = [sizes.of(dim) for dim in chain.outer]
+    rest = list(shape_of(value)[1:])
+    if outer:
+        value = add_call(graph, aten.reshape.default, (value, [*outer, -1, *rest]), like=value)
+    value = add_call(graph, aten.slice.Tensor, (value, len(outer), 0, chain.trim.end), like=value)
+    return add_call(graph, aten.reshape.default, (value, [-1, *rest]), like=value)
+
+
+def _shaped(graph: fx.Graph, value: fx.Node, result: Result, sizes: _Sizes) -> fx.Node:
+    """Give a result the shape of what it takes the place of."""
+    dims = result.dims
+    if dims is not None and not _fits(value, dims):
+        shape = [sizes.of(dim) for dim in dims]
+        value = add_call(graph, aten.reshape.default, (value, shape), like=result.node)
+    if result.views:
+        source = result.views[0].args[0]
+        for view in result.views:
+            copy = graph.node_copy(view, lambda n, s=source, v=value: v if n is s else n)
+            source, value = view, copy
+    return value
+
+
+def _fits(value: fx.Node, dims: Sequence[Dim]) -> bool:
+    """Whether a value has these sizes already, -1 standing for any."""
+    own = shape_of(value)
+    sizes = [value_of(dim) if isinstance(dim, fx.Node) else dim for dim in dims]
+    if len(own) != len(sizes) or any(isinstance(size, Size) for size in sizes):
+        return False
+    return same(own, [mine if size == -1 else size for mine, size in zip(own, sizes, strict=True)])

@@ -1,0 +1,122 @@
+"""The structural walk between a collective and its GEMMs, and what it leaves dead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from overlapc.graphs.bands import Band, Builder, Dim, is_pointwise, is_view, refuse
+from overlapc.graphs.collectives import Collective
+from overlapc.graphs.gemms import add_gemm
+from overlapc.graphs.nodes import descendants, value_of
+
+FARTHEST = 24
+"""Views and pointwise ops that a walk passes on its way to a GEMM."""
+
+
+@dataclass
+class Walk:
+    """Which nodes lead to an end, a GEMM or a known tensor, through ops that keep rows apart."""
+
+    is_end: Callable[[fx.Node], bool]
+    takes_all: bool = False
+    """Go through every input that leads to an end."""
+    found: dict[fx.Node, bool] = field(default_factory=dict)
+
+    def leads(self, node: fx.Node, depth: int = 0) -> bool:
+        """Whether an end is above ``node``, or it is one."""
+        if node not in self.found:
+            passes = depth < FARTHEST and (is_view(node) or is_pointwise(node))
+            self.found[node] = self.is_end(node) or (
+                passes and any([self.leads(n, depth + 1) for n in node.all_input_nodes])
+            )
+        return self.found[node]
+
+    def inputs(self, node: fx.Node) -> list[fx.Node]:
+        """The inputs through which the walk goes on.
+
+        Up to a GEMM that others read, too, it goes only where there is no other way: such a GEMM
+        is another chain's, or a residual.
+        """
+        leading = [n for n in node.all_input_nodes if self.leads(n)]
+        own = [n for n in leading if len(n.users) == 1]
+        return leading if self.takes_all else own or leading[-1:]
+
+    def first_end(self, node: fx.Node) -> fx.Node:
+        """The end that is found first on the way up."""
+        while not self.is_end(node):
+            node = self.inputs(node)[0]
+        return node
+
+    def build(self, builder: Builder, node: fx.Node) -> Band:
+        """Add everything from the ends to ``node`` to a program."""
+        if node in builder.bands:
+            return builder.bands[node]
+        if self.is_end(node):
+            return add_gemm(builder, node)
+        for source in self.inputs(node):
+            self.build(builder, source)
+        if is_view(node):
+            (source,) = node.all_input_nodes[:1]
+            return builder.view(node, builder.bands[source])
+        return builder.pointwise(node)
+
+
+def passes_rows(node: fx.Node) -> bool:
+    """Return whether a node keeps the rows of its first argument apart."""
+    return (
+        (is_view(node) or is_pointwise(node))
+        and bool(node.args)
+        and isinstance(node.args[0], fx.Node)
+    )
+
+
+def between(whole: fx.Node, start: fx.Node) -> set[fx.Node]:
+    """The nodes through which ``start`` depends on ``whole``, both left out."""
+    below = descendants([whole])
+    found: set[fx.Node] = set()
+    waiting = [start]
+    while waiting:
+        for source in waiting.pop().all_input_nodes:
+            if source in below and source is not whole and source not in found:
+                found.add(source)
+                waiting.append(source)
+    return found
+
+
+def dead_of(candidates: set[fx.Node], ends: set[fx.Node], graph: fx.Graph) -> set[fx.Node]:
+    """The candidates that nothing reads but ``ends`` and each other."""
+    dead: set[fx.Node] = set()
+    for node in reversed(ordered(candidates - ends, graph)):
+        if all(user in dead or user in ends for user in node.users):
+            dead.add(node)
+    return dead
+
+
+def ordered(nodes: set[fx.Node], graph: fx.Graph) -> tuple[fx.Node, ...]:
+    """Return the nodes in program order."""
+    return tuple(node for node in graph.nodes if node in nodes)
+
+
+def dims_or_refuse(node: fx.Node, band: Band) -> tuple[Dim, ...] | None:
+    """Return what a result of the op is reshaped to; None where its rows are one dimension."""
+    if band.lead == 1:
+        return None
+    if band.dims is None:
+        refuse(node, "dynamic_shape", f"Nothing says the sizes of {node.target}.")
+    return band.dims
+
+
+Splits = tuple[int | fx.Node, ...]
+
+
+def splits_of(collective: Collective) -> tuple[Splits, Splits]:
+    """Return what an all-to-all receives and sends, empty where all parts are alike."""
+    sizes = (*collective.receives, *collective.sends)
+    known = [value_of(size) if isinstance(size, fx.Node) else size for size in sizes]
+    if all(statically_known_true(size == known[0]) for size in known):
+        return (), ()
+    return collective.receives, collective.sends

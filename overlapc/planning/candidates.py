@@ -1,0 +1,75 @@
+"""The few best plans of a problem by prediction, different enough to be worth measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+
+from overlapc.planning.cost import Costs, advance
+from overlapc.planning.cuts import best_cut, quantum, rows_of
+from overlapc.planning.fronts import Front, Label
+from overlapc.planning.problem import Problem
+from overlapc.planning.reasons import CANDIDATE, why_not_cut
+from overlapc.planning.schedule import Plan
+from overlapc.planning.search import plan_rows
+from overlapc.planning.target import Target
+
+MOST_GROUPS = 8
+"""Cuts into more groups are considered only where the best one has them."""
+
+
+def top_plans(problem: Problem, target: Target, count: int = 3) -> tuple[Plan, ...]:
+    """The best plans by prediction, the best first, each with another number of groups.
+
+    ``serial`` is always one of them. A number of groups is what predictions tell apart least well:
+    cuts that differ by a few rows only would all be right or wrong together. Fewer than ``count``
+    where the problem cannot be cut so often. Raises TargetError where the target lacks a rate.
+    """
+    serial = plan_rows(problem, target, (problem.m,), CANDIDATE) if problem.m else None
+    if serial is None or why_not_cut(problem):
+        return () if serial is None else (serial,)
+    best: dict[int, Plan] = {}
+    for rows in _cuts(Costs(problem, target)):
+        plan = plan_rows(problem, target, rows, CANDIDATE)
+        known = best.setdefault(len(rows), plan)
+        if plan.predicted_seconds < known.predicted_seconds:
+            best[len(rows)] = plan
+    ranked = sorted(best.values(), key=lambda plan: (plan.predicted_seconds, len(plan.rows)))
+    chosen = [serial, *ranked[: max(0, count - 1)]]
+    return tuple(sorted(chosen, key=lambda plan: (plan.predicted_seconds, len(plan.rows))))
+
+
+def _cuts(costs: Costs) -> Iterator[tuple[int, ...]]:
+    """The best cut of all, and the best into each small number of groups."""
+    unit = quantum(costs.problem, costs.target)
+    if rows := best_cut(costs, unit):
+        yield rows
+        yield from best_by_groups(costs, unit)
+
+
+def best_by_groups(
+    costs: Costs, unit_rows: int, most: int = MOST_GROUPS
+) -> Iterator[tuple[int, ...]]:
+    """The best cut into two groups, into three, and so on, of whole units; the last is ragged.
+
+    The same labels as in the search for the best of all, one front for each number of groups.
+    """
+    m, (c, d) = costs.problem.m, costs.slowdowns
+    starts = (*range(0, m, unit_rows), m)
+    last = len(starts) - 1
+    step = cache(lambda rows, is_first: costs.step(rows, is_first=is_first))
+    layer: dict[int, list[Label]] = {0: [(0.0, costs.backlog, 0, 0, None)]}
+    for groups in range(1, min(most, last) + 1):
+        reached: dict[int, list[Label]] = {}
+        for index, labels in layer.items():
+            front = Front(labels, c, d)
+            for after in range(index + 1, last + 1):
+                rows = starts[after] - starts[index]
+                work, alone, queued = step(rows, groups == 1)
+                for label in front.before(work):
+                    times = advance(label[0], label[1], work, alone, queued, c, d)
+                    reached.setdefault(after, []).append((*times, groups, starts[after], label))
+        layer = reached
+        whole = layer.pop(last)
+        if groups > 1:
+            yield rows_of(min(whole, key=lambda label: (label[1], label[0])))

@@ -1,0 +1,55 @@
+"""A call of a chain on a group: how it runs for sizes that it was called with before."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from overlapc.runtime import checking
+from overlapc.runtime.preparing import Chain, Operands, Ready, Sizes, prepare
+
+MOST_READY = 256
+"""Sizes of one chain that are kept ready, some 20 kB each; of more, the oldest are made again."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """What one (group, specification) needs at every call, worked out at the first."""
+
+    chain: Chain
+    """Shared by all sites that do the same."""
+    calls: Counter[str]
+    """Of the site, by schedule."""
+
+    def __call__(
+        self,
+        group: dist.ProcessGroup,
+        operands: Operands,
+        outer: int,
+        receives: Sizes,
+        sends: Sizes,
+    ) -> list[torch.Tensor]:
+        """Run the chain; ``ProblemError`` for operands that do not fit it."""
+        chain = self.chain
+        key = (outer, receives, sends, *[(t.shape, t.dtype) for t in operands])
+        ready = chain.ready.get(key)
+        if ready is None:
+            ready = prepare(chain, group, operands, outer, receives, sends)
+            if len(chain.ready) >= MOST_READY:
+                del chain.ready[next(iter(chain.ready))]
+            chain.ready[key] = ready
+        elif chain.spec.verify:
+            checking.verify(group, ready.deal, ready.text, chain.spec.wait_seconds)
+        return self._run(ready, operands, group)
+
+    def _run(
+        self, ready: Ready, operands: Operands, group: dist.ProcessGroup
+    ) -> list[torch.Tensor]:
+        if ready.kernel is not None and (result := ready.kernel(operands, group)) is not None:
+            self.calls["signaled"] += 1
+            return [result]
+        self.calls[ready.schedule] += 1
+        return ready.run(operands, group)

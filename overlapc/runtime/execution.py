@@ -1,0 +1,148 @@
+"""A program as code: one Python function of a line a step, made once a process.
+
+Between two GEMMs of microseconds, walking over steps and arguments would take as long as they do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from overlapc.errors import KernelError
+from overlapc.runtime.program import Program, Ref, Step
+
+Function = Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor]], tuple[torch.Tensor, ...]]
+"""From operands, and tensors to write to, to the program's results."""
+
+CASTS = frozenset({torch.ops.aten._to_copy.default, torch.ops.prims.convert_element_type.default})
+"""Ops that give their first argument in another dtype, as a copy into a tensor of it does."""
+
+BINDINGS: dict[torch._ops.OpOverload, Callable[..., torch.Tensor]] = {
+    torch.ops.aten.mm.default: torch.mm,
+    torch.ops.aten.addmm.default: torch.addmm,
+    torch.ops.aten.bmm.default: torch.bmm,
+    torch.ops.aten.baddbmm.default: torch.baddbmm,
+}
+"""Bindings of torch that take the same arguments, and ``out=``, in less time."""
+
+HIDDEN_VIEWS = frozenset({torch.ops.aten._unsafe_view.default, torch.ops.aten.reshape.default})
+"""Ops that may give a view and do not say so."""
+
+
+@lru_cache(maxsize=1024)
+def function(program: Program, written: tuple[Ref, ...] = ()) -> Function:
+    """Return the code of a program, which writes these values to tensors that it is given.
+
+    Those are contiguous and have the values' shapes and dtypes.
+    """
+    known: dict[str, Any] = {}
+    lines = ["def run(o, w):"]
+    for index, step in enumerate(program.steps):
+        ref = Ref("value", index)
+        out = f"w[{written.index(ref)}]" if ref in written else ""
+        lines.append(f"    {_name(ref)} = {_call(step, index, out, known)}")
+    lines.append(f"    return ({''.join(f'{_name(ref)}, ' for ref in program.results)})")
+    exec("\n".join(lines), known)
+    return known["run"]
+
+
+def _call(step: Step, index: int, out: str, known: dict[str, Any]) -> str:
+    """The text of one call; what it calls and its constants are put into ``known``."""
+    op = overload(step.op)
+    args = [_text(arg, known) for arg in step.args]
+    args += [f"{name}={_text(arg, known)}" for name, arg in step.kwargs]
+    if out and op in CASTS:
+        return f"{out}.copy_({args[0]})"
+    into = out_variant(op) if out else None
+    # The overload's own __call__ would only pass the arguments on.
+    known[f"f{index}"] = BINDINGS.get(op) or (into or op)._op
+    if into is not None:
+        return f"f{index}({', '.join((*args, f'out={out}'))})"
+    call = f"f{index}({', '.join(args)})"
+    return f"{out}.copy_({call})" if out else call
+
+
+def _name(ref: Ref) -> str:
+    return f"o[{ref.index}]" if ref.is_operand else f"v{ref.index}"
+
+
+def _text(arg: Any, known: dict[str, Any]) -> str:
+    if isinstance(arg, Ref):
+        return _name(arg)
+    if isinstance(arg, tuple):
+        return f"[{', '.join(_text(item, known) for item in arg)}]"
+    name = f"c{len(known)}"
+    known[name] = arg
+    return name
+
+
+def fill(arg: Any, operands: Sequence[Any], values: Sequence[Any]) -> Any:
+    """Return an argument of a step with tensors in the places of ``Ref``."""
+    if isinstance(arg, Ref):
+        return operands[arg.index] if arg.is_operand else values[arg.index]
+    if isinstance(arg, tuple):
+        return [fill(item, operands, values) for item in arg]
+    return arg
+
+
+def trace(
+    program: Program,
+    operands: Sequence[torch.Tensor],
+    call: Callable[[Step, torch._ops.OpOverload, list[Any], Mapping[str, Any]], torch.Tensor],
+) -> list[torch.Tensor]:
+    """Return every step's value, each from ``call(step, op, args, kwargs)``."""
+    values: list[torch.Tensor] = []
+    for step in program.steps:
+        args = [fill(arg, operands, values) for arg in step.args]
+        kwargs = {name: fill(arg, operands, values) for name, arg in step.kwargs}
+        values.append(call(step, overload(step.op), args, kwargs))
+    return values
+
+
+@lru_cache(maxsize=1024)
+def writes(program: Program, ref: Ref) -> bool:
+    """Return whether a value can be written to a given tensor without another pass over it."""
+    if ref.is_operand:
+        return False
+    op = overload(program.steps[ref.index].op)
+    return op in CASTS or out_variant(op) is not None
+
+
+def is_view(op: torch._ops.OpOverload) -> bool:
+    """Return whether an op's result may share memory with its operand."""
+    return op.is_view or op in HIDDEN_VIEWS
+
+
+@lru_cache(maxsize=1024)
+def overload(name: str) -> torch._ops.OpOverload:
+    """Return the overload of that name, such as ``aten.mm.default``; KernelError if none is."""
+    try:
+        space, packet, overload = name.split(".")
+        return getattr(getattr(getattr(torch.ops, space), packet), overload)
+    except (AttributeError, ValueError):
+        raise KernelError(
+            f"This torch has no operator {name!r}.",
+            where="an op of overlapc in a compiled graph",
+            remedy="clear Inductor's cache: the artifact comes from another version of torch",
+        ) from None
+
+
+@lru_cache(maxsize=1024)
+def out_variant(op: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
+    """Return the overload with the same arguments and ``out=``, or None."""
+    wanted = [_signature(argument) for argument in op._schema.arguments]
+    packet = op.overloadpacket
+    for name in packet.overloads():
+        other = getattr(packet, name)
+        *arguments, last = other._schema.arguments or [None]
+        is_out = last is not None and last.name == "out" and last.kwarg_only
+        if is_out and [_signature(argument) for argument in arguments] == wanted:
+            return other
+    return None
+
+
+def _signature(argument: Any) -> tuple[str, str]:
+    return argument.name, str(argument.type)

@@ -1,0 +1,174 @@
+"""From the sizes of a call to a chain that is ready to run: checked, planned and agreed on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+
+from overlapc.errors import ProblemError
+from overlapc.planning.schedule import Plan
+from overlapc.runtime import agreement, checking, groups, signaled
+from overlapc.runtime.agreement import Cut
+from overlapc.runtime.consumers import Consumer
+from overlapc.runtime.layout import Dealing, consumer_parts, producer_parts
+from overlapc.runtime.plans import plan_call
+from overlapc.runtime.producers import Empty, Producer
+from overlapc.runtime.program import OFFSETS, ROWS
+from overlapc.runtime.sending import Sender
+from overlapc.runtime.shapes import on_meta, values
+from overlapc.runtime.sizing import problem_of
+from overlapc.runtime.spec import ChainSpec
+
+Operands = Sequence[torch.Tensor]
+Sizes = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Rests:
+    """The program's tensors without dimension 0, which is the units."""
+
+    moved: Empty
+    """What a producer sends, or what a consumer is given to send."""
+    kept: tuple[Empty, ...]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A chain for operands of known sizes."""
+
+    schedule: str
+    deal: Dealing
+    text: str
+    """Sizes that the ranks have to agree on."""
+    run: Callable[[Operands, dist.ProcessGroup], list[torch.Tensor]]
+    kernel: Callable[[Operands, dist.ProcessGroup], torch.Tensor | None] | None
+    """Does the same, groups and all; None, or a result of None, where it does not fit."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What does not depend on the sizes of a call, and what was worked out for sizes so far."""
+
+    spec: ChainSpec
+    sender: Sender
+    rests: dict[Hashable, Rests] = field(default_factory=dict)
+    """By the sizes of operands without their rows, of which there are few."""
+    ready: dict[Hashable, Ready] = field(default_factory=dict)
+    """By all sizes of a call."""
+
+    @classmethod
+    def of(cls, spec: ChainSpec) -> Chain:
+        """A chain that has not been called."""
+        return cls(spec, Sender(spec.collective, spec.reduce))
+
+
+def prepare(
+    chain: Chain,
+    group: dist.ProcessGroup,
+    operands: Operands,
+    outer: int,
+    receives: Sizes,
+    sends: Sizes,
+) -> Ready:
+    """Check the operands, plan for them, and agree with the other ranks how to cut them."""
+    spec = chain.spec
+    try:
+        deal = checking.dealing_of(spec, operands, outer, receives, sends, group)
+        rests = _rests(chain, operands, deal)
+    except Exception as error:
+        if spec.verify:  # the others are waiting to compare sizes: they shall fail as well
+            groups.exchange(group, f"refused: {error}", spec.wait_seconds)
+        raise
+    text = checking.sizes_text(deal, *rests.moved)
+    if spec.verify:
+        checking.verify(group, deal, text, spec.wait_seconds)
+    cut, plan = _cut(chain, group, operands, deal, text)
+    counts = _counts(cut, deal, plan)
+    by_columns = spec.axis == 1 and spec.collective != "all_reduce"
+    if spec.is_consumer:
+        results = tuple(((deal.units, *rest), dtype) for rest, dtype in rests.kept)
+        local, parts = consumer_parts(deal, () if cut.schedule == "serial" else counts)
+        run = Consumer(spec.program, chain.sender, local, parts, deal.ranks, by_columns, results)
+    else:
+        run = _producer(chain, deal, rests, counts, by_columns)
+    kernel = None
+    if plan is not None and plan.schedule == cut.schedule == "signaled":
+        kernel = signaled.kernel_of(spec, plan, operands, chain.sender.options)
+    schedule = "serial" if cut.schedule == "serial" or len(counts) == 1 else "chunked"
+    return Ready(schedule, deal, text, run, kernel)
+
+
+def _producer(
+    chain: Chain, deal: Dealing, rests: Rests, counts: Sizes, by_columns: bool
+) -> Producer:
+    program, (rest, dtype) = chain.spec.program, rests.moved
+    shape = (deal.result_units, *rest)
+    if by_columns:
+        shape = (deal.result_units, rest[0] // deal.ranks, *rest[1:])
+    kept = (((deal.units, *rest), dtype) for rest, dtype in rests.kept)
+    return Producer(
+        program=program,
+        sent_rest=rest,
+        sender=chain.sender,
+        parts=producer_parts(deal, counts),
+        ranks=deal.ranks,
+        by_columns=by_columns,
+        results=((shape, dtype), *kept),
+    )
+
+
+def _rests(chain: Chain, operands: Operands, deal: Dealing) -> Rests:
+    spec = chain.spec
+    modes = spec.program.modes
+    key = tuple(
+        (t.shape[1:] if mode == ROWS else t.shape, t.dtype)
+        for t, mode in zip(operands, modes, strict=True)
+    )
+    if key not in chain.rests:
+        found = values(spec, [on_meta(t) for t in operands], deal.receives, deal.ranks)
+        sent, kept = (operands[0], found) if spec.is_consumer else (found[0], found[1:])
+        if spec.axis == 1 and not spec.is_consumer:
+            checking.check_columns(spec, sent, deal.ranks)
+        empty = tuple((tuple(value.shape[1:]), value.dtype) for value in kept)
+        chain.rests[key] = Rests((tuple(sent.shape[1:]), sent.dtype), empty)
+    return chain.rests[key]
+
+
+def _plan(spec: ChainSpec, operands: Operands, deal: Dealing) -> Plan | None:
+    """Return this rank's plan; None where it is one group, for nothing else is possible."""
+    grouped = OFFSETS in spec.program.modes
+    if grouped and deal.outer > 1:
+        return None  # a group's rows would not be in the order that the offsets count
+    shapes, dtypes = [t.shape for t in operands], [t.dtype for t in operands]
+    try:
+        problem = problem_of(spec, shapes, dtypes, deal.ranks, deal.receives)
+    except ProblemError:
+        return None  # nothing is planned for this dtype
+    return plan_call(spec.target, spec.schedule, problem)
+
+
+def _cut(
+    chain: Chain, group: dist.ProcessGroup, operands: Operands, deal: Dealing, text: str
+) -> tuple[Cut, Plan | None]:
+    """Return how all ranks cut the call, and what this rank planned for it if it had to."""
+    spec, seconds = chain.spec, chain.spec.wait_seconds
+    if deal.is_uneven and (known := agreement.known_cut(group, spec.key)):
+        return known, None
+    plan = _plan(spec, operands, deal)
+    mine = Cut("serial", (deal.units,)) if plan is None else Cut(plan.schedule, plan.rows)
+    if deal.is_uneven:
+        return agreement.common_count(group, spec.key, mine, seconds), plan
+    if not deal.units:
+        return mine, plan
+    return agreement.common_cut(group, spec.key, text, mine, seconds), plan
+
+
+def _counts(cut: Cut, deal: Dealing, plan: Plan | None) -> Sizes:
+    """Return the units of each group, of each rank where they are dealt out by rank."""
+    if deal.is_uneven or plan is None or len(cut.rows) == 1:
+        return cut.rows if deal.is_uneven else (deal.each,)
+    rows = plan.problem.m // deal.each
+    return tuple(count // rows for count in cut.rows)

@@ -1,0 +1,84 @@
+"""Start one of c10d's plain collectives and return its work, straight on the process group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import AllgatherOptions
+
+from overlapc.errors import ProblemError
+
+OPERATIONS = {"sum": dist.ReduceOp.SUM, "avg": dist.ReduceOp.AVG}
+"""The reductions whose result does not depend on how rows are grouped, by c10d's names."""
+
+MOVED_AS_THEY_ARE = frozenset(
+    {
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.int32,
+        torch.int8,
+        torch.uint8,
+    }
+)
+"""What gloo and NCCL both move; elements of other dtypes go as bytes where nothing is computed."""
+
+
+class Sender:
+    """Starts the collective of one chain. Holds no group: those that are destroyed shall go."""
+
+    def __init__(self, collective: str, reduce: str) -> None:
+        self.collective, self.options = collective, _options(collective, reduce)
+
+    def start(
+        self,
+        group: dist.ProcessGroup,
+        out: torch.Tensor,
+        sent: torch.Tensor,
+        receives: Sequence[int] = (),
+        sends: Sequence[int] = (),
+    ) -> dist.Work:
+        """Send ``sent`` and let what comes be written to ``out``; an all-reduce is in place.
+
+        ``receives`` and ``sends``: rows of an all-to-all from and to each rank, where uneven.
+        Both are contiguous, and neither may be touched before the work is waited for.
+        """
+        options = self.options
+        if self.collective == "all_reduce":
+            return group.allreduce([sent], options)
+        if self.collective == "reduce_scatter":
+            return group._reduce_scatter_base(out, sent, options)
+        if sent.dtype not in MOVED_AS_THEY_ARE:
+            out, sent = as_bytes(out), as_bytes(sent)
+        if self.collective == "all_gather":
+            return group._allgather_base(out, sent, options)
+        return group.alltoall_base(out, sent, list(receives), list(sends), options)
+
+
+def _options(collective: str, reduce: str):  # noqa: ANN202 - four unrelated classes of c10d
+    kinds = {
+        "all_reduce": dist.AllreduceOptions,
+        "reduce_scatter": dist.ReduceScatterOptions,
+        "all_gather": AllgatherOptions,
+        "all_to_all": dist.AllToAllOptions,
+    }
+    options = kinds[collective]()
+    options.asyncOp = True
+    if collective in ("all_reduce", "reduce_scatter"):
+        if reduce not in OPERATIONS:
+            raise ProblemError(
+                f"A reduction {reduce!r} is not overlapped.",
+                where=collective,
+                remedy=f"reduce by {' or '.join(OPERATIONS)}",
+            )
+        options.reduceOp = dist.ReduceOp(OPERATIONS[reduce])
+    return options
+
+
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the same memory as uint8, with the same dimension 0."""
+    return (tensor.unsqueeze(-1) if tensor.dim() == 1 else tensor).view(torch.uint8)

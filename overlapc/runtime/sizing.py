@@ -1,0 +1,123 @@
+"""From a chain's program and the sizes of a call to the planner's `Problem`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+
+from overlapc.planning.problem import COLLECTIVE_FIRST, GEMM_FIRST, Problem
+from overlapc.runtime.execution import is_view, trace
+from overlapc.runtime.program import ROWS, Ref, Step
+from overlapc.runtime.shapes import moved
+from overlapc.runtime.spec import ChainSpec
+
+aten = torch.ops.aten
+
+LEFT_AND_RIGHT = {
+    aten.mm.default: (0, 1),
+    aten.addmm.default: (1, 2),
+    aten.bmm.default: (0, 1),
+    aten.baddbmm.default: (1, 2),
+    aten._scaled_mm.default: (0, 1),
+    aten._grouped_mm.default: (0, 1),
+    aten._scaled_grouped_mm.default: (0, 1),
+}
+"""The ops that are GEMMs, and where their arguments have A and B."""
+
+
+@dataclass(frozen=True)
+class _Gemm:
+    rows: int
+    n: int
+    k: int
+    dtype: torch.dtype
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.rows * self.n * self.k
+
+
+def problem_of(
+    spec: ChainSpec,
+    shapes: Sequence[Sequence[int]],
+    dtypes: Sequence[torch.dtype],
+    world_size: int,
+    receives: Sequence[int] = (),
+) -> Problem:
+    """Return what is planned for a call with operands of these shapes; ``ProblemError`` if nothing.
+
+    Of several GEMMs it is the one that has as many rows, flops and bytes to send as all of them.
+    """
+    operands = [
+        torch.empty(tuple(shape), dtype=dtype, device="meta")
+        for shape, dtype in zip(shapes, dtypes, strict=True)
+    ]
+    if spec.is_consumer:
+        operands[0] = moved(spec, operands[0], receives, world_size)
+    values, gemms, epilogue_bytes = _trace(spec, operands)
+    sent = spec.program.sent or Ref("operand", 0)
+    sent = operands[sent.index] if sent.is_operand else values[sent.index]
+    units = sent.shape[0]
+    rows_per_unit = max(gemms[0].rows // units, 1) if gemms and units else 1
+    m = units * rows_per_unit
+    columns = prod(sent.shape) // m if m else prod(sent.shape[1:])
+    other = -(-sum(gemm.flops for gemm in gemms) // (2 * m * columns)) if m * columns else 0
+    dealt = spec.axis == 0 and spec.collective != "all_reduce" and units % world_size == 0
+    return Problem(
+        m=m,
+        n=other if spec.is_consumer else columns,
+        k=columns if spec.is_consumer else other,
+        dtype=_name(gemms[0].dtype if gemms else sent.dtype),
+        collective=spec.collective,
+        world_size=world_size,
+        epilogue_bytes=epilogue_bytes,
+        order=COLLECTIVE_FIRST if spec.is_consumer else GEMM_FIRST,
+        sent_dtype=_name(sent.dtype),
+        row_multiple=rows_per_unit * world_size if dealt else rows_per_unit,
+        local_first=spec.axis == 0,
+    )
+
+
+def _trace(
+    spec: ChainSpec, operands: Sequence[torch.Tensor]
+) -> tuple[list[torch.Tensor], list[_Gemm], int]:
+    """Every step's value, the GEMMs, and the bytes that the other steps read and write."""
+    gemms: list[_Gemm] = []
+    bytes_beside = [0]
+    modes = spec.program.modes
+
+    def call(
+        step: Step, op: torch._ops.OpOverload, args: list[Any], kwargs: Mapping[str, Any]
+    ) -> torch.Tensor:
+        if op in LEFT_AND_RIGHT:
+            value, gemm = _gemm(op, args, kwargs)
+            gemms.append(gemm)
+            return value
+        value = op(*args, **kwargs)
+        if not is_view(op):
+            read = [arg.index for arg in step.args if isinstance(arg, Ref) and arg.is_operand]
+            rows = [operands[index] for index in read if modes[index] == ROWS]
+            bytes_beside.append(sum(tensor.nbytes for tensor in (value, *rows)))
+        return value
+
+    values = trace(spec.program, operands, call)
+    return values, gemms, sum(bytes_beside)
+
+
+def _gemm(
+    op: torch._ops.OpOverload, args: list[Any], kwargs: Mapping[str, Any]
+) -> tuple[torch.Tensor, _Gemm]:
+    """A GEMM's value and sizes by its shapes alone; kernels would want strides too."""
+    left, right = (args[place] for place in LEFT_AND_RIGHT[op])
+    *rows, k = left.shape
+    out = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, torch.dtype)]
+    value = left.new_empty((*rows, right.shape[-1]), dtype=out[0] if out else left.dtype)
+    return value, _Gemm(prod(rows), right.shape[-1], k, left.dtype)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,162 @@
+"""Run a planned problem on random operands, with plain torch: what a schedule takes, no more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, pairwise
+
+import torch
+import torch.distributed as dist
+
+from overlapc.planning.problem import Problem
+from overlapc.runtime.sending import Sender
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a schedule on this rank."""
+
+    seconds: float
+    """Until everything was there."""
+    computing: float
+    """Of them, those in which this rank did not just wait for its collectives."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A problem with operands of its own. Every member of the group runs the same rows at a time.
+
+    A group has as many rows of every rank that rows are dealt out to or come from. Its GEMM reads
+    and writes them where they lie in the whole, as the ops do.
+    """
+
+    problem: Problem
+    group: dist.ProcessGroup
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        # Before any run: making operands takes longer than computing with them.
+        _ = self._a, self._b, self._out, self._sender
+
+    @cached_property
+    def _dtype(self) -> torch.dtype:
+        return getattr(torch, self.problem.dtype)
+
+    @cached_property
+    def _sent_dtype(self) -> torch.dtype:
+        return getattr(torch, self.problem.sent_dtype or self.problem.dtype)
+
+    @cached_property
+    def _shards(self) -> int:
+        """Ranks that rows are dealt out to or come from; 1 where a group is a plain band."""
+        is_dealt = self.problem.collective != "all_reduce"
+        is_even = self.problem.granule % self.problem.world_size == 0
+        return self.problem.world_size if is_dealt and is_even else 1
+
+    @cached_property
+    def _a(self) -> torch.Tensor:
+        """``[shards, rows, k]``."""
+        p = self.problem
+        return self._random(p.m, p.k).unflatten(0, (self._shards, -1))
+
+    @cached_property
+    def _b(self) -> torch.Tensor:
+        return self._random(self.problem.k, self.problem.n)
+
+    @cached_property
+    def _out(self) -> torch.Tensor:
+        """``[shards, rows, n]``."""
+        p = self.problem
+        out = torch.empty(p.m, p.n, dtype=self._dtype, device=self.device)
+        return out.unflatten(0, (self._shards, -1))
+
+    @cached_property
+    def _sender(self) -> Sender:
+        return Sender(self.problem.collective, "sum")
+
+    def _random(self, rows: int, columns: int) -> torch.Tensor:
+        return torch.randn(rows, columns, device=self.device).to(self._dtype)
+
+    def run(self, rows: Sequence[int]) -> Run:
+        """Run these groups of rows; a single one is the serial schedule."""
+        start = self._now()
+        waited = self._consume(rows) if self.problem.is_consumer else self._produce(rows)
+        seconds = self._now() - start
+        return Run(seconds, seconds - waited)
+
+    def _produce(self, rows: Sequence[int]) -> float:
+        in_flight = []
+        for first, last in self._bands(rows):
+            product = self._gemm(self._a[:, first:last])
+            in_flight.append(self._start(product.to(self._sent_dtype).flatten()))
+        return self._wait_for(in_flight)
+
+    def _consume(self, rows: Sequence[int]) -> float:
+        p, shards = self.problem, self._shards
+        bands = list(self._bands(rows))
+        # Of an all-gather every rank sends its own rows, of an all-to-all some of everyone's.
+        mine = self._a[:1] if p.collective == "all_gather" else self._a
+        in_flight = [
+            self._start(mine[:, first:last].flatten().to(self._sent_dtype), count * p.k)
+            for (first, last), count in zip(bands, rows, strict=True)
+        ]
+        others = slice(None)
+        if p.local_first and len(rows) > 1 and shards > 1:
+            self._out[:1] = self._gemm(self._a[:1]).unflatten(0, (1, -1))
+            others = slice(1, None)
+        waited = 0.0
+        for (first, last), started in zip(bands, in_flight, strict=True):
+            waited += self._wait_for([started])
+            come = started.landing.to(self._dtype).view(shards, last - first, p.k)[others]
+            self._out[others, first:last] = self._gemm(come).view(len(come), last - first, p.n)
+        return waited
+
+    def _gemm(self, a: torch.Tensor) -> torch.Tensor:
+        return a.flatten(0, 1) @ self._b
+
+    def _bands(self, rows: Sequence[int]) -> list[tuple[int, int]]:
+        """First and last row of each group on every shard."""
+        return list(pairwise([0, *(end // self._shards for end in accumulate(rows))]))
+
+    def _start(self, sent: torch.Tensor, count: int = 0) -> _Started:
+        """Send a group, flat; ``count`` elements come, by default as many as are sent.
+
+        What cannot be dealt out evenly is left behind: it is fewer elements than ranks.
+        """
+        size, collective = self.problem.world_size, self.problem.collective
+        if collective == "all_reduce":
+            return _Started(self._sender.start(self.group, sent, sent), sent, sent)
+        landing = sent.new_empty(count or sent.numel())
+        whole = landing.numel() // size * size
+        if collective == "reduce_scatter":
+            into, given = landing[: whole // size], sent[:whole]
+        elif collective == "all_gather":
+            into, given = landing[:whole], sent[: whole // size]
+        else:
+            into, given = landing[:whole], sent[:whole]
+        return _Started(self._sender.start(self.group, into, given), landing, sent)
+
+    def _wait_for(self, in_flight: Sequence[_Started]) -> float:
+        """Wait for transfers; the seconds for which this rank computed nothing meanwhile."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+        start = time.perf_counter()
+        for started in in_flight:
+            started.work.wait()
+        return self._now() - start
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+@dataclass(frozen=True)
+class _Started:
+    work: dist.Work
+    landing: torch.Tensor
+    sent: torch.Tensor
+    """Must live until the work is done."""

@@ -1,0 +1,240 @@
+"""A GEMM and the collective before or after it become one op that overlaps the two.
+
+Contract. The op gives what the graph gave, bit for bit where it runs ``serial``. It keeps the
+collective's place among the graph's other collectives (``order_collectives`` sees to it). Each
+collective is one site, and one that no row count could make faster leaves the graph as it was.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from torch import fx
+
+from overlapc.codegen.module import module_text
+from overlapc.errors import GroupError, KernelError, OverlapcError, ProblemError, TargetError
+from overlapc.graphs.chain import Chain, operand_facts
+from overlapc.graphs.collectives import (
+    Refusal,
+    collective_starts,
+    group_of,
+    is_ours,
+    kind_of,
+    read_collective,
+)
+from overlapc.graphs.consuming import read_consumer
+from overlapc.graphs.nodes import hint_of, value_of, where
+from overlapc.graphs.producing import read_producer
+from overlapc.graphs.replacing import replace_chain
+from overlapc.passes.base import Compilation, Fuel
+from overlapc.planning.problem import Problem
+from overlapc.planning.schedule import Plan
+from overlapc.planning.target import Target
+from overlapc.reporting.records import Site
+from overlapc.runtime import ops  # registers torch.ops.overlapc
+from overlapc.runtime.groups import resolve
+from overlapc.runtime.plans import plan_call, remember
+from overlapc.runtime.signaled import kernel_spec_of
+from overlapc.runtime.sizing import problem_of
+from overlapc.runtime.spec import ChainSpec
+
+log = logging.getLogger(__name__)
+
+OPERATIONS = ("", "sum", "avg")
+"""Reductions of parts that are sums of sums; empty where nothing is reduced."""
+
+# Row counts at which a site of symbolic size is tried: if none of them pays, none in between does.
+TRIED_ROWS = tuple(2**power for power in range(18))
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of a chain: the plan at its hinted size, and why."""
+
+    decision: str
+    plan: Plan
+    reason: str
+    code: str
+
+
+@dataclass(frozen=True)
+class OverlapChains:
+    """Overlaps every collective with the GEMMs that feed or read it, where it pays."""
+
+    name: str = "overlap_chains"
+
+    def apply(self, graph: fx.Graph, compilation: Compilation) -> None:
+        """Match, decide and rewrite each collective of the graph, in program order."""
+        for start in collective_starts(graph):
+            if is_ours(start) or start in compilation.taken:
+                continue
+            site = self._site(graph, start, compilation)
+            log.info("%s %s at %s: %s", site.decision, site.kind, site.where, site.reason)
+            compilation.sites.append(site)
+
+    def _site(self, graph: fx.Graph, start: fx.Node, compilation: Compilation) -> Site:
+        disabled = Refusal(start, "disabled", f"Option disable leaves out {self.name}.")
+        found = disabled if compilation.is_disabled(self.name) else match(start)
+        if isinstance(found, Refusal):
+            return _refused(start, found, compilation)
+        chosen = [(chain, decide(chain, compilation)) for chain in found]
+        # An all-to-all between two GEMMs may be either's: the one that gains more takes it.
+        chain, decided = max(chosen, key=lambda one: _gain(one[1]))
+        if isinstance(decided, Refusal):
+            return _refused(start, decided, compilation, chain)
+        if decided.decision == "rewritten" and not Fuel.take(compilation.options):
+            reason = "The fuel that option 'fuel' gives is used up."
+            decided = replace(decided, decision="kept", reason=reason, code="fuel")
+        site = Site(
+            id=compilation.next_site_id(),
+            kind=chain.kind,
+            graph=compilation.graph_kind,
+            where=where(chain.gemms[0].node),
+            group=chain.collective.group,
+            shape=_shape(chain, decided.plan.problem),
+            decision=decided.decision,
+            plan=decided.plan,
+            reason=decided.reason,
+            code=decided.code,
+        )
+        if site.decision == "rewritten":
+            self._rewrite(graph, chain, site, compilation)
+        return site
+
+    def _rewrite(self, graph: fx.Graph, chain: Chain, site: Site, compilation: Compilation) -> None:
+        target = compilation.target_for(chain.gemms[0].device, chain.collective.group)
+        spec = specification(chain, target, compilation, site.id)
+        # Symbolic strides would be compared, and so guarded, to generate a text.
+        static = compilation.options.dump and all(gemm.static for gemm in chain.gemms)
+        if static and site.plan is not None and site.plan.schedule == "signaled":
+            compilation.modules[site.id] = generated_module(chain, spec, target)
+        replace_chain(graph, chain, spec.text())
+
+
+def match(start: fx.Node) -> list[Chain] | Refusal:
+    """Read the chains that the collective could be part of, or say why there is none."""
+    collective = read_collective(start)
+    if isinstance(collective, Refusal):
+        return collective
+    if collective.reduce not in OPERATIONS:
+        return Refusal(
+            start,
+            "reduction",
+            f"The reduction is {collective.reduce!r}, and only sums and averages are rewritten.",
+        )
+    try:
+        ranks = resolve(collective.group).size()
+    except GroupError as error:
+        return Refusal(start, "no_target", f"There is nothing to plan for: {error.what}")
+    found = []
+    if collective.name != "all_gather":
+        found.append(read_producer(collective, ranks))
+    if collective.name in ("all_gather", "all_to_all"):
+        found.append(read_consumer(collective, ranks))
+    chains = [chain for chain in found if isinstance(chain, Chain)]
+    return chains or next(refusal for refusal in found if isinstance(refusal, Refusal))
+
+
+def decide(chain: Chain, compilation: Compilation) -> Decision | Refusal:
+    """Choose what becomes of a chain, from its sizes, the target and the options only."""
+    schedule, node = compilation.options.overlap, chain.gemms[0].node
+    if schedule == "off":
+        return Refusal(node, "off", "Option overlap is 'off'.")
+    try:
+        target = compilation.target_for(chain.gemms[0].device, chain.collective.group)
+    except (TargetError, GroupError) as error:
+        return Refusal(node, "no_target", f"There is nothing to plan for: {error.what}")
+    remember(target)
+    try:
+        problem = _problem(chain, target, compilation)
+        plan = plan_call(target.fingerprint, schedule, problem)
+    except (ProblemError, GroupError, TargetError) as error:
+        return _no_plan(node, error)
+    pays = [plan] if plan.schedule != "serial" else []
+    is_static = all(gemm.static for gemm in chain.gemms)
+    if not is_static and not pays:
+        plans = (plan_call(target.fingerprint, schedule, other) for other in _tried(problem))
+        pays = [other for other in plans if other.schedule != "serial"]
+    if not pays and schedule == "auto":
+        return Decision("kept", plan, plan.reason, plan.code)
+    if plan.schedule == "serial" and pays:
+        reason = f"The rows vary, and at {pays[0].problem.m} it pays: {pays[0].reason}"
+        return Decision("rewritten", plan, reason, "varying_rows")
+    return Decision("rewritten", plan, plan.reason, plan.code)
+
+
+def _tried(problem: Problem) -> Iterator[Problem]:
+    multiple = problem.granule
+    for rows in TRIED_ROWS:
+        if rows >= multiple:
+            yield replace(problem, m=rows // multiple * multiple)
+
+
+def _no_plan(node: fx.Node, error: OverlapcError) -> Refusal:
+    return Refusal(node, "no_plan", f"It cannot be planned: {error.what} Remedy: {error.remedy}.")
+
+
+def _gain(decided: Decision | Refusal) -> float:
+    """Predicted seconds that a decision saves; refusals come last."""
+    if isinstance(decided, Refusal):
+        return -1.0
+    return decided.plan.serial_seconds - decided.plan.predicted_seconds
+
+
+def _problem(chain: Chain, target: Target, compilation: Compilation) -> Problem:
+    shapes, dtypes = operand_facts(chain)
+    spec = specification(chain, target, compilation, "")
+    ranks = resolve(chain.collective.group).size()
+    return problem_of(spec, shapes, dtypes, ranks, [hint_of(size) for size in chain.receives])
+
+
+def specification(chain: Chain, target: Target, compilation: Compilation, site: str) -> ChainSpec:
+    """Return what the inserted op has to know beside its tensors."""
+    options = compilation.options
+    return ChainSpec(
+        kind=chain.kind,
+        target=target.fingerprint,
+        options=options.digest(),
+        schedule=options.overlap,
+        reduce=chain.collective.reduce,
+        site=site,
+        verify=options.verify,
+        wait_seconds=options.agreement_seconds,
+        axis=chain.axis,
+        program=chain.program,
+    )
+
+
+def generated_module(chain: Chain, spec: ChainSpec, target: Target) -> str:
+    """Return the text of the Triton module that a signaled plan of this chain runs."""
+    values = [value_of(operand.node) for operand in chain.operands]
+    try:
+        return module_text(kernel_spec_of(spec, target, values))
+    except KernelError as error:
+        return f'"""No module is generated, and the library computes the bands.\n\n{error}\n"""\n'
+
+
+def _refused(
+    start: fx.Node, refusal: Refusal, compilation: Compilation, chain: Chain | None = None
+) -> Site:
+    return Site(
+        id=compilation.next_site_id(),
+        kind=chain.kind if chain else kind_of(start),
+        graph=compilation.graph_kind,
+        where=where(chain.gemms[0].node if chain else start),
+        group=group_of(start),
+        decision="refused",
+        reason=refusal.reason,
+        code=refusal.code,
+    )
+
+
+def _shape(chain: Chain, problem: Problem) -> str:
+    is_static = all(gemm.static for gemm in chain.gemms)
+    rows = str(problem.m) if is_static else f"~{problem.m}"
+    return f"{rows}x{problem.n}x{problem.k} {problem.dtype}"
+
+
+assert ops  # imported for what it registers

@@ -1,0 +1,246 @@
+"""Sums and repeated collectives: what becomes one, and as many cases that may not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed._functional_collectives as functional
+
+RANKS, ROWS, COLUMNS = 2, 8, 6
+GROUPS: dict[str, Any] = {}
+"""Groups that tests make before anything is traced."""
+
+
+def all_reduce(x, how="sum", group=None):
+    return functional.all_reduce(x, how, group or dist.group.WORLD)
+
+
+def scatter(x, how="sum"):
+    return functional.reduce_scatter_tensor(x, how, 0, dist.group.WORLD)
+
+
+def gather(x, dim=0):
+    return functional.all_gather_tensor(x, dim, dist.group.WORLD)
+
+
+# --- merged: name -> (function, collectives before, after) ---
+
+
+def two(a, b, c):
+    return all_reduce(a) + all_reduce(b)
+
+
+def three(a, b, c):
+    return all_reduce(a) + all_reduce(b) + all_reduce(c)
+
+
+def three_the_other_way(a, b, c):
+    return all_reduce(a) + (all_reduce(b) + all_reduce(c))
+
+
+def with_a_residual_between(a, b, c):
+    return (all_reduce(a) + c).relu() * 0 + (c + all_reduce(a + 1) + b + all_reduce(b))
+
+
+def through_views(a, b, c):
+    left = all_reduce(a).view(2, -1, COLUMNS).unsqueeze(0)
+    return left + all_reduce(b).reshape(1, 2, -1, COLUMNS)
+
+
+def averages(a, b, c):
+    return (all_reduce(a, "avg") + all_reduce(b, "avg")).tanh()
+
+
+def integers(a, b, c):
+    a, b = (a * 100).long(), (b * 100).long()
+    return all_reduce(a) + all_reduce(b)
+
+
+def half(a, b, c):
+    return all_reduce(a.bfloat16()) + all_reduce(b.bfloat16())
+
+
+def scattered(a, b, c):
+    return scatter(a) + scatter(b)
+
+
+def scattered_averages(a, b, c):
+    return c[: ROWS // 2] + scatter(a, "avg") + scatter(b, "avg")
+
+
+def two_sums(a, b, c):
+    return all_reduce(a) + all_reduce(b), (all_reduce(c) + all_reduce(a * 2)) @ c.t()
+
+
+def of_two_reductions(a, b, c):
+    return all_reduce(a) + all_reduce(b, "avg") + all_reduce(c) + all_reduce(a * 2, "avg")
+
+
+def gathered_twice(a, b, c):
+    return gather(a) @ b.t(), gather(a) @ c.t()
+
+
+def gathered_along_columns(a, b, c):
+    return gather(a, 1) @ gather(a, 1).t(), gather(a, 1).relu()
+
+
+def both_returned(a, b, c):
+    return gather(a), gather(a)
+
+
+def a_view_of_both_returned(a, b, c):
+    return gather(a).view(-1), gather(a).view(-1, 2)
+
+
+def reduced_twice(a, b, c):
+    return all_reduce(a).relu(), all_reduce(a).tanh()
+
+
+def the_same_twice_in_a_sum(a, b, c):
+    return all_reduce(a) + all_reduce(a)
+
+
+def scaled_terms_are_not_needed(a, b, c):
+    return torch.add(all_reduce(a), all_reduce(b), alpha=1)
+
+
+MERGED = {
+    "two": (two, 2, 1),
+    "three": (three, 3, 1),
+    "three_the_other_way": (three_the_other_way, 3, 1),
+    "with_a_residual_between": (with_a_residual_between, 3, 2),
+    "through_views": (through_views, 2, 1),
+    "averages": (averages, 2, 1),
+    "integers": (integers, 2, 1),
+    "half": (half, 2, 1),
+    "scattered": (scattered, 2, 1),
+    "scattered_averages": (scattered_averages, 2, 1),
+    "two_sums": (two_sums, 4, 2),
+    "of_two_reductions": (of_two_reductions, 4, 2),
+    "gathered_twice": (gathered_twice, 2, 1),
+    "gathered_along_columns": (gathered_along_columns, 3, 1),
+    "both_returned": (both_returned, 2, 1),
+    "a_view_of_both_returned": (a_view_of_both_returned, 2, 1),
+    "reduced_twice": (reduced_twice, 2, 1),
+    "the_same_twice_in_a_sum": (the_same_twice_in_a_sum, 2, 1),
+    "scaled_terms_are_not_needed": (scaled_terms_are_not_needed, 2, 1),
+}
+
+
+# --- not merged: the graph stays as it was, to the letter ---
+
+
+def other_reader(a, b, c):
+    y = all_reduce(a)
+    return y + all_reduce(b), y.relu()
+
+
+def other_reader_of_a_view(a, b, c):
+    y = all_reduce(a).view(-1)
+    return y + all_reduce(b).view(-1), y.relu()
+
+
+def returned_too(a, b, c):
+    y = all_reduce(a)
+    return y, y + all_reduce(b)
+
+
+def other_group(a, b, c):
+    return all_reduce(a) + all_reduce(b, group=GROUPS["other"])
+
+
+def maxima(a, b, c):
+    return all_reduce(a, "max") + all_reduce(b, "max")
+
+
+def other_reduction(a, b, c):
+    return all_reduce(a) + all_reduce(b, "avg")
+
+
+def other_dtype(a, b, c):
+    return all_reduce(a) + all_reduce(b.float())
+
+
+def broadcast(a, b, c):
+    return all_reduce(a) + all_reduce(b[0])
+
+
+def other_shape(a, b, c):
+    return all_reduce(a) + all_reduce(b.view(COLUMNS, ROWS)).view(ROWS, COLUMNS)
+
+
+def scaled(a, b, c):
+    return torch.add(all_reduce(a), all_reduce(b), alpha=2)
+
+
+def difference(a, b, c):
+    return all_reduce(a) - all_reduce(b)
+
+
+def one_needs_the_other(a, b, c):
+    y = all_reduce(a)
+    return y + all_reduce(y @ c.t() @ c)
+
+
+def through_a_transpose(a, b, c):
+    return all_reduce(a).t() + all_reduce(b).t()
+
+
+def a_cast_between(a, b, c):
+    return all_reduce(a.float()).double() + all_reduce(b.float()).double()
+
+
+def an_average_of_integers(a, b, c):
+    return all_reduce((a * 9).long(), "avg") + all_reduce((b * 9).long(), "avg")
+
+
+def booleans(a, b, c):
+    return all_reduce(a > 0) + all_reduce(b > 0)
+
+
+def only_one_is_reduced(a, b, c):
+    return all_reduce(a) + b
+
+
+def another_collective(a, b, c):
+    return scatter(a) + all_reduce(b[: ROWS // 2])
+
+
+def gathers_of_two_tensors(a, b, c):
+    return gather(a) + gather(b)
+
+
+def gathers_on_two_groups(a, b, c):
+    other = functional.all_gather_tensor(a, 0, GROUPS["other"])
+    return gather(a) @ c.t(), other.relu()
+
+
+def two_reductions_of_one_tensor(a, b, c):
+    return all_reduce(a).relu(), all_reduce(a, "max").tanh()
+
+
+REFUSED = [
+    other_reader,
+    other_reader_of_a_view,
+    returned_too,
+    other_group,
+    maxima,
+    other_reduction,
+    other_dtype,
+    broadcast,
+    other_shape,
+    scaled,
+    difference,
+    one_needs_the_other,
+    through_a_transpose,
+    a_cast_between,
+    an_average_of_integers,
+    booleans,
+    only_one_is_reduced,
+    another_collective,
+    gathers_of_two_tensors,
+    gathers_on_two_groups,
+    two_reductions_of_one_tensor,
+]

@@ -1,0 +1,213 @@
+"""What is refused, and why: each leaves its graph textually as it was."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed._functional_collectives as functional
+import torch.nn.functional as F
+
+from tests.passes.catalogue import (
+    BATCH,
+    COLUMNS,
+    INNER,
+    RANKS,
+    ROWS,
+    Spelling,
+    all_gather,
+    all_reduce,
+    all_to_all,
+    group,
+    plain_all_gather,
+    plain_reduce_scatter,
+    weight,
+    x2,
+    x3,
+)
+
+
+def reduced_by(op):
+    return lambda x, w: all_reduce(F.linear(x, w), op)
+
+
+def scattered_by(op):
+    return lambda x, w: plain_reduce_scatter(F.linear(x, w), op)
+
+
+def of_an_input(x):
+    return all_reduce(x)
+
+
+def of_pointwise(x):
+    return all_reduce(x.relu() * 2)
+
+
+def dropped_out(x, w):
+    return all_reduce(F.dropout(F.linear(x, w), 0.1, training=True))
+
+
+def softmax_between(x, w):
+    return all_reduce(F.linear(x, w).softmax(-1))
+
+
+def transposed(x, w):
+    return all_reduce((x @ w.t()).t().contiguous())
+
+
+def centred(x, w):
+    y = F.linear(x, w)
+    return all_reduce(y - y.mean(0))
+
+
+def repeated_batch(x, w, b):
+    return all_reduce(F.linear(x, w) + b)
+
+
+def flat_scatter(x, w):
+    return plain_reduce_scatter((x @ w.t()).view(-1))
+
+
+def inner_scatter(x, w):
+    y = F.linear(x, w).view(BATCH * ROWS, 2, RANKS, -1)
+    return plain_reduce_scatter(y.permute(2, 0, 1, 3).reshape(RANKS * BATCH * ROWS, -1))
+
+
+def reversed_parts(x, w):
+    parts = F.linear(x, w).split(ROWS // RANKS, 1)
+    return plain_reduce_scatter(torch.cat([parts[1], parts[0]]))
+
+
+def contracted(x, w):
+    return F.linear(all_gather(x, 2), w)
+
+
+def gathered_weight(x, w):
+    return F.linear(x, plain_all_gather(w))
+
+
+def weight_gradient(x, w):
+    return plain_all_gather(x).t() @ w
+
+
+def not_gemm(x):
+    return all_gather(x, 0).relu()
+
+
+def not_waited(x, w):
+    y = torch.ops._c10d_functional.all_reduce(x @ w.t(), "sum", group().group_name)
+    return functional.wait_tensor(y), functional.wait_tensor(y)
+
+
+def coalesced(x, w):
+    (y,) = functional.all_reduce_coalesced([x @ w.t()], "sum", group())
+    return y + 1
+
+
+def broadcast(x, w):
+    return functional.broadcast(x @ w.t(), 0, group()) + 1
+
+
+def block_scales(x, w, sx, sw):
+    return all_reduce(torch._scaled_mm(x, w.t(), sx, sw, out_dtype=torch.bfloat16))
+
+
+def whole_numbers(x, w):
+    return all_reduce(x @ w.t())
+
+
+def unlike(x, w, v):
+    return all_reduce((x @ w.t()).float() + x.double() @ v.t())
+
+
+def dispatched_to_none(x):
+    return all_to_all(x) * 2
+
+
+def varying_number(x, w):
+    return all_reduce((x @ w.t()) * x.shape[0])
+
+
+def varying(x):
+    torch._dynamo.mark_dynamic(x, 0)
+    return x
+
+
+def many_ops(x, w):
+    y = F.linear(x, w)
+    for _ in range(20):
+        y = y.sin()
+    return all_reduce(y)
+
+
+def complex_numbers(x, w):
+    return all_reduce(x @ w.t())
+
+
+def trimmed_residual(x, w, r):
+    return (all_gather(x, 0)[: 2 * BATCH * ROWS - 3] * r) @ w.t()
+
+
+REFUSALS = {
+    "max": Spelling(reduced_by("max"), lambda: (x3(), weight()), ("!reduction",), None, 1),
+    "min": Spelling(reduced_by("min"), lambda: (x3(), weight()), ("!reduction",), None, 1),
+    "product": Spelling(reduced_by("product"), lambda: (x3(), weight()), ("!reduction",), None, 1),
+    "scatter_max": Spelling(scattered_by("max"), lambda: (x2(), weight()), ("!reduction",)),
+    "input": Spelling(of_an_input, lambda: (x2(),), ("!no_gemm",), None, 0),
+    "pointwise": Spelling(of_pointwise, lambda: (x2(),), ("!no_gemm",), None, 0),
+    "dropout": Spelling(dropped_out, lambda: (x3(), weight()), ("!random",), None, 1),
+    "softmax": Spelling(softmax_between, lambda: (x3(), weight()), ("!other_users",), None, 1),
+    "transposed": Spelling(transposed, lambda: (x2(), weight()), ("!not_rowwise",), None, 0),
+    "centred": Spelling(centred, lambda: (x2(), weight()), ("!other_users",), None, 0),
+    "repeated_batch": Spelling(
+        repeated_batch,
+        lambda: (x3(), weight(), torch.randn(BATCH, 1, COLUMNS)),
+        ("!partial_broadcast",),
+        None,
+        1,
+    ),
+    "flat_scatter": Spelling(
+        flat_scatter, lambda: (x2(), weight()), ("!view_mixes_rows",), None, 0
+    ),
+    "inner_scatter": Spelling(inner_scatter, lambda: (x3(), weight()), ("!inner_dimension",)),
+    "reversed_parts": Spelling(reversed_parts, lambda: (x3(), weight()), ("!not_rowwise",)),
+    "contraction": Spelling(
+        contracted, lambda: (x3(), torch.randn(COLUMNS, RANKS * INNER)), ("!contraction",), None, 1
+    ),
+    "gathered_weight": Spelling(
+        gathered_weight, lambda: (x2(), weight()), ("!gathered_weight",), None, 0
+    ),
+    "weight_gradient": Spelling(
+        weight_gradient,
+        lambda: (x2(), torch.randn(RANKS * BATCH * ROWS, 8)),
+        ("!contraction",),
+    ),
+    "gather_without_gemm": Spelling(not_gemm, lambda: (x2(),), ("!no_gemm",), None, 0),
+    "waited_twice": Spelling(not_waited, lambda: (x2(), weight()), ("!not_waited_once",), None, 0),
+    "coalesced": Spelling(coalesced, lambda: (x2(), weight()), ("!collective",), None, 0),
+    "broadcast": Spelling(broadcast, lambda: (x2(), weight()), ("!collective",), None, 0),
+    "unlike_gemms": Spelling(
+        unlike, lambda: (x2(), weight(), weight(torch.float64)), ("!unlike_gemms",), None, 0
+    ),
+    "dispatch_without_gemm": Spelling(dispatched_to_none, lambda: (x2(),), ("!no_gemm",), None, 0),
+    "varying_number": Spelling(
+        varying_number, lambda: (varying(x2()), weight()), ("!symbolic_argument",)
+    ),
+    "many_ops": Spelling(many_ops, lambda: (x3(), weight()), ("!too_long",), None, 1),
+    "complex": Spelling(
+        complex_numbers,
+        lambda: (x2(torch.complex64), weight(torch.complex64)),
+        ("!no_plan",),
+    ),
+    "integers": Spelling(
+        whole_numbers,
+        lambda: (
+            torch.randint(-9, 9, (512, 64)),
+            torch.randint(-9, 9, (128, 64)),
+        ),
+        ("!no_plan",),
+    ),
+    "trimmed_residual": Spelling(
+        trimmed_residual,
+        lambda: (x2(), weight(), torch.randn(2 * BATCH * ROWS - 3, 1)),
+        ("!trimmed",),
+    ),
+}

@@ -1,0 +1,84 @@
+"""The catalogue: every spelling in inference, forward and backward, with fixed and varying rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.passes.catalogue import REWRITES, Spelling
+from tests.passes.refusals import REFUSALS
+from tests.targets import SLOW_LINK
+
+# Chains only: whether a collective is hidden by work beside it has tests of its own.
+OPTIONS = {"target": SLOW_LINK, "disable": ("hide_collectives",)}
+
+DYNAMIC = [name for name, one in REWRITES.items() if one.dynamic is not None]
+TRAINED = [name for name, one in REWRITES.items() if one.backward is not None]
+
+
+def said(sites):
+    """What the catalogue would say of these sites."""
+    return tuple(site.kind if site.decision == "rewritten" else f"!{site.code}" for site in sites)
+
+
+def inputs_of(spelling: Spelling, *, dynamic: bool = False, trained: bool = False):
+    torch.manual_seed(0)
+    values = spelling.inputs()
+    if trained:
+        values = tuple(v.requires_grad_() if v.is_floating_point() else v for v in values)
+    if dynamic:
+        torch._dynamo.mark_dynamic(values[0], spelling.dynamic)
+    return values
+
+
+@pytest.mark.parametrize("name", REWRITES)
+def test_inference(name, explained, golden):
+    spelling = REWRITES[name]
+    with torch.no_grad():
+        result = explained(spelling.function, *inputs_of(spelling), **OPTIONS)
+    assert said(result.report.sites) == spelling.sites
+    golden(result.text())
+
+
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_varying_rows(name, explained, golden):
+    spelling = REWRITES[name]
+    values = inputs_of(spelling, dynamic=True)
+    with torch.no_grad():
+        result = explained(spelling.function, *values, **OPTIONS)
+    assert said(result.report.sites) == spelling.sites
+    assert all(site.shape.startswith("~") for site in result.report.sites)
+    golden(result.text())
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["fixed", "varying"])
+@pytest.mark.parametrize("name", TRAINED)
+def test_training(name, dynamic, explained, golden):
+    spelling = REWRITES[name]
+    values = inputs_of(spelling, dynamic=dynamic and spelling.dynamic is not None, trained=True)
+    result = explained(spelling.function, *values, **OPTIONS)
+    golden(result.text())
+    sites = result.report.sites
+    assert said(s for s in sites if s.graph == "forward") == spelling.sites
+    assert said(s for s in sites if s.graph == "backward") == spelling.backward
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["fixed", "varying"])
+@pytest.mark.parametrize("name", REFUSALS)
+def test_refused(name, dynamic, explained):
+    spelling = REFUSALS[name]
+    if dynamic and spelling.dynamic is None:
+        pytest.skip("its rows are fixed by what it does")
+    values = inputs_of(spelling, dynamic=dynamic)
+    with torch.no_grad():
+        result = explained(spelling.function, *values, **OPTIONS)
+    assert said(result.report.sites) == spelling.sites
+    assert all(len(site.reason) > 20 for site in result.report.sites)
+    for before, after in result.graphs.values():
+        assert before == after
+
+
+def test_as_many_refusals_as_rewrites_of_a_collective():
+    codes = {code for one in REFUSALS.values() for code in one.sites}
+    assert len(REFUSALS) >= len(REWRITES) // 2
+    assert len(codes) >= 15

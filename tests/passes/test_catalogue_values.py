@@ -1,0 +1,135 @@
+"""The catalogue's graphs over real ranks: after the passes they give what they gave before.
+
+Inductor is left out: the graph that it would be given runs op by op, against plain AOT in eager.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from functorch.compile import make_boxed_func
+from torch._inductor.compile_fx import compile_fx
+from torch._inductor.fx_passes.post_grad import view_to_reshape
+
+from overlapc.graphs.nodes import graph_kind
+from overlapc.options import from_user
+from overlapc.passes import PIPELINE
+from overlapc.passes.base import Compilation, run_passes
+from overlapc.passes.overlap_chains import OverlapChains
+from tests.passes.catalogue import REWRITES
+from tests.targets import SLOW_LINK
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-5, torch.bfloat16: 2e-2}
+"""Relative error by the dtype of a result: sums are added up in another order."""
+
+
+def rewritten(function, passes, sites):
+    """The function as our passes leave it, run without Inductor."""
+    options = from_user({"target": SLOW_LINK, "overlap": "chunked"})
+
+    def inner(graph_module, inputs, **context):
+        graph_module = copy.deepcopy(graph_module)
+        view_to_reshape(graph_module)
+        compilation = Compilation(options, graph_kind(), lambda device, group: SLOW_LINK)
+        run_passes(passes, graph_module.graph, compilation)
+        sites.extend(site.decision for site in compilation.sites)
+        graph_module.recompile()
+        return make_boxed_func(graph_module)
+
+    def backend(graph_module, inputs):
+        return compile_fx(
+            graph_module, inputs, inner, config_patches={"force_disable_caches": True}
+        )
+
+    return torch.compile(function, backend=backend)
+
+
+def tensors(value):
+    return (
+        [value] if isinstance(value, torch.Tensor) else [v for part in value for v in tensors(part)]
+    )
+
+
+def run(function, inputs, *, trained):
+    """Outputs, and the gradients of all floating inputs."""
+    if not trained:
+        with torch.no_grad():
+            return tensors(function(*inputs))
+    leaves = [v.clone().requires_grad_() if v.is_floating_point() else v for v in inputs]
+    outputs = tensors(function(*leaves))
+    torch.manual_seed(1)
+    sum((out * torch.randn_like(out)).sum() for out in outputs).backward()
+    return [*(out.detach() for out in outputs), *(v.grad for v in leaves if v.requires_grad)]
+
+
+def worst(found, wanted):
+    """Largest error of any tensor, in units of what its dtype allows."""
+    errors = []
+    for one, other in zip(found, wanted, strict=True):
+        assert one.shape == other.shape
+        assert one.dtype == other.dtype
+        wide, true = one.double(), other.double()
+        error = (wide - true).norm() / true.norm().clamp(min=1e-30)
+        errors.append(error.item() / TOLERANCE.get(one.dtype, 1e-3))
+        assert not wide.isnan().any() or true.isnan().any()
+    return max(errors)
+
+
+def compare(rank, names, passes=PIPELINE):
+    """Each spelling's worst error and its sites' decisions; fresh memory holds NaN."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        return {name: _compared(rank, name, passes) for name in names}
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def _compared(rank, name, passes):
+    spelling = REWRITES[name]
+    torch._dynamo.reset()
+    torch.manual_seed(rank)
+    inputs, sites = spelling.inputs(), []
+    trained = spelling.backward is not None
+    plain = torch.compile(spelling.function, backend="aot_eager")
+    ours = rewritten(spelling.function, passes, sites)
+    wanted = run(plain, inputs, trained=trained)
+    return worst(run(ours, inputs, trained=trained), wanted), sites
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_values_and_gradients(part, two_ranks):
+    names = list(REWRITES)[part::4]
+    for found in two_ranks.run(compare, names):
+        assert {name: error for name, (error, _) in found.items() if not error < 1} == {}
+        assert all("rewritten" in sites for _, sites in found.values())
+
+
+@dataclass(frozen=True)
+class Mutant(OverlapChains):
+    """Rewrites with one fact of the chain wrong."""
+
+    wrong: str = ""
+
+    def _rewrite(self, graph, chain, site, compilation):
+        match self.wrong:
+            case "blocks":
+                chain = replace(chain, outer=())
+            case "results":
+                chain = replace(chain, results=chain.results[::-1])
+        super()._rewrite(graph, chain, site, compilation)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "name"),
+    [
+        ("blocks", "scatter_sequence"),
+        ("blocks", "gather_sequence"),
+        ("results", "result_read_twice"),
+    ],
+)
+def test_a_wrong_fact_of_a_chain_shows(wrong, name, two_ranks):
+    for found in two_ranks.run(compare, [name], (Mutant(wrong=wrong),)):
+        assert not found[name][0] < 1

@@ -1,0 +1,198 @@
+"""What becomes of a chain: models that torch parallelises, options, and what a site says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed._functional_collectives as functional
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    PrepareModuleInput,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
+
+from overlapc.errors import OptionError
+from tests.passes.catalogue import (
+    COLUMNS,
+    INNER,
+    ROWS,
+    all_reduce,
+    functional_mm,
+    in_place,
+    weight,
+    x2,
+    x3,
+)
+from tests.targets import FAST_LINK, SLOW_LINK
+
+
+class Mlp(torch.nn.Module):
+    def __init__(self, bias):
+        super().__init__()
+        self.up = torch.nn.Linear(INNER, 2 * COLUMNS, bias=bias)
+        self.down = torch.nn.Linear(2 * COLUMNS, INNER, bias=bias)
+
+    def forward(self, x):
+        return self.down(self.up(x).relu())
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_tensor_parallel_plan_forward_and_backward(bias, explained, golden):
+    mesh = init_device_mesh("cpu", (2,))
+    plan = {"up": ColwiseParallel(), "down": RowwiseParallel()}
+    model = parallelize_module(Mlp(bias), mesh, plan)
+    result = explained(model, x3().requires_grad_(), target=SLOW_LINK)
+    golden(result.text())
+    found = [(site.graph, site.decision, site.where.split()[0]) for site in result.report.sites]
+    assert found == [("forward", "rewritten", "down"), ("backward", "rewritten", "up")]
+
+
+class Block(torch.nn.Module):
+    """A pre-norm feed-forward block with two column-wise GEMMs, as in Llama."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(INNER)
+        self.ffn = FeedForward()
+
+    def forward(self, x):
+        return x + self.ffn(self.norm(x))
+
+
+class FeedForward(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate = torch.nn.Linear(INNER, COLUMNS)
+        self.up = torch.nn.Linear(INNER, COLUMNS)
+        self.down = torch.nn.Linear(COLUMNS, INNER)
+
+    def forward(self, x):
+        return self.down(torch.nn.functional.silu(self.gate(x)) * self.up(x))
+
+
+def sequence_plan(dim):
+    """Activations between blocks are sharded along ``dim``; gathered once for gate and up."""
+    shard = Shard(dim)
+    gather = PrepareModuleInput(input_layouts=(shard,), desired_input_layouts=(Replicate(),))
+    return {
+        "norm": SequenceParallel(sequence_dim=dim),
+        "ffn": gather,
+        "ffn.gate": ColwiseParallel(),
+        "ffn.up": ColwiseParallel(),
+        "ffn.down": RowwiseParallel(output_layouts=shard),
+    }
+
+
+SEQUENCE_SITES = [
+    ("forward", "all_gather_gemm", "rewritten"),
+    ("forward", "gemm_reduce_scatter", "rewritten"),
+    ("backward", "all_gather_gemm", "rewritten"),
+    ("backward", "gemm_reduce_scatter", "rewritten"),
+]
+
+
+def kinds(report):
+    return [(site.graph, site.kind, site.decision) for site in report.sites]
+
+
+@pytest.mark.parametrize("varying", [False, True], ids=["fixed", "varying"])
+@pytest.mark.parametrize("dim", [0, 1])
+def test_sequence_parallel(dim, varying, explained, golden):
+    model = parallelize_module(Block(), init_device_mesh("cpu", (2,)), sequence_plan(dim))
+    x = x3()
+    if varying:
+        torch._dynamo.mark_dynamic(x, dim)
+    result = explained(model, x.requires_grad_(), target=SLOW_LINK)
+    assert sorted(kinds(result.report)) == sorted(SEQUENCE_SITES)
+    golden(result.text())
+
+
+def test_activation_checkpointing_hides_no_site(explained):
+    from torch.utils.checkpoint import checkpoint
+
+    def checkpointed(x, w):
+        return checkpoint(functional_mm, x, w, use_reentrant=False)
+
+    result = explained(checkpointed, x2().requires_grad_(), weight(), target=SLOW_LINK)
+    assert "rewritten" in {site.decision for site in result.report.sites}
+
+
+@pytest.mark.parametrize(
+    ("options", "decision"),
+    [
+        ({"target": FAST_LINK}, "kept"),
+        ({"target": SLOW_LINK, "overlap": "off"}, "refused"),
+        ({"target": SLOW_LINK, "fuel": 0}, "kept"),
+        ({"target": SLOW_LINK, "disable": ("overlap_chains",)}, "refused"),
+        ({"target": SLOW_LINK, "disable": ("all",)}, "refused"),
+    ],
+)
+def test_options_that_leave_the_graph_unchanged(options, decision, explained):
+    with torch.no_grad():
+        result = explained(in_place, x2(), weight(), **options)
+    assert all(before == after for before, after in result.graphs.values())
+    assert [site.decision for site in result.report.sites] == [decision]
+
+
+def test_a_pass_that_does_not_exist_cannot_be_disabled(explained):
+    with pytest.raises(OptionError, match="overlap_chains"):
+        explained(in_place, x2(), weight(), disable=("overlap_chain",))
+
+
+def test_forced_schedule_is_obeyed_where_it_does_not_pay(explained):
+    with torch.no_grad():
+        result = explained(in_place, x2(), weight(), target=FAST_LINK, overlap="chunked")
+    (site,) = result.report.sites
+    assert (site.decision, site.plan.schedule) == ("rewritten", "chunked")
+
+
+def test_group_of_one_rank_is_kept(explained):
+    alone = dist.new_group([0])
+
+    def one_rank(x, w):
+        return functional.all_reduce(x @ w.t(), "sum", alone)
+
+    options = {"target": SLOW_LINK, "disable": ("drop_lone_collectives",)}
+    with torch.no_grad():
+        result = explained(one_rank, x2(), weight(), **options)
+    assert [site.decision for site in result.report.sites] == ["kept"]
+
+
+def test_the_ninth_explanation_says_as_much_as_the_first(explained):
+    """Each adds an entry to Dynamo's cache of the function, which has room for eight."""
+    x, w = x2(), weight()
+    with torch.no_grad():
+        for _ in range(10):
+            assert len(explained(in_place, x, w, target=SLOW_LINK).report.sites) == 1
+
+
+def test_meta_tensors_are_explained(explained):
+    with torch.device("meta"):
+        model = torch.nn.Linear(INNER, COLUMNS, bias=False)
+        x = torch.randn(ROWS, INNER)
+    with torch.no_grad():
+        result = explained(lambda x: all_reduce(model(x)), x, target=SLOW_LINK)
+    assert [site.decision for site in result.report.sites] == ["rewritten"]
+
+
+def test_a_signaled_site_dumps_the_module_that_checks_itself(explained, tmp_path, monkeypatch):
+    """Planned for a GPU that is not here; the module runs in Triton's interpreter."""
+    import subprocess
+    import sys
+
+    x, w = torch.randn(2048, 512, dtype=torch.float16), torch.randn(1024, 512, dtype=torch.float16)
+    with torch.no_grad():
+        result = explained(functional_mm, x, w, target="h100-nvlink", overlap="signaled")
+    (site,) = result.report.sites
+    assert (site.decision, site.plan.schedule) == ("rewritten", "signaled")
+    (module,) = tmp_path.glob("dump/*/site_00.py")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    done = subprocess.run(
+        [sys.executable, str(module)], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

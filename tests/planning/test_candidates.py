@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from random import Random
+
+import pytest
+
+from overlapc.planning.candidates import best_by_groups, top_plans
+from overlapc.planning.cost import Costs
+from overlapc.planning.cuts import best_cut, quantum
+from overlapc.planning.timelines import chunked_timeline
+from tests.planning.machines import KINDS, random_problem, random_tables, random_target
+
+
+def compositions(units: int, groups: int) -> list[tuple[int, ...]]:
+    """Every way to cut so many units into so many groups."""
+    if groups == 1:
+        return [(units,)]
+    return [
+        (first, *rest)
+        for first in range(1, units - groups + 2)
+        for rest in compositions(units - first, groups - 1)
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_best_cut_into_a_number_of_groups_is_found(kind: str) -> None:
+    random = Random(0)
+    for _ in range(60):
+        costs = random_tables(random, random.randint(2, 9), kind)
+        found = {len(rows): rows for rows in best_by_groups(costs, 1, most=5)}
+        assert set(found) == set(range(2, min(5, costs.problem.m) + 1))
+        for groups, rows in found.items():
+            ends = [
+                chunked_timeline(costs, cut)[-1].end
+                for cut in compositions(costs.problem.m, groups)
+            ]
+            assert chunked_timeline(costs, rows)[-1].end == pytest.approx(min(ends), rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_top_plans_are_the_best_and_serial(kind: str) -> None:
+    random = Random(1)
+    cut = 0
+    for _ in range(60):
+        problem, target = random_problem(random, 2000, kind), random_target(random)
+        plans = top_plans(problem, target)
+        assert 1 <= len(plans) <= 3
+        assert [plan.schedule for plan in plans].count("serial") == 1
+        assert len({len(plan.rows) for plan in plans}) == len(plans)
+        for before, after in pairwise(plans):
+            assert before.predicted_seconds <= after.predicted_seconds
+        costs = Costs(problem, target)
+        if best := best_cut(costs, quantum(problem, target)):
+            ends = [plan.predicted_seconds for plan in plans if plan.schedule == "chunked"]
+            assert ends[0] == chunked_timeline(costs, best)[-1].end
+            cut += 1
+    assert cut > 20
+
+
+def test_what_cannot_be_cut_has_one_plan() -> None:
+    random = Random(2)
+    target = random_target(random)
+    problem = random_problem(random, 2000)
+    for trivial in (replace(problem, world_size=1), replace(problem, n=0), replace(problem, m=7)):
+        (plan,) = top_plans(trivial, target)
+        assert plan.schedule == "serial"
+    assert top_plans(replace(problem, m=0), target) == ()

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from overlapc.errors import ProblemError
+from overlapc.planning.problem import Problem
+from overlapc.reporting.records import KINDS
+
+AR = Problem(64, 48, 32, "bfloat16", "all_reduce", 4)
+
+
+@pytest.mark.parametrize(
+    ("collective", "order", "kind", "granule"),
+    [
+        ("all_reduce", "", "gemm_all_reduce", 1),
+        ("all_reduce", "gemm_first", "gemm_all_reduce", 1),
+        ("reduce_scatter", "", "gemm_reduce_scatter", 4),
+        ("all_gather", "", "all_gather_gemm", 4),
+        ("all_gather", "collective_first", "all_gather_gemm", 4),
+        ("all_to_all", "", "gemm_all_to_all", 4),
+        ("all_to_all", "collective_first", "all_to_all_gemm", 4),
+    ],
+)
+def test_a_problem_knows_its_kind(collective: str, order: str, kind: str, granule: int) -> None:
+    problem = replace(AR, collective=collective, order=order)
+    assert problem.kind == kind
+    assert kind in KINDS
+    assert problem.is_consumer == kind.endswith("_gemm")
+    assert problem.granule == granule
+    assert replace(problem, row_multiple=16).granule == 16
+
+
+def test_bytes_are_those_of_the_whole_tensor_that_is_sent() -> None:
+    assert AR.sent_bytes(10) == 10 * 48 * 2
+    assert replace(AR, collective="reduce_scatter").sent_bytes(10) == 10 * 48 * 2
+    gather = replace(AR, collective="all_gather")
+    assert gather.sent_bytes(10) == 10 * 32 * 2
+    assert replace(gather, sent_dtype="uint8").sent_bytes(10) == 10 * 32
+    assert replace(AR, sent_dtype="float32").sent_bytes(10) == 10 * 48 * 4
+
+
+def test_only_consumers_have_rows_of_their_own_first() -> None:
+    gather = replace(AR, collective="all_gather")
+    assert gather.local_rows(40) == 10
+    assert replace(gather, local_first=False).local_rows(40) == 0
+    assert AR.local_rows(40) == 0
+
+
+def test_what_means_the_same_is_equal_once_resolved() -> None:
+    explicit = Problem(
+        64, 48, 32, "bfloat16", "all_reduce", 4, 0, "gemm_first", "bfloat16", 1, local_first=False
+    )
+    assert explicit != AR
+    assert explicit.resolved() == AR.resolved() == AR.resolved().resolved()
+    gather = replace(AR, collective="all_gather").resolved()
+    assert (gather.order, gather.row_multiple, gather.local_first) == ("collective_first", 4, True)
+    assert replace(AR, sent_dtype="float32").resolved() != AR.resolved()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"order": "collective_first"}, "order 'collective_first' of all_reduce is not gemm_first"),
+        ({"collective": "all_gather", "order": "gemm_first"}, "is not collective_first"),
+        ({"collective": "all_to_all", "order": "both"}, "gemm_first or collective_first"),
+        ({"collective": "reduce_scatter", "m": 66}, "m is 66, no multiple of 4 rows"),
+        ({"row_multiple": 48}, "m is 64, no multiple of 48 rows"),
+        ({"row_multiple": -1}, "row_multiple is -1"),
+        ({"epilogue_bytes": -1}, "epilogue_bytes is -1"),
+        ({"sent_dtype": "int8"}, "sent_dtype 'int8'"),
+        ({"m": 64.0}, "m is 64.0, not an integer"),
+        ({"n": "48"}, "n is '48', not an integer"),
+        ({"k": True}, "k is True, not an integer"),
+        ({"world_size": 0}, "a group has members"),
+        ({"world_size": None}, "world_size is None, not an integer"),
+        ({"dtype": "int32"}, "dtype 'int32'"),
+        ({"collective": "gossip"}, "collective 'gossip'"),
+    ],
+)
+def test_a_problem_that_cannot_be_is_refused(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(ProblemError, match=says):
+        replace(AR, **change)

@@ -1,0 +1,70 @@
+"""Merged, removed and hidden collectives over real gloo ranks: values and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed._functional_collectives as functional
+
+from tests.targets import SLOW_LINK
+
+ROWS, INNER, COLUMNS = 96, 64, 32
+
+
+class Copied(torch.autograd.Function):
+    """The identity, whose gradient is summed over the ranks."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        (gradient,) = gradients
+        return functional.all_reduce(gradient, "sum", dist.group.WORLD)
+
+
+def column_wise(x, weights, alone):
+    """Three column-wise layers of one input, and a collective among one rank."""
+    q, k, v = (Copied.apply(x) @ weight for weight in weights)
+    return functional.all_reduce(q.sin() * k.cos() + v, "sum", alone)
+
+
+def train(rank, rows):
+    """Errors of gradients against eager in float64 for several row counts, and what was done."""
+    import overlapc
+
+    groups = [dist.new_group([one]) for one in range(2)]
+    generator = torch.Generator().manual_seed(rank)
+    weights = [
+        torch.randn(INNER, COLUMNS, generator=generator, requires_grad=True) for _ in range(3)
+    ]
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        column_wise, backend="overlapc", options={"target": SLOW_LINK}, dynamic=len(rows) > 1
+    )
+    errors = []
+    for count in rows:
+        shared = torch.Generator().manual_seed(count)
+        x = torch.randn(count, INNER, generator=shared).requires_grad_()
+        slope = torch.randn(count, COLUMNS, generator=generator)
+        wide = [value.detach().double().requires_grad_() for value in (x, *weights)]
+        found = torch.autograd.grad(compiled(x, weights, groups[rank]), (x, *weights), slope)
+        exact = column_wise(wide[0], wide[1:], groups[rank])
+        wanted = torch.autograd.grad(exact, wide, slope.double())
+        errors += [
+            ((one.double() - other).norm() / other.norm()).item()
+            for one, other in zip(found, wanted, strict=True)
+        ]
+    codes = [(site.graph, site.code) for site in overlapc.report().sites]
+    return errors, codes
+
+
+@pytest.mark.parametrize("rows", [(ROWS,), (ROWS, 33, 128)], ids=["fixed", "varying"])
+def test_gradients_are_right_and_sent_once(two_ranks, rows):
+    for errors, codes in two_ranks.run(train, rows):
+        assert max(errors) < 1e-5
+        assert ("forward", "one_rank") in codes
+        backward = [code for graph, code in codes if graph == "backward"]
+        assert backward[-3:] == ["merged", "merged", "hidden_by_order"]

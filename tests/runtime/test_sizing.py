@@ -1,0 +1,105 @@
+"""What is planned for a call: sizes, dtypes and granules of each kind of chain."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from overlapc.errors import ProblemError
+from overlapc.planning.problem import Problem
+from overlapc.runtime.program import ROWS, WHOLE, Program, Step
+from overlapc.runtime.sizing import problem_of
+from tests.runtime.chains import chain
+from tests.runtime.programs import CAPACITY, CASES, EXPERTS, K, N, operand, value
+from tests.targets import SLOW_LINK
+
+RANKS = 2
+
+
+def problem(kind, name, units, receives=(), axis=0):
+    case = CASES[name]
+    is_consumer = kind.endswith("gemm")
+    program = case.consumer() if is_consumer else case.producer()
+    tensors = case.operands(units, torch.Generator())
+    if kind == "all_gather_gemm":
+        tensors[0] = tensors[0][: units // (1 if axis else RANKS)]
+    spec = chain(kind, program, SLOW_LINK, axis=axis)
+    shapes, dtypes = zip(*((t.shape, t.dtype) for t in tensors), strict=True)
+    return problem_of(spec, shapes, dtypes, RANKS, receives)
+
+
+PRODUCED = {"order": "gemm_first"}
+CONSUMED = {"order": "collective_first"}
+
+WANTED = {
+    ("gemm_all_reduce", "mm", 7): Problem(
+        7, N, K, "float32", "all_reduce", RANKS, **PRODUCED, sent_dtype="float32", row_multiple=1
+    ),
+    ("gemm_reduce_scatter", "addmm", 8): Problem(
+        8, N, K, "float32", "reduce_scatter", RANKS, **PRODUCED, sent_dtype="float32",
+        row_multiple=RANKS,
+    ),
+    # The sum of two GEMMs is one of twice the depth; their sum is written, the parts are not read.
+    ("gemm_reduce_scatter", "sum", 8): Problem(
+        8, N, 2 * K, "float32", "reduce_scatter", RANKS, 8 * N * 4, **PRODUCED,
+        sent_dtype="float32", row_multiple=RANKS,
+    ),
+    # A residual is read and three pointwise steps write, the last one in bfloat16.
+    ("gemm_all_reduce", "rich", 8): Problem(
+        8, N, K, "float32", "all_reduce", RANKS, 8 * N * (4 + 4 + 4 + 2), **PRODUCED,
+        sent_dtype="bfloat16", row_multiple=1,
+    ),
+    # Several GEMMs share what is gathered: their columns add up.
+    ("all_gather_gemm", "many", 8): Problem(
+        8, N + 1 + 5, K, "float32", "all_gather", RANKS, **CONSUMED, sent_dtype="float32",
+        row_multiple=RANKS,
+    ),
+    ("all_to_all_gemm", "fp8_rows", 8): Problem(
+        8, N, K, "float8_e4m3fn", "all_to_all", RANKS, **CONSUMED, sent_dtype="float8_e4m3fn",
+        row_multiple=RANKS,
+    ),
+    ("gemm_all_to_all", "fp8_rows", 8): Problem(
+        8, N, K, "float8_e4m3fn", "all_to_all", RANKS, **PRODUCED, sent_dtype="bfloat16",
+        row_multiple=RANKS,
+    ),
+    ("gemm_all_to_all", "grouped", 8): Problem(
+        8, N, K, "bfloat16", "all_to_all", RANKS, **PRODUCED, sent_dtype="bfloat16",
+        row_multiple=RANKS,
+    ),
+    # A batch is a unit of several rows.
+    ("gemm_all_to_all", "bmm", 6): Problem(
+        6 * CAPACITY, N, K, "float32", "all_to_all", RANKS, **PRODUCED, sent_dtype="float32",
+        row_multiple=CAPACITY * RANKS,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WANTED, ids=["-".join(map(str, case)) for case in WANTED])
+def test_a_chain_is_one_problem(case):
+    assert problem(*case) == WANTED[case]
+
+
+def test_columns_are_cut_by_whole_units_and_have_no_local_rows():
+    found = problem("all_gather_gemm", "bmm", EXPERTS, axis=1)
+    assert (found.m, found.k, found.row_multiple) == (EXPERTS * CAPACITY * RANKS, K, 2 * CAPACITY)
+    assert not found.local_first
+
+
+def test_uneven_rows_are_those_that_arrive():
+    found = problem("all_to_all_gemm", "mm", 12, receives=(3, 4))
+    assert (found.m, found.row_multiple) == (7, 1)
+
+
+@pytest.mark.parametrize(("units", "k", "n"), [(0, 4, 4), (4, 0, 4), (4, 4, 0)])
+def test_zero_sizes_are_problems(units, k, n):
+    mm = Program((ROWS, WHOLE), (Step("aten.mm.default", (operand(0), operand(1))),), value(0))
+    spec = chain("gemm_all_reduce", mm, SLOW_LINK)
+    found = problem_of(spec, [(units, k), (k, n)], [torch.float32] * 2, RANKS)
+    assert found.flops == 0
+    assert found.m == units
+
+
+def test_what_no_target_has_rates_for_is_no_problem():
+    spec = chain("gemm_all_reduce", CASES["mm"].producer(), SLOW_LINK)
+    with pytest.raises(ProblemError, match="int64"):
+        problem_of(spec, [(4, 4), (4, 4)], [torch.int64] * 2, RANKS)
