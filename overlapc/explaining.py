@@ -87,7 +87,7 @@ def _stub(options: Options, sites: list[Site]) -> Callable[..., Any]:
         graph_module.graph.eliminate_dead_code()
         kind = graph_kind()
         for graph in (*subgraphs(graph_module.graph), graph_module.graph):
-            compilation = Compilation(options, kind, targets.target_for)
+            compilation = Compilation(options, kind, targets.target_for, explains=True)
             run_passes(PIPELINE, graph, compilation)
             sites.extend(compilation.sites)
         return make_boxed_func(runnable)

@@ -25,7 +25,7 @@ PIPELINE: tuple[Pass, ...] = (
     # Order before chains: what independent work hides need not be cut.
     HideCollectives(),
     LeaveUnordered(),
-    # Chains first: a linear layer that feeds a collective belongs to its chain.
+    # Before linear layers: one that feeds a collective belongs to its chain.
     OverlapChains(),
     # Last: it ties down what the passes before it have put in.
     OrderCollectives(),

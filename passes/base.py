@@ -31,6 +31,8 @@ class Compilation:
     graph_id: str = ""
     """Hash of the graph before the first pass; sites are numbered under it."""
     sites: list[Site] = field(default_factory=list)
+    explains: bool = False
+    """Nothing is built: there is time to say more of each site."""
     taken: set[fx.Node] = field(default_factory=set)
     """Collectives whose site an earlier pass has reported, and that later ones leave alone."""
     modules: dict[str, str] = field(default_factory=dict)

@@ -15,7 +15,7 @@ from torch import fx
 
 from overlapc.codegen.module import module_text
 from overlapc.errors import GroupError, KernelError, OverlapcError, ProblemError, TargetError
-from overlapc.graphs.chain import Chain, operand_facts
+from overlapc.graphs.chain import Chain, operand_facts, symbolic_rows
 from overlapc.graphs.collectives import (
     Refusal,
     collective_starts,
@@ -29,6 +29,7 @@ from overlapc.graphs.nodes import hint_of, value_of, where
 from overlapc.graphs.producing import read_producer
 from overlapc.graphs.replacing import replace_chain
 from overlapc.passes.base import Compilation, Fuel
+from overlapc.planning.crossovers import crossovers_in
 from overlapc.planning.problem import Problem
 from overlapc.planning.schedule import Plan
 from overlapc.planning.target import Target
@@ -47,6 +48,7 @@ OPERATIONS = ("", "sum", "avg")
 
 # Row counts at which a site of symbolic size is tried: if none of them pays, none in between does.
 TRIED_ROWS = tuple(2**power for power in range(18))
+MOST_ROWS = TRIED_ROWS[-1]
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,10 @@ class OverlapChains:
         if decided.decision == "rewritten" and not Fuel.take(compilation.options):
             reason = "The fuel that option 'fuel' gives is used up."
             decided = replace(decided, decision="kept", reason=reason, code="fuel")
+        if compilation.explains and decided.plan.code != "forced":
+            decided = replace(
+                decided, reason=decided.reason + _by_rows(chain, decided, compilation)
+            )
         site = Site(
             id=compilation.next_site_id(),
             kind=chain.kind,
@@ -163,6 +169,20 @@ def decide(chain: Chain, compilation: Compilation) -> Decision | Refusal:
         reason = f"The rows vary, and at {pays[0].problem.m} it pays: {pays[0].reason}"
         return Decision("rewritten", plan, reason, "varying_rows")
     return Decision("rewritten", plan, plan.reason, plan.code)
+
+
+def _by_rows(chain: Chain, decided: Decision, compilation: Compilation) -> str:
+    """Where the schedule changes with rows that vary, in terms of their symbol; else nothing."""
+    rows = symbolic_rows(chain)
+    if rows is None:
+        return ""
+    target = compilation.target_for(chain.gemms[0].device, chain.collective.group)
+    high = max(1, MOST_ROWS // max(1, int(rows.subs(dict.fromkeys(rows.free_symbols, 1)))))
+    try:
+        found = crossovers_in(rows, decided.plan.problem, target, 1, high, by_groups=False)
+    except ProblemError:
+        return ""
+    return f" With {rows} rows: {found}"
 
 
 def _tried(problem: Problem) -> Iterator[Problem]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import prod
 
+import sympy
 import torch
 from torch import fx
 
-from overlapc.graphs.bands import Dim, Operand, refuse
+from overlapc.graphs.bands import Dim, Operand, refuse, shape_of
 from overlapc.graphs.collectives import Collective
 from overlapc.graphs.gemms import Gemm
 from overlapc.graphs.nodes import tensor_facts, value_of
@@ -76,3 +77,13 @@ def _reshaped(shape: tuple[int, ...], to: tuple[int, ...] | None) -> tuple[int, 
         return shape
     rest = prod(size for size in to if size != -1)
     return tuple(prod(shape) // max(rest, 1) if size == -1 else size for size in to)
+
+
+def symbolic_rows(chain: Chain) -> sympy.Expr | None:
+    """Return the rows of a chain's GEMM in terms of a symbol; None unless it is exactly one."""
+    shape = shape_of(chain.gemms[0].node)[:-1]
+    rows = prod(shape)
+    if isinstance(rows, int):
+        return None
+    expression = rows.node.expr
+    return expression if len(expression.free_symbols) == 1 else None

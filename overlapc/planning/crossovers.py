@@ -38,12 +38,12 @@ class Choice:
     groups: int
 
     @staticmethod
-    def of(plan: Plan) -> Choice:
-        """The choice that a plan makes."""
-        return Choice(plan.schedule, len(plan.rows))
+    def of(plan: Plan, *, by_groups: bool) -> Choice:
+        """The choice that a plan makes; groups are left out unless asked ``by_groups``."""
+        return Choice(plan.schedule, len(plan.rows) if by_groups else 0)
 
     def __str__(self) -> str:
-        return self.schedule if self.groups == 1 else f"{self.schedule} in {self.groups} groups"
+        return f"{self.schedule} in {self.groups} groups" if self.groups > 1 else self.schedule
 
 
 @dataclass(frozen=True)
@@ -82,18 +82,26 @@ class Crossovers:
         return f"{text}, up to {self.name} = {self.high}."
 
 
-def crossovers(problem: Problem, target: Target, low: int, high: int) -> Crossovers:
+def crossovers(
+    problem: Problem, target: Target, low: int, high: int, *, by_groups: bool = True
+) -> Crossovers:
     """How the plan of ``problem`` depends on its rows, from ``low`` to ``high``.
 
     The grid has the multiples of the problem's granule. Pointwise bytes grow with the rows. Raises
     ProblemError where no row count of the range is on the grid.
     """
     grid = range(-(-max(low, 1) // problem.granule) * problem.granule, high + 1, problem.granule)
-    return _crossovers("m", problem, target, grid, lambda rows: rows)
+    return _crossovers("m", problem, target, grid, lambda rows: rows, by_groups)
 
 
 def crossovers_in(
-    expression: sympy.Expr, problem: Problem, target: Target, low: int, high: int
+    expression: sympy.Expr,
+    problem: Problem,
+    target: Target,
+    low: int,
+    high: int,
+    *,
+    by_groups: bool = True,
 ) -> Crossovers:
     """The same for rows that are an expression in one symbol, which goes from ``low`` to ``high``.
 
@@ -112,7 +120,7 @@ def crossovers_in(
     rows_at = sympy.lambdify(symbol, expression, "math")
     rows = {value: round(rows_at(value)) for value in range(low, high + 1)}
     grid = [value for value, m in rows.items() if m > 0 and m % problem.granule == 0]
-    return _crossovers(str(symbol), problem, target, grid, rows.__getitem__)
+    return _crossovers(str(symbol), problem, target, grid, rows.__getitem__, by_groups)
 
 
 def _crossovers(
@@ -121,6 +129,7 @@ def _crossovers(
     target: Target,
     grid: Sequence[int],
     rows_at: Callable[[int], int],
+    by_groups: bool,
 ) -> Crossovers:
     if not grid:
         raise ProblemError(
@@ -133,7 +142,8 @@ def _crossovers(
     def choice(index: int) -> Choice:
         m = rows_at(grid[index])
         extra = problem.epilogue_bytes * m // problem.m if problem.m else 0
-        return Choice.of(plan(replace(problem, m=m, epilogue_bytes=extra), target))
+        varied = replace(problem, m=m, epilogue_bytes=extra)
+        return Choice.of(plan(varied, target), by_groups=by_groups)
 
     def between(left: int, right: int) -> Iterator[Crossover]:
         if choice(left) == choice(right):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -17,6 +20,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from overlapc.errors import OptionError
+from overlapc.planning.search import plan
 from tests.passes.catalogue import (
     COLUMNS,
     INNER,
@@ -196,3 +200,21 @@ def test_a_signaled_site_dumps_the_module_that_checks_itself(explained, tmp_path
         [sys.executable, str(module)], capture_output=True, text=True, timeout=100, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_explain_says_at_which_rows_the_schedule_changes(explained):
+    x = x3()
+    torch._dynamo.mark_dynamic(x, 1)
+    with torch.no_grad():
+        (site,) = explained(in_place, x, weight(), target=SLOW_LINK).report.sites
+    found = re.search(
+        r"With 4\*(s\d+) rows: serial at \1 = 1, chunked from \1 = (\d+)", site.reason
+    )
+    assert found is not None
+    changes = int(found[2])
+    schedules = [plan_of(site.plan.problem, 4 * n).schedule for n in (changes - 1, changes)]
+    assert schedules == ["serial", "chunked"]
+
+
+def plan_of(problem, rows):
+    return plan(dataclasses.replace(problem, m=rows), SLOW_LINK)

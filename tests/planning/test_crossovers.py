@@ -19,7 +19,7 @@ PROBLEM = Problem(512, 512, 256, "float32", "reduce_scatter", 2)
 
 
 def choice(rows: int) -> Choice:
-    return Choice.of(plan(replace(PROBLEM, m=rows), SLOW_LINK))
+    return Choice.of(plan(replace(PROBLEM, m=rows), SLOW_LINK), by_groups=True)
 
 
 def test_every_change_is_between_neighbours_and_none_is_missed_where_samples_are_dense() -> None:
@@ -83,7 +83,7 @@ def test_pointwise_bytes_grow_with_the_rows() -> None:
     found = crossovers(heavy, target, 2, 600)
     for change in found.changes:
         there = replace(heavy, m=change.rows, epilogue_bytes=change.rows * 4096)
-        assert Choice.of(plan(there, target)) == change.after
+        assert Choice.of(plan(there, target), by_groups=True) == change.after
 
 
 def test_a_range_without_rows_and_an_expression_without_one_symbol_are_errors() -> None:

@@ -108,6 +108,12 @@ def opcheck_results(rank):
             op = getattr(torch.ops.overlapc, kind).default
             checked = torch.library.opcheck(op, (*args, spec_of(kind, name, target).text()))
             results[kind, name] = set(checked.values())
+    for kind in ("gemm_all_to_all", "all_to_all_gemm"):
+        sends, receives = ((60, 40), (60, 7)) if rank == 0 else ((7, 20), (40, 20))
+        operands = CASES["mm"].operands(sum(sends), torch.Generator().manual_seed(rank))
+        args = operands, 1, list(receives), list(sends), "0", spec_of(kind, "mm").text()
+        op = getattr(torch.ops.overlapc, kind).default
+        results[kind, "uneven"] = set(torch.library.opcheck(op, args).values())
     return results
 
 
