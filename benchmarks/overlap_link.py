@@ -27,7 +27,7 @@ from benchmarks.user_namespace import rerun_if_it_helps
 MODULE = "benchmarks.overlap_link"
 SECONDS_PER_PAIR = {2: 10.0, 4: 8.0}
 SHAPES = {2: 12, 4: 5}
-CALIBRATION_SECONDS = 30.0
+CALIBRATION_SECONDS = 40.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

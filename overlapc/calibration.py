@@ -20,7 +20,7 @@ from overlapc.runtime.measuring import Bench
 Progress = Callable[[str, float], None]
 """Called with what is measured next, and the share of all that is done before it."""
 
-GEMM_SHARE, LINK_SHARE, BESIDE_SHARE = 0.2, 0.55, 0.1
+GEMM_SHARE, LINK_SHARE, BESIDE_SHARE = 0.15, 0.45, 0.2
 """Of the time allowed; the rest is for pipelines of both. Chosen: links vary more than cores."""
 
 SHIPPED_FOR = {
@@ -37,7 +37,7 @@ def calibrate(
     group: dist.ProcessGroup | None = None,
     *,
     collectives: Sequence[str] = COLLECTIVES,
-    seconds: float = 30.0,
+    seconds: float = 40.0,
     save: bool = True,
     progress: Progress | None = None,
 ) -> Target:
@@ -95,10 +95,12 @@ def _with_links(
         tell(_spoken(collective), GEMM_SHARE + LINK_SHARE * index / len(collectives))
         links.append(measure_link(bench, collective, seconds * LINK_SHARE / len(collectives)))
     done = GEMM_SHARE + LINK_SHARE
-    tell(f"GEMM beside {_spoken(collectives[0])}", done)
-    c, d = contention(bench, links[0], seconds * BESIDE_SHARE)
-    target = replace(target, links=tuple(links), compute_slowdown=c, link_slowdown=d)
-    done += BESIDE_SHARE
+    for index, link in enumerate(links):
+        tell(f"GEMM beside {_spoken(link.collective)}", done)
+        c, d = contention(bench, link, seconds * BESIDE_SHARE / len(links))
+        links[index] = replace(link, compute_slowdown=c, link_slowdown=d)
+        done += BESIDE_SHARE / len(links)
+    target = replace(target, links=tuple(links))
     pipelines = [(link, order) for link in links for order in orders_of(link.collective)]
     share = (1 - done) / len(pipelines)
     for link, order in pipelines:

@@ -117,7 +117,7 @@ def _add_plan(commands: Any) -> None:
 def _add_calibrate(commands: Any) -> None:
     text = "measure this machine and its process group, and store the target"
     calibrate = commands.add_parser("calibrate", help=text, description=text)
-    calibrate.add_argument("--seconds", type=_seconds, default=30.0, help="to measure for, about")
+    calibrate.add_argument("--seconds", type=_seconds, default=40.0, help="to measure for, about")
     calibrate.add_argument(
         "--collectives",
         nargs="+",

@@ -158,7 +158,7 @@ def choose(chains: Chains, exposed: list[Exposed]) -> dict[fx.Node, Hiding]:
             )
             hiding = chains.hiding(one.collective, one.target, one.world_size, cut_elsewhere)
             if hiding and hiding.pays(one.margin) and hiding.saved_seconds > one.cut.saved_seconds:
-                chains.take(one.collective, hiding, one.target)
+                chains.take(one.collective, hiding)
                 hidden[start], found = hiding, True
     return hidden
 

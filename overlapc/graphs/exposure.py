@@ -47,6 +47,8 @@ class Hiding:
     """Predicted, of the collective on an idle link."""
     saved_seconds: float
     """Of the two one after the other, under the target's contention."""
+    slowdowns: tuple[float, float]
+    """Of compute and of the collective, beside each other."""
 
     def pays(self, margin: float) -> bool:
         """Whether it saves at least that share of the two one after the other."""
@@ -63,6 +65,11 @@ def gemm_seconds(node: fx.Node, target: Target) -> float:
         return 0.0
 
 
+def sent_problem(collective: Collective, world_size: int) -> Problem:
+    """Return a problem of no rows that a target is asked about a collective with."""
+    return Problem(0, 1, 1, "float32", collective.name, world_size)
+
+
 def collective_seconds(collective: Collective, target: Target, world_size: int) -> float:
     """Return the predicted seconds of a collective on an idle link; 0 where it is unknown."""
     whole = collective.wait if collective.name == "all_gather" else collective.source
@@ -71,7 +78,7 @@ def collective_seconds(collective: Collective, target: Target, world_size: int) 
         return 0.0
     size = prod(facts.shape) * getattr(torch, facts.dtype).itemsize
     try:
-        link = target.link(Problem(0, 1, 1, "float32", collective.name, world_size))
+        link = target.link(sent_problem(collective, world_size))
     except OverlapcError:
         return 0.0
     return link.scaled(link.alone, size, world_size)
@@ -125,7 +132,10 @@ class Chains:
         None where nothing is independent, or the target cannot tell how long anything takes.
         """
         sent = collective_seconds(collective, target, world_size)
-        if not sent or not target.overlap_gains:
+        if not sent:
+            return None
+        problem = sent_problem(collective, world_size)
+        if not target.overlap_gains(problem):
             return None
         chosen: dict[fx.Node, float] = {}
         for node in self.independent(collective):
@@ -138,9 +148,9 @@ class Chains:
         if not chosen:
             return None
         computed = sum(chosen.values())
-        saved = sent + computed - together(sent, computed, target)
+        saved = sent + computed - together(sent, computed, *target.slowdowns(problem))
         nodes = tuple(sorted(chosen, key=self.places.__getitem__))
-        return Hiding(nodes, computed, sent, saved)
+        return Hiding(nodes, computed, sent, saved, target.slowdowns(problem))
 
     def _is_open(self, node: fx.Node, start: fx.Node) -> bool:
         """Whether a GEMM that may hide others already can hide this collective too.
@@ -151,9 +161,10 @@ class Chains:
         hides = self.hides.get(node)
         return not hides or self._next.get(start) in hides or self._last.get(start) in hides
 
-    def take(self, collective: Collective, hiding: Hiding, target: Target) -> None:
+    def take(self, collective: Collective, hiding: Hiding) -> None:
         """Let a collective be hidden: what hides it has to run between its start and its wait."""
-        computed = hiding.collective_seconds * target.link_slowdown / target.compute_slowdown
+        c, d = hiding.slowdowns
+        computed = hiding.collective_seconds * d / c
         share = min(1.0, computed / hiding.compute_seconds)
         for node in hiding.nodes:
             self.edges.add_edge(collective.start, node)
@@ -162,9 +173,8 @@ class Chains:
             self.used[node] = 1 - (1 - self.used.get(node, 0.0)) * (1 - share)
 
 
-def together(sent: float, computed: float, target: Target) -> float:
+def together(sent: float, computed: float, c: float, d: float) -> float:
     """Return the seconds of a collective and of compute that are started at once."""
-    c, d = target.compute_slowdown, target.link_slowdown
     return min(sent + computed, max(advance(0.0, sent, computed, 0.0, 0.0, c, d)))
 
 

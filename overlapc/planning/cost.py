@@ -111,7 +111,7 @@ class Costs:
     def slowdowns(self) -> tuple[float, float]:
         """``c`` and ``d`` of `advance`: how much slower the first and the second lane run beside
         each other."""
-        c, d = self.target.compute_slowdown, self.target.link_slowdown
+        c, d = self.target.slowdowns(self.problem)
         return (d, c) if self.problem.is_consumer else (c, d)
 
     def serial(self) -> float:
@@ -123,7 +123,7 @@ class Costs:
 
         Where that gains nothing it is the serial time: they can always take turns.
         """
-        c, d = self.target.compute_slowdown, self.target.link_slowdown
+        c, d = self.target.slowdowns(self.problem)
         sent, computed = self.alone(self.problem.m), self.gemm(self.problem.m)
         return min(max(advance(0.0, sent, computed, 0.0, 0.0, c, d)), self.serial())
 

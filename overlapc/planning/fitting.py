@@ -198,11 +198,13 @@ class SideBySide:
     """When the GEMMs were done, side by side."""
     sent: float
     """When the collectives were done, side by side."""
+    issued: float = 0.0
+    """When all collectives were started, which a backend may take its time for."""
 
     @property
     def compute_slowdown(self) -> float:
         """c, at least 1: the link was busy all the while that the GEMMs ran."""
-        return max(1.0, self.computed / self.compute_alone)
+        return max(1.0, (self.computed - self.issued) / self.compute_alone)
 
     @property
     def link_slowdown(self) -> float:

@@ -105,6 +105,10 @@ class Link:
     issue: Curve | None = None
     """Compute time of starting a call, where it grows with the bytes: added to the seconds above.
     None where starting a call blocks no one for long."""
+    compute_slowdown: float | None = None
+    """How much slower compute runs while this collective does; None as the target says for all."""
+    link_slowdown: float | None = None
+    """How much slower this collective runs while compute does; None as the target says for all."""
 
     def __post_init__(self) -> None:
         if self.collective not in COLLECTIVES:
@@ -113,6 +117,9 @@ class Link:
             raise ValueError("a link joins at least two ranks")
         if any(not value >= 0 for value in (self.issue_seconds, self.consumer_issue_seconds)):
             raise ValueError("issue_seconds cannot be negative")
+        slowdowns = (self.compute_slowdown, self.link_slowdown)
+        if any(value is not None and not value >= 1 for value in slowdowns):
+            raise ValueError("compute_slowdown and link_slowdown cannot be below 1")
 
     def scaled(self, seconds: Curve, size: int, world_size: int) -> float:
         """Seconds of ``seconds`` for ``size`` bytes among another number of ranks.

@@ -58,12 +58,13 @@ def too_small(problem: Problem, unit_rows: int) -> Reason:
     )
 
 
-def contention(target: Target) -> Reason:
+def contention(target: Target, problem: Problem) -> Reason:
     """Overlap is no faster than taking turns."""
+    c, d = target.slowdowns(problem)
     return Reason(
         "serial_contention",
-        f"Side by side, compute runs {target.compute_slowdown:.2f} and the link "
-        f"{target.link_slowdown:.2f} times slower, which is no better than taking turns.",
+        f"Side by side, compute runs {c:.2f} and the link {d:.2f} times slower, which is no better "
+        "than taking turns.",
     )
 
 

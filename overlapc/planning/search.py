@@ -75,8 +75,8 @@ def plan(
         return _signaled(costs)
     if schedule == "auto" and (tuned := target.tuned_for(problem)):
         return _cut(costs, tuned.rows, reasons.measured(tuned.seconds))
-    if schedule == "auto" and not target.overlap_gains:
-        return _serial(costs, reasons.contention(target))
+    if schedule == "auto" and not target.overlap_gains(problem):
+        return _serial(costs, reasons.contention(target, problem))
     unit = quantum(problem, target, max_units)
     rows = best_cut(costs, unit)
     if not rows:

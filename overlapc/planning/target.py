@@ -40,7 +40,7 @@ class Target:
     """Measured rates of one machine and its links. A plan is a function of a problem and this.
 
     While a collective is in flight, compute runs ``compute_slowdown`` times slower; while compute
-    runs, a collective runs ``link_slowdown`` times slower.
+    runs, a collective runs ``link_slowdown`` times slower. A link may have its own two factors.
     """
 
     name: str
@@ -90,10 +90,16 @@ class Target:
         text = json.dumps(to_value(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-    @property
-    def overlap_gains(self) -> bool:
+    def slowdowns(self, problem: Problem) -> tuple[float, float]:
+        """How much slower compute and the problem's collective run beside each other: c, d."""
+        link = self._nearest_link(problem)
+        c, d = (link.compute_slowdown, link.link_slowdown) if link else (None, None)
+        return c or self.compute_slowdown, d or self.link_slowdown
+
+    def overlap_gains(self, problem: Problem) -> bool:
         """Whether compute and link together do more than one of them alone: 1/c + 1/d > 1."""
-        return 1 / self.compute_slowdown + 1 / self.link_slowdown > 1
+        c, d = self.slowdowns(problem)
+        return 1 / c + 1 / d > 1
 
     @cached_property
     def _tuned(self) -> dict[Problem, TunedPlan]:

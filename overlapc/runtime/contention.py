@@ -59,12 +59,13 @@ def _side_by_side(calls: Calls, pairs: Sequence[Pair], compute: Callable[[], Any
     bench.rest()
     start = bench.now()
     works = calls.start(pairs)
+    issued = time.perf_counter() - start
     compute()
     bench.computed()
     computed = time.perf_counter() - start
     for work in works:
         work.wait()
-    return SideBySide(compute_alone, link_alone, computed, bench.now() - start)
+    return SideBySide(compute_alone, link_alone, computed, bench.now() - start, issued)
 
 
 def pipeline(bench: Bench, link: Link, order: str, seconds: float) -> Pipeline:

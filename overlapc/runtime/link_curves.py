@@ -41,7 +41,7 @@ class Train:
     """Some asynchronous calls that were started one right after the other."""
 
     seconds: float
-    """From the last rank's first start to the last end."""
+    """From the last rank's first start to the last end on any rank."""
     issued: float
     """To start one call."""
 
@@ -86,7 +86,7 @@ class Calls:
         issued = (time.perf_counter() - begun) / len(pairs)
         for work in works:
             work.wait()
-        return Train(self.bench.now() - start, issued)
+        return Train(self.bench.slowest(self.bench.now() - start), issued)
 
 
 def measure_link(bench: Bench, collective: str, seconds: float) -> Link:

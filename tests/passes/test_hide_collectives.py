@@ -361,7 +361,7 @@ def test_a_gemm_hides_no_more_than_its_time():
     one = chains.hiding(first, slow, 2)
     assert one is not None
     assert one.saved_seconds == pytest.approx(8.192e-3)
-    chains.take(first, one, slow)
+    chains.take(first, one)
     rest = chains.hiding(second, slow, 2)
     assert rest is not None
     assert rest.compute_seconds == pytest.approx(8.389e-3 - 8.192e-3, rel=1e-2)
@@ -456,7 +456,7 @@ def test_forgetting_what_is_used_up_is_caught(monkeypatch):
     chains = Chains(module.graph)
     one = chains.hiding(first, SLOW_LINK, 2)
     assert one is not None
-    chains.take(first, one, SLOW_LINK)
+    chains.take(first, one)
     chains.used.clear()
     again = chains.hiding(second, SLOW_LINK, 2)
     assert again is not None

@@ -127,7 +127,7 @@ MUTANTS = {
     "used_up": (
         Chains,
         "take",
-        lambda self, one, how, target: self.edges.add_edges_from(
+        lambda self, one, how: self.edges.add_edges_from(
             edge for node in how.nodes for edge in ((one.start, node), (node, one.wait))
         ),
     ),

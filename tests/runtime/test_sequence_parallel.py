@@ -1,0 +1,109 @@
+"""Gathers and scatters of a sequence-parallel plan through Inductor, on real gloo ranks."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed._functional_collectives as functional
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import parallelize_module
+
+import overlapc
+from tests.passes.test_overlap_chains import Block, sequence_plan
+from tests.targets import SLOW_LINK
+
+OPTIONS = {"target": SLOW_LINK, "overlap": "chunked"}
+"""A forced schedule: what the planner prefers on this link is tested elsewhere."""
+
+BATCH, ROWS, INNER = 4, 32, 64
+
+
+def error(found, wanted):
+    return ((found.double() - wanted).norm() / wanted.norm()).item()
+
+
+def train(rank, size):
+    """Errors of the output and of every gradient against the whole model in float64."""
+    torch.manual_seed(0)
+    whole = Block().double()
+    split = copy.deepcopy(whole).float()
+    mesh = init_device_mesh("cpu", (size,))
+    compiled = torch.compile(
+        parallelize_module(split, mesh, sequence_plan(1)), backend="overlapc", options=OPTIONS
+    )
+    x = torch.randn(BATCH, size * ROWS, INNER, dtype=torch.float64)
+    weights = torch.randn_like(x)
+    mine = slice(rank * ROWS, (rank + 1) * ROWS)
+    x32 = x[:, mine].float().requires_grad_()
+    x.requires_grad_()
+    found, wanted = compiled(x32), whole(x)
+    found = found.to_local() if isinstance(found, DTensor) else found
+    (found * weights[:, mine].float()).sum().backward()
+    (wanted * weights).sum().backward()
+    errors = {"output": error(found.detach(), wanted.detach()[:, mine])}
+    errors["input"] = error(x32.grad, x.grad[:, mine])
+    for name, parameter in split.named_parameters():
+        grad = parameter.grad.full_tensor()
+        errors[name] = error(grad, whole.get_parameter(name).grad)
+    sites = [site for site in overlapc.report().sites if site.calls]
+    return errors, {(site.graph, site.kind): dict(site.calls) for site in sites}
+
+
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.long)])
+def test_a_sequence_parallel_plan_trains_right(size, request):
+    ranks = request.getfixturevalue("two_ranks" if size == 2 else "four_ranks")
+    for errors, calls in ranks.run(train, size, timeout=160):
+        assert {name: value for name, value in errors.items() if not value < 1e-5} == {}
+        for graph in ("forward", "backward"):
+            for kind in ("all_gather_gemm", "gemm_reduce_scatter"):
+                assert calls[graph, kind] == {"chunked": 1}
+
+
+def varying_rows(rank, counts):
+    """Worst error over many row counts of a gather and a scatter, and how often it compiled."""
+    torch.manual_seed(0)
+    up, down = torch.randn(2, 48, 32).unbind()
+    group = dist.group.WORLD
+    counter = torch._dynamo.testing.CompileCounterWithBackend("overlapc")
+
+    def layer(x):
+        h = (functional.all_gather_tensor(x, 0, group) @ up.t()).relu()
+        return functional.reduce_scatter_tensor(h @ down, "sum", 0, group)
+
+    def counting(graph_module, example_inputs):
+        from overlapc.backend import backend
+
+        counter.frame_count += 1
+        return backend(graph_module, example_inputs, options={"target": SLOW_LINK})
+
+    compiled = torch.compile(layer, backend=counting, dynamic=True)
+    worst = 0.0
+    for rows in counts:
+        full = torch.randn(2 * rows, 32)
+        x = full[rank * rows : (rank + 1) * rows]
+        h = (full.double() @ up.double().t()).relu()
+        wanted = (2 * h @ down.double())[rank * rows : (rank + 1) * rows]
+        found = compiled(x)
+        assert found.shape == wanted.shape
+        worst = max(worst, error(found, wanted) if rows else 0.0)
+    return worst, counter.frame_count
+
+
+def test_five_hundred_row_counts_compile_once(two_ranks):
+    counts = [137, *torch.randperm(900)[:499].add(2).tolist()]
+    for worst, compiled in two_ranks.run(varying_rows, counts, timeout=120):
+        assert worst < 1e-5
+        assert compiled == 1
+
+
+def test_no_row_and_one_row(two_ranks):
+    """torch makes graphs of their own for sizes zero and one."""
+    for worst, compiled in two_ranks.run(varying_rows, [64, 0, 1, 0, 1, 2], timeout=120):
+        assert worst < 1e-5
+        assert compiled <= 3
+
+
