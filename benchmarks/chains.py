@@ -22,6 +22,10 @@ Start = Callable[[Tensor, Tensor, Group], dist.Work]
 """``start(received, sent, group)`` begins the collective; the result is there after ``wait``."""
 
 
+BOUND_PARTS = 4
+"""Of the collective in the second form of the bound."""
+
+
 @dataclass(frozen=True)
 class Operands:
     """Of one chain on one rank, and the operands of a collective that depends on no GEMM."""
@@ -93,6 +97,16 @@ class Chain:
         work = self.start(operands.received, operands.unrelated, group)
         out = F.linear(operands.whole, operands.weight)
         work.wait()
+        return out
+
+    def together_in_parts(self, operands: Operands, group: Group) -> Tensor:
+        """The same with the collective in parts: a large one may use a link less well."""
+        sent = operands.unrelated.tensor_split(BOUND_PARTS)
+        received = operands.received.tensor_split(BOUND_PARTS)
+        works = [self.start(r, s, group) for r, s in zip(received, sent, strict=True)]
+        out = F.linear(operands.whole, operands.weight)
+        for work in works:
+            work.wait()
         return out
 
     def _room_for(self, sent: Tensor, ranks: int) -> Tensor:

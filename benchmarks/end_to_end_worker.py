@@ -27,7 +27,7 @@ from benchmarks.end_to_end_model import (
 from benchmarks.end_to_end_rows import EAGER, INDUCTOR_AGAIN, EndRow, to_json
 from benchmarks.jobs import Job
 from benchmarks.overlap_rows import INDUCTOR, OVERLAPC
-from benchmarks.overlap_worker import calibrated, relative_error
+from benchmarks.overlap_worker import calibrated, checked, relative_error
 from benchmarks.paired import Samples, measure
 from benchmarks.ranks import GroupRanks, run_rank
 from examples.llama_bound import bound_of_model
@@ -42,6 +42,7 @@ MIN_ROUNDS, MAX_ROUNDS = 7, 25
 def measure_case(case: Case, job: Job, group: dist.ProcessGroup, target: Any | None) -> EndRow:
     """Compile, compare with eager, and time in one interleaved loop."""
     torch.compiler.reset()
+    before = known_sites(target)
     mesh = init_device_mesh("cpu", (group.size(),))
     llama = SHARDINGS[case.sharding](whole_model(), mesh)
     # Each compiler has a function of its own: one's code would not be compiled for the other.
@@ -62,6 +63,7 @@ def measure_case(case: Case, job: Job, group: dist.ProcessGroup, target: Any | N
         if group.rank() == 0:
             took = time.perf_counter() - start
             print(f"  {case}, {name}: first call in {took:.1f} s", flush=True)
+    checked(errors)
     timed = {n: step(llama, r, trains=case.trains) for n, r in runs.items() if n != EAGER}
     timed[INDUCTOR_AGAIN] = timed[INDUCTOR]
     samples = _timed(timed, job, group)
@@ -70,7 +72,7 @@ def measure_case(case: Case, job: Job, group: dist.ProcessGroup, target: Any | N
         with torch.no_grad():
             sites = prefill_sites(llama, group.size())
             bound = bound_of_model(sites, samples.median(INDUCTOR), group).seconds
-    return EndRow(str(case), job.rate, samples, errors, bound, sites_by_decision(target))
+    return EndRow(str(case), job.rate, samples, errors, bound, sites_by_decision(target, before))
 
 
 def _timed(timed: dict[str, Any], job: Job, group: dist.ProcessGroup) -> Samples:
@@ -81,13 +83,22 @@ def _timed(timed: dict[str, Any], job: Job, group: dist.ProcessGroup) -> Samples
     return measure(timed, ranks, rounds=rounds, seed=1)
 
 
-def sites_by_decision(target: Any | None) -> dict[str, int]:
+def known_sites(target: Any | None) -> set[str]:
+    """What this process has compiled so far."""
+    if target is None:
+        return set()
+    import overlapc
+
+    return {site.id for site in overlapc.report().sites}
+
+
+def sites_by_decision(target: Any | None, before: set[str]) -> dict[str, int]:
     """How many sites of each kind met which decision, as ``"kind decision"``."""
     if target is None:
         return {}
     import overlapc
 
-    sites = overlapc.report().sites
+    sites = [site for site in overlapc.report().sites if site.id not in before]
     return dict(Counter(f"{site.kind} {site.decision}" for site in sites))
 
 

@@ -12,7 +12,7 @@ from benchmarks.chains import CHAINS, Operands
 from benchmarks.cuts import fixed_candidates
 from benchmarks.jobs import Job
 from benchmarks.overlap_shapes import Pair
-from benchmarks.overlap_worker import plan_of, relative_error, run_pairs, timed
+from benchmarks.overlap_worker import checked, plan_of, relative_error, run_pairs, timed
 from benchmarks.paired import Samples
 from benchmarks.plan_quality_rows import PLAN, PLAN_AGAIN, QualityRow, finalists, to_json
 from benchmarks.ranks import run_rank
@@ -60,7 +60,7 @@ def measure_quality(
 
     everything = runs([name for name in cuts if name != PLAN_AGAIN])
     expected = everything["serial"]()
-    errors = {name: relative_error(run(), expected) for name, run in everything.items()}
+    errors = checked({name: relative_error(run(), expected) for name, run in everything.items()})
     seconds = FIRST_SHARE * job.seconds
     first = timed(everything, operands, job, group, seconds, FIRST_ROUNDS, seed=1)
     ours = [name for name in (PLAN, PLAN_AGAIN) if name in cuts]

@@ -57,6 +57,8 @@ def tune_chains(
         name = target_name(bench.device.type, bench.backend, bench.world_size)
         known = target or find_target(bench.device.type, bench.backend, bench.world_size)
         known, problems = bench.agree((known, _problems(chains, bench.world_size)))
+        # What the target has no rates for has no plans to choose from; if that is all, it is said.
+        problems = tuple(p for p in problems if not known.lacks(p)) or problems
         tuned = _tuned(bench, known, problems, run or _runner(bench), seconds, progress)
     others = tuple(plan for plan in known.tuned if plan.problem not in set(problems))
     best = replace(known, name=name, tuned=others + tuned)
@@ -128,6 +130,7 @@ def _best(bench: Bench, plans: Sequence[Plan], run: Runner, seconds: float) -> T
     taken = [round_of([*plans[i % len(plans) :], *plans[: i % len(plans)]]) for i in rounds]
     medians = {plan.rows: statistics.median(t[plan.rows] for t in taken) for plan in plans}
     serial, rows = (plans[0].problem.m,), min(medians, key=lambda rows: medians[rows])
-    if medians[rows] > (1 - TIE) * medians[serial]:
+    # By rounds: what disturbs a round disturbs both.
+    if statistics.median(t[rows] / t[serial] for t in taken) > 1 - TIE:
         rows = serial
     return TunedPlan(plans[0].problem, rows, medians[rows])

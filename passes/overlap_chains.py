@@ -15,7 +15,13 @@ from torch import fx
 
 from overlapc.codegen.module import module_text
 from overlapc.errors import GroupError, KernelError, OverlapcError, ProblemError, TargetError
-from overlapc.graphs.chain import Chain, operand_facts, symbolic_rows
+from overlapc.graphs.chain import (
+    Chain,
+    only_rows_vary,
+    operand_facts,
+    pointwise_steps,
+    symbolic_rows,
+)
 from overlapc.graphs.collectives import (
     Refusal,
     collective_starts,
@@ -32,6 +38,7 @@ from overlapc.passes.base import Compilation, Fuel
 from overlapc.planning.crossovers import crossovers_in
 from overlapc.planning.problem import Problem
 from overlapc.planning.schedule import Plan
+from overlapc.planning.search import MEASURED_MARGIN
 from overlapc.planning.target import Target
 from overlapc.reporting.records import Site
 from overlapc.runtime import ops  # registers torch.ops.overlapc
@@ -77,14 +84,9 @@ class OverlapChains:
             compilation.sites.append(site)
 
     def _site(self, graph: fx.Graph, start: fx.Node, compilation: Compilation) -> Site:
-        disabled = Refusal(start, "disabled", f"Option disable leaves out {self.name}.")
-        found = disabled if compilation.is_disabled(self.name) else match(start)
-        if isinstance(found, Refusal):
-            return _refused(start, found, compilation)
-        chosen = [(chain, decide(chain, compilation)) for chain in found]
-        # An all-to-all between two GEMMs may be either's: the one that gains more takes it.
-        chain, decided = max(chosen, key=lambda one: _gain(one[1]))
-        if isinstance(decided, Refusal):
+        chain, decided = self._decided(start, compilation)
+        if chain is None or isinstance(decided, Refusal):
+            assert isinstance(decided, Refusal)
             return _refused(start, decided, compilation, chain)
         if decided.decision == "rewritten" and not Fuel.take(compilation.options):
             reason = "The fuel that option 'fuel' gives is used up."
@@ -108,6 +110,22 @@ class OverlapChains:
         if site.decision == "rewritten":
             self._rewrite(graph, chain, site, compilation)
         return site
+
+    def _decided(
+        self, start: fx.Node, compilation: Compilation
+    ) -> tuple[Chain | None, Decision | Refusal]:
+        if compilation.is_disabled(self.name):
+            return None, Refusal(start, "disabled", f"Option disable leaves out {self.name}.")
+        try:
+            found = match(start)
+            if isinstance(found, Refusal):
+                return None, found
+            # An all-to-all between two GEMMs may be either's: the one that gains more takes it.
+            return max(((chain, decide(chain, compilation)) for chain in found), key=_gain)
+        except Exception as error:  # nothing is changed yet: the program is compiled without us
+            log.exception("a fault of overlapc at %s", where(start))
+            reason = f"A fault of overlapc, which its log tells, please report it: {error!r}."
+            return None, Refusal(start, "internal", reason)
 
     def _rewrite(self, graph: fx.Graph, chain: Chain, site: Site, compilation: Compilation) -> None:
         target = compilation.target_for(chain.gemms[0].device, chain.collective.group)
@@ -158,13 +176,21 @@ def decide(chain: Chain, compilation: Compilation) -> Decision | Refusal:
         plan = plan_call(target.fingerprint, schedule, problem)
     except (ProblemError, GroupError, TargetError) as error:
         return _no_plan(node, error)
-    pays = [plan] if plan.schedule != "serial" else []
-    is_static = all(gemm.static for gemm in chain.gemms)
-    if not is_static and not pays:
-        plans = (plan_call(target.fingerprint, schedule, other) for other in _tried(problem))
-        pays = [other for other in plans if other.schedule != "serial"]
+    # What only some ranks rewrite would hang: where rows differ by rank, or are a hint that may
+    # come from another rank's cache, these do not decide.
+    is_static = all(gemm.static for gemm in chain.gemms) and not chain.sends
+    try:
+        tried = [plan] if is_static else _tried_plans(problem, target, schedule)
+    except (ProblemError, TargetError) as error:
+        return _no_plan(node, error)
+    pays = [other for other in tried if _beats_inductor(other, target, chain)]
     if not pays and schedule == "auto":
-        return Decision("kept", plan, plan.reason, plan.code)
+        if plan.schedule == "serial":
+            return Decision("kept", plan, plan.reason, plan.code)
+        reason = (
+            "The plan pays only beside pointwise work that Inductor would fuse into one kernel."
+        )
+        return Decision("kept", plan, reason, "lost_fusion")
     if plan.schedule == "serial" and pays:
         reason = f"The rows vary, and at {pays[0].problem.m} it pays: {pays[0].reason}"
         return Decision("rewritten", plan, reason, "varying_rows")
@@ -180,27 +206,54 @@ def _by_rows(chain: Chain, decided: Decision, compilation: Compilation) -> str:
     high = max(1, MOST_ROWS // max(1, int(rows.subs(dict.fromkeys(rows.free_symbols, 1)))))
     try:
         found = crossovers_in(rows, decided.plan.problem, target, 1, high, by_groups=False)
-    except ProblemError:
+    except (ProblemError, NameError):  # a function of sizes that has no name here
         return ""
     return f" With {rows} rows: {found}"
+
+
+def _tried_plans(problem: Problem, target: Target, schedule: str) -> list[Plan]:
+    return [plan_call(target.fingerprint, schedule, other) for other in _tried(problem)]
+
+
+def _beats_inductor(plan: Plan, target: Target, chain: Chain) -> bool:
+    """Whether a cut pays beside a graph whose pointwise work is one kernel.
+
+    The op runs it step by step, and so does the serial plan that the cut is weighed against.
+    """
+    if plan.schedule == "serial":
+        return False
+    passes = pointwise_steps(chain)
+    if passes < 2 or not plan.problem.epilogue_bytes:
+        return True
+    fused = replace(plan.problem, epilogue_bytes=plan.problem.epilogue_bytes // passes)
+    serial = plan_call(target.fingerprint, "serial", fused).predicted_seconds
+    return plan.predicted_seconds < (1 - MEASURED_MARGIN) * serial
 
 
 def _tried(problem: Problem) -> Iterator[Problem]:
     multiple = problem.granule
     for rows in TRIED_ROWS:
         if rows >= multiple:
-            yield replace(problem, m=rows // multiple * multiple)
+            m = rows // multiple * multiple
+            extra = problem.epilogue_bytes * m // problem.m if problem.m else 0
+            yield replace(problem, m=m, epilogue_bytes=extra)
 
 
 def _no_plan(node: fx.Node, error: OverlapcError) -> Refusal:
     return Refusal(node, "no_plan", f"It cannot be planned: {error.what} Remedy: {error.remedy}.")
 
 
-def _gain(decided: Decision | Refusal) -> float:
-    """Predicted seconds that a decision saves; refusals come last."""
+def _gain(one: tuple[Chain, Decision | Refusal]) -> tuple[bool, float]:
+    """Whether a chain is rewritten, and the predicted seconds that it saves; refusals come last.
+
+    Seconds are no measure between ranks whose rows differ: there the first of equals is taken.
+    """
+    chain, decided = one
     if isinstance(decided, Refusal):
-        return -1.0
-    return decided.plan.serial_seconds - decided.plan.predicted_seconds
+        return False, -1.0
+    saved = decided.plan.serial_seconds - decided.plan.predicted_seconds
+    is_alike = only_rows_vary(chain) and not chain.sends
+    return decided.decision == "rewritten", saved if is_alike else 0.0
 
 
 def _problem(chain: Chain, target: Target, compilation: Compilation) -> Problem:
@@ -222,6 +275,7 @@ def specification(chain: Chain, target: Target, compilation: Compilation, site: 
         site=site,
         verify=options.verify,
         wait_seconds=options.agreement_seconds,
+        fixed=only_rows_vary(chain),
         axis=chain.axis,
         program=chain.program,
     )

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import fx
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from overlapc.graphs.bands import same
 from overlapc.graphs.collectives import Collective, Refusal
@@ -200,18 +199,6 @@ def _may_alias(node: fx.Node) -> bool:
     if not isinstance(node.target, torch._ops.OpOverload):
         return False
     return any(returned.alias_info is not None for returned in node.target._schema.returns)
-
-
-def is_contiguous(node: fx.Node) -> bool:
-    """Return whether a node's tensor is contiguous for every size."""
-    value, expected = value_of(node), 1
-    if not isinstance(value, torch.Tensor):
-        return False
-    for size, stride in zip(reversed(value.shape), reversed(value.stride()), strict=True):
-        if not statically_known_true(stride == expected):
-            return False
-        expected = expected * size
-    return True
 
 
 def clone(graph: fx.Graph, node: fx.Node, before: fx.Node) -> fx.Node:

@@ -17,7 +17,7 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from overlapc.graphs.collectives import Refusal
-from overlapc.graphs.nodes import ORDERED_VIEWS, is_random, value_of
+from overlapc.graphs.nodes import ORDERED_VIEWS, is_contiguous, is_random, value_of
 from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
 
 aten = torch.ops.aten
@@ -138,14 +138,15 @@ class Builder:
     def pointwise(self, node: fx.Node) -> Band:
         """Add a pointwise op or cast of which at least one operand is known."""
         shape = shape_of(node)
-        lead = lead_of(shape, self.rows)
+        alike = [self.bands[n] for n in node.all_input_nodes if n in self.bands]
+        alike = [band for band in alike if same(band.shape, shape)]
+        # Where a dimension of size one stands next to the rows, shapes alone do not tell.
+        lead = alike[0].lead if alike else lead_of(shape, self.rows)
         if lead is None:
             refuse(node, "not_rowwise", BROADCASTS.format(node.target))
         args = tuple(self._argument(node, arg, shape, lead) for arg in node.args)
         kwargs = [(k, self._argument(node, v, shape, lead)) for k, v in node.kwargs.items()]
-        known = [self.bands[n] for n in node.all_input_nodes if n in self.bands]
-        alike = [band.dims for band in known if same(band.shape, shape)]
-        dims = alike[0] if alike else dims_of(node, shape)
+        dims = alike[0].dims if alike else dims_of(node, shape)
         ref = self.step(node.target, args, kwargs)
         if len(self.steps) > MOST_STEPS:
             refuse(node, "too_long", f"More than {MOST_STEPS} ops stand in one chain.")
@@ -182,8 +183,7 @@ class Builder:
 def is_view(node: fx.Node) -> bool:
     """Return whether a node keeps the order of its input's elements."""
     if node.target is aten.clone.default:
-        value = value_of(node)
-        return isinstance(value, torch.Tensor) and value.is_contiguous()
+        return is_contiguous(node)
     if node.target is aten.expand.default:  # of nothing: matmul puts it before a batched GEMM
         return same(shape_of(node), shape_of(node.all_input_nodes[0]))
     return node.target in ORDERED_VIEWS

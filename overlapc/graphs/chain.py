@@ -13,7 +13,7 @@ from overlapc.graphs.bands import Dim, Operand, refuse, shape_of
 from overlapc.graphs.collectives import Collective
 from overlapc.graphs.gemms import Gemm
 from overlapc.graphs.nodes import tensor_facts, value_of
-from overlapc.runtime.program import Program
+from overlapc.runtime.program import ROWS, Program
 
 
 @dataclass(frozen=True)
@@ -87,3 +87,20 @@ def symbolic_rows(chain: Chain) -> sympy.Expr | None:
         return None
     expression = rows.node.expr
     return expression if len(expression.free_symbols) == 1 else None
+
+
+def only_rows_vary(chain: Chain) -> bool:
+    """Return whether every size but the rows of operands is a number."""
+    return all(
+        isinstance(size, int)
+        for operand in chain.operands
+        if operand.shape is None
+        for size in shape_of(operand.node)[1 if operand.mode == ROWS else 0 :]
+    )
+
+
+def pointwise_steps(chain: Chain) -> int:
+    """Return how many steps of a chain's program are neither GEMMs nor views."""
+    gemms = {str(gemm.node.target) for gemm in chain.gemms} | {"aten.mm.default"}
+    views = ("aten.reshape.default", "aten.view.dtype")
+    return sum(step.op not in gemms and step.op not in views for step in chain.program.steps)

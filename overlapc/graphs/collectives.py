@@ -18,6 +18,10 @@ NAMES = {
 """The collectives that are read, by the op that starts them, as `planning.problem` names them."""
 
 
+COMMUNICATING = ("overlapc", "_c10d_functional", "_dtensor")
+"""Namespaces whose ops all communicate, but for waits."""
+
+
 @dataclass(frozen=True)
 class Refusal:
     """Why a collective may not be rewritten: the node, a stable code, and one sentence."""
@@ -58,7 +62,7 @@ def collective_starts(graph: fx.Graph) -> list[fx.Node]:
     return [
         node
         for node in graph.nodes
-        if _namespace(node) in ("overlapc", "_c10d_functional") and node.target is not wait
+        if _namespace(node) in COMMUNICATING and node.target is not wait
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from overlapc.graphs.bands import (
     Band,
@@ -76,7 +77,8 @@ def _consumer(collective: Collective, ranks: int) -> Chain:
     # What lies before the moved tensor is read by that alone, and goes with it.
     gone = {collective.start, collective.wait, base, *between(collective.wait, base)}
     gone |= {split.whole, *between(collective.wait, split.whole)}
-    receives, sends = splits_of(collective)
+    outer = (builder.bands[base].dims or ())[: split.dim] if axis == 0 else ()
+    receives, sends = splits_of(collective, by_rows=axis == 0 and not outer)
     program = builder.program(None, [builder.bands[node].ref for node in kept])
     return Chain(
         kind=KINDS[collective.name],
@@ -86,12 +88,12 @@ def _consumer(collective: Collective, ranks: int) -> Chain:
         operands=tuple(builder.operands),
         results=tuple(Result(node, dims_or_refuse(node, builder.bands[node])) for node in kept),
         axis=axis,
-        outer=(builder.bands[base].dims or ())[: split.dim] if axis == 0 else (),
+        outer=outer,
         receives=receives,
         sends=sends,
         dead=ordered(dead | gone | set(kept) | set(sizes), graph),
         sizes=sizes,
-        trim=_trim(split, axis),
+        trim=_trim(split, axis, builder.bands[base].lead),
     )
 
 
@@ -102,12 +104,17 @@ def _is_batched(gemm: fx.Node) -> bool:
 
 def _is_free(gemm: fx.Node, below: set[fx.Node], walk: Walk) -> bool:
     """Whether a GEMM needs nothing else of what follows the collective: else it comes later."""
+    left = left_of(gemm)
+    if sum(arg is left for arg in gemm.args) > 1:
+        return False
+    if any(node in below for node in gemm.all_input_nodes if node is not left):
+        return False
     nodes, waiting = {gemm}, [gemm]
     while waiting:
         node = waiting.pop()
         for source in node.all_input_nodes:
             if source in below and source not in nodes:
-                if not walk.leads(source) or (node is gemm and source is not left_of(gemm)):
+                if not walk.leads(source):
                     return False
                 nodes.add(source)
                 if not walk.is_end(source):
@@ -164,7 +171,10 @@ def _consumer_builder(
     rest = shape[lead:]
     if axis == 1:
         part = shape_of(split.whole)[split.dim]
-        if shape[lead] == ranks and split.whole.target is not torch.ops.aten.cat.default:
+        if (
+            statically_known_true(shape[lead] == ranks)
+            and split.whole.target is not torch.ops.aten.cat.default
+        ):
             rest = (ranks * shape[lead + 1], *shape[lead + 2 :])
             part = rest[0]
         operand = (-1, *fixed(base, (part // ranks, *rest[1:])))
@@ -209,11 +219,14 @@ def _consumer_axis(split: Split, band: Band, collective: Collective) -> int:
     return 1 if split.dim == band.lead else 0
 
 
-def _trim(split: Split, axis: int) -> Trim | None:
+def _trim(split: Split, axis: int, lead: int) -> Trim | None:
     if split.trim is None:
         return None
     if axis == 1:
         refuse(split.trim, "trimmed", "Rows are trimmed inside the batches of a batched GEMM.")
-    end = split.trim.args[3]
-    assert isinstance(end, int | fx.Node)
+    if split.dim != lead - 1:
+        refuse(split.trim, "trimmed", "Rows are trimmed along another dimension than their last.")
+    end = split.trim.args[3] if len(split.trim.args) > 3 else None
+    if not isinstance(end, int | fx.Node):
+        refuse(split.trim, "trimmed", "Nothing says how much is trimmed.")
     return Trim(split.dim, end)

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from overlapc.graphs.bands import Band, Builder, Dim, Size, constant, fixed, refuse, shape_of
+from overlapc.graphs.bands import Band, Builder, Dim, Size, constant, fixed, refuse, same, shape_of
 from overlapc.graphs.nodes import tensor_facts
 from overlapc.runtime.program import OFFSETS, ROWS, WHOLE, Ref
 
@@ -71,7 +72,8 @@ def is_shared(node: fx.Node) -> bool:
     if right.target is not aten.expand.default:
         return False
     source = shape_of(right.all_input_nodes[0])
-    return len(source) == 2 or source[0] == 1
+    is_one = len(source) == 2 or statically_known_true(source[0] == 1)
+    return is_one and same(source[-2:], shape_of(right)[-2:])
 
 
 def rows_of(node: fx.Node) -> int | torch.SymInt:
@@ -102,6 +104,8 @@ def read_gemm(node: fx.Node) -> Gemm:
 
 def add_gemm(builder: Builder, node: fx.Node, left: Band | None = None) -> Band:
     """Add a GEMM to a program: of ``left``, or of its left operand's rows."""
+    if left is None and not statically_known_true(rows_of(node) == builder.rows):
+        refuse(node, "unlike_gemms", "The sum is of GEMMs with different rows or dtypes.")
     builder.bands[node] = (
         _shared(builder, node, left) if is_shared(node) else _gemm(builder, node, left)
     )
@@ -172,7 +176,7 @@ def _scale_mode(node: fx.Node, form: Form, place: int) -> str:
     scale = shape_of(_node(node.args[place]))
     if all(size == 1 for size in scale if isinstance(size, int)) and _is_static(scale):
         return WHOLE
-    if len(scale) == 2 and scale[1] == 1:
+    if len(scale) == 2 and statically_known_true(scale[1] == 1):
         return ROWS
     return refuse(node, "block_scales", "The scales are of blocks, not of rows or of the tensor.")
 

@@ -14,6 +14,7 @@ from torch import fx
 from torch._functorch._aot_autograd.logging_utils import get_aot_graph_name
 from torch._library.fake_class_registry import FakeScriptObject
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 try:  # torch >= 2.12 says it without a guard under this name
     from torch.fx.experimental.symbolic_shapes import optimization_hint
@@ -133,6 +134,18 @@ def descendants(nodes: Iterable[fx.Node], without: Iterable[fx.Node] = ()) -> se
                 reached.add(user)
                 waiting.append(user)
     return reached
+
+
+def is_contiguous(node: fx.Node) -> bool:
+    """Return whether a node's tensor is contiguous for every size."""
+    value, expected = value_of(node), 1
+    if not isinstance(value, torch.Tensor):
+        return False
+    for size, stride in zip(reversed(value.shape), reversed(value.stride()), strict=True):
+        if not statically_known_true(stride == expected):
+            return False
+        expected = expected * size
+    return True
 
 
 def add_call(graph: fx.Graph, target: Any, args: tuple[Any, ...], like: fx.Node) -> fx.Node:

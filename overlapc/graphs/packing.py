@@ -113,13 +113,13 @@ def _slice_piece(node: fx.Node):  # noqa: ANN202 - as above
 
 def read_slice(node: fx.Node) -> tuple[fx.Node, int, object] | None:
     """Return (tensor, dimension, start) of a slice with step one, else None."""
-    if node.target is not aten.slice.Tensor or (len(node.args) > 4 and node.args[4] != 1):
+    if node.target is not aten.slice.Tensor or node.kwargs or node.args[4:] not in ((), (1,)):
         return None
     whole, dim, start = (*node.args, 0, 0)[:3]
     assert isinstance(whole, fx.Node)
     assert isinstance(dim, int)
     known = value_of(start) if isinstance(start, fx.Node) else start
-    return whole, dim % len(shape_of(whole)), known or 0
+    return whole, dim % len(shape_of(whole)), 0 if known is None else known
 
 
 def _permuted_to_front(node: fx.Node, ranks: int) -> Split | None:
@@ -129,10 +129,10 @@ def _permuted_to_front(node: fx.Node, ranks: int) -> Split | None:
     whole, order = node.args
     assert isinstance(whole, fx.Node)
     assert isinstance(order, list | tuple)
-    dim = int(order[0])  # type: ignore[arg-type]
-    others = [index for index in range(len(order)) if index != dim]
-    is_moved = list(order[1:]) == others and shape_of(whole)[dim] == ranks
-    return Split(whole, dim) if is_moved else None
+    dim, *rest = (int(index) % len(order) for index in order)  # type: ignore[arg-type]
+    is_moved = rest == [index for index in range(len(order)) if index != dim]
+    is_cut = statically_known_true(shape_of(whole)[dim] == ranks)
+    return Split(whole, dim) if is_moved and is_cut else None
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
@@ -145,10 +145,10 @@ def _concatenated(wait: fx.Node, ranks: int) -> Split | None:
     pieces = list(below.users)
     if len(pieces) == 1 and pieces[0].target in (aten.split.Tensor, aten.split_with_sizes.default):
         pieces = list(pieces[0].users)
-    cats = {user for piece in pieces for user in piece.users}
-    if len(cats) != 1:
+    cats = {_only_user(piece) for piece in pieces}
+    cat = cats.pop() if len(cats) == 1 else None
+    if cat is None:
         return None
-    cat = cats.pop()
     taken = _pieces_of_cat(cat, None)
     cut = _cut_evenly(taken, ranks) if taken is not None else None
     if cut is None or cut.whole is not below or cut.dim != 0:
@@ -168,12 +168,14 @@ def _below_views(node: fx.Node) -> fx.Node:
 def _permuted_from_front(wait: fx.Node, ranks: int) -> Split | None:
     """``view[ranks, ..].permute(dimension 0 to another place)``."""
     view = _only_user(wait)
-    if view is None or not is_view(view) or shape_of(view)[0] != ranks:
+    if view is None or not is_view(view) or not statically_known_true(shape_of(view)[0] == ranks):
         return None
     moved = _only_user(view)
     if moved is None or moved.target is not aten.permute.default:
         return None
-    order = list(moved.args[1])  # type: ignore[arg-type]
+    given = moved.args[1]
+    assert isinstance(given, list | tuple)
+    order = [int(index) % len(given) for index in given]  # type: ignore[arg-type]
     dim = order.index(0)
     others = [index for index in range(len(order)) if index != 0]
     if [index for index in order if index != 0] != others:

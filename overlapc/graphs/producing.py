@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from overlapc.graphs.algebra import mutates
 from overlapc.graphs.bands import RANDOM, Band, Builder, Dim, Refused, is_view, refuse, shape_of
 from overlapc.graphs.chain import Chain, Result
 from overlapc.graphs.collectives import Collective, Refusal
@@ -60,12 +61,13 @@ def _producer(collective: Collective, ranks: int) -> Chain:
     dead = dead_of({*builder.bands, *views, *packing}, ends, collective.start.graph)
     kept = [node for node in builder.bands if node not in dead and not is_view(node)]
     _check_acyclic(builder, kept, sizes, collective)
+    _check_unmutated(builder, collective)
     axis, outer = _axis(split, band, collective)
     sent = band.ref if is_reduced else _before_view(builder, band, axis, ranks)
     program = builder.program(sent, [builder.bands[node].ref for node in kept])
     results = [Result(collective.wait, _sent_dims(collective, split, band), views)]
     results += [Result(node, dims_or_refuse(node, builder.bands[node])) for node in kept]
-    receives, sends = splits_of(collective)
+    receives, sends = splits_of(collective, by_rows=axis == 0 and not outer)
     return Chain(
         kind=KINDS[collective.name],
         collective=collective,
@@ -109,10 +111,24 @@ def _check_acyclic(
                 f"The GEMM's result is also read by {operand.node.target}, which the collective "
                 "needs in turn.",
             )
+    if any(isinstance(size, fx.Node) and size in below for size in collective.sends):
+        refuse(collective.start, "other_users", "How much is sent depends on what is sent.")
     if any(operand.node in builder.bands for operand in builder.operands):
         refuse(
             collective.start, "other_users", "One GEMM of the chain reads what another one gives."
         )
+
+
+def _check_unmutated(builder: Builder, collective: Collective) -> None:
+    """A GEMM is computed where the collective starts: nothing may be written to until there."""
+    waiting = set(builder.bands)
+    for node in collective.start.graph.nodes:
+        if node is collective.start:
+            return
+        if node in waiting:
+            waiting.discard(node)
+        elif len(waiting) < len(builder.bands) and mutates(node):
+            refuse(node, "mutation", f"{node.target} writes between the GEMM and the collective.")
 
 
 def _axis(split: Split, band: Band, collective: Collective) -> tuple[int, tuple[Dim, ...]]:

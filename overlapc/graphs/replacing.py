@@ -69,8 +69,10 @@ class _Sizes:
     def replace(self, asked: fx.Node, dim: Dim) -> None:
         """Let others say what ``asked`` said."""
         self.replaced[asked] = self.of(dim)
-        if isinstance(self.replaced[asked], fx.Node):
-            asked.replace_all_uses_with(self.replaced[asked])
+        size = self.replaced[asked]
+        for user in list(asked.users):
+            user.args = fx.map_arg(user.args, lambda n: size if n is asked else n)
+            user.kwargs = fx.map_arg(user.kwargs, lambda n: size if n is asked else n)
 
     def of(self, dim: Dim) -> int | fx.Node:
         """Return a size as an argument."""

@@ -16,6 +16,8 @@ from overlapc.graphs.nodes import descendants, value_of
 FARTHEST = 24
 """Views and pointwise ops that a walk passes on its way to a GEMM."""
 
+FOUND = -1
+
 
 @dataclass
 class Walk:
@@ -24,16 +26,19 @@ class Walk:
     is_end: Callable[[fx.Node], bool]
     takes_all: bool = False
     """Go through every input that leads to an end."""
-    found: dict[fx.Node, bool] = field(default_factory=dict)
+    found: dict[fx.Node, int] = field(default_factory=dict)
+    """``FOUND``, or the smallest depth from which no end was found."""
 
     def leads(self, node: fx.Node, depth: int = 0) -> bool:
         """Whether an end is above ``node``, or it is one."""
-        if node not in self.found:
+        # What was not found from farther away may be found from here.
+        if self.found.get(node, FARTHEST + 1) > depth:
             passes = depth < FARTHEST and (is_view(node) or is_pointwise(node))
-            self.found[node] = self.is_end(node) or (
+            is_found = self.is_end(node) or (
                 passes and any([self.leads(n, depth + 1) for n in node.all_input_nodes])
             )
-        return self.found[node]
+            self.found[node] = FOUND if is_found else depth
+        return self.found[node] == FOUND
 
     def inputs(self, node: fx.Node) -> list[fx.Node]:
         """The inputs through which the walk goes on.
@@ -113,10 +118,17 @@ def dims_or_refuse(node: fx.Node, band: Band) -> tuple[Dim, ...] | None:
 Splits = tuple[int | fx.Node, ...]
 
 
-def splits_of(collective: Collective) -> tuple[Splits, Splits]:
-    """Return what an all-to-all receives and sends, empty where all parts are alike."""
+def splits_of(collective: Collective, *, by_rows: bool) -> tuple[Splits, Splits]:
+    """Return what an all-to-all receives and sends, empty where that is even on every rank.
+
+    Equal numbers say nothing of other ranks; one symbol for all parts does. Other layouts than rows
+    have no other splits than even ones.
+    """
     sizes = (*collective.receives, *collective.sends)
     known = [value_of(size) if isinstance(size, fx.Node) else size for size in sizes]
-    if all(statically_known_true(size == known[0]) for size in known):
+    is_even = all(statically_known_true(size == known[0]) for size in known)
+    if not by_rows and not is_even:
+        refuse(collective.start, "uneven_layout", "Uneven parts are of another layout than rows.")
+    if is_even and (not by_rows or any(isinstance(size, fx.Node) for size in sizes) or not sizes):
         return (), ()
     return collective.receives, collective.sends

@@ -8,6 +8,7 @@ that comes and goes between two samples that agree is not seen.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -22,6 +23,14 @@ from overlapc.planning.target import Target
 
 if TYPE_CHECKING:
     import sympy
+
+INTEGER_FUNCTIONS = {
+    "FloorDiv": operator.floordiv,
+    "CleanDiv": operator.floordiv,
+    "Mod": operator.mod,
+    "PythonMod": operator.mod,
+}
+"""Functions that torch's sizes have beside those of sympy, by name: planning does not import it."""
 
 SAMPLES = 33
 """Row counts that are planned in any case, evenly spaced in their logarithm."""
@@ -117,7 +126,7 @@ def crossovers_in(
             remedy="put numbers in place of the others",
         )
     (symbol,) = expression.free_symbols
-    rows_at = sympy.lambdify(symbol, expression, "math")
+    rows_at = sympy.lambdify(symbol, expression, [INTEGER_FUNCTIONS, "math"])
     rows = {value: round(rows_at(value)) for value in range(low, high + 1)}
     grid = [value for value, m in rows.items() if m > 0 and m % problem.granule == 0]
     return _crossovers(str(symbol), problem, target, grid, rows.__getitem__, by_groups)

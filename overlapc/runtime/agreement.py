@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import median_low
 from weakref import WeakKeyDictionary
 
 import torch.distributed as dist
@@ -28,15 +27,15 @@ class Cut:
 _agreed: WeakKeyDictionary[dist.ProcessGroup, dict[str, Cut]] = WeakKeyDictionary()
 
 
-def common_cut(group: dist.ProcessGroup, chain: str, sizes: str, mine: Cut, seconds: float) -> Cut:
+def common_cut(group: dist.ProcessGroup, site: str, sizes: str, mine: Cut, seconds: float) -> Cut:
     """Return ``mine`` if every rank would cut the same, else one group for everything.
 
     A shard of uneven size has other sizes on some ranks, and so may have another plan. ``sizes``
     are those that the collective wants equal: ranks that differ in them are an error. Asked once
-    for each chain and sizes, which all ranks come to in the same order.
+    for each site and sizes, which all ranks come to in the same order.
     """
     known = _agreed.setdefault(group, {})
-    key = f"{chain} {sizes}"
+    key = f"{site} {sizes}"
     if key not in known:
         values = groups.exchange(group, f"{sizes} in {mine}", seconds)
         if len({value.partition(" in ")[0] for value in values}) > 1:
@@ -46,25 +45,31 @@ def common_cut(group: dist.ProcessGroup, chain: str, sizes: str, mine: Cut, seco
     return known[key]
 
 
-def known_cut(group: dist.ProcessGroup, chain: str) -> Cut | None:
-    """Return what ``common_count`` returned for the chain, or None if it was not asked."""
-    return _agreed.get(group, {}).get(chain)
+def known_cut(group: dist.ProcessGroup, site: str) -> Cut | None:
+    """Return what ``common_count`` returned for the site, or None if it was not asked."""
+    return _agreed.get(group, {}).get(site)
 
 
-def common_count(group: dist.ProcessGroup, chain: str, mine: Cut, seconds: float) -> Cut:
-    """Return into how many portions all ranks cut every block of an uneven all-to-all.
+def common_count(group: dist.ProcessGroup, site: str, mine: Cut, seconds: float) -> Cut:
+    """Return in which proportion all ranks cut every block of an uneven all-to-all.
 
     Sizes differ by rank and by call, so the ranks' wishes at the first call are compared, and the
-    middle one is kept for the chain. The rows of the cut only say how many groups there are.
+    one with the middle number of groups is kept for the site.
     """
-    values = groups.exchange(group, f"uneven {len(mine.rows)} {mine.schedule}", seconds)
-    wishes = [value.split() for value in values]
-    if any(wish[0] != "uneven" for wish in wishes):
+    wish = f"uneven {mine.schedule} {','.join(map(str, mine.rows))}"
+    values = groups.exchange(group, wish, seconds)
+    if any(not value.startswith("uneven ") for value in values):
         groups.raise_disagreement(group, values, what="some send evenly, and others do not")
-    count, schedule = median_low((int(count), schedule) for _, count, schedule in wishes)
-    cut = Cut(schedule, (1,) * count)
-    _remember(_agreed.setdefault(group, {}), chain, cut)
+    wishes = sorted(map(_read_wish, values), key=lambda cut: (len(cut.rows), str(cut)))
+    cut = wishes[(len(wishes) - 1) // 2]
+    _remember(_agreed.setdefault(group, {}), site, cut)
     return cut
+
+
+def _read_wish(value: str) -> Cut:
+    _, schedule, rows = value.split()
+    # A rank that has no rows now wishes for nothing; blocks that come later are one group.
+    return Cut(schedule, tuple(max(1, int(count)) for count in rows.split(",")))
 
 
 def _remember(known: dict[str, Cut], key: str, cut: Cut) -> None:

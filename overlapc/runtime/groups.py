@@ -115,7 +115,7 @@ def exchange(group: dist.ProcessGroup, value: str, seconds: float) -> list[str]:
     Works through the group's store: nothing is sent on the group itself, so members that would
     issue different collectives still meet here. ``DisagreementError`` after ``seconds``.
     """
-    if group.size() == 1 or backend_name(group) == "fake":
+    if group.size() == 1 or _is_fake(group):
         return [value]  # a fake group has no other members to ask
     talk = _talks.get(group)
     if talk is None:
@@ -129,6 +129,10 @@ def exchange(group: dist.ProcessGroup, value: str, seconds: float) -> list[str]:
             "failed or is still compiling (option agreement_seconds)",
         )
     return values
+
+
+def _is_fake(group: dist.ProcessGroup) -> bool:
+    return any(group._get_backend(d).name().lower() == "fake" for d in group._device_types)
 
 
 def _said(values: list[str]) -> str:

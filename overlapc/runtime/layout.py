@@ -8,7 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from overlapc.runtime.units import Box, Range, Units, band, dealt, portions, ranges
+from overlapc.runtime.units import (
+    WHOLE_SHARE,
+    Box,
+    Range,
+    Share,
+    Units,
+    band,
+    dealt,
+    portions,
+    ranges,
+)
 
 
 @dataclass(frozen=True)
@@ -100,10 +110,10 @@ def everything(units: int) -> Units:
 def producer_parts(deal: Dealing, counts: Sequence[int]) -> list[Part]:
     """Return the groups of a producer: ``counts`` units each, of every rank where dealt by rank.
 
-    Of an uneven all-to-all ``counts`` only says how many groups there are.
+    Of an uneven all-to-all ``counts`` only says in which proportion every block is cut.
     """
     if deal.is_uneven:
-        return [_uneven_producer(deal, group, len(counts)) for group in range(len(counts))]
+        return [_uneven_producer(deal, share) for share in shares(counts)]
     if len(counts) == 1:
         return [_whole_producer(deal)]
     parts = []
@@ -122,15 +132,20 @@ def _whole_producer(deal: Dealing) -> Part:
     return Part(everything(deal.units), packed, everything(landed))
 
 
-def _uneven_producer(deal: Dealing, group: int, groups: int) -> Part:
+def shares(counts: Sequence[int]) -> list[Share]:
+    """Return each group's share of a block that is cut in the proportion of ``counts``."""
+    return [(start, end, sum(counts)) for start, end in ranges(counts)]
+
+
+def _uneven_producer(deal: Dealing, share: Share) -> Part:
     everyone = range(deal.ranks)
-    computed = portions(deal.sends, group, groups, everyone)
+    computed = portions(deal.sends, share, everyone)
     return Part(
         computed,
         everything(computed.count),
-        portions(deal.receives, group, groups, everyone),
-        _shares(deal.receives, group, groups),
-        _shares(deal.sends, group, groups),
+        portions(deal.receives, share, everyone),
+        _sizes(deal.receives, share),
+        _sizes(deal.sends, share),
     )
 
 
@@ -142,9 +157,9 @@ def consumer_parts(deal: Dealing, counts: Sequence[int]) -> tuple[Local | None, 
     if not counts:
         return None, [_whole_consumer(deal)]
     if deal.is_uneven:
-        parts = [_uneven_consumer(deal, group, len(counts)) for group in range(len(counts))]
-        computed = portions(deal.receives, 0, 1, [deal.me])
-        return Local(computed, portions(deal.sends, 0, 1, [deal.me])), parts
+        parts = [_uneven_consumer(deal, share) for share in shares(counts)]
+        computed = portions(deal.receives, WHOLE_SHARE, [deal.me])
+        return Local(computed, portions(deal.sends, WHOLE_SHARE, [deal.me])), parts
     parts = [_even_consumer(deal, start, end) for start, end in ranges(counts)]
     if not deal.by_rank:
         return None, parts
@@ -181,17 +196,18 @@ def _whole_consumer(deal: Dealing) -> Part:
     return Part(everything(deal.units), everything(each), landed)
 
 
-def _uneven_consumer(deal: Dealing, group: int, groups: int) -> Part:
-    receives = _shares(deal.receives, group, groups)
+def _uneven_consumer(deal: Dealing, share: Share) -> Part:
+    receives = _sizes(deal.receives, share)
     return Part(
-        portions(deal.receives, group, groups, deal.others),
-        portions(deal.sends, group, groups, range(deal.ranks)),
-        portions(receives, 0, 1, deal.others),
+        portions(deal.receives, share, deal.others),
+        portions(deal.sends, share, range(deal.ranks)),
+        portions(receives, WHOLE_SHARE, deal.others),
         receives,
-        _shares(deal.sends, group, groups),
+        _sizes(deal.sends, share),
     )
 
 
-def _shares(sizes: Sequence[int], group: int, groups: int) -> tuple[int, ...]:
-    """Units of a group's portion of every block."""
-    return tuple(size * (group + 1) // groups - size * group // groups for size in sizes)
+def _sizes(sizes: Sequence[int], share: Share) -> tuple[int, ...]:
+    """Units of a share of every block."""
+    low, high, whole = share
+    return tuple(size * high // whole - size * low // whole for size in sizes)

@@ -79,7 +79,7 @@ def _new_caller(group: dist.ProcessGroup, text: str) -> Caller:
     chains = _chains.setdefault(group, {})
     if spec.key not in chains:
         chains[spec.key] = Chain.of(spec)
-    caller = _callers[group][text] = Caller(chains[spec.key], calls_of(spec.site))
+    caller = _callers[group][text] = Caller(chains[spec.key], text, calls_of(spec.site))
     return caller
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 
 import torch
 import torch.distributed as dist
 
 from overlapc.errors import ProblemError
+from overlapc.planning.problem import Problem
 from overlapc.planning.schedule import Plan
 from overlapc.runtime import agreement, checking, groups, signaled
 from overlapc.runtime.agreement import Cut
@@ -65,6 +67,49 @@ class Chain:
         return cls(spec, Sender(spec.collective, spec.reduce))
 
 
+class Met(Enum):
+    """What the ranks of a group know of each other's calls of a site."""
+
+    ALIKE = "alike"
+    """All but rows is equal on all ranks at every call, so that each plans what the others do."""
+    UNLIKE = "unlike"
+    """Sizes that are not moved differ by rank, or may: each plan is asked for."""
+
+
+def meet(
+    chain: Chain,
+    group: dist.ProcessGroup,
+    operands: Operands,
+    outer: int,
+    receives: Sizes,
+    sends: Sizes,
+) -> Met | None:
+    """Compare a site's first call with the other ranks'; None where there is nothing to send."""
+    spec = chain.spec
+    try:
+        deal = checking.dealing_of(spec, operands, outer, receives, sends, group)
+        if deal.is_uneven:
+            return Met.UNLIKE  # how blocks are cut is asked for by itself
+        mine = _described(chain, operands, deal)
+    except Exception as error:
+        # Who waits for this rank shall fail as well.
+        groups.exchange(group, f"refused: {error}", spec.wait_seconds)
+        raise
+    if not deal.units:
+        return None
+    values = groups.exchange(group, mine, spec.wait_seconds)
+    if len({value.partition(" by ")[0] for value in values}) > 1:
+        groups.raise_disagreement(group, values, what="the sizes of a call differ")
+    return Met.ALIKE if spec.fixed and len(set(values)) == 1 else Met.UNLIKE
+
+
+def _described(chain: Chain, operands: Operands, deal: Dealing) -> str:
+    """What is moved, and by which GEMM."""
+    text = checking.sizes_text(deal, *_rests(chain, operands, deal).moved)
+    problem = _problem(chain.spec, operands, deal)
+    return f"{text} by {f'{problem.n}x{problem.k} {problem.dtype}' if problem else 'no GEMM'}"
+
+
 def prepare(
     chain: Chain,
     group: dist.ProcessGroup,
@@ -72,8 +117,12 @@ def prepare(
     outer: int,
     receives: Sizes,
     sends: Sizes,
+    site: str,
 ) -> Ready:
-    """Check the operands, plan for them, and agree with the other ranks how to cut them."""
+    """Check the operands, plan for them, and agree with the other ranks how to cut them.
+
+    Without a ``site`` the ranks are known to plan alike, and nothing is asked.
+    """
     spec = chain.spec
     try:
         deal = checking.dealing_of(spec, operands, outer, receives, sends, group)
@@ -85,7 +134,7 @@ def prepare(
     text = checking.sizes_text(deal, *rests.moved)
     if spec.verify:
         checking.verify(group, deal, text, spec.wait_seconds)
-    cut, plan = _cut(chain, group, operands, deal, text)
+    cut, plan = _cut(chain, group, operands, deal, text, site)
     counts = _counts(cut, deal, plan)
     by_columns = spec.axis == 1 and spec.collective != "all_reduce"
     if spec.is_consumer:
@@ -95,7 +144,9 @@ def prepare(
     else:
         run = _producer(chain, deal, rests, counts, by_columns)
     kernel = None
-    if plan is not None and plan.schedule == cut.schedule == "signaled":
+    # A rank that has no kernel sends the groups of the cut: the kernel has to send the same.
+    is_cut = plan is not None and (plan.schedule, plan.rows) == (cut.schedule, cut.rows)
+    if plan is not None and is_cut and plan.schedule == "signaled":
         kernel = signaled.kernel_of(spec, plan, operands, chain.sender.options)
     schedule = "serial" if cut.schedule == "serial" or len(counts) == 1 else "chunked"
     return Ready(schedule, deal, text, run, kernel)
@@ -139,31 +190,37 @@ def _rests(chain: Chain, operands: Operands, deal: Dealing) -> Rests:
 
 def _plan(spec: ChainSpec, operands: Operands, deal: Dealing) -> Plan | None:
     """Return this rank's plan; None where it is one group, for nothing else is possible."""
+    problem = _problem(spec, operands, deal)
+    return plan_call(spec.target, spec.schedule, problem) if problem else None
+
+
+def _problem(spec: ChainSpec, operands: Operands, deal: Dealing) -> Problem | None:
     grouped = OFFSETS in spec.program.modes
     if grouped and deal.outer > 1:
         return None  # a group's rows would not be in the order that the offsets count
     shapes, dtypes = [t.shape for t in operands], [t.dtype for t in operands]
     try:
-        problem = problem_of(spec, shapes, dtypes, deal.ranks, deal.receives)
+        return problem_of(spec, shapes, dtypes, deal.ranks, deal.receives)
     except ProblemError:
         return None  # nothing is planned for this dtype
-    return plan_call(spec.target, spec.schedule, problem)
 
 
 def _cut(
-    chain: Chain, group: dist.ProcessGroup, operands: Operands, deal: Dealing, text: str
+    chain: Chain, group: dist.ProcessGroup, operands: Operands, deal: Dealing, text: str, site: str
 ) -> tuple[Cut, Plan | None]:
     """Return how all ranks cut the call, and what this rank planned for it if it had to."""
     spec, seconds = chain.spec, chain.spec.wait_seconds
-    if deal.is_uneven and (known := agreement.known_cut(group, spec.key)):
+    # One recompiles where another does not, when sizes differ by rank: the site is no key then.
+    blocks = f"{spec.key} {operands[-1].shape}"
+    if deal.is_uneven and (known := agreement.known_cut(group, blocks)):
         return known, None
     plan = _plan(spec, operands, deal)
     mine = Cut("serial", (deal.units,)) if plan is None else Cut(plan.schedule, plan.rows)
     if deal.is_uneven:
-        return agreement.common_count(group, spec.key, mine, seconds), plan
-    if not deal.units:
+        return agreement.common_count(group, blocks, mine, seconds), plan
+    if not deal.units or not site:
         return mine, plan
-    return agreement.common_cut(group, spec.key, text, mine, seconds), plan
+    return agreement.common_cut(group, site, text, mine, seconds), plan
 
 
 def _counts(cut: Cut, deal: Dealing, plan: Plan | None) -> Sizes:

@@ -48,6 +48,8 @@ class ChainSpec:
     """Compare sizes across ranks before every call."""
     wait_seconds: float = 60.0
     """How long members wait for each other when they compare."""
+    fixed: bool = False
+    """Columns and contracted sizes are the same at every call: only rows vary."""
     axis: int = 0
     """Dimension of ``[units, ...]`` that is scattered or gathered: 0, or 1 of every unit."""
 

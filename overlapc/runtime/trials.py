@@ -141,12 +141,17 @@ class Trial:
 
     def _wait_for(self, in_flight: Sequence[_Started]) -> float:
         """Wait for transfers; the seconds for which this rank computed nothing meanwhile."""
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()
+        self._computed()
         start = time.perf_counter()
         for started in in_flight:
             started.work.wait()
-        return self._now() - start
+        # Not for the whole device: later transfers may still be on their way.
+        self._computed()
+        return time.perf_counter() - start
+
+    def _computed(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
 
     def _now(self) -> float:
         if self.device.type == "cuda":

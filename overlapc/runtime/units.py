@@ -173,15 +173,22 @@ def _areas(start: int, end: int, inner: int) -> Iterator[tuple[Range, Range]]:
             start += stop - column
 
 
-def portions(sizes: Sequence[int], group: int, groups: int, ranks: Sequence[int]) -> Units:
-    """Return the ``group``-th of so many equal portions of the blocks of some ranks.
+Share = tuple[int, int, int]
+"""Of a block: from where to where, in units of which the whole block has so many."""
+
+WHOLE_SHARE: Share = (0, 1, 1)
+
+
+def portions(sizes: Sequence[int], share: Share, ranks: Sequence[int]) -> Units:
+    """Return a share of the blocks of some ranks.
 
     Block r has ``sizes[r]`` units. Who sends a block cuts it as who receives it does.
     """
+    low, high, whole = share
     blocks = ranges(sizes)
     boxes = []
     for start, end in (blocks[rank] for rank in ranks):
         size = end - start
-        part = (start + size * group // groups, start + size * (group + 1) // groups)
+        part = (start + size * low // whole, start + size * high // whole)
         boxes.append(Box((0, 1), (0, 1), part))
     return Units((1, 1, sum(sizes)), tuple(boxes))

@@ -146,7 +146,32 @@ def trimmed_residual(x, w, r):
     return (all_gather(x, 0)[: 2 * BATCH * ROWS - 3] * r) @ w.t()
 
 
+def trimmed_batches(x, w):
+    return F.linear(all_gather(x, 0)[: 2 * BATCH - 1], w).relu().sum(0)
+
+
+def read_twice(x, w):
+    full = plain_all_gather(x)
+    return F.linear(torch.cat([full[:BATCH], full[BATCH:]], 1), w), full + 1
+
+
+def squared(x):
+    full = all_gather(x, 0)
+    return full @ full
+
+
+def unlike_batches(x, w, a, v):
+    return all_reduce(x @ w.t() + torch.bmm(a, v).view(-1, COLUMNS))
+
+
 REFUSALS = {
+    "trimmed_batches": Spelling(trimmed_batches, lambda: (x3(), weight()), ("!trimmed",)),
+    "squared": Spelling(squared, lambda: (torch.randn(32, 64),), ("!other_users",)),
+    "unlike_batches": Spelling(
+        unlike_batches,
+        lambda: (x2(), weight(), x3(), torch.randn(BATCH, INNER, COLUMNS)),
+        ("!unlike_gemms",),
+    ),
     "max": Spelling(reduced_by("max"), lambda: (x3(), weight()), ("!reduction",), None, 1),
     "min": Spelling(reduced_by("min"), lambda: (x3(), weight()), ("!reduction",), None, 1),
     "product": Spelling(reduced_by("product"), lambda: (x3(), weight()), ("!reduction",), None, 1),

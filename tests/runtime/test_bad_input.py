@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from overlapc.errors import KernelError, OverlapcError
-from overlapc.runtime import ops, reference
+from overlapc.runtime import reference
 from overlapc.runtime.program import ROWS, WHOLE, Program, Step
 from overlapc.runtime.sending import Sender
 from overlapc.runtime.spec import ChainSpec
@@ -228,15 +228,33 @@ def test_verify_is_a_clear_error_on_every_rank(two_ranks, name):
 
 
 def even_and_uneven(rank):
+    """Equal parts on one rank do not say that they are equal on another."""
+    sizes = ([4, 6], [4, 6]) if rank else ([4, 4], [4, 4])
+    operands = tensors(10 if rank else 8, seed=rank)
+    found, again = (
+        call(spec("gemm_all_to_all", site="mixed.0", options="mixed"), operands, 1, *sizes)[0]
+        for _ in range(2)
+    )
+    assert torch.equal(found, again)
+    splits = [4, 6] if rank else [4, 4]
+    wanted = torch.empty(sum(splits), 6)
+    dist.all_to_all_single(wanted, operands[0] @ operands[1], splits, splits)
+    return (found - wanted).abs().max().item()
+
+
+def test_a_rank_that_sends_equal_parts_meets_one_that_does_not(fresh_ranks):
+    assert max(fresh_ranks.run(even_and_uneven)) < 1e-5
+
+
+def even_by_its_graph(rank):
     sizes = ([4, 4], [4, 4]) if rank else ([], [])
-    ops._chains.clear()
     with pytest.raises(OverlapcError, match=r"the sizes of a call differ|send evenly"):
-        call(spec("gemm_all_to_all", site="mixed.0", options="mixed"), tensors(8), 1, *sizes)
+        call(spec("gemm_all_to_all", site="apart.0", options="apart"), tensors(8), 1, *sizes)
     return True
 
 
-def test_ranks_that_send_evenly_and_unevenly_are_told_apart(fresh_ranks):
-    assert fresh_ranks.run(even_and_uneven) == [True, True]
+def test_graphs_that_are_even_and_uneven_are_told_apart(fresh_ranks):
+    assert fresh_ranks.run(even_by_its_graph) == [True, True]
 
 
 # Specifications

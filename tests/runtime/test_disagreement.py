@@ -189,6 +189,7 @@ def pair_of_stores(monkeypatch):
 
     class Member:
         group_name = "pair"
+        _device_types = ()
 
         def __init__(self, rank):
             self.mine = rank

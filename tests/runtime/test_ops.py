@@ -14,6 +14,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from overlapc.planning.problem import Problem
+from overlapc.planning.search import plan
 from overlapc.runtime import agreement, callers, ops, preparing
 from overlapc.runtime.plans import plan_call
 from overlapc.runtime.program import Program
@@ -227,13 +229,42 @@ def test_a_destroyed_group_is_not_held(two_ranks):
 
 def test_sites_that_do_the_same_share_what_is_worked_out(fake_group):
     for site in ("first.0", "second.0"):
-        call(
-            spec_of("gemm_all_reduce", "mm", site=site), operands_of("gemm_all_reduce", "mm", 64, 2)
-        )
-    key = spec_of("gemm_all_reduce", "mm", site="").text()
+        spec = spec_of("gemm_all_reduce", "mm", site=site, fixed=True)
+        call(spec, operands_of("gemm_all_reduce", "mm", 64, 2))
+    key = spec_of("gemm_all_reduce", "mm", site="", fixed=True).text()
     assert set(ops._chains[fake_group]) == {key}
     assert len(ops._chains[fake_group][key].ready) == 1
     assert ops.calls_of("first.0").total() == ops.calls_of("second.0").total() == 1
+
+
+def cuts_of_two_sites(rank, fixed, uneven):
+    """Rows that are sent by two sites that move the same and compute differently."""
+    found = []
+    for site, k in (("wide.0", 512), ("narrow.0", 4 if uneven and rank else 16)):
+        spec = spec_of("gemm_all_reduce", "mm", fixed=fixed, site=f"{site}.{fixed}.{uneven}")
+        generator, started = torch.Generator().manual_seed(rank), []
+        operands = [torch.randn(512, k, generator=generator), torch.randn(k, 96)]
+        with recorded_starts(started):
+            call(spec, operands)
+        planned = plan(Problem(512, 96, k, "float32", "all_reduce", 2), SLOW_LINK)
+        found.append(([len(tensor) for _, tensor, *_ in started], list(planned.rows)))
+    return found
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_sites_that_move_the_same_follow_their_own_plans(fixed, two_ranks):
+    first, second = two_ranks.run(cuts_of_two_sites, fixed, False)
+    assert first == second
+    assert all(sent == planned for sent, planned in first)
+    assert first[0] != first[1]
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_ranks_that_compute_differently_send_alike(fixed, two_ranks):
+    """A shard of uneven size has another plan on some ranks: then all run serial."""
+    first, second = two_ranks.run(cuts_of_two_sites, fixed, True)
+    assert first[1][1] != second[1][1]
+    assert first[1][0] == second[1][0] == [512]
 
 
 def test_every_kind_has_its_trial():

@@ -105,5 +105,3 @@ def test_no_row_and_one_row(two_ranks):
     for worst, compiled in two_ranks.run(varying_rows, [64, 0, 1, 0, 1, 2], timeout=120):
         assert worst < 1e-5
         assert compiled <= 3
-
-

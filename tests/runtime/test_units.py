@@ -37,7 +37,7 @@ def some_units():
     yield from (dealt(*one) for one in grids())
     yield from (dealt(grid, start, end, [(0, 1)]) for grid, start, end in grids())
     yield band(2, 5, 9)
-    yield portions([3, 0, 7], 1, 3, [0, 2])
+    yield portions([3, 0, 7], (1, 2, 3), [0, 2])
 
 
 def test_take_and_put_are_what_slices_say():
