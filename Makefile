@@ -43,7 +43,7 @@ format: setup ## let ruff lay out the code and mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup ## GEMM and all-reduce over a rate-limited link, against serial and the bound
+bench: setup ## GEMMs and collectives over a rate-limited link, against serial and the bound
 	$(BIN)/python -m benchmarks.overlap_link
 
 gpu: ## check, then time one PART on a GPU (no set-up, at most nine minutes)
