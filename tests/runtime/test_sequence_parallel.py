@@ -45,6 +45,7 @@ def train(rank, size):
     (found * weights[:, mine].float()).sum().backward()
     (wanted * weights).sum().backward()
     errors = {"output": error(found.detach(), wanted.detach()[:, mine])}
+    assert x.grad is not None
     errors["input"] = error(x32.grad, x.grad[:, mine])
     for name, parameter in split.named_parameters():
         grad = parameter.grad.full_tensor()
