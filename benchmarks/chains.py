@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.distributed as dist
@@ -101,8 +102,12 @@ class Chain:
 
     def together_in_parts(self, operands: Operands, group: Group) -> Tensor:
         """The same with the collective in parts: a large one may use a link less well."""
-        sent = operands.unrelated.tensor_split(BOUND_PARTS)
-        received = operands.received.tensor_split(BOUND_PARTS)
+        rows, arrived = operands.unrelated.size(0), operands.received.size(0)
+        step = group.size() if self.collective == "all_to_all" else 1
+        ends = [rows // step * part // BOUND_PARTS * step for part in range(BOUND_PARTS + 1)]
+        sizes = [end - start for start, end in pairwise(ends)]
+        sent = operands.unrelated.split(sizes)
+        received = operands.received.split([size * arrived // rows for size in sizes])
         works = [self.start(r, s, group) for r, s in zip(received, sent, strict=True)]
         out = F.linear(operands.whole, operands.weight)
         for work in works:
