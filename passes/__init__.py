@@ -17,6 +17,7 @@ from overlapc.passes.leave_unordered import LeaveUnordered
 from overlapc.passes.merge_collectives import MergeCollectives
 from overlapc.passes.order_collectives import OrderCollectives
 from overlapc.passes.overlap_chains import OverlapChains
+from overlapc.passes.split_all_reduces import SplitAllReduces
 
 PIPELINE: tuple[Pass, ...] = (
     # Algebra first: what need not be sent need not be overlapped.
@@ -25,6 +26,8 @@ PIPELINE: tuple[Pass, ...] = (
     # Order before chains: what independent work hides need not be cut.
     HideCollectives(),
     LeaveUnordered(),
+    # Halves are collectives like others: the next pass overlaps them.
+    SplitAllReduces(),
     # Before linear layers: one that feeds a collective belongs to its chain.
     OverlapChains(),
     # Last: it ties down what the passes before it have put in.

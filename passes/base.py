@@ -35,6 +35,8 @@ class Compilation:
     """Nothing is built: there is time to say more of each site."""
     taken: set[fx.Node] = field(default_factory=set)
     """Collectives whose site an earlier pass has reported, and that later ones leave alone."""
+    notes: dict[fx.Node, str] = field(default_factory=dict)
+    """What an earlier pass says of a collective, as one more sentence of its reason."""
     modules: dict[str, str] = field(default_factory=dict)
     """Text of the Triton module that is generated for a site, by the site's identifier."""
 
@@ -70,9 +72,10 @@ def add_site(
 
 
 class Pass(Protocol):
-    """Valid graph in, valid graph out, same values; every site it looked at is in ``sites``.
+    """Valid graph in, valid graph out, same values; every site it decided on is in ``sites``.
 
-    A pass that the options disable reports its sites all the same, and changes nothing.
+    A pass that the options disable changes nothing and decides on nothing, so that later passes do;
+    ``overlap_chains``, which is asked about whatever is left, reports it as refused.
     """
 
     @property

@@ -95,6 +95,8 @@ class OverlapChains:
             decided = replace(
                 decided, reason=decided.reason + _by_rows(chain, decided, compilation)
             )
+        if start in compilation.notes:
+            decided = replace(decided, reason=f"{decided.reason} {compilation.notes[start]}")
         site = Site(
             id=compilation.next_site_id(),
             kind=chain.kind,
@@ -222,12 +224,17 @@ def _beats_inductor(plan: Plan, target: Target, chain: Chain) -> bool:
     """
     if plan.schedule == "serial":
         return False
-    passes = pointwise_steps(chain)
-    if passes < 2 or not plan.problem.epilogue_bytes:
+    if pointwise_steps(chain) < 2 or not plan.problem.epilogue_bytes:
         return True
-    fused = replace(plan.problem, epilogue_bytes=plan.problem.epilogue_bytes // passes)
-    serial = plan_call(target.fingerprint, "serial", fused).predicted_seconds
+    serial = inductor_seconds(plan.problem, target, chain)
     return plan.predicted_seconds < (1 - MEASURED_MARGIN) * serial
+
+
+def inductor_seconds(problem: Problem, target: Target, chain: Chain) -> float:
+    """Predicted seconds where nothing is overlapped, and pointwise work is one kernel."""
+    passes = max(1, pointwise_steps(chain))
+    fused = replace(problem, epilogue_bytes=problem.epilogue_bytes // passes)
+    return plan_call(target.fingerprint, "serial", fused).predicted_seconds
 
 
 def _tried(problem: Problem) -> Iterator[Problem]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from overlapc.planning.curve import Curve
 from overlapc.planning.problem import COLLECTIVES
 from overlapc.planning.rates import GemmRates, Link
@@ -29,5 +31,18 @@ def machine(name: str, bytes_per_second: float, *, world_sizes: tuple[int, ...] 
     )
 
 
+def with_halves(target: Target) -> Target:
+    """The same, but a reduce-scatter or an all-gather takes half as long as an all-reduce."""
+    links = []
+    for link in target.links:
+        points = link.alone.points
+        if link.collective in ("reduce_scatter", "all_gather"):
+            points = tuple((size, seconds / 2) for size, seconds in points)
+        links.append(replace(link, alone=Curve(points), queued=Curve(points)))
+    return replace(target, name=f"{target.name}-with-halves", links=tuple(links))
+
+
 SLOW_LINK = machine("slow-link", 4e7)
+SLOWER_LINK = with_halves(machine("slower-link", 1.5e7))
+"""An all-reduce takes longer than the GEMM before it."""
 FAST_LINK = machine("fast-link", 1e15)

@@ -26,7 +26,7 @@ prims = torch.ops.prims
 CASTS = frozenset({prims.convert_element_type.default, aten.view.dtype})
 BROADCASTS = "{} broadcasts its operands over other rows."
 RANDOM = "Random numbers (dropout) stand between the GEMM and the collective."
-MOST_STEPS = 16
+MOST_STEPS = 24
 """Of a program: each runs by itself for every band, where Inductor would fuse them all."""
 
 

@@ -13,7 +13,6 @@ from overlapc.graphs.bands import (
     Refused,
     Size,
     fixed,
-    is_view,
     refuse,
     same,
     shape_of,
@@ -26,7 +25,7 @@ from overlapc.graphs.packing import Split, unpacked
 from overlapc.graphs.walking import (
     Walk,
     between,
-    dead_of,
+    dead_and_kept,
     dims_or_refuse,
     ordered,
     passes_rows,
@@ -72,8 +71,7 @@ def _consumer(collective: Collective, ranks: int) -> Chain:
         refuse(split.trim, "trimmed", "Rows are trimmed that another operand does not have.")
     graph = collective.start.graph
     sizes = builder.sizes()
-    dead = dead_of(set(builder.bands), {*gemms, *sizes}, graph)
-    kept = [n for n in builder.bands if n not in dead and (n is base or not is_view(n))]
+    dead, kept = dead_and_kept(builder, set(builder.bands), set(sizes), graph, base)
     # What lies before the moved tensor is read by that alone, and goes with it.
     gone = {collective.start, collective.wait, base, *between(collective.wait, base)}
     gone |= {split.whole, *between(collective.wait, split.whole)}

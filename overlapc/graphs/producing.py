@@ -18,7 +18,7 @@ from overlapc.graphs.walking import (
     FARTHEST,
     Walk,
     between,
-    dead_of,
+    dead_and_kept,
     dims_or_refuse,
     ordered,
     splits_of,
@@ -58,8 +58,8 @@ def _producer(collective: Collective, ranks: int) -> Chain:
     packing = between(split.whole, collective.start)
     sizes = builder.sizes()
     ends = {collective.start, collective.wait, *sizes}
-    dead = dead_of({*builder.bands, *views, *packing}, ends, collective.start.graph)
-    kept = [node for node in builder.bands if node not in dead and not is_view(node)]
+    mine = {*builder.bands, *views, *packing}
+    dead, kept = dead_and_kept(builder, mine, ends, collective.start.graph)
     _check_acyclic(builder, kept, sizes, collective)
     _check_unmutated(builder, collective)
     axis, outer = _axis(split, band, collective)

@@ -12,8 +12,9 @@ from overlapc.graphs.bands import Band, Builder, Dim, is_pointwise, is_view, ref
 from overlapc.graphs.collectives import Collective
 from overlapc.graphs.gemms import add_gemm
 from overlapc.graphs.nodes import descendants, value_of
+from overlapc.graphs.reductions import add_reduction, add_spread, is_pair, is_reduction, is_spread
 
-FARTHEST = 24
+FARTHEST = 40
 """Views and pointwise ops that a walk passes on its way to a GEMM."""
 
 FOUND = -1
@@ -33,7 +34,7 @@ class Walk:
         """Whether an end is above ``node``, or it is one."""
         # What was not found from farther away may be found from here.
         if self.found.get(node, FARTHEST + 1) > depth:
-            passes = depth < FARTHEST and (is_view(node) or is_pointwise(node))
+            passes = depth < FARTHEST and keeps_rows(node)
             is_found = self.is_end(node) or (
                 passes and any([self.leads(n, depth + 1) for n in node.all_input_nodes])
             )
@@ -67,16 +68,19 @@ class Walk:
         if is_view(node):
             (source,) = node.all_input_nodes[:1]
             return builder.view(node, builder.bands[source])
-        return builder.pointwise(node)
+        if is_spread(node):
+            return add_spread(builder, node)
+        return add_reduction(builder, node) if is_reduction(node) else builder.pointwise(node)
+
+
+def keeps_rows(node: fx.Node) -> bool:
+    """Return whether a node may keep the rows of its inputs apart."""
+    return is_view(node) or is_pointwise(node) or is_reduction(node) or is_spread(node)
 
 
 def passes_rows(node: fx.Node) -> bool:
     """Return whether a node keeps the rows of its first argument apart."""
-    return (
-        (is_view(node) or is_pointwise(node))
-        and bool(node.args)
-        and isinstance(node.args[0], fx.Node)
-    )
+    return keeps_rows(node) and bool(node.args) and isinstance(node.args[0], fx.Node)
 
 
 def between(whole: fx.Node, start: fx.Node) -> set[fx.Node]:
@@ -92,13 +96,26 @@ def between(whole: fx.Node, start: fx.Node) -> set[fx.Node]:
     return found
 
 
-def dead_of(candidates: set[fx.Node], ends: set[fx.Node], graph: fx.Graph) -> set[fx.Node]:
-    """The candidates that nothing reads but ``ends`` and each other."""
+def dead_and_kept(
+    builder: Builder,
+    candidates: set[fx.Node],
+    ends: set[fx.Node],
+    graph: fx.Graph,
+    base: fx.Node | None = None,
+) -> tuple[set[fx.Node], list[fx.Node]]:
+    """Which of the candidates nothing reads but ``ends``, and which a result takes the place of.
+
+    Others read the latter. A view that others read stays, and reads a result; but ``base``, a view
+    or not, is one.
+    """
     dead: set[fx.Node] = set()
+    kept: set[fx.Node] = set()
     for node in reversed(ordered(candidates - ends, graph)):
-        if all(user in dead or user in ends for user in node.users):
+        if all(user in dead or user in kept or user in ends for user in node.users):
             dead.add(node)
-    return dead
+        elif node is base or (node in builder.bands and not is_view(node) and not is_pair(node)):
+            kept.add(node)
+    return dead, [node for node in builder.bands if node in kept]
 
 
 def ordered(nodes: set[fx.Node], graph: fx.Graph) -> tuple[fx.Node, ...]:

@@ -154,6 +154,10 @@ def result_read_twice(x, w):
     return all_reduce(y), y.relu()
 
 
+def softmax_between(x, w):
+    return all_reduce(F.linear(x, w).softmax(-1))
+
+
 def batched(x, w):
     return all_reduce(torch.bmm(x, w))
 
@@ -221,6 +225,7 @@ ALL_REDUCE = {
     "sum_of_two_gemms": Spelling(sum_of_two, lambda: (x3(), weight(), weight()), (AR,), None, 1),
     "same_weight_twice": Spelling(same_weight_twice, lambda: (x2(), weight()), (AR, AR), None, 0),
     "result_read_twice": Spelling(result_read_twice, lambda: (x3(), weight()), (AR,), None, 1),
+    "softmax_between": Spelling(softmax_between, lambda: (x3(), weight()), (AR,), None, 1),
     "bmm": Spelling(
         batched, lambda: (torch.randn(32, 16, INNER), torch.randn(32, INNER, COLUMNS)), (AR,)
     ),
@@ -346,6 +351,20 @@ def cast_after(x, w):
     return all_gather(x.bfloat16(), 0).float().relu() @ w.t()
 
 
+def gathered_norm(x, w, g):
+    return F.linear(F.rms_norm(all_gather(x, 1), (INNER,), g), w)
+
+
+def gathered_residual(x, w, r):
+    h = all_gather(x, 0) + r
+    return h, F.linear(F.layer_norm(h, (INNER,)), w)
+
+
+def gathered_variance(x, w):
+    full = all_gather(x, 0)
+    return full.var(-1), (full - full.mean(-1, keepdim=True)) @ w.t()
+
+
 def gathered_bias(x, w, b):
     return F.linear(all_gather(x, 0), w, b)
 
@@ -370,6 +389,16 @@ ALL_GATHER = {
         fp8_as_bytes, lambda: (x2(FP8), weight(FP8), torch.rand(()), torch.rand(())), (AG,), None, 0
     ),
     "cast_after": Spelling(cast_after, lambda: (x2(), weight()), (AG,), None, 0),
+    "rms_norm_after": Spelling(
+        gathered_norm, lambda: (x3(), weight(), torch.randn(INNER)), (AG,), (RS,), 1
+    ),
+    "residual_and_layer_norm_after": Spelling(
+        gathered_residual,
+        lambda: (x2(), weight(), torch.randn(2 * BATCH * ROWS, INNER)),
+        (AG,),
+        (RS,),
+    ),
+    "variance_after": Spelling(gathered_variance, lambda: (x2(), weight()), (AG,), None, 0),
     "gather_bias": Spelling(
         gathered_bias, lambda: (x2(), weight(), torch.randn(COLUMNS)), (AG,), None, 0
     ),

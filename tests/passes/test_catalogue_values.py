@@ -26,14 +26,14 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-5, torch.bfloat16: 2e-2}
 """Relative error by the dtype of a result: sums are added up in another order."""
 
 
-def rewritten(function, passes, sites):
+def rewritten(function, passes, sites, target=SLOW_LINK, overlap="chunked"):
     """The function as our passes leave it, run without Inductor."""
-    options = from_user({"target": SLOW_LINK, "overlap": "chunked"})
+    options = from_user({"target": target, "overlap": overlap})
 
     def inner(graph_module, inputs, **context):
         graph_module = copy.deepcopy(graph_module)
         view_to_reshape(graph_module)
-        compilation = Compilation(options, graph_kind(), lambda device, group: SLOW_LINK)
+        compilation = Compilation(options, graph_kind(), lambda device, group: target)
         run_passes(passes, graph_module.graph, compilation)
         sites.extend(site.decision for site in compilation.sites)
         graph_module.recompile()

@@ -1,0 +1,174 @@
+"""An all-reduce between two GEMMs becomes a reduce-scatter and an all-gather, one for each.
+
+Cut as a whole, it can only hide behind the GEMM before it. Its halves take as long together, and
+each has a GEMM to hide behind. What stands between it and the next GEMM, a residual add and a norm,
+is computed of every band as it arrives, and on every rank as before: nothing is assumed to be equal
+on all ranks.
+
+Contract. Values are the same but for the order in which ranks' parts are added. The halves stand
+where the all-reduce stood, and are two sites. It is split where its rows are a number that the
+ranks divide evenly, no GEMM after it feeds another collective, and the halves are predicted to save
+the planner's margin over the best that is known for the whole. Else the graph is as it was.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from torch import fx
+
+from overlapc.errors import GroupError
+from overlapc.graphs.chain import Chain
+from overlapc.graphs.collectives import (
+    NAMES,
+    Collective,
+    Refusal,
+    collective_starts,
+    read_collective,
+)
+from overlapc.graphs.consuming import read_consumer
+from overlapc.graphs.halves import Halves, drop_whole, join, split
+from overlapc.graphs.nodes import where
+from overlapc.graphs.producing import read_producer
+from overlapc.graphs.walking import keeps_rows
+from overlapc.passes.base import Compilation, Fuel
+from overlapc.passes.overlap_chains import OPERATIONS, Decision, decide, inductor_seconds
+from overlapc.planning.cost import Costs
+from overlapc.planning.schedule import format_seconds
+from overlapc.planning.search import MEASURED_MARGIN, UNMEASURED_MARGIN
+from overlapc.runtime.groups import resolve
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """Predicted seconds from the start of the GEMM before an all-reduce to the end of those after.
+
+    As a whole, at its best, and in halves.
+    """
+
+    whole: float
+    halves: float
+    margin: float
+    """Share of ``whole`` that must be saved."""
+
+    @property
+    def pays(self) -> bool:
+        """Whether the all-reduce is split."""
+        return self.halves < (1 - self.margin) * self.whole
+
+    def __str__(self) -> str:
+        return f"{format_seconds(self.halves)} instead of {format_seconds(self.whole)}"
+
+
+@dataclass(frozen=True)
+class SplitAllReduces:
+    """Gives both GEMMs around an all-reduce a half of it to overlap with."""
+
+    name: str = "split_all_reduces"
+
+    def apply(self, graph: fx.Graph, compilation: Compilation) -> None:
+        """Split what pays; ``notes`` say of every half why, and of a whole why not."""
+        if compilation.is_disabled(self.name) or compilation.options.overlap != "auto":
+            return
+        for start in collective_starts(graph):
+            whole = read_collective(start)
+            if isinstance(whole, Refusal) or start in compilation.taken:
+                continue
+            if whole.name == "all_reduce" and whole.reduce in OPERATIONS:
+                self._visit(whole, compilation)
+
+    def _visit(self, whole: Collective, compilation: Compilation) -> None:
+        found = weigh(whole, compilation)
+        if isinstance(found, Refusal):
+            log.debug("%s is not split: %s", whole.start, found.reason)
+            return
+        halves, weighed = found
+        if not weighed.pays or not Fuel.take(compilation.options):
+            join(halves)
+            note = f"In halves, beside the GEMMs before and after it, it would take {weighed}."
+            compilation.notes[whole.start] = note
+            return
+        note = f"It is half of an all-reduce, whose halves are predicted to take {weighed}."
+        compilation.notes[halves.scatter.start] = compilation.notes[halves.gather.start] = note
+        log.info("split at %s: %s", where(whole.start), note)
+        drop_whole(halves)
+
+
+def weigh(whole: Collective, compilation: Compilation) -> tuple[Halves, Weighed] | Refusal:
+    """Split an all-reduce and predict what it gives; a refusal leaves the graph as it was."""
+    try:
+        ranks = resolve(whole.group).size()
+    except GroupError as error:
+        return Refusal(whole.start, "no_target", error.what)
+    before = read_producer(whole, ranks)
+    halves = split(whole, ranks) if isinstance(before, Chain) else before
+    if isinstance(halves, Refusal):
+        return halves
+    weighed = _weighed(before, halves, ranks, compilation)
+    if isinstance(weighed, Refusal):
+        join(halves)
+        return weighed
+    return halves, weighed
+
+
+def _weighed(
+    before: Chain | Refusal, halves: Halves, ranks: int, compilation: Compilation
+) -> Weighed | Refusal:
+    chains = before, read_producer(halves.scatter, ranks), read_consumer(halves.gather, ranks)
+    decided = []
+    for chain in chains:
+        decision = chain if isinstance(chain, Refusal) else decide(chain, compilation)
+        if isinstance(decision, Refusal):
+            return decision
+        decided.append((chain, decision))
+    (whole, alone), (scatter, first), (gather, second) = decided
+    if feeds := _feeds(gather):
+        return feeds
+    target = compilation.target_for(gather.gemms[0].device, gather.collective.group)
+    problem = second.plan.problem
+    after = inductor_seconds(problem, target, gather) - Costs(problem, target).alone(problem.m)
+    known = all(target.knows(one.plan.problem) for _, one in decided)
+    return Weighed(
+        whole=_seconds(whole, alone, compilation) + after,
+        halves=_seconds(scatter, first, compilation) + _seconds(gather, second, compilation),
+        margin=MEASURED_MARGIN if known else UNMEASURED_MARGIN,
+    )
+
+
+def _seconds(chain: Chain, decided: Decision, compilation: Compilation) -> float:
+    """Predicted seconds of a chain as it will be, overlapped or left to Inductor."""
+    if decided.decision == "rewritten":
+        return decided.plan.predicted_seconds
+    target = compilation.target_for(chain.gemms[0].device, chain.collective.group)
+    return inductor_seconds(decided.plan.problem, target, chain)
+
+
+def _feeds(chain: Chain) -> Refusal | None:
+    """Why a GEMM after an all-gather is another chain's: a collective sends what it gives."""
+    mine = {gemm.node for gemm in chain.gemms}
+    for start in _starts_below(mine):
+        other = read_collective(start)
+        if not isinstance(other, Collective) or other.name == "all_gather":
+            continue
+        found = read_producer(other, resolve(other.group).size())
+        if isinstance(found, Chain) and mine & {gemm.node for gemm in found.gemms}:
+            reason = "The GEMM after it feeds another collective, whose chain it belongs to."
+            return Refusal(start, "feeds_another", reason)
+    return None
+
+
+def _starts_below(nodes: Iterable[fx.Node]) -> Iterator[fx.Node]:
+    """Yield the collectives that take what ``nodes`` give, through ops that keep rows apart."""
+    seen = set(nodes)
+    waiting = list(seen)
+    while waiting:
+        for user in waiting.pop().users:
+            if user.target in NAMES:
+                yield user
+            elif user not in seen and keeps_rows(user):
+                seen.add(user)
+                waiting.append(user)
