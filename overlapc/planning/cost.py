@@ -114,9 +114,14 @@ class Costs:
         c, d = self.target.slowdowns(self.problem)
         return (d, c) if self.problem.is_consumer else (c, d)
 
+    def plain(self, rows: int) -> float:
+        """Seconds of the backend's own collective over ``rows`` rows on an idle link."""
+        link = self.link
+        return self._link_seconds(link.plain or link.alone, rows) if link else 0.0
+
     def serial(self) -> float:
-        """Seconds of the whole GEMM and the whole collective, one after the other."""
-        return self.gemm(self.problem.m) + self.alone(self.problem.m)
+        """Seconds of the whole GEMM and then the collective, as a graph that is left alone does."""
+        return self.gemm(self.problem.m) + self.plain(self.problem.m)
 
     def bound(self) -> float:
         """Seconds of both when neither waits for the other, under the target's contention.

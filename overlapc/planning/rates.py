@@ -109,6 +109,8 @@ class Link:
     """How much slower compute runs while this collective does; None as the target says for all."""
     link_slowdown: float | None = None
     """How much slower this collective runs while compute does; None as the target says for all."""
+    plain: Curve | None = None
+    """As ``alone``, of the backend's own collective, where overlapc sends in another way."""
 
     def __post_init__(self) -> None:
         if self.collective not in COLLECTIVES:

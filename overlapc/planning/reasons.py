@@ -71,7 +71,7 @@ def contention(target: Target, problem: Problem) -> Reason:
 def no_gain(costs: Costs, timeline: Sequence[Event], margin: float) -> Reason:
     """The best cut saves less than the margin."""
     m = costs.problem.m
-    serial, compute, sent = costs.serial(), costs.gemm(m), costs.alone(m)
+    serial, compute, sent = costs.serial(), costs.gemm(m), costs.plain(m)
     if min(compute, sent) < margin * serial:
         less, seconds = ("communication", sent) if sent < compute else ("compute", compute)
         return Reason(
@@ -97,6 +97,6 @@ def overlaps(costs: Costs, timeline: Sequence[Event]) -> Reason:
     return Reason(
         "chunked_overlaps",
         f"With {groups} groups, {format_seconds(end - computed)} of communication stay visible "
-        f"instead of {format_seconds(costs.alone(costs.problem.m))}: "
+        f"instead of {format_seconds(costs.plain(costs.problem.m))}: "
         f"{serial / end:.2f} times as fast as serial.",
     )

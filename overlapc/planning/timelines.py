@@ -13,7 +13,7 @@ def serial_timeline(costs: Costs) -> tuple[Event, ...]:
     """The whole of one lane, then the whole of the other."""
     p = costs.problem
     first, second = _lanes(costs)
-    done = costs.alone(p.m) if p.is_consumer else costs.gemm(p.m)
+    done = costs.plain(p.m) if p.is_consumer else costs.gemm(p.m)
     return (Event(first, 0, 0.0, done), Event(second, 0, done, costs.serial()))
 
 

@@ -14,7 +14,7 @@ from overlapc.runtime.computing import Computation
 from overlapc.runtime.layout import Local, Part
 from overlapc.runtime.producers import Empty
 from overlapc.runtime.program import Program, Ref
-from overlapc.runtime.sending import Sender
+from overlapc.runtime.sending import Sender, Work
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Consumer:
 
     def _start(
         self, part: Part, mine: torch.Tensor, group: dist.ProcessGroup
-    ) -> tuple[dist.Work, torch.Tensor, torch.Tensor]:
+    ) -> tuple[Work, torch.Tensor, torch.Tensor]:
         """Send a group of what this rank has; returns the work and the buffers that it uses."""
         sent = part.sent.take(mine).contiguous()
         count = sum(part.receives) if part.sends else sent.shape[0]

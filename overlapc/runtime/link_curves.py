@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -13,7 +13,7 @@ import torch.distributed as dist
 from overlapc.planning.fitting import blocking_curve, rising_curve, rounded, sustained_curve
 from overlapc.planning.rates import Link
 from overlapc.runtime.measuring import REST_SECONDS, Bench
-from overlapc.runtime.sending import Sender
+from overlapc.runtime.sending import Sender, Work, adds_here
 
 SMALLEST_BYTES, LARGEST_BYTES = 1 << 12, 1 << 25
 """Collectives measured, by factors of two: from pure latency to pure bandwidth."""
@@ -52,6 +52,8 @@ class Calls:
 
     bench: Bench
     collective: str
+    plain: bool = False
+    """By the backend's own collective, where a schedule sends in another way."""
 
     def buffers(self, size: int, count: int) -> list[Pair]:
         """Tensors for so many calls that each move ``size`` bytes, whole on one rank."""
@@ -66,10 +68,11 @@ class Calls:
         ]
         return [(b, b) for _, b in pairs] if self.collective == "all_reduce" else pairs
 
-    def start(self, pairs: Sequence[Pair]) -> list[dist.Work]:
-        """Start one call a pair, the way a compiled graph does."""
+    def start(self, pairs: Sequence[Pair]) -> list[Work]:
+        """Start one call a pair, the way a schedule does."""
         sender = Sender(self.collective, "sum")
-        return [sender.start(self.bench.group, out, sent) for out, sent in pairs]
+        start = sender.start_plain if self.plain else sender.start
+        return [start(self.bench.group, out, sent) for out, sent in pairs]
 
     def train(self, pairs: Sequence[Pair], turn: int = 0) -> Train:
         """One asynchronous call a pair, after a while of compute: as they come in a schedule.
@@ -89,6 +92,22 @@ class Calls:
         return Train(self.bench.slowest(self.bench.now() - start), issued)
 
 
+def why_not_sent(bench: Bench, collective: str) -> str:
+    """What the group's backend says against a collective, on any member; empty where it sends it.
+
+    Raises what torch raises where the group itself is broken.
+    """
+    calls, said = Calls(bench, collective), ""
+    try:
+        for work in calls.start(calls.buffers(SMALLEST_BYTES, 1)):
+            work.wait()
+    except (RuntimeError, ValueError) as error:
+        said = str(error) or type(error).__name__
+    if not bench.slowest(float(bool(said))):
+        return ""
+    return said or "another member cannot send it"
+
+
 def measure_link(bench: Bench, collective: str, seconds: float) -> Link:
     """The curves of a collective; stops growing when ``seconds`` run out."""
     calls = Calls(bench, collective)
@@ -104,6 +123,7 @@ def measure_link(bench: Bench, collective: str, seconds: float) -> Link:
         size *= 2
     blocking = blocking_curve((point.size, point.issued) for point in points)
     issue = rounded(statistics.median(point.issued for point in points))
+    plain = [(point.size, point.plain) for point in points]
     return Link(
         collective,
         bench.world_size,
@@ -112,7 +132,12 @@ def measure_link(bench: Bench, collective: str, seconds: float) -> Link:
         issue_seconds=0.0 if blocking else issue,
         consumer_issue_seconds=0.0 if blocking else issue,
         issue=blocking,
+        plain=rising_curve(plain) if _sends_otherwise(calls) else None,
     )
+
+
+def _sends_otherwise(calls: Calls) -> bool:
+    return adds_here(calls.collective, calls.bench.group, calls.bench.device.type)
 
 
 @dataclass(frozen=True)
@@ -121,6 +146,8 @@ class _Point:
     alone: float
     queued: float
     issued: float
+    plain: float
+    """As ``alone``, of the backend's own collective; the same number where that is what is sent."""
     spent: float
     """Seconds that measuring it took."""
 
@@ -134,8 +161,11 @@ def _point(calls: Calls, size: int, seconds: float, before: _Point | None) -> _P
     rounds = min(MOST_ROUNDS, int(seconds / (2 * REST_SECONDS + (1 + TRAIN) * once)))
     single = [calls.train(pairs[:1], turn) for turn in range(max(2, rounds))]
     trains = [calls.train(pairs, turn) for turn in range(rounds)]
-    times = [train.seconds for train in single]
-    alone = bench.slowest(_undisturbed(times) if size < ENOUGH_BYTES else statistics.median(times))
+    alone = plain = bench.slowest(_typical(single, size))
+    if _sends_otherwise(calls):
+        own = replace(calls, plain=True)
+        trials = [own.train(pairs[:1], turn) for turn in range(len(single))]
+        plain = bench.slowest(_typical(trials, size))
     issued = bench.slowest(_undisturbed([train.issued for train in single]))
     if trains:
         # The first call of a train finds the link idle, and the others queue behind it.
@@ -146,7 +176,13 @@ def _point(calls: Calls, size: int, seconds: float, before: _Point | None) -> _P
         queued = alone + (before.queued - before.alone if before else 0.0)
     # Where noise swapped two times, what is left must still be a time.
     queued = max(queued, alone / TRAIN)
-    return _Point(size, alone, queued, issued, bench.slowest(bench.now() - start))
+    return _Point(size, alone, queued, issued, plain, bench.slowest(bench.now() - start))
+
+
+def _typical(calls: Sequence[Train], size: int) -> float:
+    """Seconds of one of several single calls."""
+    times = [call.seconds for call in calls]
+    return _undisturbed(times) if size < ENOUGH_BYTES else statistics.median(times)
 
 
 def _undisturbed(times: Sequence[float]) -> float:

@@ -1,14 +1,20 @@
-"""Start one of c10d's plain collectives and return its work, straight on the process group."""
+"""Start one of c10d's plain collectives and return its work, straight on the process group.
+
+Where a backend has no reduce-scatter worth the name, an all-to-all and a sum take its place.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import AllgatherOptions
 
 from overlapc.errors import ProblemError
+from overlapc.runtime.groups import backend_name
 
 OPERATIONS = {"sum": dist.ReduceOp.SUM, "avg": dist.ReduceOp.AVG}
 """The reductions whose result does not depend on how rows are grouped, by c10d's names."""
@@ -28,11 +34,20 @@ MOVED_AS_THEY_ARE = frozenset(
 """What gloo and NCCL both move; elements of other dtypes go as bytes where nothing is computed."""
 
 
+class Work(Protocol):
+    """What is on its way; `dist.Work` is one."""
+
+    def wait(self) -> object:
+        """Return when what was received may be read, and what was sent written to."""
+        ...
+
+
 class Sender:
     """Starts the collective of one chain. Holds no group: those that are destroyed shall go."""
 
     def __init__(self, collective: str, reduce: str) -> None:
         self.collective, self.options = collective, _options(collective, reduce)
+        self.dealt, self.is_mean = _options("all_to_all", ""), reduce == "avg"
 
     def start(
         self,
@@ -41,7 +56,7 @@ class Sender:
         sent: torch.Tensor,
         receives: Sequence[int] = (),
         sends: Sequence[int] = (),
-    ) -> dist.Work:
+    ) -> Work:
         """Send ``sent`` and let what comes be written to ``out``; an all-reduce is in place.
 
         ``receives`` and ``sends``: rows of an all-to-all from and to each rank, where uneven.
@@ -51,12 +66,51 @@ class Sender:
         if self.collective == "all_reduce":
             return group.allreduce([sent], options)
         if self.collective == "reduce_scatter":
-            return group._reduce_scatter_base(out, sent, options)
+            if adds_here(self.collective, group, sent.device.type):
+                return self._dealt_out(group, out, sent)
+            return self.start_plain(group, out, sent)
         if sent.dtype not in MOVED_AS_THEY_ARE:
             out, sent = as_bytes(out), as_bytes(sent)
         if self.collective == "all_gather":
             return group._allgather_base(out, sent, options)
         return group.alltoall_base(out, sent, list(receives), list(sends), options)
+
+    def start_plain(self, group: dist.ProcessGroup, out: torch.Tensor, sent: torch.Tensor) -> Work:
+        """Do the same as a graph that is left alone does: by the backend's own collective."""
+        if self.collective == "reduce_scatter":
+            return group._reduce_scatter_base(out, sent, self.options)
+        return self.start(group, out, sent)
+
+    def _dealt_out(self, group: dist.ProcessGroup, out: torch.Tensor, sent: torch.Tensor) -> Work:
+        parts = sent.new_empty((group.size(), *out.shape))
+        here, there = parts.view(sent.shape), sent
+        if sent.dtype not in MOVED_AS_THEY_ARE:
+            here, there = as_bytes(here), as_bytes(there)
+        return _Sum(group.alltoall_base(here, there, [], [], self.dealt), parts, out, self.is_mean)
+
+
+def adds_here(collective: str, group: dist.ProcessGroup, device: str) -> bool:
+    """Return whether parts that ranks send are added up here, not by the backend.
+
+    gloo's reduce-scatter is an all-reduce of which a part is kept: twice the bytes of an
+    all-to-all.
+    """
+    return collective == "reduce_scatter" and backend_name(group, device) == "gloo"
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """Parts of all ranks, added up in the order of the ranks when they have come."""
+
+    work: dist.Work
+    parts: torch.Tensor
+    out: torch.Tensor
+    is_mean: bool
+
+    def wait(self) -> None:
+        self.work.wait()
+        add = torch.mean if self.is_mean else torch.sum
+        add(self.parts, 0, dtype=self.out.dtype, out=self.out)
 
 
 def _options(collective: str, reduce: str):  # noqa: ANN202 - four unrelated classes of c10d

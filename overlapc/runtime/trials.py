@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from overlapc.planning.problem import Problem
-from overlapc.runtime.sending import Sender
+from overlapc.runtime.sending import Sender, Work
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class _Started:
-    work: dist.Work
+    work: Work
     landing: torch.Tensor
     sent: torch.Tensor
     """Must live until the work is done."""
