@@ -181,8 +181,10 @@ def compared(rank, name, passes):
     return error, sites
 
 
-def test_values_where_nothing_is_equal_on_all_ranks(two_ranks):
-    for found in two_ranks.run(compare, list(SPLIT)):
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.long)])
+def test_values_where_nothing_is_equal_on_all_ranks(size, request):
+    ranks = request.getfixturevalue("two_ranks" if size == 2 else "four_ranks")
+    for found in ranks.run(compare, list(SPLIT)):
         assert {name: error for name, (error, _) in found.items() if not error < 1} == {}
         assert all(sites == ["rewritten"] * 2 for _, sites in found.values())
 
