@@ -56,6 +56,8 @@ class Chain:
     dead: tuple[fx.Node, ...] = field(default=(), repr=False)
     """What goes once every result has taken its node's place, in program order."""
     trim: Trim | None = None
+    padding: int = 0
+    """Rows of zeros that every outer block of an operand by rows is given at its end."""
     sizes: dict[fx.Node, Dim] = field(default_factory=dict, repr=False)
     """Nodes that ask the chain's values for a size, and what else says it."""
 
@@ -67,7 +69,11 @@ def operand_facts(chain: Chain) -> tuple[list[tuple[int, ...]], list[torch.dtype
         facts = tensor_facts(operand.node)
         if facts is None:
             refuse(operand.node, "no_sizes", f"Tracing left no sizes at {operand.node.target}.")
-        shapes.append(_reshaped(facts.shape, operand.shape))
+        shape = _reshaped(facts.shape, operand.shape)
+        if chain.padding and operand.mode == ROWS:
+            blocks = prod(dim for dim in chain.outer if isinstance(dim, int))
+            shape = (shape[0] + blocks * chain.padding, *shape[1:])
+        shapes.append(shape)
         dtypes.append(value_of(operand.node).dtype)
     return shapes, dtypes
 

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import fx
+from torch._inductor.fx_passes.control_dependencies import control_deps
+
+from overlapc.graphs.nodes import where
 
 functional = torch.ops._c10d_functional
 
@@ -89,6 +92,30 @@ def group_of(start: fx.Node) -> str:
     """Return the name of a collective's group; empty if the graph computes the group."""
     name = start.args[-1]
     return name if isinstance(name, str) else ""
+
+
+def sent_by(graph: fx.Graph) -> dict[str, list[str]]:
+    """Return by group how a graph sends each of its collectives, and where, in program order."""
+    wait = functional.wait_tensor.default
+    sent: dict[str, list[str]] = {}
+    for node in graph.nodes:
+        call = _within(node)
+        if _namespace(call) not in COMMUNICATING or call.target is wait:
+            continue
+        who, group = ("overlapc's", call.args[-2]) if is_ours(call) else ("torch's", group_of(call))
+        name = str(call.target).split(".")[1]
+        sent.setdefault(str(group), []).append(f"{who} {name} at {where(node)}")
+    return sent
+
+
+def _within(node: fx.Node) -> fx.Node:
+    """The call that a control dependency was put around, or the node as it is."""
+    if node.target is not control_deps:
+        return node
+    name = node.args[1]
+    assert isinstance(name, fx.Node)
+    body = getattr(node.graph.owning_module, str(name.target))
+    return next(inner for inner in body.graph.nodes if inner.op == "call_function")
 
 
 def read_collective(start: fx.Node) -> Collective | Refusal:

@@ -224,7 +224,9 @@ def _trim(split: Split, axis: int, lead: int) -> Trim | None:
         refuse(split.trim, "trimmed", "Rows are trimmed inside the batches of a batched GEMM.")
     if split.dim != lead - 1:
         refuse(split.trim, "trimmed", "Rows are trimmed along another dimension than their last.")
-    end = split.trim.args[3] if len(split.trim.args) > 3 else None
+    end = shape_of(split.trim)[split.dim]
+    if not isinstance(end, int) and split.trim.target is torch.ops.aten.slice.Tensor:
+        end = split.trim.args[3] if len(split.trim.args) > 3 else None
     if not isinstance(end, int | fx.Node):
         refuse(split.trim, "trimmed", "Nothing says how much is trimmed.")
     return Trim(split.dim, end)

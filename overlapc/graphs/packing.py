@@ -7,8 +7,9 @@ program splits and concatenates, slices and concatenates, or permutes a view: al
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
@@ -28,7 +29,8 @@ class Split:
     dim: int
     """Of ``whole``, that holds the parts one after the other."""
     trim: fx.Node | None = None
-    """The slice that drops padding at the end of ``dim``, after gathering uneven shards."""
+    """What drops padding at the end of ``dim``, after gathering uneven shards: a slice, or a
+    concatenation of parts of which the last are cropped."""
 
 
 def packed(source: fx.Node, ranks: int) -> Split:
@@ -70,7 +72,7 @@ def _cut_evenly(pieces: Sequence[fx.Node], ranks: int) -> Split | None:
     """The tensor of which ``pieces`` are all equal parts, in order."""
     if len(pieces) != ranks or not _equal_shapes(pieces):
         return None
-    cut = [_split_piece(piece) or _slice_piece(piece) for piece in pieces]
+    cut = [cut_piece(piece) for piece in pieces]
     first = cut[0]
     if first is None or any(c is None or c[:2] != first[:2] for c in cut):
         return None
@@ -88,7 +90,12 @@ def _equal_shapes(nodes: Sequence[fx.Node]) -> bool:
     return all(same(shape_of(node), shape_of(nodes[0])) for node in nodes)
 
 
-def _split_piece(node: fx.Node):  # noqa: ANN202 - (tensor, dimension, start of a part of some size)
+def cut_piece(node: fx.Node) -> tuple[fx.Node, int, Callable[[Any], Any]] | None:
+    """Return (tensor, dimension, start of a part of some size) of a part that was cut out."""
+    return _split_piece(node) or _slice_piece(node)
+
+
+def _split_piece(node: fx.Node):  # noqa: ANN202 - as above
     if node.target is not operator.getitem:
         return None
     split, index = node.args
@@ -187,9 +194,45 @@ def _permuted_from_front(wait: fx.Node, ranks: int) -> Split | None:
 
 
 def _trimmed(split: Split) -> Split:
-    """The same, with the slice that cuts off the end of its dimension if that alone reads it."""
+    """The same, with what cuts off the end of its dimension if that alone reads it."""
     user = _only_user(split.whole)
     found = read_slice(user) if user is not None else None
-    if found is None or found[1] != split.dim or not statically_known_true(found[2] == 0):
-        return split
-    return Split(split.whole, split.dim, trim=user)
+    if found is not None and found[1] == split.dim and statically_known_true(found[2] == 0):
+        return Split(split.whole, split.dim, trim=user)
+    return Split(split.whole, split.dim, trim=_rejoined(split))
+
+
+def _rejoined(split: Split) -> fx.Node | None:
+    """The concatenation of all parts of a tensor again, of which the last are cropped."""
+    parts = list(split.whole.users)
+    if len(parts) == 1 and parts[0].target in (aten.split.Tensor, aten.split_with_sizes.default):
+        parts = list(parts[0].users)
+    cat = _only_user(_cropped(parts[0], split.dim)) if parts else None
+    pieces = _pieces_of_cat(cat, split.dim) if cat is not None else None
+    if pieces is None or len(pieces) != len(parts):
+        return None
+    end: Any = 0
+    size = shape_of(parts[0])[split.dim]
+    for piece in pieces:
+        part = next((part for part in parts if _cropped(part, split.dim) is piece), None)
+        cut = cut_piece(part) if part is not None else None
+        if cut is None or cut[:2] != (split.whole, split.dim):
+            return None
+        if not statically_known_true(cut[2](size) == end):
+            return None
+        end = end + shape_of(piece)[split.dim]
+    return cat
+
+
+def _cropped(part: fx.Node, dim: int) -> fx.Node:
+    """A part without its end along ``dim``, if that is all that is read of it."""
+    user = _only_user(part)
+    if user is None or user.target is not aten.constant_pad_nd.default:
+        return part
+    sizes = user.args[1]
+    assert isinstance(sizes, list | tuple)
+    place = 2 * (len(shape_of(part)) - 1 - dim) + 1
+    others = [size for index, size in enumerate(sizes) if index != place]
+    cropped = sizes[place] if place < len(sizes) else 0
+    is_crop = isinstance(cropped, int) and cropped < 0
+    return user if is_crop and not any(others) else part

@@ -14,6 +14,7 @@ from torch._inductor.pattern_matcher import stable_topological_sort
 from overlapc.graphs.bands import Dim, Size, same, shape_of
 from overlapc.graphs.chain import Chain, Result
 from overlapc.graphs.nodes import add_call, value_of
+from overlapc.runtime.program import ROWS
 
 aten = torch.ops.aten
 
@@ -44,6 +45,8 @@ def _call(graph: fx.Graph, chain: Chain, spec: str, sizes: _Sizes) -> fx.Node:
         node = operand.node
         if operand.shape is not None and not _has_shape(node, operand.shape):
             node = add_call(graph, aten.reshape.default, (node, list(operand.shape)), like=node)
+        if chain.padding and operand.mode == ROWS:
+            node = _padded(graph, node, chain, sizes)
         operands.append(node)
     target = getattr(torch.ops.overlapc, chain.kind).default
     outer = sizes.product(chain.outer, like)
@@ -51,6 +54,17 @@ def _call(graph: fx.Graph, chain: Chain, spec: str, sizes: _Sizes) -> fx.Node:
     return add_call(
         graph, target, (operands, outer, *splits, chain.collective.group, spec), like=like
     )
+
+
+def _padded(graph: fx.Graph, node: fx.Node, chain: Chain, sizes: _Sizes) -> fx.Node:
+    """Add rows of zeros at the end of each of the outer blocks."""
+    outer = [sizes.of(dim) for dim in chain.outer]
+    rest = list(shape_of(node)[1:])
+    if outer:
+        node = add_call(graph, aten.reshape.default, (node, [*outer, -1, *rest]), like=node)
+    pads = [0, 0] * len(rest) + [0, chain.padding]
+    node = add_call(graph, aten.constant_pad_nd.default, (node, pads, 0.0), like=node)
+    return add_call(graph, aten.reshape.default, (node, [-1, *rest]), like=node) if outer else node
 
 
 def _has_shape(node: fx.Node, shape: Sequence[int]) -> bool:

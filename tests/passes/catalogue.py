@@ -273,6 +273,18 @@ def sliced(x, w):
     return plain_reduce_scatter(packed)
 
 
+def padded_whole(x, w):
+    y = F.linear(x[:-1], w).relu()
+    return reduce_scatter(F.pad(y, (0, 0, 0, 1)))
+
+
+def padded_part(x, w):
+    """As DTensor shards a sequence that the ranks do not divide."""
+    first, last = F.linear(x[:, :-1], w).split(ROWS // 2, 1)
+    y = torch.cat([first.contiguous(), F.pad(last, (0, 0, 0, 1))], 1)
+    return reduce_scatter(y, 1)
+
+
 def permuted(x, w):
     y = F.linear(x, w).view(BATCH, RANKS, -1, COLUMNS)
     return plain_reduce_scatter(y.permute(1, 0, 2, 3).reshape(RANKS * BATCH, -1, COLUMNS))
@@ -293,6 +305,8 @@ REDUCE_SCATTER = {
     "scatter_average": Spelling(scattered(1, "avg"), lambda: (x3(), weight()), (RS,)),
     "slices": Spelling(sliced, lambda: (x3(), weight()), (RS,)),
     "permuted_view": Spelling(permuted, lambda: (x3(), weight()), (RS,)),
+    "padded_whole": Spelling(padded_whole, lambda: (x2(), weight()), (RS,)),
+    "padded_part": Spelling(padded_part, lambda: (x3(), weight()), (RS,), ("all_gather_gemm",)),
     "scatter_bias": Spelling(scattered_bias, lambda: (x3(), weight(), torch.randn(COLUMNS)), (RS,)),
 }
 

@@ -66,6 +66,23 @@ def flat_scatter(x, w):
     return plain_reduce_scatter((x @ w.t()).view(-1))
 
 
+def padded_bias(x, w, b):
+    return plain_reduce_scatter(F.pad(F.linear(x[:-1], w, b), (0, 0, 0, 1)))
+
+
+def padded_front(x, w):
+    return plain_reduce_scatter(F.pad(F.linear(x[:-1], w), (0, 0, 1, 0)))
+
+
+def padded_ones(x, w):
+    return plain_reduce_scatter(F.pad(F.linear(x[:-1], w), (0, 0, 0, 1), value=1.0))
+
+
+def padded_read(x, w):
+    y = F.linear(x[:-1], w)
+    return plain_reduce_scatter(F.pad(y, (0, 0, 0, 1))), y
+
+
 def inner_scatter(x, w):
     y = F.linear(x, w).view(BATCH * ROWS, 2, RANKS, -1)
     return plain_reduce_scatter(y.permute(2, 0, 1, 3).reshape(RANKS * BATCH * ROWS, -1))
@@ -192,6 +209,12 @@ REFUSALS = {
     "flat_scatter": Spelling(
         flat_scatter, lambda: (x2(), weight()), ("!view_mixes_rows",), None, 0
     ),
+    "padded_bias": Spelling(
+        padded_bias, lambda: (x2(), weight(), torch.randn(COLUMNS)), ("!padded",)
+    ),
+    "padded_front": Spelling(padded_front, lambda: (x2(), weight()), ("!not_rowwise",)),
+    "padded_ones": Spelling(padded_ones, lambda: (x2(), weight()), ("!not_rowwise",)),
+    "padded_read": Spelling(padded_read, lambda: (x2(), weight()), ("!padded",)),
     "inner_scatter": Spelling(inner_scatter, lambda: (x3(), weight()), ("!inner_dimension",)),
     "reversed_parts": Spelling(reversed_parts, lambda: (x3(), weight()), ("!not_rowwise",)),
     "contraction": Spelling(

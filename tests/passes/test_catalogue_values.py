@@ -19,7 +19,7 @@ from overlapc.options import from_user
 from overlapc.passes import PIPELINE
 from overlapc.passes.base import Compilation, run_passes
 from overlapc.passes.overlap_chains import OverlapChains
-from tests.passes.catalogue import REWRITES
+from tests.passes.catalogue import BATCH, REWRITES
 from tests.targets import SLOW_LINK
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-5, torch.bfloat16: 2e-2}
@@ -117,6 +117,8 @@ class Mutant(OverlapChains):
         match self.wrong:
             case "blocks":
                 chain = replace(chain, outer=())
+            case "outer" if chain.padding:
+                chain = replace(chain, outer=(), padding=chain.padding * BATCH)
             case "results":
                 chain = replace(chain, results=chain.results[::-1])
         super()._rewrite(graph, chain, site, compilation)
@@ -128,6 +130,7 @@ class Mutant(OverlapChains):
         ("blocks", "scatter_sequence"),
         ("blocks", "gather_sequence"),
         ("results", "result_read_twice"),
+        ("outer", "padded_part"),
     ],
 )
 def test_a_wrong_fact_of_a_chain_shows(wrong, name, two_ranks):
