@@ -114,6 +114,15 @@ class Chain:
             work.wait()
         return out
 
+    def together_dealt(self, operands: Operands, group: Group) -> Tensor:
+        """The same where parts are dealt out by an all-to-all, and added up when they have come."""
+        parts = torch.empty_like(operands.unrelated)
+        work = _all_to_all(parts, operands.unrelated, group)
+        out = F.linear(operands.whole, operands.weight)
+        work.wait()
+        torch.sum(parts.view(group.size(), *operands.received.shape), 0, out=operands.received)
+        return out
+
     def _room_for(self, sent: Tensor, ranks: int) -> Tensor:
         if self.collective == "all_reduce":
             return sent

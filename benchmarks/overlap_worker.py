@@ -36,9 +36,11 @@ from benchmarks.ranks import GroupRanks, run_rank
 EQUAL_PARTS = (4, 12)
 """Splits made by hand, as a reference that needs no planner."""
 
-BOUND_IN_PARTS = "bound in parts"
-BOUND_VARIES = ("all_gather_gemm", "gemm_all_to_all", "all_to_all_gemm")
+OTHER_BOUND = "bound, other form"
+BOUND_IN_PARTS = ("all_gather_gemm", "gemm_all_to_all", "all_to_all_gemm")
 """Chains whose collective gloo sometimes runs in one direction at a time, when it is large."""
+BOUND_DEALT = ("gemm_reduce_scatter",)
+"""Chains whose collective gloo runs as one that sends twice the bytes."""
 
 MOST_ERROR = 1e-3
 """Of a float32 result, relative to the largest value: far above rounding, far below a mistake."""
@@ -62,8 +64,10 @@ def candidates(
         SERIAL_AGAIN: lambda: chain.serial(x, weight, group),
         BOUND: lambda: chain.together(operands, group),
     }
-    if pair.kind in BOUND_VARIES:
-        found[BOUND_IN_PARTS] = lambda: chain.together_in_parts(operands, group)
+    if pair.kind in BOUND_IN_PARTS:
+        found[OTHER_BOUND] = lambda: chain.together_in_parts(operands, group)
+    if pair.kind in BOUND_DEALT:
+        found[OTHER_BOUND] = lambda: chain.together_dealt(operands, group)
     for parts in EQUAL_PARTS:
         rows = equal_parts(pair.shape.m, parts, chain.row_multiple(group.size()))
         found[f"{parts} parts"] = lambda rows=rows: chain.chunked(x, weight, rows, group)
@@ -83,7 +87,7 @@ def measure_pair(pair: Pair, job: Job, group: dist.ProcessGroup, target: Any | N
     found = candidates(pair, operands, group, target)
     expected = found[SERIAL]()
     # The bound computes no chain: there is nothing to compare.
-    compared = {name: run for name, run in found.items() if name not in (BOUND, BOUND_IN_PARTS)}
+    compared = {name: run for name, run in found.items() if name not in (BOUND, OTHER_BOUND)}
     errors = checked({name: relative_error(run(), expected) for name, run in compared.items()})
     seconds = job.seconds * (EXTREME_SHARE if pair.is_extreme else 1)
     samples = timed(found, operands, job, group, seconds, (MIN_ROUNDS, MAX_ROUNDS), seed=1)
@@ -102,8 +106,8 @@ def checked(errors: dict[str, float]) -> dict[str, float]:
 def with_least_bound(samples: Samples) -> Samples:
     """The bound is the quicker of its two forms in each round, under one name."""
     seconds = dict(samples.seconds)
-    if BOUND_IN_PARTS in seconds:
-        pairs = zip(seconds[BOUND], seconds.pop(BOUND_IN_PARTS), strict=True)
+    if OTHER_BOUND in seconds:
+        pairs = zip(seconds[BOUND], seconds.pop(OTHER_BOUND), strict=True)
         seconds[BOUND] = tuple(min(pair) for pair in pairs)
     return Samples(seconds)
 
