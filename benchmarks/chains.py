@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -19,7 +20,17 @@ from benchmarks.overlap_shapes import Shape
 
 Tensor = torch.Tensor
 Group = dist.ProcessGroup
-Start = Callable[[Tensor, Tensor, Group], dist.Work]
+
+
+class Work(Protocol):
+    """What has been started; ``dist.Work`` is one."""
+
+    def wait(self) -> object:
+        """Return when the result is there."""
+        ...
+
+
+Start = Callable[[Tensor, Tensor, Group], Work]
 """``start(received, sent, group)`` begins the collective; the result is there after ``wait``."""
 
 
@@ -66,6 +77,8 @@ class Chain:
     group moves all its rows and computes those of other ranks: its own are computed first."""
     rows_received: Callable[[int, int], int]
     """``(rows, ranks)``: rows that arrive where every rank sends so many."""
+    quick: Start
+    """The collective as overlapc sends it: ``start``, but for gloo's reduce-scatter."""
 
     def row_multiple(self, ranks: int) -> int:
         """Rows of a group are multiples of this, for every rank takes as many of them."""
@@ -114,13 +127,24 @@ class Chain:
             work.wait()
         return out
 
-    def together_dealt(self, operands: Operands, group: Group) -> Tensor:
-        """The same where parts are dealt out by an all-to-all, and added up when they have come."""
-        parts = torch.empty_like(operands.unrelated)
-        work = _all_to_all(parts, operands.unrelated, group)
+    def together_quickly(self, operands: Operands, group: Group) -> Tensor:
+        """The same with the collective as overlapc sends it."""
+        work = self.quick(operands.received, operands.unrelated, group)
         out = F.linear(operands.whole, operands.weight)
         work.wait()
-        torch.sum(parts.view(group.size(), *operands.received.shape), 0, out=operands.received)
+        return out
+
+    def in_columns(self, x: Tensor, weight: Tensor, columns: Sequence[int], group: Group) -> Tensor:
+        """A producer cut by hand into groups of columns, each put in its place at the end."""
+        under_way = []
+        for part in weight.split(list(columns)):
+            sent = torch.mm(x, part.t())
+            received = self._room_for(sent, group.size())
+            under_way.append((received, self.quick(received, sent, group), sent))
+        out = x.new_empty(under_way[0][0].size(0), weight.size(0))
+        for place, (received, work, _) in zip(out.split(list(columns), 1), under_way, strict=True):
+            work.wait()
+            place.copy_(received)
         return out
 
     def _room_for(self, sent: Tensor, ranks: int) -> Tensor:
@@ -154,6 +178,13 @@ def all_reduce_by_hand(x: Tensor, weight: Tensor, rows: Sequence[int], group: Gr
 
 def reduce_scatter_by_hand(x: Tensor, weight: Tensor, rows: Sequence[int], group: Group) -> Tensor:
     """Each group takes rows of every rank's block, and its result is a band of ours."""
+    return scattered_by_hand(x, weight, rows, group, _reduce_scatter)
+
+
+def scattered_by_hand(
+    x: Tensor, weight: Tensor, rows: Sequence[int], group: Group, start: Start
+) -> Tensor:
+    """The same, by a reduce-scatter that ``start`` starts."""
     ranks = group.size()
     blocks = x.view(ranks, -1, x.size(1))
     out = x.new_empty(blocks.size(1), weight.size(0))
@@ -161,7 +192,7 @@ def reduce_scatter_by_hand(x: Tensor, weight: Tensor, rows: Sequence[int], group
     for begin, count in spans(rows, ranks):
         part = blocks[:, begin : begin + count].reshape(-1, x.size(1))
         sent.append(torch.mm(part, weight.t()))
-        works.append(_reduce_scatter(out[begin : begin + count], sent[-1], group))
+        works.append(start(out[begin : begin + count], sent[-1], group))
     for work in works:
         work.wait()
     return out
@@ -243,6 +274,27 @@ def _all_to_all(received: Tensor, sent: Tensor, group: Group) -> dist.Work:
     return _work(dist.all_to_all_single(received, sent, group=group, async_op=True))
 
 
+@dataclass(frozen=True)
+class _Sum:
+    """Parts of every rank, to be added up when they have come."""
+
+    work: Work
+    parts: Tensor
+    out: Tensor
+
+    def wait(self) -> None:
+        """Return when the sum is there."""
+        self.work.wait()
+        torch.sum(self.parts, 0, out=self.out)
+
+
+def dealt_reduce_scatter(received: Tensor, sent: Tensor, group: Group) -> Work:
+    """Reduce-scatter by an all-to-all and a sum: half the bytes of gloo's own."""
+    parts = torch.empty_like(sent)
+    work = _all_to_all(parts, sent, group)
+    return _Sum(work, parts.view(group.size(), *received.shape), received)
+
+
 def _work(work: dist.Work | None) -> dist.Work:
     assert work is not None, "an asynchronous collective gives its work"
     return work
@@ -276,7 +328,13 @@ def _as_many(rows: int, ranks: int) -> int:
 
 CHAINS = {
     "gemm_all_reduce": Chain(
-        "all_reduce", False, _linear_all_reduce, _all_reduce, all_reduce_by_hand, _as_many
+        "all_reduce",
+        False,
+        _linear_all_reduce,
+        _all_reduce,
+        all_reduce_by_hand,
+        _as_many,
+        _all_reduce,
     ),
     "gemm_reduce_scatter": Chain(
         "reduce_scatter",
@@ -285,6 +343,7 @@ CHAINS = {
         _reduce_scatter,
         reduce_scatter_by_hand,
         lambda rows, ranks: rows // ranks,
+        dealt_reduce_scatter,
     ),
     "all_gather_gemm": Chain(
         "all_gather",
@@ -293,12 +352,19 @@ CHAINS = {
         _all_gather,
         all_gather_by_hand,
         lambda rows, ranks: rows * ranks,
+        _all_gather,
     ),
     "gemm_all_to_all": Chain(
-        "all_to_all", False, _linear_all_to_all, _all_to_all, all_to_all_by_hand, _as_many
+        "all_to_all",
+        False,
+        _linear_all_to_all,
+        _all_to_all,
+        all_to_all_by_hand,
+        _as_many,
+        _all_to_all,
     ),
     "all_to_all_gemm": Chain(
-        "all_to_all", True, _all_to_all_linear, _all_to_all, dispatch_by_hand, _as_many
+        "all_to_all", True, _all_to_all_linear, _all_to_all, dispatch_by_hand, _as_many, _all_to_all
     ),
 }
 """By the kind of site that overlapc makes of them."""

@@ -27,7 +27,7 @@ class Prediction:
 
     schedule: str
     rows: tuple[int, ...]
-    """Rows of each group."""
+    """Rows, or columns, of each group."""
     seconds: float
     """Predicted for the plan."""
     serial_seconds: float
@@ -36,6 +36,8 @@ class Prediction:
     """In one sentence."""
     calls: dict[str, int]
     """Calls of the compiled site per schedule that ran, as the report counts them."""
+    by: str = "rows"
+    """What groups are made of: "rows" or "columns"."""
 
 
 @dataclass(frozen=True)

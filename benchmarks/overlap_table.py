@@ -173,4 +173,5 @@ def _percent(value: float | None) -> str:
 def _plan(prediction: Prediction | None) -> str:
     if prediction is None:
         return NOTHING
-    return f"{prediction.schedule}: {format_rows(prediction.rows)}"
+    of_columns = " columns" if prediction.by == "columns" else ""
+    return f"{prediction.schedule}: {format_rows(prediction.rows)}{of_columns}"

@@ -67,7 +67,7 @@ def candidates(
     if pair.kind in BOUND_IN_PARTS:
         found[OTHER_BOUND] = lambda: chain.together_in_parts(operands, group)
     if pair.kind in BOUND_DEALT:
-        found[OTHER_BOUND] = lambda: chain.together_dealt(operands, group)
+        found[OTHER_BOUND] = lambda: chain.together_quickly(operands, group)
     for parts in EQUAL_PARTS:
         rows = equal_parts(pair.shape.m, parts, chain.row_multiple(group.size()))
         found[f"{parts} parts"] = lambda rows=rows: chain.chunked(x, weight, rows, group)
@@ -163,7 +163,9 @@ def predicted(pair: Pair, group: dist.ProcessGroup, target: Any) -> Prediction:
     sites = [
         site
         for site in overlapc.report().sites
-        if site.plan and (site.plan.problem.resolved(), site.plan.rows) == (problem, plan.rows)
+        if site.plan
+        and (site.plan.problem.resolved(), site.plan.rows, site.plan.by)
+        == (problem, plan.rows, plan.by)
     ]
     calls = {name: count for site in sites for name, count in site.calls.items()}
     if plan.schedule != "serial" and set(calls) != {plan.schedule}:
@@ -175,6 +177,7 @@ def predicted(pair: Pair, group: dist.ProcessGroup, target: Any) -> Prediction:
         plan.serial_seconds,
         f"{plan.reason} [{plan.code}]",
         calls,
+        plan.by,
     )
 
 

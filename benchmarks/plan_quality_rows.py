@@ -31,9 +31,9 @@ class QualityRow:
 
     pair: Pair
     cuts: Mapping[str, tuple[int, ...]]
-    """GEMM rows of each group of every candidate, ``PLAN`` included where there is one."""
+    """GEMM rows of each group of every candidate, and of ``PLAN`` what ``plan_schedule`` says."""
     plan_schedule: str
-    """Of the plan; empty without one."""
+    """How the plan runs: "serial", in "rows", or in "columns"; empty without one."""
     first: Samples
     """Seconds of all candidates."""
     fresh: Samples

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmarks.chains import CHAINS, Operands
+from benchmarks.chains import CHAINS, Operands, scattered_by_hand
 from benchmarks.cuts import fixed_candidates
 from benchmarks.jobs import Job
 from benchmarks.overlap_shapes import Pair
@@ -26,13 +26,17 @@ FRESH_ROUNDS = (9, 25)
 
 
 def run_cut(
-    pair: Pair, operands: Operands, rows: Sequence[int], schedule: str, group: dist.ProcessGroup
+    pair: Pair, operands: Operands, counts: Sequence[int], how: str, group: dist.ProcessGroup
 ) -> torch.Tensor:
-    """Run a chain as it is, or in groups of ``rows``; one group may still overlap a consumer."""
-    chain = CHAINS[pair.kind]
-    if schedule == "serial":
-        return chain.serial(operands.x, operands.weight, group)
-    return chain.chunked(operands.x, operands.weight, rows, group)
+    """Run a chain as it is, or in groups by rows or columns; one may still overlap a consumer."""
+    chain, x, weight = CHAINS[pair.kind], operands.x, operands.weight
+    if how == "serial":
+        return chain.serial(x, weight, group)
+    if how == "columns":
+        return chain.in_columns(x, weight, counts, group)
+    if pair.kind == "gemm_reduce_scatter":
+        return scattered_by_hand(x, weight, counts, group, chain.quick)
+    return chain.chunked(x, weight, counts, group)
 
 
 def measure_quality(
@@ -42,7 +46,7 @@ def measure_quality(
     chain = CHAINS[pair.kind]
     operands = chain.operands(pair.shape, group.rank(), group.size())
     cuts = fixed_candidates(pair.shape.m, chain.row_multiple(group.size()))
-    schedules = {name: "serial" if name == "serial" else "chunked" for name in cuts}
+    how = {name: "serial" if name == "serial" else "rows" for name in cuts}
     predicted, reason = {}, ""
     if target is not None:
         plan = plan_of(pair, target)
@@ -50,11 +54,12 @@ def measure_quality(
         predicted = {name: found.predicted_seconds for name, found in {**known, PLAN: plan}.items()}
         reason = f"{plan.reason} [{plan.code}]"
         for name in (PLAN, PLAN_AGAIN):
-            cuts[name], schedules[name] = tuple(plan.rows), plan.schedule
+            cuts[name] = tuple(plan.rows)
+            how[name] = plan.by if plan.schedule == "chunked" else plan.schedule
 
     def runs(names: Sequence[str]) -> dict[str, Any]:
         return {
-            name: lambda name=name: run_cut(pair, operands, cuts[name], schedules[name], group)
+            name: lambda name=name: run_cut(pair, operands, cuts[name], how[name], group)
             for name in names
         }
 
@@ -67,8 +72,7 @@ def measure_quality(
     best = runs([*finalists(first), *ours])
     fresh = timed(best, operands, job, group, job.seconds - seconds, FRESH_ROUNDS, seed=2)
     cuts.pop(PLAN_AGAIN, None)
-    schedule = schedules.get(PLAN, "")
-    return QualityRow(pair, cuts, schedule, first, fresh, errors, predicted, reason)
+    return QualityRow(pair, cuts, how.get(PLAN, ""), first, fresh, errors, predicted, reason)
 
 
 def main(group: dist.ProcessGroup) -> None:

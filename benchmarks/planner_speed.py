@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
+from overlapc.planning.column_costs import ColumnCosts
 from overlapc.planning.cost import Costs
 from overlapc.planning.curve import Curve
 from overlapc.planning.cuts import best_cut, quantum
@@ -41,18 +42,24 @@ class Timed:
 
 
 def chunked(cases: int, seed: int = 0) -> list[Timed]:
-    """Time searches for cuts into at most ``UNITS`` units, of which most problems have all."""
+    """Time searches for cuts into at most ``UNITS`` units, of which most problems have all.
+
+    Of rows, and of every other producer's columns instead.
+    """
     random, names = Random(seed), shipped_names()
-    return [
-        time_cut(_random_costs(random, random.choice(names), rows=UNITS * 128))
-        for _ in range(cases)
-    ]
+    found: list[Timed] = []
+    for case in range(cases):
+        costs = _random_costs(random, random.choice(names), rows=UNITS * 128)
+        if case % 2 and not costs.problem.is_consumer:
+            costs = ColumnCosts(costs.problem, costs.target)
+        found.append(time_cut(costs))
+    return found
 
 
 def time_cut(costs: Costs) -> Timed:
     """Time one search for a cut."""
-    unit = quantum(costs.problem, costs.target, UNITS)
-    return _timed(costs, -(-costs.problem.m // unit), lambda: best_cut(costs, unit))
+    unit = quantum(costs, UNITS)
+    return _timed(costs, -(-costs.size // unit), lambda: best_cut(costs, unit))
 
 
 def signaled(cases: int, seed: int = 0) -> list[Timed]:

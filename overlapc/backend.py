@@ -16,6 +16,7 @@ from torch._inductor.compile_fx import compile_fx
 from overlapc import ledger
 from overlapc import options as user_options
 from overlapc.errors import OptionError
+from overlapc.graphs.collectives import sent_by
 from overlapc.graphs.nodes import graph_kind
 from overlapc.options import Options
 from overlapc.passes import PIPELINE, check_disabled
@@ -42,7 +43,7 @@ class PostGradPasses(custom_graph_pass.CustomGraphPass):
         """Rewrite one graph and enter its sites in the ledger."""
         compilation = Compilation(self.options, graph_kind(), self.targets.target_for)
         run_passes(PIPELINE, graph, compilation)
-        self.entry.add(compilation.graph_id, compilation.sites)
+        self.entry.add(compilation.graph_id, compilation.sites, sent_by(graph))
 
     def uuid(self) -> str:
         """Return the key of everything that decides a rewrite, except the graph and the rank."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,8 +15,10 @@ from overlapc.planning.fitting import with_group_cost
 from overlapc.planning.problem import COLLECTIVES, orders_of
 from overlapc.planning.target import Source, Target, stored_path
 from overlapc.runtime.contention import contention, pipeline
-from overlapc.runtime.link_curves import measure_link
+from overlapc.runtime.link_curves import measure_link, why_not_sent
 from overlapc.runtime.measuring import Bench
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str, float], None]
 """Called with what is measured next, and the share of all that is done before it."""
@@ -46,8 +49,9 @@ def calibrate(
     Every member calls it at the same time, with nothing else running, and gets the same target.
     Takes about ``seconds``. With ``save`` each member stores it where `find_target` looks; use
     ``save=False`` for a link that is not the machine's usual one. Without some ``collectives``
-    the target cannot plan them. Raises GroupError where the group is gone or a member leaves,
-    OptionError for a collective that is none; nothing outlasts the group's own timeout.
+    the target cannot plan them; those that the backend lacks are left out, and logged. Raises
+    GroupError where the group is gone or a member leaves, OptionError for a collective that is
+    none; nothing outlasts the group's own timeout.
     """
     unknown = sorted(set(collectives) - set(COLLECTIVES))
     if unknown or not collectives:
@@ -91,6 +95,7 @@ def _with_links(
     target: Target, bench: Bench, collectives: Sequence[str], seconds: float, tell: Progress
 ) -> Target:
     links = []
+    collectives = [collective for collective in collectives if _is_sent(bench, collective)]
     for index, collective in enumerate(collectives):
         tell(_spoken(collective), GEMM_SHARE + LINK_SHARE * index / len(collectives))
         links.append(measure_link(bench, collective, seconds * LINK_SHARE / len(collectives)))
@@ -102,12 +107,19 @@ def _with_links(
         done += BESIDE_SHARE / len(links)
     target = replace(target, links=tuple(links))
     pipelines = [(link, order) for link in links for order in orders_of(link.collective)]
-    share = (1 - done) / len(pipelines)
+    share = (1 - done) / max(1, len(pipelines))
     for link, order in pipelines:
         tell(f"GEMM and {_spoken(link.collective)} in groups", done)
         target = with_group_cost(target, pipeline(bench, link, order, seconds * share))
         done += share
     return target
+
+
+def _is_sent(bench: Bench, collective: str) -> bool:
+    """Whether the backend has a collective; logged where it has not."""
+    if said := why_not_sent(bench, collective):
+        log.warning("%s is left out, for %s does not send it: %s", collective, bench.backend, said)
+    return not said
 
 
 def _spoken(collective: str) -> str:
@@ -143,14 +155,13 @@ def find_target(device_type: str, backend: str, world_size: int) -> Target:
 def stored_target(group: dist.ProcessGroup | None = None) -> Target | None:
     """The target that `calibrate` stored for the group on the machine of its rank 0, or None.
 
-    Every member calls it at the same time. Raises GroupError as `calibrate` does, TargetError where
-    the stored one cannot be read.
+    Every member calls it at the same time. Raises GroupError as `calibrate` does and TargetError
+    where the stored one cannot be read, either on every member.
     """
     with group_errors():
         bench = Bench.of(group)
         path = stored_path(target_name(bench.device.type, bench.backend, bench.world_size))
-        is_first = dist.get_rank(bench.group) == 0
-        return bench.agree(Target.load(path) if is_first and path.exists() else None)
+        return bench.by_first(lambda: Target.load(path) if path.exists() else None)
 
 
 @contextmanager

@@ -57,3 +57,7 @@ class DisagreementError(OverlapcError):
 
 class KernelError(OverlapcError):
     """A kernel that cannot be generated or built for what was asked."""
+
+
+class SignalError(OverlapcError):
+    """A band that was waited for and never announced; its collective was sent all the same."""

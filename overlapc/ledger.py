@@ -6,11 +6,12 @@ On a warm cache no pass runs, so the sites are found again under the key of the 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ from overlapc.targets import TargetChoice
 
 log = logging.getLogger(__name__)
 
+SENT = ".sent"
+"""Suffix of what is kept beside a report."""
+
 
 class Entry:
     """The sites of one Dynamo graph: of its forward, backward or inference graphs."""
@@ -38,31 +42,47 @@ class Entry:
         self.options = options
         self.targets = targets
         self.graphs: dict[str, tuple[Site, ...]] = {}
+        self.sent: dict[str, Mapping[str, Sequence[str]]] = {}
+        """By graph and group, how the graph sends each of its collectives."""
 
     @property
     def sites(self) -> list[Site]:
         """Every site, in the order in which the graphs were compiled."""
         return [site for sites in self.graphs.values() for site in sites]
 
-    def add(self, graph_id: str, sites: Sequence[Site]) -> None:
-        """Enter the sites of one graph, and keep them on disk for a warm cache."""
+    def add(self, graph_id: str, sites: Sequence[Site], sent: Mapping[str, Sequence[str]]) -> None:
+        """Enter the sites of one graph, and keep them on disk for a warm cache.
+
+        ``sent`` tells by group how the graph sends each of its collectives, in their order.
+        """
         if not sites:
             return
+        self.sent[graph_id] = sent
         self.recall()
         self.graphs[graph_id] = tuple(sites)
         _write_atomically(self._path(_rank()), Report(self.sites).to_json())
+        _write_atomically(self._path(_rank()).with_suffix(SENT), json.dumps(self.sent))
 
     def agree(self) -> None:
-        """Compare choices with the other members of every group that a site communicates on.
+        """Compare choices with the other members of every group that a site communicates on, and
+        how its collectives are sent.
 
         Groups of backward graphs are left to their ops: a rank with a cold cache does not know
         them yet.
         """
         for name in sorted({s.group for s in self.sites if s.group and s.graph != "backward"}):
             group = groups.resolve(name)
+            sends = self._sent_on(name)
             for target in self.targets.of_group(name):
                 text = choices_text(self.options.digest(), target.fingerprint)
-                groups.agree_once(group, text, self.options.agreement_seconds)
+                groups.agree_once(group, text, self.options.agreement_seconds, sends)
+
+    def _sent_on(self, group: str) -> list[str] | None:
+        """How collectives are sent on a group, none of them backward; None where that is lost."""
+        graphs = [graph for graph, (first, *_) in self.graphs.items() if first.graph != "backward"]
+        if any(graph not in self.sent for graph in graphs):
+            return None
+        return [how for graph in graphs for how in self.sent[graph].get(group, ())]
 
     def recall(self) -> None:
         """Take from disk the sites of those kinds of graph whose passes did not run here.
@@ -77,6 +97,7 @@ class Entry:
                 if site.graph not in mine:
                     graph_id = site.id.rpartition(".")[0]
                     self.graphs[graph_id] = (*self.graphs.get(graph_id, ()), site)
+            self.sent = {**_read_sent(path.with_suffix(SENT)), **self.sent}
 
     def _path(self, rank: int) -> Path:
         return beside_artifacts() / "reports" / f"{self.key}.{rank}.json"
@@ -94,6 +115,13 @@ def _read(path: Path) -> list[Site]:
     except ReportError as error:
         log.warning("a stored report is dropped: %s", error)
         return []
+
+
+def _read_sent(path: Path) -> dict[str, Mapping[str, Sequence[str]]]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}  # nothing is compared then
 
 
 _entries: dict[str, Entry] = {}

@@ -28,8 +28,8 @@ FEWEST_ROUNDS, MOST_ROUNDS = 5, 25
 TIE = 0.01
 """Share of the serial time below which a cut has not won: it would be gone the next day."""
 
-Runner = Callable[[Problem, Sequence[int]], float]
-"""Runs a problem cut into groups of rows; seconds on this rank. A single group is ``serial``."""
+Runner = Callable[[Plan], float]
+"""Runs a plan's problem, cut into its groups; seconds on this rank. One group is ``serial``."""
 
 
 def tune_chains(
@@ -48,15 +48,19 @@ def tune_chains(
     out. Every member calls it at the same time, with nothing else running, and gets rank 0's chains
     and target (by default the group's own, `find_target`). In each round every plan of a problem
     runs once; the slowest rank counts, and of the rounds the median. Takes about ``seconds``. With
-    ``save`` each member stores the target where `find_target` looks. Raises GroupError where the
-    group is gone or a member leaves, ProblemError where there is nothing to tune, TargetError where
-    the target lacks a rate.
+    ``save`` each member stores the target where `find_target` looks. Raises, on every member,
+    GroupError where the group is gone or a member leaves, ProblemError where there is nothing to
+    tune, TargetError where the target cannot be read or lacks a rate.
     """
     with group_errors():
         bench = Bench.of(group)
         name = target_name(bench.device.type, bench.backend, bench.world_size)
-        known = target or find_target(bench.device.type, bench.backend, bench.world_size)
-        known, problems = bench.agree((known, _problems(chains, bench.world_size)))
+        known, problems = bench.by_first(
+            lambda: (
+                target or find_target(bench.device.type, bench.backend, bench.world_size),
+                _problems(chains, bench.world_size),
+            )
+        )
         # What the target has no rates for has no plans to choose from; if that is all, it is said.
         problems = tuple(p for p in problems if not known.lacks(p)) or problems
         tuned = _tuned(bench, known, problems, run or _runner(bench), seconds, progress)
@@ -79,11 +83,11 @@ def _runner(bench: Bench) -> Runner:
     """Runs problems with plain torch; keeps the operands of one problem at a time."""
     kept: dict[Problem, Trial] = {}
 
-    def run(problem: Problem, rows: Sequence[int]) -> float:
-        if problem not in kept:
+    def run(plan: Plan) -> float:
+        if plan.problem not in kept:
             kept.clear()
-            kept[problem] = Trial(problem, bench.group, bench.device)
-        return kept[problem].run(rows).seconds
+            kept[plan.problem] = Trial(plan.problem, bench.group, bench.device)
+        return kept[plan.problem].run(plan.rows, plan.by).seconds
 
     return run
 
@@ -114,11 +118,11 @@ def _tuned(
 def _best(bench: Bench, plans: Sequence[Plan], run: Runner, seconds: float) -> TunedPlan:
     """The plan that won; the serial one where none beats it by more than a tie."""
 
-    def round_of(order: Sequence[Plan]) -> dict[tuple[int, ...], float]:
+    def round_of(order: Sequence[Plan]) -> dict[Plan, float]:
         times = {}
         for plan in order:
             bench.rest()
-            times[plan.rows] = bench.slowest(run(plan.problem, plan.rows))
+            times[plan] = bench.slowest(run(plan))
         return times
 
     # The first round warms up, and tells how many there is time for.
@@ -128,9 +132,10 @@ def _best(bench: Bench, plans: Sequence[Plan], run: Runner, seconds: float) -> T
     rounds = range(max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(seconds / once))))
     # Nobody always runs first: after each other, plans find different caches and links.
     taken = [round_of([*plans[i % len(plans) :], *plans[: i % len(plans)]]) for i in rounds]
-    medians = {plan.rows: statistics.median(t[plan.rows] for t in taken) for plan in plans}
-    serial, rows = (plans[0].problem.m,), min(medians, key=lambda rows: medians[rows])
+    medians = {plan: statistics.median(t[plan] for t in taken) for plan in plans}
+    serial = next(plan for plan in plans if plan.schedule == "serial")
+    best = min(plans, key=lambda plan: medians[plan])
     # By rounds: what disturbs a round disturbs both.
-    if statistics.median(t[rows] / t[serial] for t in taken) > 1 - TIE:
-        rows = serial
-    return TunedPlan(plans[0].problem, rows, medians[rows])
+    if statistics.median(t[best] / t[serial] for t in taken) > 1 - TIE:
+        best = serial
+    return TunedPlan(best.problem, best.rows, medians[best], best.by)

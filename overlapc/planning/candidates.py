@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 
+from overlapc.planning.column_costs import costs_by
 from overlapc.planning.cost import Costs, advance
 from overlapc.planning.cuts import best_cut, quantum, rows_of
 from overlapc.planning.fronts import Front, Label
@@ -22,18 +23,20 @@ def top_plans(problem: Problem, target: Target, count: int = 3) -> tuple[Plan, .
     """The best plans by prediction, the best first, each with another number of groups.
 
     ``serial`` is always one of them. A number of groups is what predictions tell apart least well:
-    cuts that differ by a few rows only would all be right or wrong together. Fewer than ``count``
+    cuts that differ by a few rows only would all be right or wrong together. Each is of rows or of
+    columns, whichever is predicted to be faster with so many groups. Fewer than ``count``
     where the problem cannot be cut so often. Raises TargetError where the target lacks a rate.
     """
     serial = plan_rows(problem, target, (problem.m,), CANDIDATE) if problem.m else None
     if serial is None or why_not_cut(problem):
         return () if serial is None else (serial,)
     best: dict[int, Plan] = {}
-    for rows in _cuts(Costs(problem, target)):
-        plan = plan_rows(problem, target, rows, CANDIDATE)
-        known = best.setdefault(len(rows), plan)
-        if plan.predicted_seconds < known.predicted_seconds:
-            best[len(rows)] = plan
+    for by in problem.dimensions:
+        for rows in _cuts(costs_by(by, problem, target)):
+            plan = plan_rows(problem, target, rows, CANDIDATE, by=by)
+            known = best.setdefault(len(rows), plan)
+            if plan.predicted_seconds < known.predicted_seconds:
+                best[len(rows)] = plan
     ranked = sorted(best.values(), key=lambda plan: (plan.predicted_seconds, len(plan.rows)))
     chosen = [serial, *ranked[: max(0, count - 1)]]
     return tuple(sorted(chosen, key=lambda plan: (plan.predicted_seconds, len(plan.rows))))
@@ -41,7 +44,7 @@ def top_plans(problem: Problem, target: Target, count: int = 3) -> tuple[Plan, .
 
 def _cuts(costs: Costs) -> Iterator[tuple[int, ...]]:
     """The best cut of all, and the best into each small number of groups."""
-    unit = quantum(costs.problem, costs.target)
+    unit = quantum(costs)
     if rows := best_cut(costs, unit):
         yield rows
         yield from best_by_groups(costs, unit)
@@ -54,7 +57,7 @@ def best_by_groups(
 
     The same labels as in the search for the best of all, one front for each number of groups.
     """
-    m, (c, d) = costs.problem.m, costs.slowdowns
+    m, (c, d) = costs.size, costs.slowdowns
     starts = (*range(0, m, unit_rows), m)
     last = len(starts) - 1
     step = cache(lambda rows, is_first: costs.step(rows, is_first=is_first))

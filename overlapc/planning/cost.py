@@ -4,23 +4,47 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 from overlapc.planning.curve import Curve
-from overlapc.planning.problem import Problem
+from overlapc.planning.problem import ROWS, Problem
 from overlapc.planning.rates import GemmRates, Link
 from overlapc.planning.target import Target
+
+ROW_GRANULARITY = 16
+"""Rows of the smallest unit where the target's tile is smaller still: the register blocks of CPU
+libraries are up to 16 rows high, and the rate falls below that."""
 
 
 @dataclass(frozen=True)
 class Costs:
     """The times of one problem on one target. Raises TargetError where the target lacks a rate.
 
-    Every group passes two lanes, the second after the first: a producer's compute and then link, a
-    consumer's link and then compute. `step` and `backlog` are what `advance` needs of them.
+    Groups are of rows; `column_costs` has those of columns. Every group passes two lanes, one after
+    the other: a producer's compute and then link, a consumer's link and then compute. `step` and
+    `backlog` are what `advance` needs of them.
     """
 
     problem: Problem
     target: Target
+
+    by: ClassVar[str] = ROWS
+    """What groups are made of."""
+
+    @property
+    def size(self) -> int:
+        """Rows of the problem, all groups together."""
+        return self.problem.m
+
+    @property
+    def granule(self) -> int:
+        """Every group is a multiple of so many rows."""
+        return self.problem.granule
+
+    @property
+    def tile(self) -> int:
+        """Rows of the smallest group that computes about as fast per row as all of them."""
+        return max(self.rates.tile_rows, ROW_GRANULARITY)
 
     @cached_property
     def rates(self) -> GemmRates:
@@ -34,7 +58,7 @@ class Costs:
 
     # Compute
 
-    def gemm(self, rows: int) -> float:
+    def gemm(self, rows: int, /) -> float:
         """Seconds of a library GEMM on ``rows`` rows and its share of the pointwise work."""
         if not rows:
             return 0.0
@@ -57,7 +81,7 @@ class Costs:
             return 0.0
         return self._link_seconds(self.link.issue, rows)
 
-    def compute(self, rows: int) -> float:
+    def compute(self, rows: int, /) -> float:
         """Seconds of compute of a group of ``rows`` rows, without those computed before it came."""
         return self.gemm(rows - self.problem.local_rows(rows)) + self.issue(rows)
 
@@ -86,7 +110,11 @@ class Costs:
     def _link_seconds(self, curve: Curve, rows: int) -> float:
         if self.link is None:
             return 0.0
-        return self.link.scaled(curve, self.problem.sent_bytes(rows), self.problem.world_size)
+        return self.link.scaled(curve, self.sent_bytes(rows), self.problem.world_size)
+
+    def sent_bytes(self, rows: int, /) -> int:
+        """Bytes that ``rows`` rows of what is communicated have, whole on one rank."""
+        return self.problem.sent_bytes(rows)
 
     # Both
 
@@ -121,7 +149,7 @@ class Costs:
 
     def serial(self) -> float:
         """Seconds of the whole GEMM and then the collective, as a graph that is left alone does."""
-        return self.gemm(self.problem.m) + self.plain(self.problem.m)
+        return self.gemm(self.size) + self.plain(self.size)
 
     def bound(self) -> float:
         """Seconds of both when neither waits for the other, under the target's contention.
@@ -129,7 +157,7 @@ class Costs:
         Where that gains nothing it is the serial time: they can always take turns.
         """
         c, d = self.target.slowdowns(self.problem)
-        sent, computed = self.alone(self.problem.m), self.gemm(self.problem.m)
+        sent, computed = self.alone(self.size), self.gemm(self.size)
         return min(max(advance(0.0, sent, computed, 0.0, 0.0, c, d)), self.serial())
 
 

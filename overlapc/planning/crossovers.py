@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from overlapc.errors import ProblemError
-from overlapc.planning.problem import Problem
+from overlapc.planning.problem import ROWS, Problem
 from overlapc.planning.schedule import Plan
 from overlapc.planning.search import plan
 from overlapc.planning.target import Target
@@ -45,14 +45,19 @@ class Choice:
 
     schedule: str
     groups: int
+    by: str = ROWS
+    """What groups are made of."""
 
     @staticmethod
     def of(plan: Plan, *, by_groups: bool) -> Choice:
         """The choice that a plan makes; groups are left out unless asked ``by_groups``."""
-        return Choice(plan.schedule, len(plan.rows) if by_groups else 0)
+        if not by_groups:
+            return Choice(plan.schedule, 0)
+        return Choice(plan.schedule, len(plan.rows), plan.by)
 
     def __str__(self) -> str:
-        return f"{self.schedule} in {self.groups} groups" if self.groups > 1 else self.schedule
+        of = "" if self.by == ROWS else f" of {self.by}"
+        return f"{self.schedule} in {self.groups} groups{of}" if self.groups > 1 else self.schedule
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""The fastest way to cut a `chunked` GEMM into groups of rows: exact, over all compositions."""
+"""The fastest way to cut a `chunked` GEMM into groups: exact, over all compositions.
+
+What is cut is rows or columns, as the costs say; below both are called rows.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,9 @@ from operator import itemgetter
 from overlapc.planning.bounds import Bounds
 from overlapc.planning.cost import Costs, advance
 from overlapc.planning.fronts import Front, Label
-from overlapc.planning.problem import Problem
-from overlapc.planning.target import Target
 
 MAX_UNITS = 32
 """Units of rows by default: planned in milliseconds, and 64 would gain less than 1 %."""
-
-ROW_GRANULARITY = 16
-"""Rows of the smallest unit where the target's tile is smaller still: the register blocks of CPU
-libraries are up to 16 rows high, and the rate falls below that."""
 
 FEW_UNITS = 8
 """Fewer than that cut too coarsely to keep to whole tiles for."""
@@ -29,17 +26,17 @@ ROUNDING = 1e-9
 """By which a bound may exceed the limit: the cut that set it must survive its own rounding."""
 
 
-def quantum(problem: Problem, target: Target, max_units: int = MAX_UNITS) -> int:
+def quantum(costs: Costs, max_units: int = MAX_UNITS) -> int:
     """Rows of a unit: the fewest whole tiles that give at most ``max_units`` units.
 
     It is a multiple of what groups must be multiples of; where whole tiles are not and would leave
     few units, it gives up the tiles.
     """
-    tile, granule = max(target.rates(problem).tile_rows, ROW_GRANULARITY), problem.granule
+    tile, granule = costs.tile, costs.granule
     unit = lcm(tile, granule)
-    if unit > tile and unit * FEW_UNITS > problem.m:
+    if unit > tile and unit * FEW_UNITS > costs.size:
         unit = granule * -(-tile // granule)
-    return unit * max(1, -(-problem.m // (unit * max_units)))
+    return unit * max(1, -(-costs.size // (unit * max_units)))
 
 
 def best_cut(costs: Costs, unit_rows: int) -> tuple[int, ...]:
@@ -47,7 +44,7 @@ def best_cut(costs: Costs, unit_rows: int) -> tuple[int, ...]:
 
     Empty where there is only one unit. Exact for every target whose `Target.overlap_gains`.
     """
-    if costs.problem.m <= unit_rows:
+    if costs.size <= unit_rows:
         return ()
     return rows_of(_best(costs, unit_rows))
 
@@ -64,7 +61,7 @@ def rows_of(label: Label | None) -> tuple[int, ...]:
 def _best(costs: Costs, unit_rows: int) -> Label:
     """The best label that passes all rows; coarser units first give the limit to prune with."""
     coarse = COARSE * unit_rows
-    if costs.problem.m <= 2 * coarse:
+    if costs.size <= 2 * coarse:
         return _search(costs, unit_rows, inf)[0]
     known = _best(costs, coarse)
     # Without `Target.overlap_gains` dropping labels may lose the known cut, and find no other.
@@ -78,7 +75,7 @@ def _search(costs: Costs, unit_rows: int, limit: float) -> list[Label]:
     ``queued`` <= ``alone``, so a label that another one beats in both can be dropped. One best
     label is not enough: the cut with the later ``end`` may be ``ready`` earlier, and win.
     """
-    m, (c, d) = costs.problem.m, costs.slowdowns
+    m, (c, d) = costs.size, costs.slowdowns
     starts = (*range(0, m, unit_rows), m)
     last = len(starts) - 1
     sizes = {right - left for i, left in enumerate(starts) if left for right in starts[i + 1 :]}

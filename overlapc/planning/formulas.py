@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     import sympy
 
 MEANING = {
-    "r": "rows of a group",
-    "n": "columns of the GEMM on one rank",
+    "r": "rows of a group; of a group of columns, all rows",
+    "n": "columns of the GEMM on one rank; of a group of columns, its columns",
     "k": "contracted size on one rank",
     "b": "bytes of an element",
     "F": "flops_per_second",
@@ -22,7 +22,8 @@ MEANING = {
     "t_r": "tile_rows",
     "t_c": "tile_columns",
     "w": "resident",
-    "e": "bytes that pointwise work beside the GEMM reads and writes",
+    "e": "bytes that pointwise work beside the GEMM reads and writes; of a group of columns, the "
+    "pass that puts it in its place too",
     "S": "pointwise_bytes_per_second",
     "x": "bytes of a collective",
     "x_0": "bytes of the measured point below",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from overlapc.errors import ProblemError
@@ -30,6 +31,9 @@ _ORDERS_OF = {
 }
 """The orders that each collective comes in, its natural one first."""
 
+ROWS, COLUMNS = DIMENSIONS = ("rows", "columns")
+"""What groups may be made of: rows of what is sent or gathered, or columns of what is sent."""
+
 
 def orders_of(collective: str) -> tuple[str, ...]:
     """The orders that a problem with this collective may have, its natural one first."""
@@ -41,7 +45,8 @@ class Problem:
     """``C[m, n] = A[m, k] @ B[k, n]`` on every rank, and one collective over C or A.
 
     A producer sends C after it is computed, a consumer computes with A after it has come. What is
-    cut into groups is the m rows: those before a scatter, those after a gather.
+    cut into groups is the m rows: those before a scatter, those after a gather. Or it is the n
+    columns of C, where they may be cut.
     """
 
     m: int
@@ -67,6 +72,8 @@ class Problem:
     rows are dealt out to ranks and else 1. It divides m."""
     local_first: bool = True
     """Consumers: the rows that this rank has itself are computed before any has come."""
+    cuts_columns: bool = False
+    """Producers: what is sent may be cut along its n columns too."""
 
     def __post_init__(self) -> None:
         for name in ("m", "n", "k", "world_size", "epilogue_bytes", "row_multiple"):
@@ -108,6 +115,7 @@ class Problem:
             sent_dtype=self.sent_dtype or self.dtype,
             row_multiple=self.granule,
             local_first=self.local_first and self.is_consumer,
+            cuts_columns=COLUMNS in self.dimensions,
         )
 
     @property
@@ -122,8 +130,24 @@ class Problem:
 
     @property
     def granule(self) -> int:
-        """Every group is a multiple of so many rows."""
+        """Every group of rows is a multiple of so many."""
         return self.row_multiple or (1 if self.collective == "all_reduce" else self.world_size)
+
+    @property
+    def dimensions(self) -> tuple[str, ...]:
+        """What may be cut into groups: some of ``DIMENSIONS``, rows first."""
+        return DIMENSIONS if self.cuts_columns and not self.is_consumer else (ROWS,)
+
+    def is_cut_by(self, counts: Sequence[int], by: str = ROWS) -> bool:
+        """Whether groups of so many rows or columns make up all of them, each as it has to be.
+
+        No rows are one group of none.
+        """
+        size, granule = (self.m, self.granule) if by == ROWS else (self.n, 1)
+        if by not in self.dimensions or sum(counts) != size:
+            return False
+        fewest = 1 if size else 0
+        return len(counts) > 0 and all(x >= fewest and x % granule == 0 for x in counts)
 
     @property
     def flops(self) -> int:
@@ -135,12 +159,14 @@ class Problem:
         """Bytes of one element of the GEMM."""
         return ITEM_BYTES[self.dtype]
 
-    def sent_bytes(self, rows: int) -> int:
+    def sent_bytes(self, rows: int, columns: int | None = None) -> int:
         """Bytes of ``rows`` rows of the tensor that is communicated, whole on one rank.
 
-        Of a reduce-scatter its input, of an all-gather its output, of an all-to-all either.
+        Of a reduce-scatter its input, of an all-gather its output, of an all-to-all either; of all
+        columns, or of so many.
         """
-        columns = self.k if self.is_consumer else self.n
+        if columns is None:
+            columns = self.k if self.is_consumer else self.n
         return rows * columns * SENT_BYTES[self.sent_dtype or self.dtype]
 
     def local_rows(self, rows: int) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from overlapc.planning.cost import Costs
-from overlapc.planning.problem import Problem
+from overlapc.planning.problem import COLUMNS, Problem
 from overlapc.planning.schedule import Event, format_seconds
 from overlapc.planning.target import Target
 
@@ -19,7 +19,7 @@ class Reason:
     text: str
 
 
-GIVEN = Reason("given", "These groups of rows were given.")
+GIVEN = Reason("given", "These groups were given.")
 CANDIDATE = Reason("candidate", "It is among the best by prediction, and waits to be measured.")
 NOTHING_TO_SIGNAL = Reason(
     "serial_consumer", "The GEMM comes after the collective, so it has nothing to signal."
@@ -51,10 +51,11 @@ def why_not_cut(problem: Problem) -> Reason | None:
 
 
 def too_small(problem: Problem, unit_rows: int) -> Reason:
-    """The rows make one unit."""
+    """The rows make one unit, and so do the columns if they may be cut."""
+    also = f", and n = {problem.n} one of columns" if COLUMNS in problem.dimensions else ""
     return Reason(
         "serial_too_small",
-        f"m = {problem.m} is one unit of {unit_rows} rows, which cannot be cut.",
+        f"m = {problem.m} is one unit of {unit_rows} rows{also}, which cannot be cut.",
     )
 
 
@@ -70,8 +71,8 @@ def contention(target: Target, problem: Problem) -> Reason:
 
 def no_gain(costs: Costs, timeline: Sequence[Event], margin: float) -> Reason:
     """The best cut saves less than the margin."""
-    m = costs.problem.m
-    serial, compute, sent = costs.serial(), costs.gemm(m), costs.plain(m)
+    size = costs.size
+    serial, compute, sent = costs.serial(), costs.gemm(size), costs.plain(size)
     if min(compute, sent) < margin * serial:
         less, seconds = ("communication", sent) if sent < compute else ("compute", compute)
         return Reason(
@@ -94,9 +95,10 @@ def overlaps(costs: Costs, timeline: Sequence[Event]) -> Reason:
     serial, end = costs.serial(), max(event.end for event in timeline)
     computed = sum(event.end - event.start for event in timeline if event.lane == "compute")
     groups = 1 + max(event.group for event in timeline)
+    of = " of columns" if costs.by == COLUMNS else ""
     return Reason(
         "chunked_overlaps",
-        f"With {groups} groups, {format_seconds(end - computed)} of communication stay visible "
-        f"instead of {format_seconds(costs.plain(costs.problem.m))}: "
+        f"With {groups} groups{of}, {format_seconds(end - computed)} of communication stay visible "
+        f"instead of {format_seconds(costs.plain(costs.size))}: "
         f"{serial / end:.2f} times as fast as serial.",
     )

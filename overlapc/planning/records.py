@@ -38,6 +38,18 @@ def from_value(kind: type[Record], value: Any, where: str = "") -> Record:
         raise ValueError(f"{where or 'the document'}: {error}") from error
 
 
+def check_format(found: Any, newest: int) -> None:
+    """Raise ValueError unless a text of version ``found`` can be read: one of 1 to ``newest``.
+
+    An older text lacks fields, which have defaults; a newer one may hold fields unknown here.
+    """
+    if type(found) is int and 1 <= found <= newest:
+        return
+    newer = "a newer overlapc wrote it: " if type(found) is int and found > newest else ""
+    known = f"formats 1 to {newest}" if newest > 1 else "format 1"
+    raise ValueError(f"{newer}it has format {found!r}, and this overlapc reads {known}")
+
+
 def _is_required(field: Field[Any]) -> bool:
     return field.default is MISSING and field.default_factory is MISSING
 

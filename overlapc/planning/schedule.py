@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from overlapc.errors import PlanError
-from overlapc.planning.problem import Problem
-from overlapc.planning.records import from_value, to_value
+from overlapc.planning.problem import ROWS, Problem
+from overlapc.planning.records import check_format, from_value, to_value
 
-FORMAT = 1
-"""Version of the text that `to_json` writes."""
+FORMAT = 3
+"""Version of the text that `to_json` writes: one more whenever a record gets a field. Texts of all
+versions before are read, and what they lack has a default; a newer one is refused."""
 
 SCHEDULES = ("serial", "chunked", "signaled")
 
@@ -40,7 +41,7 @@ class Plan:
     """How one problem runs. Equal problems, targets and options give equal plans on every rank.
 
     ``serial``: one GEMM and one collective, one after the other. ``chunked``: a library GEMM and a
-    collective for each group of rows, so that the one is in flight while the other computes.
+    collective for each group, so that the one is in flight while the other computes.
     ``signaled``: one GEMM that signals each group of rows to a waiting collective. Seconds are
     predictions.
     """
@@ -53,8 +54,9 @@ class Plan:
     schedule: str
     """One of ``SCHEDULES``."""
     rows: tuple[int, ...]
-    """Rows of each group in the order they are sent; they add up to m, each is a multiple of the
-    problem's ``granule``, and each is one collective."""
+    """Rows of each group, or columns where ``by`` says so, in the order they are sent, each group
+    as one collective. Rows add up to m, and each count is a multiple of the problem's ``granule``;
+    columns add up to n."""
     predicted_seconds: float
     """Of this plan."""
     serial_seconds: float
@@ -67,14 +69,16 @@ class Plan:
     """Why this schedule, in one sentence."""
     timeline: tuple[Event, ...]
     """What each lane does when, as predicted, compute and communication by turns."""
+    by: str = ROWS
+    """What groups are made of, "rows" or "columns": of ``chunked`` only may it be columns."""
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule {self.schedule!r} is not one of {', '.join(SCHEDULES)}")
-        if sum(self.rows) != self.problem.m or (min(self.rows, default=0) < 1 and self.problem.m):
-            raise ValueError(f"rows {self.rows} do not cut {self.problem.m} rows")
-        if any(count % self.problem.granule for count in self.rows):
-            raise ValueError(f"rows {self.rows} are no multiples of {self.problem.granule}")
+        if not self.problem.is_cut_by(self.rows, self.by):
+            raise ValueError(f"{self.by} {self.rows} do not cut the problem into groups")
+        if self.by != ROWS and self.schedule != "chunked":
+            raise ValueError(f"a {self.schedule} plan has no groups of {self.by}")
         if self.schedule == "serial" and len(self.rows) != 1:
             raise ValueError("a serial plan has one group")
         if not self.reason or not self.code:
@@ -82,7 +86,7 @@ class Plan:
 
     @property
     def starts(self) -> tuple[int, ...]:
-        """First row of each group."""
+        """First row, or column, of each group."""
         return (0, *accumulate(self.rows[:-1]))
 
     @property
@@ -102,7 +106,7 @@ class Plan:
         )
         return (
             f"{self.schedule} {p.m}x{p.n}x{p.k} {p.dtype} {p.collective} over {p.world_size} "
-            f"on {self.target}: rows {format_rows(self.rows)}, "
+            f"on {self.target}: {self.by} {format_rows(self.rows)}, "
             f"{predicted} (serial {serial}, bound {bound}). {self.reason} [{self.code}]"
         )
 
@@ -117,8 +121,7 @@ class Plan:
             content = json.loads(text)
             if not isinstance(content, dict) or "overlapc_plan" not in content:
                 raise ValueError("the text is no plan")
-            if (version := content.pop("overlapc_plan")) != FORMAT:
-                raise ValueError(f"it has format {version!r}, and this overlapc reads {FORMAT}")
+            check_format(content.pop("overlapc_plan"), FORMAT)
             return from_value(Plan, content)
         except ValueError as error:
             raise PlanError(

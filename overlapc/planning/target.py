@@ -16,11 +16,12 @@ from overlapc.cache import cache_dir
 from overlapc.errors import TargetError
 from overlapc.planning.problem import ITEM_BYTES, Problem
 from overlapc.planning.rates import GemmRates, Link
-from overlapc.planning.records import from_value, to_value
+from overlapc.planning.records import check_format, from_value, to_value
 from overlapc.planning.tuned import TunedPlan
 
-FORMAT = 1
-"""Version of the files that `save` writes; a newer one is refused."""
+FORMAT = 3
+"""Version of the files that `save` writes: one more whenever a record gets a field. Files of every
+version before are read, and what they lack has a default; a newer one is refused."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -237,13 +238,14 @@ def _read(text: str, where: str) -> Target:
         raise TargetError(f"The target is not JSON: {error}.", where=where, remedy=remedy) from None
     if not isinstance(content, dict) or "overlapc_target" not in content:
         raise TargetError("The file is no overlapc target.", where=where, remedy=remedy)
-    version = content.pop("overlapc_target")
-    if version != FORMAT:
+    try:
+        check_format(content.pop("overlapc_target"), FORMAT)
+    except ValueError as error:
         raise TargetError(
-            f"The target has format {version!r}, and this overlapc reads format {FORMAT}.",
+            f"The target cannot be read: {error}.",
             where=where,
             remedy="calibrate again with this version, or use the overlapc that wrote it",
-        )
+        ) from None
     try:
         return from_value(Target, content)
     except ValueError as error:

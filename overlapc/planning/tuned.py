@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from overlapc.planning.problem import Problem
+from overlapc.planning.problem import ROWS, Problem
 
 
 @dataclass(frozen=True)
 class TunedPlan:
-    """The rows that won when the best plans of a problem were run side by side on the group."""
+    """The groups that won when the best plans of a problem were run side by side on the group."""
 
     problem: Problem
     """The exact problem; `Problem.resolved`, so that equal meanings are equal."""
     rows: tuple[int, ...]
-    """Of each group; a single one is ``serial``."""
+    """Of each group, or columns where ``by`` says so; a single group is ``serial``."""
     seconds: float
     """Median on the slowest rank."""
+    by: str = ROWS
+    """What groups are made of, "rows" or "columns"."""
 
     def __post_init__(self) -> None:
         if self.problem != self.problem.resolved():
             raise ValueError("the problem of a tuned plan leaves something to a default")
-        granule = self.problem.granule
-        if sum(self.rows) != self.problem.m or any(r < 1 or r % granule for r in self.rows):
-            raise ValueError(f"rows {self.rows} do not cut {self.problem.m} rows by {granule}")
+        if not self.problem.is_cut_by(self.rows, self.by):
+            raise ValueError(f"{self.by} {self.rows} do not cut the problem into groups")
         if not self.seconds > 0:
             raise ValueError("seconds of a tuned plan must be above zero")

@@ -42,7 +42,7 @@ def _letter(group: int) -> str:
 def describe_tuned(tuned: TunedPlan) -> str:
     """What was measured of one problem, in a line."""
     p = tuned.problem
-    rows = "serial" if len(tuned.rows) == 1 else f"chunked, {format_rows(tuned.rows)} rows"
+    rows = "serial" if len(tuned.rows) == 1 else f"chunked, {format_rows(tuned.rows)} {tuned.by}"
     size = f"{p.kind} {p.m}x{p.n}x{p.k} {p.dtype} over {p.world_size}"
     return f"{size}: {rows}, {format_seconds(tuned.seconds)}"
 
@@ -58,7 +58,7 @@ def describe(plan: Plan) -> str:
         (
             f"problem    {problem}",
             f"target     {plan.target} ({plan.fingerprint})",
-            f"schedule   {plan.schedule}: {format_rows(plan.rows)} rows",
+            f"schedule   {plan.schedule}: {format_rows(plan.rows)} {plan.by}",
             f"reason     {plan.reason} [{plan.code}]",
             f"predicted  {format_seconds(plan.predicted_seconds)} ({plan.speedup:.2f}x of serial "
             f"{serial}; bound {bound})",

@@ -113,7 +113,7 @@ def _times(row: Row) -> str:
 def _planned(plan: Plan | None) -> str:
     if plan is None:
         return "-"
-    return f"{plan.schedule} on {plan.target}\n{format_rows(plan.rows)} rows"
+    return f"{plan.schedule} on {plan.target}\n{format_rows(plan.rows)} {plan.by}"
 
 
 def _predicted(plan: Plan | None) -> str:

@@ -26,7 +26,7 @@ def chrome_trace(site: Site, plan: Plan) -> str:
                 # The format counts in microseconds.
                 "ts": event.start * 1e6,
                 "dur": (event.end - event.start) * 1e6,
-                "args": {"group": event.group, "rows": count},
+                "args": {"group": event.group, plan.by: count},
             }
         )
     about = {"predicted": "true", "plan": str(plan), "site": site.id, "target": plan.target}
@@ -34,12 +34,12 @@ def chrome_trace(site: Site, plan: Plan) -> str:
 
 
 def _rows(plan: Plan, event: Event) -> tuple[str, int]:
-    """Which rows an event is about, as a name, and how many of them it sends or computes."""
+    """Which rows or columns an event is about, as a name, and how many it sends or computes."""
     if event.group == LOCAL:
         return "local rows", plan.problem.local_rows(plan.problem.m)
     start, count = plan.starts[event.group], plan.rows[event.group]
     early = plan.problem.local_rows(count) if plan.has_local and event.lane == "compute" else 0
-    return f"rows {start}..{start + count - 1}", count - early
+    return f"{plan.by} {start}..{start + count - 1}", count - early
 
 
 def _named(what: str, name: str, thread: int) -> dict[str, Any]:

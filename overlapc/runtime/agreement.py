@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 
 import torch.distributed as dist
 
+from overlapc.planning.problem import ROWS
 from overlapc.runtime import groups
 
 MOST_REMEMBERED = 4096
@@ -15,13 +16,15 @@ MOST_REMEMBERED = 4096
 
 @dataclass(frozen=True)
 class Cut:
-    """How a call is cut: by which schedule, and how many GEMM rows each group has."""
+    """How a call is cut: by which schedule, and how many GEMM rows or columns each group has."""
 
     schedule: str
     rows: tuple[int, ...]
+    by: str = ROWS
+    """What ``rows`` counts, "rows" or "columns"."""
 
     def __str__(self) -> str:
-        return f"{self.schedule} rows {self.rows}"
+        return f"{self.schedule} {self.by} {self.rows}"
 
 
 _agreed: WeakKeyDictionary[dist.ProcessGroup, dict[str, Cut]] = WeakKeyDictionary()

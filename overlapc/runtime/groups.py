@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import NoReturn
 from weakref import WeakKeyDictionary
@@ -82,15 +85,46 @@ _talks: WeakKeyDictionary[dist.ProcessGroup, _Talk] = WeakKeyDictionary()
 _agreed: WeakKeyDictionary[dist.ProcessGroup, set[str]] = WeakKeyDictionary()
 
 
-def agree_once(group: dist.ProcessGroup, choices: str, seconds: float) -> None:
+def agree_once(
+    group: dist.ProcessGroup, choices: str, seconds: float, sends: Sequence[str] | None = None
+) -> None:
     """Compare ``choices`` with the group's other members, at their first use only.
 
-    ``choices`` holds everything that decides a plan: sources, options, target.
+    ``choices`` holds everything that decides a plan: sources, options, target. ``sends`` tells the
+    collectives of a graph on the group in their order, each as "how at where", and is compared
+    where every member knows its own: None where this one does not.
     """
     agreed = _agreed.setdefault(group, set())
-    if choices not in agreed:
-        compare(group, choices, seconds, what="their sources, options or targets differ")
-        agreed.add(choices)
+    if choices in agreed:
+        return
+    digest = "" if sends is None else hashlib.sha256(repr(list(sends)).encode()).hexdigest()
+    values = exchange(group, f"{choices}{GRAPH}{digest}", seconds)
+    others, digests = zip(*(value.split(GRAPH) for value in values), strict=True)
+    if any(other != choices for other in others):
+        raise_disagreement(group, others, "their sources, options or targets differ")
+    if sends is not None and all(digests) and len(set(digests)) > 1:
+        _compare_sends(group, sends, seconds)
+    agreed.add(choices)
+
+
+GRAPH = " graph="
+
+
+def _compare_sends(group: dist.ProcessGroup, sends: Sequence[str], seconds: float) -> None:
+    """Raise on every member where their graphs, which differ, send one collective differently.
+
+    A graph that ends earlier on one rank goes on in that rank's next one.
+    """
+    lists = [json.loads(value) for value in exchange(group, json.dumps(sends), seconds)]
+    for number, sent in enumerate(zip(*lists, strict=False), 1):
+        if len({how.partition(" at ")[0] for how in sent}) > 1:
+            raise_disagreement(
+                group,
+                sent,
+                f"they send collective {number} of a graph differently",
+                "give all ranks equal sizes, or set option overlap to 'off'; overlapc.explain "
+                "tells on each rank why it decides so",
+            )
 
 
 def compare(group: dist.ProcessGroup, value: str, seconds: float, *, what: str) -> None:
@@ -100,12 +134,17 @@ def compare(group: dist.ProcessGroup, value: str, seconds: float, *, what: str) 
         raise_disagreement(group, values, what)
 
 
-def raise_disagreement(group: dist.ProcessGroup, values: list[str], what: str) -> NoReturn:
+ALIKE = "start every rank with the same installation, options, environment and target"
+
+
+def raise_disagreement(
+    group: dist.ProcessGroup, values: Sequence[str], what: str, remedy: str = ALIKE
+) -> NoReturn:
     """Raise the ``DisagreementError`` that shows what every rank said."""
     raise DisagreementError(
         f"The ranks of this group would not run the same plan: {what}. {_said(values)}.",
         where=f"process group {group.group_name!r} of {group.size()} ranks, on rank {group.rank()}",
-        remedy="start every rank with the same installation, options, environment and target",
+        remedy=remedy,
     )
 
 
@@ -135,5 +174,5 @@ def _is_fake(group: dist.ProcessGroup) -> bool:
     return any(group._get_backend(d).name().lower() == "fake" for d in group._device_types)
 
 
-def _said(values: list[str]) -> str:
+def _said(values: Sequence[str]) -> str:
     return ", ".join(f"Rank {rank}: {value}" for rank, value in enumerate(values))

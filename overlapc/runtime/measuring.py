@@ -8,11 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
+from overlapc.errors import GroupError, OverlapcError
 from overlapc.planning.fitting import GemmSample, fit_gemm, rounded
 from overlapc.planning.problem import ITEM_BYTES
 from overlapc.planning.rates import GemmRates
@@ -124,6 +125,28 @@ class Bench:
         agreed: list[Any] = [value]
         dist.broadcast_object_list(agreed, group=self.group, group_src=0)
         return agreed[0]
+
+    def by_first(self, make: Callable[[], Value]) -> Value:
+        """What ``make`` returns on rank 0, where alone it is called, on every member.
+
+        An error there is raised on every member: else the others would wait for a value.
+        """
+        made, failed = None, None
+        if dist.get_rank(self.group) == 0:
+            try:
+                made = make()
+            except OverlapcError as error:
+                failed = error
+            except Exception as error:
+                failed = GroupError(
+                    f"Rank 0 failed: {error!r}.",
+                    where="what rank 0 does for all members of a group",
+                    remedy="see to the error there, and call it again on every member",
+                )
+        made, failed = self.agree((made, failed))
+        if failed is not None:
+            raise failed
+        return cast("Value", made)
 
     # GEMM
 

@@ -10,10 +10,11 @@ import torch
 import torch.distributed as dist
 
 from overlapc.errors import ProblemError
-from overlapc.planning.problem import Problem
+from overlapc.planning.problem import COLUMNS, Problem
 from overlapc.planning.schedule import Plan
 from overlapc.runtime import agreement, checking, groups, signaled
 from overlapc.runtime.agreement import Cut
+from overlapc.runtime.column_producers import ColumnProducer
 from overlapc.runtime.consumers import Consumer
 from overlapc.runtime.layout import Dealing, consumer_parts, producer_parts
 from overlapc.runtime.plans import plan_call
@@ -21,8 +22,9 @@ from overlapc.runtime.producers import Empty, Producer
 from overlapc.runtime.program import OFFSETS, ROWS
 from overlapc.runtime.sending import Sender
 from overlapc.runtime.shapes import on_meta, values
-from overlapc.runtime.sizing import problem_of
+from overlapc.runtime.sizing import column_operands, problem_of
 from overlapc.runtime.spec import ChainSpec
+from overlapc.runtime.units import ranges
 
 Operands = Sequence[torch.Tensor]
 Sizes = tuple[int, ...]
@@ -107,7 +109,10 @@ def _described(chain: Chain, operands: Operands, deal: Dealing) -> str:
     """What is moved, and by which GEMM."""
     text = checking.sizes_text(deal, *_rests(chain, operands, deal).moved)
     problem = _problem(chain.spec, operands, deal)
-    return f"{text} by {f'{problem.n}x{problem.k} {problem.dtype}' if problem else 'no GEMM'}"
+    if problem is None:
+        return f"{text} by no GEMM"
+    cut = " or ".join(problem.dimensions)
+    return f"{text} by {problem.n}x{problem.k} {problem.dtype}, cut along {cut}"
 
 
 def prepare(
@@ -141,12 +146,13 @@ def prepare(
         results = tuple(((deal.units, *rest), dtype) for rest, dtype in rests.kept)
         local, parts = consumer_parts(deal, () if cut.schedule == "serial" else counts)
         run = Consumer(spec.program, chain.sender, local, parts, deal.ranks, by_columns, results)
+    elif cut.by == COLUMNS:
+        run = _column_producer(chain, operands, deal, rests, counts)
     else:
         run = _producer(chain, deal, rests, counts, by_columns)
     kernel = None
     # A rank that has no kernel sends the groups of the cut: the kernel has to send the same.
-    is_cut = plan is not None and (plan.schedule, plan.rows) == (cut.schedule, cut.rows)
-    if plan is not None and is_cut and plan.schedule == "signaled":
+    if plan is not None and _of_plan(plan) == cut and plan.schedule == "signaled":
         kernel = signaled.kernel_of(spec, plan, operands, chain.sender.options)
     schedule = "serial" if cut.schedule == "serial" or len(counts) == 1 else "chunked"
     return Ready(schedule, deal, text, run, kernel)
@@ -169,6 +175,19 @@ def _producer(
         by_columns=by_columns,
         results=((shape, dtype), *kept),
     )
+
+
+def _column_producer(
+    chain: Chain, operands: Operands, deal: Dealing, rests: Rests, columns: Sizes
+) -> ColumnProducer:
+    """The groups are so many columns of what is sent, which is a matrix."""
+    spec, (rest, dtype) = chain.spec, rests.moved
+    cut = column_operands(spec, [t.shape for t in operands], [t.dtype for t in operands])
+    assert cut is not None, "columns were planned to be cut where they may not be"
+    (whole,) = producer_parts(deal, (deal.each,))
+    kept = (((deal.units, *rest), dtype) for rest, dtype in rests.kept)
+    results = (((deal.result_units, *rest), dtype), *kept)
+    return ColumnProducer(spec.program, cut, chain.sender, whole, ranges(columns), results)
 
 
 def _rests(chain: Chain, operands: Operands, deal: Dealing) -> Rests:
@@ -215,7 +234,7 @@ def _cut(
     if deal.is_uneven and (known := agreement.known_cut(group, blocks)):
         return known, None
     plan = _plan(spec, operands, deal)
-    mine = Cut("serial", (deal.units,)) if plan is None else Cut(plan.schedule, plan.rows)
+    mine = Cut("serial", (deal.units,)) if plan is None else _of_plan(plan)
     if deal.is_uneven:
         return agreement.common_count(group, blocks, mine, seconds), plan
     if not deal.units or not site:
@@ -223,8 +242,14 @@ def _cut(
     return agreement.common_cut(group, site, text, mine, seconds), plan
 
 
+def _of_plan(plan: Plan) -> Cut:
+    return Cut(plan.schedule, plan.rows, plan.by)
+
+
 def _counts(cut: Cut, deal: Dealing, plan: Plan | None) -> Sizes:
-    """Return the units of each group, of each rank where they are dealt out by rank."""
+    """Return the units of each group, of each rank where they are dealt out by rank; or columns."""
+    if cut.by == COLUMNS:
+        return cut.rows
     if deal.is_uneven or plan is None or len(cut.rows) == 1:
         return cut.rows if deal.is_uneven else (deal.each,)
     rows = plan.problem.m // deal.each

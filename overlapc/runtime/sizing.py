@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from overlapc.planning.problem import COLLECTIVE_FIRST, GEMM_FIRST, Problem
+from overlapc.runtime.column_roles import cut_operands
 from overlapc.runtime.execution import is_view, trace
 from overlapc.runtime.program import ROWS, Ref, Step
 from overlapc.runtime.shapes import moved
@@ -52,10 +53,7 @@ def problem_of(
 
     Of several GEMMs it is the one that has as many rows, flops and bytes to send as all of them.
     """
-    operands = [
-        torch.empty(tuple(shape), dtype=dtype, device="meta")
-        for shape, dtype in zip(shapes, dtypes, strict=True)
-    ]
+    operands = _empty(shapes, dtypes)
     if spec.is_consumer:
         operands[0] = moved(spec, operands[0], receives, world_size)
     values, gemms, epilogue_bytes = _trace(spec, operands)
@@ -79,7 +77,35 @@ def problem_of(
         sent_dtype=_name(sent.dtype),
         row_multiple=rows_per_unit * world_size if dealt else rows_per_unit,
         local_first=spec.axis == 0,
+        cuts_columns=not receives and _column_operands(spec, operands, values) is not None,
     )
+
+
+def column_operands(
+    spec: ChainSpec, shapes: Sequence[Sequence[int]], dtypes: Sequence[torch.dtype]
+) -> tuple[bool, ...] | None:
+    """Return which operands a group of columns takes in part; None where columns may not be cut.
+
+    For a call that deals out the same number of units to every rank.
+    """
+    operands = _empty(shapes, dtypes)
+    return _column_operands(spec, operands, _trace(spec, operands)[0])
+
+
+def _column_operands(
+    spec: ChainSpec, operands: Sequence[torch.Tensor], values: Sequence[torch.Tensor]
+) -> tuple[bool, ...] | None:
+    if spec.is_consumer or (spec.axis and spec.collective != "all_reduce"):
+        return None
+    return cut_operands(spec.program, operands, values)
+
+
+def _empty(shapes: Sequence[Sequence[int]], dtypes: Sequence[torch.dtype]) -> list[torch.Tensor]:
+    """Tensors without content."""
+    return [
+        torch.empty(tuple(shape), dtype=dtype, device="meta")
+        for shape, dtype in zip(shapes, dtypes, strict=True)
+    ]
 
 
 def _trace(

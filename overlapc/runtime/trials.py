@@ -11,7 +11,7 @@ from itertools import accumulate, pairwise
 import torch
 import torch.distributed as dist
 
-from overlapc.planning.problem import Problem
+from overlapc.planning.problem import COLUMNS, ROWS, Problem
 from overlapc.runtime.sending import Sender, Work
 
 
@@ -27,10 +27,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Trial:
-    """A problem with operands of its own. Every member of the group runs the same rows at a time.
+    """A problem with operands of its own. Every member of the group runs the same groups at a time.
 
-    A group has as many rows of every rank that rows are dealt out to or come from. Its GEMM reads
-    and writes them where they lie in the whole, as the ops do.
+    A group has as many rows of every rank that rows are dealt out to or come from, or columns of
+    all rows. Its GEMM reads and writes them where they lie in the whole, as the ops do.
     """
 
     problem: Problem
@@ -39,7 +39,7 @@ class Trial:
 
     def __post_init__(self) -> None:
         # Before any run: making operands takes longer than computing with them.
-        _ = self._a, self._b, self._out, self._sender
+        _ = self._a, self._b, self._out, self._come, self._sender
 
     @cached_property
     def _dtype(self) -> torch.dtype:
@@ -74,16 +74,26 @@ class Trial:
         return out.unflatten(0, (self._shards, -1))
 
     @cached_property
+    def _come(self) -> torch.Tensor:
+        """``[rows, n]``: where columns that have come are put; of a scatter, those of one rank."""
+        p = self.problem
+        rows = p.m // p.world_size if p.collective == "reduce_scatter" else p.m
+        return torch.empty(rows, p.n, dtype=self._sent_dtype, device=self.device)
+
+    @cached_property
     def _sender(self) -> Sender:
         return Sender(self.problem.collective, "sum")
 
     def _random(self, rows: int, columns: int) -> torch.Tensor:
         return torch.randn(rows, columns, device=self.device).to(self._dtype)
 
-    def run(self, rows: Sequence[int]) -> Run:
-        """Run these groups of rows; a single one is the serial schedule."""
+    def run(self, counts: Sequence[int], by: str = ROWS) -> Run:
+        """Run groups of so many rows, or columns; a single one is the serial schedule."""
         start = self._now()
-        waited = self._consume(rows) if self.problem.is_consumer else self._produce(rows)
+        if by == COLUMNS:
+            waited = self._produce_columns(counts)
+        else:
+            waited = self._consume(counts) if self.problem.is_consumer else self._produce(counts)
         seconds = self._now() - start
         return Run(seconds, seconds - waited)
 
@@ -93,6 +103,19 @@ class Trial:
             product = self._gemm(self._a[:, first:last])
             in_flight.append(self._start(product.to(self._sent_dtype).flatten()))
         return self._wait_for(in_flight)
+
+    def _produce_columns(self, columns: Sequence[int]) -> float:
+        in_flight = []
+        for first, last in pairwise([0, *accumulate(columns)]):
+            product = self._a.flatten(0, 1) @ self._b[:, first:last]
+            started = self._start(product.to(self._sent_dtype).flatten())
+            in_flight.append((started, slice(first, last)))
+        waited, rows = 0.0, len(self._come)
+        for started, place in in_flight:
+            waited += self._wait_for([started])
+            width = place.stop - place.start
+            self._come[:, place] = started.landing[: rows * width].view(rows, width)
+        return waited
 
     def _consume(self, rows: Sequence[int]) -> float:
         p, shards = self.problem, self._shards

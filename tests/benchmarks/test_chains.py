@@ -76,6 +76,12 @@ def body(group):
             out = chain.together(mine, group)
             assert close(out, mine.whole.double() @ mine.weight.double().t()), kind
             assert close(mine.received, sent_alone(kind, operands, rank)), kind
+            mine.renew()
+            chain.together_quickly(mine, group)
+            assert close(mine.received, sent_alone(kind, operands, rank)), kind
+        if not chain.is_consumer:
+            columns = (1, SHAPE.n - 1)
+            assert close(chain.in_columns(mine.x, mine.weight, columns, group), expected), kind
     # A mutant: groups of which another rank takes the rows in another order arrive misplaced.
     chain = CHAINS["gemm_all_to_all"]
     operands = [chain.operands(SHAPE, r, ranks) for r in range(ranks)]

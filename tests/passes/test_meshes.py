@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.checkpoint import checkpoint
 
 import overlapc
+from overlapc.graphs.collectives import Refusal
+from overlapc.passes import overlap_chains
+from overlapc.passes.overlap_chains import OverlapChains
 from tests.passes.catalogue import COLUMNS, INNER, x3
 from tests.passes.test_overlap_chains import Block, kinds, sequence_plan
 from tests.targets import SLOW_LINK
@@ -87,3 +91,67 @@ def test_activation_checkpointing_runs_the_forward_chains_again(mesh):
     block = parallelize_module(Block(), mesh["tp"], sequence_plan(1))
     report = explained(lambda x: checkpoint(block, x, use_reentrant=False), x3().requires_grad_())
     assert [graph for graph, kind, _ in found(report, mesh) if kind == AG].count("backward") == 2
+
+
+def of_the_world(monkeypatch, mesh):
+    """Chains are planned for all ranks there are."""
+    original = overlap_chains.problem_of
+
+    def problem_of(spec, shapes, dtypes, ranks, receives):
+        return original(spec, shapes, dtypes, dist.get_world_size(), receives)
+
+    monkeypatch.setattr(overlap_chains, "problem_of", problem_of)
+
+
+def forward_only(monkeypatch, mesh):
+    """Backward graphs are left as they are."""
+    original = OverlapChains._decided
+
+    def decided(self, start, compilation):
+        if compilation.graph_kind == "backward":
+            return None, Refusal(start, "backward", "It is of a backward graph.")
+        return original(self, start, compilation)
+
+    monkeypatch.setattr(OverlapChains, "_decided", decided)
+
+
+def on_the_other_group(monkeypatch, mesh):
+    """Chains communicate on the data-parallel group."""
+    original = overlap_chains.read_collective
+
+    def read_collective(start):
+        return replace(original(start), group=mesh["dp"].get_group().group_name)
+
+    monkeypatch.setattr(overlap_chains, "read_collective", read_collective)
+
+
+def first_of_a_kind(monkeypatch, mesh):
+    """Of the chains of a graph that do alike, one is rewritten."""
+    original, seen = OverlapChains._decided, set()
+
+    def decided(self, start, compilation):
+        key = compilation.graph_id, start.target
+        if key in seen:
+            return None, Refusal(start, "again", "Another one was rewritten.")
+        seen.add(key)
+        return original(self, start, compilation)
+
+    monkeypatch.setattr(OverlapChains, "_decided", decided)
+
+
+@pytest.mark.parametrize(
+    ("mutant", "test"),
+    [
+        (of_the_world, test_a_sub_mesh_is_planned_for_its_own_size),
+        (on_the_other_group, test_a_sub_mesh_is_planned_for_its_own_size),
+        (forward_only, test_fully_sharded_data_parallel),
+        (on_the_other_group, test_fully_sharded_data_parallel),
+        (on_the_other_group, test_distributed_data_parallel),
+        (forward_only, test_activation_checkpointing_runs_the_forward_chains_again),
+        (first_of_a_kind, test_activation_checkpointing_runs_the_forward_chains_again),
+    ],
+)
+def test_a_wrong_pass_is_seen(mutant, test, mesh, monkeypatch):
+    mutant(monkeypatch, mesh)
+    with pytest.raises(AssertionError):
+        test(mesh)

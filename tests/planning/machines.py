@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from random import Random
 
+from overlapc.planning.column_costs import ColumnCosts
 from overlapc.planning.cost import Costs
 from overlapc.planning.curve import Curve
 from overlapc.planning.problem import COLLECTIVES, Problem
@@ -21,6 +22,12 @@ KINDS = {
 """Collective and order of a problem, by name."""
 
 CONSUMERS = ("all_gather", "all_to_all_gemm")
+
+BY_COLUMNS = {f"{kind}_by_columns": KINDS[kind] for kind in KINDS if kind not in CONSUMERS}
+"""Those of which columns are cut."""
+
+CUTS = {**KINDS, **BY_COLUMNS}
+"""What is cut: rows of every kind of problem, columns of some."""
 
 
 def random_target(random: Random, *, device: str = "cpu", resident: int = 1) -> Target:
@@ -78,15 +85,16 @@ def random_problem(random: Random, max_rows: int, kind: str = "all_reduce") -> P
     """A problem of a kind, up to ``max_rows`` rows and other sizes up to a few hundred.
 
     All-reduces are among two ranks; others among any few, uneven numbers too, in whose multiples
-    their rows come.
+    their rows come. Where columns are cut, it is those that are up to ``max_rows``.
     """
-    collective, order = KINDS[kind]
+    collective, order = CUTS[kind]
     size = 2 if collective == "all_reduce" else random.choice([2, 3, 4, 5, 6])
     granule = 1 if collective == "all_reduce" else random.choice([1, size])
-    m = granule * random.randint(1, max(1, max_rows // granule))
+    by_columns = kind in BY_COLUMNS
+    m = granule * random.randint(1, max(1, (200 if by_columns else max_rows) // granule))
     return Problem(
         m,
-        random.randint(1, 512),
+        random.randint(1, max_rows if by_columns else 512),
         random.randint(1, 512),
         "float32",
         collective,
@@ -96,12 +104,18 @@ def random_problem(random: Random, max_rows: int, kind: str = "all_reduce") -> P
         sent_dtype=random.choice(["", "bfloat16"]),
         row_multiple=granule,
         local_first=random.choice([True, True, False]),
+        cuts_columns=by_columns,
     )
+
+
+def costs_of(kind: str, problem: Problem, target: Target) -> Costs:
+    """The costs of what is cut."""
+    return (ColumnCosts if kind in BY_COLUMNS else Costs)(problem, target)
 
 
 def random_tables(random: Random, units: int, kind: str = "all_reduce") -> TableCosts:
     """One row a unit, with seconds that follow no law at all."""
-    collective, order = KINDS[kind]
+    collective, order = CUTS[kind]
     rows = range(1, units + 1)
     tables = {
         what: {count: random.uniform(0.1, 1 + count) for count in rows}

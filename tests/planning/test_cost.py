@@ -9,14 +9,18 @@ from random import Random
 import pytest
 
 from overlapc.planning import cost, timelines
+from overlapc.planning.column_costs import ColumnCosts
 from overlapc.planning.cost import Costs
 from overlapc.planning.curve import Curve
 from overlapc.planning.schedule import LANES, LOCAL, Event
 from overlapc.planning.target import Target
 from overlapc.planning.timelines import chunked_timeline, serial_timeline
 from tests.planning.machines import (
+    BY_COLUMNS,
     CONSUMERS,
+    CUTS,
     KINDS,
+    costs_of,
     random_problem,
     random_tables,
     random_target,
@@ -60,8 +64,8 @@ def worst_difference(seed: int, cases: int, kind: str) -> float:
     worst = 0.0
     for _ in range(cases):
         problem = random_problem(random, 200, kind)
-        costs = Costs(problem, random_target(random))
-        rows = random_cut(random, problem.m)
+        costs = costs_of(kind, problem, random_target(random))
+        rows = random_cut(random, costs.size)
         worst = max(worst, differences(costs, rows, chunked_timeline(costs, rows)))
         tables = random_tables(random, 12, kind)
         rows = random_cut(random, 12)
@@ -69,13 +73,13 @@ def worst_difference(seed: int, cases: int, kind: str) -> float:
     return worst
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CUTS)
 def test_the_timeline_is_that_of_the_simulation(kind: str) -> None:
     assert worst_difference(0, 200, kind) < 1e-9
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CUTS)
 @pytest.mark.parametrize("seed", range(1, 6))
 def test_the_timeline_is_that_of_the_simulation_at_length(seed: int, kind: str) -> None:
     assert worst_difference(seed, 1000, kind) < 1e-9
@@ -122,13 +126,13 @@ def test_without_contention_it_is_the_classic_recurrence() -> None:
         assert end == pytest.approx(classic, rel=1e-12)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CUTS)
 def test_events_of_a_lane_do_not_overlap_and_follow_their_group(kind: str) -> None:
     random = Random(3)
     for _ in range(100):
         problem = random_problem(random, 300, kind)
-        costs = Costs(problem, random_target(random))
-        timeline = chunked_timeline(costs, random_cut(random, problem.m))
+        costs = costs_of(kind, problem, random_target(random))
+        timeline = chunked_timeline(costs, random_cut(random, costs.size))
         lanes = [
             [event for event in timeline if event.lane == lane and event.group != LOCAL]
             for lane in LANES
@@ -213,3 +217,24 @@ def test_starting_a_call_takes_what_was_measured_for_its_bytes() -> None:
             assert mine.issue(6) == pytest.approx(expected)
             computed = 6 - costs.problem.local_rows(6)
             assert mine.compute(6) == pytest.approx(mine.gemm(computed) + expected)
+
+
+@pytest.mark.parametrize("kind", BY_COLUMNS)
+def test_a_group_of_columns_costs_its_part_of_the_weight_and_a_pass(kind: str) -> None:
+    random = Random(9)
+    for _ in range(100):
+        problem = random_problem(random, 300, kind)
+        costs = ColumnCosts(problem, random_target(random))
+        assert costs.link is not None
+        p, columns = problem, random.randint(1, problem.n)
+        rates = costs.target.gemm[0]
+        computed = rates.seconds(p.m, columns, p.k, 4, p.epilogue_bytes * columns // p.n)
+        size = p.m * columns * (2 if p.sent_dtype else 4)
+        come = size if p.collective != "reduce_scatter" else size // p.m * (p.m // p.world_size)
+        assert costs.gemm(columns) == computed
+        assert costs.alone(columns) == costs.link.scaled(costs.link.alone, size, p.world_size)
+        placed = rates.pointwise_seconds(2 * come)
+        expected = computed + placed + costs.issue(columns)
+        assert costs.compute(columns) == pytest.approx(expected, rel=1e-12)
+        by_rows = Costs(problem, costs.target)
+        assert (costs.serial(), costs.bound()) == (by_rows.serial(), by_rows.bound())

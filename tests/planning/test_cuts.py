@@ -16,7 +16,14 @@ from overlapc.planning.problem import Problem
 from overlapc.planning.rates import GemmRates, Link
 from overlapc.planning.target import Target
 from overlapc.planning.timelines import chunked_timeline
-from tests.planning.machines import KINDS, random_problem, random_tables, random_target
+from tests.planning.machines import (
+    CUTS,
+    KINDS,
+    costs_of,
+    random_problem,
+    random_tables,
+    random_target,
+)
 
 
 def best_of_all(costs: Costs, unit_rows: int) -> float:
@@ -24,7 +31,7 @@ def best_of_all(costs: Costs, unit_rows: int) -> float:
 
     Every one is tried: nothing is dropped.
     """
-    m, (c, d) = costs.problem.m, costs.slowdowns
+    m, (c, d) = costs.size, costs.slowdowns
     ends = [*range(unit_rows, m, unit_rows), m]
     sizes = {end - start for end in ends for start in (0, *ends) if start < end}
     steps = {
@@ -52,22 +59,22 @@ def seconds(costs: Costs, rows: list[int] | tuple[int, ...]) -> float:
 def excess(costs: Costs, unit_rows: int) -> float:
     """By how much the found cut is slower than the best of all cuts, as a ratio less 1."""
     found = best_cut(costs, unit_rows)
-    if costs.problem.m <= unit_rows:
+    if costs.size <= unit_rows:
         assert found == ()
         return 0.0
-    assert sum(found) == costs.problem.m
+    assert sum(found) == costs.size
     assert len(found) > 1
     assert all(rows % unit_rows == 0 for rows in found[:-1])
     return abs(seconds(costs, found) / best_of_all(costs, unit_rows) - 1)
 
 
 def random_costs(random: Random, max_units: int, kind: str) -> tuple[Costs, int]:
-    if random.random() < 0.5:
+    if kind in KINDS and random.random() < 0.5:
         return random_tables(random, random.randint(1, max_units), kind), 1
     problem = random_problem(random, 480, kind)
-    fewest = -(-problem.m // max_units)
-    unit = problem.granule * -(-random.randint(fewest, 3 * fewest) // problem.granule)
-    return Costs(problem, random_target(random)), unit
+    costs = costs_of(kind, problem, random_target(random))
+    fewest = -(-costs.size // max_units)
+    return costs, costs.granule * -(-random.randint(fewest, 3 * fewest) // costs.granule)
 
 
 def worst_excess(seed: int, cases: int, max_units: int, kind: str) -> float:
@@ -75,19 +82,19 @@ def worst_excess(seed: int, cases: int, max_units: int, kind: str) -> float:
     return max(excess(*random_costs(random, max_units, kind)) for _ in range(cases))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CUTS)
 def test_no_cut_is_faster(kind: str) -> None:
     assert worst_excess(1, 2000, 9, kind) < 1e-9
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CUTS)
 def test_no_cut_of_fourteen_units_is_faster(kind: str) -> None:
     # More than eight units take the coarse search first.
     assert worst_excess(2, 60, 14, kind) < 1e-9
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CUTS)
 @pytest.mark.parametrize("seed", range(10))
 def test_no_cut_is_faster_at_length(seed: int, kind: str) -> None:
     assert worst_excess(100 + seed, 1000, 14, kind) < 1e-9
@@ -154,7 +161,7 @@ def test_twice_as_many_units_gain_below_one_percent(
     bandwidth: float, shape: tuple[int, int, int]
 ) -> None:
     costs = Costs(Problem(*shape, "float32", "all_reduce", 2), link_limited_machine(bandwidth))
-    coarse, fine = (best_cut(costs, quantum(costs.problem, costs.target, u)) for u in (32, 64))
+    coarse, fine = (best_cut(costs, quantum(costs, u)) for u in (32, 64))
     assert 0 <= seconds(costs, coarse) / seconds(costs, fine) - 1 < 0.01
 
 
@@ -173,5 +180,5 @@ def test_units_are_whole_tiles(m: int, tile: int, units: int, rows: int) -> None
     rates = GemmRates("float32", 1e12, 0.0, tile_rows=tile)
     target = Target("t", "cpu", "gloo", True, (rates,), target.links, 1.0, 1.0)
     problem = Problem(m, 64, 64, "float32", "all_reduce", 2)
-    assert quantum(problem, target, units) == rows
+    assert quantum(Costs(problem, target), units) == rows
     assert -(-m // rows) <= units

@@ -53,11 +53,13 @@ def test_what_means_the_same_is_equal_once_resolved() -> None:
     explicit = Problem(
         64, 48, 32, "bfloat16", "all_reduce", 4, 0, "gemm_first", "bfloat16", 1, local_first=False
     )
+    assert replace(AR, cuts_columns=True).resolved() != AR.resolved()
     assert explicit != AR
     assert explicit.resolved() == AR.resolved() == AR.resolved().resolved()
     gather = replace(AR, collective="all_gather").resolved()
     assert (gather.order, gather.row_multiple, gather.local_first) == ("collective_first", 4, True)
     assert replace(AR, sent_dtype="float32").resolved() != AR.resolved()
+    assert replace(gather, cuts_columns=True).resolved() == gather
 
 
 @pytest.mark.parametrize(
@@ -83,3 +85,26 @@ def test_what_means_the_same_is_equal_once_resolved() -> None:
 def test_a_problem_that_cannot_be_is_refused(change: dict[str, Any], says: str) -> None:
     with pytest.raises(ProblemError, match=says):
         replace(AR, **change)
+
+
+def test_groups_have_to_make_up_what_is_cut() -> None:
+    scatter = replace(AR, collective="reduce_scatter", cuts_columns=True)
+    assert scatter.dimensions == ("rows", "columns")
+    assert scatter.is_cut_by((60, 4))
+    assert scatter.is_cut_by((45, 3), "columns")
+    assert scatter.is_cut_by((48,), "columns")
+    for counts, by in [
+        ((60, 3), "rows"),
+        ((61, 3), "rows"),
+        ((64, 0), "rows"),
+        ((68, -4), "rows"),
+        ((), "rows"),
+        ((60, 4), "columns"),
+        ((48, 0), "columns"),
+        ((60, 4), "diagonals"),
+    ]:
+        assert not scatter.is_cut_by(counts, by)
+    assert replace(AR, m=0).is_cut_by((0,))
+    for rows_only in (AR, replace(AR, collective="all_gather", cuts_columns=True)):
+        assert rows_only.dimensions == ("rows",)
+        assert not rows_only.is_cut_by((45, 3), "columns")

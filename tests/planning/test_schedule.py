@@ -28,6 +28,40 @@ def test_a_plan_survives_its_text() -> None:
         assert read.to_json() == made.to_json()
 
 
+def by_columns() -> Plan:
+    problem = replace(some_plan().problem, n=300, cuts_columns=True)
+    return plan_rows(problem, random_target(Random(12)), (128, 64, 64, 44), by="columns")
+
+
+def test_a_plan_by_columns_is_another_plan() -> None:
+    made = by_columns()
+    read = Plan.from_json(made.to_json())
+    assert (read, hash(read), read.by) == (made, hash(made), "columns")
+    assert made.schedule == "chunked"
+    assert "columns 128 + 2x64 + 44" in str(made)
+    assert made.starts == (0, 128, 192, 256)
+    assert made != plan_rows(made.problem, random_target(Random(12)), (300,))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"by": "rows", "rows": [300, 300]}, "do not cut"),
+        ({"rows": [128, 128, 45]}, "columns .* do not cut"),
+        ({"by": "diagonals"}, "diagonals .* do not cut"),
+        ({"schedule": "signaled"}, "a signaled plan has no groups of columns"),
+        ({"schedule": "serial", "rows": [300]}, "a serial plan has no groups of columns"),
+    ],
+)
+def test_a_text_that_is_no_plan_by_columns_is_refused(change: dict, says: str) -> None:
+    content = {**json.loads(by_columns().to_json()), **change}
+    with pytest.raises(PlanError, match=says):
+        Plan.from_json(json.dumps(content))
+    uncut = {**content["problem"], "cuts_columns": False}
+    with pytest.raises(PlanError, match="do not cut"):
+        Plan.from_json(json.dumps({**json.loads(by_columns().to_json()), "problem": uncut}))
+
+
 def test_a_plan_prints_what_it_does() -> None:
     text = str(some_plan())
     assert "rows 128 + 2x64 + 44" in text

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from math import inf
 from random import Random
 
 import pytest
@@ -12,17 +13,19 @@ import torch
 import overlapc
 from overlapc.errors import OptionError, PlanError, ProblemError
 from overlapc.planning import plan as plan_sizes
+from overlapc.planning.column_costs import ColumnCosts
 from overlapc.planning.cost import Costs
 from overlapc.planning.curve import Curve
 from overlapc.planning.cuts import best_cut, quantum
 from overlapc.planning.problem import COLLECTIVES, Problem
 from overlapc.planning.rates import GemmRates, Link
-from overlapc.planning.schedule import LOCAL, format_seconds
+from overlapc.planning.schedule import LOCAL, Plan, format_seconds
 from overlapc.planning.search import MEASURED_MARGIN, UNMEASURED_MARGIN, plan, plan_rows
 from overlapc.planning.target import Target
 from overlapc.planning.timelines import chunked_timeline
 from overlapc.planning.tuned import TunedPlan
-from tests.planning.machines import KINDS, random_problem, random_target
+from tests.planning.machines import BY_COLUMNS, KINDS, random_problem, random_target
+from tests.planning.test_cuts import best_of_all
 
 
 def machine(bandwidth: float, latency: float = 1e-4, c: float = 1.0, d: float = 1.0) -> Target:
@@ -85,7 +88,7 @@ def test_a_gain_below_the_margin_is_left() -> None:
             margin = MEASURED_MARGIN if known else UNMEASURED_MARGIN
             here = replace(target, is_measured=known)
             costs = Costs(PROBLEM, here)
-            best = chunked_timeline(costs, best_cut(costs, quantum(PROBLEM, here)))[-1].end
+            best = chunked_timeline(costs, best_cut(costs, quantum(costs)))[-1].end
             cut = plan(PROBLEM, here).schedule == "chunked"
             assert cut == (best <= (1 - margin) * costs.serial())
             decisions.add((known, cut))
@@ -160,11 +163,80 @@ def test_rows_can_be_given() -> None:
         plan_rows(GATHER, machine(2e8), (1001, 23))
 
 
+COLUMNS = replace(PROBLEM, cuts_columns=True)
+
+
+def test_columns_are_cut_where_the_weight_takes_long_to_pack() -> None:
+    target = machine(2e8)
+    wide = replace(COLUMNS, m=256, n=4096)
+    for collective in ("all_reduce", "reduce_scatter", "all_to_all"):
+        problem = replace(wide, collective=collective)
+        rows, made = plan(replace(problem, cuts_columns=False), target), plan(problem, target)
+        assert (rows.by, made.by, made.schedule) == ("rows", "columns", "chunked")
+        assert sum(made.rows) == 4096
+        assert made.predicted_seconds < rows.predicted_seconds
+        assert made.serial_seconds == rows.serial_seconds
+        assert f"{len(made.rows)} groups of columns" in made.reason
+    # Few rows are one unit; their columns are many.
+    few = plan(replace(COLUMNS, m=8, n=65536), target)
+    assert (few.schedule, few.by) == ("chunked", "columns")
+    assert plan(replace(COLUMNS, m=8, n=64), target).code == "serial_too_small"
+
+
+def test_rows_win_ties() -> None:
+    target = machine(2e8)
+    free = replace(target.gemm[0], pack_bytes_per_second=None, launch_seconds=0.0)
+    free = replace(free, tile_rows=64, tile_columns=64)
+    made = plan(COLUMNS, replace(target, gemm=(free,)))
+    assert (made.schedule, made.by) == ("chunked", "rows")
+    costs = ColumnCosts(COLUMNS, replace(target, gemm=(free,)))
+    by_columns = chunked_timeline(costs, best_cut(costs, quantum(costs)))[-1].end
+    assert by_columns == pytest.approx(made.predicted_seconds, rel=1e-9)  # else there is no tie
+
+
+def test_the_better_of_both_cuts_is_planned() -> None:
+    random, taken = Random(1), set()
+    for kind in [*BY_COLUMNS] * 150:
+        problem = replace(random_problem(random, 2000, kind), m=60 * random.randint(1, 20))
+        target = random_target(random)
+        made = plan(problem, target, "chunked", max_units=10)
+        ends = []
+        for costs in (Costs(problem, target), ColumnCosts(problem, target)):
+            unit = quantum(costs, 10)
+            ends.append(best_of_all(costs, unit) if costs.size > unit else inf)
+        if made.code == "serial_too_small":
+            assert ends == [inf, inf]
+            continue
+        assert made.predicted_seconds == pytest.approx(min(ends), rel=2e-6)
+        assert made.by == ("columns" if ends[1] < (1 - 1e-5) * ends[0] else made.by)
+        assert made.by == ("rows" if ends[0] < ends[1] else made.by)
+        taken.add(made.by)
+        automatic = plan(problem, target)
+        assert automatic.predicted_seconds <= automatic.serial_seconds
+        assert Plan.from_json(automatic.to_json()) == automatic
+    assert taken == {"rows", "columns"}
+
+
+def test_columns_can_be_given_and_tuned() -> None:
+    target = machine(2e8)
+    made = plan_rows(COLUMNS, target, (1000, 24), by="columns")
+    assert (made.schedule, made.rows, made.by) == ("chunked", (1000, 24), "columns")
+    assert plan_rows(COLUMNS, target, (1024,), by="columns").schedule == "serial"
+    for problem in (PROBLEM, replace(GATHER, cuts_columns=True)):
+        with pytest.raises(PlanError, match=r"do not cut 1024 columns.* of rows$"):
+            plan_rows(problem, target, (1000, 24), by="columns")
+    tuned = TunedPlan(COLUMNS.resolved(), (1000, 24), 1.25e-2, by="columns")
+    known = plan(COLUMNS, replace(target, tuned=(tuned,)))
+    assert (known.rows, known.by, known.code) == ((1000, 24), "columns", "measured_best")
+    with pytest.raises(ValueError, match="do not cut"):
+        TunedPlan(PROBLEM.resolved(), (1000, 24), 1.25e-2, by="columns")
+
+
 def test_sizes_can_be_given_by_name(tmp_path) -> None:
     target = machine(2e8)
     target.save(tmp_path / "m.json")
     sizes = {"m": 1024, "n": 1024, "k": 1024, "world_size": 2, "dtype": "float32"}
-    expected = plan(PROBLEM, target)
+    expected = plan(replace(PROBLEM, cuts_columns=True), target)
     assert overlapc.plan(**sizes, collective="all_reduce", target=target) == expected
     assert plan_sizes(**sizes, target=tmp_path / "m.json") == expected
     with pytest.raises(ProblemError, match="gossip"):

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import planner_speed
 from benchmarks.planner_speed import CHUNKED_SECONDS, SIGNALED_SECONDS, UNITS, WAVES, Timed
+from overlapc.planning.column_costs import ColumnCosts
 from overlapc.planning.cost import Costs
 from overlapc.planning.problem import Problem
 from tests.planning.test_cuts import BANDWIDTHS, SHAPES, link_limited_machine
@@ -34,13 +35,14 @@ def test_grouping_waves_is_quick() -> None:
     assert median(each.seconds for each in timed) < SIGNALED_SECONDS
 
 
+@pytest.mark.parametrize("costs_of", [Costs, ColumnCosts])
 @pytest.mark.parametrize("bandwidth", BANDWIDTHS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_cutting_is_quick_where_compute_and_link_are_balanced(
-    bandwidth: float, shape: tuple[int, int, int]
+    bandwidth: float, shape: tuple[int, int, int], costs_of: type[Costs]
 ) -> None:
     problem = Problem(*shape, "float32", "all_reduce", 2)
-    timed = planner_speed.time_cut(Costs(problem, link_limited_machine(bandwidth)))
+    timed = planner_speed.time_cut(costs_of(problem, link_limited_machine(bandwidth)))
     assert timed.seconds < SLACK * CHUNKED_SECONDS
 
 

@@ -12,7 +12,7 @@ from overlapc.errors import TargetError
 from overlapc.planning import search
 from overlapc.planning.problem import COLLECTIVES, Problem
 from overlapc.planning.records import to_value
-from overlapc.planning.target import Target, shipped_names, stored_path
+from overlapc.planning.target import FORMAT, Target, shipped_names, stored_path
 from overlapc.planning.tuned import TunedPlan
 from tests.planning.machines import random_target
 
@@ -143,7 +143,7 @@ def changed(content: dict[str, Any], *path: str | int, to: object) -> dict[str, 
         (("links", 0, "alone"), 3, r"links\[0\].alone is not an object"),
         (("links", 0, "collective"), "gossip", "gossip"),
         (("extra",), 1, "unknown field extra"),
-        (("overlapc_target",), 2, "format 2"),
+        (("overlapc_target",), FORMAT + 1, f"format {FORMAT + 1}"),
     ],
 )
 def test_what_cannot_be_used_is_refused(written, at: tuple, to: object, says: str) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 
 from overlapc.errors import ReportError
 from overlapc.planning.schedule import LOCAL
+from overlapc.planning.search import plan_rows
+from overlapc.planning.target import Target
 from overlapc.planning.tuned import TunedPlan
 from overlapc.reporting.gantt import describe, describe_tuned, gantt
 from overlapc.reporting.records import Report
@@ -126,6 +129,18 @@ def test_what_was_tuned_is_told_in_a_line():
     assert describe_tuned(serial) == f"{size}: serial, 2 ms"
     cut = TunedPlan(problem.resolved(), (4096, 2048, 2048), 2e-3)
     assert describe_tuned(cut) == f"{size}: chunked, 4096 + 2x2048 rows, 2 ms"
+
+
+def test_groups_of_columns_are_called_so():
+    whole = make_plan()
+    problem = dataclasses.replace(whole.problem, cuts_columns=True)
+    plan = plan_rows(problem, Target.load("h100-nvlink"), (8000, 192), by="columns")
+    spans = events_of(chrome_trace(make_site(plan=plan), plan), "X")
+    assert [span["name"] for span in spans[::2]] == ["columns 0..7999", "columns 8000..8191"]
+    assert [span["args"]["columns"] for span in spans[::2]] == [8000, 192]
+    assert "chunked: 8000 + 192 columns" in describe(plan)
+    tuned = TunedPlan(problem.resolved(), (8000, 192), 2e-3, by="columns")
+    assert describe_tuned(tuned).endswith("chunked, 8000 + 192 columns, 2 ms")
 
 
 def test_the_description_names_what_decides():

@@ -87,19 +87,24 @@ def poisoned() -> Iterator[None]:
 
 
 @contextmanager
-def ragged(seed: int) -> Iterator[None]:
-    """Cut every call into groups of random sizes, whatever the planner says; alike on all ranks."""
+def ragged(seed: int, by: str = "rows") -> Iterator[None]:
+    """Cut every call into groups of random sizes, whatever the planner says; alike on all ranks.
+
+    By columns those that may be cut so, the others by rows.
+    """
     original = preparing.plan_call
 
     def plan_call(fingerprint: str, schedule: str, problem: Problem) -> Any:
-        pieces = problem.m // problem.granule
+        along = by if by in problem.dimensions and problem.m else "rows"
+        size, granule = (problem.m, problem.granule) if along == "rows" else (problem.n, 1)
+        pieces = size // granule
         if schedule == "serial" or pieces < 2:
-            return SimpleNamespace(schedule="serial", rows=(problem.m,), problem=problem)
+            return SimpleNamespace(schedule="serial", rows=(problem.m,), by="rows", problem=problem)
         dice = random.Random(seed * 7919 + pieces)
         cuts = sorted(dice.sample(range(1, pieces), min(pieces - 1, dice.randint(1, 4))))
         ends = zip([0, *cuts], [*cuts, pieces], strict=True)
-        rows = tuple((end - start) * problem.granule for start, end in ends)
-        return SimpleNamespace(schedule="chunked", rows=rows, problem=problem)
+        rows = tuple((end - start) * granule for start, end in ends)
+        return SimpleNamespace(schedule="chunked", rows=rows, by=along, problem=problem)
 
     preparing.plan_call = plan_call
     try:

@@ -131,16 +131,16 @@ def run_mutated(
     rank: int, mutant: Callable[[int], AbstractContextManager[None]], kinds: tuple[str, ...]
 ) -> dict[str, float]:
     """As ``run_all`` while ``mutant`` breaks something."""
-    _forget()
+    forget()
     try:
         with mutant(rank):
             return run_all(rank, kinds, every=2)
     finally:
         dist.barrier()
-        _forget()
+        forget()
 
 
-def _forget() -> None:
+def forget() -> None:
     """Let nothing that was made ready before a mutation be used after it."""
     for memory in (ops._callers, ops._chains, agreement._agreed):
         memory.clear()

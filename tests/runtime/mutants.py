@@ -9,7 +9,9 @@ from unittest.mock import patch
 
 import torch
 
+from overlapc import ledger
 from overlapc.runtime import computing, layout
+from overlapc.runtime.preparing import Chain
 from overlapc.runtime.sending import Sender
 from overlapc.runtime.units import Units
 
@@ -104,4 +106,37 @@ def kept_where_it_came(rank: int) -> Iterator[None]:
         return results
 
     with patch.object(computing.Computation, "__call__", call):
+        yield
+
+
+@contextmanager
+def guarded_rows(rank: int) -> Iterator[None]:
+    """Compiling compares a symbolic size, and so the graph is good for some row counts only."""
+    original = ledger.key_of
+
+    def key_of(graph_module, example_inputs, uuid):
+        sizes = [size for size in example_inputs if isinstance(size, torch.SymInt)]
+        return original(
+            graph_module, example_inputs, uuid + str([bool(size > 200) for size in sizes])
+        )
+
+    with patch.object(ledger, "key_of", key_of):
+        yield
+
+
+@contextmanager
+def first_rows_prepared(rank: int) -> Iterator[None]:
+    """What was made ready for the first rows is taken for all that follow."""
+    original = Chain.of.__func__
+
+    class Any(dict):
+        def get(self, key, default=None):
+            return next(iter(self.values()), default)
+
+    def of(cls, spec):
+        chain = original(cls, spec)
+        object.__setattr__(chain, "ready", Any())
+        return chain
+
+    with patch.object(Chain, "of", classmethod(of)):
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -15,11 +16,12 @@ import torch
 import torch.distributed as dist
 
 from overlapc import calibration
-from overlapc.calibration import calibrate, find_target, target_name
+from overlapc.calibration import calibrate, find_target, stored_target, target_name
 from overlapc.errors import GroupError, OptionError, TargetError
 from overlapc.planning.problem import COLLECTIVES
 from overlapc.planning.search import plan_gemm
 from overlapc.planning.target import Target, stored_path
+from overlapc.runtime.sending import Sender
 from tests.ranks import Ranks
 
 SECONDS = 1.5
@@ -122,6 +124,39 @@ def in_a_group_of_one(rank: int) -> tuple[int, str]:
 
 def test_a_group_of_one_has_no_link(pair: Ranks) -> None:
     assert pair.run(in_a_group_of_one) == [(0, "serial_one_rank")] * 2
+
+
+def calibrated_without(rank: int, lacking: str) -> tuple[Target, Target | None, list[str]]:
+    """Calibrate where the backend has no such collective; the target, as stored, and the log."""
+    start, lines = Sender.start, []
+
+    def refusing(self: Sender, *args: Any) -> Any:
+        if self.collective in lacking.split():
+            raise RuntimeError(f"Backend gloo does not support {self.collective}")
+        return start(self, *args)
+
+    logging.getLogger("overlapc.calibration").addFilter(lambda r: lines.append(r.getMessage()))
+    try:
+        Sender.start = refusing
+        target = calibrate(new_group(0, 1), seconds=0.8)
+    finally:
+        Sender.start = start
+        logging.getLogger("overlapc.calibration").filters.clear()
+    dist.barrier()
+    return target, stored_target(), lines
+
+
+@pytest.mark.parametrize("lacking", ["reduce_scatter", " ".join(COLLECTIVES)])
+def test_a_collective_that_the_backend_lacks_is_left_out(pair: Ranks, lacking: str) -> None:
+    kept = [collective for collective in COLLECTIVES if collective not in lacking]
+    for target, stored, lines in pair.run(calibrated_without, lacking):
+        assert stored == target
+        assert [link.collective for link in target.links] == kept
+        assert [line.split()[0] for line in lines] == lacking.split()
+        assert all("does not support" in line for line in lines)
+        sizes = {"m": 512, "n": 512, "k": 512, "world_size": 2, "dtype": "float32"}
+        with pytest.raises(TargetError, match="no measured curve for reduce_scatter"):
+            plan_gemm(**sizes, collective="reduce_scatter", target=target)
 
 
 def error_of_a_destroyed_group(rank: int) -> str:

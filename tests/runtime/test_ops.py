@@ -145,6 +145,7 @@ def groups_of(rows):
         return SimpleNamespace(
             schedule="serial" if whole else "chunked",
             rows=(problem.m,) if whole else rows,
+            by="rows",
             problem=problem,
         )
 

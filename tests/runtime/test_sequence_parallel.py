@@ -14,6 +14,8 @@ from torch.distributed.tensor.parallel import parallelize_module
 
 import overlapc
 from tests.passes.test_overlap_chains import Block, sequence_plan
+from tests.ranks import Ranks
+from tests.runtime import matrix, mutants
 from tests.targets import SLOW_LINK
 
 OPTIONS = {"target": SLOW_LINK, "overlap": "chunked"}
@@ -99,6 +101,32 @@ def test_five_hundred_row_counts_compile_once(two_ranks):
     for worst, compiled in two_ranks.run(varying_rows, counts, timeout=120):
         assert worst < 1e-5
         assert compiled == 1
+
+
+def varying_rows_of(rank, mutant, counts):
+    """As ``varying_rows`` while ``mutant`` breaks something."""
+    torch._dynamo.reset()
+    matrix.forget()
+    with mutant(rank):
+        return varying_rows(rank, counts)
+
+
+def test_a_guard_on_rows_is_seen(two_ranks):
+    """The same rows as in the long test would do; a few tell as well."""
+    for worst, compiled in two_ranks.run(varying_rows_of, mutants.guarded_rows, [137, 400, 20]):
+        assert worst < 1e-5
+        assert compiled == 2
+
+
+def test_a_schedule_of_other_rows_is_seen(tmp_path):
+    """On ranks of its own: what they send is in disorder then."""
+    ranks = Ranks(2, environment={"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)})
+    try:
+        given = varying_rows_of, mutants.first_rows_prepared, [137, 400, 20]
+        for value, error in ranks.outcomes(*given):
+            assert error or not value[0] < 1e-5
+    finally:
+        ranks.close()
 
 
 def test_no_row_and_one_row(two_ranks):

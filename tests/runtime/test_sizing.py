@@ -33,11 +33,12 @@ CONSUMED = {"order": "collective_first"}
 
 WANTED = {
     ("gemm_all_reduce", "mm", 7): Problem(
-        7, N, K, "float32", "all_reduce", RANKS, **PRODUCED, sent_dtype="float32", row_multiple=1
+        7, N, K, "float32", "all_reduce", RANKS, **PRODUCED, sent_dtype="float32", row_multiple=1,
+        cuts_columns=True,
     ),
     ("gemm_reduce_scatter", "addmm", 8): Problem(
         8, N, K, "float32", "reduce_scatter", RANKS, **PRODUCED, sent_dtype="float32",
-        row_multiple=RANKS,
+        row_multiple=RANKS, cuts_columns=True,
     ),
     # The sum of two GEMMs is one of twice the depth; their sum is written, the parts are not read.
     ("gemm_reduce_scatter", "sum", 8): Problem(
@@ -47,7 +48,7 @@ WANTED = {
     # A residual is read and three pointwise steps write, the last one in bfloat16.
     ("gemm_all_reduce", "rich", 8): Problem(
         8, N, K, "float32", "all_reduce", RANKS, 8 * N * (4 + 4 + 4 + 2), **PRODUCED,
-        sent_dtype="bfloat16", row_multiple=1,
+        sent_dtype="bfloat16", row_multiple=1, cuts_columns=True,
     ),
     # Several GEMMs share what is gathered: their columns add up.
     ("all_gather_gemm", "many", 8): Problem(

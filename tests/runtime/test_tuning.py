@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from overlapc.errors import ProblemError, TargetError
+from overlapc.calibration import stored_target
+from overlapc.errors import GroupError, ProblemError, TargetError
 from overlapc.planning.candidates import top_plans
 from overlapc.planning.problem import Problem
+from overlapc.planning.schedule import Plan
 from overlapc.planning.search import plan
 from overlapc.planning.target import Target, stored_path
 from overlapc.planning.tuned import TunedPlan
@@ -55,18 +59,20 @@ def chains(world_size: int) -> list[Problem]:
     ]
 
 
-def bytes_started(rank: int, problem: Problem, rows: Sequence[int]) -> tuple[list[int], Any]:
+def bytes_started(
+    rank: int, problem: Problem, counts: Sequence[int], by: str = "rows"
+) -> tuple[list[int], Any]:
     """Bytes, whole on one rank, of every collective that a trial starts, in their order."""
     trial = Trial(problem, dist.group.WORLD, torch.device("cpu"))
     sender, started = trial._sender, []
     start = sender.start
 
-    def spy(group: Any, out: torch.Tensor, sent: torch.Tensor, *sizes: Any) -> dist.Work:
+    def spy(group: Any, out: torch.Tensor, sent: torch.Tensor, *sizes: Any) -> Any:
         started.append(max(out.nbytes, sent.nbytes))
         return start(group, out, sent, *sizes)
 
     sender.start = spy
-    run = trial.run(rows)
+    run = trial.run(counts, by)
     return started, run
 
 
@@ -81,15 +87,53 @@ def test_a_trial_sends_what_is_planned(ranks: str, request: pytest.FixtureReques
                 assert 0 < run.computing <= run.seconds
 
 
+@pytest.mark.parametrize("ranks", ["pair", "three"])
+def test_a_trial_by_columns_sends_what_is_planned(
+    ranks: str, request: pytest.FixtureRequest
+) -> None:
+    group: Ranks = request.getfixturevalue(ranks)
+    for problem in chains(group.size):
+        if problem.is_consumer:
+            continue
+        for columns in ((100, 28), (1, 64, 63)):
+            for started, run in group.run(bytes_started, problem, columns, "columns"):
+                whole = [problem.sent_bytes(problem.m, count) for count in columns]
+                # What cannot be dealt out evenly stays behind: fewer elements than ranks.
+                least = group.size * 8 if problem.collective != "all_reduce" else 1
+                assert all(x - least < y <= x for x, y in zip(whole, started, strict=True))
+                assert 0 < run.computing <= run.seconds
+
+
+def favours_columns(rank: int, problem: Problem, target: Target) -> Any:
+    def run(plan: Plan) -> float:
+        return 1.0 if plan.by == "columns" else 2.0
+
+    return tune_chains([problem], target=target, run=run, seconds=0.1, save=False)
+
+
+def test_columns_that_win_are_what_is_planned(pair: Ranks) -> None:
+    """Packed again for every band of rows, the weight makes columns worth trying."""
+    packing = tuple(
+        replace(rates, pack_bytes_per_second=1e8, pointwise_bytes_per_second=1e12)
+        for rates in SLOW_LINK.gemm
+    )
+    problem = replace(chains(2)[0], n=1024, cuts_columns=True)
+    for target in pair.run(favours_columns, problem, replace(SLOW_LINK, gemm=packing)):
+        (tuned,) = target.tuned
+        assert (tuned.by, sum(tuned.rows)) == ("columns", problem.n)
+        made = plan(problem, target)
+        assert (made.by, made.rows, made.code) == ("columns", tuned.rows, "measured_best")
+
+
 def tuned_by(
     rank: int, problems: Any, favourite: tuple[int, ...], target: Target, save: bool = False
 ) -> tuple[Target, list[tuple[int, ...]]]:
     """Tune with times that are made up: rank 1 takes longer, ``favourite`` is the quickest."""
     ran: list[tuple[int, ...]] = []
 
-    def run(problem: Problem, rows: Sequence[int]) -> float:
-        ran.append(tuple(rows))
-        return (1.0 if tuple(rows) == favourite else 2.0) + rank * len(rows)
+    def run(plan: Plan) -> float:
+        ran.append(plan.rows)
+        return (1.0 if plan.rows == favourite else 2.0) + rank * len(plan.rows)
 
     # Others than rank 0 come with other chains and another target, and get rank 0's.
     if rank:
@@ -126,8 +170,8 @@ def test_a_cut_that_wins_is_what_is_planned(pair: Ranks) -> None:
 
 
 def quick_only(rank: int, problem: Problem, rows: tuple[int, ...], target: Target) -> Any:
-    def run(problem: Problem, tried: Sequence[int]) -> float:
-        return 1.0 if tuple(tried) == rows else 2.0
+    def run(plan: Plan) -> float:
+        return 1.0 if plan.rows == rows else 2.0
 
     return tune_chains([problem], target=target, run=run, seconds=0.1, save=False), None
 
@@ -188,3 +232,65 @@ def error_of(rank: int, problems: list[Problem], target: Target) -> str:
     except (ProblemError, TargetError) as error:
         return type(error).__name__
     return ""
+
+
+def broken_on(broken: int, rank: int, folder: Path) -> None:
+    """Machines of their own, of which one has a stored target that cannot be read."""
+    os.environ["XDG_CACHE_HOME"] = str(folder / f"machine-{rank}")
+    path = stored_path("cpu-gloo-2")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if rank == broken:
+        path.write_text('{"overlapc_target": 99}')
+    else:
+        SLOW_LINK.renamed("cpu-gloo-2").save(path)
+
+
+def errors_where_a_file_is_broken(
+    rank: int, broken: int, folder: Path, problem: Problem
+) -> tuple[list[str], float, float]:
+    """What `stored_target` and `tune_chains` raise, seconds taken, and a sum that still works."""
+    home, start = os.environ["XDG_CACHE_HOME"], time.perf_counter()
+    broken_on(broken, rank, folder)
+    said = []
+    try:
+        for call in (stored_target, lambda: tune_chains([problem], seconds=0.1, save=False)):
+            try:
+                call()
+                said.append("")
+            except TargetError as error:
+                said.append(error.what)
+    finally:
+        os.environ["XDG_CACHE_HOME"] = home
+    taken = time.perf_counter() - start
+    total = torch.ones(1)
+    dist.all_reduce(total)
+    return said, taken, total.item()
+
+
+def test_a_file_that_rank_0_cannot_read_is_an_error_on_every_rank(
+    two_ranks: Ranks, tmp_path: Path
+) -> None:
+    found = two_ranks.run(errors_where_a_file_is_broken, 0, tmp_path, chains(2)[0])
+    for said, taken, total in found:
+        assert len(said) == 2
+        assert all("format 99" in what for what in said)
+        assert taken < 20
+        assert total == 2
+
+
+def test_only_the_file_of_rank_0_counts(two_ranks: Ranks, tmp_path: Path) -> None:
+    found = two_ranks.run(errors_where_a_file_is_broken, 1, tmp_path, chains(2)[0])
+    assert [said for said, *_ in found] == [["", ""]] * 2
+
+
+def error_of_no_chains(rank: int) -> str:
+    try:
+        tune_chains([None] if rank == 0 else [], target=SLOW_LINK, save=False)  # type: ignore[list-item]
+    except GroupError as error:
+        return str(error)
+    return ""
+
+
+def test_a_mistake_of_rank_0_is_an_error_on_every_rank(two_ranks: Ranks) -> None:
+    for text in two_ranks.run(error_of_no_chains):
+        assert "Rank 0 failed: AttributeError" in text

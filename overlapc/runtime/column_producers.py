@@ -1,0 +1,79 @@
+"""GEMM, then collective, by columns: some columns of all rows are on their way at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.distributed as dist
+
+from overlapc.runtime.execution import Function, function
+from overlapc.runtime.layout import Part
+from overlapc.runtime.producers import Empty
+from overlapc.runtime.program import Program, Ref
+from overlapc.runtime.sending import Sender
+from overlapc.runtime.units import Range
+
+
+@dataclass(frozen=True)
+class ColumnProducer:
+    """A chain whose sizes and groups are known: it only has to be run."""
+
+    program: Program
+    cut: Sequence[bool]
+    """Of which operands a group takes its columns, the last dimension, and not the whole."""
+    sender: Sender
+    part: Part
+    """All units: what the one collective of the serial schedule sends, and each one here."""
+    columns: Sequence[Range]
+    """From and to which column each group goes; none is empty."""
+    results: Sequence[Empty]
+    """What comes back from the collective, then what is kept: matrices of all columns."""
+
+    def __call__(
+        self, operands: Sequence[torch.Tensor], group: dist.ProcessGroup
+    ) -> list[torch.Tensor]:
+        """Return the collective's result and what is kept, ready on the current stream."""
+        result, *kept = [operands[0].new_empty(shape, dtype=d) for shape, d in self.results]
+        part, in_flight = self.part, []
+        for start, end in self.columns:
+            given = [
+                tensor.narrow(-1, start, end - start) if is_cut else tensor
+                for tensor, is_cut in zip(operands, self.cut, strict=True)
+            ]
+            places = [tensor[:, start:end] for tensor in kept]
+            sent = part.sent.take(self._compute(given, end - start, places))
+            landing = sent
+            if self.sender.collective != "all_reduce":
+                landing = result.new_empty((result.shape[0], end - start))
+            work = self.sender.start(group, landing, sent, part.receives, part.sends)
+            in_flight.append((work, result[:, start:end], landing, sent))
+        for work, place, landing, _ in in_flight:
+            work.wait()
+            place.copy_(landing)
+        return [result, *kept]
+
+    @cached_property
+    def _written(self) -> tuple[Ref, ...]:
+        """What the program writes to its place itself, each value once; first what is sent."""
+        return tuple(dict.fromkeys(self.program.results))
+
+    @cached_property
+    def _run(self) -> Function:
+        return function(self.program, self._written)
+
+    def _compute(
+        self, operands: Sequence[torch.Tensor], columns: int, kept: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        """Compute a group and put what is kept in its place; return what is sent, contiguous."""
+        program, dtype = self.program, self.results[0][1]
+        sent = operands[0].new_empty((self.part.computed.count, columns), dtype=dtype)
+        places = dict(zip(reversed(program.kept), reversed(kept), strict=True))
+        places = {**places, program.results[0]: sent}
+        self._run(operands, [places[ref] for ref in self._written])
+        for ref, place in zip(program.kept, kept, strict=True):
+            if places[ref] is not place:
+                place.copy_(places[ref])
+        return sent

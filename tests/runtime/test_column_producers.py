@@ -1,0 +1,309 @@
+"""Chains cut along columns over real gloo ranks against float64, and mutants that this catches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from unittest.mock import patch
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed._functional_collectives as functional
+
+import overlapc
+from overlapc.planning.target import Target
+from overlapc.runtime import agreement, ops, preparing
+from overlapc.runtime.column_producers import ColumnProducer
+from overlapc.runtime.plans import plan_call
+from overlapc.runtime.program import ROWS, WHOLE, Step
+from overlapc.runtime.sending import Sender
+from overlapc.runtime.sizing import problem_of
+from overlapc.runtime.spec import ChainSpec
+from tests.runtime.chains import call, chain, errors_of, poisoned, ragged
+from tests.runtime.programs import CASES, Case, K, N, operand, value
+from tests.targets import machine
+
+KINDS = ("gemm_all_reduce", "gemm_reduce_scatter", "gemm_all_to_all")
+TARGET = machine("by-columns", 4e7, world_sizes=(2, 3, 4))
+BOUND = 2e-6
+"""Of the relative error of float32; coarser dtypes by their rounding."""
+
+GEMM = Step("aten.mm.default", (operand(0), operand(1)))
+
+
+def normal(generator: torch.Generator, *shape: int, dtype=torch.float32) -> torch.Tensor:
+    return torch.randn(shape, generator=generator).to(dtype)
+
+
+def scaled(units: int, g: torch.Generator) -> list[torch.Tensor]:
+    """By row and by column; the residual is no contiguous tensor."""
+    shapes = (units, K), (K, N), (units, 1), (N,)
+    return [*(normal(g, *shape) for shape in shapes), normal(g, N, units).t()]
+
+
+def divided(units: int, g: torch.Generator) -> list[torch.Tensor]:
+    return [normal(g, units, K), normal(g, N, K).t(), normal(g, 1, N)]
+
+
+def halves(units: int, g: torch.Generator) -> list[torch.Tensor]:
+    return [normal(g, *shape, dtype=torch.bfloat16) for shape in ((units, K), (K, N), (units, N))]
+
+
+MINE = {
+    "scaled": Case(
+        (ROWS, WHOLE, ROWS, WHOLE, ROWS),
+        (
+            GEMM,
+            Step("aten.mul.Tensor", (value(0), operand(2))),
+            Step("aten.mul.Tensor", (operand(3), value(1))),
+            Step("aten.add.Tensor", (value(2), operand(4)), (("alpha", 0.5),)),
+        ),
+        scaled,
+        kept=(value(0), value(3), value(1), value(3)),
+    ),
+    "divided": Case(
+        (ROWS, WHOLE, WHOLE),
+        (
+            Step("aten.div.Tensor", (operand(2), 2)),
+            Step("aten.addmm.default", (value(0), operand(0), operand(1))),
+        ),
+        divided,
+    ),
+    "bfloat16": Case(
+        (ROWS, WHOLE, ROWS),
+        (GEMM, Step("aten.add.Tensor", (value(0), operand(2)))),
+        halves,
+        kept=(value(0),),
+        rounding=torch.bfloat16,
+    ),
+}
+ALL = {**{name: CASES[name] for name in ("mm", "strided", "addmm", "addmm_rows", "rich")}, **MINE}
+
+
+@contextmanager
+def counted() -> Iterator[list[int]]:
+    """How many groups each run by columns had."""
+    original, found = ColumnProducer.__call__, []
+
+    def run(self: ColumnProducer, *args) -> list[torch.Tensor]:
+        found.append(len(self.columns))
+        return original(self, *args)
+
+    with patch.object(ColumnProducer, "__call__", run):
+        yield found
+
+
+def forget() -> None:
+    """Let nothing that was made ready before be used after."""
+    for memory in (ops._callers, ops._chains, agreement._agreed):
+        memory.clear()
+
+
+def run_all(rank: int, kinds: tuple[str, ...] = KINDS, every: int = 1) -> tuple[dict, int]:
+    """Errors above their bounds by trial, and how many trials were run by columns."""
+    ranks, wrong = dist.get_world_size(), {}
+    trials = [
+        (kind, name, each, outer)
+        for kind in kinds
+        for name in ALL
+        # One row of every rank, a few, and none; ranks interleaved as in a middle dimension.
+        for each, outer in ((13, 1), (1, 1), (5, 3), (0, 1))
+        if outer == 1 or kind != "gemm_all_reduce"
+    ]
+    forget()
+    with poisoned(), counted() as runs:
+        for seed, (kind, name, each, outer) in enumerate(trials[::every]):
+            case = ALL[name]
+            units = each * outer * (1 if kind == "gemm_all_reduce" else ranks)
+            operands = case.operands(units, torch.Generator().manual_seed(97 * rank + seed))
+            reduce = "avg" if seed % 3 == 0 and kind != "gemm_all_to_all" else "sum"
+            spec = chain(kind, case.producer(), TARGET, schedule="chunked", reduce=reduce)
+            with ragged(seed, "columns"):
+                error = max(errors_of(spec, operands, outer))
+            bound = BOUND * torch.finfo(case.rounding).eps / torch.finfo(torch.float32).eps
+            if not error < bound:
+                wrong[f"{kind} {name} {each} {outer}"] = error / bound
+    forget()
+    assert len(runs) > 1
+    assert min(runs) > 1
+    return wrong, len(runs)
+
+
+def test_every_chain_by_columns(two_ranks):
+    for wrong, runs in two_ranks.run(run_all):
+        assert wrong == {}
+        assert runs == len(ALL) * (2 + 3 + 3)  # none where there are no rows
+
+
+def test_some_chains_on_four_ranks(four_ranks):
+    for wrong, runs in four_ranks.run(run_all, KINDS, 5):
+        assert wrong == {}
+        assert runs > 10
+
+
+@contextmanager
+def always_the_first_columns() -> Iterator[None]:
+    """Every group has as many columns as it should, and starts at the first one."""
+    original = preparing.ranges
+
+    def ranges(counts):
+        return [(0, end - start) for start, end in original(counts)]
+
+    with patch.object(preparing, "ranges", ranges):
+        yield
+
+
+@contextmanager
+def put_nothing() -> Iterator[None]:
+    """What has come stays where it came to: a copy to a place in it changes nothing."""
+    original = torch.Tensor.copy_
+
+    def copy_(self, other, *args):
+        return self if self._base is not None else original(self, other, *args)
+
+    with patch.object(torch.Tensor, "copy_", copy_):
+        yield
+
+
+@contextmanager
+def biases_whole() -> Iterator[None]:
+    """Of what is added to columns, all groups take the first columns."""
+    original = torch.Tensor.narrow
+
+    def narrow(self, dim, start, length):
+        return original(self, dim, 0 if self.dim() == 1 else start, length)
+
+    with patch.object(torch.Tensor, "narrow", narrow):
+        yield
+
+
+def run_mutated(
+    rank: int, mutant: Callable[[], AbstractContextManager[None]], kinds: tuple[str, ...]
+) -> dict:
+    try:
+        with mutant():
+            return run_all(rank, kinds, every=2)[0]
+    finally:
+        dist.barrier()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mutant", [always_the_first_columns, put_nothing, biases_whole])
+def test_mutants_are_caught(two_ranks, mutant, kind):
+    assert all(two_ranks.run(run_mutated, mutant, (kind,)))
+
+
+# Rank 0 would cut rows and rank 1 columns, into groups of as many elements.
+
+SIDE = 96
+
+
+def one_by_rows_one_by_columns(rank: int, text: str = "") -> tuple[float, dict[str, int]]:
+    """The error of a square chain, and its calls; ``text``: what ranks tell of every cut."""
+    forget()
+    spec = chain("gemm_all_reduce", CASES["mm"].producer(), TARGET, site="unlike.0")
+    ops.calls_of("unlike.0").clear()
+    generator = torch.Generator().manual_seed(rank)
+    operands = [normal(generator, SIDE, K), normal(generator, K, SIDE)]
+    cut = agreement.Cut("chunked", (SIDE // 4, 3 * SIDE // 4), ("rows", "columns")[rank])
+    told = (lambda self: text) if text else agreement.Cut.__str__
+    with (
+        patch.object(preparing, "_of_plan", lambda plan: cut),
+        patch.object(agreement.Cut, "__str__", told),
+    ):
+        (error,) = errors_of(spec, operands)
+    forget()
+    return error, dict(ops.calls_of("unlike.0"))
+
+
+def test_ranks_that_would_cut_otherwise_run_serial_together(two_ranks):
+    for error, calls in two_ranks.run(one_by_rows_one_by_columns):
+        assert error < BOUND
+        assert calls == {"serial": 1}
+
+
+def test_a_cut_that_does_not_tell_its_dimension_is_caught(two_ranks):
+    found = two_ranks.run(one_by_rows_one_by_columns, "chunked (24, 72)")
+    assert all(error > 0.1 for error, _ in found)
+
+
+# As planned, from a target where packing the weight takes long.
+
+
+def packing() -> Target:
+    """A wide weight is packed again at each call; the link takes about as long."""
+    slow = machine("packing", 2e8)
+    seconds = {"pack_bytes_per_second": 1e8, "pointwise_bytes_per_second": 1e10}
+    rates = tuple(replace(each, flops_per_second=2e10, **seconds) for each in slow.gemm)
+    return replace(slow, gemm=rates)
+
+
+PACKING = packing()
+WIDE = (64, 32, 1000)
+"""m, k, n: columns are no multiple of a unit's."""
+
+
+def wide_spec(kind: str, **more) -> ChainSpec:
+    return chain(kind, CASES["addmm"].producer(), PACKING, site=f"wide.{kind}", **more)
+
+
+def sent_as_planned(rank: int, kind: str, fixed: bool) -> tuple:
+    m, k, n = WIDE
+    generator = torch.Generator().manual_seed(rank)
+    operands = [normal(generator, m, k), normal(generator, n, k).t(), normal(generator, n)]
+    spec, started, original = wide_spec(kind, fixed=fixed), [], Sender.start
+
+    def start(self, group, out, sent, *sizes):
+        started.append(tuple(sent.shape))
+        return original(self, group, out, sent, *sizes)
+
+    forget()
+    ops.calls_of(spec.site).clear()
+    with poisoned(), patch.object(Sender, "start", start):
+        (result,) = call(spec, operands)
+        again = call(spec, operands)[0]
+    assert torch.equal(result, again)
+    (error,) = errors_of(spec, operands)
+    shapes, dtypes = [t.shape for t in operands], [t.dtype for t in operands]
+    plan = plan_call(spec.target, spec.schedule, problem_of(spec, shapes, dtypes, 2))
+    return error, started, plan.by, plan.rows, dict(ops.calls_of(spec.site))
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_sent_is_the_plan_by_columns(two_ranks, kind, fixed):
+    m, _, n = WIDE
+    for error, started, by, columns, calls in two_ranks.run(sent_as_planned, kind, fixed):
+        assert error < BOUND
+        assert by == "columns"
+        assert len(columns) > 1
+        assert sum(columns) == n
+        assert started == 2 * [(m, count) for count in columns]
+        assert calls == {"chunked": 3}
+
+
+def compiled_error(rank: int) -> tuple[float, list]:
+    """The error of a compiled row-parallel layer, and what its site was planned and ran."""
+
+    def project(x, weight, bias):
+        y = torch.nn.functional.linear(x, weight, bias)
+        return functional.all_reduce(y, "sum", dist.group.WORLD).tanh()
+
+    torch._dynamo.reset()
+    m, k, n = WIDE
+    g = torch.Generator().manual_seed(rank)
+    given = normal(g, 2, m // 2, k), normal(g, n, k), normal(g, n)
+    with torch.no_grad():
+        found = torch.compile(project, backend="overlapc", options={"target": PACKING})(*given)
+    wanted = project(*(tensor.double() for tensor in given))
+    sites = [site for site in overlapc.report().sites if site.plan and site.plan.problem.n == n]
+    error = ((found.double() - wanted).norm() / wanted.norm()).item()
+    return error, [(site.plan.by, len(site.plan.rows) > 1, dict(site.calls)) for site in sites]
+
+
+def test_a_compiled_layer_runs_by_columns(two_ranks):
+    for error, sites in two_ranks.run(compiled_error):
+        assert error < 1e-5
+        assert sites == [("columns", True, {"chunked": 1})]

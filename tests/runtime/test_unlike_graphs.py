@@ -1,0 +1,157 @@
+"""Ranks whose graphs send differently: one error at once on all; none where they meet."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed._functional_collectives as functional
+
+from overlapc.runtime import groups
+from tests.ranks import Ranks
+from tests.targets import SLOW_LINK, machine
+
+MIDDLE = machine("middle-link", 4e8)
+
+
+@contextmanager
+def ranks_with(cache: Path) -> Iterator[Ranks]:
+    ranks = Ranks(2, environment={"TORCHINDUCTOR_CACHE_DIR": str(cache)})
+    try:
+        yield ranks
+    finally:
+        ranks.close()
+
+
+@pytest.fixture
+def fresh_ranks(tmp_path) -> Iterator[Ranks]:
+    """With a cache of their own: nothing is compiled yet."""
+    with ranks_with(tmp_path / "inductor") as ranks:
+        yield ranks
+
+
+def reduced(y):
+    return functional.all_reduce(y, "sum", dist.group.WORLD)
+
+
+def uneven_shards(rank, target, depths):
+    """Two all-reduces after GEMMs, of which the second contracts another size on each rank."""
+    torch._dynamo.reset()
+    torch.manual_seed(rank)
+    w, v = torch.randn(64, 64), torch.randn(128, depths[rank])
+    x, z = torch.randn(512, 64), torch.randn(512, depths[rank])
+
+    def two(x, z):
+        return reduced(x @ w.t()).relu(), reduced(z @ v.t())
+
+    compiled = torch.compile(two, backend="overlapc", options={"target": target})
+    with torch.no_grad():
+        found, wanted = compiled(x, z), (x.double() @ w.double().t(), z.double() @ v.double().t())
+    for tensor in wanted:
+        dist.all_reduce(tensor)
+    pairs = ((found[0], wanted[0].relu()), (found[1], wanted[1]))
+    return max(((f.double() - t).norm() / t.norm()).item() for f, t in pairs)
+
+
+def error_at_once(ranks):
+    """What both ranks say of a chain that one of them alone cuts; the default timeout is longer."""
+    started = time.monotonic()
+    outcomes = ranks.outcomes(uneven_shards, MIDDLE, (600, 2))
+    assert time.monotonic() - started < 45
+    for _, error in outcomes:
+        assert "DisagreementError" in error
+        assert "they send collective 2 of a graph differently" in error
+        assert "Rank 0: torch's all_reduce at" in error
+        assert "Rank 1: overlapc's gemm_all_reduce at" in error
+        assert "equal sizes" in error
+
+
+def test_a_chain_that_one_rank_alone_cuts_is_an_error_at_once(tmp_path):
+    cache = tmp_path / "inductor"
+    with ranks_with(cache) as ranks:
+        error_at_once(ranks)
+        # Nothing was left in flight.
+        assert max(ranks.run(uneven_shards, SLOW_LINK, (64, 64))) < 1e-5
+    written = {path: path.stat().st_mtime_ns for path in cache.rglob("*.sent")}
+    assert len(written) >= 2
+    with ranks_with(cache) as ranks:
+        error_at_once(ranks)
+    now = {path: path.stat().st_mtime_ns for path in cache.rglob("*.sent")}
+    assert now == written, "no pass ran: what was compared was found in the cache"
+
+
+def test_uneven_shards_that_are_decided_alike_are_right(fresh_ranks):
+    assert max(fresh_ranks.run(uneven_shards, SLOW_LINK, (600, 300))) < 1e-5
+
+
+def broken_on_rank_0(rank):
+    """One rank's graph ends after the first of two collectives."""
+    torch._dynamo.reset()
+    torch.manual_seed(rank)
+    x, w, v = torch.randn(512, 64), torch.randn(64, 64), torch.randn(96, 64)
+
+    def twice(x):
+        y = reduced(x @ w.t())
+        if rank == 0:
+            torch._dynamo.graph_break()
+        return reduced(y @ v.t())
+
+    with torch.no_grad():
+        found = torch.compile(twice, backend="overlapc", options={"target": SLOW_LINK})(x)
+    wanted = x.double() @ w.double().t()
+    dist.all_reduce(wanted)
+    wanted = wanted @ v.double().t()
+    dist.all_reduce(wanted)
+    return ((found.double() - wanted).norm() / wanted.norm()).item()
+
+
+def test_a_graph_that_breaks_on_one_rank_only_meets_the_whole_one(fresh_ranks):
+    assert max(fresh_ranks.run(broken_on_rank_0)) < 1e-5
+
+
+SENDS = ["overlapc's gemm_all_reduce at a (f.py:1)", "torch's all_reduce at b (f.py:2)"]
+ELSEWHERE = ["overlapc's gemm_all_reduce at c (g.py:9)", "torch's all_reduce at d (g.py:8)"]
+
+
+def agreed(rank, mine, seconds=20.0):
+    """What first uses of one set of choices after another raise, and seconds taken."""
+    said, started = [], time.monotonic()
+    for number, sends in enumerate(mine[rank]):
+        try:
+            groups.agree_once(dist.group.WORLD, f"choices {number}", seconds, sends)
+            said.append("")
+        except groups.DisagreementError as error:
+            said.append(str(error))
+    return said, time.monotonic() - started
+
+
+MET = {
+    "equal": (SENDS, SENDS),
+    "another place": (SENDS, ELSEWHERE),
+    "one ends earlier": (SENDS[:1], SENDS),
+    "one has none here": ([], SENDS),
+    "one from a cache": (None, SENDS),
+    "both from a cache": (None, None),
+}
+UNMET = {
+    "who": (SENDS[1:], SENDS),
+    "swapped": (SENDS[::-1], SENDS),
+    "who, with more after it": (SENDS[:1], [*SENDS[1:], *SENDS]),
+    "what": (["torch's all_reduce at a (f.py:1)"], ["torch's reduce_scatter_tensor at a (f.py:1)"]),
+}
+
+
+def test_what_meets_and_what_does_not(fresh_ranks):
+    """One after another: a comparison that one rank alone asks for would keep it waiting."""
+    cases = [*MET.values(), *UNMET.values(), *MET.values()]
+    found = fresh_ranks.run(agreed, list(zip(*cases, strict=True)))
+    for said, taken in found:
+        assert taken < 10
+        wrong = said[len(MET) : -len(MET)]
+        assert not any(said[: len(MET)] + said[-len(MET) :])
+        assert all("collective 1 of a graph differently" in text for text in wrong)
