@@ -5,15 +5,24 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from overlapc.codegen.builder import build
+from overlapc.codegen.function import PARTS
 from overlapc.codegen.spec import GemmSpec
 from overlapc.errors import KernelError
 
-TRITON_NAMES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+TRITON_NAMES = {
+    "float32": "fp32",
+    "float16": "fp16",
+    "bfloat16": "bf16",
+    "float8_e4m3fn": "fp8e4nv",
+    "float8_e5m2": "fp8e5",
+    "bool": "i1",
+}
 DIVISIBLE = [["tt.divisibility", 16]]
 VARYING = ("M", "num_ctas")
 """Arguments that no compiled kernel depends on (``do_not_specialize`` in the template)."""
@@ -40,10 +49,17 @@ def build_for(spec: GemmSpec, architecture: str, *, aligned: bool = True) -> Bin
     n, k and strides of 16 elements. KernelError where Triton runs as an interpreter.
     """
     module = build(spec).module
-    signature, constants = _signature(spec, module.KERNEL.arg_names, module.CONSTANTS)
-    specialised = (name for name in signature if name not in constants and name not in VARYING)
-    names = list(signature)
-    divisible = {(names.index(name),): DIVISIBLE for name in specialised} if aligned else {}
+    names = list(module.KERNEL.arg_names)
+    signature, constants = _signature(spec, names, module.CONSTANTS)
+    divisible = {}
+    if aligned:
+        free = (name for name in names if name not in (*constants, *VARYING, "inputs"))
+        paths = [(names.index(name),) for name in free if "tensordesc" not in signature[name]]
+        at = names.index("inputs")
+        paths += [
+            (at, part) for part, kind in enumerate(signature["inputs"]) if kind != "constexpr"
+        ]
+        divisible = dict.fromkeys(paths, DIVISIBLE)
     return compile_kernel(
         module.KERNEL, signature, constants, divisible, architecture, module.OPTIONS
     )
@@ -51,9 +67,9 @@ def build_for(spec: GemmSpec, architecture: str, *, aligned: bool = True) -> Bin
 
 def compile_kernel(
     kernel: Any,
-    signature: dict[str, str],
-    constants: dict[str, Any],
-    attributes: dict[tuple[int], Any],
+    signature: Mapping[str, Any],
+    constants: Mapping[Any, Any],
+    attributes: Mapping[tuple[int, ...], Any],
     architecture: str,
     options: dict[str, Any],
 ) -> Binary:
@@ -72,7 +88,7 @@ def compile_kernel(
         target = GPUTarget("cuda", int(architecture.removeprefix("sm_")), 32)
     else:
         target = GPUTarget("hip", architecture, 64)
-    source = ASTSource(kernel, signature, constants, attributes)
+    source = ASTSource(kernel, dict(signature), dict(constants), dict(attributes))
     built = triton.compile(source, target=target, options=options)
     if target.backend == "cuda":
         registers, spilled = _cubin_resources(built.asm["cubin"])
@@ -84,22 +100,34 @@ def compile_kernel(
 
 def _signature(
     spec: GemmSpec, names: list[str], fixed: dict[str, Any]
-) -> tuple[dict[str, str], dict[str, Any]]:
-    constants = dict(fixed)
+) -> tuple[dict[str, Any], dict[Any, Any]]:
+    constants: dict[Any, Any] = dict(fixed)
     # What a launch would find: absent tensors, and strides of one.
-    if not spec.bias:
-        constants["bias"] = None
     if not spec.signals:
         constants |= {"bands": None, "counters": None}
     constants |= {"row": {"stride_ak": 1}, "col": {"stride_am": 1}, "strided": {}}[spec.a]
     constants |= {"row": {"stride_bn": 1}, "col": {"stride_bk": 1}, "strided": {}}[spec.b]
-    operand, out = f"*{TRITON_NAMES[spec.dtype]}", f"*{TRITON_NAMES[spec.out]}"
-    pointers = {"a": operand, "b": operand, "bias": operand, "c": out}
-    pointers |= {"bands": "*i32", "counters": "*i32"}
-    signature = {
-        name: "constexpr" if name in constants else pointers.get(name, "i32") for name in names
+    types = {"a": f"*{TRITON_NAMES[spec.dtype]}", "c": f"*{TRITON_NAMES[spec.out]}"}
+    types |= {"b": types["a"], "bands": "*i32", "counters": "*i32"}
+    if spec.loads == "descriptors":
+        types["a"] = _descriptor(spec.dtype, spec.a, (spec.block_m, spec.block_k))
+        types["b"] = _descriptor(spec.dtype, spec.b, (spec.block_k, spec.block_n))
+    signature: dict[str, Any] = {
+        name: "constexpr" if name in constants else types.get(name, "i32") for name in names
     }
+    inputs: list[str] = []
+    for item in spec.chain.inputs:
+        inputs += [f"*{TRITON_NAMES[item.dtype]}", *["i32"] * (PARTS[item.shape] - 1)]
+        if PARTS[item.shape] > 1 and item.shape != "column":  # columns follow one another
+            constants[names.index("inputs"), len(inputs) - 1] = 1
+            inputs[-1] = "constexpr"
+    signature["inputs"] = tuple(inputs)
     return signature, constants
+
+
+def _descriptor(dtype: str, layout: str, block: tuple[int, int]) -> str:
+    rows, columns = block if layout == "row" else block[::-1]
+    return f"tensordesc<{TRITON_NAMES[dtype]}[{rows},{columns}]>"
 
 
 @cache

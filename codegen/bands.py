@@ -1,10 +1,11 @@
-"""Bands: the groups of whole tile rows of C that are announced, and sent, one after another."""
+"""Bands: the groups of rows of C that are announced, and sent, one after another."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 from overlapc.errors import KernelError
 
@@ -13,39 +14,80 @@ COUNTER_STRIDE = 32
 
 
 @dataclass(frozen=True)
-class Bands:
-    """A partition of the rows of C into consecutive bands.
+class Run:
+    """Consecutive rows that are computed one tile row after another."""
 
-    Every band but the last holds a multiple of ``block_m`` rows: a tile belongs to one band, and a
-    band is contiguous in row-major C.
+    source: int
+    """The first of them in A @ B."""
+    target: int
+    """Where it is stored in C."""
+    rows: int
+    """How many they are."""
+
+
+@dataclass(frozen=True)
+class Bands:
+    """A partition of the rows of C into bands, in the order in which they complete.
+
+    Every band is contiguous in row-major C, and is made of whole runs.
     """
 
-    rows: tuple[int, ...]
-    """Rows of C in each band, in the order in which bands complete."""
+    runs: tuple[tuple[Run, ...], ...]
+    """Of each band, in the order in which they are computed."""
     block_m: int
     """Rows of one tile."""
 
-    def __post_init__(self) -> None:
-        if not self.rows or any(rows < 1 for rows in self.rows):
-            raise self._error("every band has at least one row, and there is at least one band")
-        if any(rows % self.block_m for rows in self.rows[:-1]):
-            raise self._error(f"every band but the last is a multiple of {self.block_m} rows")
-
     @classmethod
     def of(cls, rows: Sequence[int], block_m: int) -> Bands:
-        """The bands with these row counts."""
-        return cls(tuple(rows), block_m)
+        """Bands of these rows from the top of C to its bottom; tiles belong to one band each."""
+        return cls.rotated(rows, block_m, 0)
+
+    @classmethod
+    def rotated(cls, rows: Sequence[int], block_m: int, by: int) -> Bands:
+        """The same bands, beginning with number ``by`` and going round: another one on each rank.
+
+        ``rows`` are still those from the top of C to its bottom.
+        """
+        _require(bool(rows) and all(count > 0 for count in rows), rows, "a band has rows")
+        whole = all(count % block_m == 0 for count in rows[:-1])
+        _require(whole, rows, f"every band but the last is a multiple of {block_m} rows")
+        starts = (0, *accumulate(rows))
+        bands = [(Run(at, at, count),) for at, count in zip(starts, rows, strict=False)]
+        return cls(tuple(bands[by:] + bands[:by]), block_m)
+
+    @classmethod
+    def staged(cls, rows: Sequence[int], ranks: int, block_m: int, first: int = 0) -> Bands:
+        """Bands that hold ``rows`` rows of each rank's part of A @ B, those of rank 0 on top.
+
+        Each is what a reduce-scatter takes, whose result is then the rank's own rows in order.
+        Inside a band the part of rank ``first`` is computed first, and the others go round from it.
+        """
+        _require(bool(rows) and all(count > 0 for count in rows), rows, "a band has rows")
+        starts, part = (0, *accumulate(rows)), sum(rows)
+        order = [(first + rank) % ranks for rank in range(ranks)]
+        return cls(
+            tuple(
+                tuple(Run(rank * part + at, ranks * at + rank * count, count) for rank in order)
+                for at, count in zip(starts, rows, strict=False)
+            ),
+            block_m,
+        )
+
+    @cached_property
+    def rows(self) -> tuple[int, ...]:
+        """Rows of each band."""
+        return tuple(sum(run.rows for run in runs) for runs in self.runs)
 
     @cached_property
     def slices(self) -> tuple[slice, ...]:
         """The rows of C of each band."""
-        ends = [sum(self.rows[: group + 1]) for group in range(len(self.rows))]
-        return tuple(slice(end - rows, end) for end, rows in zip(ends, self.rows, strict=True))
+        starts = [min(run.target for run in runs) for runs in self.runs]
+        return tuple(slice(at, at + rows) for at, rows in zip(starts, self.rows, strict=True))
 
     @cached_property
     def tile_rows(self) -> tuple[int, ...]:
         """Tile rows in each band."""
-        return tuple(-(-rows // self.block_m) for rows in self.rows)
+        return tuple(sum(self._tall(run) for run in runs) for runs in self.runs)
 
     def targets(self, tiles_n: int) -> tuple[int, ...]:
         """What each counter reads when its band is complete: its number of tiles."""
@@ -53,15 +95,28 @@ class Bands:
 
     @cached_property
     def table(self) -> tuple[int, ...]:
-        """What the kernel reads (int32): the band of each tile row, then each band's first tile row
-        and, last, the number of tile rows."""
-        group_of_row = [group for group, rows in enumerate(self.tile_rows) for _ in range(rows)]
-        first_rows = [sum(self.tile_rows[:group]) for group in range(len(self.rows) + 1)]
-        return (*group_of_row, *first_rows)
+        """What the kernel reads (int32): the number of tile rows; for each of them, in the order of
+        computation, where in the table its run is described; and these descriptions: band, first
+        tile row, tile rows, first row of A, rows from there to its place in C, end of A's rows."""
+        total = sum(self.tile_rows)
+        places, described = [], []
+        for group, runs in enumerate(self.runs):
+            for run in runs:
+                tall = self._tall(run)
+                first = len(places)
+                places += [1 + total + len(described)] * tall
+                moved = run.target - run.source
+                described += [group, first, tall, run.source, moved, run.source + run.rows]
+        return (total, *places, *described)
 
-    def _error(self, rule: str) -> KernelError:
-        return KernelError(
+    def _tall(self, run: Run) -> int:
+        return -(-run.rows // self.block_m)
+
+
+def _require(holds: bool, rows: Sequence[int], rule: str) -> None:
+    if not holds:
+        raise KernelError(
             f"These rows are no partition into bands: {rule}.",
-            where=f"rows {self.rows}",
+            where=f"rows {tuple(rows)}",
             remedy="cut C between tile rows",
         )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from overlapc.codegen.epilogue import Input
+from overlapc.codegen.function import PARTS
 from overlapc.codegen.spec import GemmSpec
 from overlapc.errors import KernelError
 
@@ -14,17 +17,25 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 INT32_LIMIT = 2**31
+TMA_ALIGNMENT = 16
+"""Bytes of which pointers and outer strides are multiples where descriptors are used."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """``C = A @ B (+ bias)`` for every size that keeps the facts of ``spec``."""
+    """``C = A @ B``, with its epilogue, for every size that keeps the facts of ``spec``."""
 
     spec: GemmSpec
     path: Path
     """The generated module on disk: ``python <path>`` checks it."""
     module: ModuleType
     """The generated module, imported."""
+    bound: tuple[Tensor, ...] = ()
+    """Inputs of the epilogue of every call that names none."""
+
+    def with_inputs(self, inputs: Sequence[Tensor]) -> Kernel:
+        """The same kernel, to be called without its inputs."""
+        return replace(self, bound=tuple(inputs))
 
     def tiles(self, m: int, n: int) -> int:
         """Tiles of C[m, n]: more CTAs than these have nothing to do."""
@@ -42,18 +53,24 @@ class Kernel:
         *,
         ctas: int,
         bias: Tensor | None = None,
+        inputs: Sequence[Tensor] = (),
         bands: Tensor | None = None,
         counters: Tensor | None = None,
     ) -> Any:
         """Launch on the current stream; returns what Triton's launcher returns, None if C is empty.
 
-        A[m, k] and B[k, n] have any strides that fit the spec's layouts; C[m, n] and bias[n] are
-        contiguous. ``ctas`` programs stay resident and share the tiles. A spec with signals needs
-        ``bands``, int32, ``Bands.table`` on the device, and ``counters``, int32[groups or more,
-        COUNTER_STRIDE], zeroed before in stream order. KernelError where any of this does not hold.
+        A[m, k] and B[k, n] have any strides that fit the spec's layouts; C is contiguous: [m, n],
+        or the buffer of a ``Packing``. ``inputs`` are the epilogue's, of any strides; ``bias[n]``
+        is the one of a spec with a bias. ``ctas`` programs stay resident and share the tiles. A
+        spec with signals needs ``bands``, int32, the table of its ``Bands`` or ``Packing`` on the
+        device, and ``counters``, int32[groups or more, COUNTER_STRIDE], zeroed before in stream
+        order. KernelError where any of this does not hold.
         """
-        self._check(a, b, c, bias)
-        if self.spec.signals and (bands is None or counters is None):
+        spec = self.spec
+        inputs = tuple(inputs) or self.bound
+        inputs = inputs if bias is None else (*inputs, bias)
+        self._check(a, b, c, inputs)
+        if spec.signals and (bands is None or counters is None):
             raise self._error("a kernel that signals needs its bands and counters")
         if ctas < 1:
             raise self._error(f"{ctas} CTAs cannot compute anything")
@@ -61,31 +78,66 @@ class Kernel:
         if m == 0 or n == 0:
             return None
         ctas = min(ctas, self.tiles(m, n))
+        operands: tuple[Any, Any] = (a, b)
+        if spec.loads == "descriptors":
+            operands = self._descriptors(a, b)
+        parts = [
+            part
+            for item, tensor in zip(spec.chain.inputs, inputs, strict=True)
+            for part in (tensor, *input_strides(item, tensor))
+        ]
         return self.module.KERNEL[(ctas,)](
-            a, b, bias, c, bands, counters, m, n, k, *a.stride(), *b.stride(), ctas,
+            *operands, c, tuple(parts), bands, counters, m, n, k, *a.stride(), *b.stride(), ctas,
             **self.module.CONSTANTS, **self.module.OPTIONS,
         )  # fmt: skip
 
-    def _check(self, a: Tensor, b: Tensor, c: Tensor, bias: Tensor | None) -> None:
+    def _descriptors(self, a: Tensor, b: Tensor) -> tuple[Any, Any]:
+        from triton.tools.tensor_descriptor import TensorDescriptor
+
+        spec = self.spec
+
+        def descriptor(operand: Tensor, layout: str, block: tuple[int, int]) -> TensorDescriptor:
+            if layout == "col":
+                operand, block = operand.t(), (block[1], block[0])
+            # The unit stride by its rule: of one row or column torch may say another.
+            strides = [operand.stride(0), 1]
+            return TensorDescriptor(operand, list(operand.shape), strides, list(block))
+
+        return (
+            descriptor(a, spec.a, (spec.block_m, spec.block_k)),
+            descriptor(b, spec.b, (spec.block_k, spec.block_n)),
+        )
+
+    def _check(self, a: Tensor, b: Tensor, c: Tensor, inputs: Sequence[Tensor]) -> None:
         spec = self.spec
         if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[0]:
             raise self._error(f"A{list(a.shape)} and B{list(b.shape)} cannot be multiplied")
         m, n = a.shape[0], b.shape[1]
-        if tuple(c.shape) != (m, n) or not c.is_contiguous():
+        if spec.order == "packed":
+            whole = self.tiles(m, n) * spec.block_m * spec.block_n
+            if tuple(c.shape) != (whole,) or not c.is_contiguous():
+                raise self._error(f"C is not a contiguous [{whole}]")
+        elif tuple(c.shape) != (m, n) or not c.is_contiguous():
             raise self._error(f"C is not a contiguous [{m}, {n}]")
-        if (bias is not None) != spec.bias or (bias is not None and tuple(bias.shape) != (n,)):
-            raise self._error(f"the bias is not as promised: [{n}] iff the spec says so")
-        if bias is not None and not bias.is_contiguous():
-            raise self._error("the bias is not contiguous")
-        operands = (a, b) if bias is None else (a, b, bias)
-        if any(_name(operand) != spec.dtype for operand in operands) or _name(c) != spec.out:
+        if any(name_of(operand) != spec.dtype for operand in (a, b)) or name_of(c) != spec.out:
             raise self._error("the dtypes are not the spec's")
+        self._check_inputs(inputs, m, n)
         if spec.even_k and a.shape[1] % spec.block_k:
             raise self._error(f"k is {a.shape[1]}, not a multiple of {spec.block_k}")
         self._check_strides("A", a, spec.a, (spec.block_m, spec.block_k))
         self._check_strides("B", b, spec.b, (spec.block_k, spec.block_n))
-        if spec.block_m * n >= INT32_LIMIT:
-            raise self._error(f"a tile of C spans {spec.block_m} rows of {n}: too wide for int32")
+        if spec.loads == "descriptors" and not (fits_tma(a, spec.a) and fits_tma(b, spec.b)):
+            raise self._error(f"descriptors need {TMA_ALIGNMENT}-byte aligned operands, not empty")
+
+    def _check_inputs(self, inputs: Sequence[Tensor], m: int, n: int) -> None:
+        promised = self.spec.chain.inputs
+        if len(inputs) != len(promised):
+            raise self._error(f"{len(promised)} inputs are promised, the bias among them")
+        for item, tensor in zip(promised, inputs, strict=True):
+            if name_of(tensor) != item.dtype or not _has_shape(item, tensor, m, n):
+                raise self._error(
+                    f"an input is {name_of(tensor)}{list(tensor.shape)}, not the promised {item}"
+                )
 
     def _check_strides(
         self, name: str, operand: Tensor, layout: str, block: tuple[int, int]
@@ -105,5 +157,47 @@ class Kernel:
         )
 
 
-def _name(tensor: Tensor) -> str:
+def fits_tma(operand: Tensor, layout: str) -> bool:
+    """Whether the TMA unit can read a matrix of this layout; one without data counts as aligned."""
+    if layout == "strided" or operand.numel() == 0:
+        return False
+    outer = operand.stride(0 if layout == "row" else 1) * operand.element_size()
+    start = operand.storage_offset() * operand.element_size()
+    has_data = operand.device.type != "meta" and type(operand).__name__ != "FakeTensor"
+    base = operand.data_ptr() if has_data else 0
+    aligned = all(number % TMA_ALIGNMENT == 0 for number in (outer, start, base))
+    return aligned and 0 < outer < 2**40
+
+
+def input_strides(item: Input, tensor: Tensor) -> tuple[int, ...]:
+    """What the kernel is told of where an input's elements are: as many as the template expects."""
+    match item.shape:
+        case "matrix":
+            strides = tensor.stride()
+        case "column":
+            strides = tensor.stride()[:1]
+        case "vector":
+            strides = tensor.stride()[-1:]
+        case _:
+            strides = ()
+    assert len(strides) == PARTS[item.shape] - 1
+    return tuple(strides)
+
+
+def _has_shape(item: Input, tensor: Tensor, m: int, n: int) -> bool:
+    shape = tuple(tensor.shape)
+    match item.shape:
+        case "matrix":
+            return shape == (m, n)
+        case "column":
+            return shape == (m, 1)
+        case "vector":
+            return shape in ((n,), (1, n))
+        case "one":
+            return tensor.numel() == 1 and shape != ()
+    return shape == ()
+
+
+def name_of(tensor: Tensor) -> str:
+    """The dtype of a tensor as a spec names it."""
     return str(tensor.dtype).removeprefix("torch.")

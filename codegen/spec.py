@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
+from overlapc.codegen.epilogue import Call, Dtype, Epilogue, Input, Ref
+from overlapc.codegen.promotion import FLOATS, FP8
 from overlapc.errors import KernelError
 
-DTYPES = ("float32", "float16", "bfloat16")
+DTYPES = FLOATS
 LAYOUTS = ("row", "col", "strided")
-PRECISIONS = ("ieee", "tf32")
+PRECISIONS = ("ieee", "tf32", "fast")
+LOADS = ("pointers", "descriptors")
+ORDERS = ("band", "packed")
 KIND = "gemm"
 
 
 @dataclass(frozen=True)
 class GemmSpec:
-    """One GEMM ``C[m, n] = A[m, k] @ B[k, n] (+ bias[n])``, summed in float32.
+    """One GEMM ``C[m, n] = A[m, k] @ B[k, n]``, summed in float32, and what follows it there.
 
     ``str(spec)`` is its canonical one-line text and ``GemmSpec.parse`` reads it back. Sizes are not
     part of it: one kernel serves every m, n, k that keeps the facts below.
     """
 
     dtype: str
-    """Name of the dtype of A, B and bias: one of ``DTYPES``."""
+    """Name of the dtype of A and B: one of ``DTYPES``."""
     out: str
     """Name of the dtype of C."""
     block_m: int
@@ -42,13 +47,21 @@ class GemmSpec:
     b: str = "col"
     """Layout of B: ``row`` has unit stride along n, ``col`` (``weight.t()``) along k."""
     bias: bool = False
-    """Whether ``bias[n]`` is added before C is rounded."""
+    """Whether ``bias[n]``, of the dtype of A, is added before C is rounded."""
     signals: bool = True
     """Whether every tile bumps the counter of its band after it is stored."""
     even_k: bool = False
     """Whether k is a multiple of ``block_k``, so that no load is masked along k."""
     precision: str = "ieee"
-    """How float32 operands are multiplied: ``ieee`` is true float32, ``tf32`` rounds them."""
+    """How operands are multiplied: ``ieee`` is true float32; ``tf32`` rounds operands of float32;
+    ``fast`` keeps sums of fp8 products in what the matrix units have, which may be less."""
+    loads: str = "pointers"
+    """How A and B are read: ``pointers``, or ``descriptors`` for the TMA unit of sm_90 and later,
+    which takes aligned operands alone."""
+    order: str = "band"
+    """Where tiles are stored: ``band`` in row-major C, ``packed`` one after another."""
+    epilogue: str = ""
+    """Text of the ``Epilogue`` that gives C; empty for the GEMM alone, with its bias if any."""
 
     def __post_init__(self) -> None:
         self._require(self.dtype in DTYPES, f"dtype is one of {', '.join(DTYPES)}")
@@ -62,8 +75,14 @@ class GemmSpec:
         self._require(self.sweep > 0 and self.stages > 0, "sweep and stages are positive")
         self._require(self.a in LAYOUTS and self.b in LAYOUTS, f"a and b are of {LAYOUTS}")
         self._require(self.precision in PRECISIONS, f"precision is one of {PRECISIONS}")
-        tf32_needs_float32 = self.precision == "ieee" or self.dtype == "float32"
-        self._require(tf32_needs_float32, "tf32 is for float32 operands")
+        self._require(self.precision != "tf32" or self.dtype == "float32", "tf32 is for float32")
+        self._require(self.precision != "fast" or self.dtype in FP8, "fast sums are for fp8")
+        self._require(self.loads in LOADS and self.order in ORDERS, f"it is of {LOADS}, {ORDERS}")
+        strided = "strided" in (self.a, self.b)
+        self._require(self.loads == "pointers" or not strided, "descriptors have a unit stride")
+        self._require(not (self.bias and self.epilogue), "an epilogue holds the bias itself")
+        if self.epilogue:
+            Epilogue.parse(self.epilogue)
 
     def __str__(self) -> str:
         pairs = (f"{field.name}={_text(getattr(self, field.name))}" for field in fields(self))
@@ -83,6 +102,17 @@ class GemmSpec:
         if set(values) != set(names):
             raise _unreadable(text, f"missing {', '.join(sorted(set(names) - set(values)))}")
         return cls(**values)
+
+    @cached_property
+    def chain(self) -> Epilogue:
+        """The GEMM and what follows it."""
+        if self.epilogue:
+            return Epilogue.parse(self.epilogue)
+        operands = (Ref("gemm", 0), Ref("gemm", 1), Dtype(self.out))
+        if not self.bias:
+            return Epilogue((), (Call("aten.mm.dtype", operands),))
+        call = Call("aten.addmm.dtype", (Ref("input", 0), *operands))
+        return Epilogue((Input("vector", self.dtype),), (call,))
 
     def without_signals(self) -> GemmSpec:
         """The same GEMM in one band, whose tiles tell nobody that they are done."""

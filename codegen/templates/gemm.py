@@ -1,6 +1,6 @@
 """A persistent GEMM that finishes C band by band, and announces every tile it has stored."""
 
-# pyright: reportGeneralTypeIssues=false
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
 # (Triton's builtins raise when Python calls them; pyright concludes that they never return.)
 import triton
 import triton.language as tl
@@ -9,27 +9,26 @@ from overlapc.codegen.templates.signal import publish
 
 
 @triton.jit
-def tile_in_band(
-    position: tl.tensor, first_row: tl.tensor, rows: tl.tensor, tiles_n: tl.tensor,
-    SWEEP: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """The tile (row, column) at ``position`` of a band of ``rows`` tile rows from ``first_row``.
+def tile_in_run(
+    position: tl.tensor, tall: tl.tensor, tiles_n: tl.tensor, SWEEP: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor]:
+    """The tile (row, column) at ``position`` of a run of ``tall`` tile rows.
 
-    The band is visited in sweeps of SWEEP tile rows, each column by column, so that the tiles in
+    The run is visited in sweeps of SWEEP tile rows, each column by column, so that the tiles in
     flight share few rows of A and few columns of B.
     """
     sweep = position // (SWEEP * tiles_n)
-    height = tl.minimum(rows - sweep * SWEEP, SWEEP)
+    height = tl.minimum(tall - sweep * SWEEP, SWEEP)
     inside = position - sweep * SWEEP * tiles_n
-    return first_row + sweep * SWEEP + inside % height, inside // height
+    return sweep * SWEEP + inside % height, inside // height
 
 
 @triton.jit
-def tile_product(
+def product_by_pointers(
     a: tl.tensor, b: tl.tensor, rows_left: tl.tensor, columns_left: tl.tensor, K: tl.tensor,
     stride_am: tl.tensor, stride_ak: tl.tensor, stride_bk: tl.tensor, stride_bn: tl.tensor,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    EVEN_K: tl.constexpr, PRECISION: tl.constexpr,
+    EVEN_K: tl.constexpr, PRECISION: tl.constexpr, SUM_K: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
     """The float32 product of BLOCK_M rows from ``a`` and BLOCK_N columns from ``b``.
 
@@ -51,60 +50,100 @@ def tile_product(
             k_inside = k < K - start
             a_block = tl.load(a + a_offsets, mask=a_inside & k_inside[None, :], other=0.0)
             b_block = tl.load(b + b_offsets, mask=b_inside & k_inside[:, None], other=0.0)
-        total = tl.dot(a_block, b_block, total, input_precision=PRECISION)
+        total = tl.dot(a_block, b_block, total, input_precision=PRECISION,
+                       max_num_imprecise_acc=SUM_K)  # fmt: skip
         a += BLOCK_K * stride_ak
         b += BLOCK_K * stride_bk
     return total
 
 
+@triton.jit
+def product_by_descriptors(
+    a: tl.tensor_descriptor, b: tl.tensor_descriptor,
+    row: tl.tensor, column: tl.tensor, K: tl.tensor,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    A_LAYOUT: tl.constexpr, B_LAYOUT: tl.constexpr,
+    PRECISION: tl.constexpr, SUM_K: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """The float32 product of the tile at (row, column), its operands fetched by the TMA unit.
+
+    The unit itself reads zeros outside A and B. A descriptor is of the operand, or of its transpose
+    where the layout is ``col``.
+    """
+    total = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
+    for start in tl.range(0, K, BLOCK_K):
+        a_block = a.load([row, start]) if A_LAYOUT == "row" else a.load([start, row]).T
+        b_block = b.load([start, column]) if B_LAYOUT == "row" else b.load([column, start]).T
+        total = tl.dot(a_block, b_block, total, input_precision=PRECISION,
+                       max_num_imprecise_acc=SUM_K)  # fmt: skip
+    return total
+
+
 @triton.jit(do_not_specialize=["M", "num_ctas"])
 def band_gemm(
-    a: tl.tensor, b: tl.tensor, bias: tl.tensor, c: tl.tensor,
+    a: tl.tensor, b: tl.tensor, c: tl.tensor, inputs: tl.tuple,
     bands: tl.tensor, counters: tl.tensor,
     M: tl.tensor, N: tl.tensor, K: tl.tensor,
     stride_am: tl.tensor, stride_ak: tl.tensor, stride_bk: tl.tensor, stride_bn: tl.tensor,
     num_ctas: tl.tensor,
+    EPILOGUE: tl.constexpr, LOADS: tl.constexpr, ORDER: tl.constexpr, SIGNALS: tl.constexpr,
+    A_LAYOUT: tl.constexpr, B_LAYOUT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SWEEP: tl.constexpr,
-    BIAS: tl.constexpr, SIGNALS: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr,
+    EVEN_K: tl.constexpr, PRECISION: tl.constexpr, SUM_K: tl.constexpr,
     COUNTER_STRIDE: tl.constexpr,
 ) -> None:  # fmt: skip
-    """``c[M, N] = a[M, K] @ b[K, N] (+ bias[N])``, c contiguous, on ``num_ctas`` programs.
+    """``c = EPILOGUE(a[M, K] @ b[K, N], inputs)`` on ``num_ctas`` programs.
 
-    With SIGNALS, ``bands`` is ``Bands.table`` and every tile adds one to its band's counter once
-    its stores are visible on the device; tiles are begun in the order of the bands. M and the grid
-    are no part of the compiled kernel: a new row count never compiles.
+    In ``band`` order c is contiguous [M, N], in ``packed`` order a buffer of whole tiles in the
+    order in which they are begun. With SIGNALS, ``bands`` is the table of a ``Bands`` or a
+    ``Packing``, and every tile adds one to its group's counter once its stores are visible on the
+    device; tiles are begun in the order of the groups. M and the grid are no part of the compiled
+    kernel: a new row count never compiles.
     """
-    tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(N, BLOCK_N)
+    tiles_m = tl.load(bands) if SIGNALS and ORDER == "band" else tl.cdiv(M, BLOCK_M)
     for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, num_ctas):
-        if SIGNALS:
-            group = tl.load(bands + tile // tiles_n)
-            first_row = tl.load(bands + tiles_m + group)
-            rows = tl.load(bands + tiles_m + group + 1) - first_row
-        else:
-            group = 0
-            first_row = 0
-            rows = tiles_m
-        tile_m, tile_n = tile_in_band(tile - first_row * tiles_n, first_row, rows, tiles_n, SWEEP)
-        row = tile_m * BLOCK_M
+        group, first, tall, source, moved, end = 0, 0, tiles_m, 0, 0, M
+        if SIGNALS and ORDER == "band":
+            run = bands + tl.load(bands + 1 + tile // tiles_n)
+            group = tl.load(run)
+            first = tl.load(run + 1)
+            tall = tl.load(run + 2)
+            source = tl.load(run + 3)
+            moved = tl.load(run + 4)
+            end = tl.load(run + 5)
+        elif SIGNALS:
+            group = tl.load(bands + tile)
+        tile_m, tile_n = tile_in_run(tile - first * tiles_n, tall, tiles_n, SWEEP)
+        row = source + tile_m * BLOCK_M
         column = tile_n * BLOCK_N
 
-        # Only the corner of a tile may lie 2^31 elements away; inside a tile int32 is enough.
-        product = tile_product(
-            a + row.to(tl.int64) * stride_am, b + column.to(tl.int64) * stride_bn,
-            M - row, N - column, K, stride_am, stride_ak, stride_bk, stride_bn,
-            BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, PRECISION,
-        )  # fmt: skip
+        if LOADS == "descriptors":
+            product = product_by_descriptors(
+                a, b, row, column, K, BLOCK_M, BLOCK_N, BLOCK_K, A_LAYOUT, B_LAYOUT,
+                PRECISION, SUM_K,
+            )  # fmt: skip
+        else:
+            # Only the corner of a tile may lie 2^31 elements away; inside a tile int32 is enough.
+            product = product_by_pointers(
+                a + row.to(tl.int64) * stride_am, b + column.to(tl.int64) * stride_bn,
+                M - row, N - column, K, stride_am, stride_ak, stride_bk, stride_bn,
+                BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, PRECISION, SUM_K,
+            )  # fmt: skip
 
         # Made from the tile, not from an offset inside it: what no tile changes would be hoisted
         # out of the loop over tiles, and held in registers while the product needs them.
-        rows_of_c = row + tl.arange(0, BLOCK_M)
-        columns_of_c = column + tl.arange(0, BLOCK_N)
-        inside = (rows_of_c < M)[:, None] & (columns_of_c < N)[None, :]
-        if BIAS:
-            added = tl.load(bias + columns_of_c, mask=columns_of_c < N, other=0.0)
-            product += added.to(tl.float32)[None, :]
-        elements = c + rows_of_c.to(tl.int64)[:, None] * N + columns_of_c[None, :]
-        tl.store(elements, product.to(c.dtype.element_ty), mask=inside)
+        rows = row + tl.arange(0, BLOCK_M)
+        columns = column + tl.arange(0, BLOCK_N)
+        rows_inside = rows < end
+        columns_inside = columns < N
+        result = EPILOGUE(product, (rows, rows_inside, columns, columns_inside), inputs)
+        if ORDER == "packed":
+            corner = c + tl.cast(tile, tl.int64) * (BLOCK_M * BLOCK_N)
+            places = (rows - row)[:, None] * BLOCK_N + (columns - column)[None, :]
+            elements = corner + places
+        else:
+            elements = c + (rows + moved).to(tl.int64)[:, None] * N + columns[None, :]
+        tl.store(elements, result, mask=rows_inside[:, None] & columns_inside[None, :])
         if SIGNALS:
             publish(counters, group, COUNTER_STRIDE)

@@ -10,7 +10,10 @@ from typing import Any
 import torch
 
 from overlapc.codegen import COUNTER_STRIDE, Bands
-from overlapc.errors import KernelError
+from overlapc.errors import KernelError, SignalError
+
+POLL_SECONDS = 1e-6
+"""Of one read of a counter: near a round trip to the L2 cache, so a timeout is of this order."""
 
 
 @dataclass(frozen=True)
@@ -25,26 +28,34 @@ class Signals:
     """int32[bands + 1, COUNTER_STRIDE]: column 0 counts; the last row names a band that never came.
     """
     bands: torch.Tensor
-    """``Bands.table`` on the device."""
+    """``Bands.table`` on the device, or what else a kernel reads of its groups."""
     targets: Sequence[int]
     """Tiles of each band."""
 
     @classmethod
     def zeroed(cls, bands: Bands, tiles_n: int, device: torch.device) -> Signals:
         """Zero counters on the current stream, before the GEMM that bumps them is launched."""
-        groups = len(bands.rows)
-        storage = torch.zeros(groups + 1, COUNTER_STRIDE, dtype=torch.int32, device=device)
-        return cls(storage, bands_on(bands, device), bands.targets(tiles_n))
+        return cls.of(bands_on(bands, device), bands.targets(tiles_n))
+
+    @classmethod
+    def of(cls, table: torch.Tensor, targets: Sequence[int]) -> Signals:
+        """The same for groups of any kind: what the kernel reads of them, and tiles of each."""
+        size = (len(targets) + 1, COUNTER_STRIDE)
+        return cls(torch.zeros(size, dtype=torch.int32, device=table.device), table, targets)
 
     @property
     def counters(self) -> torch.Tensor:
         """What the GEMM bumps: int32[bands, COUNTER_STRIDE]."""
         return self.storage[:-1]
 
+    def address(self, group: int) -> int:
+        """Where the counter of a band stands in device memory."""
+        return self.storage.data_ptr() + self.storage.element_size() * group * COUNTER_STRIDE
+
     def wait(self, group: int, max_polls: int = 0) -> None:
         """Hold the current stream until band ``group`` is complete and visible.
 
-        Launch the GEMM first: one thread spins. With ``max_polls`` it gives up after so many reads.
+        Launch the GEMM first: one CTA polls. With ``max_polls`` it gives up after so many reads.
         """
         from overlapc.codegen.templates.signal import wait_for_group
 
@@ -55,17 +66,28 @@ class Signals:
         )  # fmt: skip
 
     def raise_if_given_up(self) -> None:
-        """KernelError that names the band a waiter gave up on; waits for the current stream."""
-        missing = int(self.storage[-1, 0])
-        if not missing:
+        """SignalError that names the bands a waiter gave up on; waits for the current stream."""
+        last = int(self.storage[-1, 0])
+        if not last:
             return
-        group = missing - 1
-        raise KernelError(
-            f"Band {group} was never complete: {int(self.storage[group, 0])} of"
-            f" {self.targets[group]} tiles were announced.",
-            where=f"signaled GEMM with bands of {len(self.targets)} groups",
-            remedy="use the chunked schedule, and report this",
+        announced = self.counters[:, 0].tolist()
+        short = [
+            f"Band {group} was never complete: {seen} of {target} tiles were announced."
+            for group, (seen, target) in enumerate(zip(announced, self.targets, strict=True))
+            if seen < target
+        ]
+        raise SignalError(
+            " ".join(short) or f"Band {last - 1} came after its waiter had given up.",
+            where=f"signaled GEMM with {len(self.targets)} bands",
+            remedy="use the chunked schedule, and report this"
+            if short
+            else "wait for longer, or use the chunked schedule",
         )
+
+
+def polls_in(seconds: float) -> int:
+    """How often a waiter reads its counter in so many seconds; at least once."""
+    return max(1, round(seconds / POLL_SECONDS))
 
 
 @cache

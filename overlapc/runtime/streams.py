@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from functools import cache
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import cache, lru_cache
 
 import torch
 
-from overlapc.codegen import Bands, Kernel
+from overlapc.codegen import Bands, GemmSpec, Kernel
 from overlapc.errors import KernelError
 from overlapc.runtime.signals import Signals
+from overlapc.runtime.waiting import driver_wait, hold
 
-AllReduce = Callable[[torch.Tensor], None]
+Collective = Callable[[], object]
+"""Sends one band on the current stream, to memory that is already there."""
+AllReduce = Callable[[torch.Tensor], object]
 """Reduces a contiguous band in place on the current stream; on every rank, in the same order."""
 
-_warm: set[tuple[Hashable, ...]] = set()
+_warm: set[Hashable] = set()
 
 
 @cache
@@ -41,6 +44,92 @@ def resident_ctas(device: torch.device, sms_for_comm: int) -> int:
     return sms - sms_for_comm
 
 
+def warmth(kernel: Hashable, group: Hashable, sizes: Iterable[int]) -> frozenset[Hashable]:
+    """What has to be loaded before it may stand behind a waiter: a kernel, and collectives.
+
+    ``sizes``: bytes of each. A library picks how to send by size, so that one that has sent a
+    size of the same power of two has everything loaded.
+    """
+    collectives = {("collective", group, size.bit_length()) for size in sizes}
+    return frozenset({("kernel", kernel), *collectives})
+
+
+def is_warm(needed: frozenset[Hashable]) -> bool:
+    """Whether everything has run before; KernelError if not, and a graph is being captured.
+
+    Ask before anything of an op is launched: whoever is refused here can still fall back.
+    """
+    if needed <= _warm:
+        return True
+    if torch.cuda.is_current_stream_capturing():
+        missing = ", ".join(sorted(map(str, needed - _warm)))
+        raise KernelError(
+            "Kernels and collectives cannot be loaded during graph capture.",
+            where=missing,
+            remedy="run once with these sizes before the capture",
+        )
+    return False
+
+
+def overlap(
+    gemm: Callable[[], object],
+    signals: Signals,
+    collectives: Sequence[Collective],
+    communication: torch.cuda.Stream,
+    needed: frozenset[Hashable],
+    *,
+    max_polls: int = 0,
+) -> None:
+    """Launch a GEMM that bumps ``signals``, and each band's collective as soon as it is whole.
+
+    All memory that ``gemm`` and ``collectives`` touch exists, and outlives this call; ``signals``
+    were zeroed on the current stream. Every collective is called once, in order, whatever happens
+    on this rank. When this returns, whatever follows on the current stream finds all of it done.
+    KernelError, with nothing sent, where the GEMM cannot be launched, or ``is_warm`` refuses.
+
+    Unless ``is_warm(needed)`` nothing overlaps: nothing may be loaded behind a spinning waiter, so
+    that everything waits for the whole GEMM. With ``max_polls`` (debugging; not in a capture) a
+    waiter gives up, the host waits for the end, and a band that never came raises SignalError.
+    """
+    warm = is_warm(needed)
+    device = signals.storage.device
+    with torch.cuda.device(device):
+        if not warm:
+            driver_wait(device)
+        compute = torch.cuda.current_stream(device)
+        # The fork: after the counters are zero; in a capture it takes this stream into the graph.
+        communication.wait_stream(compute)
+        try:
+            _launch(gemm)
+            if not warm:
+                communication.wait_stream(compute)
+            wait = hold if warm else Signals.wait
+            with torch.cuda.stream(communication):
+                for group, collective in enumerate(collectives):
+                    wait(signals, group, max_polls)
+                    collective()
+        finally:
+            # The join, after an error too: this stream may now reuse what the other one reads.
+            compute.wait_stream(communication)
+        _warm.update(needed)
+        if max_polls:
+            signals.raise_if_given_up()
+
+
+def _launch(gemm: Callable[[], object]) -> None:
+    """Launch the GEMM; KernelError for whatever keeps it from it, too little memory among them."""
+    try:
+        gemm()
+    except KernelError:
+        raise
+    except Exception as error:
+        raise KernelError(
+            f"The GEMM cannot be launched: {error}",
+            where="a signaled GEMM",
+            remedy="use the chunked schedule, which leaves the GEMM to the library",
+        ) from error
+
+
 def run_signaled(
     kernel: Kernel,
     a: torch.Tensor,
@@ -55,56 +144,42 @@ def run_signaled(
 ) -> torch.Tensor:
     """C[m, n] = all-reduce of ``a @ b (+ bias)``, each band on its way while the rest computes.
 
-    ``all_reduce`` is called once a band, top to bottom, whatever happens on this rank. C is ready
-    on the current stream when this returns. The first call of a kernel with a group overlaps
-    nothing: it compiles and loads all that later calls launch, since nothing may be loaded behind
-    a spinning waiter. KernelError where operands or rows do not fit, or in a capture before that
-    first call. With ``max_polls`` (debugging; not in a capture) the host waits, and a band that
-    never came raises.
+    ``all_reduce`` is called once a band, top to bottom. C is ready on the current stream when this
+    returns. KernelError, with nothing sent, where operands or rows do not fit, or in a capture
+    before a first call; for the rest see ``overlap``.
     """
     device = a.device
-    bands = Bands.of(rows_per_group, kernel.spec.block_m)
-    if sum(bands.rows) != a.shape[0] or not kernel.spec.signals:
+    m, n = a.shape[0], b.shape[1]
+    bands, needed = _sized(kernel.spec, tuple(rows_per_group), n, device, group)
+    if sum(rows_per_group) != m or not kernel.spec.signals:
         raise KernelError(
             "These bands do not fit: their rows add up to those of A, and the kernel signals.",
-            where=f"bands of {bands.rows} rows, A of {a.shape[0]}, {kernel.spec}",
+            where=f"bands of {rows_per_group} rows, A of {m}, {kernel.spec}",
             remedy="plan for these sizes",
         )
     with torch.cuda.device(device):
-        warm = _is_warm(kernel, device, group)
-        out = a.new_empty(a.shape[0], b.shape[1], dtype=getattr(torch, kernel.spec.out))
-        signals = Signals.zeroed(bands, kernel.tiles_n(b.shape[1]), device)
-        compute = torch.cuda.current_stream(device)
-        communication = communication_stream(device, group)
-        # The fork: after the counters are zero; in a capture it takes this stream into the graph.
-        communication.wait_stream(compute)
-        kernel(
-            a, b, out, bias=bias, bands=signals.bands, counters=signals.counters,
-            ctas=resident_ctas(device, sms_for_comm),
-        )  # fmt: skip
-        if not warm:
-            communication.wait_stream(compute)
-        try:
-            with torch.cuda.stream(communication):
-                for index, rows in enumerate(bands.slices):
-                    signals.wait(index, max_polls)
-                    all_reduce(out[rows])
-        finally:
-            # The join, after an error too: this stream may now reuse what the other one reads.
-            compute.wait_stream(communication)
-        _warm.add((kernel.spec, device, group))
-        if max_polls:
-            signals.raise_if_given_up()
+        is_warm(needed)
+        ctas = resident_ctas(device, sms_for_comm)
+        out = a.new_empty(m, n, dtype=getattr(torch, kernel.spec.out))
+        signals = Signals.zeroed(bands, kernel.tiles_n(n), device)
+        overlap(
+            lambda: kernel(
+                a, b, out, bias=bias, bands=signals.bands, counters=signals.counters, ctas=ctas
+            ),
+            signals,
+            [lambda rows=rows: all_reduce(out[rows]) for rows in bands.slices],
+            communication_stream(device, group),
+            needed,
+            max_polls=max_polls,
+        )
     return out
 
 
-def _is_warm(kernel: Kernel, device: torch.device, group: Hashable) -> bool:
-    if (kernel.spec, device, group) in _warm:
-        return True
-    if torch.cuda.is_current_stream_capturing():
-        raise KernelError(
-            "A kernel cannot be compiled and loaded during graph capture.",
-            where=str(kernel.spec),
-            remedy="run once before the capture",
-        )
-    return False
+@lru_cache(maxsize=1024)
+def _sized(
+    spec: GemmSpec, rows: tuple[int, ...], n: int, device: torch.device, group: Hashable
+) -> tuple[Bands, frozenset[Hashable]]:
+    """The bands of these rows, and what their GEMM and collectives need to be warm."""
+    bands = Bands.of(rows, spec.block_m)
+    row_bytes = n * getattr(torch, spec.out).itemsize
+    return bands, warmth((spec, device), group, (count * row_bytes for count in rows))

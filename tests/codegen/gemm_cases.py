@@ -9,7 +9,6 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -17,9 +16,12 @@ import torch
 from triton.runtime.interpreter import interpreter_builder
 
 from overlapc.codegen import COUNTER_STRIDE, Bands, GemmSpec, Kernel, build
-from overlapc.codegen.builder import load
-from overlapc.codegen.oracle import error_over_bound, random_operand
-from overlapc.codegen.templates import gemm as template
+from overlapc.codegen.builder import TEMPLATES, load
+from overlapc.codegen.interpreting import correct_interpreter
+from overlapc.codegen.oracle import error_over_bound, random_input, random_operand
+from overlapc.codegen.packing import ATOM, Packing, unpack
+
+correct_interpreter()
 
 POISON = 999
 """Counters beside the ones in use start with it, so that a stray bump is seen."""
@@ -30,56 +32,101 @@ def run(
     m: int,
     n: int,
     k: int,
-    rows: Sequence[int] = (),
+    groups: Sequence[int] = (),
     *,
+    placing: tuple[str, int] = ("of", 0),
     ctas: int = 3,
     seed: int = 0,
     mutate: tuple[str, str] | None = None,
 ) -> None:
     """Raise AssertionError unless the kernel computes C and announces exactly what it stored.
 
-    ``text`` is its spec, ``rows`` those of each band (none: one band), ``mutate`` a text of the
-    template and what to put in its place: a mutant that the run must catch.
+    ``text`` is its spec; ``groups`` the rows of each band (none: one band), or its tiles where they
+    are packed; ``placing`` how bands lie: ``of``, ``rotated`` by a number, ``staged`` for ranks.
+    ``mutate`` is a text of the template or the module and what to put in its place: a mutant that
+    the run must catch.
     """
     spec, generator = GemmSpec.parse(text), random.Random(seed)
     torch.manual_seed(seed)
-    bands = Bands.of(rows or (m,), spec.block_m)
     kernel = mutant(build(spec), mutate) if mutate else build(spec)
+    announced = announce(spec, m, n, groups, placing)
+    packed = isinstance(announced, Packing)
     a = random_operand(spec.a, m, k, spec.dtype, "cpu")
     b = random_operand(spec.b, k, n, spec.dtype, "cpu")
-    bias = random_operand("row", 1, n, spec.dtype, "cpu")[0] if spec.bias else None
+    inputs = [random_input(item, m, n, "cpu") for item in spec.chain.inputs]
 
-    groups = len(bands.rows)
-    targets = bands.targets(kernel.tiles_n(n))
-    counters = torch.full((groups + 1, COUNTER_STRIDE), POISON, dtype=torch.int32)
-    counters[:groups, 0] = 0
+    count = len(announced.slices)
+    targets = announced.targets if packed else announced.targets(kernel.tiles_n(n))
+    counters = torch.full((count + 1, COUNTER_STRIDE), POISON, dtype=torch.int32)
+    counters[:count, 0] = 0
     untouched = counters.clone()
-    # Rows beyond C, so that a store outside it is seen.
-    around = torch.full((m + 2 * spec.block_m, n), torch.nan, dtype=_dtype(spec.out))
-    c = around[spec.block_m : spec.block_m + m]
-    table = torch.tensor(bands.table, dtype=torch.int32)
+    # Rows, or elements, beyond C, so that a store outside it is seen.
+    margin = spec.block_m * (spec.block_n if packed else 1)
+    shape = (announced.elements,) if packed else (m, n)
+    around = torch.full((shape[0] + 2 * margin, *shape[1:]), torch.nan).to(_dtype(spec.out))
+    c = around[margin : margin + shape[0]]
+    table = torch.tensor(announced.table, dtype=torch.int32)
+    places = announced.map() if packed else None
+    written = torch.ones(shape, dtype=torch.bool) if places is None else in_map(places, shape[0])
 
     def after_bump() -> None:
-        for group, rows in enumerate(bands.slices):
+        for group, piece in enumerate(announced.slices):
             if counters[group, 0] >= targets[group]:
-                assert not c[rows].isnan().any(), f"band {group} is announced before it is stored"
+                missing = c[piece].float().isnan() & written[piece]
+                assert not missing.any(), f"group {group} is announced before it is stored"
 
     with shuffled_programs(generator), after_every_bump(after_bump):
-        kernel(a, b, c, ctas=ctas, bias=bias, bands=table, counters=counters)
+        kernel(a, b, c, ctas=ctas, inputs=inputs, bands=table, counters=counters)
 
-    assert not c.isnan().any(), "an element of C was never written"
-    assert error_over_bound(spec, a, b, bias, c) <= 1
-    outside = torch.cat((around[: spec.block_m], around[spec.block_m + m :]))
+    whole = c.float()
+    assert not whole[written].isnan().any(), "an element of C was never written"
+    assert whole[~written].isnan().all(), "an element beside C was written"
+    natural = unpack(c, places) if places is not None else in_order(c, announced)
+    assert error_over_bound(spec, a, b, None, natural, inputs) <= 1
+    outside = torch.cat((around[:margin], around[margin + shape[0] :])).float()
     assert outside.isnan().all(), "a store fell outside C"
     if spec.signals:
-        untouched[:groups, 0] = torch.tensor(targets)
+        untouched[:count, 0] = torch.tensor(targets)
     assert torch.equal(counters, untouched), f"counters {counters[:, 0].tolist()} for {targets}"
 
 
-def tile_order(text: str, m: int, n: int, rows: Sequence[int]) -> list[int]:
+def announce(
+    spec: GemmSpec, m: int, n: int, groups: Sequence[int], placing: tuple[str, int]
+) -> Any:
+    """The groups of a run."""
+    if spec.order == "packed":
+        tiles = -(-m // spec.block_m) * -(-n // spec.block_n)
+        return Packing.of(spec, m, n, groups or (tiles,))
+    way, number = placing
+    if way == "of":
+        return Bands.of(groups or (m,), spec.block_m)
+    if way == "rotated":
+        return Bands.rotated(groups, spec.block_m, number)
+    return Bands.staged(groups, number, spec.block_m, first=number - 1)
+
+
+def in_order(c: torch.Tensor, bands: Bands) -> torch.Tensor:
+    """The rows of C as those of A @ B lie."""
+    natural = torch.empty_like(c)
+    for run in (run for runs in bands.runs for run in runs):
+        natural[run.source :][: run.rows] = c[run.target :][: run.rows]
+    return natural
+
+
+def in_map(places: torch.Tensor, elements: int) -> torch.Tensor:
+    """Which elements of a buffer some atom of the map covers."""
+    covered = torch.zeros(elements // ATOM, dtype=torch.int32)
+    covered.index_add_(0, places.flatten().long(), torch.ones(places.numel(), dtype=torch.int32))
+    assert covered.max() == 1, "two atoms of C share a place"
+    return covered.bool().repeat_interleave(ATOM)
+
+
+def tile_order(
+    text: str, m: int, n: int, rows: Sequence[int], placing: tuple[str, int] = ("of", 0)
+) -> list[int]:
     """The band of every bump, in order, when one program runs all tiles of C[m, n]."""
     spec = GemmSpec.parse(text)
-    bands = Bands.of(rows, spec.block_m)
+    bands = announce(spec, m, n, rows, placing)
     kernel = build(spec)
     a, b = torch.randn(m, 16).to(_dtype(spec.dtype)), torch.randn(n, 16).to(_dtype(spec.dtype)).t()
     c = torch.empty(m, n, dtype=_dtype(spec.out))
@@ -136,15 +183,25 @@ def after_every_bump(check: Any) -> Iterator[None]:
 
 
 def mutant(kernel: Kernel, change: tuple[str, str]) -> Kernel:
-    """The kernel on a template in which one text is replaced."""
-    source = Path(str(template.__file__)).read_text()
+    """The kernel on a template, or in a module, in which one text is replaced."""
     old, new = change
-    assert source.count(old) == 1, f"the template has no single {old!r} to mutate"
+    file, text = kernel.path, kernel.path.read_text()
+    if old not in text:
+        file = next(file for file in TEMPLATES.glob("*.py") if old in file.read_text())
+        text = file.read_text()
+    assert text.count(old) == 1, f"there is no single {old!r} to mutate"
     path = kernel.path.with_name(f"mutant_{abs(hash(change))}.py")
-    path.write_text(source.replace(old, new))
+    path.write_text(text.replace(old, new))
+    changed = load(path)
+    if file == kernel.path:
+        return replace(kernel, module=changed)
     module = ModuleType(path.stem)
     module.__dict__.update(load(kernel.path).__dict__)
-    module.__dict__["KERNEL"] = load(path).band_gemm
+    if file.stem == "gemm":
+        module.__dict__["KERNEL"] = changed.band_gemm
+    else:
+        # The epilogue finds what it calls among its globals.
+        module.CONSTANTS["EPILOGUE"].fn.__globals__[file.stem] = changed
     return replace(kernel, module=module)
 
 

@@ -10,40 +10,86 @@ from overlapc.codegen import GemmSpec
 
 SPEC = GemmSpec("float32", "float32", 32, 32, 32, sweep=2)
 HALF = replace(SPEC, dtype="float16", out="float16")
+BRAIN = replace(SPEC, dtype="bfloat16", out="bfloat16")
+FP8 = replace(SPEC, dtype="float8_e4m3fn", out="bfloat16")
+TMA = replace(BRAIN, loads="descriptors")
 RAGGED = (150, 75, 50)
 """m, n, k: five tile rows, three tile columns, two steps, each with a remainder."""
+ALIGNED = (152, 80, 48)
+"""The same of what the TMA unit and packing can take."""
 THREE_BANDS = (32, 96, 22)
+THREE_GROUPS = (4, 1, 10)
+"""Of the fifteen tiles."""
 
 MUTANTS = {
     "wrong band": ("publish(counters, group,", "publish(counters, group * 0,"),
     "a band is one row off": (
-        "group = tl.load(bands + tile // tiles_n)",
-        "group = tl.load(bands + (tile + 1) % (tiles_m * tiles_n) // tiles_n)",
+        "tl.load(bands + 1 + tile // tiles_n)",
+        "tl.load(bands + 1 + (tile + 1) % (tiles_m * tiles_n) // tiles_n)",
     ),
-    "swapped tile map": ("return first_row + sweep * SWEEP + inside % height, inside // height",
-                         "return first_row + sweep * SWEEP + inside // height, inside % height"),
-    "uneven last sweep": ("tl.minimum(rows - sweep * SWEEP, SWEEP)", "SWEEP"),
-    "no mask on the store": ("product.to(c.dtype.element_ty), mask=inside)",
-                             "product.to(c.dtype.element_ty))"),
+    "swapped tile map": ("return sweep * SWEEP + inside % height, inside // height",
+                         "return sweep * SWEEP + inside // height, inside % height"),
+    "uneven last sweep": ("tl.minimum(tall - sweep * SWEEP, SWEEP)", "SWEEP"),
+    "no mask on the store": ("tl.store(elements, result, mask=rows_inside[:, None] & "
+                             "columns_inside[None, :])", "tl.store(elements, result)"),
     "no mask along k": ("k_inside = k < K - start", "k_inside = k < K + BLOCK_K"),
     "no bump": ("publish(counters, group, COUNTER_STRIDE)", "pass"),
     "bump before the store": (
-        "        inside = (m < M - row)[:, None]",
-        "        publish(counters, group, COUNTER_STRIDE)\n"
-        "        inside = (m < M - row)[:, None]",
+        "        columns_inside = columns < N\n",
+        "        columns_inside = columns < N\n"
+        "        publish(counters, group, COUNTER_STRIDE)\n",
     ),
     "a wrong counter stride": ("group, COUNTER_STRIDE)", "group, COUNTER_STRIDE // 2)"),
-    "products kept in float16": ("product.to(c.dtype", "product.to(tl.float16).to(c.dtype"),
+    "a result kept in float16": ("tl.store(elements, result,",
+                                 "tl.store(elements, result.to(tl.float16).to(tl.float32),"),
     "the first tile again": ("tl.range(tl.program_id(0), tiles_m", "tl.range(0, tiles_m"),
+    "no bias": ("product + in0", "product"),
+    "a bias of rows": (
+        "x + tile[2].to(tl.int64) * stride_n, mask=tile[3], other=0.0)[None, :]",
+        "x + tile[0].to(tl.int64) * stride_n, mask=tile[1], other=0.0)[:, None]",
+    ),
+    "the sum kept in bfloat16": ("        a += BLOCK_K * stride_ak",
+                                 "        total = total.to(tl.bfloat16).to(tl.float32)\n"
+                                 "        a += BLOCK_K * stride_ak"),
+}  # fmt: skip
+"""Of the template and of the module of a float32 GEMM with a bias."""
+
+PLACED = {
+    "rotated, stored in place": ("moved = tl.load(run + 4)", "moved = 0"),
+    "the end of C ends every run": ("end = tl.load(run + 5)", "end = M"),
+    "another run's rows": ("source = tl.load(run + 3)", "source = first * BLOCK_M"),
+}
+"""Seen only where bands do not lie as they are computed."""
+
+PACKED = {
+    "no group": ("group = tl.load(bands + tile)", "group = 0"),
+    "overlapping tiles": ("(BLOCK_M * BLOCK_N)\n", "(BLOCK_M * BLOCK_N - BLOCK_N)\n"),
+    "transposed tiles": ("(rows - row)[:, None] * BLOCK_N + (columns - column)[None, :]",
+                         "(rows - row)[:, None] + (columns - column)[None, :] * BLOCK_M"),
 }  # fmt: skip
 
+DESCRIBED = {
+    "the next step's A": ("a.load([row, start])", "a.load([row, start + BLOCK_K])"),
+    "rows for columns": ("b.load([column, start])", "b.load([row, start])"),
+}
 
-@pytest.mark.parametrize("spec", [SPEC, HALF], ids=["float32", "float16"])
+
+@pytest.mark.parametrize("spec", [SPEC, HALF, BRAIN], ids=lambda spec: spec.dtype)
 @pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
 @pytest.mark.parametrize("signals", [False, True], ids=["silent", "signals"])
 def test_values_and_signals_of_ragged_sizes(interpreted, spec, bias, signals):
     spec = replace(spec, bias=bias, signals=signals)
     interpreted("gemm_cases.run", str(spec), *RAGGED, THREE_BANDS if signals else ())
+
+
+DTYPES = ["float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"]
+
+
+@pytest.mark.parametrize("out", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_dtype_to_every_other(interpreted, dtype, out):
+    spec = replace(SPEC, dtype=dtype, out=out)
+    interpreted("gemm_cases.run", str(spec), *RAGGED, THREE_BANDS)
 
 
 @pytest.mark.parametrize("a", ["row", "col", "strided"])
@@ -52,12 +98,50 @@ def test_every_layout_of_the_operands(interpreted, a, b):
     interpreted("gemm_cases.run", str(replace(SPEC, a=a, b=b)), *RAGGED, THREE_BANDS, seed=1)
 
 
+@pytest.mark.parametrize("a", ["row", "col"])
+@pytest.mark.parametrize("b", ["row", "col"])
+@pytest.mark.parametrize("spec", [TMA, replace(FP8, loads="descriptors")], ids=lambda s: s.dtype)
+def test_every_layout_by_descriptors(interpreted, spec, a, b):
+    spec = replace(spec, a=a, b=b)
+    interpreted("gemm_cases.run", str(spec), 160, *ALIGNED[1:], (32, 96, 32), seed=1)
+
+
 @pytest.mark.parametrize(
     "rows", [(150,), (32, 32, 32, 32, 22), (128, 22), (32, 118), (96, 32, 22)], ids=str
 )
 @pytest.mark.parametrize("ctas", [1, 4, 15, 64])
 def test_every_partition_and_grid(interpreted, rows, ctas):
     interpreted("gemm_cases.run", str(SPEC), *RAGGED, rows, ctas=ctas, seed=ctas)
+
+
+@pytest.mark.parametrize("by", [0, 1, 2])
+@pytest.mark.parametrize("spec", [SPEC, TMA], ids=["pointers", "descriptors"])
+def test_a_rotated_order_begins_elsewhere_and_stores_the_same(interpreted, spec, by):
+    sizes = (RAGGED[0], *ALIGNED[1:])
+    interpreted("gemm_cases.run", str(spec), *sizes, THREE_BANDS, placing=("rotated", by))
+    order = interpreted(
+        "gemm_cases.tile_order", str(spec), *sizes[:2], THREE_BANDS, placing=("rotated", by)
+    )
+    tiles = [[0] * 3, [1] * 9, [2] * 3]
+    turned = tiles[by:] + tiles[:by]
+    # Groups are numbered in the order in which they complete.
+    assert order == [group for group, band in enumerate(turned) for _ in band]
+
+
+@pytest.mark.parametrize(("rows", "ranks"), [((32, 16), 3), ((16, 8, 20), 2), ((40,), 4)], ids=str)
+def test_a_staged_order_gives_each_band_rows_of_every_rank(interpreted, rows, ranks):
+    m = ranks * sum(rows)
+    interpreted("gemm_cases.run", str(SPEC), m, 75, 50, rows, placing=("staged", ranks))
+
+
+@pytest.mark.parametrize("groups", [(15,), THREE_GROUPS, (1,) * 15], ids=str)
+@pytest.mark.parametrize(
+    "spec", [SPEC, TMA, replace(HALF, sweep=1), replace(FP8, bias=True), replace(BRAIN, sweep=9)],
+    ids=lambda spec: f"{spec.dtype}, sweeps of {spec.sweep}",
+)  # fmt: skip
+def test_packed_tiles_are_found_through_the_map(interpreted, spec, groups):
+    spec = replace(spec, order="packed")
+    interpreted("gemm_cases.run", str(spec), *ALIGNED, groups, seed=5)
 
 
 @pytest.mark.parametrize(
@@ -82,9 +166,34 @@ def test_tiles_begin_in_the_order_of_their_bands(interpreted):
     assert order == [0] * 3 + [1] * 9 + [2] * 3
 
 
-@pytest.mark.parametrize("mutation", MUTANTS.values(), ids=MUTANTS.keys())
-def test_a_mutant_of_the_template_is_caught(interpreted, mutation):
-    case = (str(replace(SPEC, bias=True)), *RAGGED, THREE_BANDS)
-    interpreted("gemm_cases.run", *case)
-    with pytest.raises(AssertionError):
-        interpreted("gemm_cases.run", *case, mutate=mutation)
+CASES = {
+    "plain": (replace(SPEC, bias=True), RAGGED, {"groups": THREE_BANDS}),
+    "rotated": (SPEC, RAGGED, {"groups": THREE_BANDS, "placing": ("rotated", 1)}),
+    "staged": (SPEC, (144, 75, 50), {"groups": (32, 16), "placing": ("staged", 3)}),
+    "packed": (replace(SPEC, order="packed"), ALIGNED, {"groups": THREE_GROUPS}),
+    "described": (TMA, (152, 80, 96), {"groups": (32, 96, 24)}),
+}
+MUTATIONS = [
+    *[("plain", name, change) for name, change in MUTANTS.items()],
+    *[("staged", name, change) for name, change in PLACED.items()],
+    *[("packed", name, change) for name, change in PACKED.items()],
+    *[("described", name, change) for name, change in DESCRIBED.items()],
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_mutants_are_made_of_is_right(interpreted, case):
+    spec, sizes, named = CASES[case]
+    interpreted("gemm_cases.run", str(spec), *sizes, **named)
+
+
+@pytest.mark.parametrize(
+    ("case", "name", "mutation"), MUTATIONS, ids=[f"{case}: {name}" for case, name, _ in MUTATIONS]
+)
+def test_a_mutant_of_the_template_is_caught(interpreted, case, name, mutation):
+    spec, sizes, named = CASES[case]
+    with pytest.raises(AssertionError) as caught:
+        interpreted("gemm_cases.run", str(spec), *sizes, **named, mutate=mutation)
+    assert "no single" not in str(caught.value)
+    assert "StopIteration" not in str(caught.value)
+    assert "SyntaxError" not in str(caught.value)

@@ -14,8 +14,15 @@ import torch
 from overlapc.codegen import GemmSpec, builder
 from overlapc.codegen.module import constants, module_text
 from overlapc.errors import KernelError
+from tests.codegen.epilogue_cases import MODELS
 
 SPEC = GemmSpec("float16", "float16", 64, 32, 32, warps=2, bias=True)
+TMA = GemmSpec("bfloat16", "bfloat16", 64, 32, 32, loads="descriptors")
+CHECKED = {
+    "bfloat16": replace(TMA, loads="pointers"),
+    "descriptors, packed": replace(TMA, order="packed", b="row"),
+    "a chain": replace(TMA, epilogue=str(MODELS["gated"])),
+}
 BUILD_SECONDS = 0.05
 """Of one site, without Triton's own import and compilation."""
 BUILD_IN_A_PROCESS = """
@@ -40,7 +47,8 @@ def test_a_built_module_holds_what_its_spec_says(private_cache):
     assert kernel.path.parent == private_cache / "kernels"
     assert kernel.path.read_text() == module_text(SPEC)
     assert GemmSpec.parse(kernel.module.SPEC) == SPEC
-    assert constants(SPEC) == kernel.module.CONSTANTS
+    own = {"EPILOGUE": kernel.module.epilogue}
+    assert constants(SPEC) | own == kernel.module.CONSTANTS
     assert kernel.module.OPTIONS == {"num_warps": 2, "num_stages": 3}
     assert builder.build(replace(SPEC)) is kernel
 
@@ -55,7 +63,7 @@ def test_a_corrupted_module_is_generated_again(damage):
     path = builder.build(SPEC).path
     path.write_bytes(damage)
     builder._built.clear()
-    assert constants(SPEC) == builder.build(SPEC).module.CONSTANTS
+    assert constants(SPEC).items() <= builder.build(SPEC).module.CONSTANTS.items()
     assert path.read_text() == module_text(SPEC)
 
 
@@ -112,22 +120,22 @@ def test_importing_codegen_imports_neither(name):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs modules on the GPU")
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_a_module_checks_itself(dtype):
-    kernel = builder.build(replace(SPEC, dtype=dtype, out=dtype))
+@pytest.mark.parametrize("spec", CHECKED.values(), ids=CHECKED.keys())
+def test_a_module_checks_itself(spec):
+    kernel = builder.build(spec)
     done = subprocess.run(
         [sys.executable, str(kernel.path)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "interpreter" in done.stdout
-    assert "counters [1, 2]" in done.stdout or "counters [2, 4]" in done.stdout
-    assert ("checked as float16" in done.stdout) == (dtype == "bfloat16")
+    assert "counters [1, " in done.stdout or "counters [2, 4]" in done.stdout
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs modules on the GPU")
 def test_a_module_that_is_wrong_says_so():
     kernel = builder.build(SPEC)
-    wrong = kernel.path.read_text().replace('"BIAS": True', '"BIAS": False')
+    wrong = kernel.path.read_text().replace("product + in0", "product - in0")
+    assert wrong != kernel.path.read_text()
     kernel.path.write_text(wrong)
     done = subprocess.run(
         [sys.executable, str(kernel.path)], capture_output=True, text=True, check=False
@@ -143,8 +151,9 @@ def test_a_module_that_is_wrong_says_so():
         ({"b": torch.zeros(9, 6).half()}, "cannot be multiplied"),
         ({"c": torch.zeros(4, 7).half()}, "C is not"),
         ({"c": torch.zeros(6, 4).half().t()}, "C is not"),
-        ({"bias": None}, "bias"),
-        ({"bias": torch.zeros(12).half()[::2]}, "contiguous"),
+        ({"bias": None}, "1 inputs are promised, the bias among them"),
+        ({"bias": torch.zeros(5).half()}, "an input is float16\\[5\\], not the promised"),
+        ({"bias": torch.zeros(6)}, "an input is float32"),
         ({"counters": None}, "counters"),
         ({"ctas": 0}, "CTAs"),
     ],
@@ -169,6 +178,30 @@ def test_a_k_that_is_not_even_is_refused():
     a, b, c = torch.zeros(4, 33).half(), torch.zeros(6, 33).half().t(), torch.zeros(4, 6).half()
     with pytest.raises(KernelError, match="not a multiple of 32"):
         kernel(a, b, c, ctas=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"a": torch.zeros(4, 36).half()[:, 4:]}, "aligned"),
+        ({"a": torch.zeros(4, 33).half()[:, :32]}, "aligned"),
+        ({"b": torch.zeros(6, 33).half().t()[:32]}, "aligned"),
+        ({"a": torch.zeros(4, 0).half(), "b": torch.zeros(6, 0).half().t()}, "aligned"),
+    ],
+)
+def test_descriptors_refuse_what_the_tma_unit_cannot_read(change, message):
+    kernel = builder.build(replace(SPEC, bias=False, signals=False, loads="descriptors"))
+    call = {"a": torch.zeros(4, 32).half(), "b": torch.zeros(6, 32).half().t(),
+            "c": torch.zeros(4, 6).half(), "ctas": 1} | change  # fmt: skip
+    with pytest.raises(KernelError, match=message):
+        kernel(**call)
+
+
+def test_a_packed_c_is_whole_tiles():
+    kernel = builder.build(replace(SPEC, bias=False, signals=False, order="packed"))
+    a, b = torch.zeros(4, 8).half(), torch.zeros(6, 8).half().t()
+    with pytest.raises(KernelError, match="C is not a contiguous \\[2048\\]"):
+        kernel(a, b, torch.zeros(4, 6).half(), ctas=1)
 
 
 def test_an_empty_c_launches_nothing():

@@ -9,14 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from overlapc.codegen import GemmSpec
-from overlapc.codegen.spec import DTYPES, LAYOUTS
+from overlapc.codegen.spec import DTYPES, LAYOUTS, ORDERS
 from overlapc.errors import KernelError
 
 SPEC = GemmSpec("bfloat16", "float32", 128, 256, 64, warps=8, bias=True)
 TEXT = (
     "gemm dtype=bfloat16 out=float32 block_m=128 block_n=256 block_k=64 sweep=8 warps=8 stages=3"
-    " a=row b=col bias=1 signals=1 even_k=0 precision=ieee"
+    " a=row b=col bias=1 signals=1 even_k=0 precision=ieee loads=pointers order=band epilogue="
 )
+EPILOGUE = '{"inputs":[],"calls":[["aten.mm.default",["$0","$1"],{}]]}'
 sizes = st.sampled_from([16, 32, 64, 128, 256])
 specs = st.builds(
     GemmSpec,
@@ -30,7 +31,9 @@ specs = st.builds(
     stages=st.integers(1, 6),
     a=st.sampled_from(LAYOUTS),
     b=st.sampled_from(LAYOUTS),
-    bias=st.booleans(),
+    bias=st.just(False),
+    order=st.sampled_from(ORDERS),
+    epilogue=st.sampled_from(["", EPILOGUE]),
     signals=st.booleans(),
     even_k=st.booleans(),
 )
@@ -79,6 +82,11 @@ def test_another_text_is_refused_and_named(text):
         {"a": "diagonal"},
         {"precision": "tf32"},
         {"precision": "fast"},
+        {"precision": "exact"},
+        {"loads": "descriptors", "a": "strided"},
+        {"loads": "prayers"},
+        {"order": "random"},
+        {"epilogue": EPILOGUE},
     ],
     ids=str,
 )

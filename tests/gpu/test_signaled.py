@@ -10,12 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from overlapc.codegen import Bands, GemmSpec, build
 from overlapc.codegen.oracle import error_over_bound, random_operand
 from overlapc.codegen.tiles import TILES, spec_for
-from overlapc.runtime.signals import Signals
+from overlapc.errors import KernelError, SignalError
+from overlapc.runtime import streams
+from overlapc.runtime.communicators import communicator, make_communicator
+from overlapc.runtime.requirements import why_not_signaled
+from overlapc.runtime.signals import Signals, polls_in
 from overlapc.runtime.streams import run_signaled
+from overlapc.runtime.waiting import driver_wait
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
 
@@ -72,23 +78,51 @@ def test_values_and_counters(spec, sizes, ctas):
     assert signals.counters[:, 0].tolist() == list(signals.targets)
 
 
+@pytest.fixture(params=["driver", "kernel"])
+def waiter(request, monkeypatch):
+    """Who waits in the calls of a test."""
+    if request.param == "kernel":
+        monkeypatch.setattr(streams, "hold", Signals.wait)
+    elif isinstance(found := driver_wait(torch.device("cuda", 0)), str):
+        pytest.skip(found)
+    return request.param
+
+
 @pytest.mark.parametrize("groups", [1, 4, 8])
-def test_every_band_is_whole_when_its_collective_runs(groups):
+def test_every_band_is_whole_when_its_collective_runs(groups, waiter):
+    send_bands(groups)
+
+
+def send_bands(groups: int, max_polls: int = 0) -> None:
     m, n, k = 8192, 4096, 512
     a, b, _ = operands(HALF, m, n, k)
     spec = spec_for(a, b, architecture=architecture())
-    seen: list[torch.Tensor] = []
+    # Made before: a collective that asked for memory would wait for the whole GEMM.
+    received = torch.empty(m, n, dtype=torch.bfloat16, device="cuda")
+
+    def receive(band: torch.Tensor) -> None:
+        first = int(band.storage_offset()) // n
+        received[first : first + len(band)].copy_(band)
+
     for _ in range(3):  # cold, then overlapped twice
-        seen.clear()
+        received.fill_(torch.nan)
         out = run_signaled(
-            build(spec), a, b, None, equal_bands(spec, m, groups),
-            lambda band: seen.append(band.clone()), sms_for_comm=8, max_polls=POLLS,
+            build(spec), a, b, None, equal_bands(spec, m, groups), receive, sms_for_comm=8,
+            max_polls=max_polls,
         )  # fmt: skip
-        assert torch.equal(torch.cat(seen), out)
+        assert torch.equal(received, out)
         assert error_over_bound(spec, a, b, None, out) <= 1
 
 
-def test_graph_replays_do_not_hang_or_drift():
+def test_waiters_that_count_see_whole_bands_too():
+    send_bands(4, max_polls=POLLS)
+
+
+def test_graph_replays_do_not_hang_or_drift(waiter):
+    replay_bands()
+
+
+def replay_bands() -> None:
     m, n, k = 1024, 1024, 256
     a, b, _ = operands(HALF, m, n, k)
     kernel, rows = build(HALF), equal_bands(HALF, m, 4)
@@ -102,10 +136,68 @@ def test_graph_replays_do_not_hang_or_drift():
         out = run()
     for _ in range(REPLAYS):
         graph.replay()
+    a.neg_()  # what an old band would not show
     out.fill_(torch.nan)
     graph.replay()
     torch.cuda.synchronize()
     assert error_over_bound(HALF, a, b, None, out / 2) <= 1
+
+
+@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")
+def test_a_first_call_in_a_capture_is_refused(monkeypatch):
+    monkeypatch.setattr(streams, "_warm", set())
+    a, b, _ = operands(HALF, 256, 256, 64)
+    graph = torch.cuda.graph(torch.cuda.CUDAGraph())
+    with pytest.raises(KernelError, match="during graph capture"), graph:
+        run_signaled(build(HALF), a, b, None, (256,), double, sms_for_comm=8)
+    torch.cuda.synchronize()
+
+
+def test_a_band_that_never_comes_is_named():
+    bands = Bands.of((HALF.block_m, HALF.block_m), HALF.block_m)
+    signals = Signals.zeroed(bands, 3, torch.device("cuda", torch.cuda.current_device()))
+    signals.counters[0, 0] = 3
+    for group in range(2):
+        signals.wait(group, max_polls=polls_in(0.1))
+    with pytest.raises(SignalError, match="Band 1 was never complete: 0 of 3 tiles"):
+        signals.raise_if_given_up()
+
+
+@pytest.fixture
+def one_rank(tmp_path):
+    """NCCL with one rank."""
+    if not dist.is_nccl_available():
+        pytest.skip("this torch has no NCCL")
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("nccl", store=store, rank=0, world_size=1)
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+def test_a_communicator_of_its_own_sends_in_eager_mode_and_in_graphs(one_rank, waiter):
+    device = torch.device("cuda", torch.cuda.current_device())
+    assert why_not_signaled(device, one_rank) == ""
+    make_communicator(one_rank, 8, device)
+    made = communicator(one_rank, 8)
+    assert made is not None
+    a, b, _ = operands(HALF, 1024, 512, 256)
+    rows = equal_bands(HALF, 1024, 4)
+
+    def run() -> torch.Tensor:
+        return run_signaled(
+            build(HALF), a, b, None, rows, lambda band: made.allreduce([band]).wait(), 8,
+            group=one_rank.group_name,
+        )  # fmt: skip
+
+    for _ in range(3):
+        assert error_over_bound(HALF, a, b, None, run()) <= 1
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = run()
+    for _ in range(20):
+        graph.replay()
+    torch.cuda.synchronize()
+    assert error_over_bound(HALF, a, b, None, out) <= 1
 
 
 def test_new_row_counts_compile_nothing():
@@ -120,18 +212,21 @@ def test_new_row_counts_compile_nothing():
     assert len({id(built) for built in compiled}) == 1
 
 
-def test_one_hardware_queue_does_not_hang():
+@pytest.mark.parametrize("call", ["send_bands(4)", "replay_bands()"])
+@pytest.mark.parametrize("first", ["", "t.streams.hold = t.Signals.wait"], ids=["driver", "kernel"])
+def test_one_hardware_queue_does_not_hang(call, first):
+    folder = str(Path(__file__).parent)
     code = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "import test_signaled as t\n"
-        "t.test_every_band_is_whole_when_its_collective_runs(4)"
+        f"import sys; sys.path.insert(0, {folder!r}); import test_signaled as t; {first}\nt.{call}"
     )
     environment = os.environ | {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
-    subprocess.run([sys.executable, "-c", code], env=environment, timeout=100, check=True)
+    subprocess.run([sys.executable, "-c", code], env=environment, timeout=60, check=True)
 
 
 def test_a_module_checks_and_times_itself():
     command = [sys.executable, str(build(HALF).path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # The package need not be installed: it is imported from the root, as here.
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "TFLOP/s" in done.stdout

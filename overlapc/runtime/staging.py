@@ -1,0 +1,149 @@
+"""Where the rows of C stand so that each group is one range of memory, and so is each rank's part.
+
+The GEMM stores to a staging buffer in place of C: group after group, and inside a group in the
+order in which its collective sends, rank after rank. What a collective sends is then contiguous,
+and what it receives lands in the rows that PyTorch's own collective would have written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, pairwise
+
+import torch
+
+from overlapc.codegen import Bands
+from overlapc.codegen.bands import Run
+from overlapc.errors import KernelError
+from overlapc.runtime.layout import Part
+from overlapc.runtime.units import Units
+
+
+@dataclass(frozen=True)
+class Staging:
+    """A permutation of the rows of C, which the parts of a producer decide."""
+
+    runs: tuple[tuple[Run, ...], ...]
+    """Of each group, in the order of the staging buffer; a group may have no rows on this rank."""
+
+    @classmethod
+    def of(cls, parts: Sequence[Part], rows_per_unit: int = 1, across: int = 1) -> Staging:
+        """The staging of a producer's groups; of an all-reduce it is C itself.
+
+        ``across`` ranks among which the rows of every unit are dealt out, where dimension 1 is: a
+        group then sends, rank after rank, a share of each of its units. KernelError where they
+        cannot be dealt out evenly.
+        """
+        if rows_per_unit % across:
+            raise KernelError(
+                f"Units of {rows_per_unit} rows cannot be dealt out to {across} ranks.",
+                where="the staging of a GEMM",
+                remedy="use the chunked schedule",
+            )
+        groups: list[tuple[Run, ...]] = []
+        staged = 0
+        for part in parts:
+            runs = []
+            for row, rows in _sent(part, rows_per_unit, across):
+                runs.append(Run(row, staged, rows))
+                staged += rows
+            groups.append(tuple(runs))
+        return cls(tuple(groups))
+
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        """Rows of each group."""
+        return tuple(sum(run.rows for run in runs) for runs in self.runs)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether rows keep their places, so that C itself is sent."""
+        return all(run.source == run.target for runs in self.runs for run in runs)
+
+    @cached_property
+    def groups(self) -> tuple[slice, ...]:
+        """Rows of the staging buffer that each group sends."""
+        return consecutive(0, self.counts)
+
+    def bands(self, block_m: int, turned: int = 0) -> Bands:
+        """What the kernel announces: the groups that have rows here.
+
+        Inside a group, run number ``turned`` is computed first and the others go round from it:
+        another one on each rank, lest all read and send the same at once. KernelError without rows.
+        """
+        announced = [runs for runs in self.runs if runs]
+        if not announced:
+            raise KernelError(
+                "There is no row to compute.",
+                where="the staging of a GEMM",
+                remedy="send the empty groups without a kernel",
+            )
+        return Bands(tuple(_turned(runs, turned) for runs in announced), block_m)
+
+    def row_map(self) -> torch.Tensor:
+        """int64[rows]: the row of the staging buffer in which each row of C stands."""
+        staged = torch.empty(sum(self.counts), dtype=torch.int64)
+        for runs in self.runs:
+            for run in runs:
+                places = torch.arange(run.target, run.target + run.rows)
+                staged[run.source : run.source + run.rows] = places
+        return staged
+
+
+def _turned(runs: tuple[Run, ...], by: int) -> tuple[Run, ...]:
+    by %= len(runs)
+    return runs[by:] + runs[:by]
+
+
+def _sent(part: Part, rows_per_unit: int, across: int) -> Iterator[tuple[int, int]]:
+    """(first, count) of the rows of C that stay together, in the order in which they are sent."""
+    share = rows_per_unit // across
+    for rank in range(across):
+        for start, count in _units_sent(part):
+            if across == 1:
+                yield start * rows_per_unit, count * rows_per_unit
+                continue
+            for unit in range(start, start + count):
+                yield unit * rows_per_unit + rank * share, share
+
+
+def _units_sent(part: Part) -> tuple[tuple[int, int], ...]:
+    """(start, count) of the program's units, in the order in which a group sends them."""
+    if part.sent.is_all:
+        return part.computed.slices
+    if part.computed.is_all:
+        return part.sent.slices
+    raise KernelError(
+        "A group that sends some of what it computes cannot be staged.",
+        where=f"{part}",
+        remedy="use the chunked schedule, and report this",
+    )
+
+
+def consecutive(start: int, counts: Sequence[int]) -> tuple[slice, ...]:
+    """Ranges of so many rows, one after another: of groups, or of the ranks in one."""
+    return tuple(slice(a, b) for a, b in pairwise(accumulate(counts, initial=start)))
+
+
+def landings(landed: Units, counts: Sequence[int], rows_per_unit: int = 1) -> tuple[slice, ...]:
+    """The rows of a result in which each rank's part of a group lands, ``counts`` units each.
+
+    Grouped sends and receives write there without another pass. KernelError where a rank's part is
+    no single range.
+    """
+    slices = [(start, count) for start, count in reversed(landed.slices) if count]
+    found: list[slice] = []
+    for count in counts:
+        start, length = slices.pop() if count else (0, 0)
+        if length < count:
+            raise KernelError(
+                "What one rank sends would land in several places.",
+                where=f"units {landed.slices} of {counts} from each rank",
+                remedy="receive it elsewhere, and put it in place",
+            )
+        if length > count:
+            slices.append((start + count, length - count))
+        found.append(slice(start * rows_per_unit, (start + count) * rows_per_unit))
+    return tuple(found)

@@ -1,0 +1,121 @@
+"""The protocol that the templates' source follows, read from its syntax tree."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from tests.protocol.protocol import STORES, Protocol
+
+TEMPLATES = Path(__file__).parents[2] / "codegen" / "templates"
+SIGNAL = "signal.py"
+PUBLISH, WAIT = "publish", "wait_for_group"
+COMPARISONS = {ast.Lt: ">=", ast.NotEq: "=="}
+"""What a waiter that polls while this holds has found when it stops."""
+
+Functions = Mapping[str, ast.FunctionDef]
+
+
+def templates() -> dict[str, str]:
+    """Source of every template, by file name."""
+    return {path.name: path.read_text() for path in sorted(TEMPLATES.glob("*.py"))}
+
+
+def read(source: str, signal: str) -> Protocol:
+    """The protocol of a template that signals, given its source and that of ``signal.py``.
+
+    ValueError where it is none that the model knows.
+    """
+    functions = {**_functions(signal), **_functions(source)}
+    calls = list(_calls(functions[_signaling(functions)], functions))
+    adds = [call for name, call in calls if name == "atomic_add"]
+    if len(adds) != 1:
+        raise ValueError(f"a tile is announced {len(adds)} times")
+    waiter = functions[WAIT]
+    return Protocol(
+        tile=tuple(_merged(name for name, _ in calls)),
+        releases=_orders(adds[0], "release"),
+        compare=_comparison(waiter),
+        acquires=any(_orders(call, "acquire") for call in _after_polling(waiter)),
+    )
+
+
+def signals(source: str) -> bool:
+    """Whether a template announces tiles."""
+    return any(PUBLISH in _called(function) for function in _functions(source).values())
+
+
+def _functions(source: str) -> dict[str, ast.FunctionDef]:
+    return {node.name: node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
+
+
+def _called(function: ast.FunctionDef) -> set[str]:
+    calls = (node for node in ast.walk(function) if isinstance(node, ast.Call))
+    return {ast.unparse(call.func) for call in calls}
+
+
+def _signaling(functions: Functions) -> str:
+    """The kernel: the one function that calls ``publish``."""
+    names = [name for name, function in functions.items() if PUBLISH in _called(function)]
+    if len(names) != 1:
+        raise ValueError(f"functions that publish: {names}")
+    return names[0]
+
+
+def _calls(node: ast.AST, functions: Functions) -> Iterator[tuple[str, ast.Call]]:
+    """Stores, barriers and adds in the order in which they are made, those of callees included."""
+    for child in ast.iter_child_nodes(node):
+        yield from _calls(child, functions)  # arguments come before the call
+    if not isinstance(node, ast.Call):
+        return
+    called = ast.unparse(node.func)
+    if called in functions:
+        yield from _calls(functions[called], functions)
+    elif called in ("tl.store", "tl.debug_barrier", "tl.atomic_add"):
+        yield called.removeprefix("tl."), node
+    elif called.split(".")[-1].startswith("store") or "tma" in called:
+        yield "tma_store", node
+
+
+def _merged(names: Iterable[str]) -> list[str]:
+    """The names, stores in a row as one: they are branches, or parts; by TMA if one of them is."""
+    merged: list[str] = []
+    for name in names:
+        if name in STORES and merged and merged[-1] in STORES:
+            merged[-1] = max(merged[-1], name, key=STORES.index)
+        else:
+            merged.append(name)
+    return merged
+
+
+def _orders(call: ast.Call, what: str) -> bool:
+    """Whether an atomic is a release or an acquire at device scope, or wider."""
+    given = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    # What Triton takes where neither is given.
+    sem, scope = given.get("sem", "acq_rel"), given.get("scope", "gpu")
+    return sem in (what, "acq_rel") and scope in ("gpu", "sys")
+
+
+def _polling(waiter: ast.FunctionDef) -> int:
+    """Which statement of the waiter is its loop."""
+    return next(at for at, node in enumerate(waiter.body) if isinstance(node, ast.While))
+
+
+def _comparison(waiter: ast.FunctionDef) -> str:
+    loop = waiter.body[_polling(waiter)]
+    assert isinstance(loop, ast.While)
+    for node in ast.walk(loop.test):
+        match node:
+            case ast.Compare(ast.Name("seen"), [op], [ast.Name("target")]) if (
+                type(op) in COMPARISONS
+            ):
+                return COMPARISONS[type(op)]
+    raise ValueError(f"polls while {ast.unparse(loop.test)}")
+
+
+def _after_polling(waiter: ast.FunctionDef) -> list[ast.Call]:
+    """Atomics of the waiter that its loop does not repeat."""
+    nodes = (node for part in waiter.body[_polling(waiter) + 1 :] for node in ast.walk(part))
+    calls = [node for node in nodes if isinstance(node, ast.Call)]
+    return [call for call in calls if ast.unparse(call.func).startswith("tl.atomic")]

@@ -1,0 +1,193 @@
+"""Staged GEMMs on a device that does everything in any order that it is allowed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from overlapc.codegen import Bands, GemmSpec
+from overlapc.errors import KernelError
+from overlapc.runtime import columns, streams
+from overlapc.runtime.layout import Dealing, producer_parts
+from overlapc.runtime.staged import StagedGemm
+from tests.runtime.fake_gpu import SMS, Driver, Gpu, Graph, Work, in_memory_of, present
+
+BLOCK, K, N = 16, 3, 24
+SPEC = GemmSpec("float32", "float32", BLOCK, BLOCK, BLOCK)
+RANKS, ME = 3, 1
+COUNTS = (2, 1, 3)
+"""Units of each group, of every rank where dimension 0 is dealt out."""
+ROWS_PER_UNIT = 9
+KINDS = [
+    ("all_reduce", 0),
+    ("reduce_scatter", 0),
+    ("reduce_scatter", 1),
+    ("all_to_all", 0),
+    ("all_to_all", 1),
+]
+
+
+class Gemm:
+    """A kernel that stores tiles where the runs of its bands say, in a random order."""
+
+    spec = SPEC
+    bands: Bands
+
+    def __init__(self, gpu: Gpu) -> None:
+        self.gpu = gpu
+
+    def tiles_n(self, n: int) -> int:
+        return -(-n // BLOCK)
+
+    def __call__(self, a, b, c, *, ctas, bands, counters, scale) -> None:
+        assert ctas == SMS - 2
+        assert tuple(bands.tolist()) == self.bands.table
+        self.gpu.load("GEMM")
+
+        def tile(group: int, source: int, target: int, rows: int, column: int) -> None:
+            part = slice(column, column + BLOCK)
+            product = scale * (a[source : source + rows] @ b[:, part])
+            c[target : target + rows, part] = product
+            counters[group, 0] += 1
+
+        tiles = [
+            (group, run.source + at, run.target + at, min(BLOCK, run.rows - at), column)
+            for group, runs in enumerate(self.bands.runs)
+            for run in runs
+            for at in range(0, run.rows, BLOCK)
+            for column in range(0, N, BLOCK)
+        ]
+        steps = [lambda its=its: tile(*its) for its in self.gpu.random.sample(tiles, len(tiles))]
+        self.gpu.gemm = Work("GEMM", steps)
+        self.gpu.enqueue(self.gpu.gemm)
+
+
+class Sends:
+    """Collectives among ranks of which number r has r + 1 times what this rank has."""
+
+    def __init__(self, gpu: Gpu, collective: str) -> None:
+        self.gpu, self.collective, self.sent = gpu, collective, 0
+
+    def start(self, group: Any, out, sent, receives, sends) -> Any:
+        assert (group, tuple(receives), tuple(sends)) == ("group", (), ())
+        assert out.is_contiguous()
+        assert sent.is_contiguous()
+        self.gpu.load(f"collective {sent.numel().bit_length()}")
+        self.gpu.enqueue(Work(f"collective {self.sent}", [lambda: self._move(out, sent)]))
+        self.sent = (self.sent + 1) % len(COUNTS)
+        if not self.sent:
+            self.gpu.gemm = None
+        return SimpleNamespace(wait=lambda: None)
+
+    def _move(self, out: torch.Tensor, sent: torch.Tensor) -> None:
+        if self.collective == "all_reduce":
+            out = sent
+        out.copy_(of_all_ranks(self.collective, sent))
+
+
+def of_all_ranks(collective: str, sent: torch.Tensor) -> torch.Tensor:
+    if collective == "all_reduce":
+        return sum(r + 1 for r in range(RANKS)) * sent
+    mine = sent.chunk(RANKS)[ME]
+    if collective == "reduce_scatter":
+        return sum(r + 1 for r in range(RANKS)) * mine
+    return torch.cat([(r + 1) * mine for r in range(RANKS)])
+
+
+class Call:
+    """A staged GEMM with its operands."""
+
+    def __init__(self, gpu: Gpu, kind: str, axis: int, seed: int) -> None:
+        self.gpu, self.kind, self.axis = gpu, kind, axis
+        self.units = sum(COUNTS) * (1 if kind == "all_reduce" or axis else RANKS)
+        deal = Dealing(kind, axis, self.units, RANKS, ME)
+        kernel, sender = Gemm(gpu), Sends(gpu, kind)
+        fakes: Any = (kernel, sender)
+        self.gemm = StagedGemm.of(
+            *fakes, producer_parts(deal, COUNTS), result_units=deal.result_units,
+            rows_per_unit=ROWS_PER_UNIT, across=RANKS if axis else 1, turned=ME,
+        )  # fmt: skip
+        kernel.bands = self.gemm.bands
+        generator = torch.Generator().manual_seed(seed)
+        self.a = torch.randn(self.units * ROWS_PER_UNIT, K, generator=generator)
+        self.b = torch.randn(K, N, generator=generator)
+
+    def __call__(self) -> torch.Tensor:
+        group: Any = "group"
+        with in_memory_of(self.gpu):
+            return self.gemm(self.a, self.b, group, 2, name="tp", scale=2.0)
+
+    def expected(self) -> torch.Tensor:
+        c = (2.0 * (self.a @ self.b)).view(self.units, ROWS_PER_UNIT, N)
+        if self.axis:
+            c = columns.pack(c, RANKS)
+        return of_all_ranks(self.kind, c).reshape(-1, N)
+
+    def use(self, out: torch.Tensor) -> None:
+        def consume() -> None:
+            torch.testing.assert_close(out, self.expected(), rtol=1e-5, atol=1e-4)
+            self.a.mul_(-1.5)
+
+        self.gpu.enqueue(Work("consumer", [consume]))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("kind", "axis"), KINDS)
+def test_results_are_pytorchs_in_every_order(kind, axis, seed):
+    gpu = Gpu(seed)
+    with present(gpu, Driver(gpu)):
+        call = Call(gpu, kind, axis, seed)
+        for _ in range(3):
+            call.use(call())
+        gpu.synchronize()
+        graph = Graph(gpu)
+        graph.capture_begin()
+        call.use(call())
+        graph.capture_end()
+        for _ in range(3):
+            graph.replay()
+        gpu.synchronize()
+
+
+@pytest.mark.parametrize(("kind", "axis"), KINDS[1:])
+def test_bands_that_are_not_staged_are_seen(kind, axis):
+    gpu = Gpu()
+    with present(gpu, Driver(gpu)):
+        call = Call(gpu, kind, axis, 0)
+        runs = call.gemm.bands.runs
+        straight = tuple(tuple(replace(r, target=r.source) for r in group) for group in runs)
+        kernel: Any = call.gemm.kernel
+        kernel.bands = Bands(straight, BLOCK)
+        call.gemm = replace(call.gemm, bands=kernel.bands)
+        call.use(call())
+        with pytest.raises(AssertionError):
+            gpu.synchronize()
+
+
+def test_a_first_call_in_a_capture_launches_and_sends_nothing():
+    gpu = Gpu()
+    with present(gpu, Driver(gpu)):
+        call = Call(gpu, "reduce_scatter", 0, 0)
+        graph = Graph(gpu)
+        graph.capture_begin()
+        with pytest.raises(KernelError, match="during graph capture"):
+            call()
+        assert gpu.issued == ["capture begins"]
+        graph.capture_end()
+
+
+def test_a_collective_of_the_other_kind_is_not_warm():
+    gpu = Gpu()
+    with present(gpu, Driver(gpu)):
+        call = Call(gpu, "reduce_scatter", 0, 0)
+        call()
+        gpu.synchronize()
+        other = Call(gpu, "all_to_all", 0, 0)
+        cpu = torch.device("cpu")
+        assert streams.is_warm(call.gemm._needed(cpu, N, "tp"))
+        assert not streams.is_warm(other.gemm._needed(cpu, N, "tp"))
+        assert not streams.is_warm(call.gemm._needed(cpu, N, "dp"))
