@@ -54,25 +54,29 @@ def known_cut(group: dist.ProcessGroup, site: str) -> Cut | None:
 
 
 def common_count(group: dist.ProcessGroup, site: str, mine: Cut, seconds: float) -> Cut:
-    """Return in which proportion all ranks cut every block of an uneven all-to-all.
+    """Return in which proportion all ranks cut every block of an uneven all-to-all, or its columns.
 
-    Sizes differ by rank and by call, so the ranks' wishes at the first call are compared, and the
-    one with the middle number of groups is kept for the site.
+    Rows differ by rank and by call, so the ranks' wishes at the first call are compared, and the
+    one with the middle number of groups is kept for the site. Columns are cut where all wish it: of
+    them every rank has as many.
     """
-    wish = f"uneven {mine.schedule} {','.join(map(str, mine.rows))}"
+    wish = f"uneven {mine.schedule} {mine.by} {','.join(map(str, mine.rows))}"
     values = groups.exchange(group, wish, seconds)
     if any(not value.startswith("uneven ") for value in values):
         groups.raise_disagreement(group, values, what="some send evenly, and others do not")
-    wishes = sorted(map(_read_wish, values), key=lambda cut: (len(cut.rows), str(cut)))
+    wishes = [_read_wish(value) for value in values]
+    if any(cut.by == ROWS for cut in wishes):
+        wishes = [cut for cut in wishes if cut.by == ROWS]
+    wishes.sort(key=lambda cut: (len(cut.rows), str(cut)))
     cut = wishes[(len(wishes) - 1) // 2]
     _remember(_agreed.setdefault(group, {}), site, cut)
     return cut
 
 
 def _read_wish(value: str) -> Cut:
-    _, schedule, rows = value.split()
+    _, schedule, by, rows = value.split()
     # A rank that has no rows now wishes for nothing; blocks that come later are one group.
-    return Cut(schedule, tuple(max(1, int(count)) for count in rows.split(",")))
+    return Cut(schedule, tuple(max(1, int(count)) for count in rows.split(",")), by)
 
 
 def _remember(known: dict[str, Cut], key: str, cut: Cut) -> None:

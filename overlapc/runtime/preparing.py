@@ -184,7 +184,7 @@ def _column_producer(
     spec, (rest, dtype) = chain.spec, rests.moved
     cut = column_operands(spec, [t.shape for t in operands], [t.dtype for t in operands])
     assert cut is not None, "columns were planned to be cut where they may not be"
-    (whole,) = producer_parts(deal, (deal.each,))
+    (whole,) = producer_parts(deal, (1,) if deal.is_uneven else (deal.each,))
     kept = (((deal.units, *rest), dtype) for rest, dtype in rests.kept)
     results = (((deal.result_units, *rest), dtype), *kept)
     return ColumnProducer(spec.program, cut, chain.sender, whole, ranges(columns), results)
@@ -230,7 +230,8 @@ def _cut(
     """Return how all ranks cut the call, and what this rank planned for it if it had to."""
     spec, seconds = chain.spec, chain.spec.wait_seconds
     # One recompiles where another does not, when sizes differ by rank: the site is no key then.
-    blocks = f"{spec.key} {operands[-1].shape}"
+    modes = zip(operands, spec.program.modes, strict=True)
+    blocks = f"{spec.key} {[tuple(t.shape) for t, mode in modes if mode != ROWS]}"
     if deal.is_uneven and (known := agreement.known_cut(group, blocks)):
         return known, None
     plan = _plan(spec, operands, deal)

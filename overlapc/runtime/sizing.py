@@ -77,7 +77,7 @@ def problem_of(
         sent_dtype=_name(sent.dtype),
         row_multiple=rows_per_unit * world_size if dealt else rows_per_unit,
         local_first=spec.axis == 0,
-        cuts_columns=not receives and _column_operands(spec, operands, values) is not None,
+        cuts_columns=_column_operands(spec, operands, values) is not None,
     )
 
 

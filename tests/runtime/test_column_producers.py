@@ -143,6 +143,32 @@ def test_some_chains_on_four_ranks(four_ranks):
         assert runs > 10
 
 
+SPLITS = ((3, 4), (2, 6)), ((5, 5), (5, 5)), ((0, 7), (1, 0)), ((1, 0), (0, 1)), ((0, 0), (0, 9))
+"""Rows that each of two ranks sends to each."""
+
+
+def uneven(rank: int, wishes: tuple[str, str]) -> tuple[float, int]:
+    """The worst error of uneven all-to-alls, ranks wishing for these cuts; runs by columns."""
+    forget()
+    case, worst = ALL["scaled"], 0.0
+    spec = chain("gemm_all_to_all", case.producer(), TARGET, schedule="chunked")
+    with poisoned(), counted() as runs:
+        for seed, sends in enumerate(SPLITS):
+            mine, come = sends[rank], tuple(row[rank] for row in sends)
+            operands = case.operands(sum(mine), torch.Generator().manual_seed(7 * rank + seed))
+            with ragged(seed, wishes[rank]):
+                worst = max(worst, *errors_of(spec, operands, 1, come, mine))
+    forget()
+    return worst, len(runs)
+
+
+@pytest.mark.parametrize("wishes", [("columns", "columns"), ("columns", "rows")])
+def test_uneven_rows_by_columns_where_all_wish_it(wishes, two_ranks):
+    for worst, runs in two_ranks.run(uneven, wishes):
+        assert worst < BOUND
+        assert runs == (len(SPLITS) if wishes == ("columns", "columns") else 0)
+
+
 @contextmanager
 def always_the_first_columns() -> Iterator[None]:
     """Every group has as many columns as it should, and starts at the first one."""
