@@ -63,7 +63,8 @@ def markdown(rows: Sequence[EndRow], about: Mapping[str, str]) -> str:
         "Medians in seconds, of the slowest rank in each round; ratios to Inductor are paired by "
         "round, with their 95 % sign-test interval, and `A/A` is Inductor against itself. A "
         "training step is forward, loss, backward and AdamW. `bound`: Inductor's time less what "
-        "its row-parallel GEMMs and all-reduces save if they run together without a dependency. "
+        "its row-parallel GEMMs and all-reduces save if they run together without a dependency; an "
+        "all-reduce in halves has a second GEMM to hide behind, and may beat it. "
         "`error`: largest relative deviation of the logits, or of any gradient, from eager mode."
     )
     parts = ["# A Llama end to end", listed(about), legend, table(header, lines(rows))]

@@ -1,7 +1,8 @@
 """A GEMM and the collective before or after it become one op that overlaps the two.
 
-Contract. The op gives what the graph gave, bit for bit where it runs ``serial``. It keeps the
-collective's place among the graph's other collectives (``order_collectives`` sees to it). Each
+Contract. The op gives what the graph gave, bit for bit where it runs ``serial``, unless parts are
+added up here (`runtime.sending`). It keeps the collective's place among the graph's other
+collectives (``order_collectives`` sees to it). Each
 collective is one site, and one that no row count could make faster leaves the graph as it was.
 """
 

@@ -6,9 +6,10 @@ is computed of every band as it arrives, and on every rank as before: nothing is
 on all ranks.
 
 Contract. Values are the same but for the order in which ranks' parts are added. The halves stand
-where the all-reduce stood, and are two sites. It is split where its rows are a number that the
-ranks divide evenly, no GEMM after it feeds another collective, and the halves are predicted to save
-the planner's margin over the best that is known for the whole. Else the graph is as it was.
+where the all-reduce stood, and are two sites. It is split where all sizes are numbers, the ranks
+divide its rows evenly, no GEMM after it feeds another collective, and the halves are predicted to
+save the planner's margin over the best that is known for the whole. Else the graph is as it was.
+Ranks whose GEMMs have unlike shards may decide differently: an error at the first call, not a hang.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ from overlapc.graphs.collectives import (
     read_collective,
 )
 from overlapc.graphs.consuming import read_consumer
+from overlapc.graphs.gemms import form_of
 from overlapc.graphs.halves import Halves, drop_whole, join, split
 from overlapc.graphs.nodes import where
 from overlapc.graphs.producing import read_producer
-from overlapc.graphs.walking import keeps_rows
 from overlapc.passes.base import Compilation, Fuel
 from overlapc.passes.overlap_chains import OPERATIONS, Decision, decide, inductor_seconds
 from overlapc.planning.cost import Costs
@@ -108,7 +109,11 @@ def weigh(whole: Collective, compilation: Compilation) -> tuple[Halves, Weighed]
     halves = split(whole, ranks) if isinstance(before, Chain) else before
     if isinstance(halves, Refusal):
         return halves
-    weighed = _weighed(before, halves, ranks, compilation)
+    try:
+        weighed = _weighed(before, halves, ranks, compilation)
+    except Exception as error:  # the graph goes on without us
+        log.exception("a fault of overlapc at %s", where(whole.start))
+        weighed = Refusal(whole.start, "internal", f"A fault of overlapc: {error!r}.")
     if isinstance(weighed, Refusal):
         join(halves)
         return weighed
@@ -124,6 +129,10 @@ def _weighed(
         decision = chain if isinstance(chain, Refusal) else decide(chain, compilation)
         if isinstance(decision, Refusal):
             return decision
+        assert isinstance(chain, Chain)
+        if not all(gemm.static for gemm in chain.gemms):
+            reason = "A size of its GEMMs varies, and hints may differ by rank."
+            return Refusal(halves.whole.start, "varying_sizes", reason)
         decided.append((chain, decision))
     (whole, alone), (scatter, first), (gather, second) = decided
     if feeds := _feeds(gather):
@@ -162,13 +171,13 @@ def _feeds(chain: Chain) -> Refusal | None:
 
 
 def _starts_below(nodes: Iterable[fx.Node]) -> Iterator[fx.Node]:
-    """Yield the collectives that take what ``nodes`` give, through ops that keep rows apart."""
+    """Yield the collectives that take what ``nodes`` give, through whatever is no GEMM."""
     seen = set(nodes)
     waiting = list(seen)
     while waiting:
         for user in waiting.pop().users:
             if user.target in NAMES:
                 yield user
-            elif user not in seen and keeps_rows(user):
+            elif user not in seen and form_of(user) is None:
                 seen.add(user)
                 waiting.append(user)

@@ -96,6 +96,14 @@ class Builder:
     bands: dict[fx.Node, Band] = field(default_factory=dict)
     """The nodes whose values the program computes."""
 
+    def saved(self) -> Builder:
+        """Return a copy, for ``restore``."""
+        return Builder(self.rows, [*self.operands], [*self.steps], {**self.bands})
+
+    def restore(self, saved: Builder) -> None:
+        """Be again what ``saved`` is a copy of."""
+        self.operands, self.steps, self.bands = saved.operands, saved.steps, saved.bands
+
     def sizes(self) -> dict[fx.Node, Dim]:
         """Return the nodes that ask for a size of a value, with what else says that size."""
         return {
@@ -107,7 +115,10 @@ class Builder:
         }
 
     def program(self, sent: Ref | None, kept: Sequence[Ref]) -> Program:
-        """Return what was built."""
+        """Return what was built; refused if that is long."""
+        if len(self.steps) > MOST_STEPS:
+            (*_, last) = self.bands
+            refuse(last, "too_long", f"More than {MOST_STEPS} ops stand in one chain.")
         modes = tuple(operand.mode for operand in self.operands)
         return Program(modes, tuple(self.steps), sent, tuple(kept))
 
@@ -148,8 +159,6 @@ class Builder:
         kwargs = [(k, self._argument(node, v, shape, lead)) for k, v in node.kwargs.items()]
         dims = alike[0].dims if alike else dims_of(node, shape)
         ref = self.step(node.target, args, kwargs)
-        if len(self.steps) > MOST_STEPS:
-            refuse(node, "too_long", f"More than {MOST_STEPS} ops stand in one chain.")
         self.bands[node] = Band(ref, lead, shape, dims)
         return self.bands[node]
 

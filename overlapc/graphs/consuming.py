@@ -60,13 +60,9 @@ def _consumer(collective: Collective, ranks: int) -> Chain:
     builder = _consumer_builder(collective, split, base, ranks, is_batched=is_batched)
     axis = _consumer_axis(split, builder.bands[base], collective)
     gemms = [node for node in gemms if _is_free(node, below, walk)]
-    for node in gemms:
-        band = walk.build(builder, left_of(node))
-        if len(band.shape) - band.lead != (2 if is_batched else 1):
-            refuse(node, "not_rowwise", "The GEMM's rows are not those that are gathered.")
-        add_gemm(builder, node, band)
     if not gemms:
         refuse(base, "other_users", "Every GEMM needs another one's result beside what is sent.")
+    gemms = _added(builder, gemms, walk, 2 if is_batched else 1)
     if split.trim is not None and any(o.mode != WHOLE for o in builder.operands[1:]):
         refuse(split.trim, "trimmed", "Rows are trimmed that another operand does not have.")
     graph = collective.start.graph
@@ -93,6 +89,28 @@ def _consumer(collective: Collective, ranks: int) -> Chain:
         sizes=sizes,
         trim=_trim(split, axis, builder.bands[base].lead),
     )
+
+
+def _added(builder: Builder, gemms: list[fx.Node], walk: Walk, inner: int) -> list[fx.Node]:
+    """Add every GEMM that can be; the others stay in the graph. Refused where none can.
+
+    ``inner``: dimensions of a left operand that are no rows.
+    """
+    added, refusals = [], []
+    for node in gemms:
+        before = builder.saved()
+        try:
+            band = walk.build(builder, left_of(node))
+            if len(band.shape) - band.lead != inner:
+                refuse(node, "not_rowwise", "The GEMM's rows are not those that are gathered.")
+            add_gemm(builder, node, band)
+            added.append(node)
+        except Refused as ended:
+            refusals.append(ended)
+            builder.restore(before)
+    if not added:
+        raise refusals[0]
+    return added
 
 
 def _is_batched(gemm: fx.Node) -> bool:

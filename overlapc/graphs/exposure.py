@@ -81,7 +81,7 @@ def collective_seconds(collective: Collective, target: Target, world_size: int) 
         link = target.link(sent_problem(collective, world_size))
     except OverlapcError:
         return 0.0
-    return link.scaled(link.alone, size, world_size)
+    return link.scaled(link.plain or link.alone, size, world_size)
 
 
 class Chains:

@@ -215,7 +215,7 @@ def _rejoined(split: Split) -> fx.Node | None:
     size = shape_of(parts[0])[split.dim]
     for piece in pieces:
         part = next((part for part in parts if _cropped(part, split.dim) is piece), None)
-        cut = cut_piece(part) if part is not None else None
+        cut = cut_piece(part) if part is not None and _only_user(piece) is cat else None
         if cut is None or cut[:2] != (split.whole, split.dim):
             return None
         if not statically_known_true(cut[2](size) == end):

@@ -14,7 +14,7 @@ from overlapc.graphs.collectives import Collective, Refusal
 from overlapc.graphs.gemms import form_of, read_gemm, rows_of
 from overlapc.graphs.nodes import descendants, is_random, through
 from overlapc.graphs.packing import Split, packed
-from overlapc.graphs.padding import keeps_zeros, without_padding
+from overlapc.graphs.padding import Padded, keeps_zeros, without_padding
 from overlapc.graphs.walking import (
     FARTHEST,
     Walk,
@@ -45,7 +45,7 @@ def read_producer(collective: Collective, ranks: int) -> Chain | Refusal:
 def _producer(collective: Collective, ranks: int) -> Chain:
     is_reduced = collective.name == "all_reduce"
     split = Split(collective.source, 0) if is_reduced else packed(collective.source, ranks)
-    padded = without_padding(split)
+    padded = Padded(split, 0) if is_reduced else without_padding(split)
     split = padded.split
     # An all-reduce is elementwise: views before it may as well come after it.
     top, views = through(split.whole, is_view) if is_reduced else (split.whole, ())
@@ -63,15 +63,11 @@ def _producer(collective: Collective, ranks: int) -> Chain:
     ends = {collective.start, collective.wait, *sizes}
     mine = {*builder.bands, *views, *packing}
     dead, kept = dead_and_kept(builder, mine, ends, collective.start.graph)
-    if padded.rows and (kept or not keeps_zeros(builder)):
-        refuse(
-            split.whole, "padded", "Rows that are padded would not be zeros, or others read them."
-        )
     _check_acyclic(builder, kept, sizes, collective)
     _check_unmutated(builder, collective)
     axis, outer = _axis(split, band, collective)
     if padded.rows:
-        _check_padding(builder, kept, axis, outer, split.whole)
+        _check_padding(builder, band, split, kept, outer)
     sent = band.ref if is_reduced else _before_view(builder, band, axis, ranks)
     program = builder.program(sent, [builder.bands[node].ref for node in kept])
     results = [Result(collective.wait, _sent_dims(collective, split, band), views)]
@@ -142,14 +138,17 @@ def _check_unmutated(builder: Builder, collective: Collective) -> None:
 
 
 def _check_padding(
-    builder: Builder, kept: list[fx.Node], axis: int, outer: tuple[Dim, ...], node: fx.Node
+    builder: Builder, band: Band, split: Split, kept: list[fx.Node], outer: tuple[Dim, ...]
 ) -> None:
     if not keeps_zeros(builder):
-        refuse(node, "padded", "Rows of zeros that are padded after the GEMM would not be zeros.")
-    if kept or axis == 1 or not all(isinstance(dim, int) for dim in outer):
-        refuse(
-            node, "padded", "Rows are padded of what others read, too, or beside sizes that vary."
-        )
+        reason = "Rows of zeros that are padded after the GEMM would not be zeros."
+        refuse(split.whole, "padded", reason)
+    if split.dim != band.lead - 1:
+        reason = "It is padded along another dimension than the last of its rows."
+        refuse(split.whole, "padded", reason)
+    if kept or not all(isinstance(dim, int) for dim in outer):
+        reason = "Rows are padded of what others read, too, or beside sizes that vary."
+        refuse(split.whole, "padded", reason)
 
 
 def _axis(split: Split, band: Band, collective: Collective) -> tuple[int, tuple[Dim, ...]]:

@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from overlapc.graphs.bands import Band, Builder, constant, dims_of, fixed, refuse, same, shape_of
+from overlapc.graphs.nodes import value_of
 
 aten = torch.ops.aten
 
@@ -30,8 +31,15 @@ REDUCTIONS = frozenset(
 
 
 def is_reduction(node: fx.Node) -> bool:
-    """Return whether a node reduces dimensions of its input, or is one of a pair that does."""
-    return node.target in REDUCTIONS or is_pair(node) or _is_of_pair(node)
+    """Return whether a node reduces dimensions of its input, or is one of a pair that does.
+
+    One over dimension 0, which always holds rows, is none.
+    """
+    call = node.all_input_nodes[0] if _is_of_pair(node) else node
+    if call.target not in REDUCTIONS and not is_pair(call):
+        return False
+    value = value_of(call.all_input_nodes[0])
+    return isinstance(value, torch.Tensor) and 0 not in _axes(call, value.dim())
 
 
 def is_spread(node: fx.Node) -> bool:

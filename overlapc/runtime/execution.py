@@ -36,7 +36,7 @@ HIDDEN_VIEWS = frozenset({torch.ops.aten._unsafe_view.default, torch.ops.aten.re
 def function(program: Program, written: tuple[Ref, ...] = ()) -> Function:
     """Return the code of a program, which writes these values to tensors that it is given.
 
-    Those are contiguous and have the values' shapes and dtypes.
+    Those have the values' shapes and dtypes, and any strides.
     """
     known: dict[str, Any] = {}
     lines = ["def run(o, w):"]

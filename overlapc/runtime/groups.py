@@ -99,9 +99,12 @@ def agree_once(
         return
     digest = "" if sends is None else hashlib.sha256(repr(list(sends)).encode()).hexdigest()
     values = exchange(group, f"{choices}{GRAPH}{digest}", seconds)
-    others, digests = zip(*(value.split(GRAPH) for value in values), strict=True)
-    if any(other != choices for other in others):
+    # A member that gave up, or meets us elsewhere, says something else altogether.
+    said = [value.partition(GRAPH) for value in values]
+    if any(other != choices for other, _, _ in said):
+        others = [other for other, _, _ in said]
         raise_disagreement(group, others, "their sources, options or targets differ")
+    digests = [other for _, _, other in said]
     if sends is not None and all(digests) and len(set(digests)) > 1:
         _compare_sends(group, sends, seconds)
     agreed.add(choices)
@@ -115,7 +118,10 @@ def _compare_sends(group: dist.ProcessGroup, sends: Sequence[str], seconds: floa
 
     A graph that ends earlier on one rank goes on in that rank's next one.
     """
-    lists = [json.loads(value) for value in exchange(group, json.dumps(sends), seconds)]
+    values = exchange(group, json.dumps(sends), seconds)
+    if not all(value.startswith("[") for value in values):
+        raise_disagreement(group, values, "they send the collectives of a graph differently")
+    lists = [json.loads(value) for value in values]
     for number, sent in enumerate(zip(*lists, strict=False), 1):
         if len({how.partition(" at ")[0] for how in sent}) > 1:
             raise_disagreement(

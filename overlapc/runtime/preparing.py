@@ -107,7 +107,8 @@ def meet(
 
 def _described(chain: Chain, operands: Operands, deal: Dealing) -> str:
     """What is moved, and by which GEMM."""
-    text = checking.sizes_text(deal, *_rests(chain, operands, deal).moved)
+    # Where ranks decide unlike, ops of other kinds meet here.
+    text = f"{chain.spec.kind} {checking.sizes_text(deal, *_rests(chain, operands, deal).moved)}"
     problem = _problem(chain.spec, operands, deal)
     if problem is None:
         return f"{text} by no GEMM"
@@ -240,7 +241,7 @@ def _cut(
         return agreement.common_count(group, blocks, mine, seconds), plan
     if not deal.units or not site:
         return mine, plan
-    return agreement.common_cut(group, site, text, mine, seconds), plan
+    return agreement.common_cut(group, site, f"{spec.kind} {text}", mine, seconds), plan
 
 
 def _of_plan(plan: Plan) -> Cut:

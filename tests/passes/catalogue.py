@@ -374,6 +374,12 @@ def gathered_residual(x, w, r):
     return h, F.linear(F.layer_norm(h, (INNER,)), w)
 
 
+def pooled(x, w, v):
+    """One GEMM needs all rows at once, the other does not."""
+    full = all_gather(x, 0)
+    return F.linear(full, w), F.linear(full.mean(1), v), F.linear(full.mean(0), v)
+
+
 def gathered_variance(x, w):
     full = all_gather(x, 0)
     return full.var(-1), (full - full.mean(-1, keepdim=True)) @ w.t()
@@ -412,6 +418,7 @@ ALL_GATHER = {
         (AG,),
         (RS,),
     ),
+    "pooled": Spelling(pooled, lambda: (x3(), weight(), weight()), (AG,)),
     "variance_after": Spelling(gathered_variance, lambda: (x2(), weight()), (AG,), None, 0),
     "gather_bias": Spelling(
         gathered_bias, lambda: (x2(), weight(), torch.randn(COLUMNS)), (AG,), None, 0

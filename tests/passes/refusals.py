@@ -19,6 +19,7 @@ from tests.passes.catalogue import (
     group,
     plain_all_gather,
     plain_reduce_scatter,
+    reduce_scatter,
     weight,
     x2,
     x3,
@@ -81,6 +82,10 @@ def padded_ones(x, w):
 def padded_read(x, w):
     y = F.linear(x[:-1], w)
     return plain_reduce_scatter(F.pad(y, (0, 0, 0, 1))), y
+
+
+def padded_batch(x, w):
+    return reduce_scatter(F.pad(F.linear(x[:-1], w), (0, 0, 0, 0, 0, 1)), 0)
 
 
 def inner_scatter(x, w):
@@ -159,6 +164,12 @@ def complex_numbers(x, w):
     return all_reduce(x @ w.t())
 
 
+def part_read(x, w):
+    """A part of what is gathered has another reader."""
+    first, second = all_gather(x, 0).split(BATCH * ROWS)
+    return F.linear(torch.cat([first, second]), w), second.relu()
+
+
 def trimmed_residual(x, w, r):
     return (all_gather(x, 0)[: 2 * BATCH * ROWS - 3] * r) @ w.t()
 
@@ -198,7 +209,7 @@ REFUSALS = {
     "dropout": Spelling(dropped_out, lambda: (x3(), weight()), ("!random",), None, 1),
     "softmax": Spelling(softmax_of_rows, lambda: (x3(), weight()), ("!not_rowwise",), None, 1),
     "transposed": Spelling(transposed, lambda: (x2(), weight()), ("!not_rowwise",), None, 0),
-    "centred": Spelling(centred, lambda: (x2(), weight()), ("!not_rowwise",), None, 0),
+    "centred": Spelling(centred, lambda: (x2(), weight()), ("!other_users",), None, 0),
     "repeated_batch": Spelling(
         repeated_batch,
         lambda: (x3(), weight(), torch.randn(BATCH, 1, COLUMNS)),
@@ -214,6 +225,7 @@ REFUSALS = {
     ),
     "padded_front": Spelling(padded_front, lambda: (x2(), weight()), ("!not_rowwise",)),
     "padded_ones": Spelling(padded_ones, lambda: (x2(), weight()), ("!not_rowwise",)),
+    "padded_batch": Spelling(padded_batch, lambda: (x3(), weight()), ("!padded",)),
     "padded_read": Spelling(padded_read, lambda: (x2(), weight()), ("!padded",)),
     "inner_scatter": Spelling(inner_scatter, lambda: (x3(), weight()), ("!inner_dimension",)),
     "reversed_parts": Spelling(reversed_parts, lambda: (x3(), weight()), ("!not_rowwise",)),
@@ -239,6 +251,7 @@ REFUSALS = {
     "varying_number": Spelling(
         varying_number, lambda: (varying(x2()), weight()), ("!symbolic_argument",)
     ),
+    "part_read": Spelling(part_read, lambda: (x2(), weight()), ("!no_gemm",)),
     "many_ops": Spelling(many_ops, lambda: (x3(), weight()), ("!too_long",), None, 1),
     "complex": Spelling(
         complex_numbers,

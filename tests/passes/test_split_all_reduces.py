@@ -13,7 +13,17 @@ from overlapc.passes import PIPELINE, split_all_reduces
 from overlapc.passes.base import Fuel
 from overlapc.passes.overlap_chains import OverlapChains
 from overlapc.passes.split_all_reduces import SplitAllReduces
-from tests.passes.catalogue import BATCH, COLUMNS, INNER, ROWS, all_reduce, weight, x2, x3
+from tests.passes.catalogue import (
+    BATCH,
+    COLUMNS,
+    INNER,
+    ROWS,
+    all_reduce,
+    reduce_scatter,
+    weight,
+    x2,
+    x3,
+)
 from tests.passes.test_catalogue import said
 from tests.passes.test_catalogue_values import rewritten, run, worst
 from tests.targets import FAST_LINK, SLOWER_LINK
@@ -79,6 +89,11 @@ def fed_on(x, w, v):
     return all_reduce(F.linear(all_reduce(F.linear(x, w)), v))
 
 
+def fed_to_a_scatter(x, w, v):
+    """The same, by a layout that does not keep rows apart."""
+    return reduce_scatter(F.linear(all_reduce(F.linear(x, w)), v), 1)
+
+
 def norm_of_rows(x, w, v):
     y = all_reduce(F.linear(x, w))
     return F.linear(y - y.mean(0), v)
@@ -92,6 +107,7 @@ def contracted(x, w, v):
 WHOLE = {
     "nothing_after": (nothing_after, lambda: (x3(), weight(), square())),
     "fed_on": (fed_on, lambda: (x2(), weight(), square())),
+    "fed_to_a_scatter": (fed_to_a_scatter, lambda: (x3(), weight(), square())),
     "norm_of_rows": (norm_of_rows, lambda: (x2(), weight(), square())),
     "contracted": (contracted, lambda: (x2(), weight(), square())),
     "uneven_rows": (plain, lambda: (torch.randn(511, INNER), weight(), square())),
@@ -126,6 +142,13 @@ def test_stays_whole(name, explained):
 
 def test_varying_rows_stay_whole(explained):
     assert said(explain(explained, SPLIT["plain"], dynamic=1).report.sites) == (AR,)
+
+
+def test_a_fault_leaves_the_graph_as_it_was(explained, monkeypatch):
+    monkeypatch.setattr(split_all_reduces, "read_consumer", lambda *_: 1 / 0)
+    result = explain(explained, SPLIT["llama"], disable=("overlap_chains", "hide_collectives"))
+    for before, after in result.graphs.values():
+        assert before == after
 
 
 def test_what_does_not_pay_is_unchanged_and_says_so(explained):

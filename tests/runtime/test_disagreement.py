@@ -124,16 +124,32 @@ def test_shards_of_uneven_size_run_serial_together(fresh_ranks):
     assert calls == other_calls == {"serial": 1}
 
 
-def comes_late(rank):
+def comes_late(rank, sends):
     group = dist.group.WORLD
     if rank == 1:
         time.sleep(3)
-    groups.compare(group, "alike", 1.0 if rank == 0 else 10.0, what="-")
+    groups.agree_once(group, "alike", 1.0 if rank == 0 else 10.0, sends)
 
 
-def test_who_comes_after_the_timeout_fails_as_well(fresh_ranks):
-    for _, error in fresh_ranks.outcomes(comes_late):
+@pytest.mark.parametrize("sends", [None, ["all_reduce at x.py:1"]])
+def test_who_comes_after_the_timeout_fails_as_well(sends, fresh_ranks):
+    for _, error in fresh_ranks.outcomes(comes_late, sends):
         assert "DisagreementError" in error
+
+
+def other_kinds(rank):
+    """An all-reduce meets a reduce-scatter of as many rows; neither may be sent."""
+    from tests.runtime.chains import MM, call, chain
+
+    kind = ("gemm_all_reduce", "gemm_reduce_scatter")[rank]
+    a, b = torch.randn(512, 64 + rank), torch.randn(64 + rank, 128)
+    call(chain(kind, MM, SLOW_LINK, site=f"kinds.{rank}"), [a, b])
+
+
+def test_ops_of_other_kinds_do_not_meet(fresh_ranks):
+    for _, error in fresh_ranks.outcomes(other_kinds, timeout=30):
+        assert "DisagreementError" in error
+        assert "gemm_reduce_scatter" in error
 
 
 def destroyed_group(rank):

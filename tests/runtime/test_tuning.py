@@ -71,7 +71,14 @@ def bytes_started(
         started.append(max(out.nbytes, sent.nbytes))
         return start(group, out, sent, *sizes)
 
-    sender.start = spy
+    plain = sender.start_plain
+
+    def spy_plain(group: Any, out: torch.Tensor, sent: torch.Tensor) -> Any:
+        if problem.collective == "reduce_scatter":  # of the others it starts what is spied on
+            started.append(max(out.nbytes, sent.nbytes))
+        return plain(group, out, sent)
+
+    sender.start, sender.start_plain = spy, spy_plain
     run = trial.run(counts, by)
     return started, run
 
