@@ -63,7 +63,9 @@ def problem_of(
     rows_per_unit = max(gemms[0].rows // units, 1) if gemms and units else 1
     m = units * rows_per_unit
     columns = prod(sent.shape) // m if m else prod(sent.shape[1:])
-    other = -(-sum(gemm.flops for gemm in gemms) // (2 * m * columns)) if m * columns else 0
+    # A rank that has no rows now decides as those that have some.
+    flops = sum(gemm.flops for gemm in gemms) if m else sum(2 * g.n * g.k for g in gemms)
+    other = -(-flops // (2 * max(m, 1) * columns)) if columns else 0
     dealt = spec.axis == 0 and spec.collective != "all_reduce" and units % world_size == 0
     return Problem(
         m=m,

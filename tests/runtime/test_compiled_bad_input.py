@@ -223,3 +223,32 @@ def test_without_verify_a_later_call_fails_as_the_collective_does(kind, fresh_ra
     assert time.monotonic() - started < 30
     assert any(error for _, error in outcomes)
     assert not any("DisagreementError" in error for _, error in outcomes)
+
+
+def a_rank_without_rows(rank):
+    """Errors of a dispatch to rank 1 alone and of the combine after it; sizes are numbers."""
+    torch._dynamo.reset()
+    torch.manual_seed(rank)
+    world, w = dist.group.WORLD, torch.randn(64, 32)
+    back, there = [0, 300], [300 * rank] * 2
+
+    def dispatch(x):
+        return functional.wait_tensor(functional.all_to_all_single(x, there, back, world)) @ w
+
+    def combine(x):
+        return functional.wait_tensor(functional.all_to_all_single(x @ w, back, there, world))
+
+    errors = []
+    for function, rows in ((dispatch, 300), (combine, sum(there))):
+        x = torch.randn(rows, 64)
+        wanted = function(x)
+        compiled = torch.compile(function, backend="overlapc", options={"target": SLOW_LINK})
+        found = compiled(x)
+        errors.append((found - wanted).abs().max().item() if wanted.numel() else 0.0)
+        assert found.shape == wanted.shape
+    return errors
+
+
+def test_a_rank_without_rows_decides_as_the_others(two_ranks):
+    for errors in two_ranks.run(a_rank_without_rows):
+        assert max(errors) < 1e-4
