@@ -112,7 +112,7 @@ def _legend() -> str:
         "Shapes marked * are extremes, where the plan should be serial or overlap cannot gain "
         "much; they count for slower pairs, not for the share of the bound. gloo reduce-scatters "
         "by an all-reduce, which sends twice as much as an all-to-all and a sum: the bound is the "
-        "quicker of both in each round, as it is where gloo may use one direction at a time only."
+        "quicker of both in the median, as it is where gloo may use one direction at a time only."
     )
 
 

@@ -38,6 +38,7 @@ class ColumnProducer:
         """Return the collective's result and what is kept, ready on the current stream."""
         result, *kept = [operands[0].new_empty(shape, dtype=d) for shape, d in self.results]
         part, in_flight = self.part, []
+        anywhere = self.sender.puts_anywhere(group, result.device.type)
         for start, end in self.columns:
             given = [
                 tensor.narrow(-1, start, end - start) if is_cut else tensor
@@ -45,14 +46,17 @@ class ColumnProducer:
             ]
             places = [tensor[:, start:end] for tensor in kept]
             sent = part.sent.take(self._compute(given, end - start, places))
-            landing = sent
-            if self.sender.collective != "all_reduce":
-                landing = result.new_empty((result.shape[0], end - start))
+            place = landing = result[:, start:end]
+            if self.sender.collective == "all_reduce":
+                landing = sent
+            elif not anywhere:
+                landing = result.new_empty(place.shape)
             work = self.sender.start(group, landing, sent, part.receives, part.sends)
-            in_flight.append((work, result[:, start:end], landing, sent))
+            in_flight.append((work, place, landing, sent))
         for work, place, landing, _ in in_flight:
             work.wait()
-            place.copy_(landing)
+            if landing is not place:
+                place.copy_(landing)
         return [result, *kept]
 
     @cached_property

@@ -13,7 +13,8 @@ ROWS, COLUMNS = 6, 5
 
 
 def errors(rank, dtype, reduce, mutant=""):
-    """Relative errors of what is received by our way and by the backend's own, in that order."""
+    """Relative errors of what is received by our way, between other columns, and by the backend's
+    own."""
     right = sending.torch
     sending.torch = Wrong(mutant) if mutant else right
     group = dist.group.WORLD
@@ -26,22 +27,26 @@ def errors(rank, dtype, reduce, mutant=""):
     sender, found = Sender("reduce_scatter", reduce), []
     try:
         for start in (sender.start, sender.start_plain):
-            out = torch.full((ROWS, COLUMNS), float("nan")).to(dtype)
-            start(group, out, sent.clone()).wait()
-            found.append(((out.double() - wanted).norm() / wanted.norm()).item())
+            out = torch.full((ROWS, 3 * COLUMNS), float("nan")).to(dtype)
+            place = out[:, COLUMNS : 2 * COLUMNS]
+            if start == sender.start_plain:
+                place = place.contiguous()
+            start(group, place, sent.clone()).wait()
+            assert out.isnan().sum() >= 2 * ROWS * COLUMNS  # nothing is written beside its place
+            found.append(((place.double() - wanted).norm() / wanted.norm()).item())
     finally:
         sending.torch = right
     return found
 
 
 class Wrong:
-    """Stands for torch where sums are mixed up with means."""
+    """Stands for torch where sums are mixed up with something else."""
 
     def __init__(self, name):
         self.name = name
 
     def __getattr__(self, name):
-        return getattr(torch, self.name if name in ("sum", "mean") else name)
+        return getattr(torch, self.name if name in ("sum", "mean", "add") else name)
 
 
 @pytest.mark.parametrize("reduce", ["sum", "avg"])
@@ -53,7 +58,7 @@ def test_reduce_scatter(dtype, reduce, two_ranks):
         assert plain < allowed
 
 
-@pytest.mark.parametrize(("reduce", "mutant"), [("sum", "mean"), ("avg", "sum")])
+@pytest.mark.parametrize(("reduce", "mutant"), [("sum", "sub"), ("avg", "sum")])
 def test_a_wrong_reduction_shows(reduce, mutant, two_ranks):
     for ours, _ in two_ranks.run(errors, torch.float32, reduce, mutant):
         assert ours > 0.1
