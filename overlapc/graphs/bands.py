@@ -75,6 +75,16 @@ class Band:
 
 
 @dataclass(frozen=True)
+class Fill:
+    """A tensor full of one value, which is made for a chain."""
+
+    value: bool | int
+    """True makes booleans, a number what the operand's node has."""
+    rows: tuple[Dim, ...] = ()
+    """The product of these is the size that the operand's shape leaves open."""
+
+
+@dataclass(frozen=True)
 class Operand:
     """A tensor that the op is given."""
 
@@ -83,6 +93,8 @@ class Operand:
     """How a band takes it, as the program says."""
     shape: tuple[int, ...] | None = None
     """What it is reshaped to first, with -1 for the rows; None as it is."""
+    fill: Fill | None = None
+    """Says that it is not the node's tensor, but a new one."""
 
 
 @dataclass
@@ -122,9 +134,15 @@ class Builder:
         modes = tuple(operand.mode for operand in self.operands)
         return Program(modes, tuple(self.steps), sent, tuple(kept))
 
-    def operand(self, node: fx.Node, mode: str, shape: tuple[int, ...] | None = None) -> Ref:
+    def operand(
+        self,
+        node: fx.Node,
+        mode: str,
+        shape: tuple[int, ...] | None = None,
+        fill: Fill | None = None,
+    ) -> Ref:
         """Return the reference of an operand; one that is there already is not added again."""
-        operand = Operand(node, mode, shape)
+        operand = Operand(node, mode, shape, fill)
         if operand not in self.operands:
             self.operands.append(operand)
         return Ref("operand", self.operands.index(operand))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -9,10 +10,10 @@ import sympy
 import torch
 from torch import fx
 
-from overlapc.graphs.bands import Dim, Operand, refuse, shape_of
+from overlapc.graphs.bands import Dim, Operand, Size, refuse, shape_of
 from overlapc.graphs.collectives import Collective
 from overlapc.graphs.gemms import Gemm
-from overlapc.graphs.nodes import tensor_facts, value_of
+from overlapc.graphs.nodes import hint_of, tensor_facts, value_of
 from overlapc.runtime.program import ROWS, Program
 
 
@@ -28,11 +29,20 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Trim:
-    """Rows of padding that every result ends with: [outer, rows, ...] keeps ``end`` of rows."""
+class Padding:
+    """What evens out shards: every block ends with rows that nobody reads.
 
-    dim: int
-    end: int | fx.Node
+    There are as many blocks as ``Chain.outer`` says. Operands by rows are given such rows, but for
+    what a consumer moves, which has them; results lose them, but for what a producer's collective
+    gives.
+    """
+
+    end: Dim
+    """How many times ``inner`` rows of a block are none of them."""
+    added: int
+    """How many times ``inner`` rows are."""
+    inner: tuple[Dim, ...] = ()
+    """Dimensions of rows behind the one that is padded."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +65,21 @@ class Chain:
     """Rows from and to each rank, where they differ."""
     dead: tuple[fx.Node, ...] = field(default=(), repr=False)
     """What goes once every result has taken its node's place, in program order."""
-    trim: Trim | None = None
-    padding: int = 0
-    """Rows of zeros that every outer block of an operand by rows is given at its end."""
+    padding: Padding | None = None
     sizes: dict[fx.Node, Dim] = field(default_factory=dict, repr=False)
     """Nodes that ask the chain's values for a size, and what else says it."""
+
+    @property
+    def padded(self) -> tuple[Operand, ...]:
+        """The operands that are given rows of padding."""
+        given = self.operands if self.program.sent else self.operands[1:]
+        return tuple(one for one in given if self.padding and one.mode == ROWS)
+
+    @property
+    def trimmed(self) -> tuple[Result, ...]:
+        """The results whose rows of padding nobody reads."""
+        given = self.results[1:] if self.program.sent else self.results
+        return given if self.padding else ()
 
 
 def operand_facts(chain: Chain) -> tuple[list[tuple[int, ...]], list[torch.dtype]]:
@@ -69,18 +89,27 @@ def operand_facts(chain: Chain) -> tuple[list[tuple[int, ...]], list[torch.dtype
         facts = tensor_facts(operand.node)
         if facts is None:
             refuse(operand.node, "no_sizes", f"Tracing left no sizes at {operand.node.target}.")
-        shape = _reshaped(facts.shape, operand.shape)
-        if chain.padding and operand.mode == ROWS:
-            blocks = prod(dim for dim in chain.outer if isinstance(dim, int))
-            shape = (shape[0] + blocks * chain.padding, *shape[1:])
+        dtype, shape = value_of(operand.node).dtype, _reshaped(facts.shape, operand.shape)
+        if operand.fill is not None:
+            dtype = torch.bool if operand.fill.value is True else dtype
+            shape = _reshaped([_hint(dim) for dim in operand.fill.rows], operand.shape)
+        if chain.padding is not None and operand in chain.padded:
+            blocks = prod(_hint(dim) for dim in (*chain.outer, *chain.padding.inner))
+            shape = (shape[0] + blocks * chain.padding.added, *shape[1:])
         shapes.append(shape)
-        dtypes.append(value_of(operand.node).dtype)
+        dtypes.append(dtype)
     return shapes, dtypes
 
 
-def _reshaped(shape: tuple[int, ...], to: tuple[int, ...] | None) -> tuple[int, ...]:
+def _hint(dim: Dim) -> int:
+    if isinstance(dim, Size):
+        return dim.factor * hint_of(shape_of(dim.node)[dim.dim])
+    return hint_of(dim)
+
+
+def _reshaped(shape: Sequence[int], to: tuple[int, ...] | None) -> tuple[int, ...]:
     if to is None:
-        return shape
+        return tuple(shape)
     rest = prod(size for size in to if size != -1)
     return tuple(prod(shape) // max(rest, 1) if size == -1 else size for size in to)
 

@@ -17,7 +17,7 @@ from overlapc.graphs.bands import (
     same,
     shape_of,
 )
-from overlapc.graphs.chain import Chain, Result, Trim
+from overlapc.graphs.chain import Chain, Padding, Result
 from overlapc.graphs.collectives import Collective, Refusal
 from overlapc.graphs.gemms import add_gemm, form_of, is_shared, left_of, read_gemm
 from overlapc.graphs.nodes import descendants, through
@@ -31,7 +31,7 @@ from overlapc.graphs.walking import (
     passes_rows,
     splits_of,
 )
-from overlapc.runtime.program import ROWS, WHOLE
+from overlapc.runtime.program import OFFSETS, ROWS
 
 KINDS = {"all_gather": "all_gather_gemm", "all_to_all": "all_to_all_gemm"}
 """Kinds of chain by collective."""
@@ -63,8 +63,7 @@ def _consumer(collective: Collective, ranks: int) -> Chain:
     if not gemms:
         refuse(base, "other_users", "Every GEMM needs another one's result beside what is sent.")
     gemms = _added(builder, gemms, walk, 2 if is_batched else 1)
-    if split.trim is not None and any(o.mode != WHOLE for o in builder.operands[1:]):
-        refuse(split.trim, "trimmed", "Rows are trimmed that another operand does not have.")
+    padding = _padding(split, axis, builder)
     graph = collective.start.graph
     sizes = builder.sizes()
     dead, kept = dead_and_kept(builder, set(builder.bands), set(sizes), graph, base)
@@ -87,7 +86,7 @@ def _consumer(collective: Collective, ranks: int) -> Chain:
         sends=sends,
         dead=ordered(dead | gone | set(kept) | set(sizes), graph),
         sizes=sizes,
-        trim=_trim(split, axis, builder.bands[base].lead),
+        padding=padding,
     )
 
 
@@ -235,16 +234,24 @@ def _consumer_axis(split: Split, band: Band, collective: Collective) -> int:
     return 1 if split.dim == band.lead else 0
 
 
-def _trim(split: Split, axis: int, lead: int) -> Trim | None:
-    if split.trim is None:
+def _padding(split: Split, axis: int, builder: Builder) -> Padding | None:
+    """What is trimmed of each block of what is gathered, and so of the results."""
+    trim = split.trim
+    if trim is None:
         return None
     if axis == 1:
-        refuse(split.trim, "trimmed", "Rows are trimmed inside the batches of a batched GEMM.")
-    if split.dim != lead - 1:
-        refuse(split.trim, "trimmed", "Rows are trimmed along another dimension than their last.")
-    end = shape_of(split.trim)[split.dim]
-    if not isinstance(end, int) and split.trim.target is torch.ops.aten.slice.Tensor:
-        end = split.trim.args[3] if len(split.trim.args) > 3 else None
+        refuse(trim, "trimmed", "Rows are trimmed inside the batches of a batched GEMM.")
+    end = shape_of(trim)[split.dim]
+    if not isinstance(end, int) and trim.target is torch.ops.aten.slice.Tensor:
+        end = trim.args[3] if len(trim.args) > 3 else None
     if not isinstance(end, int | fx.Node):
-        refuse(split.trim, "trimmed", "Nothing says how much is trimmed.")
-    return Trim(split.dim, end)
+        refuse(trim, "trimmed", "Nothing says how much is trimmed.")
+    whole, band = shape_of(split.whole)[split.dim], builder.bands[trim]
+    is_known = isinstance(whole, int) and isinstance(end, int)
+    modes = {operand.mode for operand in builder.operands[1:]}
+    if OFFSETS in modes or (ROWS in modes and not is_known):
+        refuse(trim, "trimmed", "Rows are trimmed that another operand does not have.")
+    if split.dim + 1 < band.lead and band.dims is None:
+        refuse(trim, "dynamic_shape", "Nothing says the sizes of what is trimmed.")
+    inner = (band.dims or ())[split.dim + 1 : band.lead]
+    return Padding(end, whole - end if is_known else 0, inner)

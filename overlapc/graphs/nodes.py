@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -148,13 +148,19 @@ def is_contiguous(node: fx.Node) -> bool:
     return True
 
 
-def add_call(graph: fx.Graph, target: Any, args: tuple[Any, ...], like: fx.Node) -> fx.Node:
+def add_call(
+    graph: fx.Graph,
+    target: Any,
+    args: tuple[Any, ...],
+    like: fx.Node,
+    kwargs: Mapping[str, Any] | None = None,
+) -> fx.Node:
     """Add a call where the graph inserts now, with its value, and the origin of ``like``."""
-    node = graph.call_function(target, args)
+    node = graph.call_function(target, args, dict(kwargs or {}))
     node.meta = {key: value for key, value in like.meta.items() if key not in VALUE_KEYS}
     values = fx.map_arg((args,), value_of)[0]
     with _fake_mode(like):
-        node.meta["val"] = target(*values)
+        node.meta["val"] = target(*values, **node.kwargs)
     return node
 
 

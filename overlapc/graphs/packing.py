@@ -7,7 +7,7 @@ program splits and concatenates, slices and concatenates, or permutes a view: al
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from overlapc.graphs.bands import is_view, same, shape_of
 from overlapc.graphs.nodes import through, value_of
 
 aten = torch.ops.aten
+
+SPLITS = (aten.split.Tensor, aten.split_with_sizes.default)
 
 
 @dataclass(frozen=True)
@@ -72,61 +74,73 @@ def _cut_evenly(pieces: Sequence[fx.Node], ranks: int) -> Split | None:
     """The tensor of which ``pieces`` are all equal parts, in order."""
     if len(pieces) != ranks or not _equal_shapes(pieces):
         return None
-    cut = [cut_piece(piece) for piece in pieces]
-    first = cut[0]
-    if first is None or any(c is None or c[:2] != first[:2] for c in cut):
+    return joined(pieces)
+
+
+def joined(pieces: Sequence[fx.Node]) -> Split | None:
+    """Return the tensor that ``pieces`` make up, cut out of it one after the other."""
+    first = cut_piece(pieces[0]) if pieces else None
+    end: Any = 0
+    for piece in pieces:
+        cut = cut_piece(piece)
+        if first is None or cut is None or (cut.whole, cut.dim) != (first.whole, first.dim):
+            return None
+        if not statically_known_true(cut.start == end):
+            return None
+        end = end + shape_of(piece)[cut.dim]
+    if first is None or not statically_known_true(shape_of(first.whole)[first.dim] == end):
         return None
-    whole, dim, _ = first
-    size = shape_of(pieces[0])[dim]
-    starts_well = all(
-        c is not None and statically_known_true(c[2](size) == index * size)
-        for index, c in enumerate(cut)
-    )
-    covers = statically_known_true(shape_of(whole)[dim] == ranks * size)
-    return Split(whole, dim) if starts_well and covers else None
+    return Split(first.whole, first.dim)
 
 
 def _equal_shapes(nodes: Sequence[fx.Node]) -> bool:
     return all(same(shape_of(node), shape_of(nodes[0])) for node in nodes)
 
 
-def cut_piece(node: fx.Node) -> tuple[fx.Node, int, Callable[[Any], Any]] | None:
-    """Return (tensor, dimension, start of a part of some size) of a part that was cut out."""
-    return _split_piece(node) or _slice_piece(node)
+@dataclass(frozen=True)
+class Piece:
+    """Where a part was cut out of a tensor."""
+
+    whole: fx.Node
+    dim: int
+    start: Any
 
 
-def _split_piece(node: fx.Node):  # noqa: ANN202 - as above
+def cut_piece(node: fx.Node) -> Piece | None:
+    """Return where a node was cut out of another one, if it was."""
+    return _split_piece(node) or read_slice(node)
+
+
+def _split_piece(node: fx.Node) -> Piece | None:
     if node.target is not operator.getitem:
         return None
     split, index = node.args
     if not isinstance(split, fx.Node) or not isinstance(index, int):
         return None
-    if split.target not in (aten.split.Tensor, aten.split_with_sizes.default):
+    if split.target not in SPLITS:
         return None
-    whole = split.args[0]
+    whole, given = split.args[:2]
     assert isinstance(whole, fx.Node)
     dim = split.args[2] if len(split.args) > 2 else split.kwargs.get("dim", 0)
     assert isinstance(dim, int)
-    return whole, dim % len(shape_of(whole)), lambda size: index * size
+    sizes = given if isinstance(given, list | tuple) else [given] * index
+    start = sum(known(size) for size in sizes[:index])
+    return Piece(whole, dim % len(shape_of(whole)), start)
 
 
-def _slice_piece(node: fx.Node):  # noqa: ANN202 - as above
-    found = read_slice(node)
-    if found is None:
-        return None
-    whole, dim, start = found
-    return whole, dim, lambda size: start
+def known(size: Any) -> Any:
+    """Return a size as a number or a symbol, however it is an argument."""
+    return value_of(size) if isinstance(size, fx.Node) else size
 
 
-def read_slice(node: fx.Node) -> tuple[fx.Node, int, object] | None:
-    """Return (tensor, dimension, start) of a slice with step one, else None."""
+def read_slice(node: fx.Node) -> Piece | None:
+    """Return where a slice with step one was cut out, else None."""
     if node.target is not aten.slice.Tensor or node.kwargs or node.args[4:] not in ((), (1,)):
         return None
     whole, dim, start = (*node.args, 0, 0)[:3]
     assert isinstance(whole, fx.Node)
     assert isinstance(dim, int)
-    known = value_of(start) if isinstance(start, fx.Node) else start
-    return whole, dim % len(shape_of(whole)), 0 if known is None else known
+    return Piece(whole, dim % len(shape_of(whole)), 0 if start is None else known(start))
 
 
 def _permuted_to_front(node: fx.Node, ranks: int) -> Split | None:
@@ -150,7 +164,7 @@ def _concatenated(wait: fx.Node, ranks: int) -> Split | None:
     """Parts of dimension 0, each taken by one concatenation along another dimension."""
     below = _below_views(wait)
     pieces = list(below.users)
-    if len(pieces) == 1 and pieces[0].target in (aten.split.Tensor, aten.split_with_sizes.default):
+    if len(pieces) == 1 and pieces[0].target in SPLITS:
         pieces = list(pieces[0].users)
     cats = {_only_user(piece) for piece in pieces}
     cat = cats.pop() if len(cats) == 1 else None
@@ -197,28 +211,30 @@ def _trimmed(split: Split) -> Split:
     """The same, with what cuts off the end of its dimension if that alone reads it."""
     user = _only_user(split.whole)
     found = read_slice(user) if user is not None else None
-    if found is not None and found[1] == split.dim and statically_known_true(found[2] == 0):
+    if found is not None and found.dim == split.dim and statically_known_true(found.start == 0):
         return Split(split.whole, split.dim, trim=user)
+    cropped = _cropped(split.whole, split.dim)
+    if cropped is not split.whole:
+        return Split(split.whole, split.dim, trim=cropped)
     return Split(split.whole, split.dim, trim=_rejoined(split))
 
 
 def _rejoined(split: Split) -> fx.Node | None:
     """The concatenation of all parts of a tensor again, of which the last are cropped."""
     parts = list(split.whole.users)
-    if len(parts) == 1 and parts[0].target in (aten.split.Tensor, aten.split_with_sizes.default):
+    if len(parts) == 1 and parts[0].target in SPLITS:
         parts = list(parts[0].users)
     cat = _only_user(_cropped(parts[0], split.dim)) if parts else None
     pieces = _pieces_of_cat(cat, split.dim) if cat is not None else None
     if pieces is None or len(pieces) != len(parts):
         return None
     end: Any = 0
-    size = shape_of(parts[0])[split.dim]
     for piece in pieces:
         part = next((part for part in parts if _cropped(part, split.dim) is piece), None)
         cut = cut_piece(part) if part is not None and _only_user(piece) is cat else None
-        if cut is None or cut[:2] != (split.whole, split.dim):
+        if cut is None or (cut.whole, cut.dim) != (split.whole, split.dim):
             return None
-        if not statically_known_true(cut[2](size) == end):
+        if not statically_known_true(cut.start == end):
             return None
         end = end + shape_of(piece)[split.dim]
     return cat

@@ -1,22 +1,24 @@
 """Rows of zeros that even out the shards of a scatter: they may as well come before the GEMM.
 
-A tensor whose rows the ranks do not divide is padded at its end, as a whole or its last part alone.
-What follows from a row of zeros by GEMMs and most pointwise ops is a row of zeros, so the operands
-are padded instead, and what is computed of them is what is sent.
+A tensor whose rows the ranks do not divide is padded at its end, as a whole or its last parts.
+The operands are padded instead. What follows from a row of zeros by GEMMs and most pointwise ops is
+a row of zeros; where it is not, as where a bias is added, the program ends with a step that puts
+zeros there. For who receives such rows may read them: no graph tells what other ranks do.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from overlapc.graphs.bands import Builder, is_view, shape_of
+from overlapc.graphs.bands import Band, Builder, Fill, is_view, refuse, same, shape_of
 from overlapc.graphs.nodes import through
-from overlapc.graphs.packing import Split, cat_dim, cut_piece
-from overlapc.runtime.program import ROWS, Ref, Step
+from overlapc.graphs.packing import Split, cat_dim, joined
+from overlapc.runtime.program import ROWS, WHOLE, Ref, Step
 
 aten = torch.ops.aten
 
@@ -56,15 +58,26 @@ def without_padding(split: Split) -> Padded:
     """Return the parts of a tensor as those of what was there before it was padded."""
     whole = split.whole
     if found := _read_pad(whole, split.dim):
-        return Padded(Split(found[0], split.dim), found[1])
+        return Padded(Split(found.source, split.dim), found.rows)
     if whole.target is aten.cat.default and cat_dim(whole) == split.dim:
-        return _last_part_padded(whole, split.dim) or Padded(split, 0)
+        return _last_parts_padded(whole, split.dim) or Padded(split, 0)
     return Padded(split, 0)
 
 
 def keeps_zeros(builder: Builder) -> bool:
     """Return whether rows of zeros in every operand by rows give rows of zeros."""
     return all(_keeps_zeros(step, builder) for step in builder.steps)
+
+
+def with_zeros(builder: Builder, band: Band, node: fx.Node) -> Ref:
+    """Add a step that puts zeros in the rows of padding of a node's band."""
+    if band.dims is None:
+        refuse(node, "dynamic_shape", "Nothing says the sizes of what is padded.")
+    # As any operand by rows it is padded with zeros, which are False.
+    rows = Fill(True, band.dims[: band.lead])
+    marks = builder.operand(node, ROWS, (-1, *(1 for _ in band.rest)), rows)
+    zero = builder.operand(node, WHOLE, (), Fill(0))
+    return builder.step(aten.where.self, (marks, band.ref, zero))
 
 
 def _keeps_zeros(step: Step, builder: Builder) -> bool:
@@ -79,7 +92,13 @@ def _is_rows(arg: object, builder: Builder) -> bool:
     return not arg.is_operand or builder.operands[arg.index].mode == ROWS
 
 
-def _read_pad(node: fx.Node, dim: int) -> tuple[fx.Node, int] | None:
+@dataclass(frozen=True)
+class _Pad:
+    source: fx.Node
+    rows: int
+
+
+def _read_pad(node: fx.Node, dim: int) -> _Pad | None:
     """What is padded with zeros at the end of ``dim`` alone, and by how much."""
     if node.target is not aten.constant_pad_nd.default:
         return None
@@ -91,28 +110,31 @@ def _read_pad(node: fx.Node, dim: int) -> tuple[fx.Node, int] | None:
     rows = sizes[place] if place < len(sizes) else 0
     if value != 0 or any(others) or not isinstance(rows, int) or rows < 1:
         return None
-    return source, rows
+    return _Pad(source, rows)
 
 
-def _last_part_padded(whole: fx.Node, dim: int) -> Padded | None:
-    """``cat([part, .., pad(last part)])`` of all parts of one tensor, in order."""
+def _last_parts_padded(whole: fx.Node, dim: int) -> Padded | None:
+    """``cat([part, .., pad(part), pad(nothing), ..])`` of all parts of one tensor, in order."""
     pieces = whole.args[0]
     assert isinstance(pieces, list | tuple)
-    last, _ = through(pieces[-1], is_view)  # pyright: ignore[reportArgumentType]
-    found = _read_pad(last, dim)
-    if found is None:
+    cores = [_copied(piece) for piece in pieces]  # pyright: ignore[reportArgumentType]
+    full = list(takewhile(lambda core: _read_pad(core, dim) is None, cores))
+    pads = [_read_pad(core, dim) for core in cores[len(full) :]]
+    if not pads or None in pads:
         return None
-    parts = [through(piece, is_view)[0] for piece in (*pieces[:-1], found[0])]  # type: ignore[arg-type]
-    cut = [cut_piece(part) for part in parts]
-    size = shape_of(parts[0])[dim]
-    source = cut[0][0] if cut[0] else None
-    if source is None or any(c is None or c[:2] != (source, dim) for c in cut):
+    padded = [pad.source for pad in pads if pad is not None]
+    # Only the first of them may have rows of its own: else zeros would stand in between.
+    if not all(statically_known_true(shape_of(part)[dim] == 0) for part in padded[1:]):
         return None
-    in_order = all(
-        c is not None and statically_known_true(c[2](size) == index * size)
-        for index, c in enumerate(cut)
-    )
-    covered = shape_of(source)[dim] + found[1] == shape_of(whole)[dim]
-    if not in_order or not statically_known_true(covered):
+    last = [part for part in padded[:1] if not statically_known_true(shape_of(part)[dim] == 0)]
+    found = joined([*full, *map(_copied, last)])
+    if found is None or found.dim != dim:
         return None
-    return Padded(Split(source, dim), found[1])
+    return Padded(found, sum(pad.rows for pad in pads if pad is not None))
+
+
+def _copied(node: fx.Node) -> fx.Node:
+    """What a node is a copy of, in the same shape; or the node itself."""
+    return through(
+        node, lambda n: is_view(n) and same(shape_of(n), shape_of(n.all_input_nodes[0]))
+    )[0]

@@ -9,12 +9,12 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from overlapc.graphs.algebra import mutates
 from overlapc.graphs.bands import RANDOM, Band, Builder, Dim, Refused, is_view, refuse, shape_of
-from overlapc.graphs.chain import Chain, Result
+from overlapc.graphs.chain import Chain, Padding, Result
 from overlapc.graphs.collectives import Collective, Refusal
 from overlapc.graphs.gemms import form_of, read_gemm, rows_of
 from overlapc.graphs.nodes import descendants, is_random, through
 from overlapc.graphs.packing import Split, packed
-from overlapc.graphs.padding import Padded, keeps_zeros, without_padding
+from overlapc.graphs.padding import Padded, keeps_zeros, with_zeros, without_padding
 from overlapc.graphs.walking import (
     FARTHEST,
     Walk,
@@ -24,7 +24,7 @@ from overlapc.graphs.walking import (
     ordered,
     splits_of,
 )
-from overlapc.runtime.program import Ref
+from overlapc.runtime.program import OFFSETS, Ref
 
 KINDS = {
     "all_reduce": "gemm_all_reduce",
@@ -66,9 +66,13 @@ def _producer(collective: Collective, ranks: int) -> Chain:
     _check_acyclic(builder, kept, sizes, collective)
     _check_unmutated(builder, collective)
     axis, outer = _axis(split, band, collective)
-    if padded.rows:
-        _check_padding(builder, band, split, kept, outer)
-    sent = band.ref if is_reduced else _before_view(builder, band, axis, ranks)
+    padding = _padding(padded, band, builder)
+    if is_reduced:
+        sent = band.ref
+    elif padding and not keeps_zeros(builder):
+        sent = with_zeros(builder, band, split.whole)
+    else:
+        sent = _before_view(builder, band, axis, ranks)
     program = builder.program(sent, [builder.bands[node].ref for node in kept])
     results = [Result(collective.wait, _sent_dims(collective, split, band), views)]
     results += [Result(node, dims_or_refuse(node, builder.bands[node])) for node in kept]
@@ -86,7 +90,7 @@ def _producer(collective: Collective, ranks: int) -> Chain:
         sends=sends,
         dead=ordered(dead | ends | set(kept), collective.start.graph),
         sizes=sizes,
-        padding=padded.rows,
+        padding=padding,
     )
 
 
@@ -137,18 +141,18 @@ def _check_unmutated(builder: Builder, collective: Collective) -> None:
             refuse(node, "mutation", f"{node.target} writes between the GEMM and the collective.")
 
 
-def _check_padding(
-    builder: Builder, band: Band, split: Split, kept: list[fx.Node], outer: tuple[Dim, ...]
-) -> None:
-    if not keeps_zeros(builder):
-        reason = "Rows of zeros that are padded after the GEMM would not be zeros."
-        refuse(split.whole, "padded", reason)
-    if split.dim != band.lead - 1:
-        reason = "It is padded along another dimension than the last of its rows."
-        refuse(split.whole, "padded", reason)
-    if kept or not all(isinstance(dim, int) for dim in outer):
-        reason = "Rows are padded of what others read, too, or beside sizes that vary."
-        refuse(split.whole, "padded", reason)
+def _padding(padded: Padded, band: Band, builder: Builder) -> Padding | None:
+    """What operands are padded with."""
+    split = padded.split
+    if not padded.rows:
+        return None
+    if split.dim >= band.lead:
+        refuse(split.whole, "padded", "Columns are padded, and not rows.")
+    if any(operand.mode == OFFSETS for operand in builder.operands):
+        refuse(split.whole, "padded", "Rows are padded that a grouped GEMM counts.")
+    if band.dims is None:
+        refuse(split.whole, "dynamic_shape", "Nothing says the sizes of what is padded.")
+    return Padding(band.dims[split.dim], padded.rows, band.dims[split.dim + 1 : band.lead])
 
 
 def _axis(split: Split, band: Band, collective: Collective) -> tuple[int, tuple[Dim, ...]]:

@@ -11,10 +11,9 @@ import torch
 from torch import fx
 from torch._inductor.pattern_matcher import stable_topological_sort
 
-from overlapc.graphs.bands import Dim, Size, same, shape_of
+from overlapc.graphs.bands import Dim, Fill, Operand, Size, same, shape_of
 from overlapc.graphs.chain import Chain, Result
 from overlapc.graphs.nodes import add_call, value_of
-from overlapc.runtime.program import ROWS
 
 aten = torch.ops.aten
 
@@ -31,7 +30,9 @@ def replace_chain(graph: fx.Graph, chain: Chain, spec: str) -> None:
         op = _call(graph, chain, spec, sizes)
         for index, result in enumerate(chain.results):
             value = add_call(graph, operator.getitem, (op, index), like=result.node)
-            value = _shaped(graph, _trimmed(graph, value, chain, sizes), result, sizes)
+            if result in chain.trimmed:
+                value = _trimmed(graph, value, chain, sizes)
+            value = _shaped(graph, value, result, sizes)
             result.node.replace_all_uses_with(value)
     for node in reversed(chain.dead):
         graph.erase_node(node)
@@ -43,9 +44,11 @@ def _call(graph: fx.Graph, chain: Chain, spec: str, sizes: _Sizes) -> fx.Node:
     operands = []
     for operand in chain.operands:
         node = operand.node
-        if operand.shape is not None and not _has_shape(node, operand.shape):
+        if operand.fill is not None:
+            node = _full(graph, operand, operand.fill, sizes)
+        elif operand.shape is not None and not _has_shape(node, operand.shape):
             node = add_call(graph, aten.reshape.default, (node, list(operand.shape)), like=node)
-        if chain.padding and operand.mode == ROWS:
+        if operand in chain.padded:
             node = _padded(graph, node, chain, sizes)
         operands.append(node)
     target = getattr(torch.ops.overlapc, chain.kind).default
@@ -56,15 +59,22 @@ def _call(graph: fx.Graph, chain: Chain, spec: str, sizes: _Sizes) -> fx.Node:
     )
 
 
+def _full(graph: fx.Graph, operand: Operand, fill: Fill, sizes: _Sizes) -> fx.Node:
+    """Make an operand full of one value."""
+    like, value = value_of(operand.node), fill.value
+    assert operand.shape is not None
+    shape = [sizes.product(fill.rows, operand.node) if d == -1 else d for d in operand.shape]
+    dtype = torch.bool if value is True else like.dtype
+    options = {"dtype": dtype, "layout": torch.strided, "device": like.device, "pin_memory": False}
+    return add_call(graph, aten.full.default, (shape, value), like=operand.node, kwargs=options)
+
+
 def _padded(graph: fx.Graph, node: fx.Node, chain: Chain, sizes: _Sizes) -> fx.Node:
-    """Add rows of zeros at the end of each of the outer blocks."""
-    outer = [sizes.of(dim) for dim in chain.outer]
-    rest = list(shape_of(node)[1:])
-    if outer:
-        node = add_call(graph, aten.reshape.default, (node, [*outer, -1, *rest]), like=node)
-    pads = [0, 0] * len(rest) + [0, chain.padding]
-    node = add_call(graph, aten.constant_pad_nd.default, (node, pads, 0.0), like=node)
-    return add_call(graph, aten.reshape.default, (node, [-1, *rest]), like=node) if outer else node
+    """Add rows of zeros at the end of each block."""
+    assert chain.padding is not None
+    added = sizes.product((chain.padding.added, *chain.padding.inner), node)
+    pads = [0, 0] * (len(shape_of(node)) - 1) + [0, added]
+    return _by_blocks(graph, node, chain, sizes, aten.constant_pad_nd.default, (pads, 0.0))
 
 
 def _has_shape(node: fx.Node, shape: Sequence[int]) -> bool:
@@ -110,15 +120,22 @@ class _Sizes:
 
 
 def _trimmed(graph: fx.Graph, value: fx.Node, chain: Chain, sizes: _Sizes) -> fx.Node:
-    """Drop the rows of padding: at the end of each of the outer blocks."""
-    if chain.trim is None:
-        return value
-    outer = [sizes.of(dim) for dim in chain.outer]
-    rest = list(shape_of(value)[1:])
+    """Drop the rows of padding at the end of each block."""
+    assert chain.padding is not None
+    end = sizes.product((chain.padding.end, *chain.padding.inner), value)
+    cut = len(chain.outer), 0, end
+    return _by_blocks(graph, value, chain, sizes, aten.slice.Tensor, cut)
+
+
+def _by_blocks(
+    graph: fx.Graph, node: fx.Node, chain: Chain, sizes: _Sizes, op: Any, more: tuple[Any, ...]
+) -> fx.Node:
+    """``op(node, *more)`` of a tensor ``[rows, ..]`` as ``[outer, rows, ..]``."""
+    outer, rest = [sizes.of(dim) for dim in chain.outer], list(shape_of(node)[1:])
     if outer:
-        value = add_call(graph, aten.reshape.default, (value, [*outer, -1, *rest]), like=value)
-    value = add_call(graph, aten.slice.Tensor, (value, len(outer), 0, chain.trim.end), like=value)
-    return add_call(graph, aten.reshape.default, (value, [-1, *rest]), like=value)
+        node = add_call(graph, aten.reshape.default, (node, [*outer, -1, *rest]), like=node)
+    node = add_call(graph, op, (node, *more), like=node)
+    return add_call(graph, aten.reshape.default, (node, [-1, *rest]), like=node) if outer else node
 
 
 def _shaped(graph: fx.Graph, value: fx.Node, result: Result, sizes: _Sizes) -> fx.Node:

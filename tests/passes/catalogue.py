@@ -1,4 +1,4 @@
-"""Every spelling of a chain that is found, and every kind that is refused, as one table.
+"""Every spelling of a chain that is found, as one table.
 
 A row holds a function of tensors, its inputs, and what is expected of each site that it makes, in
 program order: the kind of a rewritten chain, or the code of a refusal.
@@ -6,81 +6,30 @@ program order: the kind of a rewritten chain, or the code of a refusal.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 import torch.distributed as dist
-import torch.distributed._functional_collectives as functional
 import torch.nn.functional as F
 
-RANKS = 2
-BATCH, ROWS, INNER, COLUMNS = 4, 128, 64, 128
-FP8 = torch.float8_e4m3fn
-
-
-@dataclass(frozen=True)
-class Spelling:
-    """One row of the catalogue."""
-
-    function: Callable[..., Any]
-    inputs: Callable[[], tuple[Any, ...]]
-    sites: tuple[str, ...]
-    """Kind of a rewritten site, or ``!code`` of a refused one."""
-    backward: tuple[str, ...] | None = None
-    """The same of the backward graph; None where nothing is differentiated."""
-    dynamic: int | None = None
-    """Dimension of the first input that varies; None where none may."""
-
-
-def x2(dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(BATCH * ROWS, INNER).to(dtype)
-
-
-def x3() -> torch.Tensor:
-    return torch.randn(BATCH, ROWS, INNER)
-
-
-def weight(dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(COLUMNS, INNER).to(dtype)
-
-
-def group() -> dist.ProcessGroup:
-    found = dist.group.WORLD
-    assert found is not None
-    return found
-
-
-def all_reduce(y: torch.Tensor, op: str = "sum") -> torch.Tensor:
-    return functional.all_reduce(y, op, group())
-
-
-def reduce_scatter(y: torch.Tensor, dim: int = 0, op: str = "sum") -> torch.Tensor:
-    return functional.reduce_scatter_tensor_autograd(y, op, dim, group())
-
-
-def all_gather(x: torch.Tensor, dim: int = 0) -> torch.Tensor:
-    return functional.all_gather_tensor_autograd(x, dim, group())
-
-
-def plain_reduce_scatter(y: torch.Tensor, op: str = "sum") -> torch.Tensor:
-    return functional.wait_tensor(
-        torch.ops._c10d_functional.reduce_scatter_tensor(y, op, RANKS, group().group_name)
-    )
-
-
-def plain_all_gather(x: torch.Tensor) -> torch.Tensor:
-    return functional.wait_tensor(
-        torch.ops._c10d_functional.all_gather_into_tensor(x, RANKS, group().group_name)
-    )
-
-
-def all_to_all(
-    x: torch.Tensor, receives: list[int] | None = None, sends: list[int] | None = None
-) -> torch.Tensor:
-    return functional.all_to_all_single(x, receives, sends, group())
-
+from tests.passes.spelling import (
+    BATCH,
+    COLUMNS,
+    FP8,
+    INNER,
+    RANKS,
+    ROWS,
+    Spelling,
+    all_gather,
+    all_reduce,
+    all_to_all,
+    bias,
+    plain_all_gather,
+    plain_reduce_scatter,
+    reduce_scatter,
+    weight,
+    x2,
+    x3,
+)
+from tests.passes.uneven import PADDED, TRIMMED
 
 # GEMM -> all-reduce
 
@@ -196,13 +145,9 @@ ALL_REDUCE = {
     "functional_2d": Spelling(functional_mm, lambda: (x2(), weight()), (AR,), None, 0),
     "functional_3d": Spelling(functional_mm, lambda: (x3(), weight()), (AR,), None, 1),
     "average": Spelling(average, lambda: (x2(), weight()), (AR,), None, 0),
-    "bias": Spelling(with_bias, lambda: (x3(), weight(), torch.randn(COLUMNS)), (AR,), None, 1),
-    "scaled_bias": Spelling(
-        scaled_bias, lambda: (x2(), weight(), torch.randn(COLUMNS)), (AR,), None, 0
-    ),
-    "divided_bias": Spelling(
-        divided_bias, lambda: (x3(), weight(), torch.randn(COLUMNS)), (AR,), None, 1
-    ),
+    "bias": Spelling(with_bias, lambda: (x3(), weight(), bias()), (AR,), None, 1),
+    "scaled_bias": Spelling(scaled_bias, lambda: (x2(), weight(), bias()), (AR,), None, 0),
+    "divided_bias": Spelling(divided_bias, lambda: (x3(), weight(), bias()), (AR,), None, 1),
     "views_between": Spelling(views_between, lambda: (x2(), weight()), (AR,)),
     "flat": Spelling(flat, lambda: (x2(), weight()), (AR,), None, 0),
     "two_chains": Spelling(two_chains, lambda: (x2(), weight()), (AR, AR), None, 0),
@@ -213,9 +158,7 @@ ALL_REDUCE = {
         functional_mm, lambda: (x2(torch.bfloat16), weight(torch.bfloat16)), (AR,), None, 0
     ),
     "cast": Spelling(cast_between, lambda: (x3(), weight()), (AR,), None, 1),
-    "pointwise": Spelling(
-        pointwise_between, lambda: (x3(), weight(), torch.randn(COLUMNS)), (AR,), None, 1
-    ),
+    "pointwise": Spelling(pointwise_between, lambda: (x3(), weight(), bias()), (AR,), None, 1),
     "residual": Spelling(
         residual_between,
         lambda: (x3(), weight(), torch.randn(BATCH, ROWS, COLUMNS)),
@@ -273,18 +216,6 @@ def sliced(x, w):
     return plain_reduce_scatter(packed)
 
 
-def padded_whole(x, w):
-    y = F.linear(x[:-1], w).relu()
-    return reduce_scatter(F.pad(y, (0, 0, 0, 1)))
-
-
-def padded_part(x, w):
-    """As DTensor shards a sequence that the ranks do not divide."""
-    first, last = F.linear(x[:, :-1], w).split(ROWS // 2, 1)
-    y = torch.cat([first.contiguous(), F.pad(last, (0, 0, 0, 1))], 1)
-    return reduce_scatter(y, 1)
-
-
 def permuted(x, w):
     y = F.linear(x, w).view(BATCH, RANKS, -1, COLUMNS)
     return plain_reduce_scatter(y.permute(1, 0, 2, 3).reshape(RANKS * BATCH, -1, COLUMNS))
@@ -305,9 +236,7 @@ REDUCE_SCATTER = {
     "scatter_average": Spelling(scattered(1, "avg"), lambda: (x3(), weight()), (RS,)),
     "slices": Spelling(sliced, lambda: (x3(), weight()), (RS,)),
     "permuted_view": Spelling(permuted, lambda: (x3(), weight()), (RS,)),
-    "padded_whole": Spelling(padded_whole, lambda: (x2(), weight()), (RS,)),
-    "padded_part": Spelling(padded_part, lambda: (x3(), weight()), (RS,), ("all_gather_gemm",)),
-    "scatter_bias": Spelling(scattered_bias, lambda: (x3(), weight(), torch.randn(COLUMNS)), (RS,)),
+    "scatter_bias": Spelling(scattered_bias, lambda: (x3(), weight(), bias()), (RS,)),
 }
 
 
@@ -346,14 +275,6 @@ def joined_slices(x, w):
 def joined_view(x, w):
     full = plain_all_gather(x).view(RANKS, BATCH, -1, INNER)
     return F.linear(full.permute(1, 0, 2, 3).reshape(BATCH, -1, INNER), w)
-
-
-def trimmed(x, w):
-    return F.linear(all_gather(x, 0)[: 2 * BATCH * ROWS - 3], w)
-
-
-def trimmed_sequence(x, w):
-    return F.linear(all_gather(x, 1)[:, : 2 * ROWS - 1], w)
 
 
 def fp8_as_bytes(x, w, sx, sw):
@@ -403,8 +324,6 @@ ALL_GATHER = {
     "gathered_read": Spelling(gathered_read, lambda: (x2(), weight()), (AG,), None, 0),
     "joined_slices": Spelling(joined_slices, lambda: (x3(), weight()), (AG,)),
     "joined_view": Spelling(joined_view, lambda: (x3(), weight()), (AG,)),
-    "trimmed": Spelling(trimmed, lambda: (x2(), weight()), (AG,)),
-    "trimmed_sequence": Spelling(trimmed_sequence, lambda: (x3(), weight()), (AG,)),
     "fp8_as_bytes": Spelling(
         fp8_as_bytes, lambda: (x2(FP8), weight(FP8), torch.rand(()), torch.rand(())), (AG,), None, 0
     ),
@@ -420,9 +339,7 @@ ALL_GATHER = {
     ),
     "pooled": Spelling(pooled, lambda: (x3(), weight(), weight()), (AG,)),
     "variance_after": Spelling(gathered_variance, lambda: (x2(), weight()), (AG,), None, 0),
-    "gather_bias": Spelling(
-        gathered_bias, lambda: (x2(), weight(), torch.randn(COLUMNS)), (AG,), None, 0
-    ),
+    "gather_bias": Spelling(gathered_bias, lambda: (x2(), weight(), bias()), (AG,), None, 0),
     "gather_bmm": Spelling(
         gathered_batches,
         lambda: (torch.randn(32, 16, INNER), torch.randn(32, INNER, COLUMNS)),
@@ -498,4 +415,4 @@ ALL_TO_ALL = {
     ),
 }
 
-REWRITES = {**ALL_REDUCE, **REDUCE_SCATTER, **ALL_GATHER, **ALL_TO_ALL}
+REWRITES = {**ALL_REDUCE, **REDUCE_SCATTER, **ALL_GATHER, **ALL_TO_ALL, **PADDED, **TRIMMED}

@@ -6,7 +6,8 @@ import torch
 import torch.distributed._functional_collectives as functional
 import torch.nn.functional as F
 
-from tests.passes.catalogue import (
+from tests.passes.catalogue import ends
+from tests.passes.spelling import (
     BATCH,
     COLUMNS,
     INNER,
@@ -67,10 +68,6 @@ def flat_scatter(x, w):
     return plain_reduce_scatter((x @ w.t()).view(-1))
 
 
-def padded_bias(x, w, b):
-    return plain_reduce_scatter(F.pad(F.linear(x[:-1], w, b), (0, 0, 0, 1)))
-
-
 def padded_front(x, w):
     return plain_reduce_scatter(F.pad(F.linear(x[:-1], w), (0, 0, 1, 0)))
 
@@ -79,13 +76,22 @@ def padded_ones(x, w):
     return plain_reduce_scatter(F.pad(F.linear(x[:-1], w), (0, 0, 0, 1), value=1.0))
 
 
-def padded_read(x, w):
-    y = F.linear(x[:-1], w)
-    return plain_reduce_scatter(F.pad(y, (0, 0, 0, 1))), y
+def padded_columns(x, w):
+    return reduce_scatter(F.pad(F.linear(x, w[:-1]), (0, 1)), 2)
 
 
-def padded_batch(x, w):
-    return reduce_scatter(F.pad(F.linear(x[:-1], w), (0, 0, 0, 0, 0, 1)), 0)
+def padded_between(x, w):
+    first, last = F.linear(x[1:-1], w).split(BATCH * ROWS // 2 - 1)
+    return plain_reduce_scatter(torch.cat([F.pad(first, (0, 0, 0, 1)), F.pad(last, (0, 0, 0, 1))]))
+
+
+def padded_part_twice(x, w):
+    first, last = F.linear(x[:-1], w).split(BATCH * ROWS // 2)
+    return plain_reduce_scatter(torch.cat([first, F.pad(first[:-1], (0, 0, 0, 1))])), last
+
+
+def padded_groups(x, w, ends):
+    return plain_reduce_scatter(F.pad(torch._grouped_mm(x[:-1], w, offs=ends), (0, 0, 0, 1)))
 
 
 def inner_scatter(x, w):
@@ -170,12 +176,12 @@ def part_read(x, w):
     return F.linear(torch.cat([first, second]), w), second.relu()
 
 
-def trimmed_residual(x, w, r):
-    return (all_gather(x, 0)[: 2 * BATCH * ROWS - 3] * r) @ w.t()
-
-
 def trimmed_batches(x, w):
-    return F.linear(all_gather(x, 0)[: 2 * BATCH - 1], w).relu().sum(0)
+    return torch.bmm(all_gather(x, 1)[:, :-1], w)
+
+
+def trimmed_groups(x, w, ends):
+    return torch._grouped_mm(all_gather(x, 0)[: 2 * BATCH * ROWS - 3], w, offs=ends)
 
 
 def read_twice(x, w):
@@ -193,7 +199,20 @@ def unlike_batches(x, w, a, v):
 
 
 REFUSALS = {
-    "trimmed_batches": Spelling(trimmed_batches, lambda: (x3(), weight()), ("!trimmed",)),
+    "trimmed_batches": Spelling(
+        trimmed_batches,
+        lambda: (torch.randn(32, 16, INNER), torch.randn(32, INNER, COLUMNS)),
+        ("!trimmed",),
+    ),
+    "trimmed_groups": Spelling(
+        trimmed_groups,
+        lambda: (
+            x2(torch.bfloat16),
+            torch.randn(2, INNER, COLUMNS).bfloat16(),
+            ends(200, 2 * BATCH * ROWS - 3),
+        ),
+        ("!trimmed",),
+    ),
     "squared": Spelling(squared, lambda: (torch.randn(32, 64),), ("!other_users",)),
     "unlike_batches": Spelling(
         unlike_batches,
@@ -220,13 +239,20 @@ REFUSALS = {
     "flat_scatter": Spelling(
         flat_scatter, lambda: (x2(), weight()), ("!view_mixes_rows",), None, 0
     ),
-    "padded_bias": Spelling(
-        padded_bias, lambda: (x2(), weight(), torch.randn(COLUMNS)), ("!padded",)
-    ),
     "padded_front": Spelling(padded_front, lambda: (x2(), weight()), ("!not_rowwise",)),
     "padded_ones": Spelling(padded_ones, lambda: (x2(), weight()), ("!not_rowwise",)),
-    "padded_batch": Spelling(padded_batch, lambda: (x3(), weight()), ("!padded",)),
-    "padded_read": Spelling(padded_read, lambda: (x2(), weight()), ("!padded",)),
+    "padded_columns": Spelling(padded_columns, lambda: (x3(), weight()), ("!padded",)),
+    "padded_between": Spelling(padded_between, lambda: (x2(), weight()), ("!not_rowwise",)),
+    "padded_part_twice": Spelling(padded_part_twice, lambda: (x2(), weight()), ("!not_rowwise",)),
+    "padded_groups": Spelling(
+        padded_groups,
+        lambda: (
+            x2(torch.bfloat16),
+            torch.randn(2, INNER, COLUMNS).bfloat16(),
+            ends(200, BATCH * ROWS - 1),
+        ),
+        ("!padded",),
+    ),
     "inner_scatter": Spelling(inner_scatter, lambda: (x3(), weight()), ("!inner_dimension",)),
     "reversed_parts": Spelling(reversed_parts, lambda: (x3(), weight()), ("!not_rowwise",)),
     "contraction": Spelling(
@@ -265,10 +291,5 @@ REFUSALS = {
             torch.randint(-9, 9, (128, 64)),
         ),
         ("!no_plan",),
-    ),
-    "trimmed_residual": Spelling(
-        trimmed_residual,
-        lambda: (x2(), weight(), torch.randn(2 * BATCH * ROWS - 3, 1)),
-        ("!trimmed",),
     ),
 }

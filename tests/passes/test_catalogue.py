@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.passes.catalogue import REWRITES, Spelling
+from tests.passes.catalogue import REWRITES
 from tests.passes.refusals import REFUSALS
+from tests.passes.spelling import Spelling
 from tests.targets import SLOW_LINK
 
 # Chains only: whether a collective is hidden by work beside it has tests of its own.

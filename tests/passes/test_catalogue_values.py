@@ -19,7 +19,8 @@ from overlapc.options import from_user
 from overlapc.passes import PIPELINE
 from overlapc.passes.base import Compilation, run_passes
 from overlapc.passes.overlap_chains import OverlapChains
-from tests.passes.catalogue import BATCH, REWRITES
+from tests.passes.catalogue import REWRITES
+from tests.passes.spelling import BATCH
 from tests.targets import SLOW_LINK
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-5, torch.bfloat16: 2e-2}
@@ -117,8 +118,12 @@ class Mutant(OverlapChains):
         match self.wrong:
             case "blocks":
                 chain = replace(chain, outer=())
-            case "outer" if chain.padding:
-                chain = replace(chain, outer=(), padding=chain.padding * BATCH)
+            case "outer" if chain.padding and chain.program.sent:
+                padding = replace(chain.padding, added=chain.padding.added * BATCH)
+                chain = replace(chain, outer=(), padding=padding)
+            case "zeros" if chain.program.sent:
+                without = chain.program.steps[-1].args[1]  # of where(marks, this, zero)
+                chain = replace(chain, program=replace(chain.program, sent=without))
             case "results":
                 chain = replace(chain, results=chain.results[::-1])
         super()._rewrite(graph, chain, site, compilation)
@@ -131,6 +136,8 @@ class Mutant(OverlapChains):
         ("blocks", "gather_sequence"),
         ("results", "result_read_twice"),
         ("outer", "padded_part"),
+        ("zeros", "padded_part_of_bias"),
+        ("zeros", "padded_infinite"),
     ],
 )
 def test_a_wrong_fact_of_a_chain_shows(wrong, name, two_ranks):

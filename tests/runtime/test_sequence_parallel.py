@@ -9,8 +9,13 @@ import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.parallel import parallelize_module
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
 
 import overlapc
 from tests.passes.test_overlap_chains import Block, sequence_plan
@@ -64,6 +69,48 @@ def test_a_sequence_parallel_plan_trains_right(size, request):
         for graph in ("forward", "backward"):
             for kind in ("all_gather_gemm", "gemm_reduce_scatter"):
                 assert calls[graph, kind] == {"chunked": 1}
+
+
+def uneven(rank, dim):
+    """The same of shards that differ by one, of a model whose activations stay distributed."""
+    torch.manual_seed(0)
+    whole = Block().double()
+    split = copy.deepcopy(whole).float()
+    mesh, shard = init_device_mesh("cpu", (2,)), Shard(dim)
+    plan = {
+        "norm": SequenceParallel(sequence_dim=dim, use_local_output=False),
+        "ffn.gate": ColwiseParallel(input_layouts=shard),
+        "ffn.up": ColwiseParallel(input_layouts=shard),
+        "ffn.down": RowwiseParallel(output_layouts=shard, use_local_output=False),
+    }
+    compiled = torch.compile(
+        parallelize_module(split, mesh, plan), backend="overlapc", options=OPTIONS
+    )
+    x = torch.randn(3, 33, INNER, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn_like(x)
+    x32 = distribute_tensor(x.detach().float(), mesh, [shard]).requires_grad_()
+    found, wanted = compiled(x32), whole(x)
+    found.backward(distribute_tensor(weights.float(), mesh, [shard]))
+    wanted.backward(weights)
+    pairs = {"output": (found, wanted), "input": (x32.grad, x.grad)}
+    for name, parameter in split.named_parameters():
+        pairs[name] = parameter.grad, whole.get_parameter(name).grad
+    errors = {name: error(one.full_tensor(), other) for name, (one, other) in pairs.items()}
+    sites = overlapc.report().sites
+    return errors, sorted((site.graph, site.kind, dict(site.calls)) for site in sites if site.calls)
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_uneven_shards_train_right(dim, two_ranks):
+    """Scatters as well as gathers, with biases: along the batch and along the sequence."""
+    for errors, sites in two_ranks.run(uneven, dim, timeout=160):
+        assert {name: value for name, value in errors.items() if not value < 1e-5} == {}
+        expected = [
+            (graph, kind, {"chunked": 1})
+            for graph in ("backward", "forward")
+            for kind in ("all_gather_gemm", "gemm_reduce_scatter")
+        ]
+        assert sites == expected
 
 
 def varying_rows(rank, counts):
