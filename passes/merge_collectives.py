@@ -19,10 +19,10 @@ from torch import fx
 
 from overlapc.graphs.algebra import (
     Term,
-    add_sources,
     call_key,
     clone,
     equal_rearrangements,
+    erase_unread,
     read_term,
     returned_aliases,
     why_not_one,
@@ -30,6 +30,7 @@ from overlapc.graphs.algebra import (
 )
 from overlapc.graphs.collectives import Collective, Refusal, collective_starts, read_collective
 from overlapc.graphs.nodes import tensor_facts, where
+from overlapc.graphs.summing import add_sources
 from overlapc.passes.base import Compilation, Fuel, add_site
 from overlapc.planning.problem import ITEM_BYTES
 
@@ -85,6 +86,7 @@ def use_result_of(graph: fx.Graph, early: Collective, late: Collective) -> None:
     late.wait.replace_all_uses_with(early.wait)
     for node in (late.wait, late.start):
         graph.erase_node(node)
+    erase_unread(late.source)
     for kept, dropped in equal_rearrangements(early.wait):
         dropped.replace_all_uses_with(kept)
         graph.erase_node(dropped)
@@ -138,6 +140,8 @@ def send_sum(graph: fx.Graph, early: Term, late: Term) -> None:
     early.add.replace_all_uses_with(early.other)
     for node in (early.add, *reversed(early.views), one.wait, one.start):
         graph.erase_node(node)
+    for source in (one.source, two.source):
+        erase_unread(source)
 
 
 def _same_reason(early: Collective) -> str:

@@ -8,15 +8,19 @@ from dataclasses import dataclass
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from overlapc.graphs.bands import same
 from overlapc.graphs.collectives import Collective, Refusal
-from overlapc.graphs.nodes import ORDERED_VIEWS, add_call, copy_facts, value_of
+from overlapc.graphs.nodes import ORDERED_VIEWS, copy_facts, value_of
+from overlapc.graphs.packing import read_slice
 
 aten = torch.ops.aten
 
 LINEAR = {"all_reduce": ("sum", "avg"), "reduce_scatter": ("sum", "avg")}
 """Collectives C with C(a) + C(b) = C(a + b), and the reductions for which that holds."""
+
+PAD = aten.constant_pad_nd.default
 
 REARRANGING = ORDERED_VIEWS | {
     operator.getitem,
@@ -36,7 +40,8 @@ class Term:
 
     collective: Collective
     views: tuple[fx.Node, ...]
-    """From the wait down to the sum; each keeps the order of elements."""
+    """From the wait down to the sum; each keeps the order of elements, or drops the last of a
+    dimension."""
     add: fx.Node
     """The addition that reads it."""
     other: fx.Node
@@ -54,7 +59,7 @@ def read_term(collective: Collective) -> Term | Refusal:
     if not _adds_exactly(value_of(collective.source), collective.reduce):
         return Refusal(start, "dtype", "In this dtype an average, or a sum of two, is not linear.")
     node, views = collective.wait, []
-    while (user := _only_user(node)) is not None and user.target in ORDERED_VIEWS:
+    while (user := _only_user(node)) is not None and (user.target in ORDERED_VIEWS or _cuts(user)):
         views.append(user)
         node = user
     if user is None:
@@ -73,9 +78,23 @@ def why_not_one(early: Term, late: Term) -> Refusal | None:
     for name in ("name", "group", "reduce"):
         if getattr(one, name) != getattr(two, name):
             return Refusal(two.start, f"other_{name}", f"The collectives differ in their {name}.")
-    if not _are_alike(one.source, two.source):
+    if not are_alike(one.source, two.source):
         return Refusal(two.start, "other_shape", "The collectives send other shapes or dtypes.")
+    cut, other = list(filter(_cuts, early.views)), list(filter(_cuts, late.views))
+    if len(cut) != len(other) or not all(map(_cut_alike, cut, other)):
+        return Refusal(two.start, "other_part", "Other parts of the results are added up.")
     return _mutated_between(one.start, two.start)
+
+
+def _cuts(node: fx.Node) -> bool:
+    """Whether a node drops the last of a dimension: padding, on a rank that was sent some."""
+    found = read_slice(node)
+    return found is not None and statically_known_true(found.start == 0)
+
+
+def _cut_alike(one: fx.Node, other: fx.Node) -> bool:
+    """Whether two nodes keep the same of tensors whose elements are in the same order."""
+    return are_alike(one, other) and are_alike(one.all_input_nodes[0], other.all_input_nodes[0])
 
 
 def _adds_exactly(value: object, how: str) -> bool:
@@ -93,7 +112,7 @@ def _added_to(add: fx.Node, operand: fx.Node) -> fx.Node | None:
     if len(add.args) != 2 or len(others) != 1 or not isinstance(others[0], fx.Node):
         return None
     other = others[0]
-    return other if _are_alike(add, operand) and _are_alike(add, other) else None
+    return other if are_alike(add, operand) and are_alike(add, other) else None
 
 
 def _root(add: fx.Node) -> fx.Node:
@@ -107,7 +126,7 @@ def _only_user(node: fx.Node) -> fx.Node | None:
     return users[0] if len(users) == 1 and users[0].op != "output" else None
 
 
-def _are_alike(one: fx.Node, other: fx.Node) -> bool:
+def are_alike(one: fx.Node, other: fx.Node) -> bool:
     """Return whether two nodes give tensors of one shape, dtype and device, for every size."""
     left, right = value_of(one), value_of(other)
     if not isinstance(left, torch.Tensor) or not isinstance(right, torch.Tensor):
@@ -117,22 +136,20 @@ def _are_alike(one: fx.Node, other: fx.Node) -> bool:
     return same(left.shape, right.shape)
 
 
-def add_sources(graph: fx.Graph, early: Term, late: Term) -> fx.Node:
-    """Insert the sum of what two terms send, where the later one is started."""
-    one, two = early.collective.source, late.collective.source
-    with graph.inserting_before(late.collective.start):
-        return add_call(graph, aten.add.Tensor, (one, two), like=late.add)
-
-
 def why_not_same(early: Collective, late: Collective) -> Refusal | None:
     """Return why the later of two collectives does not give what the earlier one gave."""
     if call_key(early.start) != call_key(late.start):
         return Refusal(late.start, "other_call", "The collectives send different things.")
-    return _mutated_between(early.start, late.start)
+    padded = early.source.target is PAD
+    return _mutated_between(early.source if padded else early.start, late.start)
 
 
 def call_key(node: fx.Node) -> Hashable:
-    """Return what is equal for nodes that call the same op on the same arguments."""
+    """Return what is equal for nodes that call the same op on the same arguments.
+
+    Only a rank whose shard is smaller than others pads it: arguments that are padded alike are the
+    same, or the ranks would say otherwise of the same calls.
+    """
     return node.target, _frozen(node.args), _frozen(node.kwargs)
 
 
@@ -141,8 +158,22 @@ def _frozen(value: object) -> Hashable:
         return tuple((key, _frozen(item)) for key, item in value.items())
     if isinstance(value, list | tuple):
         return tuple(_frozen(item) for item in value)
+    if isinstance(value, fx.Node):
+        return call_key(value) if value.target is PAD else value
     # 1, 1.0 and True are equal, and not the same argument.
-    return value if isinstance(value, fx.Node) else (type(value), repr(value))
+    return type(value), repr(value)
+
+
+def erase_unread(node: fx.Node) -> None:
+    """Erase a node that nothing reads, and what it was rearranged from and nothing else reads."""
+    while not node.users and (node.target in REARRANGING or node.target is PAD):
+        sources = node.all_input_nodes
+        node.graph.erase_node(node)
+        for source in sources[1:]:
+            erase_unread(source)
+        if not sources:
+            return
+        node = sources[0]
 
 
 def equal_rearrangements(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:

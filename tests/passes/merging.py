@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
+import torch.nn.functional as F
 
 RANKS, ROWS, COLUMNS = 2, 8, 6
 GROUPS: dict[str, Any] = {}
@@ -17,8 +18,8 @@ def all_reduce(x, how="sum", group=None):
     return functional.all_reduce(x, how, group or dist.group.WORLD)
 
 
-def scatter(x, how="sum"):
-    return functional.reduce_scatter_tensor(x, how, 0, dist.group.WORLD)
+def scatter(x, how="sum", dim=0):
+    return functional.reduce_scatter_tensor(x, how, dim, dist.group.WORLD)
 
 
 def gather(x, dim=0):
@@ -78,6 +79,36 @@ def of_two_reductions(a, b, c):
     return all_reduce(a) + all_reduce(b, "avg") + all_reduce(c) + all_reduce(a * 2, "avg")
 
 
+def cut(y):
+    """What a rank reads whose part is padded: all but the last row."""
+    return y[:-1]
+
+
+def padded(x):
+    return F.pad(x[:-1], (0, 0, 0, 1))
+
+
+def scattered_and_cut(a, b, c):
+    return cut(scatter(a)) + cut(scatter(b))
+
+
+def scattered_along_columns(a, b, c):
+    return scatter(a, dim=1) + scatter(b, dim=1)
+
+
+def padded_and_scattered(a, b, c):
+    return scatter(padded(a)) + scatter(padded(b)).view(-1, COLUMNS)
+
+
+def one_of_them_padded(a, b, c):
+    return scatter(padded(a)) + scatter(b)
+
+
+def padded_once_and_gathered(a, b, c):
+    a = a[:-1]
+    return gather(F.pad(a, (0, 0, 0, 1))) @ b.t(), gather(F.pad(a, (0, 0, 0, 1))) @ c.t()
+
+
 def gathered_twice(a, b, c):
     return gather(a) @ b.t(), gather(a) @ c.t()
 
@@ -117,6 +148,11 @@ MERGED = {
     "half": (half, 2, 1),
     "scattered": (scattered, 2, 1),
     "scattered_averages": (scattered_averages, 2, 1),
+    "scattered_and_cut": (scattered_and_cut, 2, 1),
+    "scattered_along_columns": (scattered_along_columns, 2, 1),
+    "padded_and_scattered": (padded_and_scattered, 2, 1),
+    "one_of_them_padded": (one_of_them_padded, 2, 1),
+    "padded_once_and_gathered": (padded_once_and_gathered, 2, 1),
     "two_sums": (two_sums, 4, 2),
     "of_two_reductions": (of_two_reductions, 4, 2),
     "gathered_twice": (gathered_twice, 2, 1),
@@ -188,6 +224,19 @@ def through_a_transpose(a, b, c):
     return all_reduce(a).t() + all_reduce(b).t()
 
 
+def other_parts(a, b, c):
+    return scatter(a)[:1] + scatter(b)[1:2]
+
+
+def other_parts_by_views(a, b, c):
+    return scatter(a).view(2, -1)[:, :COLUMNS] + scatter(b)[:2]
+
+
+def padded_unlike(a, b, c):
+    a = a[:-1]
+    return gather(F.pad(a, (0, 0, 0, 1))).relu(), gather(F.pad(a, (0, 0, 1, 0))).tanh()
+
+
 def a_cast_between(a, b, c):
     return all_reduce(a.float()).double() + all_reduce(b.float()).double()
 
@@ -235,6 +284,9 @@ REFUSED = [
     difference,
     one_needs_the_other,
     through_a_transpose,
+    other_parts,
+    other_parts_by_views,
+    padded_unlike,
     a_cast_between,
     an_average_of_integers,
     booleans,

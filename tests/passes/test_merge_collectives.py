@@ -123,7 +123,10 @@ def told(result):
     return "\n".join(line for line in lines if line[:3] != "---" or "[merged]" in line)
 
 
-@pytest.mark.parametrize("name", ["three", "through_views", "scattered", "gathered_along_columns"])
+@pytest.mark.parametrize(
+    "name",
+    ["three", "through_views", "scattered", "scattered_along_columns", "gathered_along_columns"],
+)
 def test_golden(name, explained, golden):
     with torch.no_grad():
         golden(told(explained(MERGED[name][0], *inputs(0), target=FAST_LINK)))

@@ -55,6 +55,11 @@ def padded_middle(x, w):
     return reduce_scatter(F.pad(y, (0, 0) * 2 + (0, 1)), 1)
 
 
+def padded_sum(x, w, v, b):
+    """As two projections of one activation, each of which gathers it, are differentiated."""
+    return padded_batches(x, w, b) + padded_batches(x.relu(), v)
+
+
 def padded_heads(x, w, b):
     y = F.linear(x[:, :-1], w, b).unflatten(-1, (4, -1))
     return reduce_scatter(F.pad(y, (0, 0) * 2 + (0, 1)), 1)
@@ -104,6 +109,7 @@ PADDED = {
     "padded_nothing": Spelling(padded_nothing, lambda: (x3(), weight(), bias()), (RS,), (AG,)),
     "padded_batch": Spelling(padded_batch, lambda: (x3(), weight()), (RS,), (AG,)),
     "padded_middle": Spelling(padded_middle, lambda: (x3(), weight()), (RS,), (AG,)),
+    "padded_sum": Spelling(padded_sum, lambda: (x3(), weight(), weight(), bias()), (RS, RS)),
     "padded_heads": Spelling(padded_heads, lambda: (x3(), weight(), bias()), (RS,)),
     "padded_read": Spelling(padded_read, lambda: (x3(), weight(), bias()), (RS,)),
     "padded_residual": Spelling(

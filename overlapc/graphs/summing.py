@@ -1,0 +1,49 @@
+"""The sum of what two collectives send."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from overlapc.graphs.algebra import Term, are_alike
+from overlapc.graphs.collectives import Collective, functional
+from overlapc.graphs.nodes import add_call
+from overlapc.graphs.packing import packed
+from overlapc.graphs.padding import Padded, without_padding
+from overlapc.graphs.walking import between, ordered
+
+aten = torch.ops.aten
+
+
+def add_sources(graph: fx.Graph, early: Term, late: Term) -> fx.Node:
+    """Insert the sum of what two terms send, where the later one is started.
+
+    Where both lay it out alike, the sum is laid out: a GEMM's result is then added to another's.
+    """
+    one, two = early.collective, late.collective
+    first, second = _laid_out(one), _laid_out(two)
+    with graph.inserting_before(two.start):
+        if first is None or second is None or not _are_alike(first, second):
+            return add_call(graph, aten.add.Tensor, (one.source, two.source), like=late.add)
+        whole = second.split.whole
+        added = add_call(graph, aten.add.Tensor, (first.split.whole, whole), like=late.add)
+        copies = {whole: added}
+        for node in ordered(between(whole, two.start), graph):
+            copies[node] = graph.node_copy(node, lambda n: copies.get(n, n))
+        return copies[two.source]
+
+
+def _laid_out(collective: Collective) -> Padded | None:
+    """What a reduce-scatter's parts are of; None where that is what it sends."""
+    start = collective.start
+    if start.target is not functional.reduce_scatter_tensor.default:
+        return None
+    ranks = start.args[2]
+    assert isinstance(ranks, int)
+    found = without_padding(packed(collective.source, ranks))
+    return None if found.split.whole is collective.source else found
+
+
+def _are_alike(one: Padded, other: Padded) -> bool:
+    is_same = (one.split.dim, one.rows) == (other.split.dim, other.rows)
+    return is_same and are_alike(one.split.whole, other.split.whole)
