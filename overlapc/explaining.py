@@ -30,14 +30,17 @@ __all__ = ["explain", "report"]
 
 
 def explain(
-    model: Callable[..., Any], options: Mapping[str, Any] | None = None
+    model: Callable[..., Any],
+    options: Mapping[str, Any] | None = None,
+    *,
+    dynamic: bool | None = None,
 ) -> Callable[..., Report]:
     """Return a function of the model's inputs that reports every site of forward and backward.
 
-    The same passes run as in a compilation, with the same options, but nothing is built and no
-    cache is touched. The model runs once without optimisation on the inputs given, so every rank
-    of a real group has to take part; on meta tensors nothing is computed. A backward graph is
-    reported where gradients are needed.
+    ``dynamic`` is ``torch.compile``'s. The same passes run as in a compilation, with the same
+    options, but nothing is built and no cache is touched. The model runs once without optimisation
+    on the inputs given, so every rank of a real group has to take part; on meta tensors nothing is
+    computed. A backward graph is reported where gradients are needed.
     """
     chosen = user_options.from_user(options)
     check_disabled(chosen)
@@ -55,7 +58,7 @@ def explain(
 
         original = getattr(model, "_orig_mod", model)
         with _explaining():
-            torch.compile(original, backend=explaining)(*args, **kwargs)
+            torch.compile(original, backend=explaining, dynamic=dynamic)(*args, **kwargs)
         return Report(sites)
 
     return run

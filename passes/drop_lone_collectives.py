@@ -66,5 +66,7 @@ def remove(graph: fx.Graph, collective: Collective) -> None:
     if returned_aliases(wait) or not is_contiguous(source):
         source = clone(graph, source, before=collective.start)
     wait.replace_all_uses_with(source)
+    for asked in collective.asked:
+        asked.replace_input_with(collective.start, source)
     for node in (wait, collective.start):
         graph.erase_node(node)

@@ -84,6 +84,8 @@ def use_result_of(graph: fx.Graph, early: Collective, late: Collective) -> None:
     if late.wait < early.wait:
         late.wait.prepend(early.wait)
     late.wait.replace_all_uses_with(early.wait)
+    for asked in late.asked:
+        asked.replace_input_with(late.start, early.start)
     for node in (late.wait, late.start):
         graph.erase_node(node)
     erase_unread(late.source)

@@ -161,7 +161,9 @@ def match(start: fx.Node) -> list[Chain] | Refusal:
     if collective.name in ("all_gather", "all_to_all"):
         found.append(read_consumer(collective, ranks))
     chains = [chain for chain in found if isinstance(chain, Chain)]
-    return chains or next(refusal for refusal in found if isinstance(refusal, Refusal))
+    refusals = [refusal for refusal in found if isinstance(refusal, Refusal)]
+    # Of an all-to-all, what stands between it and the GEMM says more than that there is none.
+    return chains or next((r for r in refusals if r.code != "no_gemm"), refusals[0])
 
 
 def decide(chain: Chain, compilation: Compilation) -> Decision | Refusal:

@@ -24,6 +24,10 @@ aten = torch.ops.aten
 prims = torch.ops.prims
 
 CASTS = frozenset({prims.convert_element_type.default, aten.view.dtype})
+FEWER = (
+    "Remedy: let only rows vary: torch._dynamo.mark_dynamic for their dimensions in place of "
+    "dynamic=True, or torch._dynamo.mark_static for the others."
+)
 BROADCASTS = "{} broadcasts its operands over other rows."
 RANDOM = "Random numbers (dropout) stand between the GEMM and the collective."
 MOST_STEPS = 24
@@ -91,7 +95,7 @@ class Operand:
     node: fx.Node
     mode: str
     """How a band takes it, as the program says."""
-    shape: tuple[int, ...] | None = None
+    shape: tuple[Dim, ...] | None = None
     """What it is reshaped to first, with -1 for the rows; None as it is."""
     fill: Fill | None = None
     """Says that it is not the node's tensor, but a new one."""
@@ -138,7 +142,7 @@ class Builder:
         self,
         node: fx.Node,
         mode: str,
-        shape: tuple[int, ...] | None = None,
+        shape: tuple[Dim, ...] | None = None,
         fill: Fill | None = None,
     ) -> Ref:
         """Return the reference of an operand; one that is there already is not added again."""
@@ -197,12 +201,12 @@ class Builder:
         if is_random(leaf):
             refuse(leaf, "random", RANDOM)
         own = shape_of(leaf)
-        rest = own[max(0, len(own) - (len(shape) - lead)) :]
-        rows = own[: len(own) - len(rest)]
+        rows = own[: max(0, len(own) - (len(shape) - lead))]
+        rest = sizes_of(leaf, len(rows))
         if all(statically_known_true(size == 1) for size in rows):
-            return self.operand(leaf, WHOLE, fixed(node, rest) if rows else None)
+            return self.operand(leaf, WHOLE, rest if rows else None)
         if len(rows) == lead and same(rows, shape[:lead]):
-            return self.operand(leaf, ROWS, None if lead == 1 else (-1, *fixed(node, rest)))
+            return self.operand(leaf, ROWS, None if lead == 1 else (-1, *rest))
         what = f"{node.target} repeats an operand over some of the rows only."
         return refuse(node, "partial_broadcast", what)
 
@@ -249,16 +253,35 @@ def same(left: Sequence[Any], right: Sequence[Any]) -> bool:
     return len(left) == len(right) and all(statically_known_true(a == b) for a, b in pairs)
 
 
+def is_static(shape: Sequence[Any]) -> bool:
+    """Return whether every size is a number."""
+    return all(isinstance(size, int) for size in shape)
+
+
+def sizes_of(node: fx.Node, first: int) -> tuple[Dim, ...]:
+    """Return the sizes of a tensor from a dimension on as arguments."""
+    sizes = enumerate(shape_of(node)[first:], first)
+    return tuple(size if isinstance(size, int) else Size(node, index) for index, size in sizes)
+
+
+def size_of(dim: Dim) -> int | torch.SymInt:
+    """Return what an argument says."""
+    if isinstance(dim, Size):
+        return dim.factor * shape_of(dim.node)[dim.dim]
+    return value_of(dim) if isinstance(dim, fx.Node) else dim
+
+
 def fixed(node: fx.Node, shape: Sequence[Any]) -> tuple[int, ...]:
     """Return sizes that a program can hold: numbers."""
-    if not all(isinstance(size, int) for size in shape):
-        refuse(node, "dynamic_columns", f"{node.target} has columns whose number varies.")
+    if not is_static(shape):
+        reason = f"{node.target} regroups columns whose number varies. {FEWER}"
+        refuse(node, "dynamic_columns", reason)
     return tuple(shape)
 
 
 def dims_of(node: fx.Node, shape: Sequence[Any]) -> tuple[Dim, ...] | None:
     """Return sizes as arguments: numbers, or the nodes that a reshape was given."""
-    if all(isinstance(size, int) for size in shape):
+    if is_static(shape):
         return tuple(shape)
     if node.target in (aten.reshape.default, aten.view.default, aten._unsafe_view.default):
         given = node.args[1]

@@ -10,7 +10,7 @@ import sympy
 import torch
 from torch import fx
 
-from overlapc.graphs.bands import Dim, Operand, Size, refuse, shape_of
+from overlapc.graphs.bands import Dim, Operand, refuse, shape_of, size_of
 from overlapc.graphs.collectives import Collective
 from overlapc.graphs.gemms import Gemm
 from overlapc.graphs.nodes import hint_of, tensor_facts, value_of
@@ -102,16 +102,15 @@ def operand_facts(chain: Chain) -> tuple[list[tuple[int, ...]], list[torch.dtype
 
 
 def _hint(dim: Dim) -> int:
-    if isinstance(dim, Size):
-        return dim.factor * hint_of(shape_of(dim.node)[dim.dim])
-    return hint_of(dim)
+    return hint_of(size_of(dim))
 
 
-def _reshaped(shape: Sequence[int], to: tuple[int, ...] | None) -> tuple[int, ...]:
+def _reshaped(shape: Sequence[int], to: tuple[Dim, ...] | None) -> tuple[int, ...]:
     if to is None:
         return tuple(shape)
-    rest = prod(size for size in to if size != -1)
-    return tuple(prod(shape) // max(rest, 1) if size == -1 else size for size in to)
+    sizes = [_hint(dim) for dim in to]
+    rest = prod(size for size in sizes if size != -1)
+    return tuple(prod(shape) // max(rest, 1) if size == -1 else size for size in sizes)
 
 
 def symbolic_rows(chain: Chain) -> sympy.Expr | None:
@@ -129,8 +128,7 @@ def only_rows_vary(chain: Chain) -> bool:
     return all(
         isinstance(size, int)
         for operand in chain.operands
-        if operand.shape is None
-        for size in shape_of(operand.node)[1 if operand.mode == ROWS else 0 :]
+        for size in (operand.shape or shape_of(operand.node))[1 if operand.mode == ROWS else 0 :]
     )
 
 

@@ -52,6 +52,8 @@ class Collective:
     """Rows from each rank; all-to-all only."""
     sends: tuple[int | fx.Node, ...] = ()
     """Rows to each rank; all-to-all only."""
+    asked: tuple[fx.Node, ...] = ()
+    """Nodes that ask ``start`` for a size; all-gather only."""
 
 
 def is_ours(node: fx.Node) -> bool:
@@ -130,7 +132,10 @@ def read_collective(start: fx.Node) -> Collective | Refusal:
             "group_not_named",
             "The process group is computed in the graph, and a plan needs its name.",
         )
-    waits = list(start.users)
+    # A size that is a multiple of what a rank sends may be asked of the first tensor that has it.
+    asked = [user for user in start.users if user.target is torch.ops.aten.sym_size.int]
+    asked = asked if name == "all_gather" else []
+    waits = [user for user in start.users if user not in asked]
     if len(waits) != 1 or waits[0].target is not functional.wait_tensor.default:
         return Refusal(
             start,
@@ -145,4 +150,4 @@ def read_collective(start: fx.Node) -> Collective | Refusal:
     if name == "all_to_all":
         receives, sends = (tuple(part) for part in more)  # type: ignore[arg-type]
         return Collective(**known, receives=receives, sends=sends)
-    return Collective(**known)
+    return Collective(**known, asked=tuple(asked))

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from overlapc.graphs.bands import (
+    FEWER,
     Band,
     Builder,
     Dim,
     Refused,
     Size,
     fixed,
+    is_static,
     refuse,
     same,
     shape_of,
+    size_of,
 )
 from overlapc.graphs.chain import Chain, Padding, Result
 from overlapc.graphs.collectives import Collective, Refusal
 from overlapc.graphs.gemms import add_gemm, form_of, is_shared, left_of, read_gemm
 from overlapc.graphs.nodes import descendants, through
-from overlapc.graphs.packing import Split, unpacked
+from overlapc.graphs.packing import Split, cut_piece, unpacked
 from overlapc.graphs.walking import (
     Walk,
     between,
@@ -65,7 +71,7 @@ def _consumer(collective: Collective, ranks: int) -> Chain:
     gemms = _added(builder, gemms, walk, 2 if is_batched else 1)
     padding = _padding(split, axis, builder)
     graph = collective.start.graph
-    sizes = builder.sizes()
+    sizes = {**builder.sizes(), **_asked(collective, ranks)}
     dead, kept = dead_and_kept(builder, set(builder.bands), set(sizes), graph, base)
     # What lies before the moved tensor is read by that alone, and goes with it.
     gone = {collective.start, collective.wait, base, *between(collective.wait, base)}
@@ -88,6 +94,16 @@ def _consumer(collective: Collective, ranks: int) -> Chain:
         sizes=sizes,
         padding=padding,
     )
+
+
+def _asked(collective: Collective, ranks: int) -> dict[fx.Node, Dim]:
+    """What says a size that the collective was asked for: what is sent, on all ranks alike."""
+    places = {node: node.args[1] for node in collective.asked}
+    return {
+        node: Size(collective.source, place, 1 if place else ranks)
+        for node, place in places.items()
+        if isinstance(place, int)
+    }
 
 
 def _added(builder: Builder, gemms: list[fx.Node], walk: Walk, inner: int) -> list[fx.Node]:
@@ -154,6 +170,9 @@ def _refuse_consumer(base: fx.Node, ends: list[fx.Node], walk: Walk) -> None:
                 "What is gathered is contracted by the GEMM: every element of the result needs "
                 "all of it.",
             )
+    if all(cut_piece(user) for user in base.users) and not is_static(shape_of(base)):
+        reason = f"Parts are cut from what varies, and need not be even. {FEWER}"
+        refuse(base, "dynamic_parts", reason)
     readers = ", ".join(sorted({str(user.target) for user in base.users})) or "nothing"
     refuse(base, "no_gemm", f"What is received is read by {readers}, not by a GEMM.")
 
@@ -192,10 +211,10 @@ def _consumer_builder(
         ):
             rest = (ranks * shape[lead + 1], *shape[lead + 2 :])
             part = rest[0]
-        operand = (-1, *fixed(base, (part // ranks, *rest[1:])))
+        operand = (part // ranks, *rest[1:])
     else:
-        operand = (-1, *fixed(base, rest))
-    ref = builder.operand(collective.source, ROWS, operand)
+        operand = rest
+    ref = builder.operand(collective.source, ROWS, (-1, *_said_by(collective.source, operand)))
     dims = _gathered_dims(collective, split, base, ranks)
     band = Band(ref, lead, shape, dims)
     if axis == 1 and not same(rest, shape[lead:]):
@@ -207,30 +226,53 @@ def _consumer_builder(
     return builder
 
 
+def _said_by(node: fx.Node, sizes: Sequence[Any]) -> tuple[Dim, ...]:
+    """Sizes as arguments: each that varies is one of ``node``'s."""
+    known = [(Size(node, index), size) for index, size in enumerate(shape_of(node))]
+    said = tuple(
+        next((dim for dim, own in reversed(known) if statically_known_true(own == size)), None)
+        if not isinstance(size, int)
+        else size
+        for size in sizes
+    )
+    if None in said:
+        reason = f"What is sent does not say its number of columns, which varies. {FEWER}"
+        refuse(node, "dynamic_columns", reason)
+    return said  # pyright: ignore[reportReturnType]
+
+
 def _gathered_dims(
     collective: Collective, split: Split, base: fx.Node, ranks: int
 ) -> tuple[Dim, ...] | None:
     """Sizes of the moved tensor, from the sizes of what this rank sends."""
-    shape = shape_of(base)
-    known = tuple(size for size in shape if isinstance(size, int))
-    if len(known) == len(shape):
-        return known
-    source = shape_of(collective.source)
-    if collective.name != "all_gather" or len(source) != len(shape) or split.trim is not None:
-        return None
-    return tuple(
-        size
-        if isinstance(size, int)
-        else Size(collective.source, index, ranks if index == split.dim else 1)
-        for index, size in enumerate(shape)
-    )
+    shape, source = shape_of(base), shape_of(collective.source)
+    dims: list[Dim] = []
+    for index, size in enumerate(shape):
+        is_moved = index == split.dim and collective.name == "all_gather"
+        if isinstance(size, int):
+            dims.append(size)
+        elif index == split.dim and split.trim is not None and (end := _end(split)) is not None:
+            dims.append(end)
+        elif len(source) == len(shape):
+            dims.append(Size(collective.source, index, ranks if is_moved else 1))
+    is_known = same([size_of(dim) for dim in dims], shape)
+    return tuple(dims) if is_known else None
+
+
+def _end(split: Split) -> int | fx.Node | None:
+    """Where what is gathered is cut off, as an argument."""
+    assert split.trim is not None
+    end = shape_of(split.trim)[split.dim]
+    if not isinstance(end, int) and split.trim.target is torch.ops.aten.slice.Tensor:
+        end = split.trim.args[3] if len(split.trim.args) > 3 else None
+    return end if isinstance(end, int | fx.Node) else None
 
 
 def _consumer_axis(split: Split, band: Band, collective: Collective) -> int:
     if split.dim > band.lead:
         refuse(split.whole, "inner_dimension", "It is gathered along an inner dimension.")
     if 0 < split.dim < band.lead and band.dims is None:
-        refuse(split.whole, "dynamic_shape", "Nothing says the sizes of what is gathered.")
+        refuse(split.whole, "dynamic_shape", f"Nothing says the sizes of what comes. {FEWER}")
     return 1 if split.dim == band.lead else 0
 
 
@@ -241,17 +283,15 @@ def _padding(split: Split, axis: int, builder: Builder) -> Padding | None:
         return None
     if axis == 1:
         refuse(trim, "trimmed", "Rows are trimmed inside the batches of a batched GEMM.")
-    end = shape_of(trim)[split.dim]
-    if not isinstance(end, int) and trim.target is torch.ops.aten.slice.Tensor:
-        end = trim.args[3] if len(trim.args) > 3 else None
-    if not isinstance(end, int | fx.Node):
-        refuse(trim, "trimmed", "Nothing says how much is trimmed.")
+    end = _end(split)
+    if end is None:
+        refuse(trim, "trimmed", f"Nothing says how much is trimmed. {FEWER}")
     whole, band = shape_of(split.whole)[split.dim], builder.bands[trim]
     is_known = isinstance(whole, int) and isinstance(end, int)
     modes = {operand.mode for operand in builder.operands[1:]}
     if OFFSETS in modes or (ROWS in modes and not is_known):
         refuse(trim, "trimmed", "Rows are trimmed that another operand does not have.")
     if split.dim + 1 < band.lead and band.dims is None:
-        refuse(trim, "dynamic_shape", "Nothing says the sizes of what is trimmed.")
+        refuse(trim, "dynamic_shape", f"Nothing says the sizes of what is trimmed. {FEWER}")
     inner = (band.dims or ())[split.dim + 1 : band.lead]
     return Padding(end, whole - end if is_known else 0, inner)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,17 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from overlapc.graphs.bands import Band, Builder, Dim, Size, constant, fixed, refuse, same, shape_of
+from overlapc.graphs.bands import (
+    Band,
+    Builder,
+    Dim,
+    constant,
+    is_static,
+    refuse,
+    same,
+    shape_of,
+    sizes_of,
+)
 from overlapc.graphs.nodes import tensor_facts
 from overlapc.runtime.program import OFFSETS, ROWS, WHOLE, Ref
 
@@ -115,23 +124,17 @@ def add_gemm(builder: Builder, node: fx.Node, left: Band | None = None) -> Band:
 def _shared(builder: Builder, node: fx.Node, left: Band | None) -> Band:
     shape, source = shape_of(node), left_of(node)
     (weight,) = _node(node.args[1]).all_input_nodes[:1]
-    rest = (-1, *fixed(node, shape_of(source)[2:]))
-    right = fixed(node, shape_of(weight)[-2:]) if len(shape_of(weight)) == 3 else None
+    rest = (-1, *sizes_of(source, 2))
+    right = sizes_of(weight, 1) if len(shape_of(weight)) == 3 else None
     a = left.ref if left else builder.operand(source, ROWS, rest)
     ref = builder.step(aten.mm.default, (a, builder.operand(weight, WHOLE, right)))
-    outer = left.dims[:2] if left and left.dims else (Size(source, 0), Size(source, 1))
-    known = left is None or left.dims is not None
-    return Band(ref, 2, shape, _dims(shape, outer) if known else None)
+    return Band(ref, 2, shape, _dims(source, left, weight))
 
 
-def _dims(shape: Sequence[Any], rows: Sequence[Dim]) -> tuple[Dim, ...] | None:
-    """Sizes of a result as arguments: ``rows`` say the first of them where they vary."""
-    dims = [
-        size if isinstance(size, int) else rows[index] if index < len(rows) else None
-        for index, size in enumerate(shape)
-    ]
-    known = [dim for dim in dims if dim is not None]
-    return tuple(known) if len(known) == len(dims) else None
+def _dims(source: fx.Node, left: Band | None, right: fx.Node) -> tuple[Dim, ...] | None:
+    """Sizes of a result as arguments: rows are those of the left operand, columns of the right."""
+    rows = left.dims if left else sizes_of(source, 0)
+    return None if rows is None else (*rows[:-1], *sizes_of(right, len(shape_of(right)) - 1))
 
 
 def _gemm(builder: Builder, node: fx.Node, left: Band | None) -> Band:
@@ -140,7 +143,8 @@ def _gemm(builder: Builder, node: fx.Node, left: Band | None) -> Band:
     shape = shape_of(node)
     _check(node, form)
     args[form.a] = left.ref if left else builder.operand(left_of(node), ROWS)
-    args[form.b] = builder.operand(_node(args[form.b]), ROWS if form.batched else WHOLE)
+    right = _node(args[form.b])
+    args[form.b] = builder.operand(right, ROWS if form.batched else WHOLE)
     for place in form.scales:
         if len(args) > place and isinstance(args[place], fx.Node):
             args[place] = builder.operand(_node(args[place]), _scale_mode(node, form, place))
@@ -151,8 +155,7 @@ def _gemm(builder: Builder, node: fx.Node, left: Band | None) -> Band:
     args = [arg if isinstance(arg, Ref) else constant(node, arg) for arg in args]
     kwargs = [(name, constant(node, value)) for name, value in node.kwargs.items()]
     ref = builder.step(node.target, args, kwargs)
-    rows = left.dims[:1] if left and left.dims else () if left else (Size(left_of(node), 0),)
-    return Band(ref, 1, shape, _dims(shape, rows))
+    return Band(ref, 1, shape, _dims(left_of(node), left, right))
 
 
 def _node(arg: object) -> fx.Node:
@@ -174,12 +177,8 @@ def _scale_mode(node: fx.Node, form: Form, place: int) -> str:
     if place != form.scales[0]:
         return WHOLE
     scale = shape_of(_node(node.args[place]))
-    if all(size == 1 for size in scale if isinstance(size, int)) and _is_static(scale):
+    if all(size == 1 for size in scale if isinstance(size, int)) and is_static(scale):
         return WHOLE
     if len(scale) == 2 and statically_known_true(scale[1] == 1):
         return ROWS
     return refuse(node, "block_scales", "The scales are of blocks, not of rows or of the tensor.")
-
-
-def _is_static(shape: tuple[int | torch.SymInt, ...]) -> bool:
-    return all(isinstance(size, int) for size in shape)

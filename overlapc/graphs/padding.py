@@ -15,7 +15,7 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from overlapc.graphs.bands import Band, Builder, Fill, is_view, refuse, same, shape_of
+from overlapc.graphs.bands import FEWER, Band, Builder, Fill, is_view, refuse, same, shape_of
 from overlapc.graphs.nodes import through
 from overlapc.graphs.packing import Split, cat_dim, joined
 from overlapc.runtime.program import ROWS, WHOLE, Ref, Step
@@ -72,7 +72,7 @@ def keeps_zeros(builder: Builder) -> bool:
 def with_zeros(builder: Builder, band: Band, node: fx.Node) -> Ref:
     """Add a step that puts zeros in the rows of padding of a node's band."""
     if band.dims is None:
-        refuse(node, "dynamic_shape", "Nothing says the sizes of what is padded.")
+        refuse(node, "dynamic_shape", f"Nothing says the sizes of what is padded. {FEWER}")
     # As any operand by rows it is padded with zeros, which are False.
     rows = Fill(True, band.dims[: band.lead])
     marks = builder.operand(node, ROWS, (-1, *(1 for _ in band.rest)), rows)

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from overlapc.graphs.algebra import mutates
-from overlapc.graphs.bands import RANDOM, Band, Builder, Dim, Refused, is_view, refuse, shape_of
+from overlapc.graphs.bands import (
+    FEWER,
+    RANDOM,
+    Band,
+    Builder,
+    Dim,
+    Refused,
+    is_static,
+    is_view,
+    refuse,
+    shape_of,
+)
 from overlapc.graphs.chain import Chain, Padding, Result
 from overlapc.graphs.collectives import Collective, Refusal
 from overlapc.graphs.gemms import form_of, read_gemm, rows_of
@@ -25,6 +37,8 @@ from overlapc.graphs.walking import (
     splits_of,
 )
 from overlapc.runtime.program import OFFSETS, Ref
+
+aten = torch.ops.aten
 
 KINDS = {
     "all_reduce": "gemm_all_reduce",
@@ -99,6 +113,9 @@ def _refuse_producer(top: fx.Node) -> None:
         refuse(top, "random", RANDOM)
     if top.op == "placeholder":
         refuse(top, "no_gemm", "What is sent is an input of the graph, not the result of a GEMM.")
+    if top.target is aten.cat.default and not is_static(shape_of(top)):
+        reason = f"Its parts are cut from what varies, and need not be even. {FEWER}"
+        refuse(top, "dynamic_parts", reason)
     if _gemm_above(top):
         refuse(
             top,
@@ -151,7 +168,7 @@ def _padding(padded: Padded, band: Band, builder: Builder) -> Padding | None:
     if any(operand.mode == OFFSETS for operand in builder.operands):
         refuse(split.whole, "padded", "Rows are padded that a grouped GEMM counts.")
     if band.dims is None:
-        refuse(split.whole, "dynamic_shape", "Nothing says the sizes of what is padded.")
+        refuse(split.whole, "dynamic_shape", f"Nothing says the sizes of what is padded. {FEWER}")
     return Padding(band.dims[split.dim], padded.rows, band.dims[split.dim + 1 : band.lead])
 
 
@@ -164,7 +181,7 @@ def _axis(split: Split, band: Band, collective: Collective) -> tuple[int, tuple[
     if split.dim > band.lead:
         refuse(split.whole, "inner_dimension", "It is scattered along an inner dimension.")
     if split.dim and band.dims is None:
-        refuse(split.whole, "dynamic_shape", "Nothing says the sizes of what is scattered.")
+        refuse(split.whole, "dynamic_shape", f"Nothing says the sizes of what is sent. {FEWER}")
     return 0, tuple((band.dims or ())[: split.dim])
 
 
@@ -200,7 +217,8 @@ def _sent_dims(collective: Collective, split: Split, band: Band) -> tuple[Dim, .
                 -1 if index in changed else size if isinstance(size, int) else dim
                 for index, (dim, size) in enumerate(dims)
             )
-    return refuse(collective.wait, "dynamic_shape", "Nothing says the sizes of what is received.")
+    reason = f"Nothing says the sizes of what is received. {FEWER}"
+    return refuse(collective.wait, "dynamic_shape", reason)
 
 
 def _gemm_above(node: fx.Node) -> bool:

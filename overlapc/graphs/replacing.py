@@ -11,7 +11,7 @@ import torch
 from torch import fx
 from torch._inductor.pattern_matcher import stable_topological_sort
 
-from overlapc.graphs.bands import Dim, Fill, Operand, Size, same, shape_of
+from overlapc.graphs.bands import Dim, Fill, Operand, Size, same, shape_of, size_of
 from overlapc.graphs.chain import Chain, Result
 from overlapc.graphs.nodes import add_call, value_of
 
@@ -47,7 +47,8 @@ def _call(graph: fx.Graph, chain: Chain, spec: str, sizes: _Sizes) -> fx.Node:
         if operand.fill is not None:
             node = _full(graph, operand, operand.fill, sizes)
         elif operand.shape is not None and not _has_shape(node, operand.shape):
-            node = add_call(graph, aten.reshape.default, (node, list(operand.shape)), like=node)
+            shape = [sizes.of(dim) for dim in operand.shape]
+            node = add_call(graph, aten.reshape.default, (node, shape), like=node)
         if operand in chain.padded:
             node = _padded(graph, node, chain, sizes)
         operands.append(node)
@@ -77,9 +78,9 @@ def _padded(graph: fx.Graph, node: fx.Node, chain: Chain, sizes: _Sizes) -> fx.N
     return _by_blocks(graph, node, chain, sizes, aten.constant_pad_nd.default, (pads, 0.0))
 
 
-def _has_shape(node: fx.Node, shape: Sequence[int]) -> bool:
+def _has_shape(node: fx.Node, shape: Sequence[Dim]) -> bool:
     own = shape_of(node)
-    return len(own) == len(shape) and same(own[1:], shape[1:])
+    return len(own) == len(shape) and same(own[1:], [size_of(dim) for dim in shape[1:]])
 
 
 @dataclass
@@ -155,7 +156,7 @@ def _shaped(graph: fx.Graph, value: fx.Node, result: Result, sizes: _Sizes) -> f
 def _fits(value: fx.Node, dims: Sequence[Dim]) -> bool:
     """Whether a value has these sizes already, -1 standing for any."""
     own = shape_of(value)
-    sizes = [value_of(dim) if isinstance(dim, fx.Node) else dim for dim in dims]
-    if len(own) != len(sizes) or any(isinstance(size, Size) for size in sizes):
+    sizes = [size_of(dim) for dim in dims]
+    if len(own) != len(sizes):
         return False
     return same(own, [mine if size == -1 else size for mine, size in zip(own, sizes, strict=True)])

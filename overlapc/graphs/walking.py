@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from overlapc.graphs.bands import Band, Builder, Dim, is_pointwise, is_view, refuse
+from overlapc.graphs.bands import FEWER, Band, Builder, Dim, is_pointwise, is_view, refuse
 from overlapc.graphs.collectives import Collective
 from overlapc.graphs.gemms import add_gemm
 from overlapc.graphs.nodes import descendants, value_of
@@ -128,7 +128,7 @@ def dims_or_refuse(node: fx.Node, band: Band) -> tuple[Dim, ...] | None:
     if band.lead == 1:
         return None
     if band.dims is None:
-        refuse(node, "dynamic_shape", f"Nothing says the sizes of {node.target}.")
+        refuse(node, "dynamic_shape", f"Nothing says the sizes of {node.target}. {FEWER}")
     return band.dims
 
 

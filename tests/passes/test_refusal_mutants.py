@@ -12,13 +12,13 @@ from torch._dynamo.exc import BackendCompilerFailed
 
 from overlapc.graphs import consuming, gemms
 from overlapc.graphs.bands import shape_of
-from overlapc.graphs.chain import Trim
+from overlapc.graphs.chain import Padding
 from tests.passes import test_catalogue
 
 
-def any_trim(split, axis, lead):
-    """Rows may be trimmed along any dimension."""
-    return None if split.trim is None else Trim(split.dim, split.trim.args[3])
+def any_trim(split, axis, builder):
+    """Rows may be trimmed of batches, too."""
+    return None if split.trim is None else Padding(split.trim.args[3], 0)
 
 
 def always_free(gemm, below, walk):
@@ -32,7 +32,7 @@ def rows_of_all_batches(node):
 
 
 MUTANTS: dict[str, tuple[ModuleType, str, Callable[..., Any], type[Exception], str]] = {
-    "trimmed_batches": (consuming, "_trim", any_trim, AssertionError, "all_gather_gemm"),
+    "trimmed_batches": (consuming, "_padding", any_trim, AssertionError, "all_gather_gemm"),
     "squared": (consuming, "_is_free", always_free, BackendCompilerFailed, "erase Node wait"),
     "unlike_batches": (gemms, "rows_of", rows_of_all_batches, AssertionError, "!unlike_gemms"),
 }

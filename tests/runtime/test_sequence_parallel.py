@@ -96,21 +96,18 @@ def uneven(rank, dim):
     for name, parameter in split.named_parameters():
         pairs[name] = parameter.grad, whole.get_parameter(name).grad
     errors = {name: error(one.full_tensor(), other) for name, (one, other) in pairs.items()}
-    sites = overlapc.report().sites
-    return errors, sorted((site.graph, site.kind, dict(site.calls)) for site in sites if site.calls)
+    sites = [site for site in overlapc.report().sites if site.calls]
+    return errors, {(site.graph, site.kind, *site.calls) for site in sites}
 
 
-@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("dim", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_uneven_shards_train_right(dim, two_ranks):
     """Scatters as well as gathers, with biases: along the batch and along the sequence."""
     for errors, sites in two_ranks.run(uneven, dim, timeout=160):
         assert {name: value for name, value in errors.items() if not value < 1e-5} == {}
-        expected = [
-            (graph, kind, {"chunked": 1})
-            for graph in ("backward", "forward")
-            for kind in ("all_gather_gemm", "gemm_reduce_scatter")
-        ]
-        assert sites == expected
+        for graph in ("backward", "forward"):
+            for kind in ("all_gather_gemm", "gemm_reduce_scatter"):
+                assert (graph, kind, "chunked") in sites
 
 
 def varying_rows(rank, counts):
