@@ -287,11 +287,14 @@ def _padding(split: Split, axis: int, builder: Builder) -> Padding | None:
     if end is None:
         refuse(trim, "trimmed", f"Nothing says how much is trimmed. {FEWER}")
     whole, band = shape_of(split.whole)[split.dim], builder.bands[trim]
-    is_known = isinstance(whole, int) and isinstance(end, int)
+    added = whole - end if isinstance(whole, int) and isinstance(end, int) else 0
     modes = {operand.mode for operand in builder.operands[1:]}
-    if OFFSETS in modes or (ROWS in modes and not is_known):
-        refuse(trim, "trimmed", "Rows are trimmed that another operand does not have.")
+    if OFFSETS in modes:
+        refuse(trim, "trimmed", "Rows are trimmed that a grouped GEMM counts.")
+    if ROWS in modes and not added:
+        reason = f"Rows are trimmed that another operand does not have, how many varies. {FEWER}"
+        refuse(trim, "trimmed", reason)
     if split.dim + 1 < band.lead and band.dims is None:
         refuse(trim, "dynamic_shape", f"Nothing says the sizes of what is trimmed. {FEWER}")
     inner = (band.dims or ())[split.dim + 1 : band.lead]
-    return Padding(end, whole - end if is_known else 0, inner)
+    return Padding(end, added, inner)

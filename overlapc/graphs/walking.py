@@ -128,7 +128,7 @@ def dims_or_refuse(node: fx.Node, band: Band) -> tuple[Dim, ...] | None:
     if band.lead == 1:
         return None
     if band.dims is None:
-        refuse(node, "dynamic_shape", f"Nothing says the sizes of {node.target}. {FEWER}")
+        refuse(node, "dynamic_shape", f"Nothing says the sizes of a result. {FEWER}")
     return band.dims
 
 

@@ -43,9 +43,12 @@ def explained(
     """Explain a function on the fake group, with caches and dumps of the test's own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
-    def run(function: Callable[..., Any], *args: Any, **options: Any) -> Explained:
+    def run(
+        function: Callable[..., Any], *args: Any, dynamic: bool | None = None, **options: Any
+    ) -> Explained:
         dump = tmp_path / "dump"
-        report = overlapc.explain(function, {"dump": str(dump), **options})(*args)
+        options = {"dump": str(dump), **options}
+        report = overlapc.explain(function, options, dynamic=dynamic)(*args)
         graphs = {}
         for folder in sorted(dump.iterdir(), key=lambda f: (order(f.name), f.name)):
             texts = [path.read_text() for path in sorted(folder.glob("[0-9]*.txt"))]

@@ -17,6 +17,20 @@ DYNAMIC = [name for name, one in REWRITES.items() if one.dynamic is not None]
 TRAINED = [name for name, one in REWRITES.items() if one.backward is not None]
 
 
+STANDS_IN_THE_WAY = {
+    "slices": ("!dynamic_parts",),
+    "joined_slices": ("!dynamic_parts",),
+    "joined_view": ("!dynamic_shape",),
+    "experts": ("!dynamic_columns", "!dynamic_columns"),
+    "padded_heads": ("!dynamic_columns",),
+    "trimmed_sequence": ("!dynamic_shape",),
+    "trimmed_residual": ("!trimmed",),
+}
+"""What is refused where columns vary as well as rows."""
+
+FEW = ("slices", "experts", "residual", "scatter_rows", "q_k_v", "gate_up", "pooled", "combine")
+
+
 def said(sites):
     """What the catalogue would say of these sites."""
     return tuple(site.kind if site.decision == "rewritten" else f"!{site.code}" for site in sites)
@@ -50,6 +64,35 @@ def test_varying_rows(name, explained, golden):
     assert said(result.report.sites) == spelling.sites
     assert all(site.shape.startswith("~") for site in result.report.sites)
     golden(result.text())
+
+
+def with_few(names, few=FEW):
+    """The names as parameters, most of them of the long tests."""
+    return [name if name in few else pytest.param(name, marks=pytest.mark.long) for name in names]
+
+
+@pytest.mark.parametrize("name", with_few(REWRITES))
+def test_every_size_varies(name, explained):
+    """Of tensors that are no parameters ``dynamic=True`` lets columns vary, too."""
+    spelling = REWRITES[name]
+    with torch.no_grad():
+        result = explained(spelling.function, *inputs_of(spelling), **OPTIONS, dynamic=True)
+    assert said(result.report.sites) == STANDS_IN_THE_WAY.get(name, spelling.sites)
+    refused = [site for site in result.report.sites if site.decision == "refused"]
+    assert all("torch._dynamo.mark_dynamic" in site.reason for site in refused)
+
+
+@pytest.mark.parametrize("name", with_few(REWRITES))
+def test_meta_tensors(name, explained):
+    spelling = REWRITES[name]
+    trained = spelling.backward is not None
+    values = [value.to("meta") for value in spelling.inputs()]
+    if trained:
+        values = [v.requires_grad_() if v.is_floating_point() else v for v in values]
+    with torch.set_grad_enabled(trained):
+        sites = explained(spelling.function, *values, **OPTIONS).report.sites
+    assert said(s for s in sites if s.graph != "backward") == spelling.sites
+    assert said(s for s in sites if s.graph == "backward") == (spelling.backward or ())
 
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["fixed", "varying"])

@@ -21,13 +21,14 @@ from overlapc.passes.base import Compilation, run_passes
 from overlapc.passes.overlap_chains import OverlapChains
 from tests.passes.catalogue import REWRITES
 from tests.passes.spelling import BATCH
+from tests.passes.test_catalogue import STANDS_IN_THE_WAY
 from tests.targets import SLOW_LINK
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-5, torch.bfloat16: 2e-2}
 """Relative error by the dtype of a result: sums are added up in another order."""
 
 
-def rewritten(function, passes, sites, target=SLOW_LINK, overlap="chunked"):
+def rewritten(function, passes, sites, target=SLOW_LINK, overlap="chunked", dynamic=None):
     """The function as our passes leave it, run without Inductor."""
     options = from_user({"target": target, "overlap": overlap})
 
@@ -45,7 +46,7 @@ def rewritten(function, passes, sites, target=SLOW_LINK, overlap="chunked"):
             graph_module, inputs, inner, config_patches={"force_disable_caches": True}
         )
 
-    return torch.compile(function, backend=backend)
+    return torch.compile(function, backend=backend, dynamic=dynamic)
 
 
 def tensors(value):
@@ -79,23 +80,23 @@ def worst(found, wanted):
     return max(errors)
 
 
-def compare(rank, names, passes=PIPELINE):
+def compare(rank, names, passes=PIPELINE, dynamic=None):
     """Each spelling's worst error and its sites' decisions; fresh memory holds NaN."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        return {name: _compared(rank, name, passes) for name in names}
+        return {name: _compared(rank, name, passes, dynamic) for name in names}
     finally:
         torch.use_deterministic_algorithms(False)
 
 
-def _compared(rank, name, passes):
+def _compared(rank, name, passes, dynamic):
     spelling = REWRITES[name]
     torch._dynamo.reset()
     torch.manual_seed(rank)
     inputs, sites = spelling.inputs(), []
     trained = spelling.backward is not None
     plain = torch.compile(spelling.function, backend="aot_eager")
-    ours = rewritten(spelling.function, passes, sites)
+    ours = rewritten(spelling.function, passes, sites, dynamic=dynamic)
     wanted = run(plain, inputs, trained=trained)
     return worst(run(ours, inputs, trained=trained), wanted), sites
 
@@ -106,6 +107,21 @@ def test_values_and_gradients(part, two_ranks):
     for found in two_ranks.run(compare, names):
         assert {name: error for name, (error, _) in found.items() if not error < 1} == {}
         assert all("rewritten" in sites for _, sites in found.values())
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("gather_sequence", "scatter_sequence", "gate_up", "residual", "pooled"),
+        pytest.param(tuple(REWRITES), marks=pytest.mark.long),
+    ],
+    ids=["few", "all"],
+)
+def test_values_and_gradients_where_every_size_varies(names, two_ranks):
+    for found in two_ranks.run(compare, names, PIPELINE, True, timeout=110):
+        assert {name: error for name, (error, _) in found.items() if not error < 1} == {}
+        gone = {name for name, (_, sites) in found.items() if "rewritten" not in sites}
+        assert gone <= set(STANDS_IN_THE_WAY)
 
 
 @dataclass(frozen=True)

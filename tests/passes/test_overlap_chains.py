@@ -116,6 +116,15 @@ def test_sequence_parallel(dim, varying, explained, golden):
     golden(result.text())
 
 
+@pytest.mark.parametrize("dim", [pytest.param(0, marks=pytest.mark.long), 1])
+def test_a_sequence_parallel_plan_whose_sizes_all_vary(dim, explained):
+    model = parallelize_module(Block(), init_device_mesh("cpu", (2,)), sequence_plan(dim))
+    with torch.no_grad():
+        result = explained(model, x3()[:, :100], target=SLOW_LINK, dynamic=True)
+    assert {site.decision for site in result.report.sites} == {"rewritten"}
+    assert {site.kind for site in result.report.sites} == {kind for _, kind, _ in SEQUENCE_SITES}
+
+
 def test_activation_checkpointing_hides_no_site(explained):
     from torch.utils.checkpoint import checkpoint
 
@@ -182,6 +191,15 @@ def test_meta_tensors_are_explained(explained):
     with torch.no_grad():
         result = explained(lambda x: all_reduce(model(x)), x, target=SLOW_LINK)
     assert [site.decision for site in result.report.sites] == ["rewritten"]
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_a_model_on_meta_tensors_is_explained_with_its_backward(dim, explained):
+    with torch.device("meta"):
+        block, x = Block(), x3()
+    model = parallelize_module(block, init_device_mesh("cpu", (2,)), sequence_plan(dim))
+    result = explained(model, x.requires_grad_(), target=SLOW_LINK)
+    assert sorted(kinds(result.report)) == sorted(SEQUENCE_SITES)
 
 
 def test_a_signaled_site_dumps_the_module_that_checks_itself(explained, tmp_path, monkeypatch):

@@ -147,6 +147,42 @@ def test_five_hundred_row_counts_compile_once(two_ranks):
         assert compiled == 1
 
 
+def varying_columns(rank, sizes):
+    """As ``varying_rows`` of weights that are given, with so many rows, inputs and hidden units."""
+    torch.manual_seed(0)
+    counter = torch._dynamo.testing.CompileCounterWithBackend("overlapc")
+
+    def layer(x, up, down):
+        h = (functional.all_gather_tensor(x, 0, dist.group.WORLD) @ up.t()).relu()
+        return functional.reduce_scatter_tensor(h @ down, "sum", 0, dist.group.WORLD)
+
+    def counting(graph_module, example_inputs):
+        from overlapc.backend import backend
+
+        counter.frame_count += 1
+        return backend(graph_module, example_inputs, options={"target": SLOW_LINK})
+
+    before = {site.id for site in overlapc.report().sites}
+    compiled = torch.compile(layer, backend=counting, dynamic=True)
+    worst = 0.0
+    for rows, inner, hidden in sizes:
+        full, up, down = (torch.randn(n, inner) for n in (2 * rows, hidden, hidden))
+        mine = slice(rank * rows, (rank + 1) * rows)
+        h = (full.double() @ up.double().t()).relu()
+        found = compiled(full[mine], up, down)
+        worst = max(worst, error(found, (2 * h @ down.double())[mine]))
+    sites = [site for site in overlapc.report().sites if site.id not in before]
+    return worst, counter.frame_count, sorted((site.kind, site.decision) for site in sites)
+
+
+def test_columns_that_vary_compile_once(two_ranks):
+    sizes = [(137, 32, 48), (90, 40, 60), (33, 17, 96), (512, 200, 31), (3, 8, 5)]
+    for worst, compiled, sites in two_ranks.run(varying_columns, sizes, timeout=120):
+        assert worst < 1e-5
+        assert compiled == 1
+        assert sites == [("all_gather_gemm", "rewritten"), ("gemm_reduce_scatter", "rewritten")]
+
+
 def varying_rows_of(rank, mutant, counts):
     """As ``varying_rows`` while ``mutant`` breaks something."""
     torch._dynamo.reset()
