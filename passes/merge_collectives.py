@@ -30,7 +30,7 @@ from overlapc.graphs.algebra import (
 )
 from overlapc.graphs.collectives import Collective, Refusal, collective_starts, read_collective
 from overlapc.graphs.nodes import tensor_facts, where
-from overlapc.graphs.summing import add_sources
+from overlapc.graphs.summing import add_sources, why_not_all_add
 from overlapc.passes.base import Compilation, Fuel, add_site
 from overlapc.planning.problem import ITEM_BYTES
 
@@ -131,7 +131,9 @@ def _pair(early: fx.Node, late: fx.Node) -> tuple[Term, Term] | Refusal:
         if isinstance(term, Refusal):
             return term
         found.append(term)
-    return why_not_one(*found) or (found[0], found[1])
+    refusals = (why_not_all_add(term.collective) for term in found)
+    refusal = why_not_one(*found) or next(filter(None, refusals), None)
+    return refusal or (found[0], found[1])
 
 
 def send_sum(graph: fx.Graph, early: Term, late: Term) -> None:

@@ -232,6 +232,17 @@ def other_parts_by_views(a, b, c):
     return scatter(a).view(2, -1)[:, :COLUMNS] + scatter(b)[:2]
 
 
+def padding_alone(a, b, c):
+    """The last rank is sent padding alone, and its graph reads nothing of it."""
+    pad = (0, 0, 0, ROWS // RANKS)
+    return scatter(F.pad(a[: ROWS // RANKS], pad)) + scatter(F.pad(b[: ROWS // RANKS], pad))
+
+
+def parts_of_two(a, b, c):
+    left, right = torch.cat([a[: ROWS // 2], c[: ROWS // 2]]), torch.cat([b[: ROWS // 2], c[:4]])
+    return scatter(left) + scatter(right)
+
+
 def padded_unlike(a, b, c):
     a = a[:-1]
     return gather(F.pad(a, (0, 0, 0, 1))).relu(), gather(F.pad(a, (0, 0, 1, 0))).tanh()
@@ -286,6 +297,8 @@ REFUSED = [
     through_a_transpose,
     other_parts,
     other_parts_by_views,
+    padding_alone,
+    parts_of_two,
     padded_unlike,
     a_cast_between,
     an_average_of_integers,

@@ -71,12 +71,12 @@ def test_a_sequence_parallel_plan_trains_right(size, request):
                 assert calls[graph, kind] == {"chunked": 1}
 
 
-def uneven(rank, dim):
-    """The same of shards that differ by one, of a model whose activations stay distributed."""
+def uneven(rank, size, dim):
+    """The same of shards that differ, of a model whose activations stay distributed."""
     torch.manual_seed(0)
     whole = Block().double()
     split = copy.deepcopy(whole).float()
-    mesh, shard = init_device_mesh("cpu", (2,)), Shard(dim)
+    mesh, shard = init_device_mesh("cpu", (size,)), Shard(dim)
     plan = {
         "norm": SequenceParallel(sequence_dim=dim, use_local_output=False),
         "ffn.gate": ColwiseParallel(input_layouts=shard),
@@ -86,7 +86,7 @@ def uneven(rank, dim):
     compiled = torch.compile(
         parallelize_module(split, mesh, plan), backend="overlapc", options=OPTIONS
     )
-    x = torch.randn(3, 33, INNER, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(size + 1, 33, INNER, dtype=torch.float64, requires_grad=True)
     weights = torch.randn_like(x)
     x32 = distribute_tensor(x.detach().float(), mesh, [shard]).requires_grad_()
     found, wanted = compiled(x32), whole(x)
@@ -100,10 +100,22 @@ def uneven(rank, dim):
     return errors, {(site.graph, site.kind, *site.calls) for site in sites}
 
 
-@pytest.mark.parametrize("dim", [0, pytest.param(1, marks=pytest.mark.long)])
-def test_uneven_shards_train_right(dim, two_ranks):
-    """Scatters as well as gathers, with biases: along the batch and along the sequence."""
-    for errors, sites in two_ranks.run(uneven, dim, timeout=160):
+@pytest.mark.parametrize(
+    ("size", "dim"),
+    [
+        (2, 0),
+        pytest.param(2, 1, marks=pytest.mark.long),
+        pytest.param(4, 0, marks=pytest.mark.long),
+    ],
+)
+def test_uneven_shards_train_right(size, dim, request):
+    """Scatters as well as gathers, with biases: along the batch and along the sequence.
+
+    Gate and up gather for themselves: the ranks have to merge that alike, too. Of five rows four
+    ranks have two, two, one and none.
+    """
+    ranks = request.getfixturevalue("two_ranks" if size == 2 else "four_ranks")
+    for errors, sites in ranks.run(uneven, size, dim, timeout=160):
         assert {name: value for name, value in errors.items() if not value < 1e-5} == {}
         for graph in ("backward", "forward"):
             for kind in ("all_gather_gemm", "gemm_reduce_scatter"):
