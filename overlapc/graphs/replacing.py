@@ -11,7 +11,7 @@ import torch
 from torch import fx
 from torch._inductor.pattern_matcher import stable_topological_sort
 
-from overlapc.graphs.bands import Dim, Fill, Operand, Size, same, shape_of, size_of
+from overlapc.graphs.bands import Dim, Fill, Operand, Size, same, shape_of, size_of, sizes_of
 from overlapc.graphs.chain import Chain, Result
 from overlapc.graphs.nodes import add_call, value_of
 
@@ -132,11 +132,13 @@ def _by_blocks(
     graph: fx.Graph, node: fx.Node, chain: Chain, sizes: _Sizes, op: Any, more: tuple[Any, ...]
 ) -> fx.Node:
     """``op(node, *more)`` of a tensor ``[rows, ..]`` as ``[outer, rows, ..]``."""
-    outer, rest = [sizes.of(dim) for dim in chain.outer], list(shape_of(node)[1:])
-    if outer:
-        node = add_call(graph, aten.reshape.default, (node, [*outer, -1, *rest]), like=node)
+    outer = [sizes.of(dim) for dim in chain.outer]
+    if not outer:
+        return add_call(graph, op, (node, *more), like=node)
+    rest = [sizes.of(dim) for dim in sizes_of(node, 1)]
+    node = add_call(graph, aten.reshape.default, (node, [*outer, -1, *rest]), like=node)
     node = add_call(graph, op, (node, *more), like=node)
-    return add_call(graph, aten.reshape.default, (node, [-1, *rest]), like=node) if outer else node
+    return add_call(graph, aten.reshape.default, (node, [-1, *rest]), like=node)
 
 
 def _shaped(graph: fx.Graph, value: fx.Node, result: Result, sizes: _Sizes) -> fx.Node:

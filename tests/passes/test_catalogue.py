@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -28,7 +30,17 @@ STANDS_IN_THE_WAY = {
 }
 """What is refused where columns vary as well as rows."""
 
-FEW = ("slices", "experts", "residual", "scatter_rows", "q_k_v", "gate_up", "pooled", "combine")
+FEW = (
+    "slices",
+    "padded_batch",
+    "experts",
+    "residual",
+    "scatter_rows",
+    "q_k_v",
+    "gate_up",
+    "pooled",
+    "combine",
+)
 
 
 def said(sites):
@@ -80,6 +92,9 @@ def test_every_size_varies(name, explained):
     assert said(result.report.sites) == STANDS_IN_THE_WAY.get(name, spelling.sites)
     refused = [site for site in result.report.sites if site.decision == "refused"]
     assert all("torch._dynamo.mark_dynamic" in site.reason for site in refused)
+    lines = [line for _, after in result.graphs.values() for line in after.splitlines()]
+    # A size is a node: a symbol by itself is no name in code.
+    assert not [line for line in lines if re.search(r"\bs\d+\b", line.partition("  #")[0])]
 
 
 @pytest.mark.parametrize("name", with_few(REWRITES))

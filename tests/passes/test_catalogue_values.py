@@ -112,7 +112,7 @@ def test_values_and_gradients(part, two_ranks):
 @pytest.mark.parametrize(
     "names",
     [
-        ("gather_sequence", "scatter_sequence", "gate_up", "residual", "pooled"),
+        ("gather_sequence", "scatter_sequence", "gate_up", "residual", "pooled", "padded_part"),
         pytest.param(tuple(REWRITES), marks=pytest.mark.long),
     ],
     ids=["few", "all"],

@@ -73,6 +73,7 @@ def test_a_sequence_parallel_plan_trains_right(size, request):
 
 def uneven(rank, size, dim):
     """The same of shards that differ, of a model whose activations stay distributed."""
+    torch._dynamo.reset()  # what it saw of other sizes would make these vary
     torch.manual_seed(0)
     whole = Block().double()
     split = copy.deepcopy(whole).float()
@@ -112,14 +113,17 @@ def test_uneven_shards_train_right(size, dim, request):
     """Scatters as well as gathers, with biases: along the batch and along the sequence.
 
     Gate and up gather for themselves: the ranks have to merge that alike, too. Of five rows four
-    ranks have two, two, one and none.
+    ranks have two, two, one and none, and the padding of none is an input of the backward graph,
+    whose scatters stay as they are.
     """
+    chunked = {(graph, "all_gather_gemm", "chunked") for graph in ("backward", "forward")}
+    chunked.add(("forward", "gemm_reduce_scatter", "chunked"))
+    if size == 2:
+        chunked.add(("backward", "gemm_reduce_scatter", "chunked"))
     ranks = request.getfixturevalue("two_ranks" if size == 2 else "four_ranks")
     for errors, sites in ranks.run(uneven, size, dim, timeout=160):
         assert {name: value for name, value in errors.items() if not value < 1e-5} == {}
-        for graph in ("backward", "forward"):
-            for kind in ("all_gather_gemm", "gemm_reduce_scatter"):
-                assert (graph, kind, "chunked") in sites
+        assert chunked <= sites
 
 
 def varying_rows(rank, counts):
