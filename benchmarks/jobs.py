@@ -35,6 +35,9 @@ class Job:
     """For measuring machine and link, for overlapc; 0 leaves overlapc out."""
     pairs: tuple[Pair, ...] = ()
     """All at ``rate``; none where whole models are measured."""
+    tuning_seconds: float = 0.0
+    """For running the best plans of each pair and keeping the fastest, as ``overlapc calibrate
+    --chains`` does; 0 leaves plans to predictions."""
     rest_seconds: float = 0.0
     """Silence before each run, after which the link's token bucket is full."""
     results: str = ""

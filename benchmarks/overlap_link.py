@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     seconds = seconds / 4 if arguments.quick else seconds
     rows: list[Row] = []
     for rate, of_rate in groupby(chosen, key=lambda pair: pair.rate):
-        rows += measure_rate(rate, tuple(of_rate), seconds, with_overlapc=not arguments.no_overlapc)
+        rows += measure_rate(job_of(arguments, rate, seconds, tuple(of_rate)))
         # After each rate: a later one that fails does not lose what took minutes.
         name = arguments.name or default_name("overlap_link", arguments.ranks)
         lines = [to_json(row) for row in rows]
@@ -52,14 +52,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if summarise(rows).slower_than_inductor else 0
 
 
-def measure_rate(
-    rate: str, of_rate: tuple[Pair, ...], seconds: float, *, with_overlapc: bool
-) -> list[Row]:
+def job_of(
+    arguments: argparse.Namespace, rate: str, seconds: float, pairs: tuple[Pair, ...]
+) -> Job:
+    """What the ranks of one rate are to do."""
+    calibration = 0.0 if arguments.no_overlapc else CALIBRATION_SECONDS
+    return Job(rate, seconds, calibration, pairs, arguments.tuning)
+
+
+def limit_of(job: Job) -> float:
+    """Seconds after which something is wrong."""
+    return len(job.pairs) * (4 * (job.seconds + job.tuning_seconds) + 60)
+
+
+def measure_rate(job: Job) -> list[Row]:
     """Start the ranks once, and let them measure every pair of one rate."""
-    job = Job(rate, seconds, CALIBRATION_SECONDS if with_overlapc else 0.0, of_rate)
-    limit = len(of_rate) * (4 * seconds + 60)
-    lines = run_job(job, "benchmarks.overlap_worker", ranks=of_rate[0].ranks, timeout=limit)
-    return [from_json(line) for line in lines]
+    ranks, worker = job.pairs[0].ranks, "benchmarks.overlap_worker"
+    return [from_json(line) for line in run_job(job, worker, ranks=ranks, timeout=limit_of(job))]
 
 
 def chosen_pairs(arguments: argparse.Namespace) -> list[Pair]:
@@ -112,6 +121,14 @@ def parser(module: str, description: str) -> argparse.ArgumentParser:
     )
     found.add_argument("--quick", action="store_true", help="one shape, one extreme, few rounds")
     found.add_argument("--seconds", type=float, help="of one pair, timed part")
+    found.add_argument(
+        "--tuning",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="of each pair: run its best plans first and keep the fastest, "
+        "as overlapc calibrate --chains does",
+    )
     found.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder")
     found.add_argument("--name", help="of the two files, without ending")
     found.add_argument("--no-overlapc", action="store_true", help="only the references")

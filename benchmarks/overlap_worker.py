@@ -204,6 +204,16 @@ def calibrated(job: Job, group: dist.ProcessGroup) -> Any | None:
     return target
 
 
+def tuned(pair: Pair, job: Job, group: dist.ProcessGroup, target: Any | None) -> Any | None:
+    """The target with the fastest of a pair's best plans, where the job has time for that."""
+    if target is None or not job.tuning_seconds or pair.is_extreme:
+        return target
+    from overlapc.tuning import tune_chains
+
+    problem = plan_of(pair, target).problem
+    return tune_chains([problem], group, target, seconds=job.tuning_seconds, save=False)
+
+
 def told(pair: Pair, samples: Samples) -> str:
     """One line of progress."""
     times = ", ".join(
@@ -222,7 +232,7 @@ def run_pairs(
     target = calibrated(job, group)
     with torch.no_grad():
         for pair in job.pairs:
-            samples, line = measure_one(pair, job, target)
+            samples, line = measure_one(pair, job, tuned(pair, job, group, target))
             if group.rank() == 0:
                 print(told(pair, samples))
                 with Path(job.results).open("a") as results:

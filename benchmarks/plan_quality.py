@@ -16,8 +16,8 @@ import sys
 from collections.abc import Sequence
 from itertools import groupby
 
-from benchmarks.jobs import Job, about, require_links, run_job, write_results
-from benchmarks.overlap_link import CALIBRATION_SECONDS, chosen_pairs, default_name, parser
+from benchmarks.jobs import about, require_links, run_job, write_results
+from benchmarks.overlap_link import chosen_pairs, default_name, job_of, limit_of, parser
 from benchmarks.plan_quality_rows import from_json, markdown, summarise, summary_lines, to_json
 from benchmarks.user_namespace import rerun_if_it_helps
 
@@ -38,11 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     seconds = arguments.seconds or SECONDS_PER_PAIR
     rows = []
     for rate, of_rate in groupby(chosen, key=lambda pair: pair.rate):
-        calibration = 0.0 if arguments.no_overlapc else CALIBRATION_SECONDS
-        job = Job(rate, seconds, calibration, tuple(of_rate))
-        limit = len(job.pairs) * (4 * seconds + 60)
+        job = job_of(arguments, rate, seconds, tuple(of_rate))
         worker = "benchmarks.plan_quality_worker"
-        lines = run_job(job, worker, ranks=arguments.ranks, timeout=limit)
+        lines = run_job(job, worker, ranks=arguments.ranks, timeout=limit_of(job))
         rows += [from_json(line) for line in lines]
         name = arguments.name or default_name("plan_quality", arguments.ranks)
         lines = [to_json(row) for row in rows]

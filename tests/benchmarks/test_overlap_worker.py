@@ -25,7 +25,7 @@ def in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def job(calibration_seconds: float, pairs: tuple[Pair, ...] = ALL) -> Job:
-    return Job(LOOPBACK, 0.01, calibration_seconds, pairs)
+    return Job(LOOPBACK, 0.01, calibration_seconds, pairs, tuning_seconds=calibration_seconds / 10)
 
 
 def test_a_job_survives_being_written(tmp_path: Path) -> None:
@@ -50,6 +50,8 @@ def test_two_ranks_measure_pairs(calibration_seconds: float, pairs: tuple[Pair, 
         assert row.samples.rounds >= MIN_ROUNDS
         assert row.has_overlapc == bool(calibration_seconds)
         assert (row.prediction is not None) == row.has_overlapc
+        if row.prediction and not row.pair.is_extreme:
+            assert "[measured_best]" in row.prediction.reason
         assert set(row.errors) == set(row.samples.seconds) - {"bound"}
         assert all(error < 1e-5 for error in row.errors.values()), row.errors
 
