@@ -52,7 +52,7 @@ class GroupError(OverlapcError):
 
 
 class DisagreementError(OverlapcError):
-    """Members of one group that would plan differently: other sources, options or targets."""
+    """Members of one group with other sources, options, targets, collectives or sizes of a call."""
 
 
 class KernelError(OverlapcError):

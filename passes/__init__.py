@@ -18,6 +18,7 @@ from overlapc.passes.merge_collectives import MergeCollectives
 from overlapc.passes.order_collectives import OrderCollectives
 from overlapc.passes.overlap_chains import OverlapChains
 from overlapc.passes.split_all_reduces import SplitAllReduces
+from overlapc.passes.verify_sizes import VerifySizes
 
 PIPELINE: tuple[Pass, ...] = (
     # Algebra first: what need not be sent need not be overlapped.
@@ -30,6 +31,8 @@ PIPELINE: tuple[Pass, ...] = (
     SplitAllReduces(),
     # Before linear layers: one that feeds a collective belongs to its chain.
     OverlapChains(),
+    # After all that decides which collectives stay.
+    VerifySizes(),
     # Last: it ties down what the passes before it have put in.
     OrderCollectives(),
 )

@@ -9,6 +9,7 @@ from torch import fx
 from torch._inductor.fx_passes.control_dependencies import control_deps
 
 from overlapc.graphs.nodes import where
+from overlapc.runtime import verifying
 
 functional = torch.ops._c10d_functional
 
@@ -102,7 +103,7 @@ def sent_by(graph: fx.Graph) -> dict[str, list[str]]:
     sent: dict[str, list[str]] = {}
     for node in graph.nodes:
         call = _within(node)
-        if _namespace(call) not in COMMUNICATING or call.target is wait:
+        if _namespace(call) not in COMMUNICATING or call.target in (wait, verifying.OP):
             continue
         who, group = ("overlapc's", call.args[-2]) if is_ours(call) else ("torch's", group_of(call))
         name = str(call.target).split(".")[1]

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 import torch.distributed as dist
 
 from overlapc.planning.problem import ROWS
-from overlapc.runtime import groups
+from overlapc.runtime import comparing, groups
 
 MOST_REMEMBERED = 4096
 """Agreements of one group, of which the oldest are asked for again: about one a size and site."""
@@ -42,7 +42,7 @@ def common_cut(group: dist.ProcessGroup, site: str, sizes: str, mine: Cut, secon
     if key not in known:
         values = groups.exchange(group, f"{sizes} in {mine}", seconds)
         if len({value.partition(" in ")[0] for value in values}) > 1:
-            groups.raise_disagreement(group, values, what="the sizes of a call differ")
+            comparing.raise_unlike(group, values)
         alike = len(set(values)) == 1
         _remember(known, key, mine if alike else Cut("serial", (sum(mine.rows),)))
     return known[key]
@@ -53,18 +53,19 @@ def known_cut(group: dist.ProcessGroup, site: str) -> Cut | None:
     return _agreed.get(group, {}).get(site)
 
 
-def common_count(group: dist.ProcessGroup, site: str, mine: Cut, seconds: float) -> Cut:
+def common_count(group: dist.ProcessGroup, site: str, call: str, mine: Cut, seconds: float) -> Cut:
     """Return in which proportion all ranks cut every block of an uneven all-to-all, or its columns.
 
     Rows differ by rank and by call, so the ranks' wishes at the first call are compared, and the
     one with the middle number of groups is kept for the site. Columns are cut where all wish it: of
     them every rank has as many.
     """
-    wish = f"uneven {mine.schedule} {mine.by} {','.join(map(str, mine.rows))}"
-    values = groups.exchange(group, wish, seconds)
-    if any(not value.startswith("uneven ") for value in values):
-        groups.raise_disagreement(group, values, what="some send evenly, and others do not")
-    wishes = [_read_wish(value) for value in values]
+    text = f"{call} of uneven parts in "
+    wish = f"{mine.schedule} {mine.by} {','.join(map(str, mine.rows))}"
+    values = groups.exchange(group, text + wish, seconds)
+    if not all(value.startswith(text) for value in values):
+        comparing.raise_unlike(group, values)
+    wishes = [_read_wish(value.removeprefix(text)) for value in values]
     if any(cut.by == ROWS for cut in wishes):
         wishes = [cut for cut in wishes if cut.by == ROWS]
     wishes.sort(key=lambda cut: (len(cut.rows), str(cut)))
@@ -74,7 +75,7 @@ def common_count(group: dist.ProcessGroup, site: str, mine: Cut, seconds: float)
 
 
 def _read_wish(value: str) -> Cut:
-    _, schedule, by, rows = value.split()
+    schedule, by, rows = value.split()
     # A rank that has no rows now wishes for nothing; blocks that come later are one group.
     return Cut(schedule, tuple(max(1, int(count)) for count in rows.split(",")), by)
 

@@ -50,7 +50,7 @@ class Caller:
                 del chain.ready[next(iter(chain.ready))]
             chain.ready[key] = ready
         elif chain.spec.verify:
-            checking.verify(group, ready.deal, ready.text, chain.spec.wait_seconds)
+            checking.verify(chain.spec, group, ready.deal, ready.text)
         return self._run(ready, operands, group)
 
     def _run(

@@ -1,4 +1,4 @@
-"""Whether a call's operands fit its chain, on this rank and across ranks: before it sends."""
+"""Whether a call's operands fit its chain, and what the other ranks are told of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from overlapc.errors import ProblemError
-from overlapc.runtime import groups
+from overlapc.runtime import comparing
 from overlapc.runtime.layout import Dealing
 from overlapc.runtime.program import ROWS
 from overlapc.runtime.spec import ChainSpec
@@ -66,7 +66,7 @@ def _check_uneven(spec: ChainSpec, deal: Dealing, sent: int) -> None:
 def _refuse(spec: ChainSpec, what: str) -> NoReturn:
     raise ProblemError(
         f"{what}.",
-        where=f"a call of overlapc::{spec.kind}, site {spec.site or '?'}",
+        where=comparing.place_of(spec),
         remedy="call the compiled function with the sizes that its collective takes",
     )
 
@@ -80,24 +80,10 @@ def check_columns(spec: ChainSpec, sent: torch.Tensor, ranks: int) -> None:
 def sizes_text(deal: Dealing, rest: Sequence[int], dtype: torch.dtype) -> str:
     """Return the sizes that a collective wants equal on all ranks, of what is moved."""
     rows = "*" if deal.is_uneven else f"{deal.outer}x{deal.units}" if deal.outer > 1 else deal.units
-    return f"{'x'.join(map(str, (rows, *rest)))} {str(dtype).removeprefix('torch.')}"
+    return comparing.sizes_text((rows, *rest), dtype)
 
 
-def verify(group: dist.ProcessGroup, deal: Dealing, text: str, seconds: float) -> None:
+def verify(spec: ChainSpec, group: dist.ProcessGroup, deal: Dealing, text: str) -> None:
     """Raise ``DisagreementError`` on every rank unless this call's sizes fit on all of them."""
-    what = "the sizes of a call differ"
-    mine = f"{text}, sends {_spelled(deal.sends)}, receives {_spelled(deal.receives)}"
-    if not deal.is_uneven:
-        groups.compare(group, text, seconds, what=what)
-        return
-    values = groups.exchange(group, mine, seconds)
-    parts = [value.split(", ") for value in values]
-    if any(len(part) != 3 or part[0] != text for part in parts):
-        groups.raise_disagreement(group, values, what)
-    sends, receives = ([part[at].split(" ")[1].split("/") for part in parts] for at in (1, 2))
-    if len(values) > 1 and list(zip(*sends, strict=True)) != [tuple(row) for row in receives]:
-        groups.raise_disagreement(group, values, what="ranks expect other rows than are sent")
-
-
-def _spelled(sizes: Sizes) -> str:
-    return "/".join(map(str, sizes))
+    call, at = comparing.call_of(spec), comparing.place_of(spec)
+    comparing.verify(group, call, text, deal.receives, deal.sends, spec.wait_seconds, at)

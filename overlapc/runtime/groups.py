@@ -99,11 +99,11 @@ def agree_once(
         return
     digest = "" if sends is None else hashlib.sha256(repr(list(sends)).encode()).hexdigest()
     values = exchange(group, f"{choices}{GRAPH}{digest}", seconds)
-    # A member that gave up, or meets us elsewhere, says something else altogether.
+    # A member that meets us elsewhere says something else altogether.
     said = [value.partition(GRAPH) for value in values]
     if any(other != choices for other, _, _ in said):
         others = [other for other, _, _ in said]
-        raise_disagreement(group, others, "their sources, options or targets differ")
+        raise_disagreement(group, others, "their sources, options or targets differ", ALIKE)
     digests = [other for _, _, other in said]
     if sends is not None and all(digests) and len(set(digests)) > 1:
         _compare_sends(group, sends, seconds)
@@ -120,36 +120,29 @@ def _compare_sends(group: dist.ProcessGroup, sends: Sequence[str], seconds: floa
     """
     values = exchange(group, json.dumps(sends), seconds)
     if not all(value.startswith("[") for value in values):
-        raise_disagreement(group, values, "they send the collectives of a graph differently")
+        raise_disagreement(group, values, "they send the graph's collectives differently", DECIDED)
     lists = [json.loads(value) for value in values]
     for number, sent in enumerate(zip(*lists, strict=False), 1):
         if len({how.partition(" at ")[0] for how in sent}) > 1:
-            raise_disagreement(
-                group,
-                sent,
-                f"they send collective {number} of a graph differently",
-                "give all ranks equal sizes, or set option overlap to 'off'; overlapc.explain "
-                "tells on each rank why it decides so",
-            )
-
-
-def compare(group: dist.ProcessGroup, value: str, seconds: float, *, what: str) -> None:
-    """Raise ``DisagreementError`` on every member unless all members pass equal values."""
-    values = exchange(group, value, seconds)
-    if any(other != value for other in values):
-        raise_disagreement(group, values, what)
+            what = f"they send collective {number} of a graph differently"
+            raise_disagreement(group, sent, what, DECIDED)
 
 
 ALIKE = "start every rank with the same installation, options, environment and target"
+DECIDED = (
+    "give all ranks equal sizes, or set option overlap to 'off'; overlapc.explain tells on each "
+    "rank why it decides so"
+)
 
 
 def raise_disagreement(
-    group: dist.ProcessGroup, values: Sequence[str], what: str, remedy: str = ALIKE
+    group: dist.ProcessGroup, values: Sequence[str], what: str, remedy: str, at: str = ""
 ) -> NoReturn:
-    """Raise the ``DisagreementError`` that shows what every rank said."""
+    """Raise the ``DisagreementError`` that shows what every rank said; ``at`` is of which call."""
+    named = f"process group {group.group_name!r} of {group.size()} ranks, on rank {group.rank()}"
     raise DisagreementError(
-        f"The ranks of this group would not run the same plan: {what}. {_said(values)}.",
-        where=f"process group {group.group_name!r} of {group.size()} ranks, on rank {group.rank()}",
+        f"The ranks of this group do not agree: {what}. {_said(values)}.",
+        where=f"{at}, {named}" if at else named,
         remedy=remedy,
     )
 
@@ -167,13 +160,20 @@ def exchange(group: dist.ProcessGroup, value: str, seconds: float) -> list[str]:
         talk = _talks[group] = _Talk(group)
     values = talk.exchange(value, seconds)
     if values is None:
-        raise DisagreementError(
-            f"Ranks {talk.late} did not say within {seconds:g} s which plan they follow.",
-            where=f"process group {group.group_name!r}, first use by a compiled graph",
-            remedy="compile with backend 'overlapc' on every rank, and look for the rank that "
-            "failed or is still compiling (option agreement_seconds)",
-        )
+        _raise_late(group, f"Ranks {talk.late} did not say within {seconds:g} s what they run.")
+    if GAVE_UP in values:
+        gone = [rank for rank, other in enumerate(values) if other == GAVE_UP]
+        _raise_late(group, f"Ranks {gone} have given up waiting for what this rank runs.")
     return values
+
+
+def _raise_late(group: dist.ProcessGroup, what: str) -> NoReturn:
+    raise DisagreementError(
+        what,
+        where=f"process group {group.group_name!r}, where compiled graphs compare what they run",
+        remedy="compile with backend 'overlapc' on every rank, and look for the rank that failed "
+        "or is still compiling (option agreement_seconds)",
+    )
 
 
 def _is_fake(group: dist.ProcessGroup) -> bool:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from overlapc.errors import ProblemError
 from overlapc.planning.problem import COLUMNS, Problem
 from overlapc.planning.schedule import Plan
-from overlapc.runtime import agreement, checking, groups, signaled
+from overlapc.runtime import agreement, checking, comparing, groups, signaled
 from overlapc.runtime.agreement import Cut
 from overlapc.runtime.column_producers import ColumnProducer
 from overlapc.runtime.consumers import Consumer
@@ -95,20 +95,21 @@ def meet(
         mine = _described(chain, operands, deal)
     except Exception as error:
         # Who waits for this rank shall fail as well.
-        groups.exchange(group, f"refused: {error}", spec.wait_seconds)
+        groups.exchange(group, f"{comparing.REFUSED}{error}", spec.wait_seconds)
         raise
     if not deal.units:
         return None
     values = groups.exchange(group, mine, spec.wait_seconds)
     if len({value.partition(" by ")[0] for value in values}) > 1:
-        groups.raise_disagreement(group, values, what="the sizes of a call differ")
+        comparing.raise_unlike(group, values, comparing.place_of(spec))
     return Met.ALIKE if spec.fixed and len(set(values)) == 1 else Met.UNLIKE
 
 
 def _described(chain: Chain, operands: Operands, deal: Dealing) -> str:
     """What is moved, and by which GEMM."""
     # Where ranks decide unlike, ops of other kinds meet here.
-    text = f"{chain.spec.kind} {checking.sizes_text(deal, *_rests(chain, operands, deal).moved)}"
+    sizes = checking.sizes_text(deal, *_rests(chain, operands, deal).moved)
+    text = f"{comparing.call_of(chain.spec)} of {sizes}"
     problem = _problem(chain.spec, operands, deal)
     if problem is None:
         return f"{text} by no GEMM"
@@ -135,11 +136,11 @@ def prepare(
         rests = _rests(chain, operands, deal)
     except Exception as error:
         if spec.verify:  # the others are waiting to compare sizes: they shall fail as well
-            groups.exchange(group, f"refused: {error}", spec.wait_seconds)
+            groups.exchange(group, f"{comparing.REFUSED}{error}", spec.wait_seconds)
         raise
     text = checking.sizes_text(deal, *rests.moved)
     if spec.verify:
-        checking.verify(group, deal, text, spec.wait_seconds)
+        checking.verify(spec, group, deal, text)
     cut, plan = _cut(chain, group, operands, deal, text, site)
     counts = _counts(cut, deal, plan)
     by_columns = spec.axis == 1 and spec.collective != "all_reduce"
@@ -229,7 +230,7 @@ def _cut(
     chain: Chain, group: dist.ProcessGroup, operands: Operands, deal: Dealing, text: str, site: str
 ) -> tuple[Cut, Plan | None]:
     """Return how all ranks cut the call, and what this rank planned for it if it had to."""
-    spec, seconds = chain.spec, chain.spec.wait_seconds
+    spec, seconds, call = chain.spec, chain.spec.wait_seconds, comparing.call_of(chain.spec)
     # One recompiles where another does not, when sizes differ by rank: the site is no key then.
     modes = zip(operands, spec.program.modes, strict=True)
     blocks = f"{spec.key} {[tuple(t.shape) for t, mode in modes if mode != ROWS]}"
@@ -238,10 +239,10 @@ def _cut(
     plan = _plan(spec, operands, deal)
     mine = Cut("serial", (deal.units,)) if plan is None else _of_plan(plan)
     if deal.is_uneven:
-        return agreement.common_count(group, blocks, mine, seconds), plan
+        return agreement.common_count(group, blocks, call, mine, seconds), plan
     if not deal.units or not site:
         return mine, plan
-    return agreement.common_cut(group, site, f"{spec.kind} {text}", mine, seconds), plan
+    return agreement.common_cut(group, site, f"{call} of {text}", mine, seconds), plan
 
 
 def _of_plan(plan: Plan) -> Cut:

@@ -201,7 +201,7 @@ def test_a_peer_that_dies_surfaces_the_collectives_own_error(fresh_ranks):
 
 @pytest.fixture
 def pair_of_stores(monkeypatch):
-    """Two members of one group as far as ``compare`` looks: one store, two ranks."""
+    """Two members of one group as far as ``exchange`` looks: one store, two ranks."""
 
     class Member:
         group_name = "pair"
@@ -242,7 +242,9 @@ def both(first, values, second, others, late=0.0):
     def compare_all(member, said, wait):
         time.sleep(wait)
         for value in said if late == 0.0 else [said]:
-            groups.compare(member, value, 5.0, what="they differ")
+            values = groups.exchange(member, value, 5.0)
+            if any(other != value for other in values):
+                groups.raise_disagreement(member, values, "they differ", groups.ALIKE)
 
     with ThreadPoolExecutor(2) as pool:
         running = [
