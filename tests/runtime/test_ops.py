@@ -137,9 +137,9 @@ def seconds_of(function, seconds=0.3):
 
 
 def at_most(seconds):
-    """The bound where torch makes a view in 1.3 us (chosen); on slower machines as many views."""
+    """The bound where torch makes a view in 1 us (chosen); on slower machines as many views."""
     x = torch.randn(8, 8)
-    return seconds * max(1.0, seconds_of(lambda: x.narrow(0, 0, 2), 0.05) / 1.3e-6)
+    return seconds * max(1.0, seconds_of(lambda: x.narrow(0, 0, 2), 0.05) / 1e-6)
 
 
 @contextmanager
