@@ -33,8 +33,11 @@ class Deadlock(AssertionError):
     """Work is left, and none of it can begin."""
 
 
-class Misuse(AssertionError):
-    """Something that hangs, fails or is wrong on a real device at some times."""
+class Misuse(BaseException):
+    """Something that hangs, fails or is wrong on a real device at some times.
+
+    No ``Exception``: what is tested falls back on those.
+    """
 
 
 @dataclass(eq=False)
