@@ -51,8 +51,9 @@ def beside(group: dist.ProcessGroup, name: str, sms: int, device: torch.device) 
 def pretended_gpu(*, capturing: bool = False, lacks: str = "") -> Iterator[None]:
     """Let the CPU pass for a GPU whose collectives run on streams, unless it ``lacks`` something.
 
-    Nothing is warm, and no communicator is known.
+    Nothing is warm. Kernels run in a process that set TRITON_INTERPRET before.
     """
+    correct_interpreter()
     cuda = {
         "Stream": Stream,
         "stream": lambda stream: nullcontext(),
@@ -82,8 +83,3 @@ def pretended_gpu(*, capturing: bool = False, lacks: str = "") -> Iterator[None]
             each.stop()
         for cached in caches:
             cached.cache_clear()
-
-
-def interpret() -> None:
-    """In a process that has set TRITON_INTERPRET before it imported Triton."""
-    correct_interpreter()
