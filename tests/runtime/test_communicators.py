@@ -18,7 +18,7 @@ from overlapc.errors import GroupError
 from overlapc.runtime import communicators, requirements
 from overlapc.runtime.communicators import Communicator, communicator
 from overlapc.runtime.requirements import why_no_kernel, why_no_streams
-from tests.runtime.fake_gpu import CUDA, Gpu, in_memory_of, present
+from tests.runtime.fake_gpu import CUDA, Gpu, Misuse, in_memory_of, present
 from tests.runtime.pretended import SECONDS, pretended_gpu
 
 STUB = Path(torch.__file__).parent / "_C" / "_distributed_c10d.pyi"
@@ -150,7 +150,8 @@ class Made:
         self.gpu, self.used = gpu, []
 
     def allreduce(self, tensors: list[torch.Tensor]) -> Any:
-        assert self.gpu.captured is None
+        if self.gpu.captured is not None:
+            raise Misuse("a communicator is first used in a capture")
         self.used.append((self.gpu.stream.name, [tuple(t.shape) for t in tensors]))
         return SimpleNamespace(wait=lambda: None)
 
@@ -200,11 +201,15 @@ def test_it_is_made_once_with_at_most_so_many_ctas_and_used_at_once(fake_group, 
     assert len(nccl) == 2
 
 
-def test_it_is_not_made_during_a_capture(fake_group, nccl):
+def test_it_is_not_made_during_a_capture(fake_group, nccl, monkeypatch):
     graph: Any = torch.cuda.CUDAGraph()
     graph.capture_begin()
     assert "graph capture" in str(asked(fake_group, device=CUDA))
     assert not nccl
+    # A mutant that makes it all the same.
+    monkeypatch.setattr(communicators, "_answer", lambda *_: communicators.READY)
+    with pytest.raises(Misuse):
+        asked(fake_group, device=CUDA)
     graph.capture_end()
 
 
