@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from overlapc.codegen import Bands, GemmSpec, build
 from overlapc.codegen.oracle import error_over_bound, random_operand
@@ -161,17 +160,6 @@ def test_a_band_that_never_comes_is_named():
         signals.wait(group, max_polls=polls_in(0.1))
     with pytest.raises(SignalError, match="Band 1 was never complete: 0 of 3 tiles"):
         signals.raise_if_given_up()
-
-
-@pytest.fixture
-def one_rank(tmp_path):
-    """NCCL with one rank."""
-    if not dist.is_nccl_available():
-        pytest.skip("this torch has no NCCL")
-    store = dist.FileStore(str(tmp_path / "store"), 1)
-    dist.init_process_group("nccl", store=store, rank=0, world_size=1)
-    yield dist.group.WORLD
-    dist.destroy_process_group()
 
 
 def test_a_communicator_of_its_own_sends_in_eager_mode_and_in_graphs(one_rank, waiter):

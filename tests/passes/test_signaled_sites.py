@@ -16,7 +16,8 @@ TARGET = "h100-nvlink"
 
 
 def operands(device: str = "meta") -> tuple[torch.Tensor, torch.Tensor]:
-    return tuple(torch.empty(s, device=device, dtype=torch.float16) for s in ((M, K), (N, K)))
+    x, w = (torch.empty(s, device=device, dtype=torch.float16) for s in ((M, K), (N, K)))
+    return x, w
 
 
 def plain(x, w):
