@@ -12,7 +12,9 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as functional
 
+import overlapc
 from overlapc.codegen import Kernel
 from overlapc.errors import SignalError
 from overlapc.runtime import communicators, ops, reference, signaled, staged
@@ -22,7 +24,7 @@ from overlapc.runtime.signaled import Signaled
 from overlapc.runtime.spec import ChainSpec
 from tests.ranks import Ranks
 from tests.runtime.chains import MM, call, chain, errors_of, poisoned, ragged
-from tests.runtime.pretended import SECONDS, pretended_gpu
+from tests.runtime.pretended import SECONDS, SMS, pretended_gpu
 from tests.runtime.programs import operand, value
 from tests.targets import machine
 
@@ -354,3 +356,37 @@ def test_under_verify_a_group_that_never_comes_is_named_and_hangs_nobody(ranks):
     for error, said in outcomes[1:]:
         assert error < BOUND
         assert said == ""
+
+
+def layer(x: torch.Tensor, w: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """A reduce-scatter of a gated product, and an all-reduce of what follows."""
+    scattered = functional.reduce_scatter_tensor(torch.relu(x @ w.t()), "sum", 0, dist.group.WORLD)
+    return functional.all_reduce(scattered @ v.t(), "sum", dist.group.WORLD).tanh()
+
+
+def compiled(rank: int) -> tuple[list[float], list[tuple[str, str, dict, str]]]:
+    """Errors of a compiled layer over several calls, and what the report says of its sites."""
+    torch.manual_seed(rank)
+    rates = [replace(r, resident=SMS, tile_rows=64, tile_columns=64) for r in TARGET.gemm]
+    target = replace(TARGET, device="cuda", gemm=tuple(rates))
+    options = {"target": target, "overlap": "signaled"}
+    errors = []
+    with pretended_gpu():
+        run = torch.compile(layer, backend="overlapc", options=options)
+        for _ in range(2):
+            true = [torch.randn(s, dtype=torch.float64) for s in ((768, 40), (256, 40), (192, 256))]
+            seen = [tensor.float() for tensor in true]
+            with torch.no_grad():
+                errors.append(error_of(run(*seen), layer(*true)))
+        sites = overlapc.report().sites
+    return errors, [(site.kind, site.code, dict(site.calls), site.reason) for site in sites]
+
+
+@pytest.mark.long
+def test_a_compiled_layer_is_planned_compiled_and_run_signaled(ranks):
+    for errors, sites in ranks.run(compiled):
+        assert max(errors) < BOUND
+        kinds = [kind for kind, *_ in sites]
+        assert kinds == ["gemm_reduce_scatter", "gemm_all_reduce"]
+        for _, code, calls, reason in sites:
+            assert (code, calls) == ("forced", {"signaled": 2}), reason
