@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 import torch.distributed._functional_collectives as functional
@@ -9,7 +11,7 @@ import torch.distributed._functional_collectives as functional
 from overlapc import ledger
 from overlapc.reporting.records import Site
 from overlapc.runtime import ops
-from tests.passes.catalogue import all_reduce
+from tests.passes.catalogue import REWRITES, all_reduce
 
 M, N, K = 2048, 1024, 512
 TARGET = "h100-nvlink"
@@ -109,3 +111,16 @@ def test_a_report_tells_what_the_library_computed_at_calls():
         "The library computed 3 calls: It was first called in a graph capture."
     )
     assert told.calls == {"signaled": 2, "chunked": 3}
+
+
+@pytest.mark.long
+def test_of_every_spelling_it_is_said_what_computes_it(sites, golden):
+    """What only a device is missing for is a kernel's on a GPU."""
+    lines = []
+    for name, spelling in REWRITES.items():
+        torch.manual_seed(0)
+        for site in sites(spelling.function, *spelling.inputs()):
+            why = re.sub(r":\d+\)", ")", site.reason.rpartition("computes its groups: ")[2])
+            lines.append(f"{name}: {site.kind} [{site.code}] {why}")
+    assert not [line for line in lines if "[internal]" in line]
+    golden("\n".join(lines))
