@@ -46,7 +46,8 @@ class Bands:
     def rotated(cls, rows: Sequence[int], block_m: int, by: int) -> Bands:
         """The same bands, beginning with number ``by`` and going round: another one on each rank.
 
-        ``rows`` are still those from the top of C to its bottom.
+        ``rows`` are still those from the top of C to its bottom. Not for plain collectives, which
+        meet by their order: all ranks would have to begin with one band.
         """
         _require(bool(rows) and all(count > 0 for count in rows), rows, "a band has rows")
         whole = all(count % block_m == 0 for count in rows[:-1])

@@ -25,7 +25,7 @@ from overlapc.options import Options
 from overlapc.reporting.records import Report, Site
 from overlapc.runtime import groups
 from overlapc.runtime.artifacts import beside_artifacts
-from overlapc.runtime.ops import calls_of, choices_text
+from overlapc.runtime.ops import by_library_of, calls_of, choices_text
 from overlapc.targets import TargetChoice
 
 log = logging.getLogger(__name__)
@@ -203,8 +203,17 @@ def report() -> Report:
     for entry in _entries.values():
         entry.recall()  # a backward graph is compiled, or found in the cache, after its forward
     sites = [site for entry in _entries.values() for site in entry.sites]
-    unique = {site.id: replace(site, calls=dict(calls_of(site.id))) for site in sites}
-    return Report(list(unique.values()))
+    return Report(list({site.id: _as_called(site) for site in sites}.values()))
+
+
+def _as_called(site: Site) -> Site:
+    """The site with its calls, and why the library computed those that were to be signaled."""
+    said = [
+        f" The library computed {count} calls: {why}"
+        for why, count in by_library_of(site.id).items()
+    ]
+    reason = "".join((site.reason, *said))
+    return replace(site, calls=dict(calls_of(site.id)), reason=reason)
 
 
 def _write_atomically(path: Path, content: str) -> None:

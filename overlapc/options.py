@@ -48,7 +48,8 @@ class Options:
     fuel: int = -1
     """At most so many rewrites in this process, to bisect a wrong result; -1: no limit."""
     verify: bool = False
-    """Compare the sizes of every call across the ranks of its group before it communicates."""
+    """Compare the sizes of every call across the ranks of its group before it communicates. And a
+    signaled group that is not announced within ``agreement_seconds`` is an error that names it."""
     inductor: Mapping[str, Any] = field(default_factory=dict)
     """Passed to Inductor as its own configuration."""
 

@@ -12,12 +12,14 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import torch
 from torch import fx
 
 from overlapc.codegen.module import module_text
 from overlapc.errors import GroupError, KernelError, OverlapcError, ProblemError, TargetError
 from overlapc.graphs.chain import (
     Chain,
+    meta_operands,
     only_rows_vary,
     operand_facts,
     pointwise_steps,
@@ -32,7 +34,7 @@ from overlapc.graphs.collectives import (
     read_collective,
 )
 from overlapc.graphs.consuming import read_consumer
-from overlapc.graphs.nodes import hint_of, value_of, where
+from overlapc.graphs.nodes import hint_of, where
 from overlapc.graphs.producing import read_producer
 from overlapc.graphs.replacing import replace_chain
 from overlapc.passes.base import Compilation, Fuel
@@ -44,8 +46,9 @@ from overlapc.planning.target import Target
 from overlapc.reporting.records import Site
 from overlapc.runtime import ops  # registers torch.ops.overlapc
 from overlapc.runtime.groups import resolve
+from overlapc.runtime.kernels import kernel_spec_of
 from overlapc.runtime.plans import plan_call, remember
-from overlapc.runtime.signaled import kernel_spec_of
+from overlapc.runtime.signaled import why_not_signaled
 from overlapc.runtime.sizing import problem_of
 from overlapc.runtime.spec import ChainSpec
 
@@ -133,9 +136,8 @@ class OverlapChains:
     def _rewrite(self, graph: fx.Graph, chain: Chain, site: Site, compilation: Compilation) -> None:
         target = compilation.target_for(chain.gemms[0].device, chain.collective.group)
         spec = specification(chain, target, compilation, site.id)
-        # Symbolic strides would be compared, and so guarded, to generate a text.
-        static = compilation.options.dump and all(gemm.static for gemm in chain.gemms)
-        if static and site.plan is not None and site.plan.schedule == "signaled":
+        is_signaled = site.plan is not None and site.plan.schedule == "signaled"
+        if compilation.options.dump and is_signaled:
             compilation.modules[site.id] = generated_module(chain, spec, target)
         replace_chain(graph, chain, spec.text())
 
@@ -188,6 +190,9 @@ def decide(chain: Chain, compilation: Compilation) -> Decision | Refusal:
         tried = [plan] if is_static else _tried_plans(problem, target, schedule)
     except (ProblemError, TargetError) as error:
         return _no_plan(node, error)
+    if plan.schedule == "signaled" and (why := _why_not_signaled(chain, target, compilation)):
+        reason = f"{plan.reason} The library computes its groups: {why}"
+        return Decision("rewritten", plan, reason, "not_signaled")
     pays = [other for other in tried if _beats_inductor(other, target, chain)]
     if not pays and schedule == "auto":
         if plan.schedule == "serial":
@@ -200,6 +205,15 @@ def decide(chain: Chain, compilation: Compilation) -> Decision | Refusal:
         reason = f"The rows vary, and at {pays[0].problem.m} it pays: {pays[0].reason}"
         return Decision("rewritten", plan, reason, "varying_rows")
     return Decision("rewritten", plan, plan.reason, plan.code)
+
+
+def _why_not_signaled(chain: Chain, target: Target, compilation: Compilation) -> str:
+    """Why no kernel would compute the chain here; empty where one does."""
+    spec = specification(chain, target, compilation, "")
+    device = torch.device(chain.gemms[0].device)
+    return why_not_signaled(
+        spec, target, meta_operands(chain), device, resolve(chain.collective.group)
+    )
 
 
 def _by_rows(chain: Chain, decided: Decision, compilation: Compilation) -> str:
@@ -293,9 +307,8 @@ def specification(chain: Chain, target: Target, compilation: Compilation, site: 
 
 def generated_module(chain: Chain, spec: ChainSpec, target: Target) -> str:
     """Return the text of the Triton module that a signaled plan of this chain runs."""
-    values = [value_of(operand.node) for operand in chain.operands]
     try:
-        return module_text(kernel_spec_of(spec, target, values))
+        return module_text(kernel_spec_of(spec, target, meta_operands(chain))[0])
     except KernelError as error:
         return f'"""No module is generated, and the library computes the bands.\n\n{error}\n"""\n'
 

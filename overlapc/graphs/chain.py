@@ -101,6 +101,26 @@ def operand_facts(chain: Chain) -> tuple[list[tuple[int, ...]], list[torch.dtype
     return shapes, dtypes
 
 
+def meta_operands(chain: Chain) -> list[torch.Tensor]:
+    """Return tensors without content like what the op is given; sizes and strides are hints.
+
+    What lies on another device than the chain's GEMMs, and a kernel cannot read, is on the CPU.
+    """
+    device = chain.gemms[0].device
+    made = []
+    for operand, shape, dtype in zip(chain.operands, *operand_facts(chain), strict=True):
+        value = value_of(operand.node)
+        where = "meta" if value.device.type == device else "cpu"
+        # Reshaped, padded or filled it is made anew.
+        is_same = operand.fill is None and tuple(hint_of(n) for n in value.shape) == shape
+        if is_same:
+            strides = [hint_of(n) for n in value.stride()]
+            made.append(torch.empty_strided(shape, strides, dtype=dtype, device=where))
+        else:
+            made.append(torch.empty(shape, dtype=dtype, device=where))
+    return made
+
+
 def _hint(dim: Dim) -> int:
     return hint_of(size_of(dim))
 

@@ -25,6 +25,8 @@ class Caller:
     """The specification's text, which names the site."""
     calls: Counter[str]
     """Of the site, by schedule."""
+    by_library: Counter[str]
+    """Those of a signaled plan that the library computed, by the reason."""
     met: Met | None = None
     """What the ranks found out about each other at the first call that has rows."""
 
@@ -56,8 +58,11 @@ class Caller:
     def _run(
         self, ready: Ready, operands: Operands, group: dist.ProcessGroup
     ) -> list[torch.Tensor]:
-        if ready.kernel is not None and (result := ready.kernel(operands, group)) is not None:
-            self.calls["signaled"] += 1
-            return [result]
-        self.calls[ready.schedule] += 1
-        return ready.run(operands, group)
+        if ready.signaled is None:
+            self.calls[ready.schedule] += 1
+            return ready.run(operands, group)
+        results, why = ready.signaled(operands, group)
+        self.calls[ready.schedule if why else "signaled"] += 1
+        if why:
+            self.by_library[why] += 1
+        return results

@@ -5,15 +5,19 @@ from __future__ import annotations
 import torch
 
 
+def parts(tensor: torch.Tensor, ranks: int) -> torch.Tensor:
+    """Return ``[units, ranks * x, ...]`` as a view ``[ranks, units, x, ...]``."""
+    width = tensor.shape[1] // ranks
+    return tensor.unflatten(1, (ranks, width)).movedim(1, 0)
+
+
 def pack(tensor: torch.Tensor, ranks: int) -> torch.Tensor:
     """Return ``[units, ranks * x, ...]`` as contiguous ``[ranks * units, x, ...]``."""
-    width = tensor.shape[1] // ranks
-    parts = tensor.unflatten(1, (ranks, width)).movedim(1, 0)
-    return parts.contiguous().flatten(0, 1)
+    return parts(tensor, ranks).contiguous().flatten(0, 1)
 
 
 def unpack(tensor: torch.Tensor, ranks: int) -> torch.Tensor:
     """Return what ``pack`` was given, contiguous."""
     units = tensor.shape[0] // ranks
-    parts = tensor.unflatten(0, (ranks, units)).movedim(0, 1)
-    return parts.contiguous().flatten(1, 2)
+    whole = tensor.unflatten(0, (ranks, units)).movedim(0, 1)
+    return whole.contiguous().flatten(1, 2)

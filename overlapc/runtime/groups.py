@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
+from torch._C._distributed_c10d import PrefixStore, Store
 
 from overlapc.errors import DisagreementError, GroupError
 
@@ -38,10 +39,11 @@ def sizes_of_groups() -> dict[str, int]:
 
 def backend_name(group: dist.ProcessGroup, device: str = "cpu") -> str:
     """Return the group's communication backend for a device type, such as ``gloo``."""
-    name = dist.get_backend(group).lower()
+    name = dist.get_backend(group).lower() if group in c10d._world.pg_map else "undefined"
     if name != "undefined" and ":" not in name:
         return name
-    # Made with "cpu:gloo,cuda:nccl", or without a choice: the group knows one a device type.
+    # Made with "cpu:gloo,cuda:nccl", or without a choice, or by ourselves: the group knows one a
+    # device type.
     try:
         return group._get_backend(torch.device(device)).name().lower()
     except RuntimeError as error:
@@ -155,12 +157,11 @@ def exchange(group: dist.ProcessGroup, value: str, seconds: float) -> list[str]:
     """
     if group.size() == 1 or _is_fake(group):
         return [value]  # a fake group has no other members to ask
-    talk = _talks.get(group)
-    if talk is None:
-        talk = _talks[group] = _Talk(group)
-    values = talk.exchange(value, seconds)
+    values = _talk(group).exchange(value, seconds)
     if values is None:
-        _raise_late(group, f"Ranks {talk.late} did not say within {seconds:g} s what they run.")
+        _raise_late(
+            group, f"Ranks {_talk(group).late} did not say within {seconds:g} s what they run."
+        )
     if GAVE_UP in values:
         gone = [rank for rank, other in enumerate(values) if other == GAVE_UP]
         _raise_late(group, f"Ranks {gone} have given up waiting for what this rank runs.")
@@ -174,6 +175,22 @@ def _raise_late(group: dist.ProcessGroup, what: str) -> NoReturn:
         remedy="compile with backend 'overlapc' on every rank, and look for the rank that failed "
         "or is still compiling (option agreement_seconds)",
     )
+
+
+def store_beside(group: dist.ProcessGroup, name: str) -> Store:
+    """Return the part of the group's store that its members alone know under this name.
+
+    No group of the same name, before or after, reads what is written there.
+    """
+    talk = _talk(group)
+    return PrefixStore(f"{talk.prefix}/{name}", talk.store)
+
+
+def _talk(group: dist.ProcessGroup) -> _Talk:
+    talk = _talks.get(group)
+    if talk is None:
+        talk = _talks[group] = _Talk(group)
+    return talk
 
 
 def _is_fake(group: dist.ProcessGroup) -> bool:

@@ -36,12 +36,18 @@ _library = torch.library.Library("overlapc", "DEF")
 _callers: WeakKeyDictionary[dist.ProcessGroup, dict[str, Caller]] = WeakKeyDictionary()
 _chains: WeakKeyDictionary[dist.ProcessGroup, dict[str, Chain]] = WeakKeyDictionary()
 _calls: dict[str, Counter[str]] = {}
+_by_library: dict[str, Counter[str]] = {}
 
 
 def calls_of(site: str) -> Counter[str]:
     """Return how often a site ran each schedule in this process; replays of CUDA graphs do not
     come by here."""
     return _calls.setdefault(site, Counter())
+
+
+def by_library_of(site: str) -> Counter[str]:
+    """Return how often the library computed what a site's plan wanted signaled, by the reason."""
+    return _by_library.setdefault(site, Counter())
 
 
 def choices_text(options: str, target: str) -> str:
@@ -79,7 +85,8 @@ def _new_caller(group: dist.ProcessGroup, text: str) -> Caller:
     chains = _chains.setdefault(group, {})
     if spec.key not in chains:
         chains[spec.key] = Chain.of(spec)
-    caller = _callers[group][text] = Caller(chains[spec.key], text, calls_of(spec.site))
+    counts = calls_of(spec.site), by_library_of(spec.site)
+    caller = _callers[group][text] = Caller(chains[spec.key], text, *counts)
     return caller
 
 

@@ -12,16 +12,17 @@ import torch.distributed as dist
 from overlapc.errors import ProblemError
 from overlapc.planning.problem import COLUMNS, Problem
 from overlapc.planning.schedule import Plan
-from overlapc.runtime import agreement, checking, comparing, groups, signaled
+from overlapc.runtime import agreement, checking, comparing, groups
 from overlapc.runtime.agreement import Cut
 from overlapc.runtime.column_producers import ColumnProducer
 from overlapc.runtime.consumers import Consumer
 from overlapc.runtime.layout import Dealing, consumer_parts, producer_parts
-from overlapc.runtime.plans import plan_call
+from overlapc.runtime.plans import plan_call, target_of
 from overlapc.runtime.producers import Empty, Producer
 from overlapc.runtime.program import OFFSETS, ROWS
 from overlapc.runtime.sending import Sender
 from overlapc.runtime.shapes import on_meta, values
+from overlapc.runtime.signaled import Signaled
 from overlapc.runtime.sizing import column_operands, problem_of
 from overlapc.runtime.spec import ChainSpec
 from overlapc.runtime.units import ranges
@@ -48,8 +49,8 @@ class Ready:
     text: str
     """Sizes that the ranks have to agree on."""
     run: Callable[[Operands, dist.ProcessGroup], list[torch.Tensor]]
-    kernel: Callable[[Operands, dist.ProcessGroup], torch.Tensor | None] | None
-    """Does the same, groups and all; None, or a result of None, where it does not fit."""
+    signaled: Signaled | None
+    """Runs in place of ``run``, on the group's communicator, where the ranks send so."""
 
 
 @dataclass(frozen=True)
@@ -152,12 +153,12 @@ def prepare(
         run = _column_producer(chain, operands, deal, rests, counts)
     else:
         run = _producer(chain, deal, rests, counts, by_columns)
-    kernel = None
-    # A rank that has no kernel sends the groups of the cut: the kernel has to send the same.
-    if plan is not None and _of_plan(plan) == cut and plan.schedule == "signaled":
-        kernel = signaled.kernel_of(spec, plan, operands, chain.sender.options)
+    signaled = None
+    # Looks at the cut alone, which is the same on all ranks: all have to take one communicator.
+    if cut.schedule == "signaled" and isinstance(run, Producer) and len(counts) > 1:
+        signaled = Signaled(spec, target_of(spec.target), deal, run)
     schedule = "serial" if cut.schedule == "serial" or len(counts) == 1 else "chunked"
-    return Ready(schedule, deal, text, run, kernel)
+    return Ready(schedule, deal, text, run, signaled)
 
 
 def _producer(

@@ -16,19 +16,31 @@ OLDEST_CAPABILITY = (8, 0)
 """Of CUDA devices: the first for which kernels are generated, with asynchronous copies."""
 
 
-def why_not_signaled(device: torch.device, group: dist.ProcessGroup) -> str:
-    """Why no collective of this group can wait for signals of this device; empty if one can."""
+def why_no_streams(device: torch.device, group: dist.ProcessGroup) -> str:
+    """Why no collective of this group can wait on a stream of this device; empty if one can."""
     if device.type != "cuda":
-        return f"its operands are on {device}, and only GPUs signal"
-    if find_spec("triton") is None:
-        return "Triton is not installed"
-    if not torch.version.hip and torch.cuda.get_device_capability(device) < OLDEST_CAPABILITY:
-        major, minor = torch.cuda.get_device_capability(device)
-        return f"no kernel is generated for sm_{major}{minor}, only from sm_80 on"
+        return f"Its operands are on {device}, and only GPUs signal."
     try:
         backend = backend_name(group, device.type)
     except GroupError as error:
         return error.what
     if backend not in STREAM_BACKENDS:
-        return f"collectives of {backend} do not run on streams"
+        return f"Collectives of {backend} do not run on streams."
+    return ""
+
+
+def why_no_kernel(device: torch.device, architecture: str) -> str:
+    """Why no kernel that is generated for ``architecture`` runs on a GPU; empty if one does."""
+    if find_spec("triton") is None:
+        return "Triton is not installed."
+    is_nvidia = architecture.startswith("sm_")
+    if is_nvidia == bool(torch.version.hip):
+        return f"The target plans for {architecture}, of which {device} is not."
+    if not is_nvidia:
+        return ""
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) < OLDEST_CAPABILITY:
+        return f"No kernel is generated for sm_{major}{minor}, only from sm_80 on."
+    if 10 * major + minor < int(architecture.removeprefix("sm_")):
+        return f"The target plans for {architecture}, and {device} is sm_{major}{minor}."
     return ""

@@ -45,9 +45,14 @@ class Work(Protocol):
 class Sender:
     """Starts the collective of one chain. Holds no group: those that are destroyed shall go."""
 
-    def __init__(self, collective: str, reduce: str) -> None:
-        self.collective, self.options = collective, _options(collective, reduce)
-        self.dealt, self.is_mean = _options("all_to_all", ""), reduce == "avg"
+    def __init__(self, collective: str, reduce: str, *, in_stream: bool = False) -> None:
+        """``in_stream``: where the backend can, it runs on the current stream itself.
+
+        Then nothing after it on that stream begins before it has ended; else it runs beside, until
+        it is waited for.
+        """
+        self.collective, self.options = collective, _options(collective, reduce, in_stream)
+        self.dealt, self.is_mean = _options("all_to_all", "", in_stream), reduce == "avg"
 
     def start(
         self,
@@ -65,7 +70,7 @@ class Sender:
         """
         options = self.options
         if self.collective == "all_reduce":
-            return group.allreduce([sent], options)
+            return _work(group.allreduce([sent], options))
         if self.collective == "reduce_scatter":
             if adds_here(self.collective, group, sent.device.type):
                 return self._dealt_out(group, out, sent)
@@ -73,13 +78,13 @@ class Sender:
         if sent.dtype not in MOVED_AS_THEY_ARE:
             out, sent = as_bytes(out), as_bytes(sent)
         if self.collective == "all_gather":
-            return group._allgather_base(out, sent, options)
-        return group.alltoall_base(out, sent, list(receives), list(sends), options)
+            return _work(group._allgather_base(out, sent, options))
+        return _work(group.alltoall_base(out, sent, list(receives), list(sends), options))
 
     def start_plain(self, group: dist.ProcessGroup, out: torch.Tensor, sent: torch.Tensor) -> Work:
         """Do the same as a graph that is left alone does: by the backend's own collective."""
         if self.collective == "reduce_scatter":
-            return group._reduce_scatter_base(out, sent, self.options)
+            return _work(group._reduce_scatter_base(out, sent, self.options))
         return self.start(group, out, sent)
 
     def puts_anywhere(self, group: dist.ProcessGroup, device: str) -> bool:
@@ -91,7 +96,8 @@ class Sender:
         here, there = parts.view(sent.shape), sent
         if sent.dtype not in MOVED_AS_THEY_ARE:
             here, there = as_bytes(here), as_bytes(there)
-        return _Sum(group.alltoall_base(here, there, [], [], self.dealt), parts, out, self.is_mean)
+        work = _work(group.alltoall_base(here, there, [], [], self.dealt))
+        return _Sum(work, parts, out, self.is_mean)
 
 
 def adds_here(collective: str, group: dist.ProcessGroup, device: str) -> bool:
@@ -107,7 +113,7 @@ def adds_here(collective: str, group: dist.ProcessGroup, device: str) -> bool:
 class _Sum:
     """Parts of all ranks, added up in the order of the ranks when they have come."""
 
-    work: dist.Work
+    work: Work
     parts: torch.Tensor
     out: torch.Tensor
     is_mean: bool
@@ -121,7 +127,22 @@ class _Sum:
         add(self.parts, 0, dtype=self.out.dtype, out=self.out)
 
 
-def _options(collective: str, reduce: str):  # noqa: ANN202 - four unrelated classes of c10d
+class _InStream:
+    """Of what runs on the current stream: the stream itself waits for it."""
+
+    def wait(self) -> None:
+        pass
+
+
+_IN_STREAM = _InStream()
+
+
+def _work(work: Work | None) -> Work:
+    """NCCL gives no work for what runs on the current stream."""
+    return _IN_STREAM if work is None else work
+
+
+def _options(collective: str, reduce: str, in_stream: bool):  # noqa: ANN202 - unrelated classes
     kinds = {
         "all_reduce": dist.AllreduceOptions,
         "reduce_scatter": dist.ReduceScatterOptions,
@@ -129,7 +150,7 @@ def _options(collective: str, reduce: str):  # noqa: ANN202 - four unrelated cla
         "all_to_all": dist.AllToAllOptions,
     }
     options = kinds[collective]()
-    options.asyncOp = True
+    options.asyncOp = not in_stream
     if collective in ("all_reduce", "reduce_scatter"):
         if reduce not in OPERATIONS:
             raise ProblemError(

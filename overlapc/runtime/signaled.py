@@ -1,180 +1,152 @@
-"""The ``signaled`` schedule of a chain: which kernel serves it, and running it on a GPU."""
+"""The ``signaled`` schedule of a call: by a generated GEMM that announces its groups as it runs.
+
+Where none fits, the library computes the same groups, and they are sent on the same communicator: a
+rank that falls back alone meets its peers.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from overlapc.codegen import Bands, GemmSpec, build
-from overlapc.codegen.epilogue import Call, Dtype, Input
-from overlapc.codegen.epilogue import Ref as Place
-from overlapc.codegen.lowering import Lowered, gemm_operands, lower
-from overlapc.codegen.promotion import CannotLower
-from overlapc.codegen.tiles import spec_for
+from overlapc.codegen import Kernel, build
+from overlapc.codegen.kernel import TMA_ALIGNMENT
 from overlapc.errors import KernelError
-from overlapc.planning.schedule import Plan
 from overlapc.planning.target import Target
-from overlapc.runtime.plans import target_of
-from overlapc.runtime.program import ROWS, Program, Ref
+from overlapc.runtime.communicators import Communicator, communicator
+from overlapc.runtime.kernels import kernel_spec_of
+from overlapc.runtime.layout import Dealing
+from overlapc.runtime.producers import Producer
+from overlapc.runtime.requirements import why_no_kernel, why_no_streams
+from overlapc.runtime.sending import Sender
+from overlapc.runtime.signals import polls_in
 from overlapc.runtime.spec import ChainSpec
-from overlapc.runtime.streams import resident_ctas, run_signaled
+from overlapc.runtime.staged import StagedGemm
 
 log = logging.getLogger(__name__)
 
-Kernel = Callable[[Sequence[torch.Tensor], dist.ProcessGroup], torch.Tensor | None]
-"""Runs a chain on a group; None, with nothing sent, where no kernel fits."""
 
-Facts = tuple[tuple[str, int, tuple[int, ...]], ...]
-"""Of each operand: its dtype, its dimensions, and its sizes beside the rows."""
-
-
-def run(
-    plan: Plan,
-    target: Target,
-    lowered: Lowered,
-    operands: Sequence[torch.Tensor],
-    group: dist.ProcessGroup,
-    options: dist.AllreduceOptions,
-) -> torch.Tensor | None:
-    """Return the reduced chain, or None, with nothing sent, where no kernel fits the operands.
-
-    The reason is logged once. The caller then sends the same bands from a library GEMM, so that a
-    rank that falls back alone still meets its peers.
-    """
-    sms = target.communication_sms
-    a, b = operands[lowered.a], operands[lowered.b]
-    try:
-        kernel = build(_kernel_spec(target, a, b, lowered))
-        Bands.of(plan.rows, kernel.spec.block_m)
-        resident_ctas(a.device, sms)
-    except KernelError as error:
-        _log_once(str(error))
-        return None
-
-    def all_reduce(band: torch.Tensor) -> None:
-        group.allreduce([band], options).wait()
-
-    kernel = kernel.with_inputs([operands[index] for index in lowered.operands])
-    name = group.group_name
-    return run_signaled(kernel, a, b, None, plan.rows, all_reduce, sms, group=name)
-
-
-def kernel_spec_of(spec: ChainSpec, target: Target, operands: Sequence[torch.Tensor]) -> GemmSpec:
-    """Return the kernel that a signaled plan of a chain runs; fake operands do.
-
-    ``KernelError`` if none does, and if a part of the chain would be left to the library.
-    """
-    lowered = lowered_chain(spec, operands)
-    return _kernel_spec(target, operands[lowered.a], operands[lowered.b], lowered)
-
-
-def kernel_of(
+def why_not_signaled(
     spec: ChainSpec,
-    plan: Plan,
+    target: Target,
     operands: Sequence[torch.Tensor],
-    options: dist.AllreduceOptions,
-) -> Kernel | None:
-    """Return what runs a signaled plan of a chain; None for chains that no kernel computes."""
-    if not operands[0].is_cuda:
-        return None
+    device: torch.device,
+    group: dist.ProcessGroup,
+) -> str:
+    """Why the library computes the groups of a signaled plan of a chain; empty if a kernel does.
+
+    Operands may be fake, and without a device: nothing is said then of what they would be on.
+    What only a launch can tell (too little shared memory, say) is found out at the first call.
+    """
     try:
-        lowered = lowered_chain(spec, operands)
+        kernel_spec_of(spec, target, operands)
     except KernelError as error:
-        _log_once(str(error))
-        return None
-    target = target_of(spec.target)
-
-    def call(operands: Sequence[torch.Tensor], group: dist.ProcessGroup) -> torch.Tensor | None:
-        return run(plan, target, lowered, operands, group, options)
-
-    return call
+        return error.what
+    if device.type == "meta":
+        return ""
+    return why_no_streams(device, group) or why_no_kernel(device, target.architecture)
 
 
-def lowered_chain(spec: ChainSpec, operands: Sequence[torch.Tensor]) -> Lowered:
-    """Return the whole of a chain's program as one kernel's; ``KernelError`` where it is not."""
-    if spec.kind != "gemm_all_reduce":
-        raise _error(f"No kernel is generated for {spec.kind}.")
-    if spec.program.kept:
-        raise _error("No kernel stores a value beside what is sent.")
-    modes = spec.program.modes
-    facts = tuple(
-        (str(t.dtype).removeprefix("torch."), t.dim(), tuple(t.shape)[mode == ROWS :])
-        for mode, t in zip(modes, operands, strict=True)
-    )
-    # Tensors of no dimension may live on the host, where no kernel reads them.
-    on_host = tuple(t.device.type != operands[0].device.type for t in operands)
-    lowered = _lower(spec.program, facts, on_host)
-    if isinstance(lowered, str):
-        raise _error(lowered)
-    return lowered
+@dataclass(frozen=True)
+class Built:
+    """A chain's GEMM for operands of one layout."""
+
+    gemm: StagedGemm
+    a: int
+    """Which operand is A."""
+    b: int
+    inputs: tuple[int, ...]
+    """Which are the epilogue's."""
 
 
-def _kernel_spec(target: Target, a: torch.Tensor, b: torch.Tensor, lowered: Lowered) -> GemmSpec:
-    if not target.architecture:
-        raise KernelError(
-            f"Target {target.name} does not say for which architecture to generate a kernel.",
-            where="the signaled schedule",
-            remedy="give a target with field architecture, such as sm_90",
+@dataclass(frozen=True)
+class Signaled:
+    """A chain of known sizes whose groups all ranks send alike, however each computes them."""
+
+    spec: ChainSpec
+    target: Target
+    deal: Dealing
+    library: Producer
+    """Computes and sends the same groups."""
+    built: dict[Hashable, Built | str] = field(default_factory=dict)
+    """By the layout of operands; or why there is none."""
+
+    def __call__(
+        self, operands: Sequence[torch.Tensor], group: dist.ProcessGroup
+    ) -> tuple[list[torch.Tensor], str]:
+        """Return what ``library`` does, ready on the current stream, and why it did if it did.
+
+        Which group sends is the same on all ranks. ``SignalError``, with everything sent, where
+        ``verify`` finds that a group was never announced.
+        """
+        device, sms = operands[0].device, self.target.communication_sms
+        beside = communicator(group, sms, device, self.spec.wait_seconds)
+        if isinstance(beside, str):
+            return self.library(operands, group), _told(beside)
+        key = tuple((t.stride(), t.data_ptr() % TMA_ALIGNMENT) for t in operands)
+        built = self.built.get(key)
+        if built is None:
+            built = self.built[key] = self._build(operands, device, group)
+        if not isinstance(built, str):
+            try:
+                return [self._run(built, operands, beside)], ""
+            except KernelError as error:
+                built = error.what
+                if not torch.cuda.is_current_stream_capturing():
+                    self.built[key] = built  # it would fail again
+        return self.library(operands, beside.group), _told(built)
+
+    def _run(
+        self, built: Built, operands: Sequence[torch.Tensor], beside: Communicator
+    ) -> torch.Tensor:
+        counts = self.spec.verify and not torch.cuda.is_current_stream_capturing()
+        return built.gemm(
+            operands[built.a],
+            operands[built.b],
+            beside.group,
+            self.target.communication_sms,
+            name=beside.name,
+            max_polls=polls_in(self.spec.wait_seconds) if counts else 0,
+            inputs=[operands[index] for index in built.inputs],
         )
-    return spec_for(a, b, architecture=target.architecture, lowered=lowered)
+
+    def _build(
+        self, operands: Sequence[torch.Tensor], device: torch.device, group: dist.ProcessGroup
+    ) -> Built | str:
+        spec = self.spec
+        if why := why_not_signaled(spec, self.target, operands, device, group):
+            return why
+        try:
+            kernel, lowered = kernel_spec_of(spec, self.target, operands)
+            return Built(self._staged(build(kernel)), lowered.a, lowered.b, lowered.operands)
+        except KernelError as error:
+            return error.what
+        except Exception as error:  # this rank alone shall not stay away from the collectives
+            log.exception("a fault of overlapc in %s", spec.site)
+            return f"A fault of overlapc, which its log tells, please report it: {error!r}."
+
+    def _staged(self, kernel: Kernel) -> StagedGemm:
+        spec, deal = self.spec, self.deal
+        return StagedGemm.of(
+            kernel,
+            Sender(spec.collective, spec.reduce, in_stream=True),
+            self.library.parts,
+            result_units=deal.result_units,
+            across=deal.ranks if self.library.by_columns else 1,
+            turned=deal.me,
+        )
 
 
-@lru_cache(maxsize=256)
-def _lower(program: Program, facts: Facts, on_host: tuple[bool, ...]) -> Lowered | str:
-    """The chain as one kernel's, or the reason why it is none."""
-    calls = [
-        Call(step.op, _converted(step.args), _converted(step.kwargs)) for step in program.steps
-    ]
-    try:
-        a, b = gemm_operands(calls[0])
-        dtype, n = facts[a][0], facts[b][2][-1]
-        inputs = [
-            None if hidden else _input(mode, *fact, n)
-            for mode, fact, hidden in zip(program.modes, facts, on_host, strict=True)
-        ]
-        results = [_converted(ref) for ref in program.results]
-        lowered = lower(calls, inputs, results, dtype=dtype, columns=n)
-    except CannotLower as error:
-        return str(error)
-    return lowered.reason or lowered
-
-
-def _input(mode: str, dtype: str, dims: int, sizes: tuple[int, ...], n: int) -> Input | None:
-    """An operand as an epilogue reads it beside C[m, n]; None where it cannot."""
-    match mode, dims, sizes:
-        case "rows", 2, (size,) if size in (1, n):
-            return Input("matrix" if size == n else "column", dtype)
-        case "whole", 0, ():
-            return Input("scalar", dtype)
-        case "whole", 1 | 2, (1,) | (1, 1):
-            return Input("one", dtype)
-        case "whole", 1 | 2, (size,) | (1, size) if size == n:
-            return Input("vector", dtype)
-    return None
-
-
-def _converted(value: Any) -> Any:
-    """An argument of a program's step as one of a call of codegen, which stands below."""
-    if isinstance(value, Ref):
-        return Place("input" if value.is_operand else "value", value.index)
-    if isinstance(value, torch.dtype):
-        return Dtype(str(value).removeprefix("torch."))
-    return tuple(_converted(item) for item in value) if isinstance(value, tuple) else value
-
-
-def _error(what: str) -> KernelError:
-    return KernelError(
-        what,
-        where="the signaled schedule",
-        remedy="none is needed: the library computes the bands",
-    )
+def _told(why: str) -> str:
+    _log_once(why)
+    return why
 
 
 @lru_cache(maxsize=64)
-def _log_once(message: str) -> None:
-    log.warning("a signaled plan is computed by the library's GEMM instead: %s", message)
+def _log_once(why: str) -> None:
+    log.warning("the library computes the groups of a signaled plan: %s", why)

@@ -86,8 +86,8 @@ class Signals:
 
 
 def polls_in(seconds: float) -> int:
-    """How often a waiter reads its counter in so many seconds; at least once."""
-    return max(1, round(seconds / POLL_SECONDS))
+    """How often a waiter reads its counter in so many seconds: once or more, and within int32."""
+    return min(max(1, round(seconds / POLL_SECONDS)), 2**31 - 1)
 
 
 @cache

@@ -10,12 +10,14 @@ import torch
 import torch.distributed as dist
 
 from overlapc.codegen import Bands, Kernel
+from overlapc.errors import KernelError
 from overlapc.runtime.layout import Part
 from overlapc.runtime.sending import Sender
 from overlapc.runtime.signals import Signals
 from overlapc.runtime.staged_sending import staged_collectives
 from overlapc.runtime.staging import Staging
 from overlapc.runtime.streams import (
+    Collective,
     communication_stream,
     is_warm,
     overlap,
@@ -32,13 +34,10 @@ class StagedGemm:
     sender: Sender
     parts: tuple[Part, ...]
     units: tuple[int, int]
-    """Of the program, and of the result."""
-    unit_rows: tuple[int, int]
-    """Rows of C in one unit of the program, and of the result: fewer where dimension 1 is dealt
-    out."""
+    """Rows of C, and of the result."""
+    across: int
+    """Ranks among which the columns of C are dealt out; 1 where rows are, or nothing is."""
     bands: Bands
-    is_in_place: bool
-    """Whether the GEMM writes the result itself: that of an all-reduce."""
 
     @classmethod
     def of(
@@ -48,24 +47,17 @@ class StagedGemm:
         parts: Sequence[Part],
         *,
         result_units: int,
-        rows_per_unit: int = 1,
         across: int = 1,
         turned: int = 0,
     ) -> StagedGemm:
         """The GEMM for these groups; ``KernelError`` where they cannot be staged.
 
-        ``across`` and ``turned`` as in ``Staging``.
+        All ranks send groups in one order. Inside one, rank ``turned`` computes what goes to itself
+        first, as ``Staging.bands`` says.
         """
-        staging = Staging.of(parts, rows_per_unit, across)
-        return cls(
-            kernel,
-            sender,
-            tuple(parts),
-            (sum(part.computed.count for part in parts), result_units),
-            (rows_per_unit, rows_per_unit // across),
-            staging.bands(kernel.spec.block_m, turned),
-            sender.collective == "all_reduce",
-        )
+        bands = Staging.of(parts).bands(kernel.spec.block_m, turned)
+        rows = sum(part.computed.count for part in parts)
+        return cls(kernel, sender, tuple(parts), (rows, result_units), across, bands)
 
     def __call__(
         self,
@@ -78,10 +70,10 @@ class StagedGemm:
         max_polls: int = 0,
         **operands: Any,
     ) -> torch.Tensor:
-        """Return the collective's result, [rows, n], ready on the current stream.
+        """Return the collective's result, [units, n], ready on the current stream.
 
-        ``operands``: what the kernel takes beside A and B. ``name``: of the group of the user, one
-        communication stream each. For ``KernelError``, with nothing sent, and the rest see
+        ``operands``: what the kernel takes beside A and B. ``name``: of the communicator, which has
+        one communication stream. For ``KernelError``, with nothing sent, and the rest see
         ``overlap``.
         """
         device, n = a.device, b.shape[1]
@@ -89,12 +81,8 @@ class StagedGemm:
         with torch.cuda.device(device):
             is_warm(needed)
             ctas = resident_ctas(device, sms_for_comm)
-            staged, result = (self._empty(a, n, which) for which in (0, 1))
-            if self.is_in_place:
-                result = staged
-            collectives = staged_collectives(self.parts, staged, result, self.sender, group)
+            c, result, collectives = self._memory(a, n, group)
             signals = Signals.zeroed(self.bands, self.kernel.tiles_n(n), device)
-            c = staged.view(-1, n)
             overlap(
                 lambda: self.kernel(
                     a, b, c, ctas=ctas, bands=signals.bands, counters=signals.counters, **operands
@@ -105,13 +93,29 @@ class StagedGemm:
                 needed,
                 max_polls=max_polls,
             )
-        return result.view(-1, n)
+        return result
+
+    def _memory(
+        self, a: torch.Tensor, n: int, group: dist.ProcessGroup
+    ) -> tuple[torch.Tensor, torch.Tensor, list[Collective]]:
+        """What the GEMM writes, what the collectives give, and they: with all memory they use."""
+        dtype = getattr(torch, self.kernel.spec.out)
+        try:
+            c = a.new_empty(self.units[0], n, dtype=dtype)
+            result = c
+            if self.sender.collective != "all_reduce":
+                result = a.new_empty(self.units[1], n // self.across, dtype=dtype)
+            calls = staged_collectives(self.parts, c, result, self.sender, group, self.across)
+        except torch.OutOfMemoryError as error:
+            raise KernelError(
+                f"There is no memory to stage the GEMM in: {error}",
+                where=f"{self.units[0]}x{n} {self.kernel.spec.out}",
+                remedy="use the chunked schedule, which holds one group at a time",
+            ) from error
+        return c, result, calls
 
     def _needed(self, device: torch.device, n: int, name: Hashable) -> frozenset[Hashable]:
         row_bytes = n * getattr(torch, self.kernel.spec.out).itemsize
-        sizes = (part.computed.count * self.unit_rows[0] * row_bytes for part in self.parts)
-        return warmth((self.kernel.spec, device), (name, self.sender.collective), sizes)
-
-    def _empty(self, a: torch.Tensor, n: int, which: int) -> torch.Tensor:
-        dtype = getattr(torch, self.kernel.spec.out)
-        return a.new_empty(self.units[which], self.unit_rows[which], n, dtype=dtype)
+        sizes = (part.computed.count * row_bytes for part in self.parts)
+        sends = name, self.sender.collective, self.across
+        return warmth((self.kernel.spec, device), sends, sizes)

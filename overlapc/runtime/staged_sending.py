@@ -8,6 +8,7 @@ from functools import partial
 import torch
 import torch.distributed as dist
 
+from overlapc.runtime import columns
 from overlapc.runtime.layout import Part
 from overlapc.runtime.sending import Sender
 from overlapc.runtime.staging import consecutive
@@ -20,12 +21,14 @@ def staged_collectives(
     result: torch.Tensor,
     sender: Sender,
     group: dist.ProcessGroup,
+    across: int = 1,
 ) -> list[Collective]:
     """What to call for every group that is announced, on a stream that has waited for it.
 
-    ``staged[units, ...]`` is in the order of ``Staging.of(parts)``, ``result[units, ...]`` in
-    PyTorch's own, and both are contiguous; of an all-reduce they are one tensor. Where dimension 1
-    is dealt out, a unit of ``result`` has fewer rows than one of ``staged``.
+    ``staged[rows, n]`` is in the order of ``Staging.of(parts)``, ``result[units, n]`` in PyTorch's
+    own, and both are contiguous; of an all-reduce they are one tensor. Where the columns are dealt
+    out to ``across`` ranks, ``result`` has n / across of them, and a call first packs its group
+    rank after rank: one pass over it.
 
     Memory is allocated now, none by the calls. What is sent is what ``Producer`` sends for these
     parts: a rank that computes by other means meets these collectives. Those of groups without rows
@@ -33,9 +36,13 @@ def staged_collectives(
     """
     ranges = consecutive(0, [part.computed.count for part in parts])
     calls: list[list[Collective]] = [[]]
-    for part, units in zip(parts, ranges, strict=True):
+    for part, rows in zip(parts, ranges, strict=True):
         landing = _landing(part, result)
-        sent = staged[units].view(-1, *result.shape[1:])
+        sent = staged[rows]
+        if across > 1:
+            packed = sent.new_empty((across * sent.shape[0], sent.shape[1] // across))
+            calls[-1].append(partial(_pack, sent, packed, across))
+            sent = packed
         calls[-1].append(_collective(part, sent, landing, result, sender, group))
         if part.computed.count:
             calls.append([])
@@ -48,6 +55,10 @@ def staged_collectives(
 def _all(calls: Sequence[Collective]) -> None:
     for call in calls:
         call()
+
+
+def _pack(band: torch.Tensor, packed: torch.Tensor, across: int) -> None:
+    packed.view(across, *band.shape[:1], -1).copy_(columns.parts(band, across))
 
 
 def _landing(part: Part, result: torch.Tensor) -> torch.Tensor:

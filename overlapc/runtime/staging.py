@@ -7,7 +7,7 @@ and what it receives lands in the rows that PyTorch's own collective would have 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -29,24 +29,13 @@ class Staging:
     """Of each group, in the order of the staging buffer; a group may have no rows on this rank."""
 
     @classmethod
-    def of(cls, parts: Sequence[Part], rows_per_unit: int = 1, across: int = 1) -> Staging:
-        """The staging of a producer's groups; of an all-reduce it is C itself.
-
-        ``across`` ranks among which the rows of every unit are dealt out, where dimension 1 is: a
-        group then sends, rank after rank, a share of each of its units. KernelError where they
-        cannot be dealt out evenly.
-        """
-        if rows_per_unit % across:
-            raise KernelError(
-                f"Units of {rows_per_unit} rows cannot be dealt out to {across} ranks.",
-                where="the staging of a GEMM",
-                remedy="use the chunked schedule",
-            )
+    def of(cls, parts: Sequence[Part]) -> Staging:
+        """The staging of a producer's groups, a row a unit; of an all-reduce it is C itself."""
         groups: list[tuple[Run, ...]] = []
         staged = 0
         for part in parts:
             runs = []
-            for row, rows in _sent(part, rows_per_unit, across):
+            for row, rows in _sent(part):
                 runs.append(Run(row, staged, rows))
                 staged += rows
             groups.append(tuple(runs))
@@ -97,20 +86,8 @@ def _turned(runs: tuple[Run, ...], by: int) -> tuple[Run, ...]:
     return runs[by:] + runs[:by]
 
 
-def _sent(part: Part, rows_per_unit: int, across: int) -> Iterator[tuple[int, int]]:
+def _sent(part: Part) -> tuple[tuple[int, int], ...]:
     """(first, count) of the rows of C that stay together, in the order in which they are sent."""
-    share = rows_per_unit // across
-    for rank in range(across):
-        for start, count in _units_sent(part):
-            if across == 1:
-                yield start * rows_per_unit, count * rows_per_unit
-                continue
-            for unit in range(start, start + count):
-                yield unit * rows_per_unit + rank * share, share
-
-
-def _units_sent(part: Part) -> tuple[tuple[int, int], ...]:
-    """(start, count) of the program's units, in the order in which a group sends them."""
     if part.sent.is_all:
         return part.computed.slices
     if part.computed.is_all:
@@ -127,8 +104,8 @@ def consecutive(start: int, counts: Sequence[int]) -> tuple[slice, ...]:
     return tuple(slice(a, b) for a, b in pairwise(accumulate(counts, initial=start)))
 
 
-def landings(landed: Units, counts: Sequence[int], rows_per_unit: int = 1) -> tuple[slice, ...]:
-    """The rows of a result in which each rank's part of a group lands, ``counts`` units each.
+def landings(landed: Units, counts: Sequence[int]) -> tuple[slice, ...]:
+    """The rows of a result in which each rank's part of a group lands, ``counts`` rows each.
 
     Grouped sends and receives write there without another pass. KernelError where a rank's part is
     no single range.
@@ -145,5 +122,5 @@ def landings(landed: Units, counts: Sequence[int], rows_per_unit: int = 1) -> tu
             )
         if length > count:
             slices.append((start + count, length - count))
-        found.append(slice(start * rows_per_unit, (start + count) * rows_per_unit))
+        found.append(slice(start, start + count))
     return tuple(found)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache, lru_cache
 
 import torch
@@ -11,6 +13,8 @@ from overlapc.codegen import Bands, GemmSpec, Kernel
 from overlapc.errors import KernelError
 from overlapc.runtime.signals import Signals
 from overlapc.runtime.waiting import driver_wait, hold
+
+log = logging.getLogger(__name__)
 
 Collective = Callable[[], object]
 """Sends one band on the current stream, to memory that is already there."""
@@ -103,10 +107,10 @@ def overlap(
             _launch(gemm)
             if not warm:
                 communication.wait_stream(compute)
-            wait = hold if warm else Signals.wait
+            waiter = _Waiter(signals, hold if warm else Signals.wait, compute, max_polls)
             with torch.cuda.stream(communication):
                 for group, collective in enumerate(collectives):
-                    wait(signals, group, max_polls)
+                    waiter(group, communication)
                     collective()
         finally:
             # The join, after an error too: this stream may now reuse what the other one reads.
@@ -114,6 +118,29 @@ def overlap(
         _warm.update(needed)
         if max_polls:
             signals.raise_if_given_up()
+
+
+@dataclass
+class _Waiter:
+    """Holds a stream until a group is whole; where it cannot, until the whole GEMM has ended.
+
+    An error here would leave the peers alone with collectives that this rank never sends.
+    """
+
+    signals: Signals
+    wait: Callable[[Signals, int, int], None] | None
+    compute: torch.cuda.Stream
+    max_polls: int
+
+    def __call__(self, group: int, stream: torch.cuda.Stream) -> None:
+        if self.wait is None:
+            return
+        try:
+            self.wait(self.signals, group, self.max_polls)
+        except Exception as error:
+            log.warning("groups are sent after the whole GEMM, for no waiter runs: %r", error)
+            stream.wait_stream(self.compute)
+            self.wait = None
 
 
 def _launch(gemm: Callable[[], object]) -> None:

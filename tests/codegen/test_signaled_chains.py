@@ -8,8 +8,8 @@ import torch
 from overlapc.codegen.epilogue import Input
 from overlapc.errors import KernelError
 from overlapc.planning.target import Target
+from overlapc.runtime.kernels import kernel_spec_of, lowered_chain
 from overlapc.runtime.program import Program, Step
-from overlapc.runtime.signaled import kernel_of, kernel_spec_of, lowered_chain
 from tests.codegen.signaled_cases import GATED, chain, operand, operands, value
 
 
@@ -19,13 +19,13 @@ def test_a_chain_is_computed_and_sent_band_by_band(interpreted):
 
 def test_the_kernel_of_a_chain():
     given = operands(64, 256, 128)
-    spec = kernel_spec_of(chain(GATED), Target.load("h100-nvlink"), given)
+    spec, _ = kernel_spec_of(chain(GATED), Target.load("h100-nvlink"), given)
     assert (spec.loads, spec.out, spec.block_n) == ("descriptors", "float32", 256)
     assert spec.chain.inputs == (Input("vector", "bfloat16"), Input("matrix", "bfloat16"))
     # A tensor that begins in the middle of 16 bytes is read by pointers.
     odd = [*given]
     odd[1] = torch.randn(64 * 128 + 1).bfloat16()[1:].view(64, 128)
-    spec = kernel_spec_of(chain(GATED), Target.load("h100-nvlink"), odd)
+    spec, _ = kernel_spec_of(chain(GATED), Target.load("h100-nvlink"), odd)
     assert spec.loads == "pointers"
 
 
@@ -65,14 +65,18 @@ def test_an_input_on_another_device_is_not_read():
         lowered_chain(chain(refused), given)
 
 
-def test_other_kinds_have_no_kernel():
-    with pytest.raises(KernelError, match="gemm_reduce_scatter"):
-        lowered_chain(chain(GATED, "gemm_reduce_scatter"), operands(8, 8, 8))
+@pytest.mark.parametrize("kind", ["gemm_reduce_scatter", "gemm_all_to_all"])
+def test_every_producer_has_the_same_kernel(kind):
+    given = operands(64, 256, 128)
+    kinds = (chain(GATED, kind), chain(GATED))
+    first, second = (kernel_spec_of(it, Target.load("h100-nvlink"), given) for it in kinds)
+    assert first == second
 
 
-def test_on_the_host_there_is_none():
-    missing: list = [None, None]
-    assert kernel_of(chain(GATED), missing[0], operands(8, 8, 8), missing[1]) is None
+def test_a_consumer_has_nothing_to_signal():
+    consumer = chain(program(MM, sent=None, kept=(value(0),)), "all_gather_gemm")
+    with pytest.raises(KernelError, match="comes after the collective"):
+        lowered_chain(consumer, [torch.randn(8, 8)] * 3)
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from overlapc.codegen import Bands, GemmSpec, build
 from overlapc.codegen.oracle import error_over_bound, random_operand
 from overlapc.codegen.tiles import TILES, spec_for
 from overlapc.errors import KernelError, SignalError
 from overlapc.runtime import streams
-from overlapc.runtime.communicators import communicator, make_communicator
-from overlapc.runtime.requirements import why_not_signaled
+from overlapc.runtime.communicators import Communicator, communicator
+from overlapc.runtime.requirements import why_no_kernel, why_no_streams
 from overlapc.runtime.signals import Signals, polls_in
 from overlapc.runtime.streams import run_signaled
 from overlapc.runtime.waiting import driver_wait
@@ -163,30 +162,18 @@ def test_a_band_that_never_comes_is_named():
         signals.raise_if_given_up()
 
 
-@pytest.fixture
-def one_rank(tmp_path):
-    """NCCL with one rank."""
-    if not dist.is_nccl_available():
-        pytest.skip("this torch has no NCCL")
-    store = dist.FileStore(str(tmp_path / "store"), 1)
-    dist.init_process_group("nccl", store=store, rank=0, world_size=1)
-    yield dist.group.WORLD
-    dist.destroy_process_group()
-
-
 def test_a_communicator_of_its_own_sends_in_eager_mode_and_in_graphs(one_rank, waiter):
     device = torch.device("cuda", torch.cuda.current_device())
-    assert why_not_signaled(device, one_rank) == ""
-    make_communicator(one_rank, 8, device)
-    made = communicator(one_rank, 8)
-    assert made is not None
+    assert why_no_streams(device, one_rank) == why_no_kernel(device, architecture()) == ""
+    made = communicator(one_rank, 8, device, 10)
+    assert isinstance(made, Communicator), made
     a, b, _ = operands(HALF, 1024, 512, 256)
     rows = equal_bands(HALF, 1024, 4)
 
     def run() -> torch.Tensor:
         return run_signaled(
-            build(HALF), a, b, None, rows, lambda band: made.allreduce([band]).wait(), 8,
-            group=one_rank.group_name,
+            build(HALF), a, b, None, rows, lambda band: made.group.allreduce([band]).wait(), 8,
+            group=made.name,
         )  # fmt: skip
 
     for _ in range(3):

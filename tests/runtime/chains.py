@@ -87,10 +87,10 @@ def poisoned() -> Iterator[None]:
 
 
 @contextmanager
-def ragged(seed: int, by: str = "rows") -> Iterator[None]:
+def ragged(seed: int, by: str = "rows", cut: str = "chunked") -> Iterator[None]:
     """Cut every call into groups of random sizes, whatever the planner says; alike on all ranks.
 
-    By columns those that may be cut so, the others by rows.
+    By columns those that may be cut so, the others by rows. ``cut`` is the schedule of the groups.
     """
     original = preparing.plan_call
 
@@ -104,7 +104,7 @@ def ragged(seed: int, by: str = "rows") -> Iterator[None]:
         cuts = sorted(dice.sample(range(1, pieces), min(pieces - 1, dice.randint(1, 4))))
         ends = zip([0, *cuts], [*cuts, pieces], strict=True)
         rows = tuple((end - start) * granule for start, end in ends)
-        return SimpleNamespace(schedule="chunked", rows=rows, by=along, problem=problem)
+        return SimpleNamespace(schedule=cut, rows=rows, by=along, problem=problem)
 
     preparing.plan_call = plan_call
     try:

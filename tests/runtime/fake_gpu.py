@@ -33,8 +33,11 @@ class Deadlock(AssertionError):
     """Work is left, and none of it can begin."""
 
 
-class Misuse(AssertionError):
-    """Something that hangs, fails or is wrong on a real device at some times."""
+class Misuse(BaseException):
+    """Something that hangs, fails or is wrong on a real device at some times.
+
+    No ``Exception``: what is tested falls back on those.
+    """
 
 
 @dataclass(eq=False)
@@ -217,6 +220,7 @@ class Memory(TorchDispatchMode):
     """Makes tensors hold poison until the work that writes them has been done."""
 
     HOST = ("aten::lift_fresh", "aten::_to_copy", "aten::detach", "aten::clone")
+    COMPUTED = ("aten::mm", "aten::cat")
     NEW = ("aten::empty", "aten::new_empty", "aten::zeros", "aten::ones", "aten::empty_strided")
 
     def __init__(self, gpu: Gpu) -> None:
@@ -238,6 +242,11 @@ class Memory(TorchDispatchMode):
         if func._schema.is_mutable:
             self.gpu.enqueue(Work(name, [lambda: func(*args, **kwargs)]))
             return args[0]
+        if name in self.COMPUTED:
+            self.gpu.allocate()
+            out = func(*args, **kwargs)
+            self.gpu.enqueue(Work(name, [lambda: out.copy_(func(*args, **kwargs))]))
+            return out.fill_(POISON)
         if name == "aten::_local_scalar_dense":
             self.gpu.synchronize()
         elif not func.is_view and name not in self.HOST:

@@ -11,17 +11,17 @@ import torch
 
 from overlapc.codegen import Bands, GemmSpec
 from overlapc.errors import KernelError
-from overlapc.runtime import columns, streams
+from overlapc.runtime import columns, staged_sending, streams
 from overlapc.runtime.layout import Dealing, producer_parts
 from overlapc.runtime.staged import StagedGemm
 from tests.runtime.fake_gpu import SMS, Driver, Gpu, Graph, Work, in_memory_of, present
 
 BLOCK, K, N = 16, 3, 24
+"""Tiles are not whole where groups end."""
 SPEC = GemmSpec("float32", "float32", BLOCK, BLOCK, BLOCK)
 RANKS, ME = 3, 1
-COUNTS = (2, 1, 3)
-"""Units of each group, of every rank where dimension 0 is dealt out."""
-ROWS_PER_UNIT = 9
+COUNTS = (18, 9, 27)
+"""Rows of each group, of every rank where dimension 0 is dealt out."""
 KINDS = [
     ("all_reduce", 0),
     ("reduce_scatter", 0),
@@ -109,11 +109,11 @@ class Call:
         fakes: Any = (kernel, sender)
         self.gemm = StagedGemm.of(
             *fakes, producer_parts(deal, COUNTS), result_units=deal.result_units,
-            rows_per_unit=ROWS_PER_UNIT, across=RANKS if axis else 1, turned=ME,
+            across=RANKS if axis else 1, turned=ME,
         )  # fmt: skip
         kernel.bands = self.gemm.bands
         generator = torch.Generator().manual_seed(seed)
-        self.a = torch.randn(self.units * ROWS_PER_UNIT, K, generator=generator)
+        self.a = torch.randn(self.units, K, generator=generator)
         self.b = torch.randn(K, N, generator=generator)
 
     def __call__(self) -> torch.Tensor:
@@ -122,10 +122,8 @@ class Call:
             return self.gemm(self.a, self.b, group, 2, name="tp", scale=2.0)
 
     def expected(self) -> torch.Tensor:
-        c = (2.0 * (self.a @ self.b)).view(self.units, ROWS_PER_UNIT, N)
-        if self.axis:
-            c = columns.pack(c, RANKS)
-        return of_all_ranks(self.kind, c).reshape(-1, N)
+        c = 2.0 * (self.a @ self.b)
+        return of_all_ranks(self.kind, columns.pack(c, RANKS) if self.axis else c)
 
     def use(self, out: torch.Tensor) -> None:
         def consume() -> None:
@@ -138,7 +136,7 @@ class Call:
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("kind", "axis"), KINDS)
 def test_results_are_pytorchs_in_every_order(kind, axis, seed):
-    gpu = Gpu(seed)
+    gpu = Gpu(seed, one_queue=seed % 2 == 1)
     with present(gpu, Driver(gpu)):
         call = Call(gpu, kind, axis, seed)
         for _ in range(3):
@@ -153,11 +151,25 @@ def test_results_are_pytorchs_in_every_order(kind, axis, seed):
         gpu.synchronize()
 
 
-@pytest.mark.parametrize(("kind", "axis"), KINDS[1:])
-def test_bands_that_are_not_staged_are_seen(kind, axis):
+@pytest.mark.parametrize("kind", ["reduce_scatter", "all_to_all"])
+def test_columns_that_are_not_packed_are_seen(kind, monkeypatch):
+    def unpacked(band: torch.Tensor, packed: torch.Tensor, across: int) -> None:
+        packed.view(-1).copy_(band.view(-1))
+
+    monkeypatch.setattr(staged_sending, "_pack", unpacked)
     gpu = Gpu()
     with present(gpu, Driver(gpu)):
-        call = Call(gpu, kind, axis, 0)
+        call = Call(gpu, kind, 1, 0)
+        call.use(call())
+        with pytest.raises(AssertionError):
+            gpu.synchronize()
+
+
+@pytest.mark.parametrize("kind", ["reduce_scatter", "all_to_all"])
+def test_bands_that_are_not_staged_are_seen(kind):
+    gpu = Gpu()
+    with present(gpu, Driver(gpu)):
+        call = Call(gpu, kind, 0, 0)
         runs = call.gemm.bands.runs
         straight = tuple(tuple(replace(r, target=r.source) for r in group) for group in runs)
         kernel: Any = call.gemm.kernel

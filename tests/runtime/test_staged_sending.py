@@ -14,7 +14,7 @@ from overlapc.runtime.sending import Sender
 from overlapc.runtime.staged_sending import staged_collectives
 from overlapc.runtime.staging import Staging
 
-N, ROWS_PER_UNIT, BLOCK_M = 5, 8, 3
+N, BLOCK_M = 12, 3
 COUNTS = (3, 1, 4)
 SIZES = ((0, 3, 7, 1), (4, 4, 0, 9), (1, 0, 0, 0), (8, 0, 3, 3))
 """Units from each rank to each; of the first groups rank 2 has none."""
@@ -34,23 +34,21 @@ def staged_result(rank: int, kind: str, outer: int, axis: int) -> tuple[torch.Te
     across = 4 if axis else 1
     parts = producer_parts(deal, COUNTS)
     torch.manual_seed(rank)
-    c = torch.randn(deal.units * ROWS_PER_UNIT, N, dtype=torch.float64)
+    c = torch.randn(deal.units, N, dtype=torch.float64)
     staged = torch.full_like(c, torch.nan)
-    bands = Staging.of(parts, ROWS_PER_UNIT, across).bands(BLOCK_M)
+    bands = Staging.of(parts).bands(BLOCK_M)
     for run in (run for runs in bands.runs for run in runs):
         staged[run.target : run.target + run.rows] = c[run.source : run.source + run.rows]
-    units = staged.view(-1, ROWS_PER_UNIT, N)
-    result = units
+    result = staged
     if kind != "all_reduce":
-        shape = (deal.result_units, ROWS_PER_UNIT // across, N)
-        result = torch.full(shape, torch.nan, dtype=torch.float64)
+        result = torch.full((deal.result_units, N // across), torch.nan, dtype=torch.float64)
     group: Any = dist.group.WORLD
-    sender = Sender(deal.collective, "sum" if "reduce" in kind else "")
-    collectives = staged_collectives(parts, units, result, sender, group)
+    sender = Sender(deal.collective, "sum" if "reduce" in kind else "", in_stream=True)
+    collectives = staged_collectives(parts, staged, result, sender, group, across)
     assert len(collectives) == len(bands.runs)
     for collective in collectives:
         collective()
-    return result, whole(c.view(-1, ROWS_PER_UNIT, N), deal)
+    return result, whole(c, deal)
 
 
 def whole(c: torch.Tensor, deal: Dealing) -> torch.Tensor:
@@ -65,7 +63,7 @@ def whole(c: torch.Tensor, deal: Dealing) -> torch.Tensor:
         # Scattered is the middle dimension of [outer, ranks, inner].
         if not deal.axis:
             outer, ranks, inner = deal.grid
-            c = c.view(outer, ranks, inner, *c.shape[1:]).transpose(0, 1).flatten(0, 2)
+            c = c.view(outer, ranks, inner, -1).transpose(0, 1).flatten(0, 2)
         dist.reduce_scatter_tensor(result, c.contiguous())
         return result
     dist.all_to_all_single(result, c, list(deal.receives) or None, list(deal.sends) or None)

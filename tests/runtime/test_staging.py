@@ -12,7 +12,6 @@ import torch
 from overlapc.codegen import Bands
 from overlapc.codegen.bands import Run
 from overlapc.errors import KernelError
-from overlapc.runtime import columns
 from overlapc.runtime.layout import Dealing, Part, everything, producer_parts
 from overlapc.runtime.staging import Staging, consecutive, landings
 from overlapc.runtime.units import band, dealt
@@ -32,7 +31,6 @@ class Case:
     outer: int
     counts: tuple[int, ...]
     """Units of each group of every rank, or in proportion to which blocks are cut."""
-    rows_per_unit: int
     block_m: int
     sizes: tuple[tuple[int, ...], ...] = ()
     """Units from each rank to each, of an uneven all-to-all."""
@@ -70,7 +68,6 @@ def random_case(kind: str, ranks: int, seed: int) -> Case:
         ranks,
         outer,
         composition(generator, max(total, groups), groups),
-        generator.choice((1, 1, 3)),
         generator.choice((1, 2, 4, 16)),
         sizes,
     )
@@ -98,8 +95,7 @@ def permuted(case: Case, me: int) -> list[int]:
         # Blocks of other sizes are cut in the same proportion, downwards.
         group = next(g for g, end in enumerate(ends) if number < size * end // ends[-1])
         keys.append((group, rank, number, unit))
-    order = [unit for *_, unit in sorted(keys)]
-    return [unit * case.rows_per_unit + row for unit in order for row in range(case.rows_per_unit)]
+    return [unit for *_, unit in sorted(keys)]
 
 
 def owner(sizes: Sequence[int], unit: int) -> tuple[int, int, int]:
@@ -116,7 +112,7 @@ def owner(sizes: Sequence[int], unit: int) -> tuple[int, int, int]:
 def test_the_map_is_the_permutation_by_group_rank_and_row(kind, ranks):
     for case in cases(kind, ranks):
         for me in range(ranks):
-            staging = Staging.of(case.parts(me), case.rows_per_unit)
+            staging = Staging.of(case.parts(me))
             order = permuted(case, me)
             row_map = staging.row_map()
             assert row_map[order].tolist() == list(range(len(order)))
@@ -147,7 +143,7 @@ def run(case: Case, stagings: Sequence[Staging], cs: Sequence[torch.Tensor]) -> 
     staged = [stage(case, stagings[me], cs[me]) for me in everyone]
     parts = [case.parts(me) for me in everyone]
     units = [case.deal(me).result_units for me in everyone]
-    results = [torch.full((u * case.rows_per_unit, N), torch.nan, dtype=cs[0].dtype) for u in units]
+    results = [torch.full((u, N), torch.nan, dtype=cs[0].dtype) for u in units]
     for group in range(len(case.counts)):
         sent = [
             blocks(case, parts[me][group], staged[me][stagings[me].groups[group]])
@@ -163,19 +159,18 @@ def blocks(case: Case, part: Part, sent: torch.Tensor) -> list[torch.Tensor]:
     if case.collective == "all_reduce":
         return [sent] * case.ranks
     counts = part.sends or [part.computed.count // case.ranks] * case.ranks
-    rows = consecutive(0, [count * case.rows_per_unit for count in counts])
-    return [sent[its] for its in rows]
+    return [sent[its] for its in consecutive(0, counts)]
 
 
 def receive(case: Case, part: Part, sent: list[torch.Tensor], result: torch.Tensor) -> None:
     """Write what every rank sent to where it belongs, where nothing has been written."""
     if case.collective != "all_to_all":
-        (rows,) = landings(part.landed, [part.landed.count], case.rows_per_unit)
+        (rows,) = landings(part.landed, [part.landed.count])
         assert result[rows].isnan().all()
         result[rows] = torch.stack(sent).sum(0)
         return
     counts = part.receives or [part.landed.count // case.ranks] * case.ranks
-    for rows, block in zip(landings(part.landed, counts, case.rows_per_unit), sent, strict=True):
+    for rows, block in zip(landings(part.landed, counts), sent, strict=True):
         assert result[rows].isnan().all()
         result[rows] = block
 
@@ -187,8 +182,7 @@ def expected(case: Case, cs: Sequence[torch.Tensor], me: int) -> torch.Tensor:
     if case.sizes:
         blocks = []
         for sender, c in enumerate(cs):
-            rows = [size * case.rows_per_unit for size in case.sizes[sender]]
-            blocks.append(c.split(rows)[me])
+            blocks.append(c.split(case.sizes[sender])[me])
         return torch.cat(blocks)
     if case.collective == "all_to_all":
         return torch.cat([c.chunk(case.ranks)[me] for c in cs])
@@ -198,10 +192,7 @@ def expected(case: Case, cs: Sequence[torch.Tensor], me: int) -> torch.Tensor:
 
 
 def random_rows(case: Case) -> list[torch.Tensor]:
-    return [
-        torch.randn(case.deal(me).units * case.rows_per_unit, N, dtype=torch.float64)
-        for me in range(case.ranks)
-    ]
+    return [torch.randn(case.deal(me).units, N, dtype=torch.float64) for me in range(case.ranks)]
 
 
 def check(case: Case, stagings: Sequence[Staging]) -> None:
@@ -212,7 +203,7 @@ def check(case: Case, stagings: Sequence[Staging]) -> None:
 
 
 def stagings_of(case: Case) -> list[Staging]:
-    return [Staging.of(case.parts(me), case.rows_per_unit) for me in range(case.ranks)]
+    return [Staging.of(case.parts(me)) for me in range(case.ranks)]
 
 
 @pytest.mark.parametrize("ranks", range(2, 9))
@@ -222,7 +213,7 @@ def test_staged_groups_give_what_pytorch_gives(kind, ranks):
         check(case, stagings_of(case))
 
 
-CASE = Case("reduce_scatter", 3, 1, (5, 2, 4), 2, 4)
+CASE = Case("reduce_scatter", 3, 1, (10, 4, 8), 4)
 
 
 def moved(staging: Staging, by: dict[int, int]) -> Staging:
@@ -265,46 +256,37 @@ def test_an_overlap_is_seen():
 
 
 def test_aligned_groups_cost_no_tile_more():
-    aligned = Case("reduce_scatter", 4, 1, (32, 16, 16), 1, 16)
+    aligned = Case("reduce_scatter", 4, 1, (32, 16, 16), 16)
     staging = Staging.of(aligned.parts(0))
     assert sum(staging.bands(16).tile_rows) == 4 * 64 // 16
     assert sum(staging.bands(32).tile_rows) == 4 * (1 + 1 + 1)
 
 
 def test_neighbours_stay_one_run():
-    whole = Case("all_to_all", 4, 1, (8,), 1, 4)
+    whole = Case("all_to_all", 4, 1, (8,), 4)
     assert Staging.of(whole.parts(0)).runs == ((Run(0, 0, 32),),)
 
 
 def test_even_parts_are_the_bands_of_the_kernel():
     for rank in range(3):
-        staging = Staging.of(CASE.parts(rank), CASE.rows_per_unit)
-        rows = [count * CASE.rows_per_unit for count in CASE.counts]
-        assert staging.bands(4, turned=rank) == Bands.staged(rows, 3, 4, first=rank)
+        staging = Staging.of(CASE.parts(rank))
+        assert staging.bands(4, turned=rank) == Bands.staged(CASE.counts, 3, 4, first=rank)
 
 
-@pytest.mark.parametrize("ranks", range(2, 9))
-def test_rows_of_units_are_dealt_out_as_the_library_packs_them(ranks):
-    for seed in range(CASES):
-        generator = random.Random(f"{ranks} {seed}")
-        counts = [generator.randint(1, 4) for _ in range(generator.randint(1, 4))]
-        share = generator.randint(1, 5)
-        deal = Dealing("reduce_scatter", 1, sum(counts), ranks, 0)
-        staging = Staging.of(producer_parts(deal, counts), ranks * share, across=ranks)
-        case = Case("reduce_scatter", ranks, 1, tuple(counts), ranks * share, 4)
-        c = torch.randn(sum(counts) * ranks * share, N)
-        staged, units = stage(case, staging, c), c.view(sum(counts), ranks * share, N)
-        for rows, part in zip(staging.groups, units.split(counts), strict=True):
-            assert torch.equal(staged[rows], columns.pack(part, ranks).reshape(-1, N))
-
-
-def test_rows_that_cannot_be_dealt_out_are_refused():
-    with pytest.raises(KernelError, match="Units of 7 rows"):
-        Staging.of(CASE.parts(0), 7, across=3)
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_ranks_announce_groups_in_one_order(kind):
+    """Plain collectives meet by their order: a rank may turn what is inside a group alone."""
+    for case in cases(kind, 4):
+        for me in range(4):
+            staging = Staging.of(case.parts(me))
+            if any(staging.runs):
+                announced = [runs for runs in staging.runs if runs]
+                turned = staging.bands(4, turned=me).runs
+                assert [set(runs) for runs in turned] == [set(runs) for runs in announced]
 
 
 def test_groups_without_rows_are_not_announced():
-    staging = Staging.of(Case("all_to_all", 2, 1, (1, 1, 1), 1, 4, ((0, 1), (1, 0))).parts(0))
+    staging = Staging.of(Case("all_to_all", 2, 1, (1, 1, 1), 4, ((0, 1), (1, 0))).parts(0))
     assert staging.counts == (0, 0, 1)
     assert staging.bands(4).targets(2) == (2,)
     with pytest.raises(KernelError, match="no row"):
@@ -314,7 +296,7 @@ def test_groups_without_rows_are_not_announced():
 def test_a_part_that_would_land_in_several_places_is_refused():
     with pytest.raises(KernelError, match="several places"):
         landings(dealt((2, 2, 4), 0, 8), [8, 8])
-    assert landings(dealt((1, 2, 4), 1, 3), [2, 2], 10) == (slice(10, 30), slice(50, 70))
+    assert landings(dealt((1, 2, 4), 1, 3), [2, 2]) == (slice(1, 3), slice(5, 7))
     assert landings(band(3, 5, 9), [0, 2, 0]) == (slice(0, 0), slice(3, 5), slice(0, 0))
 
 

@@ -248,6 +248,28 @@ def test_an_error_of_a_collective_still_joins():
         assert gpu.issued[-1] == JOIN
 
 
+@pytest.mark.parametrize("failing", range(len(ROWS)))
+def test_a_waiter_that_cannot_run_leaves_no_collective_out(failing, monkeypatch):
+    """Its peers would wait for ever; so what is left is sent after the whole GEMM."""
+    hold, asked = streams.hold, []
+
+    def fails(signals: Any, group: int, max_polls: int = 0) -> None:
+        asked.append(group)
+        if group == failing:
+            raise RuntimeError("no kernel image is available")
+        hold(signals, group, max_polls)
+
+    for seed in SEEDS:
+        with device(seed=seed) as gpu:
+            call = Call(gpu, seed)
+            call.use(call())
+            monkeypatch.setattr(streams, "hold", fails)
+            call.use(call())
+            monkeypatch.setattr(streams, "hold", hold)
+            gpu.synchronize()
+    assert asked == [*range(failing + 1)] * len(SEEDS)
+
+
 @pytest.mark.parametrize("forgotten", range(len(ROWS)))
 def test_a_band_that_never_comes_is_named_and_hangs_nobody(forgotten):
     with device() as gpu:

@@ -1,0 +1,392 @@
+"""Signaled chains over real gloo ranks, their kernels in Triton's interpreter, against float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed._functional_collectives as functional
+
+import overlapc
+from overlapc.codegen import Kernel
+from overlapc.errors import SignalError
+from overlapc.runtime import communicators, ops, reference, signaled, staged
+from overlapc.runtime.program import ROWS, WHOLE, Program, Step
+from overlapc.runtime.sending import Sender
+from overlapc.runtime.signaled import Signaled
+from overlapc.runtime.spec import ChainSpec
+from tests.ranks import Ranks
+from tests.runtime.chains import MM, call, chain, errors_of, poisoned, ragged
+from tests.runtime.pretended import SECONDS, SMS, pretended_gpu
+from tests.runtime.programs import operand, value
+from tests.targets import machine
+
+K, N = 24, 72
+TARGET = replace(
+    machine("pretended", 4e7, world_sizes=(2, 3)), architecture="sm_80", communication_sms=2
+)
+BOUND = 2e-6
+"""Of the relative error of float32."""
+
+GATED = Program(
+    (WHOLE, ROWS, WHOLE, ROWS),
+    (
+        Step("aten.addmm.default", (operand(0), operand(1), operand(2))),
+        Step("aten.silu.default", (value(0),)),
+        Step("aten.mul.Tensor", (value(1), operand(3))),
+    ),
+    value(2),
+)
+AGREED = {2: ((5, 70), (60, 9)), 3: ((9, 70, 30), (60, 9, 5), (20, 40, 9))}
+"""Rows from each rank to each at a first call, which decides in which proportion blocks are cut."""
+UNEVEN = {2: ((5, 70), (1, 0)), 3: ((0, 70, 3), (0, 0, 1), (2, 40, 0))}
+"""Rows from each rank to each: rank 1 has none in some groups."""
+ROWLESS = {2: ((5, 70), (0, 0)), 3: ((0, 70, 3), (0, 0, 0), (2, 40, 0))}
+"""Rank 1 has none at all."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A chain and the rows of its operands."""
+
+    kind: str
+    program: Program = MM
+    axis: int = 0
+    outer: int = 1
+    rows: int = 180
+    uneven: dict[int, tuple[tuple[int, ...], ...]] = field(default_factory=dict, hash=False)
+    """By the number of ranks."""
+    reduce: str = "sum"
+
+    @property
+    def spec(self) -> ChainSpec:
+        reduce = "" if self.kind == "gemm_all_to_all" else self.reduce
+        return chain(
+            self.kind, self.program, TARGET, axis=self.axis, reduce=reduce, fixed=not self.uneven,
+            site=f"{self}", wait_seconds=SECONDS,
+        )  # fmt: skip
+
+    def agree(self, rank: int) -> None:
+        """Let the ranks agree on proportions, where they have to."""
+        if self.uneven:
+            first = replace(self, uneven=AGREED)
+            call(self.spec, first.operands(rank), *first.arguments(rank))
+
+    def arguments(self, rank: int) -> tuple[Any, ...]:
+        if not self.uneven:
+            return self.outer, (), ()
+        sizes = self.uneven[dist.get_world_size()]
+        return 1, tuple(sends[rank] for sends in sizes), sizes[rank]
+
+    def operands(self, rank: int) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(rank)
+        rows = sum(self.uneven[dist.get_world_size()][rank]) if self.uneven else self.rows
+        a = torch.randn(rows, K, generator=generator)
+        b = torch.randn(N, K, generator=generator).t()
+        if self.program is MM:
+            return [a, b]
+        shapes = (N,), (rows, N)
+        bias, gate = (torch.randn(shape, generator=generator) for shape in shapes)
+        return [bias, a, b, gate]
+
+
+CASES = {
+    "all-reduce": Case("gemm_all_reduce", GATED, rows=201, reduce="avg"),
+    "scatter rows": Case("gemm_reduce_scatter", GATED),
+    "scatter blocks": Case("gemm_reduce_scatter", outer=5),
+    "scatter columns": Case("gemm_reduce_scatter", axis=1, rows=130),
+    "all-to-all": Case("gemm_all_to_all", GATED),
+    "all-to-all of columns": Case("gemm_all_to_all", axis=1, rows=130),
+    "uneven": Case("gemm_all_to_all", uneven=UNEVEN),
+    "rowless": Case("gemm_all_to_all", uneven=ROWLESS),
+}
+SELDOM = ("scatter rows", "scatter blocks", "all-to-all", "all-to-all of columns", "rowless")
+"""Not every time with a rank that falls back."""
+
+
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.long)])
+def ranks(request) -> Iterator[Ranks]:
+    """Processes whose kernels run in Triton's interpreter."""
+    made = Ranks(request.param, environment={"TRITON_INTERPRET": "1"})
+    yield made
+    made.close()
+
+
+@contextmanager
+def recorded(users: Any = None, *, sends: bool = True) -> Iterator[list[tuple[Any, ...]]]:
+    """What every collective is, in order: which group sends what sizes. Or it is not sent.
+
+    ``users``: the user's own group, if not the world.
+    """
+    start, log = Sender.start, []
+
+    def started(self: Sender, group: Any, out: Any, sent: Any, receives=(), to=()) -> Any:
+        is_users = group is (users or dist.group.WORLD)
+        log.append(
+            ("group" if is_users else "beside", self.collective, tuple(sent.shape), tuple(to))
+        )
+        if sends:
+            return start(self, group, out, sent, receives, to)
+        return SimpleNamespace(wait=lambda: None)
+
+    with patch.object(Sender, "start", started):
+        yield log
+
+
+def alone(reason: str = "It falls back.") -> Any:
+    """This rank has no kernel."""
+    return patch.object(Signaled, "_build", lambda *_: reason)
+
+
+def forget() -> None:
+    """Let nothing that was made ready before be used after."""
+    for memory in (ops._callers, ops._chains):
+        memory.clear()
+
+
+def run(rank: int, name: str, without: tuple[int, ...] = ()) -> tuple[float, dict, dict, list]:
+    """The error of a case, by whom its calls were computed and why, and what was sent."""
+    case = CASES[name]
+    spec = case.spec
+    forget()
+    falls_back = alone() if rank in without else nullcontext()
+    with pretended_gpu(), ragged(3, cut="signaled"), poisoned(), falls_back, recorded() as log:
+        case.agree(rank)
+        for counts in (log, ops.calls_of(spec.site), ops.by_library_of(spec.site)):
+            counts.clear()
+        errors = [errors_of(spec, case.operands(rank), *case.arguments(rank))[0] for _ in range(2)]
+    sent = [its for its in log if its[0] == "beside"]
+    return max(errors), dict(ops.calls_of(spec.site)), dict(ops.by_library_of(spec.site)), sent
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_producer_gives_what_pytorch_gives(ranks, name):
+    found = ranks.run(run, name)
+    for rank, (error, calls, why, _) in enumerate(found):
+        assert error < BOUND
+        if name == "rowless" and rank == 1:
+            assert (calls, why) == ({"chunked": 2}, {"There is no row to compute.": 2})
+        else:
+            assert (calls, why) == ({"signaled": 2}, {})
+    assert_met(found)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.long) if n in SELDOM else n for n in CASES]
+)
+def test_ranks_that_fall_back_alone_meet_the_others(ranks, name):
+    found = ranks.run(run, name, (1,))
+    for rank, (error, calls, why, _) in enumerate(found):
+        assert error < BOUND
+        assert calls == {"chunked" if rank == 1 else "signaled": 2}
+        assert why == ({"It falls back.": 2} if rank == 1 else {})
+    assert_met(found)
+
+
+def assert_met(found: list[tuple[float, dict, dict, list]]) -> None:
+    """All ranks send the same collectives in the same order, several a call."""
+    logs = [log for *_, log in found]
+    assert len(logs[0]) > 2
+    *_, sends = logs[0][0]
+    same = [[its[:2] if sends else its for its in log] for log in logs]
+    assert all(its == same[0] for its in same)
+
+
+def mutated(rank: int, name: str, mutant: str) -> list:
+    """What a rank would send if rank 1 had a mistake."""
+    case = CASES[name]
+    forget()
+    stack: list[Any] = []
+    if rank == 1 and mutant == "the user's group":
+        original = Signaled.__call__
+
+        def wrong(self: Signaled, operands: Any, group: Any) -> Any:
+            beside = communicators._known[group]
+            before, beside[2] = beside[2], "a mistake"
+            result = original(self, operands, group)
+            beside[2] = before
+            return result
+
+        stack = [alone(), patch.object(Signaled, "__call__", wrong)]
+    if rank == 1 and mutant == "no empty groups":
+        collectives = staged.staged_collectives
+
+        def some(parts: Any, *more: Any) -> Any:
+            return collectives([part for part in parts if part.computed.count], *more)
+
+        stack = [patch.object(staged, "staged_collectives", some)]
+    with pretended_gpu(), ragged(3, cut="signaled"), recorded(sends=False) as log:
+        communicators.communicator(dist.group.WORLD, 2, torch.device("cpu"), SECONDS)
+        case.agree(rank)
+        log.clear()
+        for each in stack:
+            each.start()
+        try:
+            call(case.spec, case.operands(rank), *case.arguments(rank))
+        finally:
+            for each in stack:
+                each.stop()
+    return [its[:2] for its in log]
+
+
+@pytest.mark.parametrize(
+    ("name", "mutant"), [("scatter rows", "the user's group"), ("uneven", "no empty groups")]
+)
+def test_a_rank_that_sends_something_else_is_seen(ranks, name, mutant):
+    right = ranks.run(mutated, name, "")
+    assert all(its == right[0] for its in right)
+    wrong = ranks.run(mutated, name, mutant)
+    assert wrong[0] == right[0]
+    assert wrong[1] != wrong[0]
+
+
+@contextmanager
+def too_large(calls: list[int]) -> Iterator[None]:
+    """Every launch of a kernel finds too little shared memory."""
+
+    def fails(*_: Any, **__: Any) -> None:
+        calls.append(1)
+        raise RuntimeError("out of resource: shared memory")
+
+    with patch.object(Kernel, "__call__", fails):
+        yield
+
+
+def without_memory(rank: int) -> tuple[list[float], dict, int]:
+    """Errors of three calls where rank 1's device cannot hold the tiles; why; and launches."""
+    case, launched = CASES["all-to-all"], []
+    forget()
+    ops.by_library_of(case.spec.site).clear()
+    fails = too_large(launched) if rank == 1 else nullcontext()
+    with pretended_gpu(), ragged(4, cut="signaled"), poisoned(), fails:
+        errors = [errors_of(case.spec, case.operands(rank))[0] for _ in range(3)]
+    return errors, dict(ops.by_library_of(case.spec.site)), len(launched)
+
+
+def test_too_little_shared_memory_is_found_once_and_said(ranks):
+    for rank, (errors, why, launched) in enumerate(ranks.run(without_memory)):
+        assert max(errors) < BOUND
+        if rank != 1:
+            assert not why
+            continue
+        ((reason, count),) = why.items()
+        assert "out of resource: shared memory" in reason
+        assert (count, launched) == (3, 1)
+
+
+def captures(rank: int) -> tuple[list[float], list[str], list[set[str]]]:
+    """Errors of captured and other calls, why the library computed them, and who sent in each."""
+    group = dist.new_group(list(range(dist.get_world_size())))
+    case = CASES["scatter rows"]
+    more = replace(case, rows=2 * case.rows)
+    forget()
+    errors, reasons, senders = [], [], []
+    known = ops.by_library_of(case.spec.site)
+    with ragged(5, cut="signaled"), poisoned(), pretended_gpu():
+        for its, is_captured in ((case, True), (case, False), (case, True), (more, True)):
+            known.clear()
+            capturing = patch.object(
+                torch.cuda, "is_current_stream_capturing", lambda c=is_captured: c
+            )
+            given = its.operands(rank)
+            with capturing, recorded(group) as log:
+                (found,) = call(case.spec, given, 1, (), (), group.group_name)
+            errors.append(error_of(found, wanted_of(case.spec, given)))
+            reasons.append("".join(known))
+            senders.append({who for who, *_ in log})
+    dist.destroy_process_group(group)
+    return errors, reasons, senders
+
+
+def wanted_of(spec: ChainSpec, operands: list[torch.Tensor]) -> torch.Tensor:
+    """What a chain gives; all ranks take part."""
+    (wanted,) = reference.chain(spec, [tensor.clone() for tensor in operands])
+    return wanted
+
+
+def error_of(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return ((found.double() - wanted).norm() / wanted.norm()).item()
+
+
+def test_a_capture_needs_a_call_before_it(ranks):
+    for errors, reasons, senders in ranks.run(captures):
+        assert max(errors) < BOUND
+        first, warm, again, other = reasons
+        assert "called in a graph capture" in first
+        assert (warm, again) == ("", "")
+        assert "cannot be loaded during graph capture" in other
+        # Whether a size is warm may differ by rank: only whether there is a communicator decides.
+        assert senders == [{"group"}, {"beside"}, {"beside"}, {"beside"}]
+
+
+def late(rank: int) -> tuple[float, str]:
+    """The error of a call under verify, and what is said where rank 0 never announces a group."""
+    case = CASES["all-reduce"]
+    forget()
+    launch: Callable[..., Any] = Kernel.__call__
+
+    def silent(self: Kernel, *given: Any, counters: torch.Tensor, **named: Any) -> Any:
+        if rank == 0:
+            counters = torch.zeros_like(counters)
+        return launch(self, *given, counters=counters, **named)
+
+    spec, given = replace(case.spec, verify=True), case.operands(rank)
+    wanted = wanted_of(spec, given)
+    with (
+        pretended_gpu(), ragged(3, cut="signaled"), poisoned(),
+        patch.object(Kernel, "__call__", silent), patch.object(signaled, "polls_in", lambda _: 5),
+    ):  # fmt: skip
+        try:
+            (found,) = call(spec, given)
+        except SignalError as error:
+            return 0.0, str(error)
+    return error_of(found, wanted), ""
+
+
+def test_under_verify_a_group_that_never_comes_is_named_and_hangs_nobody(ranks):
+    outcomes = ranks.run(late)
+    assert "Band 0 was never complete: 0 of" in outcomes[0][1]
+    for error, said in outcomes[1:]:
+        assert error < BOUND
+        assert said == ""
+
+
+def layer(x: torch.Tensor, w: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """A reduce-scatter of a gated product, and an all-reduce of what follows."""
+    scattered = functional.reduce_scatter_tensor(torch.relu(x @ w.t()), "sum", 0, dist.group.WORLD)
+    return functional.all_reduce(scattered @ v.t(), "sum", dist.group.WORLD).tanh()
+
+
+def compiled(rank: int) -> tuple[list[float], list[tuple[str, str, dict, str]]]:
+    """Errors of a compiled layer over several calls, and what the report says of its sites."""
+    torch.manual_seed(rank)
+    rates = [replace(r, resident=SMS, tile_rows=64, tile_columns=64) for r in TARGET.gemm]
+    target = replace(TARGET, device="cuda", gemm=tuple(rates))
+    options = {"target": target, "overlap": "signaled"}
+    errors = []
+    with pretended_gpu():
+        run = torch.compile(layer, backend="overlapc", options=options)
+        for _ in range(2):
+            true = [torch.randn(s, dtype=torch.float64) for s in ((768, 40), (256, 40), (192, 256))]
+            seen = [tensor.float() for tensor in true]
+            with torch.no_grad():
+                errors.append(error_of(run(*seen), layer(*true)))
+        sites = overlapc.report().sites
+    return errors, [(site.kind, site.code, dict(site.calls), site.reason) for site in sites]
+
+
+@pytest.mark.long
+def test_a_compiled_layer_is_planned_compiled_and_run_signaled(ranks):
+    for errors, sites in ranks.run(compiled):
+        assert max(errors) < BOUND
+        kinds = [kind for kind, *_ in sites]
+        assert kinds == ["gemm_reduce_scatter", "gemm_all_reduce"]
+        for _, code, calls, reason in sites:
+            assert (code, calls) == ("forced", {"signaled": 2}), reason
