@@ -39,7 +39,8 @@ def sizes_of_groups() -> dict[str, int]:
 
 def backend_name(group: dist.ProcessGroup, device: str = "cpu") -> str:
     """Return the group's communication backend for a device type, such as ``gloo``."""
-    name = dist.get_backend(group).lower() if group in c10d._world.pg_map else "undefined"
+    is_ours = isinstance(group, dist.ProcessGroup) and group not in c10d._world.pg_map
+    name = "undefined" if is_ours else dist.get_backend(group).lower()
     if name != "undefined" and ":" not in name:
         return name
     # Made with "cpu:gloo,cuda:nccl", or without a choice, or by ourselves: the group knows one a
