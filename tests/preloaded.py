@@ -8,9 +8,11 @@ import triton.runtime.cache
 from torch._inductor import codecache, compile_fx, cpu_vec_isa
 
 import overlapc.backend
+from tests.sparing import spare
 
 __all__ = ["compile_fx", "overlapc", "torch"]
 
+spare()
 # Hashes of the sources of torch and triton, and the vector instructions that the C++ compiler
 # knows: seconds in each process that has to ask itself.
 codecache.torch_key()
