@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.ranks import Ranks
+from tests.sparing import spare
 
 GOLDEN = Path(__file__).parent / "golden"
 LONG_TIMEOUT_SECONDS = 1800
@@ -116,6 +117,7 @@ def fake_group() -> Iterator[Any]:
     import torch.distributed as dist
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
+    spare()
     dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
     try:
         yield dist.group.WORLD

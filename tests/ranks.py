@@ -11,7 +11,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-SPAWN = get_context("spawn")  # a forked child inherits torch's threads in an unusable state
+SERVER = get_context("forkserver")
+"""Forks from a process that imported torch and ran nothing: seconds are saved a pair.
+
+A child forked from the tests would inherit torch's threads in an unusable state.
+"""
+SERVER.set_forkserver_preload(["tests.preloaded"])
 
 
 class RankError(AssertionError):
@@ -25,12 +30,13 @@ class Ranks:
         self.size = size
         self.folder = tempfile.TemporaryDirectory(prefix="overlapc-ranks-")
         rendezvous = Path(self.folder.name) / "store"
-        variables = {"XDG_CACHE_HOME": self.folder.name, **(environment or {})}
+        # Of today: the server's own are of the day when it was started.
+        variables = {**os.environ, "XDG_CACHE_HOME": self.folder.name, **(environment or {})}
         self.pipes: list[Connection] = []
         self.processes = []
         for rank in range(size):
-            here, there = SPAWN.Pipe()
-            process = SPAWN.Process(
+            here, there = SERVER.Pipe()
+            process = SERVER.Process(
                 target=_serve, args=(there, rank, size, str(rendezvous), variables), daemon=True
             )
             process.start()
@@ -79,6 +85,7 @@ class Ranks:
 def _serve(
     pipe: Connection, rank: int, size: int, rendezvous: str, variables: dict[str, str]
 ) -> None:
+    os.environ.clear()
     os.environ.update(variables)
     import torch
     import torch.distributed as dist

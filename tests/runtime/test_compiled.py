@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -109,7 +110,7 @@ def test_a_tensor_parallel_plan_trains_right(size, request):
 def dynamic_rows(rank):
     torch.manual_seed(rank)
     w = torch.randn(64, 32)
-    counter = torch._dynamo.testing.CompileCounterWithBackend("overlapc")
+    counter = CompileCounterWithBackend("overlapc")
 
     def project(x):
         return functional.all_reduce(x @ w.t(), "sum", dist.group.WORLD)

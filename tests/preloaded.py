@@ -1,0 +1,20 @@
+"""What every rank of the tests has when it starts: imports, and what a first compilation asks.
+
+Ranks are forked after it, so nothing here may start a thread (as autograd does) or use a device.
+"""
+
+import torch.distributed.tensor.parallel
+import triton.runtime.cache
+from torch._inductor import codecache, compile_fx, cpu_vec_isa
+
+import overlapc.backend
+from tests.sparing import spare
+
+__all__ = ["compile_fx", "overlapc", "torch"]
+
+spare()
+# Hashes of the sources of torch and triton, and the vector instructions that the C++ compiler
+# knows: seconds in each process that has to ask itself.
+codecache.torch_key()
+triton.runtime.cache.triton_key()
+cpu_vec_isa.valid_vec_isa_list()

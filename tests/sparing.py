@@ -1,0 +1,22 @@
+"""What torch does anew at every compilation or group, and what the tests can do without."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def spare() -> None:
+    """Leave out, in this process, some 0.1 s of each compilation on a new group.
+
+    Dynamo flushes the processor's cache to time each set of guards once, for its logs; and each new
+    group throws away its table of torch's functions, in case torch.distributed was being imported
+    when the table was made.
+    """
+    import torch._dynamo.guards as guards
+    import torch._dynamo.trace_rules as trace_rules
+
+    def latency(*_: Any) -> float:
+        return 0.0
+
+    guards.profile_guard_manager = latency
+    trace_rules.clear_lru_cache = lambda: None
