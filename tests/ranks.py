@@ -32,11 +32,13 @@ class Ranks:
         rendezvous = Path(self.folder.name) / "store"
         # Of today: the server's own are of the day when it was started.
         variables = {**os.environ, "XDG_CACHE_HOME": self.folder.name, **(environment or {})}
+        # What is imported by the server has read its environment.
+        starting = get_context("spawn") if environment else SERVER
         self.pipes: list[Connection] = []
         self.processes = []
         for rank in range(size):
-            here, there = SERVER.Pipe()
-            process = SERVER.Process(
+            here, there = starting.Pipe()
+            process = starting.Process(
                 target=_serve, args=(there, rank, size, str(rendezvous), variables), daemon=True
             )
             process.start()
