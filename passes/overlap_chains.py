@@ -41,6 +41,7 @@ from overlapc.planning.problem import Problem
 from overlapc.planning.schedule import Plan
 from overlapc.planning.search import MEASURED_MARGIN
 from overlapc.planning.target import Target
+from overlapc.planning.tiles import Tile
 from overlapc.reporting.records import Site
 from overlapc.runtime import ops  # registers torch.ops.overlapc
 from overlapc.runtime.groups import resolve
@@ -136,7 +137,8 @@ class OverlapChains:
         # Symbolic strides would be compared, and so guarded, to generate a text.
         static = compilation.options.dump and all(gemm.static for gemm in chain.gemms)
         if static and site.plan is not None and site.plan.schedule == "signaled":
-            compilation.modules[site.id] = generated_module(chain, spec, target)
+            module = generated_module(chain, spec, target, site.plan.tile)
+            compilation.modules[site.id] = module
         replace_chain(graph, chain, spec.text())
 
 
@@ -291,11 +293,11 @@ def specification(chain: Chain, target: Target, compilation: Compilation, site: 
     )
 
 
-def generated_module(chain: Chain, spec: ChainSpec, target: Target) -> str:
+def generated_module(chain: Chain, spec: ChainSpec, target: Target, tile: Tile | None) -> str:
     """Return the text of the Triton module that a signaled plan of this chain runs."""
     values = [value_of(operand.node) for operand in chain.operands]
     try:
-        return module_text(kernel_spec_of(spec, target, values))
+        return module_text(kernel_spec_of(spec, target, values, tile))
     except KernelError as error:
         return f'"""No module is generated, and the library computes the bands.\n\n{error}\n"""\n'
 

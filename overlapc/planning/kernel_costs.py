@@ -99,12 +99,6 @@ class KernelCosts(Costs):
             return self.tiles * rows // self.size
         return rows // self.tiling.block_m * self.row_tiles
 
-    def complete(self, wave: int) -> int:
-        """What of C is whole after so many waves, in whole units."""
-        if wave >= self.waves:
-            return self.size
-        return wave * self.workers // self.tiles_in(self.unit) * self.unit
-
     # Seconds
 
     def ready(self, rows: int) -> float:

@@ -113,6 +113,8 @@ class Problem:
             raise self._error(f"order {self.order!r} of {self.collective} is not {known}")
         if self.m % self.granule:
             raise self._error(f"m is {self.m}, no multiple of {self.granule} rows")
+        if self.deals_granules and (self.is_consumer or self.parts == 1):
+            raise self._error(f"{self.granule} rows are not dealt out to {self.world_size} ranks")
 
     def _error(self, what: str) -> ProblemError:
         return ProblemError(
@@ -132,7 +134,6 @@ class Problem:
             cuts_columns=COLUMNS in self.dimensions,
             kernel_sums=0 if self.is_consumer else self.kernel_sums,
             takes_map=TILES in self.kernel_dimensions,
-            deals_granules=self.deals_granules and self.parts > 1 and not self.is_consumer,
         )
 
     @property

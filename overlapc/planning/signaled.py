@@ -46,15 +46,16 @@ def signaled_cuts(problem: Problem, target: Target) -> Iterator[Cut]:
 def best_cut_of(costs: KernelCosts) -> Cut:
     """The groups that finish first with a kernel.
 
-    Bands of more tile rows read less, but end in fewer places. What groups take is the least of
-    what they take at the heights that they fit (`signaled_cut`), so that the best of the best at
-    each height is the best of all.
+    Bands of more tile rows read less, but end in fewer places: where that is no quicker, only the
+    lower ones are tried. Groups are as quick as the greatest height that they fit (`signaled_cut`),
+    and never quicker at a lower one, so that the best of the best at each height is the best of
+    all.
     """
     best, before = None, 0.0
     for height in costs.heights:
         tried = costs.at(height)
         if tried.wave_seconds == before:
-            continue  # it is no quicker, and ends in no other places
+            continue
         before = tried.wave_seconds
         ends = [0, *(group.rows for group in best_groups(tried, boundaries(tried)))]
         cut = signaled_cut(costs, [right - left for left, right in pairwise(ends)])
@@ -77,13 +78,15 @@ def boundaries(costs: KernelCosts) -> tuple[Boundary, ...]:
     The GEMM runs on the multiprocessors that the collective does not use, so at one speed however
     it is cut. Its waves fill one band after another.
     """
-    found: list[Boundary] = []
-    for wave in range(1, costs.waves + 1):
-        rows = costs.complete(wave)
-        if rows > (found[-1].rows if found else 0):
-            found.append(Boundary(costs.ready(rows), rows))
-    step = -(-len(found) // MAX_BOUNDARIES)
-    return tuple(reversed(found[::-1][::step]))
+    unit, workers = costs.unit, costs.workers
+    tiles = costs.tiles_in(unit)
+    before = (costs.waves - 1) * workers // tiles
+    # Either every unit takes a wave or more, or every wave completes a unit or more.
+    places = min(before, costs.waves - 1)
+    step = -(-(places + 1) // MAX_BOUNDARIES)
+    kept = range(places + 1 - step, 0, -step)
+    rows = [at * unit if tiles >= workers else at * workers // tiles * unit for at in kept]
+    return tuple(Boundary(costs.ready(end), end) for end in (*reversed(rows), costs.size))
 
 
 def best_groups(costs: Costs, ends: tuple[Boundary, ...]) -> tuple[Boundary, ...]:

@@ -19,6 +19,7 @@ from overlapc.codegen.tiles import spec_for
 from overlapc.errors import KernelError
 from overlapc.planning.schedule import Plan
 from overlapc.planning.target import Target
+from overlapc.planning.tiles import Tile
 from overlapc.runtime.plans import target_of
 from overlapc.runtime.program import ROWS, Program, Ref
 from overlapc.runtime.spec import ChainSpec
@@ -49,7 +50,7 @@ def run(
     sms = target.communication_sms
     a, b = operands[lowered.a], operands[lowered.b]
     try:
-        kernel = build(_kernel_spec(target, a, b, lowered))
+        kernel = build(_kernel_spec(target, a, b, lowered, plan.tile))
         Bands.of(plan.rows, kernel.spec.block_m)
         resident_ctas(a.device, sms)
     except KernelError as error:
@@ -64,13 +65,15 @@ def run(
     return run_signaled(kernel, a, b, None, plan.rows, all_reduce, sms, group=name)
 
 
-def kernel_spec_of(spec: ChainSpec, target: Target, operands: Sequence[torch.Tensor]) -> GemmSpec:
-    """Return the kernel that a signaled plan of a chain runs; fake operands do.
+def kernel_spec_of(
+    spec: ChainSpec, target: Target, operands: Sequence[torch.Tensor], tile: Tile | None = None
+) -> GemmSpec:
+    """Return the kernel that a signaled plan of a chain runs with its tile; fake operands do.
 
     ``KernelError`` if none does, and if a part of the chain would be left to the library.
     """
     lowered = lowered_chain(spec, operands)
-    return _kernel_spec(target, operands[lowered.a], operands[lowered.b], lowered)
+    return _kernel_spec(target, operands[lowered.a], operands[lowered.b], lowered, tile)
 
 
 def kernel_of(
@@ -114,14 +117,16 @@ def lowered_chain(spec: ChainSpec, operands: Sequence[torch.Tensor]) -> Lowered:
     return lowered
 
 
-def _kernel_spec(target: Target, a: torch.Tensor, b: torch.Tensor, lowered: Lowered) -> GemmSpec:
+def _kernel_spec(
+    target: Target, a: torch.Tensor, b: torch.Tensor, lowered: Lowered, tile: Tile | None
+) -> GemmSpec:
     if not target.architecture:
         raise KernelError(
             f"Target {target.name} does not say for which architecture to generate a kernel.",
             where="the signaled schedule",
             remedy="give a target with field architecture, such as sm_90",
         )
-    return spec_for(a, b, architecture=target.architecture, lowered=lowered)
+    return spec_for(a, b, architecture=target.architecture, lowered=lowered, tile=tile)
 
 
 @lru_cache(maxsize=256)

@@ -9,11 +9,14 @@ from typing import Any
 
 import torch
 
+from overlapc.codegen.tiles import most_sums
+from overlapc.errors import KernelError
 from overlapc.planning.problem import COLLECTIVE_FIRST, GEMM_FIRST, Problem
 from overlapc.runtime.column_roles import cut_operands
 from overlapc.runtime.execution import is_view, trace
 from overlapc.runtime.program import ROWS, Ref, Step
 from overlapc.runtime.shapes import moved
+from overlapc.runtime.signaled import lowered_chain
 from overlapc.runtime.spec import ChainSpec
 
 aten = torch.ops.aten
@@ -66,6 +69,8 @@ def problem_of(
     # A rank that has no rows now decides as those that have some.
     flops = sum(gemm.flops for gemm in gemms) if m else sum(2 * g.n * g.k for g in gemms)
     other = -(-flops // (2 * max(m, 1) * columns)) if columns else 0
+    across = spec.axis == 1 and spec.collective != "all_reduce"
+    shared = across and not spec.is_consumer and rows_per_unit % world_size == 0
     dealt = spec.axis == 0 and spec.collective != "all_reduce" and units % world_size == 0
     return Problem(
         m=m,
@@ -80,6 +85,9 @@ def problem_of(
         row_multiple=rows_per_unit * world_size if dealt else rows_per_unit,
         local_first=spec.axis == 0,
         cuts_columns=_column_operands(spec, operands, values) is not None,
+        # Where columns are dealt out, no rows of a kernel's result are what a rank gets.
+        kernel_sums=_kernel_sums(spec, operands) if shared or not across else 0,
+        deals_granules=shared,
     )
 
 
@@ -100,6 +108,14 @@ def _column_operands(
     if spec.is_consumer or (spec.axis and spec.collective != "all_reduce"):
         return None
     return cut_operands(spec.program, operands, values)
+
+
+def _kernel_sums(spec: ChainSpec, operands: Sequence[torch.Tensor]) -> int:
+    """What a thread of the kernel that computes the chain can hold; 0 where none does."""
+    try:
+        return most_sums(lowered_chain(spec, operands).epilogue)
+    except KernelError:
+        return 0
 
 
 def _empty(shapes: Sequence[Sequence[int]], dtypes: Sequence[torch.dtype]) -> list[torch.Tensor]:

@@ -7,6 +7,7 @@ import torch
 
 from overlapc.errors import ProblemError
 from overlapc.planning.problem import Problem
+from overlapc.planning.tiles import MOST_SUMS, SPARING_SUMS
 from overlapc.runtime.program import ROWS, WHOLE, Program, Step
 from overlapc.runtime.sizing import problem_of
 from tests.runtime.chains import chain
@@ -34,7 +35,7 @@ CONSUMED = {"order": "collective_first"}
 WANTED = {
     ("gemm_all_reduce", "mm", 7): Problem(
         7, N, K, "float32", "all_reduce", RANKS, **PRODUCED, sent_dtype="float32", row_multiple=1,
-        cuts_columns=True,
+        cuts_columns=True, kernel_sums=MOST_SUMS,
     ),
     ("gemm_reduce_scatter", "addmm", 8): Problem(
         8, N, K, "float32", "reduce_scatter", RANKS, **PRODUCED, sent_dtype="float32",
@@ -89,6 +90,32 @@ def test_columns_are_cut_by_whole_units_and_have_no_local_rows():
 def test_uneven_rows_are_those_that_arrive():
     found = problem("all_to_all_gemm", "mm", 12, receives=(3, 4))
     assert (found.m, found.row_multiple) == (7, 1)
+
+
+PLAIN, ACTIVATED = (
+    Program((ROWS, WHOLE), steps, value(len(steps) - 1))
+    for steps in (
+        (Step("aten.mm.default", (operand(0), operand(1))),),
+        (
+            Step("aten.mm.default", (operand(0), operand(1))),
+            Step("aten.gelu.default", (value(0),)),
+        ),
+    )
+)
+
+
+def sizes_of(kind, program, shape, axis=0):
+    spec = chain(kind, program, SLOW_LINK, axis=axis)
+    return problem_of(spec, [shape, (4, 64)], [torch.bfloat16] * 2, RANKS)
+
+
+def test_a_problem_says_what_a_kernel_of_it_can_hold():
+    assert sizes_of("gemm_all_reduce", PLAIN, (8, 4)).kernel_sums == MOST_SUMS
+    assert sizes_of("gemm_all_reduce", ACTIVATED, (8, 4)).kernel_sums == SPARING_SUMS
+    # Batches, several GEMMs, values beside what is sent: the library's.
+    for name in ("bmm", "sum", "rich"):
+        assert problem("gemm_all_reduce", name, 8).kernel_sums == 0
+    assert problem("all_gather_gemm", "mm", 8).kernel_sums == 0
 
 
 @pytest.mark.parametrize(("units", "k", "n"), [(0, 4, 4), (4, 0, 4), (4, 4, 0)])
