@@ -18,6 +18,7 @@ from overlapc.codegen.module import module_text
 from overlapc.errors import GroupError, KernelError, OverlapcError, ProblemError, TargetError
 from overlapc.graphs.chain import (
     Chain,
+    blocks_of,
     only_rows_vary,
     operand_facts,
     pointwise_steps,
@@ -272,7 +273,8 @@ def _problem(chain: Chain, target: Target, compilation: Compilation) -> Problem:
     shapes, dtypes = operand_facts(chain)
     spec = specification(chain, target, compilation, "")
     ranks = resolve(chain.collective.group).size()
-    return problem_of(spec, shapes, dtypes, ranks, [hint_of(size) for size in chain.receives])
+    receives = [hint_of(size) for size in chain.receives]
+    return problem_of(spec, shapes, dtypes, ranks, receives, blocks_of(chain))
 
 
 def specification(chain: Chain, target: Target, compilation: Compilation, site: str) -> ChainSpec:

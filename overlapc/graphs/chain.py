@@ -101,6 +101,11 @@ def operand_facts(chain: Chain) -> tuple[list[tuple[int, ...]], list[torch.dtype
     return shapes, dtypes
 
 
+def blocks_of(chain: Chain) -> int:
+    """Return how many blocks of rows are dealt out to the ranks, as a hint."""
+    return prod(_hint(dim) for dim in chain.outer)
+
+
 def _hint(dim: Dim) -> int:
     return hint_of(size_of(dim))
 

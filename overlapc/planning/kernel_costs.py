@@ -42,12 +42,7 @@ class KernelCosts(Costs):
 
     @property
     def heights(self) -> tuple[int, ...]:
-        """Those that there are, ascending: whole sweeps, and halves of them.
-
-        Of granules that are dealt out, no band cuts a run, and so none a sweep.
-        """
-        if self.problem.deals_granules:
-            return (self.tiling.sweep,)
+        """Those that there are, ascending: whole sweeps, and halves of them."""
         return tuple(2**power for power in range(self.tiling.sweep.bit_length()))
 
     def at(self, height: int) -> Self:
@@ -68,13 +63,12 @@ class KernelCosts(Costs):
     @cached_property
     def runs(self) -> int:
         """Pieces of C that share no tile with each other: what ranks are dealt, or all of it."""
-        p = self.problem
-        return p.m // p.granule * p.world_size if p.deals_granules else p.parts
+        return self.problem.parts * self.problem.blocks
 
     @cached_property
     def run_tiles(self) -> int:
         """Tile rows of one run of rows."""
-        return -(-self.problem.m // self.runs // self.tiling.block_m)
+        return -(-self.problem.run_rows // self.tiling.block_m)
 
     @cached_property
     def row_tiles(self) -> int:
@@ -91,12 +85,13 @@ class KernelCosts(Costs):
         """Of tiles, the last of which may be a part of one."""
         return -(-self.tiles // self.workers)
 
-    def tiles_in(self, rows: int) -> int:
+    def tiles_in(self, rows: int, /) -> int:
         """Tiles of the first groups, which have so many rows and are multiples of ``unit``."""
         if rows >= self.size:
             return self.tiles
-        if self.problem.deals_granules:
-            return self.tiles * rows // self.size
+        p = self.problem
+        if p.blocks > 1 and p.run_rows % self.tiling.block_m:
+            return rows // p.run_rows * self.run_tiles * self.row_tiles
         return rows // self.tiling.block_m * self.row_tiles
 
     # Seconds
@@ -114,11 +109,13 @@ class KernelCosts(Costs):
         on all multiprocessors.
         """
         elements = self.workers * self.tiling.elements
-        stored = elements * self.problem.sent_item_bytes + self.problem.epilogue_bytes / self.waves
+        stored = elements * self.problem.sent_item_bytes
+        beside = self.rates.pointwise_seconds(self.problem.epilogue_bytes) / self.waves
         mine = (
             max(self._multiplying, self._from_l2, self._from_memory)
             + self.target.tile_seconds
             + self.rates.pointwise_seconds(stored)
+            + beside
         )
         library = self.gemm(self.problem.m) - self.rates.launch_seconds
         return max(mine, library / -(-self.tiles // self.rates.resident))
@@ -205,7 +202,7 @@ class PackedCosts(KernelCosts):
         """Whole sweeps: no group cuts one."""
         return (self.tiling.sweep,)
 
-    def tiles_in(self, tiles: int) -> int:
+    def tiles_in(self, tiles: int, /) -> int:
         """The tiles themselves."""
         return tiles
 
@@ -219,7 +216,7 @@ class PackedCosts(KernelCosts):
         p = self.problem
         entries = p.m * -(-p.n // ATOM)
         moved = entries * MAP_ENTRY_BYTES + MAP_SHARE * 2 * p.sent_bytes(p.m)
-        return self.rates.pointwise_seconds(moved)  # pyright: ignore
+        return self.rates.pointwise_seconds(round(moved))
 
 
 def kernel_costs(by: str, problem: Problem, target: Target, tile: Tile) -> KernelCosts:

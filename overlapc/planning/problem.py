@@ -25,6 +25,10 @@ COLLECTIVES = ("all_reduce", "reduce_scatter", "all_gather", "all_to_all")
 
 GEMM_FIRST, COLLECTIVE_FIRST = ORDERS = ("gemm_first", "collective_first")
 
+_SIZES = (
+    *("m", "n", "k", "world_size", "epilogue_bytes", "row_multiple", "kernel_sums", "blocks"),
+)
+
 _ORDERS_OF = {
     "all_reduce": (GEMM_FIRST,),
     "reduce_scatter": (GEMM_FIRST,),
@@ -84,13 +88,14 @@ class Problem:
     beside the epilogue (`tiles`); 0 where no kernel is generated."""
     takes_map: bool = False
     """Whoever reads the result of an all-reduce can find its elements through a map."""
-    deals_granules: bool = False
-    """Producers: each granule of rows is dealt out to all ranks, and not each rank a part of all
-    rows."""
+    blocks: int = 1
+    """Producers: blocks of rows of C, one after another, each of which is dealt out to all ranks.
+    They do not divide m where rows are only tried."""
+    deals_unevenly: bool = False
+    """Producers: ranks get different numbers of rows."""
 
     def __post_init__(self) -> None:
-        sizes = ("m", "n", "k", "world_size", "epilogue_bytes", "row_multiple", "kernel_sums")
-        for name in sizes:
+        for name in _SIZES:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool):
                 raise self._error(f"{name} is {value!r}, not an integer")
@@ -98,6 +103,8 @@ class Problem:
                 raise self._error(f"{name} is {value}, but sizes are not negative")
         if self.world_size < 1:
             raise self._error(f"world_size is {self.world_size}, but a group has members")
+        if self.blocks < 1:
+            raise self._error(f"blocks is {self.blocks}, but rows are at least one block")
         if self.dtype not in ITEM_BYTES:
             raise self._error(f"dtype {self.dtype!r} is not one of {', '.join(ITEM_BYTES)}")
         if self.sent_dtype and self.sent_dtype not in SENT_BYTES:
@@ -113,8 +120,6 @@ class Problem:
             raise self._error(f"order {self.order!r} of {self.collective} is not {known}")
         if self.m % self.granule:
             raise self._error(f"m is {self.m}, no multiple of {self.granule} rows")
-        if self.deals_granules and (self.is_consumer or self.parts == 1):
-            raise self._error(f"{self.granule} rows are not dealt out to {self.world_size} ranks")
 
     def _error(self, what: str) -> ProblemError:
         return ProblemError(
@@ -134,6 +139,8 @@ class Problem:
             cuts_columns=COLUMNS in self.dimensions,
             kernel_sums=0 if self.is_consumer else self.kernel_sums,
             takes_map=TILES in self.kernel_dimensions,
+            blocks=self.blocks if self.parts > 1 and not self.is_consumer else 1,
+            deals_unevenly=self.deals_unevenly and not self.is_consumer,
         )
 
     @property
@@ -160,7 +167,12 @@ class Problem:
     def parts(self) -> int:
         """Ranks that rows of C are dealt out to, each as many; 1 where they are not."""
         is_dealt = self.collective != "all_reduce" and self.granule % self.world_size == 0
-        return self.world_size if is_dealt else 1
+        return self.world_size if is_dealt and not self.deals_unevenly else 1
+
+    @property
+    def run_rows(self) -> int:
+        """Rows of C that lie together and go to one rank, where they are dealt out; else all."""
+        return -(-self.m // (self.parts * self.blocks))
 
     @property
     def kernel_dimensions(self) -> tuple[str, ...]:
@@ -171,11 +183,12 @@ class Problem:
     def band_rows(self, tile: Tile, height: int = 1) -> int:
         """Rows of the smallest band of whole tiles, each rank's share ``height`` tile rows high.
 
-        Where granules are dealt out, every share of one has tiles of its own.
+        Runs that are no whole tile rows have tiles of their own, and are not cut.
         """
-        if self.deals_granules:
-            return self.granule
-        return lcm(self.parts * height * tile.block_m, self.granule)
+        share = height * tile.block_m
+        if self.blocks > 1 and self.run_rows % tile.block_m:
+            share = self.run_rows
+        return lcm(self.parts * share, self.granule)
 
     def is_cut_by(self, counts: Sequence[int], by: str = ROWS, tile: Tile | None = None) -> bool:
         """Whether groups of so many rows, columns or tiles make up all, each as it has to be.

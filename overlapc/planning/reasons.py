@@ -28,7 +28,7 @@ NO_SIGNALS = Reason("serial_no_signals", "A CPU runs no persistent GEMM that cou
 
 
 def no_kernel(problem: Problem, target: Target) -> Reason:
-    """No generated kernel computes the problem."""
+    """The schedule was asked for, and no generated kernel computes the problem."""
     if not problem.kernel_sums:
         what = "of what is computed before the collective"
     elif not target.architecture:
@@ -36,7 +36,9 @@ def no_kernel(problem: Problem, target: Target) -> Reason:
     else:
         what = f"of {problem.dtype} on {target.architecture}"
     return Reason(
-        "serial_no_kernel", f"No kernel is generated {what}, and a library signals nothing."
+        "forced",
+        f"The schedule 'signaled' was asked for, and no kernel is generated {what}: the library "
+        "computes the groups.",
     )
 
 

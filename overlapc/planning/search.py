@@ -16,7 +16,7 @@ from overlapc.planning.kernel_costs import kernel_costs
 from overlapc.planning.problem import COLUMNS, ROWS, TILES, Problem
 from overlapc.planning.reasons import Reason
 from overlapc.planning.schedule import SCHEDULES, Plan
-from overlapc.planning.signaled import signaled_cut, signaled_cuts
+from overlapc.planning.signaled import overlapping_cuts, signaled_cut, signaled_cuts
 from overlapc.planning.target import Target
 from overlapc.planning.tiles import MOST_SUMS, Tile
 from overlapc.planning.timelines import Cut, chunked_timeline, serial_timeline
@@ -97,7 +97,8 @@ def plan(
         if chunked is None:
             return _serial(costs, reasons.too_small(problem, quantum(costs, max_units)))
         return _plan(chunked, reasons.forced("chunked"))
-    cuts = [cut for cut in (chunked, _best_signaled(problem, target)) if cut]
+    cuts = overlapping_cuts(problem, target)
+    cuts = [chunked, *cuts] if chunked else cuts
     if not cuts:
         return _serial(costs, reasons.too_small(problem, quantum(costs, max_units)))
     paying = [cut for cut in cuts if cut.seconds <= (1 - margin_of(cut)) * costs.serial()]
@@ -126,14 +127,6 @@ def _best_chunked(problem: Problem, target: Target, max_units: int) -> Cut | Non
             if best is None or cut.seconds < (1 - TIE) * best.seconds:
                 best = cut
     return best
-
-
-def _best_signaled(problem: Problem, target: Target) -> Cut | None:
-    """The fastest groups of any kernel; None where none has several, or no SM is left to send."""
-    if not target.communication_sms:
-        return None
-    cuts = [cut for cut in signaled_cuts(problem, target) if len(cut.rows) > 1]
-    return min(cuts, key=lambda cut: cut.seconds, default=None)
 
 
 def plan_rows(
@@ -183,9 +176,14 @@ def _signaled(costs: Costs) -> Plan:
     if target.device == "cpu":
         return _serial(costs, reasons.NO_SIGNALS)
     best = min(signaled_cuts(problem, target), key=lambda cut: cut.seconds, default=None)
-    if best is None:
-        return _serial(costs, reasons.no_kernel(problem, target))
-    return _plan(best, reasons.forced("signaled"))
+    if best is not None:
+        return _plan(best, reasons.forced("signaled"))
+    # Without a kernel the library computes the groups, which are sent all the same.
+    unit = quantum(costs)
+    if rows := best_cut(costs, unit):
+        cut = Cut("signaled", costs, rows, chunked_timeline(costs, rows))
+        return _plan(cut, reasons.no_kernel(problem, target))
+    return _serial(costs, reasons.too_small(problem, unit))
 
 
 def _serial(costs: Costs, reason: Reason) -> Plan:

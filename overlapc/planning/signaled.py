@@ -43,6 +43,18 @@ def signaled_cuts(problem: Problem, target: Target) -> Iterator[Cut]:
             yield best_cut_of(kernel_costs(by, problem, target, tile))
 
 
+def overlapping_cuts(problem: Problem, target: Target) -> list[Cut]:
+    """Those of them that have several groups.
+
+    None where no multiprocessor is left to the collective, which then waits for the kernel's end,
+    or where ranks get different numbers of rows, of which nobody here knows how many tiles they
+    are.
+    """
+    if not target.communication_sms or problem.deals_unevenly:
+        return []
+    return [cut for cut in signaled_cuts(problem, target) if len(cut.rows) > 1]
+
+
 def best_cut_of(costs: KernelCosts) -> Cut:
     """The groups that finish first with a kernel.
 

@@ -221,7 +221,7 @@ def _problem(spec: ChainSpec, operands: Operands, deal: Dealing) -> Problem | No
         return None  # a group's rows would not be in the order that the offsets count
     shapes, dtypes = [t.shape for t in operands], [t.dtype for t in operands]
     try:
-        return problem_of(spec, shapes, dtypes, deal.ranks, deal.receives)
+        return problem_of(spec, shapes, dtypes, deal.ranks, deal.receives, deal.outer)
     except ProblemError:
         return None  # nothing is planned for this dtype
 

@@ -51,10 +51,13 @@ def problem_of(
     dtypes: Sequence[torch.dtype],
     world_size: int,
     receives: Sequence[int] = (),
+    outer: int = 1,
 ) -> Problem:
     """Return what is planned for a call with operands of these shapes; ``ProblemError`` if nothing.
 
-    Of several GEMMs it is the one that has as many rows, flops and bytes to send as all of them.
+    Of an uneven all-to-all ``receives`` are the units from each rank; ``outer`` is how many blocks
+    of units are dealt out to the ranks, one after another. Of several GEMMs it is the one that has
+    as many rows, flops and bytes to send as all of them.
     """
     operands = _empty(shapes, dtypes)
     if spec.is_consumer:
@@ -69,8 +72,6 @@ def problem_of(
     # A rank that has no rows now decides as those that have some.
     flops = sum(gemm.flops for gemm in gemms) if m else sum(2 * g.n * g.k for g in gemms)
     other = -(-flops // (2 * max(m, 1) * columns)) if columns else 0
-    across = spec.axis == 1 and spec.collective != "all_reduce"
-    shared = across and not spec.is_consumer and rows_per_unit % world_size == 0
     dealt = spec.axis == 0 and spec.collective != "all_reduce" and units % world_size == 0
     return Problem(
         m=m,
@@ -85,9 +86,9 @@ def problem_of(
         row_multiple=rows_per_unit * world_size if dealt else rows_per_unit,
         local_first=spec.axis == 0,
         cuts_columns=_column_operands(spec, operands, values) is not None,
-        # Where columns are dealt out, no rows of a kernel's result are what a rank gets.
-        kernel_sums=_kernel_sums(spec, operands) if shared or not across else 0,
-        deals_granules=shared,
+        kernel_sums=_kernel_sums(spec, operands),
+        blocks=outer if dealt and not spec.is_consumer else 1,
+        deals_unevenly=bool(receives) and not spec.is_consumer,
     )
 
 

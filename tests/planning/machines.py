@@ -110,7 +110,7 @@ def random_problem(random: Random, max_rows: int, kind: str = "all_reduce") -> P
     )
 
 
-KERNELS = ("all_reduce", "reduce_scatter", "gemm_all_to_all", "dealt granules", "packed")
+KERNELS = ("all_reduce", "reduce_scatter", "gemm_all_to_all", "in blocks", "packed")
 """What generated kernels are of: collectives, and what their groups are made of."""
 
 
@@ -126,7 +126,7 @@ def random_kernel(random: Random, kind: str, max_rows: int = 300) -> KernelCosts
         l2_bytes_per_second=random.choice([None, 10 ** random.uniform(9, 12)]),
         tile_seconds=random.choice([0.0, 10 ** random.uniform(-7, -5)]),
     )
-    dealt = {"packed": "all_reduce", "dealt granules": "reduce_scatter"}
+    dealt = {"packed": "all_reduce", "in blocks": "reduce_scatter"}
     problem = replace(
         random_problem(random, max_rows, dealt.get(kind, kind)), kernel_sums=MOST_SUMS
     )
@@ -134,15 +134,10 @@ def random_kernel(random: Random, kind: str, max_rows: int = 300) -> KernelCosts
     if kind == "packed":
         n = 16 * -(-problem.n // 16)
         return PackedCosts(replace(problem, n=n, takes_map=True), target, tile, tile.sweep)
-    if kind == "dealt granules":
-        granule = problem.world_size * random.randint(1, 40)
-        problem = replace(
-            problem,
-            m=granule * random.randint(1, 12),
-            row_multiple=granule,
-            deals_granules=True,
-        )
-        return KernelCosts(problem, target, tile, tile.sweep)
+    if kind == "in blocks":
+        run_rows, blocks = random.choice([16, 48, random.randint(1, 40)]), random.randint(1, 8)
+        ranks = problem.world_size
+        problem = replace(problem, m=ranks * run_rows * blocks, row_multiple=ranks, blocks=blocks)
     return KernelCosts(problem, target, tile, random.choice([1, tile.sweep]))
 
 

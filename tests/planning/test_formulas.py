@@ -64,22 +64,23 @@ def test_a_kernel_is_its_formulas() -> None:
     for kind in [*KERNELS] * (CASES // 5):
         costs = random_kernel(random, kind)
         p, tile, target = costs.problem, costs.tiling, costs.target
-        full = {
-            "pack_bytes_per_second": 10 ** random.uniform(8, 11),
-            "memory_bytes_per_second": 10 ** random.uniform(8, 12),
-            "pointwise_bytes_per_second": 10 ** random.uniform(9, 12),
-            "generated_share": random.uniform(0.3, 1),
-        }
-        rates = replace(target.gemm[0], **full)
+        share, pack, memory, pointwise = (
+            random.uniform(0.3, 1),
+            *(10 ** random.uniform(low, low + 3) for low in (8, 9, 9)),
+        )
+        rates = replace(
+            target.gemm[0], generated_share=share, pack_bytes_per_second=pack,
+            memory_bytes_per_second=memory, pointwise_bytes_per_second=pointwise,
+        )  # fmt: skip
         target = replace(target, gemm=(rates,), l2_bytes_per_second=10 ** random.uniform(9, 12))
         costs = replace(costs, target=target)
         s = min(target.communication_sms, rates.resident - 1)
         values = (
-            p.m, p.n, p.k, p.item_bytes, rates.flops_per_second, rates.pack_bytes_per_second,
-            rates.memory_bytes_per_second, rates.launch_seconds, rates.tile_rows,
+            p.m, p.n, p.k, p.item_bytes, rates.flops_per_second, pack,
+            memory, rates.launch_seconds, rates.tile_rows,
             rates.tile_columns, rates.resident, p.epilogue_bytes,
-            rates.pointwise_bytes_per_second, tile.block_m, tile.block_n, tile.block_k, tile.sweep,
-            rates.generated_share * LEAST_SHARE, s, costs.runs, costs.height, p.sent_item_bytes,
+            pointwise, tile.block_m, tile.block_n, tile.block_k, tile.sweep,
+            share * LEAST_SHARE, s, costs.runs, costs.height, p.sent_item_bytes,
             target.l2_bytes, target.l2_bytes_per_second, target.tile_seconds,
         )  # fmt: skip
         assert costs.read_bytes == pytest.approx(read(*values), rel=1e-12)

@@ -149,8 +149,8 @@ def places_of(costs: KernelCosts, rows: Sequence[int]) -> list[Place]:
         tiles = tile_places(Bands.of((p.m,), tile.block_m), row_tiles, tile.sweep)
         groups = [group for group, count in enumerate(rows) for _ in range(count)]
         return [(group, *place[1:]) for group, place in zip(groups, tiles, strict=True)]
-    if p.deals_granules:
-        bands = granule_bands(p.granule, p.world_size, rows, tile.block_m)
+    if p.blocks > 1:
+        bands = bands_in_blocks(p.run_rows, p.world_size, rows, tile.block_m)
     elif p.collective == "all_reduce" or p.granule % p.world_size:
         bands = Bands.of(rows, tile.block_m)
     else:
@@ -159,15 +159,18 @@ def places_of(costs: KernelCosts, rows: Sequence[int]) -> list[Place]:
     return tile_places(bands, row_tiles, tile.sweep)
 
 
-def granule_bands(granule: int, ranks: int, rows: Sequence[int], block_m: int) -> Bands:
-    """Bands of whole granules, each dealt out to all ranks."""
-    share, ends = granule // ranks, [0, *accumulate(rows)]
+def bands_in_blocks(run_rows: int, ranks: int, rows: Sequence[int], block_m: int) -> Bands:
+    """Bands of a C of which every block of rows is dealt out to all ranks, in runs."""
+    ends = [0, *accumulate(count // ranks for count in rows)]
     return Bands(
         tuple(
             tuple(
-                Run(start + rank * share, start + rank * share, share)
+                Run((block * ranks + rank) * run_rows + start, 0, stop - start)
                 for rank in range(ranks)
-                for start in range(first, last, granule)
+                for block in range(first // run_rows, -(-last // run_rows))
+                for start, stop in [
+                    (max(0, first - block * run_rows), min(run_rows, last - block * run_rows))
+                ]
             )
             for first, last in pairwise(ends)
         ),
@@ -331,7 +334,7 @@ def test_no_grouping_at_any_height_of_sweeps_is_faster(kind: str) -> None:
         first = signaled_cut(costs, [right - left for left, right in pairwise(ends)])
         higher += first.seconds > best * (1 + 1e-6)
     # Where there are several heights, the lowest one's best is not always the best.
-    assert higher > 2 or kind in ("packed", "dealt granules")
+    assert higher > 2 or kind == "packed"
 
 
 def difference(costs: KernelCosts, groups: tuple[Boundary, ...]) -> float:

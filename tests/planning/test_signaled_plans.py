@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from overlapc.errors import PlanError
+from overlapc.errors import PlanError, ProblemError
 from overlapc.planning.cost import Costs
 from overlapc.planning.crossovers import crossovers
 from overlapc.planning.curve import Curve
@@ -110,26 +110,27 @@ def test_where_nothing_can_signal_there_is_no_configuration() -> None:
         (replace(PROBLEM, dtype="float32"), Target.load("cpu")),
     ):
         assert configurations(problem, target) == ()
-        assert plan(problem, target, "signaled").schedule == "serial"
+        assert plan(problem, target, "signaled").tile is None
         assert plan(problem, target).schedule != "signaled"
 
 
 @pytest.mark.parametrize(
-    ("problem", "target", "code", "says"),
+    ("problem", "target", "says"),
     [
-        (replace(PROBLEM, kernel_sums=0), H100, "serial_no_kernel", "before the collective"),
-        (PROBLEM, replace(H100, architecture=""), "serial_no_kernel", "is not said"),
-        (PROBLEM, replace(H100, architecture="sm_75"), "serial_no_kernel", "bfloat16 on sm_75"),
-        (replace(PROBLEM, collective="all_gather"), H100, "serial_consumer", "nothing to signal"),
+        (replace(PROBLEM, kernel_sums=0), H100, "of what is computed before the collective"),
+        (PROBLEM, replace(H100, architecture=""), "on h100-nvlink, whose architecture is not said"),
+        (PROBLEM, replace(H100, architecture="sm_75"), "of bfloat16 on sm_75"),
     ],
 )
-def test_asked_for_in_vain_it_says_why(
-    problem: Problem, target: Target, code: str, says: str
+def test_asked_for_without_a_kernel_the_library_computes_the_groups(
+    problem: Problem, target: Target, says: str
 ) -> None:
     made = plan(problem, target, "signaled")
-    assert (made.schedule, made.code, made.tile, made.order) == ("serial", code, None, "")
-    assert says in made.reason
-    assert made.reason.endswith(".")
+    assert (made.schedule, made.code, made.tile) == ("signaled", "forced", None)
+    assert f"no kernel is generated {says}: the library" in made.reason
+    cut = plan(replace(problem, cuts_columns=False), target, "chunked")
+    assert (made.rows, made.timeline) == (cut.rows, cut.timeline)
+    assert plan(replace(problem, m=8), target, "signaled").code == "serial_too_small"
 
 
 def test_without_multiprocessors_for_the_collective_it_is_planned_on_request_only() -> None:
@@ -219,16 +220,28 @@ def test_a_kernel_that_was_measured_best_is_taken() -> None:
         TunedPlan(PROBLEM.resolved(), (4000, 4192), 1.25e-2, tile=tile)
 
 
-def test_granules_that_are_dealt_out_have_tiles_of_their_own() -> None:
-    """Each of 16 sequences of 512 rows gives 4 ranks 128 each: no band cuts one."""
-    problem = replace(SCATTER, row_multiple=512, deals_granules=True)
-    made = plan(problem, gpu(3e11), "signaled")
-    assert made.order == "staged"
-    assert all(count % 512 == 0 for count in made.rows)
-    short = replace(problem, row_multiple=64)
-    # A rank's 16 rows of 64 fill an eighth of a tile: eight times as many of them.
-    assert plan(short, gpu(3e11), "signaled").predicted_seconds > 3 * made.predicted_seconds
+def test_short_runs_have_tiles_of_their_own() -> None:
+    """Of 16 sequences every rank of 4 gets a fourth: 128 rows each, or 16 of 128 sequences."""
+    problem = replace(SCATTER, blocks=16)
+    made, whole = (plan(each, gpu(3e11), "signaled") for each in (problem, SCATTER))
+    assert (made.order, made.rows, made.timeline) == ("staged", whole.rows, whole.timeline)
+    short = replace(problem, blocks=128)
+    # They fill an eighth of a tile, or a fourth of one of 64 rows.
+    assert plan(short, gpu(3e11), "signaled").predicted_seconds > 2 * made.predicted_seconds
     assert plan(short, gpu(3e11)).schedule != "signaled"
+    # Rows that are tried need not be whole blocks.
+    assert plan(replace(short, m=8200), gpu(3e11), "signaled").schedule == "signaled"
+    with pytest.raises(ProblemError, match="blocks is 0"):
+        replace(SCATTER, blocks=0)
+
+
+def test_unequal_shares_are_signaled_on_request_only() -> None:
+    problem = replace(PROBLEM, collective="all_to_all", row_multiple=1)
+    target = gpu(3e11, c=20.0)
+    assert plan(replace(problem, row_multiple=4), target).schedule == "signaled"
+    uneven = replace(problem, deals_unevenly=True)
+    assert plan(uneven, target).schedule != "signaled"
+    assert plan(uneven, target, "signaled").schedule == "signaled"
 
 
 def test_the_schedule_changes_with_the_rows() -> None:

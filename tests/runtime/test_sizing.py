@@ -118,6 +118,18 @@ def test_a_problem_says_what_a_kernel_of_it_can_hold():
     assert problem("all_gather_gemm", "mm", 8).kernel_sums == 0
 
 
+def test_a_problem_says_how_rows_are_dealt_out():
+    spec = chain("gemm_reduce_scatter", PLAIN, SLOW_LINK)
+    sizes = [(48, 4), (4, 64)], [torch.bfloat16] * 2, RANKS
+    assert problem_of(spec, *sizes).blocks == 1
+    assert problem_of(spec, *sizes, outer=3).blocks == 3
+    assert problem_of(spec, *sizes, outer=3).run_rows == 48 // 3 // RANKS
+    across = chain("gemm_reduce_scatter", PLAIN, SLOW_LINK, axis=1)
+    assert problem_of(across, *sizes).parts == 1
+    assert problem("gemm_all_to_all", "mm", 12, receives=(3, 9)).deals_unevenly
+    assert not problem("all_to_all_gemm", "mm", 12, receives=(3, 9)).deals_unevenly
+
+
 @pytest.mark.parametrize(("units", "k", "n"), [(0, 4, 4), (4, 0, 4), (4, 4, 0)])
 def test_zero_sizes_are_problems(units, k, n):
     mm = Program((ROWS, WHOLE), (Step("aten.mm.default", (operand(0), operand(1))),), value(0))
