@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from benchmarks.gpu_timing import Deadline, measure_on_device
 from benchmarks.paired import Samples
 from overlapc.codegen import Bands, GemmSpec, Kernel, build
 from overlapc.codegen.oracle import error_over_bound, random_operand
-from overlapc.codegen.tiles import spec_for, tile_for
+from overlapc.codegen.tiles import spec_for
+from overlapc.planning.tiles import tiles_for
 from overlapc.runtime.signals import Signals
 from overlapc.runtime.streams import communication_stream, resident_ctas, run_signaled
 
@@ -84,7 +85,8 @@ def check(report: Callable[[str], None]) -> list[dict[str, Any]]:
 
 def checked_specs(architecture: str) -> list[GemmSpec]:
     """One spec of every kind that the measurements use, and the rarer ones."""
-    half = GemmSpec("bfloat16", "bfloat16", **tile_for(architecture, half=True))
+    tile = tiles_for(architecture, "bfloat16")[0]
+    half = GemmSpec("bfloat16", "bfloat16", **asdict(replace(tile, stages=min(tile.stages, 3))))
     roomy = replace(half, block_n=128)
     return [
         half,
@@ -92,7 +94,7 @@ def checked_specs(architecture: str) -> list[GemmSpec]:
         half.without_signals(),
         replace(roomy, b="row"),
         replace(roomy, a="strided", b="strided"),
-        GemmSpec("float32", "float32", **tile_for(architecture, half=False)),
+        GemmSpec("float32", "float32", **asdict(tiles_for(architecture, "float32")[0])),
     ]
 
 

@@ -12,22 +12,26 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 
 from overlapc.planning.column_costs import ColumnCosts
 from overlapc.planning.cost import Costs
 from overlapc.planning.curve import Curve
 from overlapc.planning.cuts import best_cut, quantum
+from overlapc.planning.kernel_costs import KernelCosts
 from overlapc.planning.problem import COLLECTIVES, Problem, orders_of
 from overlapc.planning.rates import Link
-from overlapc.planning.signaled import MAX_BOUNDARIES, best_groups, boundaries
+from overlapc.planning.search import plan
+from overlapc.planning.signaled import MAX_BOUNDARIES, best_cut_of, boundaries, configurations
 from overlapc.planning.target import Target, shipped_names
+from overlapc.planning.tiles import MOST_SUMS
 
 UNITS, WAVES = 64, MAX_BOUNDARIES
 """Of the chunked and of the signaled search."""
 
-CHUNKED_SECONDS, SIGNALED_SECONDS = 0.050, 0.010
-"""What each may take at most."""
+CHUNKED_SECONDS, SIGNALED_SECONDS, PLANNED_SECONDS = 0.050, 0.010, 0.050
+"""What each may take at most; the last is of a whole plan on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -63,16 +67,30 @@ def time_cut(costs: Costs) -> Timed:
 
 
 def signaled(cases: int, seed: int = 0) -> list[Timed]:
-    """Time searches for groups of up to ``WAVES`` waves."""
+    """Time searches for groups of up to ``WAVES`` waves of one kernel."""
     random = Random(seed)
     names = [name for name in shipped_names() if Target.load(name).device == "cuda"]
     found: list[Timed] = []
     while len(found) < cases:
         costs = _random_costs(random, random.choice(names), rows=1 << 20)
-        if costs.problem.is_consumer:
+        tiles = configurations(costs.problem, costs.target)
+        if not tiles:
             continue
-        ends = boundaries(costs)
-        found.append(_timed(costs, len(ends), lambda: best_groups(costs, ends)))  # noqa: B023
+        kernel = KernelCosts(costs.problem, costs.target, random.choice(tiles))
+        size = len(boundaries(kernel))
+        found.append(_timed(kernel, size, lambda: best_cut_of(kernel)))  # noqa: B023
+    return found
+
+
+def planned(cases: int, seed: int = 0) -> list[Timed]:
+    """Time whole plans on GPUs, of all schedules and configurations; by rows."""
+    random = Random(seed)
+    names = [name for name in shipped_names() if Target.load(name).device == "cuda"]
+    found: list[Timed] = []
+    for _ in range(cases):
+        costs = _random_costs(random, random.choice(names), rows=8192)
+        search = partial(plan, costs.problem, costs.target)
+        found.append(_timed(costs, costs.problem.m, search))
     return found
 
 
@@ -95,6 +113,7 @@ def _random_costs(random: Random, name: str, rows: int) -> Costs:
         collective,
         world_size,
         order=random.choice(orders_of(collective)),
+        kernel_sums=MOST_SUMS,
     )
     # Slowdowns within what leaves something to gain.
     c, d = random.uniform(1, 1.5), random.uniform(1, 1.5)
@@ -122,7 +141,7 @@ def _lines(what: str, limit: float, found: list[Timed]) -> Iterator[str]:
     yield f"  worst: {p.kind} {p.m}x{p.n}x{p.k} over {p.world_size} on {worst.target}"
 
 
-_PLACES = {"chunked": "units", "signaled": "waves"}
+_PLACES = {"chunked": "units", "signaled": "waves", "planned": "rows"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -133,6 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for line in (
         *_lines("chunked", CHUNKED_SECONDS, chunked(chosen.cases, chosen.seed)),
         *_lines("signaled", SIGNALED_SECONDS, signaled(chosen.cases, chosen.seed)),
+        *_lines("planned", PLANNED_SECONDS, planned(chosen.cases, chosen.seed)),
     ):
         print(line)
 

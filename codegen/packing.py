@@ -10,13 +10,10 @@ from typing import TYPE_CHECKING
 
 from overlapc.codegen.spec import GemmSpec
 from overlapc.errors import KernelError
+from overlapc.planning.tiles import ATOM
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-ATOM = 16
-"""Columns that are contiguous in every layout, and that one entry of a map places. The narrowest
-tile is as wide, and in a dtype of 16 bits it is one sector of memory."""
 
 
 @dataclass(frozen=True)

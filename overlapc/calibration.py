@@ -35,6 +35,11 @@ SHIPPED_FOR = {
 }
 """Shipped targets by what the device's name contains."""
 
+NOT_MEASURED = (
+    *("signal_seconds", "communication_sms", "tile_seconds", "l2_bytes", "l2_bytes_per_second"),
+)
+"""What of a GPU is taken from its shipped target: what plans of generated kernels need."""
+
 
 def calibrate(
     group: dist.ProcessGroup | None = None,
@@ -84,11 +89,29 @@ def _measured(bench: Bench, collectives: Sequence[str], seconds: float, tell: Pr
         architecture=bench.architecture(),
         source=(Source("all", bench.conditions()),),
     )
+    if bench.device.type == "cuda":
+        target = with_shipped(target, torch.cuda.get_device_name(bench.device))
     if bench.world_size > 1:
         target = _with_links(target, bench, collectives, seconds, tell)
     target = bench.agree(target)
     tell("done", 1.0)
     return target
+
+
+def with_shipped(target: Target, device: str) -> Target:
+    """The target with what is not measured of a device of that name, if one is shipped for it."""
+    name = _shipped_name(device)
+    if not name:
+        return target
+    shipped = Target.load(name)
+    source = Source(", ".join(NOT_MEASURED), f"not measured: as the shipped target {name} has it")
+    taken = {field: getattr(shipped, field) for field in NOT_MEASURED}
+    return replace(target, source=(*target.source, source), **taken)
+
+
+def _shipped_name(device: str) -> str:
+    """Of the target for a device of that name; empty where none is shipped."""
+    return next((shipped for part, shipped in SHIPPED_FOR.items() if part in device), "")
 
 
 def _with_links(
@@ -142,9 +165,8 @@ def find_target(device_type: str, backend: str, world_size: int) -> Target:
     if device_type == "cpu":
         return Target.load("cpu")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else device_type
-    for part, shipped in SHIPPED_FOR.items():
-        if part in device:
-            return Target.load(shipped)
+    if shipped := _shipped_name(device):
+        return Target.load(shipped)
     raise TargetError(
         f"Nothing is known of the device {device!r}.",
         where=f"stored target {stored_path(name)} and the shipped targets",

@@ -17,10 +17,10 @@ from overlapc.planning.target import Target, stored_path
 from overlapc.planning.tuned import TunedPlan
 from overlapc.reporting.records import Report
 from overlapc.runtime.measuring import Bench
-from overlapc.runtime.trials import Trial
+from overlapc.runtime.trials import Trials
 
 CANDIDATES = 3
-"""Plans that are run of each problem, ``serial`` among them."""
+"""Plans that are run of each problem, ``serial`` among them, beside those of generated kernels."""
 
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 25
 """In each of which every plan runs once: medians of fewer are noise, of more no better."""
@@ -29,7 +29,11 @@ TIE = 0.01
 """Share of the serial time below which a cut has not won: it would be gone the next day."""
 
 Runner = Callable[[Plan], float]
-"""Runs a plan's problem, cut into its groups; seconds on this rank. One group is ``serial``."""
+"""Runs a plan's problem as the plan says: a library's GEMM cut into its groups, of which one is
+``serial``, or the generated kernel of a ``signaled`` plan. Seconds on this rank."""
+
+CanRun = Callable[[Plan], bool]
+"""Whether this rank can run a plan, for which it makes everything ready; nothing is sent."""
 
 
 def tune_chains(
@@ -38,19 +42,21 @@ def tune_chains(
     target: Target | None = None,
     *,
     run: Runner | None = None,
+    can_run: CanRun | None = None,
     seconds: float = 30.0,
     save: bool = True,
     progress: Progress | None = None,
 ) -> Target:
-    """Measure the best three plans of every chain on the group; the target with what won.
+    """Measure the best plans of every chain on the group; the target with what won.
 
     ``chains`` are the planned sites of a report, or problems; those for other group sizes are left
     out. Every member calls it at the same time, with nothing else running, and gets rank 0's chains
-    and target (by default the group's own, `find_target`). In each round every plan of a problem
-    runs once; the slowest rank counts, and of the rounds the median. Takes about ``seconds``. With
-    ``save`` each member stores the target where `find_target` looks. Raises, on every member,
-    GroupError where the group is gone or a member leaves, ProblemError where there is nothing to
-    tune, TargetError where the target cannot be read or lacks a rate.
+    and target (by default the group's own, `find_target`). Plans that one member cannot run are
+    left out on all. In each round every plan of a problem runs once; the slowest rank counts, and
+    of the rounds the median. Takes about ``seconds``. With ``save`` each member stores the target
+    where `find_target` looks. Raises, on every member, GroupError where the group is gone or a
+    member leaves, ProblemError where there is nothing to tune, TargetError where the target cannot
+    be read or lacks a rate.
     """
     with group_errors():
         bench = Bench.of(group)
@@ -63,7 +69,10 @@ def tune_chains(
         )
         # What the target has no rates for has no plans to choose from; if that is all, it is said.
         problems = tuple(p for p in problems if not known.lacks(p)) or problems
-        tuned = _tuned(bench, known, problems, run or _runner(bench), seconds, progress)
+        if run is None:
+            trials = Trials(bench.group, bench.device, known)
+            run, can_run = trials.run, trials.can_run
+        tuned = _tuned(bench, known, problems, run, can_run or _any_plan, seconds, progress)
     others = tuple(plan for plan in known.tuned if plan.problem not in set(problems))
     best = replace(known, name=name, tuned=others + tuned)
     if save:
@@ -79,17 +88,8 @@ def _problems(chains: Report | Iterable[Problem], world_size: int) -> tuple[Prob
     return tuple(p for p in found if p.world_size == world_size > 1 and p.flops and p.m)
 
 
-def _runner(bench: Bench) -> Runner:
-    """Runs problems with plain torch; keeps the operands of one problem at a time."""
-    kept: dict[Problem, Trial] = {}
-
-    def run(plan: Plan) -> float:
-        if plan.problem not in kept:
-            kept.clear()
-            kept[plan.problem] = Trial(plan.problem, bench.group, bench.device)
-        return kept[plan.problem].run(plan.rows, plan.by).seconds
-
-    return run
+def _any_plan(plan: Plan) -> bool:
+    return True
 
 
 def _tuned(
@@ -97,6 +97,7 @@ def _tuned(
     target: Target,
     problems: Sequence[Problem],
     run: Runner,
+    can_run: CanRun,
     seconds: float,
     progress: Progress | None,
 ) -> tuple[TunedPlan, ...]:
@@ -111,6 +112,8 @@ def _tuned(
         if progress:
             progress(f"{problem.kind} {problem.m}x{problem.n}x{problem.k}", index / len(problems))
         plans = top_plans(problem, replace(target, tuned=()), CANDIDATES)
+        # Whoever cannot run a plan must not leave the others alone with its collectives.
+        plans = [plan for plan in plans if not bench.slowest(0.0 if can_run(plan) else 1.0)]
         found.append(_best(bench, plans, run, seconds / len(problems)))
     return tuple(found)
 
@@ -138,4 +141,4 @@ def _best(bench: Bench, plans: Sequence[Plan], run: Runner, seconds: float) -> T
     # By rounds: what disturbs a round disturbs both.
     if statistics.median(t[best] / t[serial] for t in taken) > 1 - TIE:
         best = serial
-    return TunedPlan(best.problem, best.rows, medians[best], best.by)
+    return TunedPlan(best.problem, best.rows, medians[best], best.by, best.tile)

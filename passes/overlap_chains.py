@@ -19,6 +19,7 @@ from overlapc.codegen.module import module_text
 from overlapc.errors import GroupError, KernelError, OverlapcError, ProblemError, TargetError
 from overlapc.graphs.chain import (
     Chain,
+    blocks_of,
     meta_operands,
     only_rows_vary,
     operand_facts,
@@ -43,6 +44,7 @@ from overlapc.planning.problem import Problem
 from overlapc.planning.schedule import Plan
 from overlapc.planning.search import MEASURED_MARGIN
 from overlapc.planning.target import Target
+from overlapc.planning.tiles import Tile
 from overlapc.reporting.records import Site
 from overlapc.runtime import ops  # registers torch.ops.overlapc
 from overlapc.runtime.groups import resolve
@@ -136,9 +138,9 @@ class OverlapChains:
     def _rewrite(self, graph: fx.Graph, chain: Chain, site: Site, compilation: Compilation) -> None:
         target = compilation.target_for(chain.gemms[0].device, chain.collective.group)
         spec = specification(chain, target, compilation, site.id)
-        is_signaled = site.plan is not None and site.plan.schedule == "signaled"
-        if compilation.options.dump and is_signaled:
-            compilation.modules[site.id] = generated_module(chain, spec, target)
+        plan = site.plan
+        if compilation.options.dump and plan is not None and plan.schedule == "signaled":
+            compilation.modules[site.id] = generated_module(chain, spec, target, plan.tile)
         replace_chain(graph, chain, spec.text())
 
 
@@ -284,7 +286,8 @@ def _problem(chain: Chain, target: Target, compilation: Compilation) -> Problem:
     shapes, dtypes = operand_facts(chain)
     spec = specification(chain, target, compilation, "")
     ranks = resolve(chain.collective.group).size()
-    return problem_of(spec, shapes, dtypes, ranks, [hint_of(size) for size in chain.receives])
+    receives = [hint_of(size) for size in chain.receives]
+    return problem_of(spec, shapes, dtypes, ranks, receives, blocks_of(chain))
 
 
 def specification(chain: Chain, target: Target, compilation: Compilation, site: str) -> ChainSpec:
@@ -305,10 +308,10 @@ def specification(chain: Chain, target: Target, compilation: Compilation, site: 
     )
 
 
-def generated_module(chain: Chain, spec: ChainSpec, target: Target) -> str:
+def generated_module(chain: Chain, spec: ChainSpec, target: Target, tile: Tile | None) -> str:
     """Return the text of the Triton module that a signaled plan of this chain runs."""
     try:
-        return module_text(kernel_spec_of(spec, target, meta_operands(chain))[0])
+        return module_text(kernel_spec_of(spec, target, meta_operands(chain), tile)[0])
     except KernelError as error:
         return f'"""No module is generated, and the library computes the bands.\n\n{error}\n"""\n'
 

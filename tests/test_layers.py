@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "reporting": "errors planning",
     "options": "errors planning",
     # What runs.
-    "codegen": "errors cache",
+    "codegen": "errors cache planning",
     "runtime": "errors cache sources planning codegen",
     # The border to FX: what nodes say, in terms of what runs.
     "graphs": "errors planning runtime",

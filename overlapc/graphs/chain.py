@@ -101,6 +101,11 @@ def operand_facts(chain: Chain) -> tuple[list[tuple[int, ...]], list[torch.dtype
     return shapes, dtypes
 
 
+def blocks_of(chain: Chain) -> int:
+    """Return how many blocks of rows are dealt out to the ranks, as a hint."""
+    return prod(_hint(dim) for dim in chain.outer)
+
+
 def meta_operands(chain: Chain) -> list[torch.Tensor]:
     """Return tensors without content like what the op is given; sizes and strides are hints.
 

@@ -13,6 +13,7 @@ from overlapc.planning.problem import Problem
 from overlapc.planning.reasons import CANDIDATE, why_not_cut
 from overlapc.planning.schedule import Plan
 from overlapc.planning.search import plan_rows
+from overlapc.planning.signaled import overlapping_cuts
 from overlapc.planning.target import Target
 
 MOST_GROUPS = 8
@@ -20,12 +21,14 @@ MOST_GROUPS = 8
 
 
 def top_plans(problem: Problem, target: Target, count: int = 3) -> tuple[Plan, ...]:
-    """The best plans by prediction, the best first, each with another number of groups.
+    """The best plans by prediction, the best first, each with another number of groups or tile.
 
     ``serial`` is always one of them. A number of groups is what predictions tell apart least well:
     cuts that differ by a few rows only would all be right or wrong together. Each is of rows or of
     columns, whichever is predicted to be faster with so many groups. Fewer than ``count``
-    where the problem cannot be cut so often. Raises TargetError where the target lacks a rate.
+    where the problem cannot be cut so often. Beside them stands the best of every tile
+    configuration and order of a generated kernel, of which predictions know least: up to four, or
+    eight where tiles may be packed. Raises TargetError where the target lacks a rate.
     """
     serial = plan_rows(problem, target, (problem.m,), CANDIDATE) if problem.m else None
     if serial is None or why_not_cut(problem):
@@ -38,8 +41,14 @@ def top_plans(problem: Problem, target: Target, count: int = 3) -> tuple[Plan, .
             if plan.predicted_seconds < known.predicted_seconds:
                 best[len(rows)] = plan
     ranked = sorted(best.values(), key=lambda plan: (plan.predicted_seconds, len(plan.rows)))
-    chosen = [serial, *ranked[: max(0, count - 1)]]
+    chosen = [serial, *ranked[: max(0, count - 1)], *_kernels(problem, target)]
     return tuple(sorted(chosen, key=lambda plan: (plan.predicted_seconds, len(plan.rows))))
+
+
+def _kernels(problem: Problem, target: Target) -> Iterator[Plan]:
+    """The best plan of every generated kernel that overlaps."""
+    for cut in overlapping_cuts(problem, target):
+        yield plan_rows(problem, target, cut.rows, CANDIDATE, by=cut.costs.by, tile=cut.tile)
 
 
 def _cuts(costs: Costs) -> Iterator[tuple[int, ...]]:

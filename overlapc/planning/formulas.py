@@ -38,6 +38,20 @@ MEANING = {
     "when compute would be if nothing more came",
     "c": "compute_slowdown; of a consumer, link_slowdown",
     "d": "link_slowdown; of a consumer, compute_slowdown",
+    "m_t": "block_m of a generated kernel's tile",
+    "n_t": "block_n of it",
+    "k_t": "block_k of it",
+    "z": "sweep of it",
+    "g": "generated_share times the tile's own share",
+    "s": "communication_sms",
+    "u": "runs of rows of C that share no tile with each other",
+    "h": "tile rows of a run that bands are multiples of",
+    "o": "bytes of an element of what is sent",
+    "M": "l2_bytes",
+    "C": "l2_bytes_per_second",
+    "f": "tile_seconds",
+    "t": "tiles of the groups so far",
+    "v": "seconds of a wave of a generated kernel",
 }
 """What each symbol stands for; names in code are fields of a target."""
 
@@ -78,7 +92,54 @@ def advance() -> tuple[sympy.Expr, sympy.Expr]:
     return ready, ready + sympy.Piecewise((sympy.Max(left + Q, L), busy), (L, True))
 
 
+def kernel_read_bytes() -> sympy.Expr:
+    """Of `KernelCosts.read_bytes`."""
+    import sympy
+
+    r, n, k, b, w, m_t, n_t, z, s, u, h, M = symbols("r n k b w m_t n_t z s u h M")
+    a_rows, run = z * m_t * k * b, sympy.ceiling(r / u / m_t)
+    across = sympy.ceiling(n / n_t)
+    waves = sympy.ceiling(u * run * across / (w - s))
+    again_a = sympy.Max(1, sympy.ceiling(z * across / (w - s)))
+    again_b = sympy.Min(u * sympy.ceiling(run / sympy.Min(h, z)), waves)
+    a_times = sympy.Piecewise((again_a, a_rows > M), (1, True))
+    b_times = sympy.Piecewise((again_b, a_rows + n * k * b > M), (1, True))
+    return a_times * r * k * b + b_times * n * k * b
+
+
+def kernel_wave_seconds() -> sympy.Expr:
+    """Of `KernelCosts.wave_seconds`."""
+    import sympy
+
+    r, n, k, b, F, B, a, w, e, S = symbols("r n k b F B a w e S")
+    m_t, n_t, k_t, g, s, u, o, C, f = symbols("m_t n_t k_t g s u o C f")
+    tiles = u * sympy.ceiling(r / u / m_t) * sympy.ceiling(n / n_t)
+    waves, depth = sympy.ceiling(tiles / (w - s)), sympy.ceiling(k / k_t) * k_t
+    multiplying = 2 * m_t * n_t * w * depth / (F * g)
+    from_l2 = (w - s) * (m_t + n_t) * depth * b / C
+    from_memory = kernel_read_bytes() / waves / B
+    stored = ((w - s) * m_t * n_t * o + e / waves) / S
+    mine = sympy.Max(multiplying, from_l2, from_memory) + f + stored
+    return sympy.Max(mine, (gemm_seconds() - a) / sympy.ceiling(tiles / w))
+
+
+def kernel_ready() -> sympy.Expr:
+    """Of `KernelCosts.ready`."""
+    import sympy
+
+    a, w, s, t, v = symbols("a w s t v")
+    return a + sympy.ceiling(t / (w - s)) * v
+
+
 def formulas() -> dict[str, sympy.Expr]:
     """Every formula by name, for printing."""
     ready, end = advance()
-    return {"gemm": gemm_seconds(), "curve": curve_seconds(), "ready": ready, "end": end}
+    return {
+        "gemm": gemm_seconds(),
+        "curve": curve_seconds(),
+        "ready": ready,
+        "end": end,
+        "kernel read": kernel_read_bytes(),
+        "kernel wave": kernel_wave_seconds(),
+        "kernel ready": kernel_ready(),
+    }

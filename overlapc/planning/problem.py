@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import lcm
 
 from overlapc.errors import ProblemError
+from overlapc.planning.tiles import ATOM, Tile
 
 ITEM_BYTES = {
     "float64": 8,
@@ -23,6 +25,10 @@ COLLECTIVES = ("all_reduce", "reduce_scatter", "all_gather", "all_to_all")
 
 GEMM_FIRST, COLLECTIVE_FIRST = ORDERS = ("gemm_first", "collective_first")
 
+_SIZES = (
+    *("m", "n", "k", "world_size", "epilogue_bytes", "row_multiple", "kernel_sums", "blocks"),
+)
+
 _ORDERS_OF = {
     "all_reduce": (GEMM_FIRST,),
     "reduce_scatter": (GEMM_FIRST,),
@@ -33,6 +39,9 @@ _ORDERS_OF = {
 
 ROWS, COLUMNS = DIMENSIONS = ("rows", "columns")
 """What groups may be made of: rows of what is sent or gathered, or columns of what is sent."""
+
+TILES = "tiles"
+"""What groups are made of where a generated kernel stores its tiles as they complete."""
 
 
 def orders_of(collective: str) -> tuple[str, ...]:
@@ -74,9 +83,19 @@ class Problem:
     """Consumers: the rows that this rank has itself are computed before any has come."""
     cuts_columns: bool = False
     """Producers: what is sent may be cut along its n columns too."""
+    kernel_sums: int = 0
+    """Producers that one generated kernel computes: how many elements of C a thread of it may hold
+    beside the epilogue (`tiles`); 0 where no kernel is generated."""
+    takes_map: bool = False
+    """Whoever reads the result of an all-reduce can find its elements through a map."""
+    blocks: int = 1
+    """Producers: blocks of rows of C, one after another, each of which is dealt out to all ranks.
+    They do not divide m where rows are only tried."""
+    deals_unevenly: bool = False
+    """Producers: ranks get different numbers of rows."""
 
     def __post_init__(self) -> None:
-        for name in ("m", "n", "k", "world_size", "epilogue_bytes", "row_multiple"):
+        for name in _SIZES:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool):
                 raise self._error(f"{name} is {value!r}, not an integer")
@@ -84,6 +103,8 @@ class Problem:
                 raise self._error(f"{name} is {value}, but sizes are not negative")
         if self.world_size < 1:
             raise self._error(f"world_size is {self.world_size}, but a group has members")
+        if self.blocks < 1:
+            raise self._error(f"blocks is {self.blocks}, but rows are at least one block")
         if self.dtype not in ITEM_BYTES:
             raise self._error(f"dtype {self.dtype!r} is not one of {', '.join(ITEM_BYTES)}")
         if self.sent_dtype and self.sent_dtype not in SENT_BYTES:
@@ -116,6 +137,10 @@ class Problem:
             row_multiple=self.granule,
             local_first=self.local_first and self.is_consumer,
             cuts_columns=COLUMNS in self.dimensions,
+            kernel_sums=0 if self.is_consumer else self.kernel_sums,
+            takes_map=TILES in self.kernel_dimensions,
+            blocks=self.blocks if self.parts > 1 and not self.is_consumer else 1,
+            deals_unevenly=self.deals_unevenly and not self.is_consumer,
         )
 
     @property
@@ -138,16 +163,49 @@ class Problem:
         """What may be cut into groups: some of ``DIMENSIONS``, rows first."""
         return DIMENSIONS if self.cuts_columns and not self.is_consumer else (ROWS,)
 
-    def is_cut_by(self, counts: Sequence[int], by: str = ROWS) -> bool:
-        """Whether groups of so many rows or columns make up all of them, each as it has to be.
+    @property
+    def parts(self) -> int:
+        """Ranks that rows of C are dealt out to, each as many; 1 where they are not."""
+        is_dealt = self.collective != "all_reduce" and self.granule % self.world_size == 0
+        return self.world_size if is_dealt and not self.deals_unevenly else 1
 
-        No rows are one group of none.
+    @property
+    def run_rows(self) -> int:
+        """Rows of C that lie together and go to one rank, where they are dealt out; else all."""
+        return -(-self.m // (self.parts * self.blocks))
+
+    @property
+    def kernel_dimensions(self) -> tuple[str, ...]:
+        """What groups of a generated kernel may be made of, rows first."""
+        packs = self.takes_map and self.collective == "all_reduce" and self.n % ATOM == 0
+        return (ROWS, TILES) if packs else (ROWS,)
+
+    def band_rows(self, tile: Tile, height: int = 1) -> int:
+        """Rows of the smallest band of whole tiles, each rank's share ``height`` tile rows high.
+
+        Runs that are no whole tile rows have tiles of their own, and are not cut.
         """
-        size, granule = (self.m, self.granule) if by == ROWS else (self.n, 1)
-        if by not in self.dimensions or sum(counts) != size:
+        share = height * tile.block_m
+        if self.blocks > 1 and self.run_rows % tile.block_m:
+            share = self.run_rows
+        return lcm(self.parts * share, self.granule)
+
+    def is_cut_by(self, counts: Sequence[int], by: str = ROWS, tile: Tile | None = None) -> bool:
+        """Whether groups of so many rows, columns or tiles make up all, each as it has to be.
+
+        With a ``tile`` they are those of a generated kernel, whose bands end between tiles. No rows
+        are one group of none.
+        """
+        if by not in (self.kernel_dimensions if tile else self.dimensions):
+            return False
+        size, granule = {ROWS: (self.m, self.granule), COLUMNS: (self.n, 1)}.get(by, (0, 1))
+        if tile and by == TILES:
+            size = tile.count(self.m, self.n)
+        if tile and by == ROWS and any(x % self.band_rows(tile) for x in counts[:-1]):
             return False
         fewest = 1 if size else 0
-        return len(counts) > 0 and all(x >= fewest and x % granule == 0 for x in counts)
+        is_whole = all(x >= fewest and x % granule == 0 for x in counts)
+        return len(counts) > 0 and sum(counts) == size and is_whole
 
     @property
     def flops(self) -> int:
@@ -159,6 +217,11 @@ class Problem:
         """Bytes of one element of the GEMM."""
         return ITEM_BYTES[self.dtype]
 
+    @property
+    def sent_item_bytes(self) -> int:
+        """Bytes of one element of what is sent."""
+        return SENT_BYTES[self.sent_dtype or self.dtype]
+
     def sent_bytes(self, rows: int, columns: int | None = None) -> int:
         """Bytes of ``rows`` rows of the tensor that is communicated, whole on one rank.
 
@@ -167,7 +230,7 @@ class Problem:
         """
         if columns is None:
             columns = self.k if self.is_consumer else self.n
-        return rows * columns * SENT_BYTES[self.sent_dtype or self.dtype]
+        return rows * columns * self.sent_item_bytes
 
     def local_rows(self, rows: int) -> int:
         """How many of a group's rows are computed before it has come."""

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from overlapc.planning.curve import Curve
 from overlapc.planning.problem import COLLECTIVES
 
+ASSUMED_SHARE = 0.85
+"""Of the library's rate, what a generated kernel reaches: assumed, and low for that."""
+
 
 @dataclass(frozen=True)
 class GemmRates:
@@ -35,6 +38,9 @@ class GemmRates:
     """Tiles that run at the same time: one wave."""
     pointwise_bytes_per_second: float | None = None
     """Rate of pointwise work beside a GEMM; None where it is that of memory."""
+    generated_share: float | None = None
+    """Of ``flops_per_second``, what a generated kernel reaches on full tiles; None where nobody has
+    measured or assumed it, and `ASSUMED_SHARE` stands in."""
 
     def __post_init__(self) -> None:
         rates = (
@@ -45,6 +51,8 @@ class GemmRates:
         )
         if any(rate is not None and not rate > 0 for rate in rates):
             raise ValueError(f"rates of {self.dtype} must be above zero, or null where allowed")
+        if self.generated_share is not None and not 0 < self.generated_share <= 1:
+            raise ValueError(f"generated_share of {self.dtype} is none of its flops_per_second")
         if not self.launch_seconds >= 0:
             raise ValueError(f"launch_seconds of {self.dtype} cannot be negative")
         if min(self.tile_rows, self.tile_columns, self.resident) < 1:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from overlapc.planning.cost import Costs
-from overlapc.planning.problem import COLUMNS, Problem
-from overlapc.planning.schedule import Event, format_seconds
+from overlapc.planning.problem import COLUMNS, ROWS, Problem
+from overlapc.planning.schedule import format_seconds
 from overlapc.planning.target import Target
+from overlapc.planning.timelines import Cut
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,21 @@ NOTHING_TO_SIGNAL = Reason(
     "serial_consumer", "The GEMM comes after the collective, so it has nothing to signal."
 )
 NO_SIGNALS = Reason("serial_no_signals", "A CPU runs no persistent GEMM that could signal.")
+
+
+def no_kernel(problem: Problem, target: Target) -> Reason:
+    """The schedule was asked for, and no generated kernel computes the problem."""
+    if not problem.kernel_sums:
+        what = "of what is computed before the collective"
+    elif not target.architecture:
+        what = f"on {target.name}, whose architecture is not said"
+    else:
+        what = f"of {problem.dtype} on {target.architecture}"
+    return Reason(
+        "forced",
+        f"The schedule 'signaled' was asked for, and no kernel is generated {what}: the library "
+        "computes the groups.",
+    )
 
 
 def measured(seconds: float) -> Reason:
@@ -69,7 +84,7 @@ def contention(target: Target, problem: Problem) -> Reason:
     )
 
 
-def no_gain(costs: Costs, timeline: Sequence[Event], margin: float) -> Reason:
+def no_gain(costs: Costs, cut: Cut, margin: float) -> Reason:
     """The best cut saves less than the margin."""
     size = costs.size
     serial, compute, sent = costs.serial(), costs.gemm(size), costs.plain(size)
@@ -80,25 +95,27 @@ def no_gain(costs: Costs, timeline: Sequence[Event], margin: float) -> Reason:
             f"{less.capitalize()} takes only {format_seconds(seconds)} "
             f"of {format_seconds(serial)}, less than the margin of {margin:.0%}.",
         )
-    groups = 1 + max(event.group for event in timeline)
-    change = max(event.end for event in timeline) / serial - 1
+    change = cut.seconds / serial - 1
     outcome = f"save {-change:.1%}" if change < 0 else f"lose {change:.1%}"
     return Reason(
         "serial_no_gain",
-        f"The best cut, {groups} groups, would {outcome} of {format_seconds(serial)}, "
-        f"and the margin is {margin:.0%}.",
+        f"The best cut, {len(cut.rows)} {_groups(cut)}, would {outcome} of "
+        f"{format_seconds(serial)}, and the margin is {margin:.0%}.",
     )
 
 
-def overlaps(costs: Costs, timeline: Sequence[Event]) -> Reason:
+def overlaps(costs: Costs, cut: Cut) -> Reason:
     """The cut pays."""
-    serial, end = costs.serial(), max(event.end for event in timeline)
-    computed = sum(event.end - event.start for event in timeline if event.lane == "compute")
-    groups = 1 + max(event.group for event in timeline)
-    of = " of columns" if costs.by == COLUMNS else ""
+    serial, end = costs.serial(), cut.seconds
+    computed = sum(event.end - event.start for event in cut.timeline if event.lane == "compute")
     return Reason(
-        "chunked_overlaps",
-        f"With {groups} groups{of}, {format_seconds(end - computed)} of communication stay visible "
-        f"instead of {format_seconds(costs.plain(costs.size))}: "
+        f"{cut.schedule}_overlaps",
+        f"With {len(cut.rows)} {_groups(cut)}, {format_seconds(end - computed)} of communication "
+        f"stay visible instead of {format_seconds(costs.plain(costs.size))}: "
         f"{serial / end:.2f} times as fast as serial.",
     )
+
+
+def _groups(cut: Cut) -> str:
+    of = "" if cut.costs.by == ROWS else f" of {cut.costs.by}"
+    return f"{'signaled ' if cut.schedule == 'signaled' else ''}groups{of}"

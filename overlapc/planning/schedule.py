@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from overlapc.errors import PlanError
-from overlapc.planning.problem import ROWS, Problem
+from overlapc.planning.problem import ROWS, TILES, Problem
 from overlapc.planning.records import check_format, from_value, to_value
+from overlapc.planning.tiles import Tile
 
-FORMAT = 3
+FORMAT = 4
 """Version of the text that `to_json` writes: one more whenever a record gets a field. Texts of all
 versions before are read, and what they lack has a default; a newer one is refused."""
 
@@ -54,9 +55,9 @@ class Plan:
     schedule: str
     """One of ``SCHEDULES``."""
     rows: tuple[int, ...]
-    """Rows of each group, or columns where ``by`` says so, in the order they are sent, each group
-    as one collective. Rows add up to m, and each count is a multiple of the problem's ``granule``;
-    columns add up to n."""
+    """Rows of each group, or columns or tiles where ``by`` says so, in the order they are sent,
+    each group as one collective. Rows add up to m, and each count is a multiple of the problem's
+    ``granule``; columns add up to n, and tiles to all there are."""
     predicted_seconds: float
     """Of this plan."""
     serial_seconds: float
@@ -68,25 +69,45 @@ class Plan:
     reason: str
     """Why this schedule, in one sentence."""
     timeline: tuple[Event, ...]
-    """What each lane does when, as predicted, compute and communication by turns."""
+    """What each lane does when, as predicted, compute and communication by turns. Where groups are
+    of tiles, what readers of the result lose by a map ends it, as compute of the last group."""
     by: str = ROWS
-    """What groups are made of, "rows" or "columns": of ``chunked`` only may it be columns."""
+    """What groups are made of: "rows", "columns" of a ``chunked`` plan, or "tiles" of a
+    ``signaled`` one."""
+    tile: Tile | None = None
+    """Of the generated kernel of a ``signaled`` plan, which no other has; None in a plan that was
+    made before there was a choice."""
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule {self.schedule!r} is not one of {', '.join(SCHEDULES)}")
-        if not self.problem.is_cut_by(self.rows, self.by):
+        if not self.problem.is_cut_by(self.rows, self.by, self.tile):
             raise ValueError(f"{self.by} {self.rows} do not cut the problem into groups")
-        if self.by != ROWS and self.schedule != "chunked":
+        if self.by != ROWS and self.schedule != {TILES: "signaled"}.get(self.by, "chunked"):
             raise ValueError(f"a {self.schedule} plan has no groups of {self.by}")
+        if self.tile and self.schedule != "signaled":
+            raise ValueError(f"a {self.schedule} plan has no tile")
         if self.schedule == "serial" and len(self.rows) != 1:
             raise ValueError("a serial plan has one group")
         if not self.reason or not self.code:
             raise ValueError("a plan says why")
 
     @property
+    def order(self) -> str:
+        """In which order a generated kernel stores tiles; empty where none runs.
+
+        "band": rows from the top. "staged": some rows for every rank, then more for every rank.
+        "packed": one tile after another, as they complete.
+        """
+        if self.schedule != "signaled":
+            return ""
+        if self.by == TILES:
+            return "packed"
+        return "staged" if self.problem.parts > 1 else "band"
+
+    @property
     def starts(self) -> tuple[int, ...]:
-        """First row, or column, of each group."""
+        """First row, column or tile of each group."""
         return (0, *accumulate(self.rows[:-1]))
 
     @property
@@ -104,9 +125,10 @@ class Plan:
         predicted, serial, bound = map(
             format_seconds, (self.predicted_seconds, self.serial_seconds, self.bound_seconds)
         )
+        kernel = f", {self.order} order of tiles {self.tile}" if self.tile else ""
         return (
             f"{self.schedule} {p.m}x{p.n}x{p.k} {p.dtype} {p.collective} over {p.world_size} "
-            f"on {self.target}: {self.by} {format_rows(self.rows)}, "
+            f"on {self.target}: {self.by} {format_rows(self.rows)}{kernel}, "
             f"{predicted} (serial {serial}, bound {bound}). {self.reason} [{self.code}]"
         )
 

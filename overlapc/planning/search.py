@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +12,26 @@ from overlapc.planning import reasons
 from overlapc.planning.column_costs import costs_by
 from overlapc.planning.cost import Costs
 from overlapc.planning.cuts import MAX_UNITS, best_cut, quantum
-from overlapc.planning.problem import COLUMNS, ROWS, Problem
+from overlapc.planning.kernel_costs import kernel_costs
+from overlapc.planning.problem import COLUMNS, ROWS, TILES, Problem
 from overlapc.planning.reasons import Reason
-from overlapc.planning.schedule import SCHEDULES, Event, Plan
-from overlapc.planning.signaled import best_groups, boundaries, signaled_timeline
+from overlapc.planning.schedule import SCHEDULES, Plan
+from overlapc.planning.signaled import overlapping_cuts, signaled_cut, signaled_cuts
 from overlapc.planning.target import Target
-from overlapc.planning.timelines import chunked_timeline, serial_timeline
+from overlapc.planning.tiles import MOST_SUMS, Tile
+from overlapc.planning.timelines import Cut, chunked_timeline, serial_timeline
 
 MEASURED_MARGIN = 0.05
 """Share of the serial time that a cut must be predicted to save, on a target measured here: what
 predictions miss by when they miss (their median error was 2 to 4 % on rate-limited links)."""
 
 UNMEASURED_MARGIN = 0.08
-"""The same where rates or the curve are another machine's or another group size's: chosen."""
+"""The same where rates or the curve are another machine's or another group size's, or a generated
+kernel's rate is assumed: chosen."""
 
 TIE = 1e-6
-"""Share of its time by which a cut of columns must be faster than one of rows: rounding is less."""
+"""Share of its time by which a cut of columns must be faster than one of rows, and a kernel than
+the library: rounding is less."""
 
 
 def plan_gemm(
@@ -46,15 +49,17 @@ def plan_gemm(
     """Plan ``A[m, k] @ B[k, n]`` on every rank and a collective over the result, or over A.
 
     Sizes are those of one rank; ``dtype`` is a dtype of torch or its name; ``target`` is a name, a
-    file or a record; ``order`` as `Problem` has it. The columns of a result may be cut, as nothing
-    stands between the two. Needs no device and no process group. Raises ProblemError, TargetError,
-    OptionError.
+    file or a record; ``order`` as `Problem` has it. Nothing stands between the two, so that the
+    columns of a result may be cut and a kernel may be generated. Needs no device and no process
+    group. Raises ProblemError, TargetError, OptionError.
     """
     if not isinstance(target, Target):
         target = Target.load(target)
     name = str(dtype).removeprefix("torch.")
-    problem = Problem(m, n, k, name, collective, world_size, order=order, cuts_columns=True)
-    return plan(replace(problem, cuts_columns=not problem.is_consumer), target, schedule)
+    problem = Problem(m, n, k, name, collective, world_size, order=order)
+    if not problem.is_consumer:
+        problem = replace(problem, cuts_columns=True, kernel_sums=MOST_SUMS)
+    return plan(problem, target, schedule)
 
 
 def plan(
@@ -63,8 +68,9 @@ def plan(
     """The fastest plan, or the fastest of a schedule that is asked for.
 
     "auto" takes what was measured for this very problem, where the target has it. Else it weighs
-    ``serial`` and ``chunked``, by rows and where the problem allows it by columns; ``serial`` wins
-    unless the other saves a margin, and rows win ties.
+    ``serial``, ``chunked``, by rows and where the problem allows it by columns, and ``signaled``,
+    with each tile configuration and order of tiles. ``serial`` wins unless another saves its
+    margin; rows win ties, and so does the library's GEMM.
     Where a schedule that is asked for cannot cut the problem, the plan is serial and says so.
     A function of its arguments only. Raises TargetError where the target lacks a rate.
     """
@@ -82,35 +88,44 @@ def plan(
     if schedule == "signaled":
         return _signaled(costs)
     if schedule == "auto" and (tuned := target.tuned_for(problem)):
-        return _cut(
-            costs_by(tuned.by, problem, target), tuned.rows, reasons.measured(tuned.seconds)
-        )
+        reason = reasons.measured(tuned.seconds)
+        return plan_rows(problem, target, tuned.rows, reason, by=tuned.by, tile=tuned.tile)
     if schedule == "auto" and not target.overlap_gains(problem):
         return _serial(costs, reasons.contention(target, problem))
-    best = _best_cut(problem, target, max_units)
-    if best is None:
-        return _serial(costs, reasons.too_small(problem, quantum(costs, max_units)))
-    cut, rows, timeline = best
+    chunked = _best_chunked(problem, target, max_units)
     if schedule == "chunked":
-        return _plan(cut, "chunked", rows, timeline, reasons.forced("chunked"))
-    margin = MEASURED_MARGIN if target.knows(problem) else UNMEASURED_MARGIN
-    if _seconds(timeline) > (1 - margin) * costs.serial():
-        return _serial(costs, reasons.no_gain(cut, timeline, margin))
-    return _plan(cut, "chunked", rows, timeline, reasons.overlaps(cut, timeline))
+        if chunked is None:
+            return _serial(costs, reasons.too_small(problem, quantum(costs, max_units)))
+        return _plan(chunked, reasons.forced("chunked"))
+    cuts = overlapping_cuts(problem, target)
+    cuts = [chunked, *cuts] if chunked else cuts
+    if not cuts:
+        return _serial(costs, reasons.too_small(problem, quantum(costs, max_units)))
+    paying = [cut for cut in cuts if cut.seconds <= (1 - margin_of(cut)) * costs.serial()]
+    if not paying:
+        best = min(cuts, key=lambda cut: cut.seconds / (1 - margin_of(cut)))
+        return _serial(costs, reasons.no_gain(costs, best, margin_of(best)))
+    best = min(paying, key=lambda cut: cut.seconds * (1 - TIE * (cut is chunked)))
+    return _plan(best, reasons.overlaps(costs, best))
 
 
-Cut = tuple[Costs, tuple[int, ...], tuple[Event, ...]]
-"""The costs that say what is cut, the groups, and when they pass."""
+def margin_of(cut: Cut) -> float:
+    """Share of the serial time that this cut must be predicted to save."""
+    target, problem = cut.costs.target, cut.costs.problem
+    is_known = target.knows(problem)
+    if cut.schedule == "signaled":
+        is_known &= cut.costs.rates.generated_share is not None
+    return MEASURED_MARGIN if is_known else UNMEASURED_MARGIN
 
 
-def _best_cut(problem: Problem, target: Target, max_units: int) -> Cut | None:
+def _best_chunked(problem: Problem, target: Target, max_units: int) -> Cut | None:
     """The fastest cut of rows or columns; None where each is one unit."""
     best = None
     for costs in (costs_by(by, problem, target) for by in problem.dimensions):
         if rows := best_cut(costs, quantum(costs, max_units)):
-            timeline = chunked_timeline(costs, rows)
-            if best is None or _seconds(timeline) < (1 - TIE) * _seconds(best[2]):
-                best = costs, rows, timeline
+            cut = Cut("chunked", costs, rows, chunked_timeline(costs, rows))
+            if best is None or cut.seconds < (1 - TIE) * best.seconds:
+                best = cut
     return best
 
 
@@ -121,63 +136,76 @@ def plan_rows(
     reason: Reason = reasons.GIVEN,
     *,
     by: str = ROWS,
+    tile: Tile | None = None,
 ) -> Plan:
     """The plan that cuts the problem into these groups of rows, or of columns by choice.
 
-    One group is ``serial``. Raises PlanError where counts are not positive or do not add up, or
-    where columns may not be cut.
+    With a ``tile`` it is ``signaled``, and groups may be of tiles; else one group is ``serial``.
+    Raises PlanError where counts are not positive or do not add up, where columns or tiles may not
+    be cut, or a band ends inside a tile.
     """
-    if not problem.is_cut_by(rows, by):
-        size, granule = (problem.n, 1) if by == COLUMNS else (problem.m, problem.granule)
-        raise PlanError(
-            f"Groups of {list(rows)} {by} do not cut {size} {by}.",
-            where="plan_rows",
-            remedy=f"give positive multiples of {granule} that add up, of "
-            f"{' or '.join(problem.dimensions)}",
-        )
-    return _cut(costs_by(by, problem, target), tuple(rows), reason)
-
-
-def _cut(costs: Costs, rows: tuple[int, ...], reason: Reason) -> Plan:
+    if not problem.is_cut_by(rows, by, tile):
+        raise _misfit(problem, rows, by, tile)
+    if tile:
+        return _plan(signaled_cut(kernel_costs(by, problem, target, tile), rows), reason)
     if len(rows) == 1:
-        return _serial(Costs(costs.problem, costs.target), reason)
-    return _plan(costs, "chunked", rows, chunked_timeline(costs, rows), reason)
+        return _serial(Costs(problem, target), reason)
+    costs = costs_by(by, problem, target)
+    return _plan(Cut("chunked", costs, tuple(rows), chunked_timeline(costs, rows)), reason)
+
+
+def _misfit(problem: Problem, rows: Sequence[int], by: str, tile: Tile | None) -> PlanError:
+    size, granule = (problem.n, 1) if by == COLUMNS else (problem.m, problem.granule)
+    dimensions = problem.dimensions
+    if tile:
+        size = tile.count(problem.m, problem.n) if by == TILES else size
+        granule = problem.band_rows(tile) if by == ROWS else 1
+        dimensions = problem.kernel_dimensions
+    return PlanError(
+        f"Groups of {list(rows)} {by} do not cut {size} {by}.",
+        where="plan_rows",
+        remedy=f"give positive multiples of {granule} that add up, of {' or '.join(dimensions)}",
+    )
 
 
 def _signaled(costs: Costs) -> Plan:
-    if costs.problem.is_consumer:
+    """The best signaled plan there is, in one group if need be."""
+    problem, target = costs.problem, costs.target
+    if problem.is_consumer:
         return _serial(costs, reasons.NOTHING_TO_SIGNAL)
-    if costs.target.device == "cpu":
+    if target.device == "cpu":
         return _serial(costs, reasons.NO_SIGNALS)
-    groups = best_groups(costs, boundaries(costs))
-    ends = [0, *(group.rows for group in groups)]
-    rows = tuple(right - left for left, right in pairwise(ends))
-    timeline = signaled_timeline(costs, groups)
-    return _plan(costs, "signaled", rows, timeline, reasons.forced("signaled"))
+    best = min(signaled_cuts(problem, target), key=lambda cut: cut.seconds, default=None)
+    if best is not None:
+        return _plan(best, reasons.forced("signaled"))
+    # Without a kernel the library computes the groups, which are sent all the same.
+    unit = quantum(costs)
+    if rows := best_cut(costs, unit):
+        cut = Cut("signaled", costs, rows, chunked_timeline(costs, rows))
+        return _plan(cut, reasons.no_kernel(problem, target))
+    return _serial(costs, reasons.too_small(problem, unit))
 
 
 def _serial(costs: Costs, reason: Reason) -> Plan:
-    return _plan(costs, "serial", (costs.problem.m,), serial_timeline(costs), reason)
+    return _plan(Cut("serial", costs, (costs.problem.m,), serial_timeline(costs)), reason)
 
 
-def _seconds(timeline: Sequence[Event]) -> float:
-    return max(event.end for event in timeline)
-
-
-def _plan(
-    costs: Costs, schedule: str, rows: tuple[int, ...], timeline: tuple[Event, ...], reason: Reason
-) -> Plan:
+def _plan(cut: Cut, reason: Reason) -> Plan:
+    problem, target = cut.costs.problem, cut.costs.target
+    whole = Costs(problem, target)
     return Plan(
-        problem=costs.problem,
-        target=costs.target.name,
-        fingerprint=costs.target.fingerprint,
-        schedule=schedule,
-        rows=rows,
-        predicted_seconds=_seconds(timeline),
-        serial_seconds=costs.serial(),
-        bound_seconds=costs.bound(),
+        problem=problem,
+        target=target.name,
+        fingerprint=target.fingerprint,
+        schedule=cut.schedule,
+        rows=cut.rows,
+        predicted_seconds=cut.seconds,
+        serial_seconds=whole.serial(),
+        # A kernel may lose less beside a collective than the library's does.
+        bound_seconds=min(whole.bound(), cut.costs.bound()),
         code=reason.code,
         reason=reason.text,
-        timeline=timeline,
-        by=costs.by,
+        timeline=cut.timeline,
+        by=cut.costs.by,
+        tile=cut.tile,
     )

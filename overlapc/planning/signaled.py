@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 from overlapc.planning.cost import Costs, advance
+from overlapc.planning.kernel_costs import KernelCosts, kernel_costs
+from overlapc.planning.problem import Problem
 from overlapc.planning.schedule import Event
+from overlapc.planning.target import Target
+from overlapc.planning.tiles import Tile, sums, tiles_for
+from overlapc.planning.timelines import Cut
 
 MAX_BOUNDARIES = 256
 """Places where a group may end; with more waves than that, evenly spaced ones are kept."""
@@ -13,36 +20,85 @@ MAX_BOUNDARIES = 256
 
 @dataclass(frozen=True)
 class Boundary:
-    """A moment of the GEMM at which a prefix of whole tile rows is complete."""
+    """A moment of the GEMM at which a first part of C is whole."""
 
     ready: float
     """Seconds from the start."""
     rows: int
-    """Rows complete, from the top."""
+    """Rows complete, from the top; or tiles, in their order, where those make groups."""
 
 
-def boundaries(costs: Costs) -> tuple[Boundary, ...]:
-    """Where groups may end: after each wave that completes at least one more row of tiles.
+def configurations(problem: Problem, target: Target) -> tuple[Tile, ...]:
+    """The tile configurations of a site: at most four, and none where nothing can signal."""
+    if problem.is_consumer or target.device == "cpu" or not problem.kernel_sums:
+        return ()
+    known = tiles_for(target.architecture, problem.dtype)
+    return tuple(t for t in known if sums(t, target.architecture) <= problem.kernel_sums)
+
+
+def signaled_cuts(problem: Problem, target: Target) -> Iterator[Cut]:
+    """The best groups of every tile configuration and order."""
+    for tile in configurations(problem, target):
+        for by in problem.kernel_dimensions:
+            yield best_cut_of(kernel_costs(by, problem, target, tile))
+
+
+def overlapping_cuts(problem: Problem, target: Target) -> list[Cut]:
+    """Those of them that have several groups.
+
+    None where no multiprocessor is left to the collective, which then waits for the kernel's end,
+    or where ranks get different numbers of rows, of which nobody here knows how many tiles they
+    are.
+    """
+    if not target.communication_sms or problem.deals_unevenly:
+        return []
+    return [cut for cut in signaled_cuts(problem, target) if len(cut.rows) > 1]
+
+
+def best_cut_of(costs: KernelCosts) -> Cut:
+    """The groups that finish first with a kernel.
+
+    Bands of more tile rows read less, but end in fewer places: where that is no quicker, only the
+    lower ones are tried. Groups are as quick as the greatest height that they fit (`signaled_cut`),
+    and never quicker at a lower one, so that the best of the best at each height is the best of
+    all.
+    """
+    best, before = None, 0.0
+    for height in costs.heights:
+        tried = costs.at(height)
+        if tried.wave_seconds == before:
+            continue
+        before = tried.wave_seconds
+        ends = [0, *(group.rows for group in best_groups(tried, boundaries(tried)))]
+        cut = signaled_cut(costs, [right - left for left, right in pairwise(ends)])
+        if best is None or cut.seconds < best.seconds:
+            best = cut
+    assert best is not None, "a kernel has a height"
+    return best
+
+
+def signaled_cut(costs: KernelCosts, rows: Sequence[int]) -> Cut:
+    """These groups of a kernel, at the greatest height that they fit."""
+    costs = max((costs.at(h) for h in costs.heights), key=lambda c: (c.fits(rows), c.height))
+    ends = tuple(Boundary(costs.ready(end), end) for end in accumulate(rows))
+    return Cut("signaled", costs, tuple(rows), signaled_timeline(costs, ends), costs.tiling)
+
+
+def boundaries(costs: KernelCosts) -> tuple[Boundary, ...]:
+    """Where groups may end: after each wave that makes at least one more unit whole.
 
     The GEMM runs on the multiprocessors that the collective does not use, so at one speed however
-    it is cut. Row order: a wave fills whole rows of tiles before it starts the next one.
+    it is cut. Its waves fill one band after another.
     """
-    p, rates = costs.problem, costs.rates
-    resident = max(1, rates.resident - costs.target.communication_sms)
-    share = resident / rates.resident
-    slowed = replace(rates, resident=resident, flops_per_second=rates.flops_per_second * share)
-    waves = -(-slowed.tiles(p.m, p.n) // resident)
-    busy = slowed.seconds(p.m, p.n, p.k, p.item_bytes, p.epilogue_bytes) - slowed.launch_seconds
-    tiles_per_row = -(-p.n // slowed.tile_columns)
-    found: list[Boundary] = []
-    for wave in range(1, waves + 1):
-        rows = (
-            min(p.m, wave * resident // tiles_per_row * slowed.tile_rows) // p.granule * p.granule
-        )
-        if rows > (found[-1].rows if found else 0):
-            found.append(Boundary(slowed.launch_seconds + busy * wave / waves, rows))
-    step = -(-len(found) // MAX_BOUNDARIES)
-    return tuple(reversed(found[::-1][::step]))
+    unit, workers = costs.unit, costs.workers
+    tiles = costs.tiles_in(unit)
+    before = (costs.waves - 1) * workers // tiles
+    # Either every unit takes a wave or more, or every wave completes a unit or more.
+    places = min(before, costs.waves - 1)
+    step = -(-(places + 1) // MAX_BOUNDARIES)
+    kept = range(places + 1 - step, 0, -step)
+    rows = [at * unit if tiles >= workers else at * workers // tiles * unit for at in kept]
+    return tuple(Boundary(costs.ready(end), end) for end in (*reversed(rows), costs.size))
 
 
 def best_groups(costs: Costs, ends: tuple[Boundary, ...]) -> tuple[Boundary, ...]:
@@ -98,8 +154,12 @@ def _sent(costs: Costs, boundary: Boundary, end: float, start_row: int) -> float
     return advance(start, end, 0.0, *costs.sent(rows, is_first=start_row == 0), 1.0, 1.0)[1]
 
 
-def signaled_timeline(costs: Costs, groups: tuple[Boundary, ...]) -> tuple[Event, ...]:
-    """Start and end of every group's waves and collective, by group."""
+def signaled_timeline(costs: KernelCosts, groups: tuple[Boundary, ...]) -> tuple[Event, ...]:
+    """Start and end of every group's waves and collective, by group.
+
+    In the end stands what a reader loses by a map, where there is one, as compute of the last
+    group.
+    """
     events: list[Event] = []
     computed = end = 0.0
     rows = 0
@@ -109,4 +169,6 @@ def signaled_timeline(costs: Costs, groups: tuple[Boundary, ...]) -> tuple[Event
         end = _sent(costs, boundary, end, rows)
         events.append(Event("communication", group, start, end))
         computed, rows = boundary.ready, boundary.rows
+    if lost := costs.reading_seconds:
+        events.append(Event("compute", len(groups) - 1, end, end + lost))
     return tuple(events)

@@ -19,7 +19,7 @@ from overlapc.planning.rates import GemmRates, Link
 from overlapc.planning.records import check_format, from_value, to_value
 from overlapc.planning.tuned import TunedPlan
 
-FORMAT = 3
+FORMAT = 4
 """Version of the files that `save` writes: one more whenever a record gets a field. Files of every
 version before are read, and what they lack has a default; a newer one is refused."""
 
@@ -69,6 +69,14 @@ class Target:
     """For which kernels are generated, such as ``sm_90``; empty where none are."""
     tuned: tuple[TunedPlan, ...] = ()
     """Cuts that were measured on this group: at most one a problem."""
+    l2_bytes: int = 0
+    """Of the last cache before memory, for A and B of `signaled`; 0 where nothing is known of it,
+    and nothing is taken to stay there."""
+    l2_bytes_per_second: float | None = None
+    """Rate at which all multiprocessors read it; None where the arithmetic rate includes it."""
+    tile_seconds: float = 0.0
+    """Of each tile, from the first load to the first product, and from the last store to its signal
+    (`signaled`)."""
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -77,6 +85,9 @@ class Target:
             raise ValueError("compute_slowdown and link_slowdown cannot be below 1")
         if not (0 <= self.signal_seconds < inf and self.communication_sms >= 0):
             raise ValueError("signal_seconds and communication_sms cannot be negative")
+        rate = self.l2_bytes_per_second
+        if not (0 <= self.tile_seconds < inf and self.l2_bytes >= 0 and (rate is None or rate > 0)):
+            raise ValueError("tile_seconds and l2_bytes cannot be negative, nor their rate zero")
         dtypes = [rates.dtype for rates in self.gemm]
         if unknown := sorted(set(dtypes) - set(ITEM_BYTES)):
             raise ValueError(f"gemm has unknown dtype {unknown[0]!r}")

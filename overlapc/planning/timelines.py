@@ -4,9 +4,30 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from overlapc.planning.cost import Costs, advance
 from overlapc.planning.schedule import LOCAL, Event
+from overlapc.planning.tiles import Tile
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One way to run a problem in groups, and what it is predicted to take."""
+
+    schedule: str
+    costs: Costs
+    """Which say what groups are made of."""
+    rows: tuple[int, ...]
+    """Of each group, or columns or tiles."""
+    timeline: tuple[Event, ...]
+    tile: Tile | None = None
+    """Of the generated kernel, where one computes."""
+
+    @property
+    def seconds(self) -> float:
+        """Until everything is there."""
+        return max(event.end for event in self.timeline)
 
 
 def serial_timeline(costs: Costs) -> tuple[Event, ...]:

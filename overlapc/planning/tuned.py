@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from overlapc.planning.problem import ROWS, Problem
+from overlapc.planning.tiles import Tile
 
 
 @dataclass(frozen=True)
@@ -14,16 +15,18 @@ class TunedPlan:
     problem: Problem
     """The exact problem; `Problem.resolved`, so that equal meanings are equal."""
     rows: tuple[int, ...]
-    """Of each group, or columns where ``by`` says so; a single group is ``serial``."""
+    """Of each group, or columns or tiles where ``by`` says so; a single group is ``serial``."""
     seconds: float
     """Median on the slowest rank."""
     by: str = ROWS
-    """What groups are made of, "rows" or "columns"."""
+    """What groups are made of, "rows", "columns" or "tiles"."""
+    tile: Tile | None = None
+    """Of the generated kernel that won, whose groups were signaled; None where a library did."""
 
     def __post_init__(self) -> None:
         if self.problem != self.problem.resolved():
             raise ValueError("the problem of a tuned plan leaves something to a default")
-        if not self.problem.is_cut_by(self.rows, self.by):
+        if not self.problem.is_cut_by(self.rows, self.by, self.tile):
             raise ValueError(f"{self.by} {self.rows} do not cut the problem into groups")
         if not self.seconds > 0:
             raise ValueError("seconds of a tuned plan must be above zero")

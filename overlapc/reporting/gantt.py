@@ -42,7 +42,12 @@ def _letter(group: int) -> str:
 def describe_tuned(tuned: TunedPlan) -> str:
     """What was measured of one problem, in a line."""
     p = tuned.problem
-    rows = "serial" if len(tuned.rows) == 1 else f"chunked, {format_rows(tuned.rows)} {tuned.by}"
+    if tuned.tile:
+        rows = f"signaled, {format_rows(tuned.rows)} {tuned.by}, tiles of {tuned.tile}"
+    elif len(tuned.rows) == 1:
+        rows = "serial"
+    else:
+        rows = f"chunked, {format_rows(tuned.rows)} {tuned.by}"
     size = f"{p.kind} {p.m}x{p.n}x{p.k} {p.dtype} over {p.world_size}"
     return f"{size}: {rows}, {format_seconds(tuned.seconds)}"
 
@@ -54,11 +59,13 @@ def describe(plan: Plan) -> str:
     collective = f"{p.collective} over {p.world_size} ranks"
     problem = f"{collective}, then {gemm}" if p.is_consumer else f"{gemm}, {collective}"
     serial, bound = format_seconds(plan.serial_seconds), format_seconds(plan.bound_seconds)
+    kernel = (f"kernel     {plan.order} order of tiles {plan.tile}",) if plan.tile else ()
     return "\n".join(
         (
             f"problem    {problem}",
             f"target     {plan.target} ({plan.fingerprint})",
             f"schedule   {plan.schedule}: {format_rows(plan.rows)} {plan.by}",
+            *kernel,
             f"reason     {plan.reason} [{plan.code}]",
             f"predicted  {format_seconds(plan.predicted_seconds)} ({plan.speedup:.2f}x of serial "
             f"{serial}; bound {bound})",

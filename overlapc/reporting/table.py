@@ -113,7 +113,9 @@ def _times(row: Row) -> str:
 def _planned(plan: Plan | None) -> str:
     if plan is None:
         return "-"
-    return f"{plan.schedule} on {plan.target}\n{format_rows(plan.rows)} {plan.by}"
+    t = plan.tile
+    kernel = f"\n{plan.order} order, tiles {t.block_m}x{t.block_n}x{t.block_k}" if t else ""
+    return f"{plan.schedule} on {plan.target}\n{format_rows(plan.rows)} {plan.by}{kernel}"
 
 
 def _predicted(plan: Plan | None) -> str:

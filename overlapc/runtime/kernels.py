@@ -16,6 +16,7 @@ from overlapc.codegen.promotion import CannotLower
 from overlapc.codegen.tiles import spec_for
 from overlapc.errors import KernelError
 from overlapc.planning.target import Target
+from overlapc.planning.tiles import Tile
 from overlapc.runtime.program import ROWS, Program, Ref
 from overlapc.runtime.spec import ChainSpec
 
@@ -24,9 +25,10 @@ Facts = tuple[tuple[str, int, tuple[int, ...]], ...]
 
 
 def kernel_spec_of(
-    spec: ChainSpec, target: Target, operands: Sequence[torch.Tensor]
+    spec: ChainSpec, target: Target, operands: Sequence[torch.Tensor], tile: Tile | None = None
 ) -> tuple[GemmSpec, Lowered]:
-    """Return the kernel that a signaled plan of a chain runs, and what of the chain it is.
+    """Return the kernel that a signaled plan of a chain runs with its tile, and what of the chain
+    it is.
 
     Fake operands do. ``KernelError`` if none does, for one that leaves a part of the chain to the
     library would send what is not ready.
@@ -39,7 +41,8 @@ def kernel_spec_of(
             remedy="give a target with field architecture, such as sm_90",
         )
     a, b = operands[lowered.a], operands[lowered.b]
-    return spec_for(a, b, architecture=target.architecture, lowered=lowered), lowered
+    found = spec_for(a, b, architecture=target.architecture, lowered=lowered, tile=tile)
+    return found, lowered
 
 
 def lowered_chain(spec: ChainSpec, operands: Sequence[torch.Tensor]) -> Lowered:

@@ -156,7 +156,7 @@ def prepare(
     signaled = None
     # Looks at the cut alone, which is the same on all ranks: all have to take one communicator.
     if cut.schedule == "signaled" and isinstance(run, Producer) and len(counts) > 1:
-        signaled = Signaled(spec, target_of(spec.target), deal, run)
+        signaled = Signaled(spec, target_of(spec.target), deal, run, plan.tile if plan else None)
     schedule = "serial" if cut.schedule == "serial" or len(counts) == 1 else "chunked"
     return Ready(schedule, deal, text, run, signaled)
 
@@ -222,7 +222,7 @@ def _problem(spec: ChainSpec, operands: Operands, deal: Dealing) -> Problem | No
         return None  # a group's rows would not be in the order that the offsets count
     shapes, dtypes = [t.shape for t in operands], [t.dtype for t in operands]
     try:
-        return problem_of(spec, shapes, dtypes, deal.ranks, deal.receives)
+        return problem_of(spec, shapes, dtypes, deal.ranks, deal.receives, deal.outer)
     except ProblemError:
         return None  # nothing is planned for this dtype
 

@@ -18,6 +18,7 @@ from overlapc.codegen import Kernel, build
 from overlapc.codegen.kernel import TMA_ALIGNMENT
 from overlapc.errors import KernelError
 from overlapc.planning.target import Target
+from overlapc.planning.tiles import Tile
 from overlapc.runtime.communicators import Communicator, communicator
 from overlapc.runtime.kernels import kernel_spec_of
 from overlapc.runtime.layout import Dealing
@@ -73,6 +74,8 @@ class Signaled:
     deal: Dealing
     library: Producer
     """Computes and sends the same groups."""
+    tile: Tile | None = None
+    """Of the plan."""
     built: dict[Hashable, Built | str] = field(default_factory=dict)
     """By the layout of operands; or why there is none."""
 
@@ -122,7 +125,7 @@ class Signaled:
         if why := why_not_signaled(spec, self.target, operands, device, group):
             return why
         try:
-            kernel, lowered = kernel_spec_of(spec, self.target, operands)
+            kernel, lowered = kernel_spec_of(spec, self.target, operands, self.tile)
             return Built(self._staged(build(kernel)), lowered.a, lowered.b, lowered.operands)
         except KernelError as error:
             return error.what

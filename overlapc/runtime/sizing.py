@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 
+from overlapc.codegen.tiles import most_sums
+from overlapc.errors import KernelError
 from overlapc.planning.problem import COLLECTIVE_FIRST, GEMM_FIRST, Problem
 from overlapc.runtime.column_roles import cut_operands
 from overlapc.runtime.execution import is_view, trace
+from overlapc.runtime.kernels import lowered_chain
 from overlapc.runtime.program import ROWS, Ref, Step
 from overlapc.runtime.shapes import moved
 from overlapc.runtime.spec import ChainSpec
@@ -48,10 +51,13 @@ def problem_of(
     dtypes: Sequence[torch.dtype],
     world_size: int,
     receives: Sequence[int] = (),
+    outer: int = 1,
 ) -> Problem:
     """Return what is planned for a call with operands of these shapes; ``ProblemError`` if nothing.
 
-    Of several GEMMs it is the one that has as many rows, flops and bytes to send as all of them.
+    Of an uneven all-to-all ``receives`` are the units from each rank; ``outer`` is how many blocks
+    of units are dealt out to the ranks, one after another. Of several GEMMs it is the one that has
+    as many rows, flops and bytes to send as all of them.
     """
     operands = _empty(shapes, dtypes)
     if spec.is_consumer:
@@ -80,6 +86,9 @@ def problem_of(
         row_multiple=rows_per_unit * world_size if dealt else rows_per_unit,
         local_first=spec.axis == 0,
         cuts_columns=_column_operands(spec, operands, values) is not None,
+        kernel_sums=_kernel_sums(spec, operands),
+        blocks=outer if dealt and not spec.is_consumer else 1,
+        deals_unevenly=bool(receives) and not spec.is_consumer,
     )
 
 
@@ -100,6 +109,20 @@ def _column_operands(
     if spec.is_consumer or (spec.axis and spec.collective != "all_reduce"):
         return None
     return cut_operands(spec.program, operands, values)
+
+
+def _kernel_sums(spec: ChainSpec, operands: Sequence[torch.Tensor]) -> int:
+    """What a thread of the kernel that computes the chain can hold; 0 where none does.
+
+    Nor where nobody asks for one: until kernels are measured on a GPU no compiled graph chooses
+    them by prediction.
+    """
+    if spec.schedule != "signaled":
+        return 0
+    try:
+        return most_sums(lowered_chain(spec, operands).epilogue)
+    except KernelError:
+        return 0
 
 
 def _empty(shapes: Sequence[Sequence[int]], dtypes: Sequence[torch.dtype]) -> list[torch.Tensor]:

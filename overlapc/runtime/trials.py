@@ -1,4 +1,4 @@
-"""Run a planned problem on random operands, with plain torch: what a schedule takes, no more."""
+"""Run a planned problem on random operands: what a schedule takes, no more."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 
 from overlapc.planning.problem import COLUMNS, ROWS, Problem
+from overlapc.planning.schedule import Plan
+from overlapc.planning.target import Target
 from overlapc.runtime.sending import Sender, Work
 
 
@@ -182,6 +184,28 @@ class Trial:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
+
+
+class Trials:
+    """Runs plans with random operands, those of one problem at a time."""
+
+    def __init__(self, group: dist.ProcessGroup, device: torch.device, target: Target) -> None:
+        self._group, self._device, self._target = group, device, target
+        self._libraries: dict[Problem, Trial] = {}
+
+    def run(self, plan: Plan) -> float:
+        """Seconds on this rank until everything is there; all members run the plan at a time."""
+        return self._library(plan.problem).run(plan.rows, plan.by).seconds
+
+    def can_run(self, plan: Plan) -> bool:
+        """Whether this rank can run a plan: those of generated kernels it cannot yet."""
+        return plan.tile is None
+
+    def _library(self, problem: Problem) -> Trial:
+        if problem not in self._libraries:
+            self._libraries.clear()
+            self._libraries[problem] = Trial(problem, self._group, self._device)
+        return self._libraries[problem]
 
 
 @dataclass(frozen=True)

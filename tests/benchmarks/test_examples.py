@@ -117,7 +117,7 @@ def test_plans_need_no_gpu_and_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "serial 64x" in done.stdout
-    assert "chunked 32768x" in done.stdout
+    assert "signaled 32768x" in done.stdout
 
 
 @pytest.mark.long

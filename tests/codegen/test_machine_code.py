@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,21 +18,23 @@ from overlapc.codegen.epilogue import Epilogue
 from overlapc.codegen.function import function_of
 from overlapc.codegen.pointwise import RULES
 from overlapc.codegen.templates import signal
-from overlapc.codegen.tiles import FP8_TILES, ROOMY, TILES, spec_for
+from overlapc.codegen.tiles import spec_for
 from overlapc.errors import KernelError
+from overlapc.planning.tiles import SPARING_SUMS, Tile, sums, tiles_for
 from tests.codegen.epilogue_cases import MODELS, SCALED, chain_of
 
-BF16 = GemmSpec("bfloat16", "bfloat16", **TILES["sm_90", True])
-TMA = replace(BF16, loads="descriptors", stages=4)
-SMALL = replace(BF16, **ROOMY)
-FLOAT = GemmSpec("float32", "float32", **TILES["sm_80", False])
-FLOAT_CDNA = replace(FLOAT, **TILES["gfx942", False])
+WIDE, ROOMY = tiles_for("sm_90", "bfloat16")[:2]
+TMA = GemmSpec("bfloat16", "bfloat16", **asdict(WIDE), loads="descriptors")
+BF16 = replace(TMA, loads="pointers", stages=3)
+SMALL = replace(BF16, **asdict(ROOMY))
+FLOAT = GemmSpec("float32", "float32", **asdict(tiles_for("sm_80", "float32")[0]))
+FLOAT_CDNA = replace(FLOAT, **asdict(tiles_for("gfx942", "float32")[0]))
 TF32 = replace(FLOAT, block_m=128, block_n=128, precision="tf32", warps=8)
-AMPERE = replace(BF16, **TILES["sm_80", True])
-CDNA = replace(BF16, **TILES["gfx942", True])
-FP8 = GemmSpec("float8_e4m3fn", "bfloat16", **FP8_TILES["sm_90"], loads="descriptors")
-FP8_ADA = GemmSpec("float8_e4m3fn", "bfloat16", **FP8_TILES["sm_89"])
-FP8_CDNA = GemmSpec("float8_e4m3fn", "bfloat16", **FP8_TILES["gfx942"])
+AMPERE = replace(BF16, **asdict(tiles_for("sm_80", "bfloat16")[0]))
+CDNA = replace(BF16, **asdict(tiles_for("gfx942", "bfloat16")[0]))
+FP8 = replace(TMA, dtype="float8_e4m3fn", **asdict(tiles_for("sm_90", "float8_e4m3fn")[0]))
+FP8_ADA = replace(FP8, **asdict(tiles_for("sm_89", FP8.dtype)[0]), loads="pointers")
+FP8_CDNA = replace(FP8_ADA, **asdict(tiles_for("gfx942", FP8.dtype)[0]))
 
 SHARED_BYTES = {
     "sm_80": 163 * 1024,
@@ -143,13 +145,13 @@ def loading_instruction(architecture: str, spec: GemmSpec) -> str:
     return "cp.async.c"
 
 
-def on_device(chain: Epilogue, dtype: str, architecture: str) -> GemmSpec:
+def on_device(chain: Epilogue, dtype: str, architecture: str, tile: Tile | None = None) -> GemmSpec:
     """The spec that a chain would get there."""
     a = torch.empty(64, 128, device="meta", dtype=getattr(torch, dtype))
     b = torch.empty(64, 128, device="meta", dtype=a.dtype).t()
     out = function_of(chain, dtype).values[-1].dtype
     lowered: Any = SimpleNamespace(epilogue=chain, dtype=out, fast=False)
-    return spec_for(a, b, architecture=architecture, lowered=lowered)
+    return spec_for(a, b, architecture=architecture, lowered=lowered, tile=tile)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -200,6 +202,53 @@ def test_every_dtype_and_layout_on_every_device(architecture: str, dtype: str):
             for b in (operands[0].t(), operands[1].t()):
                 check(architecture, spec_for(a, b, architecture=architecture, out=out))
         check(architecture, spec_for(odd, odd.t(), architecture=architecture, out=out))
+
+
+CONFIGURED = [
+    (architecture, dtype)
+    for architecture in ARCHITECTURES
+    for dtype in ("bfloat16", "float32", "float8_e4m3fn")
+    if tiles_for(architecture, dtype)
+]
+
+
+def of_tile(architecture: str, dtype: str, tile: Tile, k: int, *, by_row: bool) -> GemmSpec:
+    """The spec of a GEMM alone, with B as a weight or as itself; TMA reads no odd ``k``."""
+    a = torch.empty(64, k, device="meta", dtype=getattr(torch, dtype))
+    b = torch.empty((k, 64) if by_row else (64, k), device="meta", dtype=a.dtype)
+    return spec_for(a, b if by_row else b.t(), architecture=architecture, out="bfloat16", tile=tile)
+
+
+@pytest.mark.parametrize("tile", tiles_for("sm_90", "bfloat16"), ids=str)
+def test_configurations_keep_the_budgets(tile: Tile):
+    spec = of_tile("sm_90", "bfloat16", tile, 128, by_row=False)
+    assert {name: getattr(spec, name) for name in asdict(tile)} == asdict(tile)
+    check("sm_90", spec)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("architecture", "dtype"), CONFIGURED)
+def test_every_configuration_keeps_the_budgets(architecture: str, dtype: str):
+    for tile in tiles_for(architecture, dtype):
+        for k in (128, 127):
+            for by_row in (False, True):
+                check(architecture, of_tile(architecture, dtype, tile, k, by_row=by_row))
+        chains = [chain_of(op, dtype) for op in RULES if op.split(".")[1] in HARD]
+        for chain in [SCALED["with a bias"]] if dtype == "float8_e4m3fn" else chains:
+            spec = on_device(chain, dtype, architecture, tile)
+            assert spec.block_m == tile.block_m
+            check(architecture, spec)
+
+
+@pytest.mark.parametrize(("architecture", "dtype"), CONFIGURED)
+def test_a_configuration_has_a_sparing_one_of_as_many_rows(architecture: str, dtype: str):
+    known = tiles_for(architecture, dtype)
+    assert 1 <= len(known) <= 4
+    for tile in known:
+        assert any(
+            other.block_m == tile.block_m and sums(other, architecture) <= SPARING_SUMS
+            for other in known
+        )
 
 
 def test_a_widest_tile_with_a_hard_op_spills():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -12,7 +12,8 @@ from overlapc.codegen.function import function_of
 from overlapc.codegen.oracle import error_over_bound
 from overlapc.codegen.pointwise import RULES
 from overlapc.codegen.selfcheck import Case
-from overlapc.codegen.tiles import tile_for
+from overlapc.codegen.tiles import spec_for
+from overlapc.planning.tiles import tiles_for
 from tests.codegen.epilogue_cases import MODELS, SCALED, chain_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
@@ -61,9 +62,18 @@ def test_column_major_operands_by_descriptors():
 
 def test_the_widest_tile():
     major, minor = torch.cuda.get_device_capability()
-    tile = tile_for(f"sm_{major}{minor}", half=True)
+    tile = tiles_for(f"sm_{major}{minor}", "bfloat16")[0]
     for loads in ("pointers", "descriptors"):
-        check(GemmSpec("bfloat16", "bfloat16", **tile, loads=loads))
+        check(GemmSpec("bfloat16", "bfloat16", **asdict(replace(tile, stages=3)), loads=loads))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float8_e4m3fn"])
+def test_every_configuration(dtype):
+    major, minor = torch.cuda.get_device_capability()
+    architecture = f"sm_{major}{minor}"
+    a = torch.empty(64, 128, device="meta", dtype=getattr(torch, dtype))
+    for tile in tiles_for(architecture, dtype):
+        check(spec_for(a, a.t(), architecture=architecture, out="bfloat16", tile=tile))
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,9 @@ import torch
 
 from overlapc.codegen import Bands, GemmSpec, build
 from overlapc.codegen.oracle import error_over_bound, random_operand
-from overlapc.codegen.tiles import TILES, spec_for
+from overlapc.codegen.tiles import spec_for
 from overlapc.errors import KernelError, SignalError
+from overlapc.planning.tiles import tiles_for
 from overlapc.runtime import streams
 from overlapc.runtime.communicators import Communicator, communicator
 from overlapc.runtime.requirements import why_no_kernel, why_no_streams
@@ -27,11 +28,11 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
 POLLS = 20_000_000
 """Seconds of polling: a band that is late by so much never comes."""
 REPLAYS = 1000
-HALF = GemmSpec("bfloat16", "bfloat16", **TILES["sm_80", True])
+HALF = GemmSpec("bfloat16", "bfloat16", **asdict(tiles_for("sm_80", "bfloat16")[0]))
 SPECS = {
     "bfloat16": HALF,
     "float16 with bias": replace(HALF, dtype="float16", out="float16", bias=True),
-    "float32": GemmSpec("float32", "float32", **TILES["sm_80", False]),
+    "float32": GemmSpec("float32", "float32", **asdict(tiles_for("sm_80", "float32")[0])),
     "row-major B": replace(HALF, b="row"),
     "strided": replace(HALF, a="strided", b="strided"),
 }

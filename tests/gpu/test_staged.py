@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,14 +11,14 @@ import torch
 
 from overlapc.codegen import GemmSpec, build
 from overlapc.codegen.oracle import random_operand
-from overlapc.codegen.tiles import TILES
+from overlapc.planning.tiles import tiles_for
 from overlapc.runtime import columns
 from overlapc.runtime.layout import Dealing, producer_parts
 from overlapc.runtime.staged import StagedGemm
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
 
-SPEC = GemmSpec("float32", "float32", **TILES["sm_80", False])
+SPEC = GemmSpec("float32", "float32", **asdict(tiles_for("sm_80", "float32")[0]))
 RANKS, ME = 4, 1
 COUNTS = (200, 100, 300)
 """Rows of each group, of every rank where dimension 0 is dealt out."""

@@ -97,8 +97,8 @@ def of_the_world(monkeypatch, mesh):
     """Chains are planned for all ranks there are."""
     original = overlap_chains.problem_of
 
-    def problem_of(spec, shapes, dtypes, ranks, receives):
-        return original(spec, shapes, dtypes, dist.get_world_size(), receives)
+    def problem_of(spec, shapes, dtypes, ranks, *dealing):
+        return original(spec, shapes, dtypes, dist.get_world_size(), *dealing)
 
     monkeypatch.setattr(overlap_chains, "problem_of", problem_of)
 

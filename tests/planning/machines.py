@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from overlapc.planning.column_costs import ColumnCosts
 from overlapc.planning.cost import Costs
 from overlapc.planning.curve import Curve
+from overlapc.planning.kernel_costs import KernelCosts, PackedCosts
 from overlapc.planning.problem import COLLECTIVES, Problem
 from overlapc.planning.rates import GemmRates, Link
 from overlapc.planning.target import Target
+from overlapc.planning.tiles import MOST_SUMS, Tile
 
 KINDS = {
     "all_reduce": ("all_reduce", ""),
@@ -106,6 +108,43 @@ def random_problem(random: Random, max_rows: int, kind: str = "all_reduce") -> P
         local_first=random.choice([True, True, False]),
         cuts_columns=by_columns,
     )
+
+
+KERNELS = ("all_reduce", "reduce_scatter", "gemm_all_to_all", "in blocks", "packed")
+"""What generated kernels are of: collectives, and what their groups are made of."""
+
+
+def random_kernel(random: Random, kind: str, max_rows: int = 300) -> KernelCosts:
+    """A kernel of any tile on a device of a few multiprocessors, some left to the collective."""
+    target = random_target(random, device="cuda", resident=random.choice([3, 17, 60]))
+    rates = replace(target.gemm[0], generated_share=random.choice([None, random.uniform(0.3, 1)]))
+    target = replace(
+        target,
+        gemm=(rates,),
+        communication_sms=random.choice([0, 1, 2]),
+        l2_bytes=random.choice([0, 10 ** random.randint(3, 6)]),
+        l2_bytes_per_second=random.choice([None, 10 ** random.uniform(9, 12)]),
+        tile_seconds=random.choice([0.0, 10 ** random.uniform(-7, -5)]),
+    )
+    dealt = {"packed": "all_reduce", "in blocks": "reduce_scatter"}
+    problem = replace(
+        random_problem(random, max_rows, dealt.get(kind, kind)), kernel_sums=MOST_SUMS
+    )
+    tile = random_tile(random)
+    if kind == "packed":
+        n = 16 * -(-problem.n // 16)
+        return PackedCosts(replace(problem, n=n, takes_map=True), target, tile, tile.sweep)
+    if kind == "in blocks":
+        run_rows, blocks = random.choice([16, 48, random.randint(1, 40)]), random.randint(1, 8)
+        ranks = problem.world_size
+        problem = replace(problem, m=ranks * run_rows * blocks, row_multiple=ranks, blocks=blocks)
+    return KernelCosts(problem, target, tile, random.choice([1, tile.sweep]))
+
+
+def random_tile(random: Random) -> Tile:
+    """Of any size, such as no device has."""
+    rows, columns, depth = (random.choice(sizes) for sizes in ((4, 16, 48), (16, 64, 256), (1, 32)))
+    return Tile(rows, columns, depth, 4, 3, random.choice([1, 2, 4, 8]))
 
 
 def costs_of(kind: str, problem: Problem, target: Target) -> Costs:

@@ -1,12 +1,17 @@
 """A discrete-event simulation of two resources that slow each other: the oracle of the cost model.
 
-Shares no code with `overlapc.planning`, and computes in fractions, so it rounds nothing.
+Shares no code with `overlapc.planning`, and computes in fractions, so it rounds nothing. Of a
+generated kernel it goes through the tiles one by one, by the table that the kernel itself reads.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from fractions import Fraction
+from heapq import heappop, heappush
+
+from overlapc.codegen import Bands
 
 
 def simulate(
@@ -91,3 +96,59 @@ def simulate_consumer(
         if link_runs and parcels[parcel] == 0:
             come.append(now)
     return finished[0], come, finished[1:]
+
+
+Place = tuple[int, int, int]
+"""Of a tile: its group, the first row of A that it reads, and its column of tiles."""
+
+
+def tile_places(bands: Bands, row_tiles: int, sweep: int) -> list[Place]:
+    """Every tile of C in the order in which a generated kernel begins them, from its own table.
+
+    ``row_tiles`` are in one tile row, and ``sweep`` tile rows are visited together.
+    """
+    table = bands.table
+    places: list[Place] = []
+    for at in range(table[0]):
+        group, first, tall, source, _, _ = table[table[1 + at] : table[1 + at] + 6]
+        for tile in range(at * row_tiles, (at + 1) * row_tiles):
+            position = tile - first * row_tiles
+            begun = position // (sweep * row_tiles) * sweep
+            height = min(sweep, tall - begun)
+            inside = position - begun * row_tiles
+            row = begun + inside % height
+            places.append((group, source + row * bands.block_m, inside // height))
+    return places
+
+
+def finished(places: Sequence[Place], workers: int) -> list[int]:
+    """After how many tiles of one worker each group is whole; the first that is free takes each."""
+    free = [0] * workers
+    ends: dict[int, int] = {}
+    for group, _, _ in places:
+        done = heappop(free) + 1
+        heappush(free, done)
+        ends[group] = max(ends.get(group, 0), done)
+    return [ends[group] for group in sorted(ends)]
+
+
+def panels_read(
+    places: Sequence[Place], workers: int, panel_bytes: tuple[int, int], cache_bytes: int
+) -> int:
+    """Bytes of A's and B's panels that a cache fetches which drops what was used longest ago.
+
+    The tiles of a wave read side by side, so that a panel is fetched once for all of them.
+    """
+    cached: OrderedDict[tuple[str, int], int] = OrderedDict()
+    fetched = 0
+    for start in range(0, len(places), workers):
+        wave = places[start : start + workers]
+        for name, of, size in (("A", 1, panel_bytes[0]), ("B", 2, panel_bytes[1])):
+            for panel in dict.fromkeys((name, place[of]) for place in wave):
+                if panel not in cached:
+                    fetched += size
+                cached[panel] = size
+                cached.move_to_end(panel)
+        while sum(cached.values()) > cache_bytes:
+            cached.popitem(last=False)
+    return fetched

@@ -8,6 +8,10 @@ import pytest
 
 from overlapc.planning.candidates import best_by_groups, top_plans
 from overlapc.planning.cuts import best_cut, quantum
+from overlapc.planning.problem import Problem
+from overlapc.planning.signaled import signaled_cuts
+from overlapc.planning.target import Target
+from overlapc.planning.tiles import MOST_SUMS, tiles_for
 from overlapc.planning.timelines import chunked_timeline
 from tests.planning.machines import (
     BY_COLUMNS,
@@ -78,3 +82,23 @@ def test_what_cannot_be_cut_has_one_plan() -> None:
         (plan,) = top_plans(trivial, target)
         assert plan.schedule == "serial"
     assert top_plans(replace(problem, m=0), target) == ()
+
+
+def test_the_best_of_every_kernel_is_one_of_them() -> None:
+    target = Target.load("h100-nvlink")
+    problem = Problem(8192, 8192, 2048, "bfloat16", "all_reduce", 8, kernel_sums=MOST_SUMS)
+    plain = top_plans(replace(problem, kernel_sums=0), target)
+    plans = top_plans(problem, target)
+    kernels = [made for made in plans if made.tile]
+    assert [made.rows for made in plans if not made.tile] == [made.rows for made in plain]
+    assert {made.tile for made in kernels} == set(tiles_for("sm_90", "bfloat16"))
+    expected = {cut.tile: cut.rows for cut in signaled_cuts(problem, target)}
+    assert {made.tile: made.rows for made in kernels} == expected
+    assert {made.schedule for made in kernels} == {"signaled"}
+    for before, after in pairwise(plans):
+        assert before.predicted_seconds <= after.predicted_seconds
+    packed = top_plans(replace(problem, takes_map=True), target)
+    assert sorted({made.order for made in packed}) == ["", "band", "packed"]
+    assert len(packed) == len(plain) + 8
+    for other in (replace(target, communication_sms=0), replace(target, architecture="")):
+        assert not any(made.tile for made in top_plans(problem, other))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -7,7 +8,9 @@ import sympy
 
 from overlapc.planning import cost, formulas
 from overlapc.planning.rates import GemmRates
-from tests.planning.machines import random_curve
+from overlapc.planning.signaled import boundaries
+from overlapc.planning.tiles import LEAST_SHARE
+from tests.planning.machines import KERNELS, random_curve, random_kernel
 
 CASES = 200
 
@@ -48,6 +51,46 @@ def test_advance_is_the_formula() -> None:
         E, c, d = R + random.random(), 1 + random.random(), 1 + random.random()
         expected = (ready(G, L, Q, R, E, c, d), end(G, L, Q, R, E, c, d))
         assert cost.advance(R, E, G, L, Q, c, d) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_kernel_is_its_formulas() -> None:
+    """Everything that can be infinite or absent has a number here: a term without one is 0."""
+    random = Random(4)
+    names = "r n k b F P B a t_r t_c w e S m_t n_t k_t z g s u h o M C f"
+    wave = compiled(formulas.kernel_wave_seconds(), names)
+    read = compiled(formulas.kernel_read_bytes(), names)
+    ready = compiled(formulas.kernel_ready(), "a w s t v")
+    rebound = 0
+    for kind in [*KERNELS] * (CASES // 5):
+        costs = random_kernel(random, kind)
+        p, tile, target = costs.problem, costs.tiling, costs.target
+        share, pack, memory, pointwise = (
+            random.uniform(0.3, 1),
+            *(10 ** random.uniform(low, low + 3) for low in (8, 9, 9)),
+        )
+        rates = replace(
+            target.gemm[0], generated_share=share, pack_bytes_per_second=pack,
+            memory_bytes_per_second=memory, pointwise_bytes_per_second=pointwise,
+        )  # fmt: skip
+        target = replace(target, gemm=(rates,), l2_bytes_per_second=10 ** random.uniform(9, 12))
+        costs = replace(costs, target=target)
+        s = min(target.communication_sms, rates.resident - 1)
+        values = (
+            p.m, p.n, p.k, p.item_bytes, rates.flops_per_second, pack,
+            memory, rates.launch_seconds, rates.tile_rows,
+            rates.tile_columns, rates.resident, p.epilogue_bytes,
+            pointwise, tile.block_m, tile.block_n, tile.block_k, tile.sweep,
+            share * LEAST_SHARE, s, costs.runs, costs.height, p.sent_item_bytes,
+            target.l2_bytes, target.l2_bytes_per_second, target.tile_seconds,
+        )  # fmt: skip
+        assert costs.read_bytes == pytest.approx(read(*values), rel=1e-12)
+        assert costs.wave_seconds == pytest.approx(wave(*values), rel=1e-12)
+        rows = random.choice(boundaries(costs)).rows
+        tiles, seconds = costs.tiles_in(rows), costs.wave_seconds
+        expected = ready(rates.launch_seconds, rates.resident, s, tiles, seconds)
+        assert costs.ready(rows) == pytest.approx(expected, rel=1e-12)
+        rebound += costs.read_bytes > p.m * p.k * p.item_bytes + p.n * p.k * p.item_bytes
+    assert rebound > 20
 
 
 def falls(random: Random, c: float, d: float) -> bool:

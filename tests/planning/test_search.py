@@ -22,6 +22,7 @@ from overlapc.planning.rates import GemmRates, Link
 from overlapc.planning.schedule import LOCAL, Plan, format_seconds
 from overlapc.planning.search import MEASURED_MARGIN, UNMEASURED_MARGIN, plan, plan_rows
 from overlapc.planning.target import Target
+from overlapc.planning.tiles import MOST_SUMS
 from overlapc.planning.timelines import chunked_timeline
 from overlapc.planning.tuned import TunedPlan
 from tests.planning.machines import BY_COLUMNS, KINDS, random_problem, random_target
@@ -236,7 +237,7 @@ def test_sizes_can_be_given_by_name(tmp_path) -> None:
     target = machine(2e8)
     target.save(tmp_path / "m.json")
     sizes = {"m": 1024, "n": 1024, "k": 1024, "world_size": 2, "dtype": "float32"}
-    expected = plan(replace(PROBLEM, cuts_columns=True), target)
+    expected = plan(replace(PROBLEM, cuts_columns=True, kernel_sums=MOST_SUMS), target)
     assert overlapc.plan(**sizes, collective="all_reduce", target=target) == expected
     assert plan_sizes(**sizes, target=tmp_path / "m.json") == expected
     with pytest.raises(ProblemError, match="gossip"):

@@ -7,7 +7,14 @@ from statistics import median
 import pytest
 
 from benchmarks import planner_speed
-from benchmarks.planner_speed import CHUNKED_SECONDS, SIGNALED_SECONDS, UNITS, WAVES, Timed
+from benchmarks.planner_speed import (
+    CHUNKED_SECONDS,
+    PLANNED_SECONDS,
+    SIGNALED_SECONDS,
+    UNITS,
+    WAVES,
+    Timed,
+)
 from overlapc.planning.column_costs import ColumnCosts
 from overlapc.planning.cost import Costs
 from overlapc.planning.problem import Problem
@@ -35,6 +42,12 @@ def test_grouping_waves_is_quick() -> None:
     assert median(each.seconds for each in timed) < SIGNALED_SECONDS
 
 
+def test_planning_for_a_gpu_is_quick() -> None:
+    timed = planner_speed.planned(40, seed=7)
+    assert slowest(timed) < SLACK * PLANNED_SECONDS
+    assert median(each.seconds for each in timed) < PLANNED_SECONDS
+
+
 @pytest.mark.parametrize("costs_of", [Costs, ColumnCosts])
 @pytest.mark.parametrize("bandwidth", BANDWIDTHS)
 @pytest.mark.parametrize("shape", SHAPES)
@@ -49,6 +62,6 @@ def test_cutting_is_quick_where_compute_and_link_are_balanced(
 def test_the_benchmark_tells_the_worst_and_the_median(capsys: pytest.CaptureFixture[str]) -> None:
     planner_speed.main(["--cases", "3"])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0] for line in lines[::2]] == ["chunked", "signaled"]
+    assert [line.split(":")[0] for line in lines[::2]] == ["chunked", "signaled", "planned"]
     assert all("worst" in line for line in lines)
     assert "of 50 ms, median" in lines[0]

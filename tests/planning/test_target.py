@@ -13,11 +13,19 @@ from overlapc.planning import search
 from overlapc.planning.problem import COLLECTIVES, Problem
 from overlapc.planning.records import to_value
 from overlapc.planning.target import FORMAT, Target, shipped_names, stored_path
+from overlapc.planning.tiles import Tile
 from overlapc.planning.tuned import TunedPlan
 from tests.planning.machines import random_target
 
 PROBLEM = Problem(4096, 4096, 4096, "bfloat16", "all_reduce", 8)
 PROBLEM_VALUE, VAGUE_VALUE = to_value(PROBLEM.resolved()), to_value(PROBLEM)
+TILED = {
+    "problem": PROBLEM_VALUE,
+    "rows": [4096 - 128, 128],
+    "seconds": 1.0,
+    "tile": to_value(Tile(128, 256, 64, 8, 4)),
+}
+"""A tuned plan of a generated kernel."""
 EXPECTED = {"h200-nvlink", "h100-nvlink", "a100-nvlink", "rtx4090-pcie", "mi300x", "cpu"}
 
 
@@ -40,6 +48,8 @@ def test_a_shipped_target_plans_and_says_where_its_numbers_come_from(name: str) 
     assert all(source.origin for source in target.source)
     for numbers in ("gemm.flops_per_second", "links.alone", "compute_slowdown"):
         assert numbers in about
+    for numbers in ("l2_bytes", "l2_bytes_per_second", "tile_seconds", "gemm.generated_share"):
+        assert (numbers in about) == (target.device == "cuda")
     for dtype in ("float32",) if target.device == "cpu" else ("float32", "float16", "bfloat16"):
         for collective in COLLECTIVES:
             plan = search.plan(replace(PROBLEM, dtype=dtype, collective=collective), target)
@@ -49,7 +59,8 @@ def test_a_shipped_target_plans_and_says_where_its_numbers_come_from(name: str) 
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     random = Random(0)
     for index in range(20):
-        tuned = TunedPlan(PROBLEM.resolved(), (4000, 96), 0.1 * (index + 1))
+        tile = random.choice([None, Tile(32, 64, 64, 8, 4)])
+        tuned = TunedPlan(PROBLEM.resolved(), (4000, 96), 0.1 * (index + 1), tile=tile)
         target = replace(random_target(random), tuned=(tuned,) * (index % 2))
         path = tmp_path / "new" / f"{index}.json"
         target.save(path)
@@ -92,12 +103,18 @@ def test_any_content_changes_the_fingerprint() -> None:
     assert all(len(text) == 12 for text in prints)
 
 
+WITH_DEFAULT = {
+    *("architecture", "signal_seconds", "communication_sms", "source", "tuned"),
+    *("l2_bytes", "l2_bytes_per_second", "tile_seconds"),
+}
+
+
 @pytest.mark.parametrize("field", [field.name for field in fields(Target)])
 def test_every_field_that_has_no_default_must_be_there(written, field: str) -> None:
     path, content = written
     del content[field]
     path.write_text(json.dumps(content))
-    if field in ("architecture", "signal_seconds", "communication_sms", "source", "tuned"):
+    if field in WITH_DEFAULT:
         Target.load(path)
         return
     with pytest.raises(TargetError, match=rf"{field} is missing.*{path.name}.*Remedy"):
@@ -125,6 +142,15 @@ def changed(content: dict[str, Any], *path: str | int, to: object) -> dict[str, 
         (("compute_slowdown",), float("nan"), "NaN"),
         (("signal_seconds",), -1e-6, "signal_seconds"),
         (("communication_sms",), -1, "communication_sms"),
+        (("l2_bytes",), -1, "l2_bytes"),
+        (("l2_bytes_per_second",), 0, "rate zero"),
+        (("tile_seconds",), -1e-6, "tile_seconds"),
+        (("gemm", 0, "generated_share"), 1.5, "generated_share"),
+        (("gemm", 0, "generated_share"), 0, "generated_share"),
+        (("tuned",), [TILED | {"tile": {**TILED["tile"], "sweep": 3}}], "power of two"),
+        (("tuned",), [TILED | {"tile": {**TILED["tile"], "warps": 0}}], "above zero"),
+        (("tuned",), [TILED | {"rows": [4000, 96]}], "do not cut"),
+        (("tuned",), [TILED | {"by": "tiles"}], "do not cut"),
         (("gemm", 0, "pointwise_bytes_per_second"), 0, "above zero"),
         (("links", 0, "consumer_issue_seconds"), -1, "negative"),
         (("tuned",), [{"problem": {}, "rows": [1], "seconds": 1}], "problem.m is missing"),

@@ -11,6 +11,7 @@ from overlapc.errors import ReportError
 from overlapc.planning.schedule import LOCAL
 from overlapc.planning.search import plan_rows
 from overlapc.planning.target import Target
+from overlapc.planning.tiles import MOST_SUMS, tiles_for
 from overlapc.planning.tuned import TunedPlan
 from overlapc.reporting.gantt import describe, describe_tuned, gantt
 from overlapc.reporting.records import Report
@@ -141,6 +142,24 @@ def test_groups_of_columns_are_called_so():
     assert "chunked: 8000 + 192 columns" in describe(plan)
     tuned = TunedPlan(problem.resolved(), (8000, 192), 2e-3, by="columns")
     assert describe_tuned(tuned).endswith("chunked, 8000 + 192 columns, 2 ms")
+
+
+def test_the_kernel_of_a_signaled_plan_is_described():
+    problem = dataclasses.replace(make_plan().problem, kernel_sums=MOST_SUMS, takes_map=True)
+    tile = tiles_for("sm_90", "bfloat16")[0]
+    plan = plan_rows(problem, Target.load("h100-nvlink"), (8064, 128), tile=tile)
+    kernel = "kernel     band order of tiles 128x256x64 with 8 warps, 4 stages and sweeps of 8"
+    assert kernel in describe(plan)
+    assert "signaled: 8064 + 128 rows" in describe(plan)
+    table = str(Report([make_site(plan=plan)]))
+    assert "band order, tiles" in table
+    assert "128x256x64" in table
+    tuned = TunedPlan(problem.resolved(), (8064, 128), 2e-3, tile=tile)
+    assert describe_tuned(tuned).endswith(f"signaled, 8064 + 128 rows, tiles of {tile}, 2 ms")
+    packed = plan_rows(problem, Target.load("h100-nvlink"), (2000, 48), by="tiles", tile=tile)
+    spans = events_of(chrome_trace(make_site(plan=packed), packed), "X")
+    assert [span["name"] for span in spans[::2]] == ["tiles 0..1999", *["tiles 2000..2047"] * 2]
+    assert "packed order of tiles" in describe(packed)
 
 
 def test_the_description_names_what_decides():

@@ -99,12 +99,14 @@ def ragged(seed: int, by: str = "rows", cut: str = "chunked") -> Iterator[None]:
         size, granule = (problem.m, problem.granule) if along == "rows" else (problem.n, 1)
         pieces = size // granule
         if schedule == "serial" or pieces < 2:
-            return SimpleNamespace(schedule="serial", rows=(problem.m,), by="rows", problem=problem)
+            return SimpleNamespace(
+                schedule="serial", rows=(problem.m,), by="rows", tile=None, problem=problem
+            )
         dice = random.Random(seed * 7919 + pieces)
         cuts = sorted(dice.sample(range(1, pieces), min(pieces - 1, dice.randint(1, 4))))
         ends = zip([0, *cuts], [*cuts, pieces], strict=True)
         rows = tuple((end - start) * granule for start, end in ends)
-        return SimpleNamespace(schedule=cut, rows=rows, by=along, problem=problem)
+        return SimpleNamespace(schedule=cut, rows=rows, by=along, tile=None, problem=problem)
 
     preparing.plan_call = plan_call
     try:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from overlapc.planning.problem import COLLECTIVES
 from overlapc.planning.search import plan_gemm
 from overlapc.planning.target import Target, stored_path
 from overlapc.runtime.sending import Sender
+from tests.planning.machines import random_target
 from tests.ranks import Ranks
 
 SECONDS = 1.5
@@ -263,6 +265,17 @@ def test_a_gpu_is_known_by_its_name(
     monkeypatch.setattr(calibration.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(calibration.torch.cuda, "get_device_name", lambda: device)
     assert find_target("cuda", "nccl", 8).name == name
+
+
+def test_what_is_not_measured_of_a_gpu_is_its_shipped_target_s() -> None:
+    """Without multiprocessors for the collective no kernel would be planned there."""
+    measured, shipped = random_target(Random(4), device="cuda"), Target.load("h100-nvlink")
+    target = calibration.with_shipped(measured, "NVIDIA H100 80GB HBM3")
+    assert target.communication_sms == shipped.communication_sms == 16
+    assert target.l2_bytes_per_second == shipped.l2_bytes_per_second
+    assert (target.gemm, target.links) == (measured.gemm, measured.links)
+    assert "h100-nvlink" in target.source[-1].origin
+    assert calibration.with_shipped(measured, "Abacus 1") == measured
 
 
 @pytest.mark.usefixtures("empty_cache")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from overlapc.errors import ProblemError
 from overlapc.planning.problem import Problem
+from overlapc.planning.tiles import MOST_SUMS, SPARING_SUMS
 from overlapc.runtime.program import ROWS, WHOLE, Program, Step
 from overlapc.runtime.sizing import problem_of
 from tests.runtime.chains import chain
@@ -89,6 +92,47 @@ def test_columns_are_cut_by_whole_units_and_have_no_local_rows():
 def test_uneven_rows_are_those_that_arrive():
     found = problem("all_to_all_gemm", "mm", 12, receives=(3, 4))
     assert (found.m, found.row_multiple) == (7, 1)
+
+
+PLAIN, ACTIVATED = (
+    Program((ROWS, WHOLE), steps, value(len(steps) - 1))
+    for steps in (
+        (Step("aten.mm.default", (operand(0), operand(1))),),
+        (
+            Step("aten.mm.default", (operand(0), operand(1))),
+            Step("aten.gelu.default", (value(0),)),
+        ),
+    )
+)
+
+
+def sizes_of(kind, program, shape, axis=0, schedule="auto"):
+    spec = replace(chain(kind, program, SLOW_LINK, axis=axis), schedule=schedule)
+    return problem_of(spec, [shape, (4, 64)], [torch.bfloat16] * 2, RANKS)
+
+
+def test_a_problem_says_what_a_kernel_of_it_can_hold():
+    for kind in ("gemm_all_reduce", "gemm_reduce_scatter"):
+        assert sizes_of(kind, PLAIN, (8, 4), schedule="signaled").kernel_sums == MOST_SUMS
+        assert sizes_of(kind, ACTIVATED, (8, 4), schedule="signaled").kernel_sums == SPARING_SUMS
+        # Nobody asks for a kernel.
+        assert sizes_of(kind, PLAIN, (8, 4)).kernel_sums == 0
+    # Batches, several GEMMs, values beside what is sent: the library's.
+    for name in ("bmm", "sum", "rich"):
+        assert problem("gemm_all_reduce", name, 8).kernel_sums == 0
+    assert problem("all_gather_gemm", "mm", 8).kernel_sums == 0
+
+
+def test_a_problem_says_how_rows_are_dealt_out():
+    spec = chain("gemm_reduce_scatter", PLAIN, SLOW_LINK)
+    sizes = [(48, 4), (4, 64)], [torch.bfloat16] * 2, RANKS
+    assert problem_of(spec, *sizes).blocks == 1
+    assert problem_of(spec, *sizes, outer=3).blocks == 3
+    assert problem_of(spec, *sizes, outer=3).run_rows == 48 // 3 // RANKS
+    across = chain("gemm_reduce_scatter", PLAIN, SLOW_LINK, axis=1)
+    assert problem_of(across, *sizes).parts == 1
+    assert problem("gemm_all_to_all", "mm", 12, receives=(3, 9)).deals_unevenly
+    assert not problem("all_to_all_gemm", "mm", 12, receives=(3, 9)).deals_unevenly
 
 
 @pytest.mark.parametrize(("units", "k", "n"), [(0, 4, 4), (4, 0, 4), (4, 4, 0)])

@@ -20,6 +20,7 @@ from overlapc.planning.problem import Problem
 from overlapc.planning.schedule import Plan
 from overlapc.planning.search import plan
 from overlapc.planning.target import Target, stored_path
+from overlapc.planning.tiles import MOST_SUMS, Tile, tiles_for
 from overlapc.planning.tuned import TunedPlan
 from overlapc.reporting.records import Report
 from overlapc.runtime.trials import Trial
@@ -130,6 +131,49 @@ def test_columns_that_win_are_what_is_planned(pair: Ranks) -> None:
         assert (tuned.by, sum(tuned.rows)) == ("columns", problem.n)
         made = plan(problem, target)
         assert (made.by, made.rows, made.code) == ("columns", tuned.rows, "measured_best")
+
+
+KERNEL = Problem(8192, 8192, 2048, "bfloat16", "all_reduce", 2, kernel_sums=MOST_SUMS)
+"""Planned for GPUs that are not here: which plans are compared, and what is kept of them."""
+
+
+def favours_tile(
+    rank: int, favourite: Tile, lacking: int | None
+) -> tuple[Target, list[Tile | None]]:
+    """Tune with times that are made up, on ranks of which one may lack the favourite kernel."""
+    ran: list[Tile | None] = []
+
+    def run(plan: Plan) -> float:
+        ran.append(plan.tile)
+        return 1.0 if plan.tile == favourite else 2.0 + 0.5 * (plan.schedule == "serial")
+
+    def can_run(plan: Plan) -> bool:
+        return rank != lacking or plan.tile != favourite
+
+    target = Target.load("h100-nvlink")
+    made = tune_chains([KERNEL], target=target, run=run, can_run=can_run, seconds=0.1, save=False)
+    return made, ran
+
+
+def test_a_tile_that_wins_is_what_is_planned(pair: Ranks) -> None:
+    tiles = tiles_for("sm_90", "bfloat16")
+    for target, ran in pair.run(favours_tile, tiles[2], None):
+        assert set(ran) == {None, *tiles}
+        (tuned,) = target.tuned
+        assert (tuned.tile, tuned.seconds) == (tiles[2], 1.0)
+        made = plan(KERNEL, target)
+        assert (made.schedule, made.tile, made.rows) == ("signaled", tiles[2], tuned.rows)
+        assert (made.code, made.order) == ("measured_best", "band")
+
+
+def test_a_kernel_that_one_rank_lacks_is_run_on_none(pair: Ranks) -> None:
+    tiles = tiles_for("sm_90", "bfloat16")
+    found = pair.run(favours_tile, tiles[2], 1)
+    assert found[0] == found[1]
+    for target, ran in found:
+        assert tiles[2] not in ran
+        assert tiles[1] in ran
+        assert target.tuned[0].tile != tiles[2]
 
 
 def tuned_by(

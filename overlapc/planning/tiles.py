@@ -1,0 +1,144 @@
+"""The tile configurations of generated GEMMs: at most four a device and dtype, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FP8 = ("float8_e4m3fn", "float8_e5m2")
+HALVES = ("float16", "bfloat16")
+
+ATOM = 16
+"""Columns that are contiguous in every order of tiles, and that one entry of a map places. The
+narrowest tile is as wide, and in a dtype of 16 bits it is one sector of memory."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What of a generated GEMM suits a device rather than the operands."""
+
+    block_m: int
+    """Rows of a tile of C."""
+    block_n: int
+    """Columns of a tile of C."""
+    block_k: int
+    """Length of one step along k."""
+    warps: int
+    """Warps of one CTA."""
+    stages: int
+    """Depth of the software pipeline that loads A and B."""
+    sweep: int = 8
+    """Tile rows visited together inside a band, so that their part of A stays in the L2 cache; a
+    power of two."""
+
+    def __post_init__(self) -> None:
+        if min(self.block_m, self.block_n, self.block_k, self.warps, self.stages, self.sweep) < 1:
+            raise ValueError(f"sizes of a tile are above zero, unlike those of {self}")
+        if self.sweep & (self.sweep - 1):
+            raise ValueError(f"the sweep of a tile is a power of two, unlike that of {self}")
+
+    @property
+    def elements(self) -> int:
+        """Of C in one tile."""
+        return self.block_m * self.block_n
+
+    def count(self, m: int, n: int) -> int:
+        """Tiles of C[m, n]."""
+        return -(-m // self.block_m) * -(-n // self.block_n)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.block_m}x{self.block_n}x{self.block_k} with {self.warps} warps, "
+            f"{self.stages} stages and sweeps of {self.sweep}"
+        )
+
+
+MOST_SUMS = 128
+"""Elements of C in the registers of one thread, where an epilogue is light or absent."""
+
+SPARING_SUMS = 64
+"""The same beside any other epilogue; `tests/codegen/test_machine_code.py` builds them all."""
+
+CONFIGURATIONS: dict[tuple[str, str], dict[Tile, float]] = {
+    ("sm_80", "half"): {
+        Tile(128, 128, 32, 8, 3): 1.0,
+        Tile(128, 256, 32, 8, 3): 1.0,
+        Tile(64, 128, 32, 4, 4): 0.85,
+        Tile(64, 64, 64, 4, 4): 0.65,
+    },
+    ("sm_90", "half"): {
+        Tile(128, 256, 64, 8, 4): 1.0,
+        Tile(128, 128, 64, 8, 4): 0.9,
+        Tile(64, 256, 64, 8, 4): 0.85,
+        Tile(64, 128, 64, 4, 4): 0.7,
+    },
+    ("gfx942", "half"): {
+        Tile(128, 128, 32, 4, 2): 0.9,
+        Tile(256, 128, 32, 8, 2): 1.0,
+        Tile(64, 128, 32, 4, 2): 0.75,
+        Tile(64, 64, 32, 4, 2): 0.55,
+    },
+    # Larger ones, without matrix units, spill beside ragged sizes or epilogues.
+    ("sm_80", "float32"): {Tile(64, 64, 32, 4, 3): 1.0},
+    ("sm_100", "float32"): {Tile(64, 64, 32, 8, 2): 1.0},
+    ("gfx942", "float32"): {
+        Tile(64, 64, 32, 4, 2): 0.8,
+        Tile(128, 64, 32, 4, 2): 0.9,
+        Tile(128, 128, 32, 8, 2): 1.0,
+    },
+    ("sm_89", "fp8"): {
+        Tile(128, 128, 64, 8, 3): 1.0,
+        Tile(64, 128, 64, 4, 3): 0.8,
+        Tile(64, 64, 64, 4, 3): 0.6,
+    },
+    ("sm_90", "fp8"): {
+        Tile(128, 128, 128, 8, 4): 1.0,
+        Tile(64, 256, 128, 8, 3): 0.85,
+        Tile(64, 128, 128, 4, 4): 0.75,
+    },
+    ("gfx942", "fp8"): {
+        Tile(128, 128, 32, 8, 2): 1.0,
+        Tile(64, 128, 32, 4, 2): 0.75,
+        Tile(64, 64, 32, 4, 2): 0.6,
+    },
+}
+"""By the oldest architecture that runs them and the kind of operands. The first is what a site
+without a plan takes. Each builds without spills. What it reaches on full tiles of the rate of the
+best one here is assumed; none was compared with others on a device yet."""
+
+LEAST_SHARE = 0.5
+"""The same of a tile that is none of these: assumed."""
+
+
+def tiles_for(architecture: str, dtype: str) -> tuple[Tile, ...]:
+    """The configurations for operands of a dtype on ``sm_<number>`` or ``gfx<name>``.
+
+    Devices take the newest that is no newer than they are; empty where no GEMM is generated.
+    """
+    return tuple(_configurations(architecture, dtype))
+
+
+def share_of(tile: Tile, architecture: str, dtype: str) -> float:
+    """Of the rate that generated kernels reach there with their best tile, what this one does."""
+    return _configurations(architecture, dtype).get(tile, LEAST_SHARE)
+
+
+def sums(tile: Tile, architecture: str) -> float:
+    """Elements of a tile of C that one thread holds."""
+    lanes = 64 if architecture.startswith("gfx") else 32
+    return tile.elements / (tile.warps * lanes)
+
+
+def sm_number(architecture: str) -> int:
+    """Of an architecture of NVIDIA's; 0 of others."""
+    number = architecture.removeprefix("sm_")
+    return int(number) if number != architecture and number.isdecimal() else 0
+
+
+def _configurations(architecture: str, dtype: str) -> dict[Tile, float]:
+    kind = "half" if dtype in HALVES else "fp8" if dtype in FP8 else dtype
+    if architecture.startswith("gfx"):
+        return CONFIGURATIONS.get(("gfx942", kind), {})
+    number = sm_number(architecture)
+    known = [sm_number(name) for name, its in CONFIGURATIONS if its == kind]
+    newest = max((other for other in known if 0 < other <= number), default=0)
+    return CONFIGURATIONS.get((f"sm_{newest}", kind), {})
