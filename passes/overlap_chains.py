@@ -24,7 +24,6 @@ from overlapc.graphs.chain import (
     only_rows_vary,
     operand_facts,
     pointwise_steps,
-    symbolic_rows,
 )
 from overlapc.graphs.collectives import (
     Refusal,
@@ -39,7 +38,7 @@ from overlapc.graphs.nodes import hint_of, where
 from overlapc.graphs.producing import read_producer
 from overlapc.graphs.replacing import replace_chain
 from overlapc.passes.base import Compilation, Fuel
-from overlapc.planning.crossovers import crossovers_in
+from overlapc.passes.remarks import remarks
 from overlapc.planning.problem import Problem
 from overlapc.planning.schedule import Plan
 from overlapc.planning.search import MEASURED_MARGIN
@@ -61,7 +60,6 @@ OPERATIONS = ("", "sum", "avg")
 
 # Row counts at which a site of symbolic size is tried: if none of them pays, none in between does.
 TRIED_ROWS = tuple(2**power for power in range(18))
-MOST_ROWS = TRIED_ROWS[-1]
 
 
 @dataclass(frozen=True)
@@ -98,9 +96,9 @@ class OverlapChains:
             reason = "The fuel that option 'fuel' gives is used up."
             decided = replace(decided, decision="kept", reason=reason, code="fuel")
         if compilation.explains and decided.plan.code != "forced":
-            decided = replace(
-                decided, reason=decided.reason + _by_rows(chain, decided, compilation)
-            )
+            target = compilation.target_for(chain.gemms[0].device, chain.collective.group)
+            more = remarks(chain, decided.plan, target)
+            decided = replace(decided, reason=decided.reason + more)
         if start in compilation.notes:
             decided = replace(decided, reason=f"{decided.reason} {compilation.notes[start]}")
         site = Site(
@@ -216,20 +214,6 @@ def _why_not_signaled(chain: Chain, target: Target, compilation: Compilation) ->
     return why_not_signaled(
         spec, target, meta_operands(chain), device, resolve(chain.collective.group)
     )
-
-
-def _by_rows(chain: Chain, decided: Decision, compilation: Compilation) -> str:
-    """Where the schedule changes with rows that vary, in terms of their symbol; else nothing."""
-    rows = symbolic_rows(chain)
-    if rows is None:
-        return ""
-    target = compilation.target_for(chain.gemms[0].device, chain.collective.group)
-    high = max(1, MOST_ROWS // max(1, int(rows.subs(dict.fromkeys(rows.free_symbols, 1)))))
-    try:
-        found = crossovers_in(rows, decided.plan.problem, target, 1, high, by_groups=False)
-    except (ProblemError, NameError):  # a function of sizes that has no name here
-        return ""
-    return f" With {rows} rows: {found}"
 
 
 def _tried_plans(problem: Problem, target: Target, schedule: str) -> list[Plan]:

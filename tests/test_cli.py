@@ -226,10 +226,12 @@ def test_explain_plans_for_ranks_and_a_machine_that_are_not_here(run, tmp_path):
     assert (site.kind, site.decision) == ("gemm_all_reduce", "rewritten")
     assert site.plan is not None
     asked = plan_gemm(m=8192, n=8192, k=3584, world_size=8, dtype="bfloat16", target="h100-nvlink")
-    # Compiled graphs take no generated kernel that they are not asked for.
-    expected = plan(replace(asked.problem, kernel_sums=0), Target.load("h100-nvlink"))
-    assert site.plan.problem.resolved() == expected.problem.resolved()
+    assert site.plan.problem.resolved() == asked.problem.resolved()
+    # Compiled graphs take no generated kernel that was not tried here, and say what it might gain.
+    expected = plan(asked.problem, Target.load("h100-nvlink"), untried_kernels=False)
     assert replace(site.plan, problem=expected.problem) == expected
+    assert asked.schedule == "signaled" != expected.schedule
+    assert "calibrate --chains tries it" in site.reason
     assert "model.py:" in site.where
     traces = list((tmp_path / "saved" / "timelines").iterdir())
     assert json.loads(traces[0].read_text())["otherData"]["target"] == "h100-nvlink"

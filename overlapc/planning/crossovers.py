@@ -11,7 +11,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -116,6 +116,7 @@ def crossovers_in(
     high: int,
     *,
     by_groups: bool = True,
+    untried_kernels: bool = True,
 ) -> Crossovers:
     """The same for rows that are an expression in one symbol, which goes from ``low`` to ``high``.
 
@@ -134,7 +135,8 @@ def crossovers_in(
     rows_at = sympy.lambdify(symbol, expression, [INTEGER_FUNCTIONS, "math"])
     rows = {value: round(rows_at(value)) for value in range(low, high + 1)}
     grid = [value for value, m in rows.items() if m > 0 and m % problem.granule == 0]
-    return _crossovers(str(symbol), problem, target, grid, rows.__getitem__, by_groups)
+    plan_of = partial(plan, untried_kernels=untried_kernels)
+    return _crossovers(str(symbol), problem, target, grid, rows.__getitem__, by_groups, plan_of)
 
 
 def _crossovers(
@@ -144,6 +146,7 @@ def _crossovers(
     grid: Sequence[int],
     rows_at: Callable[[int], int],
     by_groups: bool,
+    plan_of: Callable[[Problem, Target], Plan] = plan,
 ) -> Crossovers:
     if not grid:
         raise ProblemError(
@@ -157,7 +160,7 @@ def _crossovers(
         m = rows_at(grid[index])
         extra = problem.epilogue_bytes * m // problem.m if problem.m else 0
         varied = replace(problem, m=m, epilogue_bytes=extra)
-        return Choice.of(plan(varied, target), by_groups=by_groups)
+        return Choice.of(plan_of(varied, target), by_groups=by_groups)
 
     def between(left: int, right: int) -> Iterator[Crossover]:
         if choice(left) == choice(right):

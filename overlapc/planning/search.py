@@ -63,14 +63,20 @@ def plan_gemm(
 
 
 def plan(
-    problem: Problem, target: Target, schedule: str = "auto", *, max_units: int = MAX_UNITS
+    problem: Problem,
+    target: Target,
+    schedule: str = "auto",
+    *,
+    max_units: int = MAX_UNITS,
+    untried_kernels: bool = True,
 ) -> Plan:
     """The fastest plan, or the fastest of a schedule that is asked for.
 
     "auto" takes what was measured for this very problem, where the target has it. Else it weighs
     ``serial``, ``chunked``, by rows and where the problem allows it by columns, and ``signaled``,
-    with each tile configuration and order of tiles. ``serial`` wins unless another saves its
-    margin; rows win ties, and so does the library's GEMM.
+    with each tile configuration and order of tiles; without ``untried_kernels`` a generated kernel
+    is chosen only where it was measured. ``serial`` wins unless another saves its margin; rows win
+    ties, and so does the library's GEMM.
     Where a schedule that is asked for cannot cut the problem, the plan is serial and says so.
     A function of its arguments only. Raises TargetError where the target lacks a rate.
     """
@@ -97,7 +103,7 @@ def plan(
         if chunked is None:
             return _serial(costs, reasons.too_small(problem, quantum(costs, max_units)))
         return _plan(chunked, reasons.forced("chunked"))
-    cuts = overlapping_cuts(problem, target)
+    cuts = overlapping_cuts(problem, target) if untried_kernels else []
     cuts = [chunked, *cuts] if chunked else cuts
     if not cuts:
         return _serial(costs, reasons.too_small(problem, quantum(costs, max_units)))

@@ -51,5 +51,9 @@ def _file(fingerprint: str) -> Path:
 
 @lru_cache(maxsize=4096)
 def plan_call(fingerprint: str, schedule: str, problem: Problem) -> Plan:
-    """Return the plan of one call: a function of its arguments only, so every rank has the same."""
-    return plan(problem, target_of(fingerprint), schedule)
+    """Return the plan of one call: a function of its arguments only, so every rank has the same.
+
+    A generated kernel is slower than the library's where its rate is not what is assumed, so "auto"
+    takes one only where it won a trial on the group.
+    """
+    return plan(problem, target_of(fingerprint), schedule, untried_kernels=False)

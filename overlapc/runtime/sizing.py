@@ -112,13 +112,7 @@ def _column_operands(
 
 
 def _kernel_sums(spec: ChainSpec, operands: Sequence[torch.Tensor]) -> int:
-    """What a thread of the kernel that computes the chain can hold; 0 where none does.
-
-    Nor where nobody asks for one: until kernels are measured on a GPU no compiled graph chooses
-    them by prediction.
-    """
-    if spec.schedule != "signaled":
-        return 0
+    """What a thread of the kernel that computes the chain can hold; 0 where none does."""
     try:
         return most_sums(lowered_chain(spec, operands).epilogue)
     except KernelError:

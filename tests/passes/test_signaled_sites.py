@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 
 from overlapc import ledger
+from overlapc.planning.search import plan_gemm
+from overlapc.planning.target import Target
+from overlapc.planning.tuned import TunedPlan
 from overlapc.reporting.records import Site
 from overlapc.runtime import ops
 from tests.passes.catalogue import REWRITES, all_reduce
@@ -28,6 +33,10 @@ def plain(x, w):
 
 def scatters(x, w):
     return functional.reduce_scatter_tensor(torch.relu(x @ w.t()), "sum", 0, "0")
+
+
+def scatters_sums(x, w):
+    return functional.reduce_scatter_tensor(x @ w.t(), "sum", 0, "0")
 
 
 def exchanges(x, w):
@@ -84,6 +93,25 @@ def test_a_device_that_cannot_signal_is_said(sites):
     (site,) = sites(plain, *operands("cpu"))
     assert site.code == "not_signaled"
     assert site.reason.endswith("Its operands are on cpu, and only GPUs signal.")
+
+
+@pytest.mark.parametrize(
+    ("function", "collective"), [(plain, "all_reduce"), (scatters_sums, "reduce_scatter")]
+)
+def test_a_kernel_is_taken_once_it_has_won_its_trial(function, collective, sites, tmp_path):
+    """What is tuned for a problem of `plan_gemm` is what the same GEMM in a graph takes."""
+    target, path = Target.load(TARGET), tmp_path / "tuned.json"
+    asked = plan_gemm(
+        m=M, n=N, k=K, collective=collective, world_size=dist.get_world_size(), dtype="float16",
+        target=target, schedule="signaled", order="gemm_first",
+    )  # fmt: skip
+    tuned = TunedPlan(asked.problem.resolved(), asked.rows, 1e-3, asked.by, asked.tile)
+    replace(target, tuned=(tuned,)).save(path)
+    (untried,) = sites(function, *operands(), overlap="auto")
+    assert untried.plan.schedule != "signaled"
+    (site,) = sites(function, *operands(), overlap="auto", target=str(path))
+    assert (site.decision, site.code) == ("rewritten", "measured_best")
+    assert (site.plan.tile, site.plan.rows) == (asked.tile, asked.rows)
 
 
 def test_a_consumer_has_nothing_to_signal(sites):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -37,11 +35,11 @@ CONSUMED = {"order": "collective_first"}
 WANTED = {
     ("gemm_all_reduce", "mm", 7): Problem(
         7, N, K, "float32", "all_reduce", RANKS, **PRODUCED, sent_dtype="float32", row_multiple=1,
-        cuts_columns=True,
+        cuts_columns=True, kernel_sums=MOST_SUMS,
     ),
     ("gemm_reduce_scatter", "addmm", 8): Problem(
         8, N, K, "float32", "reduce_scatter", RANKS, **PRODUCED, sent_dtype="float32",
-        row_multiple=RANKS, cuts_columns=True,
+        row_multiple=RANKS, cuts_columns=True, kernel_sums=MOST_SUMS,
     ),
     # The sum of two GEMMs is one of twice the depth; their sum is written, the parts are not read.
     ("gemm_reduce_scatter", "sum", 8): Problem(
@@ -64,7 +62,7 @@ WANTED = {
     ),
     ("gemm_all_to_all", "fp8_rows", 8): Problem(
         8, N, K, "float8_e4m3fn", "all_to_all", RANKS, **PRODUCED, sent_dtype="bfloat16",
-        row_multiple=RANKS,
+        row_multiple=RANKS, kernel_sums=MOST_SUMS,
     ),
     ("gemm_all_to_all", "grouped", 8): Problem(
         8, N, K, "bfloat16", "all_to_all", RANKS, **PRODUCED, sent_dtype="bfloat16",
@@ -106,17 +104,15 @@ PLAIN, ACTIVATED = (
 )
 
 
-def sizes_of(kind, program, shape, axis=0, schedule="auto"):
-    spec = replace(chain(kind, program, SLOW_LINK, axis=axis), schedule=schedule)
+def sizes_of(kind, program, shape, axis=0):
+    spec = chain(kind, program, SLOW_LINK, axis=axis)
     return problem_of(spec, [shape, (4, 64)], [torch.bfloat16] * 2, RANKS)
 
 
 def test_a_problem_says_what_a_kernel_of_it_can_hold():
     for kind in ("gemm_all_reduce", "gemm_reduce_scatter"):
-        assert sizes_of(kind, PLAIN, (8, 4), schedule="signaled").kernel_sums == MOST_SUMS
-        assert sizes_of(kind, ACTIVATED, (8, 4), schedule="signaled").kernel_sums == SPARING_SUMS
-        # Nobody asks for a kernel.
-        assert sizes_of(kind, PLAIN, (8, 4)).kernel_sums == 0
+        assert sizes_of(kind, PLAIN, (8, 4)).kernel_sums == MOST_SUMS
+        assert sizes_of(kind, ACTIVATED, (8, 4)).kernel_sums == SPARING_SUMS
     # Batches, several GEMMs, values beside what is sent: the library's.
     for name in ("bmm", "sum", "rich"):
         assert problem("gemm_all_reduce", name, 8).kernel_sums == 0
