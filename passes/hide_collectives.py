@@ -3,7 +3,9 @@
 By default Inductor writes every wait right after its start, so nothing is hidden although nothing
 stands in the way. Contract. Same nodes, same values; the order of collectives stays that of the
 program. A collective is hidden where that is predicted to save more than cutting its own chain
-would, by the planner's margin; no GEMM hides more than its time. Where Inductor's own reordering is
+would, by the planner's margin; no GEMM hides more than its time. A collective that is cut on one
+rank and only moved on another would hang: between the two no size decides that may differ by rank.
+Where Inductor's own reordering is
 switched on the graph stays as it is, for Inductor does the same. Memory: what hides a collective
 runs earlier or later than the program says, and its operands or result, and what is sent, are held
 as much longer; ``exposure.WINDOW`` bounds how far a GEMM is moved.
@@ -26,7 +28,8 @@ from overlapc.errors import GroupError, TargetError
 from overlapc.graphs.algebra import mutates
 from overlapc.graphs.collectives import Collective, Refusal, collective_starts, read_collective
 from overlapc.graphs.exposure import Chains, Hiding
-from overlapc.graphs.nodes import tensor_facts, where
+from overlapc.graphs.gemms import read_gemm
+from overlapc.graphs.nodes import COMMON_SIZE, common_sizes, tensor_facts, where
 from overlapc.passes.base import Compilation, Fuel, add_site
 from overlapc.passes.overlap_chains import OverlapChains, decide, match
 from overlapc.planning.problem import Problem
@@ -52,6 +55,8 @@ class Cut:
 
     gemms: tuple[fx.Node, ...] = ()
     saved_seconds: float = 0.0
+    is_alike: bool = True
+    """Its sizes are the same on all ranks, so that they may decide against it."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +85,9 @@ class HideCollectives:
         """Hide what pays; each collective that is hidden is a site, and taken."""
         if compilation.is_disabled(self.name) or compilation.options.overlap != "auto":
             return
-        exposed = {one.collective.start: one for one in _exposed(graph, compilation)}
-        if not exposed:
-            return
-        hidden = choose(Chains(graph), list(exposed.values()))
+        with common_sizes():
+            exposed = {one.collective.start: one for one in _exposed(graph, compilation)}
+            hidden = choose(Chains(graph), list(exposed.values())) if exposed else {}
         by_inductor = inductor_reorders()
         for start in [start for start in exposed if start in hidden]:
             if not by_inductor and not Fuel.take(compilation.options):
@@ -132,17 +136,37 @@ def cut_of(start: fx.Node, compilation: Compilation) -> Cut:
         if isinstance(decided, Refusal) or decided.decision != "rewritten":
             continue
         saved = decided.plan.serial_seconds - decided.plan.predicted_seconds
+        gemms = tuple(gemm.node for gemm in chain.gemms)
+        if chain.sends:  # another rank may have other numbers to send, and find that it gains
+            return Cut(gemms, saved, is_alike=False)
         if saved > best.saved_seconds:
-            best = Cut(tuple(gemm.node for gemm in chain.gemms), saved)
+            best = Cut(gemms, saved)
     return best
 
 
 def choose(chains: Chains, exposed: list[Exposed]) -> dict[fx.Node, Hiding]:
     """Return what hides which start. A GEMM whose own chain is to be cut hides nothing.
 
-    Once a collective is hidden, the GEMMs of its chain are free to hide another: look again.
+    Those that would be cut come first, so that nothing else has a part in that choice.
     """
     hidden: dict[fx.Node, Hiding] = {}
+    cut = [one for one in exposed if one.cut.gemms]
+    _hide([one for one in cut if one.cut.is_alike], cut, chains, hidden, chains.unlike)
+    _hide([one for one in exposed if not one.cut.gemms], cut, chains, hidden, frozenset())
+    return hidden
+
+
+def _hide(
+    exposed: list[Exposed],
+    cut: list[Exposed],
+    chains: Chains,
+    hidden: dict[fx.Node, Hiding],
+    excluded: frozenset[fx.Node],
+) -> None:
+    """Hide what pays, by GEMMs that are not excluded.
+
+    Once a collective is hidden, the GEMMs of its chain are free to hide another: look again.
+    """
     found = True
     while found:
         found = False
@@ -150,17 +174,13 @@ def choose(chains: Chains, exposed: list[Exposed]) -> dict[fx.Node, Hiding]:
             start = one.collective.start
             if start in hidden:
                 continue
-            cut_elsewhere = frozenset(
-                gemm
-                for other in exposed
-                if other.cut.saved_seconds > 0 and other.collective.start not in hidden
-                for gemm in other.cut.gemms
+            reserved = excluded.union(
+                *(other.cut.gemms for other in cut if other.collective.start not in hidden)
             )
-            hiding = chains.hiding(one.collective, one.target, one.world_size, cut_elsewhere)
+            hiding = chains.hiding(one.collective, one.target, one.world_size, reserved)
             if hiding and hiding.pays(one.margin) and hiding.saved_seconds > one.cut.saved_seconds:
                 chains.take(one.collective, hiding)
                 hidden[start], found = hiding, True
-    return hidden
 
 
 def order(graph: fx.Graph, hidden: dict[Collective, Hiding]) -> None:
@@ -236,7 +256,9 @@ def _reason(hiding: Hiding, cut: Cut, *, by_inductor: bool) -> str:
     seconds = [hiding.compute_seconds, hiding.collective_seconds, hiding.saved_seconds]
     compute, sent, saved = map(format_seconds, seconds)
     instead = f", more than the {format_seconds(cut.saved_seconds)} of a cut" if cut.gemms else ""
+    varies = not all(gemm.static for gemm in map(read_gemm, hiding.nodes))
+    sizes = f", were every size that varies {COMMON_SIZE}" if varies else ""
     return (
         f"{who} {gemms} run while it is sent: {compute} of compute beside {sent} of communication "
-        f"are predicted to save {saved}{instead}."
+        f"are predicted to save {saved}{instead}{sizes}."
     )

@@ -18,9 +18,16 @@ from torch import fx
 
 from overlapc.errors import OverlapcError
 from overlapc.graphs.bands import Refused
-from overlapc.graphs.collectives import Collective, collective_starts, functional
+from overlapc.graphs.collectives import (
+    Collective,
+    Refusal,
+    collective_starts,
+    functional,
+    read_collective,
+)
 from overlapc.graphs.gemms import form_of, read_gemm
 from overlapc.graphs.nodes import tensor_facts
+from overlapc.graphs.walking import splits_of
 from overlapc.planning.cost import Costs, advance
 from overlapc.planning.problem import COLLECTIVES, Problem
 from overlapc.planning.target import Target
@@ -98,6 +105,10 @@ class Chains:
         self._ordered = list(self.data)
         self.places = {node: place for place, node in enumerate(self._ordered)}
         """Where each stands in the program, among these nodes only."""
+        self.unlike = frozenset[fx.Node]().union(
+            *(nx.descendants(self.data, start) for start in self.data if _deals_unevenly(start))
+        )
+        """What comes after an all-to-all of which ranks get different numbers of rows."""
         starts = collective_starts(graph)
         self._next, self._last = dict(pairwise(starts)), dict(pairwise(reversed(starts)))
 
@@ -183,6 +194,13 @@ def hiding(
 ) -> Hiding | None:
     """Return what could hide one collective of a graph in which nothing is hidden yet."""
     return Chains(graph).hiding(collective, target, world_size)
+
+
+def _deals_unevenly(start: fx.Node) -> bool:
+    found = read_collective(start)
+    if isinstance(found, Refusal) or found.name != "all_to_all":
+        return False
+    return any(splits_of(found, by_rows=True))
 
 
 def _edges(graph: fx.Graph) -> nx.DiGraph:

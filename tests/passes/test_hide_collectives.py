@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from contextlib import nullcontext
 from itertools import chain
 
 import networkx as nx
@@ -336,6 +337,51 @@ def test_a_cut_beats_hiding_a_little(explained):
 
 def test_a_gemm_whose_own_chain_is_cut_hides_nothing(explained):
     assert codes(explained, two_chains) == ["chunked_overlaps"] * 2
+
+
+# --- ranks whose sizes are unlike, or that were compiled by unlike calls, decide alike ---
+
+
+def dealt_and_a_gemm(x, w, y, v):
+    rows = [ROWS // 4, 3 * ROWS // 4]
+    return functional.all_to_all_single(x @ w, rows, rows, dist.group.WORLD).relu(), y @ v
+
+
+def dealt_before(x, w, y, v):
+    """What is compared with a cut may not be a GEMM of as many rows as came to this rank."""
+    rows = [ROWS // 4, 3 * ROWS // 4]
+    come = functional.all_to_all_single(y, rows, rows, dist.group.WORLD)
+    return all_reduce(x @ w).relu(), come.cumsum(0) @ v
+
+
+def test_a_chain_that_deals_unevenly_is_cut(explained):
+    assert codes(explained, dealt_and_a_gemm) == ["chunked_overlaps"]
+
+
+def test_what_is_dealt_out_unevenly_has_no_part_in_the_choice(explained):
+    assert "hidden_by_order" not in codes(explained, dealt_before)
+    # The mutant that compares with it all the same.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exposure, "_deals_unevenly", lambda start: False)
+        assert "hidden_by_order" in codes(explained, dealt_before)
+
+
+def codes_by_rows(explained, x_rows, y_rows):
+    x, w, y, v = inputs()
+    x, y = x[:x_rows].clone(), y[:y_rows].clone()
+    for value in (x, y):
+        torch._dynamo.mark_dynamic(value, 0)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        report = explained(a_chain_and_a_gemm, x, w, y, v, target=SLOW_LINK).report
+    return [site.code for site in report.sites]
+
+
+def test_hints_have_no_part_in_the_choice(explained, monkeypatch):
+    hints = (ROWS, ROWS), (ROWS, 64), (64, ROWS)
+    assert {tuple(codes_by_rows(explained, *rows)) for rows in hints} == {("hidden_by_order",)}
+    monkeypatch.setattr(hide_collectives, "common_sizes", nullcontext)
+    assert len({tuple(codes_by_rows(explained, *rows)) for rows in hints}) > 1
 
 
 def test_without_the_cut_it_is_hidden(explained):
