@@ -39,7 +39,7 @@ from overlapc.graphs.producing import read_producer
 from overlapc.graphs.replacing import replace_chain
 from overlapc.passes.base import Compilation, Fuel
 from overlapc.passes.remarks import remarks
-from overlapc.planning.problem import Problem
+from overlapc.planning.problem import ITEM_BYTES, Problem
 from overlapc.planning.schedule import Plan
 from overlapc.planning.search import MEASURED_MARGIN
 from overlapc.planning.target import Target
@@ -177,6 +177,10 @@ def decide(chain: Chain, compilation: Compilation) -> Decision | Refusal:
         target = compilation.target_for(chain.gemms[0].device, chain.collective.group)
     except (TargetError, GroupError) as error:
         return Refusal(node, "no_target", f"There is nothing to plan for: {error.what}")
+    if (dtype := chain.gemms[0].dtype) not in ITEM_BYTES:
+        known = ", ".join(ITEM_BYTES)
+        reason = f"GEMMs of {dtype} are not planned, only of {known}: torch runs it as it is."
+        return Refusal(node, "dtype", reason)
     remember(target)
     try:
         problem = _problem(chain, target, compilation)

@@ -90,8 +90,9 @@ class SplitAllReduces:
         halves, weighed = found
         if not weighed.pays or not Fuel.take(compilation.options):
             join(halves)
-            note = f"In halves, beside the GEMMs before and after it, it would take {weighed}."
-            compilation.notes[whole.start] = note
+            note = f"In halves, beside the GEMMs before and after it, it would take {weighed}"
+            margin = "" if weighed.pays else f", and the margin is {weighed.margin:.0%}"
+            compilation.notes[whole.start] = f"{note}{margin}."
             return
         note = f"It is half of an all-reduce, whose halves are predicted to take {weighed}."
         compilation.notes[halves.scatter.start] = compilation.notes[halves.gather.start] = note

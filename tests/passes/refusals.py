@@ -282,7 +282,7 @@ REFUSALS = {
     "complex": Spelling(
         complex_numbers,
         lambda: (x2(torch.complex64), weight(torch.complex64)),
-        ("!no_plan",),
+        ("!dtype",),
     ),
     "integers": Spelling(
         whole_numbers,
@@ -290,6 +290,6 @@ REFUSALS = {
             torch.randint(-9, 9, (512, 64)),
             torch.randint(-9, 9, (128, 64)),
         ),
-        ("!no_plan",),
+        ("!dtype",),
     ),
 }
