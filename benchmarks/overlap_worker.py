@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,13 +140,13 @@ def timed(
 
 
 def plan_of(pair: Pair, target: Any) -> Any:
-    """What overlapc plans for a pair."""
-    import overlapc
+    """What overlapc plans for a pair in a compiled graph."""
+    from overlapc.planning.search import plan, plan_gemm
 
     chain, shape = CHAINS[pair.kind], pair.shape
     # Only an all-to-all may come before or after its GEMM, and has to say which.
     order = {"order": "collective_first"} if pair.kind == "all_to_all_gemm" else {}
-    return overlapc.plan(
+    found = plan_gemm(
         m=shape.m,
         n=shape.n,
         k=shape.k,
@@ -155,6 +156,10 @@ def plan_of(pair: Pair, target: Any) -> Any:
         target=target,
         **order,
     )
+    if pair.kind != "gemm_all_to_all":
+        return found
+    # That a rank sends equal numbers says nothing of the others: graphs plan for unequal ones.
+    return plan(replace(found.problem, deals_unevenly=True), target)
 
 
 def predicted(pair: Pair, group: dist.ProcessGroup, target: Any) -> Prediction:
