@@ -50,13 +50,13 @@ def tune_chains(
     """Measure the best plans of every chain on the group; the target with what won.
 
     ``chains`` are the planned sites of a report, or problems; those for other group sizes are left
-    out. Every member calls it at the same time, with nothing else running, and gets rank 0's chains
-    and target (by default the group's own, `find_target`). Plans that one member cannot run are
-    left out on all. In each round every plan of a problem runs once; the slowest rank counts, and
-    of the rounds the median. Takes about ``seconds``. With ``save`` each member stores the target
-    where `find_target` looks. Raises, on every member, GroupError where the group is gone or a
-    member leaves, ProblemError where there is nothing to tune, TargetError where the target cannot
-    be read or lacks a rate.
+    out, and those of float8. Every member calls it at the same time, with nothing else running, and
+    gets rank 0's chains and target (by default the group's own, `find_target`). Plans that one
+    member cannot run are left out on all. In each round every plan of a problem runs once; the
+    slowest rank counts, and of the rounds the median. Takes about ``seconds``. With ``save`` each
+    member stores the target where `find_target` looks. Raises, on every member, GroupError where
+    the group is gone or a member leaves, ProblemError where there is nothing to tune, TargetError
+    where the target cannot be read or lacks a rate.
     """
     with group_errors():
         bench = Bench.of(group)
@@ -81,11 +81,16 @@ def tune_chains(
 
 
 def _problems(chains: Report | Iterable[Problem], world_size: int) -> tuple[Problem, ...]:
-    """The distinct problems that can be cut at all, in their order."""
+    """The distinct problems that can be cut at all, and be tried, in their order."""
     if isinstance(chains, Report):
         chains = [site.plan.problem for site in chains.sites if site.plan]
     found = dict.fromkeys(problem.resolved() for problem in chains)
-    return tuple(p for p in found if p.world_size == world_size > 1 and p.flops and p.m)
+    return tuple(p for p in found if p.world_size == world_size > 1 and p.flops and _is_tried(p))
+
+
+def _is_tried(problem: Problem) -> bool:
+    """Whether a trial can compute it: GEMMs of float8 take scales, of which it knows nothing."""
+    return not problem.dtype.startswith("float8")
 
 
 def _any_plan(plan: Plan) -> bool:

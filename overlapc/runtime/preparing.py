@@ -134,16 +134,20 @@ def prepare(
     spec = chain.spec
     try:
         deal = checking.dealing_of(spec, operands, outer, receives, sends, group)
-        rests = _rests(chain, operands, deal)
+        text = checking.sizes_text(deal, *_rests(chain, operands, deal).moved)
     except Exception as error:
         if spec.verify:  # the others are waiting to compare sizes: they shall fail as well
             groups.exchange(group, f"{comparing.REFUSED}{error}", spec.wait_seconds)
         raise
-    text = checking.sizes_text(deal, *rests.moved)
     if spec.verify:
         checking.verify(spec, group, deal, text)
-    cut, plan = _cut(chain, group, operands, deal, text, site)
-    counts = _counts(cut, deal, plan)
+    return assemble(chain, operands, deal, *_cut(chain, group, operands, deal, text, site))
+
+
+def assemble(chain: Chain, operands: Operands, deal: Dealing, cut: Cut, plan: Plan | None) -> Ready:
+    """What runs a chain in these groups; asks nobody. ``plan`` is this rank's, if it made one."""
+    spec, rests, counts = chain.spec, _rests(chain, operands, deal), _counts(cut, deal, plan)
+    text = checking.sizes_text(deal, *rests.moved)
     by_columns = spec.axis == 1 and spec.collective != "all_reduce"
     if spec.is_consumer:
         results = tuple(((deal.units, *rest), dtype) for rest, dtype in rests.kept)
@@ -238,7 +242,7 @@ def _cut(
     if deal.is_uneven and (known := agreement.known_cut(group, blocks)):
         return known, None
     plan = _plan(spec, operands, deal)
-    mine = Cut("serial", (deal.units,)) if plan is None else _of_plan(plan)
+    mine = Cut("serial", (deal.units,)) if plan is None else cut_of(plan)
     if deal.is_uneven:
         return agreement.common_count(group, blocks, call, mine, seconds), plan
     if not deal.units or not site:
@@ -246,7 +250,8 @@ def _cut(
     return agreement.common_cut(group, site, f"{call} of {text}", mine, seconds), plan
 
 
-def _of_plan(plan: Plan) -> Cut:
+def cut_of(plan: Plan) -> Cut:
+    """What of a plan the ranks have to have in common."""
     return Cut(plan.schedule, plan.rows, plan.by)
 
 

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from overlapc.planning.problem import COLUMNS, ROWS, Problem
 from overlapc.planning.schedule import Plan
 from overlapc.planning.target import Target
+from overlapc.runtime.kernel_trials import KernelTrial
 from overlapc.runtime.sending import Sender, Work
 
 
@@ -192,20 +193,32 @@ class Trials:
     def __init__(self, group: dist.ProcessGroup, device: torch.device, target: Target) -> None:
         self._group, self._device, self._target = group, device, target
         self._libraries: dict[Problem, Trial] = {}
+        self._kernels: dict[Problem, KernelTrial] = {}
 
     def run(self, plan: Plan) -> float:
-        """Seconds on this rank until everything is there; all members run the plan at a time."""
+        """Seconds on this rank until everything is there; all members run the plan at a time.
+
+        Infinitely many where a generated kernel was to run and did not.
+        """
+        if plan.tile:
+            return self._kernel(plan.problem).seconds(plan)
         return self._library(plan.problem).run(plan.rows, plan.by).seconds
 
     def can_run(self, plan: Plan) -> bool:
-        """Whether this rank can run a plan: those of generated kernels it cannot yet."""
-        return plan.tile is None
+        """Whether this rank can run a plan, as far as can be told before."""
+        return plan.tile is None or self._kernel(plan.problem).can_run(plan)
 
     def _library(self, problem: Problem) -> Trial:
         if problem not in self._libraries:
             self._libraries.clear()
             self._libraries[problem] = Trial(problem, self._group, self._device)
         return self._libraries[problem]
+
+    def _kernel(self, problem: Problem) -> KernelTrial:
+        if problem not in self._kernels:
+            self._kernels.clear()
+            self._kernels[problem] = KernelTrial(problem, self._target, self._group, self._device)
+        return self._kernels[problem]
 
 
 @dataclass(frozen=True)

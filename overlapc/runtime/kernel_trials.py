@@ -1,0 +1,95 @@
+"""Run a plan of a generated kernel on random operands, as an op in a compiled graph would."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+import torch.distributed as dist
+
+from overlapc.planning.problem import TILES, Problem
+from overlapc.planning.schedule import Plan
+from overlapc.planning.target import Target
+from overlapc.runtime import checking
+from overlapc.runtime.plans import remember
+from overlapc.runtime.preparing import Chain, assemble, cut_of
+from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
+from overlapc.runtime.signaled import Signaled, why_not_signaled
+from overlapc.runtime.spec import ChainSpec
+
+
+@dataclass(frozen=True)
+class KernelTrial:
+    """A problem with operands of its own, which lie as those of a linear layer do."""
+
+    problem: Problem
+    target: Target
+    group: dist.ProcessGroup
+    device: torch.device
+    runs: dict[Hashable, Signaled] = field(default_factory=dict)
+
+    @cached_property
+    def operands(self) -> list[torch.Tensor]:
+        """A[m, k] and B[k, n], the latter a transposed weight."""
+        p, dtype = self.problem, getattr(torch, self.problem.dtype)
+        shapes = (p.m, p.k), (p.n, p.k)
+        a, weight = (torch.randn(shape, device=self.device).to(dtype) for shape in shapes)
+        return [a, weight.t()]
+
+    @cached_property
+    def spec(self) -> ChainSpec:
+        """The chain of one GEMM, and of the cast of what is sent where that is another dtype."""
+        p = self.problem
+        steps = [Step("aten.mm.default", (Ref("operand", 0), Ref("operand", 1)))]
+        if p.sent_dtype not in ("", p.dtype):
+            cast = (Ref("value", 0), getattr(torch, p.sent_dtype))
+            steps.append(Step("prims.convert_element_type.default", cast))
+        is_dealt = p.collective == "all_reduce" or p.granule % p.world_size == 0
+        return ChainSpec(
+            kind=p.kind,
+            target=self.target.fingerprint,
+            options="",
+            program=Program((ROWS, WHOLE), tuple(steps), Ref("value", len(steps) - 1)),
+            schedule="signaled",
+            fixed=True,
+            axis=0 if is_dealt else 1,
+        )
+
+    def can_run(self, plan: Plan) -> bool:
+        """Whether a kernel runs here, as far as can be told before it is launched."""
+        if plan.by == TILES or self.problem.deals_unevenly:
+            return False
+        return not why_not_signaled(self.spec, self.target, self.operands, self.device, self.group)
+
+    def seconds(self, plan: Plan) -> float:
+        """Seconds until everything is there; infinitely many where the library had to step in.
+
+        Every member calls it at the same time.
+        """
+        run = self._run(plan)
+        self._synchronize()
+        start = time.perf_counter()
+        _, why = run(self.operands, self.group)
+        self._synchronize()
+        return math.inf if why else time.perf_counter() - start
+
+    def _run(self, plan: Plan) -> Signaled:
+        key = plan.rows, plan.tile
+        if key not in self.runs:
+            remember(self.target)
+            chain = Chain.of(self.spec)
+            deal = checking.dealing_of(
+                self.spec, self.operands, self.problem.blocks, (), (), self.group
+            )
+            ready = assemble(chain, self.operands, deal, cut_of(plan), plan)
+            assert ready.signaled is not None, f"{plan} has one group"
+            self.runs[key] = ready.signaled
+        return self.runs[key]
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)

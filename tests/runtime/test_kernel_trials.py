@@ -1,0 +1,135 @@
+"""Trials of generated kernels over real gloo ranks that pretend to have a GPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from overlapc.planning.candidates import top_plans
+from overlapc.planning.problem import Problem
+from overlapc.planning.schedule import Plan
+from overlapc.planning.target import Target
+from overlapc.planning.tiles import MOST_SUMS
+from overlapc.runtime import reference
+from overlapc.runtime.kernel_trials import KernelTrial
+from overlapc.runtime.signaled import Signaled
+from overlapc.runtime.trials import Trials
+from overlapc.tuning import tune_chains
+from tests.ranks import Ranks
+from tests.runtime.pretended import SMS, pretended_gpu
+from tests.runtime.test_signaled import TARGET, alone, error_of, recorded
+
+GPU = replace(
+    TARGET,
+    device="cuda",
+    gemm=tuple(replace(r, resident=SMS, tile_rows=64, tile_columns=64) for r in TARGET.gemm),
+)
+PROBLEMS = {
+    "all_reduce": Problem(1536, 192, 24, "float32", "all_reduce", 2, kernel_sums=MOST_SUMS),
+    "reduce_scatter": Problem(1536, 192, 24, "float32", "reduce_scatter", 2, kernel_sums=MOST_SUMS),
+    "in blocks": Problem(
+        1536, 192, 24, "float32", "reduce_scatter", 2, kernel_sums=MOST_SUMS, blocks=2
+    ),
+    "by columns": Problem(
+        1536, 192, 24, "float32", "reduce_scatter", 2, kernel_sums=MOST_SUMS, row_multiple=1
+    ),
+    "cast": Problem(
+        1536, 192, 24, "float32", "all_to_all", 2, order="gemm_first", sent_dtype="bfloat16",
+        kernel_sums=MOST_SUMS,
+    ),
+}  # fmt: skip
+
+
+NAMES = [n if n == "in blocks" else pytest.param(n, marks=pytest.mark.long) for n in PROBLEMS]
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Ranks]:
+    ranks = Ranks(2, environment={"TRITON_INTERPRET": "1"})
+    yield ranks
+    ranks.close()
+
+
+def kernel_plan(problem: Problem) -> Plan:
+    return next(plan for plan in top_plans(problem, GPU) if plan.tile)
+
+
+def tried(rank: int, name: str, without: int | None = None) -> tuple[float, bool, list, int]:
+    """Seconds, whether it could be told before, which collectives were sent, and the groups."""
+    problem = PROBLEMS[name]
+    plan = kernel_plan(problem)
+    falls_back = alone() if rank == without else nullcontext()
+    with pretended_gpu(), falls_back, recorded() as log:
+        trials = Trials(dist.group.WORLD, torch.device("cpu"), GPU)
+        can_run = trials.can_run(plan)
+        seconds = trials.run(plan)
+    return seconds, can_run, [who for who, *_ in log], len(plan.rows)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_trial_runs_the_kernel_of_the_plan(pair: Ranks, name: str) -> None:
+    for seconds, can_run, sent, groups in pair.run(tried, name):
+        assert can_run
+        assert 0 < seconds < 60
+        assert sent == ["beside"] * groups
+        assert groups > 1
+
+
+def test_a_rank_whose_kernel_fails_makes_the_plan_lose(pair: Ranks) -> None:
+    (first, *_), (second, *_) = pair.run(tried, "reduce_scatter", 1)
+    assert math.isfinite(first)
+    assert math.isinf(second)
+
+
+def results(rank: int, name: str) -> float:
+    """The error of what a trial computes."""
+    problem = PROBLEMS[name]
+    trial, found = KernelTrial(problem, GPU, dist.group.WORLD, torch.device("cpu")), []
+    run = Signaled.__call__
+
+    def keeps(self: Signaled, *given: Any) -> Any:
+        found.extend(run(self, *given)[0])
+        return [], ""
+
+    with pretended_gpu(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Signaled, "__call__", keeps)
+        trial.seconds(kernel_plan(problem))
+    (wanted,) = reference.chain(trial.spec, [t.clone() for t in trial.operands], problem.blocks)
+    return error_of(found[0], wanted)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_trial_computes_is_right(pair: Ranks, name: str) -> None:
+    """Else it would be the time of something else."""
+    assert max(pair.run(results, name)) < (1e-2 if name == "cast" else 2e-6)
+
+
+def tuned(rank: int, without: int | None) -> tuple[Target, set[str]]:
+    falls_back = alone() if rank == without else nullcontext()
+    with pretended_gpu(), falls_back, recorded() as log:
+        target = tune_chains([PROBLEMS["all_reduce"]], target=GPU, seconds=0.1, save=False)
+    return target, {who for who, *_ in log}
+
+
+@pytest.mark.long
+def test_tuning_runs_kernels_and_takes_what_was_quicker(pair: Ranks) -> None:
+    """Which in an interpreter no kernel is, nor one that fell back."""
+    for without in (None, 1):
+        for target, sent in pair.run(tuned, without):
+            assert "beside" in sent
+            assert [won.tile for won in target.tuned] == [None]
+
+
+def test_packed_orders_and_uneven_ranks_are_not_tried() -> None:
+    problem = replace(PROBLEMS["all_reduce"], takes_map=True)
+    trial = KernelTrial(problem, GPU, None, torch.device("cpu"))  # type: ignore[arg-type]
+    packed = [plan for plan in top_plans(problem, GPU) if plan.by == "tiles"]
+    assert packed
+    assert not any(trial.can_run(plan) for plan in packed)
