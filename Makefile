@@ -5,6 +5,9 @@ PYTHON ?= python3
 GPU_PYTHON ?= python3
 PART ?= gemm
 
+# Two tests at a time, those of a file one after another; what measures time runs by itself.
+BESIDE := -n 2 --dist loadfile -m "not alone"
+
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -29,10 +32,12 @@ demo: setup ## compile a tensor-parallel Llama on this machine, with and without
 	$(BIN)/python -m examples.tensor_parallel_llama
 
 test: setup ## every test that is not marked long (minutes)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(BESIDE)
+	$(BIN)/python -m pytest -m alone
 
 test-long: setup ## every test, full matrices included
-	$(BIN)/python -m pytest --long
+	$(BIN)/python -m pytest --long $(BESIDE)
+	$(BIN)/python -m pytest --long -m alone
 
 check: setup ## lint, formatting and types
 	$(BIN)/ruff check .

@@ -261,6 +261,7 @@ def test_the_package_loads_nothing_but_itself():
     assert not loaded_by("import overlapc") & heavy
 
 
+@pytest.mark.alone
 def test_the_package_imports_fast():
     code = "import time; t = time.perf_counter(); import overlapc; print(time.perf_counter() - t)"
     times = []

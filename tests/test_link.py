@@ -15,6 +15,8 @@ from benchmarks import link as links
 from benchmarks.link import LinkError, available, rate_limited_link, remove_stale_links
 from benchmarks.ranks import RanksError, run_ranks
 
+pytestmark = pytest.mark.alone
+
 NO_LINK = available()
 needs_link = pytest.mark.skipif(NO_LINK is not None, reason=f"no emulated link here: {NO_LINK}")
 

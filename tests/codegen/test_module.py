@@ -104,6 +104,7 @@ def test_a_missing_triton_is_an_error_of_ours(monkeypatch):
         builder.build(SPEC)
 
 
+@pytest.mark.alone
 def test_generating_a_site_is_quick():
     builder.build(SPEC)  # imports Triton, reads the templates
     sites = [replace(SPEC, sweep=sweep) for sweep in range(10, 20)]

@@ -20,6 +20,8 @@ from overlapc.planning.cost import Costs
 from overlapc.planning.problem import Problem
 from tests.planning.test_cuts import BANDWIDTHS, SHAPES, link_limited_machine
 
+pytestmark = pytest.mark.alone
+
 SLACK = 4.0
 """Times as long as allowed: process time, yet of a core that others share."""
 

@@ -26,6 +26,8 @@ from overlapc.runtime.sending import Sender
 from tests.planning.machines import random_target
 from tests.ranks import Ranks
 
+pytestmark = pytest.mark.alone
+
 SECONDS = 1.5
 SLACK = 30.0
 """Beyond the seconds asked for, on a machine that does other things too."""

@@ -78,6 +78,7 @@ def test_four_ranks(four_ranks):
     assert max(max(errors) for errors in four_ranks.run(four_ranks_sum)) < 1e-6
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("target", [FAST_LINK, SLOW_LINK], ids=["serial", "chunked"])
 def test_a_call_adds_at_most_30_us_to_its_gemms_and_collectives(target, fake_group, one_thread):
     """The fake group sends nothing, so what is left beside the GEMMs is Python's and ours."""

@@ -163,6 +163,7 @@ COPIES = {"gemm_reduce_scatter": 1, "gemm_all_to_all": 2, "all_to_all_gemm": 1}
 """Of each group: rows of several ranks become contiguous, or come to their places."""
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("schedule", ["serial", "chunked"])
 def test_a_call_adds_at_most_60_us_to_its_gemms_collectives_and_copies(
