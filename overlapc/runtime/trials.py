@@ -67,7 +67,8 @@ class Trial:
 
     @cached_property
     def _b(self) -> torch.Tensor:
-        return self._random(self.problem.k, self.problem.n)
+        """``[k, n]``, as a linear layer has it: its weight transposed."""
+        return self._random(self.problem.n, self.problem.k).t()
 
     @cached_property
     def _out(self) -> torch.Tensor:
