@@ -187,13 +187,16 @@ class Bench:
         return rounded(3 * out.nbytes / self.slowest(statistics.median(times)))
 
     def mm(self, rows: int, n: int, k: int, dtype: str) -> Callable[[], Any]:
-        """A GEMM of random operands into rows of an output, to be called again and again."""
+        """A GEMM of random operands into rows of an output, to be called again and again.
+
+        B is a transposed weight, as in a linear layer.
+        """
         kind = getattr(torch, dtype)
-        left, right = (
-            torch.randn(shape, device=self.device).to(kind) for shape in ((rows, k), (k, n))
+        left, weight = (
+            torch.randn(shape, device=self.device).to(kind) for shape in ((rows, k), (n, k))
         )
         out = torch.empty(rows, n, dtype=kind, device=self.device)
-        return lambda: torch.mm(left, right, out=out)
+        return lambda: torch.mm(left, weight.t(), out=out)
 
     def repeat(self, call: Callable[[], Any], seconds: float) -> list[float]:
         """Times of at least two calls, and of as many as fit."""
