@@ -56,9 +56,8 @@ def test_two_ranks_measure_pairs(calibration_seconds: float, pairs: tuple[Pair, 
         assert all(error < 1e-5 for error in row.errors.values()), row.errors
 
 
-@pytest.mark.parametrize(
-    "pairs", [pytest.param(FEW[:1], id="one"), pytest.param(ALL, marks=pytest.mark.long, id="all")]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("pairs", [pytest.param(ALL, id="all")])
 def test_two_ranks_compare_plans_to_fixed_cuts(pairs: tuple[Pair, ...]) -> None:
     lines = run_job(job(0.5, pairs), "benchmarks.plan_quality_worker", ranks=2, timeout=0)
     rows = [plan_quality_rows.from_json(line) for line in lines]

@@ -236,7 +236,7 @@ def one_by_rows_one_by_columns(rank: int, text: str = "") -> tuple[float, dict[s
     cut = agreement.Cut("chunked", (SIDE // 4, 3 * SIDE // 4), ("rows", "columns")[rank])
     told = (lambda self: text) if text else agreement.Cut.__str__
     with (
-        patch.object(preparing, "_of_plan", lambda plan: cut),
+        patch.object(preparing, "cut_of", lambda plan: cut),
         patch.object(agreement.Cut, "__str__", told),
     ):
         (error,) = errors_of(spec, operands)

@@ -222,6 +222,7 @@ def test_a_guard_on_rows_is_seen(two_ranks):
         assert decisions == {"rewritten"}
 
 
+@pytest.mark.long
 def test_a_schedule_of_other_rows_is_seen(tmp_path):
     """On ranks of its own: what they send is in disorder then."""
     ranks = Ranks(2, environment={"TORCHINDUCTOR_CACHE_DIR": str(tmp_path)})
