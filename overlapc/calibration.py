@@ -35,6 +35,9 @@ SHIPPED_FOR = {
 }
 """Shipped targets by what the device's name contains."""
 
+MEASURED_DTYPES = ("float32", "bfloat16", "float16", "float64")
+"""Of GEMMs that may be measured; those of float8 take scales."""
+
 NOT_MEASURED = (
     *("signal_seconds", "communication_sms", "tile_seconds", "l2_bytes", "l2_bytes_per_second"),
 )
@@ -45,6 +48,7 @@ def calibrate(
     group: dist.ProcessGroup | None = None,
     *,
     collectives: Sequence[str] = COLLECTIVES,
+    dtypes: Sequence[str] = (),
     seconds: float = 40.0,
     save: bool = True,
     progress: Progress | None = None,
@@ -54,10 +58,18 @@ def calibrate(
     Every member calls it at the same time, with nothing else running, and gets the same target.
     Takes about ``seconds``. With ``save`` each member stores it where `find_target` looks; use
     ``save=False`` for a link that is not the machine's usual one. Without some ``collectives``
-    the target cannot plan them; those that the backend lacks are left out, and logged. Raises
-    GroupError where the group is gone or a member leaves, OptionError for a collective that is
-    none; nothing outlasts the group's own timeout.
+    the target cannot plan them; those that the backend lacks are left out, and logged. GEMMs of
+    float32 are measured, on a GPU of bfloat16 too, which stands for float16, and of ``dtypes``
+    besides: the target cannot plan others. Raises GroupError where the group is gone or a
+    member leaves, OptionError for a collective or a dtype that is none; nothing outlasts the
+    group's own timeout.
     """
+    if strange := sorted(set(dtypes) - set(MEASURED_DTYPES)):
+        raise OptionError(
+            f"GEMMs of {strange[0]!r} are not measured.",
+            where="calibrate(dtypes=...)",
+            remedy=f"choose some of {', '.join(MEASURED_DTYPES)}",
+        )
     unknown = sorted(set(collectives) - set(COLLECTIVES))
     if unknown or not collectives:
         raise OptionError(
@@ -67,15 +79,22 @@ def calibrate(
         )
     with group_errors():
         tell = progress or (lambda stage, done: None)
-        target = _measured(Bench.of(group), tuple(dict.fromkeys(collectives)), seconds, tell)
+        bench = Bench.of(group)
+        measured = tuple(dict.fromkeys((*bench.dtypes(), *dtypes)))
+        target = _measured(bench, tuple(dict.fromkeys(collectives)), measured, seconds, tell)
     if save:
         target.save(stored_path(target.name))
     return target
 
 
-def _measured(bench: Bench, collectives: Sequence[str], seconds: float, tell: Progress) -> Target:
+def _measured(
+    bench: Bench,
+    collectives: Sequence[str],
+    dtypes: Sequence[str],
+    seconds: float,
+    tell: Progress,
+) -> Target:
     tell("GEMM", 0.0)
-    dtypes = bench.dtypes()
     gemm = tuple(bench.gemm(dtype, seconds * GEMM_SHARE / len(dtypes)) for dtype in dtypes)
     target = Target(
         name=target_name(bench.device.type, bench.backend, bench.world_size),

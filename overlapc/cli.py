@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -127,6 +128,13 @@ def _add_calibrate(commands: Any) -> None:
         help=f"to measure, some of {', '.join(COLLECTIVES)} (default: all)",
     )
     calibrate.add_argument(
+        "--dtypes",
+        nargs="+",
+        default=(),
+        metavar="DTYPE",
+        help="to measure GEMMs of, beside float32, and on a GPU bfloat16",
+    )
+    calibrate.add_argument(
         "--chains",
         type=Path,
         metavar="REPORT",
@@ -193,7 +201,18 @@ def _make_fake_group(world_size: int) -> None:
 
 def _model_and_inputs(name: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     """Call what ``MODULE:CALLABLE`` names; its own exceptions pass through."""
-    match _load(name)():
+    function = _load(name)
+    try:
+        inspect.signature(function).bind()
+    except ValueError:  # a builtin that does not tell what it takes
+        pass
+    except TypeError as error:
+        raise CommandError(
+            f"It cannot be called without arguments: {error}.",
+            where=name,
+            remedy="give a callable that takes nothing and returns (model, args)",
+        ) from error
+    match function():
         case (model, tuple() | list() as args):
             return model, tuple(args), {}
         case (model, tuple() | list() as args, dict() as kwargs):
@@ -289,7 +308,12 @@ def _measured(
 
     target = stored_target() if report else None
     if target is None:
-        target = calibrate(collectives=chosen.collectives, seconds=chosen.seconds, progress=tell)
+        target = calibrate(
+            collectives=chosen.collectives,
+            dtypes=chosen.dtypes,
+            seconds=chosen.seconds,
+            progress=tell,
+        )
     if report is None:
         return target
     return tune_chains(report, target=target, seconds=chosen.seconds, progress=tell)

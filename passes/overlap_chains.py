@@ -34,12 +34,12 @@ from overlapc.graphs.collectives import (
     read_collective,
 )
 from overlapc.graphs.consuming import read_consumer
-from overlapc.graphs.nodes import hint_of, where
+from overlapc.graphs.nodes import hint_of, tensor_facts, where
 from overlapc.graphs.producing import read_producer
 from overlapc.graphs.replacing import replace_chain
 from overlapc.passes.base import Compilation, Fuel
 from overlapc.passes.remarks import remarks
-from overlapc.planning.problem import ITEM_BYTES, Problem
+from overlapc.planning.problem import ITEM_BYTES, SENT_BYTES, Problem
 from overlapc.planning.schedule import Plan
 from overlapc.planning.search import MEASURED_MARGIN
 from overlapc.planning.target import Target
@@ -177,10 +177,8 @@ def decide(chain: Chain, compilation: Compilation) -> Decision | Refusal:
         target = compilation.target_for(chain.gemms[0].device, chain.collective.group)
     except (TargetError, GroupError) as error:
         return Refusal(node, "no_target", f"There is nothing to plan for: {error.what}")
-    if (dtype := chain.gemms[0].dtype) not in ITEM_BYTES:
-        known = ", ".join(ITEM_BYTES)
-        reason = f"GEMMs of {dtype} are not planned, only of {known}: torch runs it as it is."
-        return Refusal(node, "dtype", reason)
+    if why := _why_no_dtype(chain):
+        return Refusal(node, "dtype", f"{why}: torch runs it as it is.")
     remember(target)
     try:
         problem = _problem(chain, target, compilation)
@@ -209,6 +207,16 @@ def decide(chain: Chain, compilation: Compilation) -> Decision | Refusal:
         reason = f"The rows vary, and at {pays[0].problem.m} it pays: {pays[0].reason}"
         return Decision("rewritten", plan, reason, "varying_rows")
     return Decision("rewritten", plan, plan.reason, plan.code)
+
+
+def _why_no_dtype(chain: Chain) -> str:
+    """Which dtype nothing is planned for; empty where there is none."""
+    sent = tensor_facts(chain.collective.source)
+    if (dtype := chain.gemms[0].dtype) not in ITEM_BYTES:
+        return f"GEMMs of {dtype} are not planned, only of {', '.join(ITEM_BYTES)}"
+    if sent is not None and sent.dtype not in SENT_BYTES:
+        return f"What is sent is {sent.dtype}, and only {', '.join(SENT_BYTES)} are planned"
+    return ""
 
 
 def _why_not_signaled(chain: Chain, target: Target, compilation: Compilation) -> str:

@@ -304,6 +304,7 @@ def test_explain_passes_inputs_keywords_and_target(capsys, module, monkeypatch):
         ("{}:absent", "has no callable 'absent'"),
         ("{}:number", "has no callable 'number'"),
         ("{}:nothing", "returned NoneType"),
+        ("json:dumps", "cannot be called without arguments"),
     ],
 )
 def test_explain_says_what_is_wrong_with_its_callable(capsys, module, callable_name, message):

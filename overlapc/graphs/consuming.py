@@ -24,7 +24,7 @@ from overlapc.graphs.bands import (
     size_of,
 )
 from overlapc.graphs.chain import Chain, Padding, Result
-from overlapc.graphs.collectives import Collective, Refusal
+from overlapc.graphs.collectives import Collective, Refusal, is_ours
 from overlapc.graphs.gemms import add_gemm, form_of, is_shared, left_of, read_gemm
 from overlapc.graphs.nodes import descendants, through
 from overlapc.graphs.packing import Split, cut_piece, unpacked
@@ -38,6 +38,8 @@ from overlapc.graphs.walking import (
     splits_of,
 )
 from overlapc.runtime.program import OFFSETS, ROWS
+
+aten = torch.ops.aten
 
 KINDS = {"all_gather": "all_gather_gemm", "all_to_all": "all_to_all_gemm"}
 """Kinds of chain by collective."""
@@ -164,24 +166,47 @@ def _refuse_consumer(base: fx.Node, ends: list[fx.Node], walk: Walk) -> None:
                 "result.",
             )
         if _reaches(left_of(gemm), base):
+            if not _reaches(left_of(gemm), base, keeps_columns=True):
+                refuse(
+                    gemm,
+                    "contraction",
+                    "What is gathered is contracted by the GEMM: every element of the result needs "
+                    "all of it.",
+                )
             refuse(
                 gemm,
-                "contraction",
-                "What is gathered is contracted by the GEMM: every element of the result needs "
-                "all of it.",
+                "not_rowwise",
+                "What is received is rearranged before the GEMM, which does not keep the rows of "
+                "one rank together.",
             )
     if all(cut_piece(user) for user in base.users) and not is_static(shape_of(base)):
         reason = f"Parts are cut from what varies, and need not be even. {FEWER}"
         refuse(base, "dynamic_parts", reason)
+    if any(is_ours(user) for user in base.users):
+        reason = "What is received is read by another chain, whose GEMM has its own collective."
+        refuse(base, "taken", reason)
     readers = ", ".join(sorted({str(user.target) for user in base.users})) or "nothing"
     refuse(base, "no_gemm", f"What is received is read by {readers}, not by a GEMM.")
 
 
-def _reaches(node: fx.Node, base: fx.Node) -> bool:
-    """Whether ``node`` is ``base`` in another arrangement of its elements."""
-    arranged = (torch.ops.aten.permute.default, torch.ops.aten.transpose.int)
-    core, _ = through(node, lambda n: n is not base and (passes_rows(n) or n.target in arranged))
-    return core is base
+def _reaches(node: fx.Node, base: fx.Node, *, keeps_columns: bool = False) -> bool:
+    """Whether ``node`` is ``base`` in another arrangement of its elements, or of its rows alone."""
+
+    def is_passed(node: fx.Node) -> bool:
+        if node is base:
+            return False
+        if node.target is aten.permute.default:
+            return not keeps_columns or _turns_rows_only(node)
+        return passes_rows(node)
+
+    return through(node, is_passed)[0] is base
+
+
+def _turns_rows_only(permute: fx.Node) -> bool:
+    order = permute.args[1]
+    assert isinstance(order, list | tuple)
+    last = order[-1]
+    return last in (-1, len(order) - 1)
 
 
 def _consumer_builder(

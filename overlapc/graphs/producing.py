@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 
 import torch
@@ -22,9 +23,9 @@ from overlapc.graphs.bands import (
     shape_of,
 )
 from overlapc.graphs.chain import Chain, Padding, Result
-from overlapc.graphs.collectives import Collective, Refusal
+from overlapc.graphs.collectives import Collective, Refusal, is_ours
 from overlapc.graphs.gemms import form_of, read_gemm, rows_of
-from overlapc.graphs.nodes import descendants, is_random, through
+from overlapc.graphs.nodes import descendants, is_random, through, where
 from overlapc.graphs.packing import Split, packed
 from overlapc.graphs.padding import Padded, keeps_zeros, with_zeros, without_padding
 from overlapc.graphs.walking import (
@@ -116,6 +117,8 @@ def _refuse_producer(top: fx.Node) -> None:
     if top.target is aten.cat.default and not is_static(shape_of(top)):
         reason = f"Its parts are cut from what varies, and need not be even. {FEWER}"
         refuse(top, "dynamic_parts", reason)
+    if top.target is operator.getitem and is_ours(top.all_input_nodes[0]):
+        refuse(top, "taken", f"What is sent is what another chain gives, at {where(top)}.")
     if _gemm_above(top):
         refuse(
             top,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
@@ -170,7 +171,8 @@ class Target:
         return TargetError(
             what,
             where=f"target {self.name} ({self.fingerprint})",
-            remedy="calibrate on this group (overlapc calibrate) or give a target that has it",
+            remedy="calibrate on this group (overlapc calibrate, with --dtypes or --collectives "
+            "that include it) or give a target that has it",
         )
 
     def save(self, path: str | Path) -> None:
@@ -196,8 +198,9 @@ class Target:
         stored = stored_path(text)
         if NAME.fullmatch(text) and stored.exists():
             return _read_file(stored)
+        near = difflib.get_close_matches(text, shipped_names(), n=1)
         raise TargetError(
-            f"There is no target named {text!r}.",
+            f"There is no target named {text!r}.{f' Did you mean {near[0]!r}?' if near else ''}",
             where=f"shipped targets and {stored.parent}",
             remedy=f"choose one of {', '.join(shipped_names())}, or give a path ending in .json",
         )

@@ -134,6 +134,10 @@ def unread(x, w):
     return x.sum()
 
 
+def summed_twice(x, w):
+    return all_reduce(all_reduce(x @ w.t()))
+
+
 def ends(*values: int) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int32)
 
@@ -142,6 +146,7 @@ AR = "gemm_all_reduce"
 ALL_REDUCE = {
     "in_place_2d": Spelling(in_place, lambda: (x2(), weight()), (AR,), ("!no_gemm",), 0),
     "in_place_3d": Spelling(in_place, lambda: (x3(), weight()), (AR,), ("!no_gemm",), 1),
+    "summed_twice": Spelling(summed_twice, lambda: (x2(), weight()), (AR, "!taken")),
     "functional_2d": Spelling(functional_mm, lambda: (x2(), weight()), (AR,), None, 0),
     "functional_3d": Spelling(functional_mm, lambda: (x3(), weight()), (AR,), None, 1),
     "average": Spelling(average, lambda: (x2(), weight()), (AR,), None, 0),

@@ -108,6 +108,16 @@ def contracted(x, w):
     return F.linear(all_gather(x, 2), w)
 
 
+def dispatched_to_several(x, w):
+    """Of several experts a rank, whose rows from all ranks have to lie together."""
+    come = all_to_all(x.reshape(RANKS, 4, -1, INNER))
+    return torch.bmm(come.transpose(0, 1).reshape(4, -1, INNER), w)
+
+
+def whole_numbers_sent(x, w):
+    return all_reduce((x @ w.t()).int())
+
+
 def gathered_weight(x, w):
     return F.linear(x, plain_all_gather(w))
 
@@ -258,6 +268,12 @@ REFUSALS = {
     "contraction": Spelling(
         contracted, lambda: (x3(), torch.randn(COLUMNS, RANKS * INNER)), ("!contraction",), None, 1
     ),
+    "dispatched_to_several": Spelling(
+        dispatched_to_several,
+        lambda: (x2(), torch.randn(4, INNER, COLUMNS)),
+        ("!not_rowwise",),
+    ),
+    "whole_numbers_sent": Spelling(whole_numbers_sent, lambda: (x2(), weight()), ("!dtype",)),
     "gathered_weight": Spelling(
         gathered_weight, lambda: (x2(), weight()), ("!gathered_weight",), None, 0
     ),

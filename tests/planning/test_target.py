@@ -204,6 +204,8 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
         Target.load(tmp_path)
     with pytest.raises(TargetError, match=r"no target named 'h900'.*h100-nvlink"):
         Target.load("h900")
+    with pytest.raises(TargetError, match="Did you mean 'h100-nvlink'"):
+        Target.load("h100-nvlin")
     with pytest.raises(TargetError, match="no target named"):
         Target.load("..")
 

@@ -19,8 +19,8 @@ import torch.distributed as dist
 from overlapc import calibration
 from overlapc.calibration import calibrate, find_target, stored_target, target_name
 from overlapc.errors import GroupError, OptionError, TargetError
-from overlapc.planning.problem import COLLECTIVES
-from overlapc.planning.search import plan_gemm
+from overlapc.planning.problem import COLLECTIVES, Problem
+from overlapc.planning.search import plan, plan_gemm
 from overlapc.planning.target import Target, stored_path
 from overlapc.runtime.sending import Sender
 from tests.planning.machines import random_target
@@ -224,6 +224,23 @@ def test_a_peer_that_dies_is_an_error_and_no_hang() -> None:
 def test_only_collectives_can_be_measured(collectives: tuple[str, ...]) -> None:
     with pytest.raises(OptionError, match=r"gossip|Nothing.*all_reduce"):
         calibrate(collectives=collectives, seconds=0.1)
+
+
+def calibrated_for(rank: int, *dtypes: str) -> Target:
+    return calibrate(collectives=["all_reduce"], dtypes=dtypes, seconds=0.5, save=False)
+
+
+def test_gemms_of_the_dtypes_that_are_asked_for_are_measured(pair: Ranks) -> None:
+    for target in pair.run(calibrated_for, "float64", "bfloat16"):
+        assert [rates.dtype for rates in target.gemm] == ["float32", "float64", "bfloat16"]
+        assert all(rates.flops_per_second > 1e6 for rates in target.gemm)
+        made = plan(Problem(512, 256, 256, "float16", "all_reduce", 2), target)
+        assert made.serial_seconds > 0
+
+
+def test_a_dtype_that_is_not_measured_is_said() -> None:
+    with pytest.raises(OptionError, match=r"float8.*float64"):
+        calibrate(dtypes=("float8_e4m3fn",), seconds=0.1)
 
 
 def test_without_a_group_there_is_nothing_to_measure() -> None:
