@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,10 +9,11 @@ from benchmarks import gpu_checks, gpu_links, gpu_nccl, gpu_rates
 from benchmarks.emulated_link import LINKS
 from benchmarks.gpu_device import DTYPE
 from benchmarks.gpu_shapes import SHAPES, Shape
-from benchmarks.gpu_speed import SIGNALING
+from benchmarks.gpu_summary import summary
 from benchmarks.gpu_worker import Row
+from overlapc.planning.records import to_value
 from overlapc.planning.target import Target
-from overlapc.planning.tiles import tiles_for
+from overlapc.planning.tiles import share_of, tiles_for
 
 CHECKED, STAGED = "Kernels against float64", "Staged paths against float64, over an EMULATED link"
 SIGNALS, RATES = "Signals", "Rates of kernels, by tile"
@@ -101,90 +100,24 @@ def known_target(done: Done, shipped: Target) -> Target:
 
 
 def for_target(done: Done, shipped: Target) -> list[dict[str, Any]]:
-    """The fields of a target file that this run has measured."""
+    """The fields of a target file that this run has measured, and shares of tiles."""
     rates = next(its for its in shipped.gemm if its.dtype == DTYPE)
-    rows = []
-    for name, value in numbers(done, shipped).items():
-        before = getattr(rates, name, None)
-        before = getattr(shipped, name, before)
-        rows.append({"row": name, "measured": value, "shipped": before})
-    return rows
+    shares = {
+        f"share of {tile}": share_of(tile, shipped.architecture, DTYPE)
+        for tile in tiles_for(shipped.architecture, DTYPE)
+    }
+    known = {**to_value(shipped), **to_value(rates), **shares}
+    return [
+        {"row": name, "measured": value, "shipped": known[name]}
+        for name, value in numbers(done, shipped).items()
+    ]
 
 
 def tables(done: Done, shipped: Target) -> dict[str, Sequence[Mapping[str, Any]]]:
     """What a page shows, the conclusions first."""
-    first = {"Summary": summary(done), FOR_TARGET: for_target(done, shipped)}
-    return first | {name: done.get(name, []) for name in TABLES}
-
-
-def summary(done: Done, shapes: int = len(SHAPES)) -> list[dict[str, Any]]:
-    """One line for each claim that can be made of what was measured."""
-    speed, overlap = good(done, SPEED), good(done, OVERLAP)
-    signaled = [row for row in overlap if "signaled over serial" in row]
-    of_chosen = [chosen for row in overlap if (chosen := speedup_of_chosen(row)) is not None]
     checked = [*done.get(CHECKED, ()), *done.get(STAGED, ())]
-    wrong = sum("error" in row for row in checked)
-    lines: list[dict[str, Any]] = [
-        {"row": "kernels and paths that are right", "of": len(checked),
-         "median": len(checked) - wrong}
-    ]  # fmt: skip
-
-    def line(name: str, values: Sequence[float], *, of: int = shapes) -> None:
-        if values:
-            lines.append({
-                "row": name, "of": f"{len(values)} of {of}", "median": statistics.median(values),
-                "geomean": geomean(values), "least": min(values), "most": max(values),
-            })  # fmt: skip
-
-    for column in ("of torch.mm", "of torch.mm, best tile", *left_columns(speed)):
-        line(f"GEMM: {column}", column_of(speed, column))
-    line(f"GEMM: {SIGNALING}", column_of(speed, SIGNALING))
-    line("GEMM: torch.mm again, the noise", column_of(speed, "torch.mm again"))
-    many = len(overlap)
-    for link in LINKS:
-        its = [row for row in signaled if row["EMULATED link"] == link]
-        over = f"over EMULATED {link}"
-        line(f"signaled {over}: speedup over serial", column_of(its, "signaled over serial"),
-             of=many)  # fmt: skip
-        line(f"two parts {over}: speedup over serial",
-             column_of([row for row in its if "two parts over serial" in row],
-                       "two parts over serial"), of=many)  # fmt: skip
-        line(f"signaled {over}: share of the bound", column_of(its, "share of the bound"), of=many)
-    line("what the planner chooses: speedup over serial", of_chosen, of=many)
-    for name in ("serial", "two parts", "signaled"):
-        column = f"{name}: predicted over measured"
-        errors = [abs(row[column] - 1) for row in overlap if column in row]
-        line(f"prediction error, {name}", errors, of=many)
-    return lines
-
-
-def good(done: Done, table: str) -> list[Mapping[str, Any]]:
-    """Rows that were measured."""
-    return [row for row in done.get(table, ()) if not {"error", "skipped"} & set(row)]
-
-
-def left_columns(speed: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Those of runs with SMs left out."""
-    names = speed[0] if speed else ()
-    return [name for name in names if name.startswith("of torch.mm") and "left" in name]
-
-
-def column_of(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
-    """The medians of a column."""
-    return [row[name][0] for row in rows]
-
-
-def speedup_of_chosen(row: Mapping[str, Any]) -> float | None:
-    """What a user gets by the plan that is predicted to be best; None where it was not timed."""
-    if row["chosen"] == "serial":
-        return 1.0
-    names = {"signaled": ("signaled",), "chunked": ("chunked", "two parts")}[row["chosen"]]
-    ratios = (row.get(f"{name} over serial") for name in names)
-    return next((ratio[0] for ratio in ratios if ratio), None)
-
-
-def geomean(values: Sequence[float]) -> float:
-    """Zero where one is."""
-    if min(values) <= 0:
-        return 0.0
-    return math.exp(statistics.fmean(map(math.log, values)))
+    return {
+        "Summary": summary(checked, done.get(SPEED, ()), done.get(OVERLAP, ())),
+        FOR_TARGET: for_target(done, shipped),
+        **{name: done.get(name, []) for name in TABLES},
+    }

@@ -13,6 +13,7 @@ from benchmarks.gpu_chains import Site, site
 from benchmarks.gpu_device import DTYPE
 from benchmarks.gpu_shapes import Shape
 from benchmarks.gpu_speed import cell, raw
+from benchmarks.gpu_summary import PREDICTED
 from benchmarks.gpu_timing import measure_on_device
 from benchmarks.paired import Samples
 from overlapc.planning.problem import Problem
@@ -53,7 +54,7 @@ def overlap(
     for name in plans:
         if name in samples.seconds:
             predicted = plans[name].predicted_seconds / samples.median(name)
-            row[f"{name}: predicted over measured"] = predicted
+            row[f"{name}: {PREDICTED}"] = predicted
     return row | raw(samples)
 
 

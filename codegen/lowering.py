@@ -14,7 +14,7 @@ from overlapc.codegen.promotion import FLOATS, CannotLower, Value
 
 RESHAPE = "aten.reshape.default"
 
-SATURATED, SATURATES_FROM = "float8_e4m3fn", (2, 13)
+SATURATED, SATURATES_FROM = "float8_e4m3fn", "2.13"
 """The dtype without infinity, and the first torch that was seen to make its largest number of what
 is too large; 2.11 was seen to make NaN."""
 

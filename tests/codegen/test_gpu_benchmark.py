@@ -13,6 +13,8 @@ from benchmarks import gpu, gpu_gemm, gpu_links, gpu_rates
 from benchmarks.emulated_link import BLOCK, LINKS, RING_PASSES, WARPS, paced_copy
 from benchmarks.gpu_report import Page, cell, table
 from benchmarks.gpu_shapes import SHAPES
+from benchmarks.gpu_speed import SIGNALING
+from benchmarks.gpu_summary import summary
 from benchmarks.gpu_worker import Row, Worker
 from overlapc.codegen.aot import compile_kernel
 from overlapc.planning.target import Target
@@ -205,7 +207,7 @@ def test_a_run_without_time_says_what_is_left(tmp_path):
 
 @pytest.mark.usefixtures("few_shapes")
 def test_a_summary_that_fails_costs_no_row(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_gemm, "summary", lambda done: 1 / 0)
+    monkeypatch.setattr(gpu_gemm, "summary", lambda *tables: 1 / 0)
     gpu.measure("gemm", Page(tmp_path, "gemm"), Stub(), 1)
     assert len(written(tmp_path)[gpu_gemm.SPEED]) == len(FEW)
 
@@ -272,6 +274,32 @@ def test_whole_waves_fill_every_multiprocessor(count):
     down, across = gpu_rates.near_square(count)
     assert down * across == count
     assert down >= across
+
+
+def test_a_summary_says_of_how_many_rows_it_is():
+    checked = [{"row": "a"}, {"row": "b", "error": "wrong"}]
+    speed = [
+        {"row": "a", "of torch.mm": [0.9, 0.8, 1.0], SIGNALING: [0.999, 0.99, 1.0]},
+        {"row": "b", "of torch.mm": [1.6, 1.5, 1.7], "ms": {}},
+        {"row": "c", "error": "crashed"},
+    ]
+    overlap = [
+        {
+            "EMULATED link": link, "chosen": chosen, "signaled over serial": [1.2, 1.1, 1.3],
+            "two parts over serial": [1.1, 1.0, 1.2], "signaled: predicted over measured": 0.9,
+        }
+        for link, chosen in (("NVLink-like", "signaled"), ("PCIe-like", "serial"))
+    ]  # fmt: skip
+    lines = {its["row"]: its for its in summary(checked, speed, overlap)}
+    assert lines["kernels and paths that are right"]["rows"] == "1 of 2"
+    mm = lines["GEMM: of torch.mm"]
+    assert (mm["rows"], mm["least"], mm["geomean"]) == ("2 of 2", 0.9, pytest.approx(1.2))
+    assert lines[f"GEMM: {SIGNALING}"]["rows"] == "1 of 2"
+    assert lines["over EMULATED PCIe-like: two parts over serial"]["median"] == 1.1
+    best = lines["what is predicted to be best, over serial"]
+    assert (best["least"], best["most"]) == (1.0, 1.2)
+    assert lines["error of predictions, signaled"]["median"] == pytest.approx(0.1)
+    assert summary([], [], []) == []
 
 
 def test_a_table_holds_every_column_of_every_row():
