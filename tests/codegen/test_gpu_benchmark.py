@@ -130,6 +130,12 @@ def row(name: str) -> Row:
     return Row("table", name, f"tests.codegen.worker_cases.{name}", seconds=5)
 
 
+def test_a_process_is_given_shapes_and_targets(worker):
+    given = {"shape": SHAPES[0], "target": H200, "tile": tiles_for("sm_90", "bfloat16")[0]}
+    asked = replace(row("echoes"), arguments=given)
+    assert worker.run(asked, 20) == given
+
+
 def test_a_row_that_raises_keeps_its_process(worker):
     first = worker.run(row("answers"), 20)
     assert 0 < first["left"] <= 5

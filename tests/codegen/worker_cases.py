@@ -14,6 +14,11 @@ def answers(deadline: Deadline) -> dict[str, Any]:
     return {"row": "answers", "process": os.getpid(), "left": deadline.left()}
 
 
+def echoes(deadline: Deadline, **given: Any) -> dict[str, Any]:
+    """What it was given."""
+    return given
+
+
 def raises(deadline: Deadline) -> dict[str, Any]:
     """No row."""
     raise RuntimeError("this row is wrong")
