@@ -105,12 +105,12 @@ def collective_alone(its: Site, c: torch.Tensor) -> Callable[[], object]:
 
 
 def of_signaled(samples: Samples) -> dict[str, Any]:
-    """What the signaled run reached of what could be, and of what FlashOverlap is measured by."""
+    """What the signaled run reached of what could be, and how much there was to hide."""
     gemm, sent = samples.median(GEMM), samples.median(COLLECTIVE)
     seconds = samples.median(SIGNALED)
     return {
         "share of the bound": cell(samples.ratio(BOUND, SIGNALED)),
-        "share of torch.mm beside it": max(gemm, sent) / seconds,
+        "longer of torch.mm and collective, over signaled": max(gemm, sent) / seconds,
         "compute to communication": gemm / sent if sent else float("inf"),
     }
 
