@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
@@ -75,7 +75,11 @@ def measure(part: str, page: Page, runner: Runner, minutes: float) -> int:
             shown = module.tables(done, shipped)
         except Exception as error:  # what was measured is worth more than what it comes to
             shown = {"Summary": [{"error": repr(error)}], **done}
-        return page.write(about, shown)
+        try:
+            return page.write(about, shown)
+        except OSError as error:  # a later row may find room again
+            report(f"not written: {error}")
+            return []
 
     failures, left = _run(module.rows(done, shipped), runner, deadline, done, write, report)
     tried = sum(map(len, done.values()))
@@ -86,7 +90,7 @@ def measure(part: str, page: Page, runner: Runner, minutes: float) -> int:
 
 
 def _run(
-    rows: Any,
+    rows: Iterator[Row],
     runner: Runner,
     deadline: Deadline,
     done: dict[str, list[dict[str, Any]]],
@@ -95,7 +99,14 @@ def _run(
 ) -> tuple[int, int]:
     """How many rows failed, and how many were left when time was up."""
     failures = left = 0
-    for row in rows:
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return failures, left
+        except Exception as error:  # what follows depends on it, what is measured does not
+            report(f"no more rows: {error!r}")
+            return failures + 1, left
         if not deadline.left():
             left += 1
             continue
@@ -104,7 +115,6 @@ def _run(
         done.setdefault(row.table, []).append(found)
         write()
         report(f"{row.table}, {row.name}: {headline(found)}")
-    return failures, left
 
 
 def headline(found: dict[str, Any]) -> str:

@@ -79,7 +79,10 @@ def overlapped(
     shape: Shape, target: Target, done: Done, collective: str, link: str, epilogue: str
 ) -> Row:
     """One chain over one link."""
-    linked = gpu_links.with_links(target, done.get(LINKED, ()), link, shape.ranks)
+    try:
+        linked = gpu_links.with_links(target, done.get(LINKED, ()), link, shape.ranks)
+    except ValueError:  # of times that no target may have
+        linked = gpu_links.with_links(target, (), link, shape.ranks)
     given = {"shape": shape, "collective": collective, "link": link, "target": linked}
     given["epilogue"] = epilogue
     name = f"{shape}, {collective}, {link}"

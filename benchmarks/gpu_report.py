@@ -35,7 +35,9 @@ class Page:
         named = "".join(c if c.isalnum() else "-" for c in device)
         stem = self.directory / f"gpu-{self.part}-{named}-{about['date']}"
         texts = {
-            stem.with_suffix(".json"): json.dumps({"about": about, **tables}, indent=1),
+            stem.with_suffix(".json"): json.dumps(
+                {"about": about, **tables}, indent=1, default=str
+            ),
             stem.with_suffix(".md"): markdown(self.part, about, tables),
         }
         for path, text in texts.items():

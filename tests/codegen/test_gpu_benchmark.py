@@ -62,8 +62,7 @@ def test_one_row_of_every_kind_is_measured_and_written(interpreted, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_every_row_of_a_run_is_measured(interpreted, tmp_path, monkeypatch):
-    monkeypatch.setattr("tests.codegen.conftest.TIMEOUT_SECONDS", 500)
+def test_every_row_of_a_run_is_measured(interpreted, tmp_path):
     shapes = len(gpu_gemm.MORE)
     started = interpreted.start("benchmark_cases.dry_run", str(tmp_path), None, shapes)
     data, _ = started.result(500)
@@ -212,6 +211,21 @@ def test_a_run_without_time_says_what_is_left(tmp_path):
     assert "0 tried, 0 of them failed" in written(tmp_path)["about"]["rows"]
 
 
+def test_rows_that_cannot_be_made_cost_none_before_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_gemm, "overlapped", lambda *given: 1 / 0)
+    assert gpu.measure("gemm", Page(tmp_path, "gemm"), Stub(), 1) == 1
+    assert len(written(tmp_path)[gpu_gemm.SPEED]) == 1
+
+
+def test_a_disk_that_is_full_costs_no_row(tmp_path, monkeypatch, few_shapes, capsys):
+    def full(self: Page, about: Any, tables: Any) -> Any:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Page, "write", full)
+    assert gpu.measure("gemm", Page(tmp_path, "gemm"), Stub(), 1) == 0
+    assert "not written: no space left" in capsys.readouterr().out
+
+
 @pytest.mark.usefixtures("few_shapes")
 def test_a_summary_that_fails_costs_no_row(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_gemm, "summary", lambda *tables: 1 / 0)
@@ -274,6 +288,13 @@ def test_plans_know_the_link_as_it_was_measured():
     # What was not measured is as it is to be.
     nominal = gpu_links.with_links(H200, [measured], "PCIe-like", 2).links[0]
     assert nominal.alone.seconds(1 << 20) == LINKS["PCIe-like"](2).seconds(1 << 20)
+    # And what no link can be.
+    impossible = {**measured, "it beside torch.mm, times slower": float("nan")}
+    row = gpu_gemm.overlapped(
+        replace(SHAPES[0], ranks=4), H200, {gpu_gemm.LINKED: [impossible]}, "all_reduce",
+        "PCIe-like", "",
+    )  # fmt: skip
+    assert row.arguments["target"].links[0].alone.points[-1][0] == gpu_links.SIZES[-1]
 
 
 @pytest.mark.parametrize("count", [132, 114, 108, 113, 6])
