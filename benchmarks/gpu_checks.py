@@ -48,6 +48,7 @@ def kernels(arch: str) -> Iterator[GemmSpec]:
 
 def kernel(deadline: Deadline, number: int) -> dict[str, Any]:
     """One kind of kernel: random values, a poisoned C, and its counters."""
+    torch.manual_seed(number)
     spec = list(kernels(architecture()))[number]
     errors = [kernel_error(spec, *its) for its in SIZES]
     if not max(errors) <= 1:
@@ -96,6 +97,7 @@ def staged(deadline: Deadline, collective: str, by_columns: bool, epilogue: str)
 
     Sums and parts are those of an emulated group; the ops' own code does all the rest.
     """
+    torch.manual_seed(0)
     m, n, k = STAGED_SIZES
     problem = Problem(
         m, n, k, DTYPE, collective, RANKS, order="gemm_first", kernel_sums=MOST_SUMS,

@@ -155,6 +155,7 @@ def pretended_gpu() -> Iterator[None]:
             mock.patch.multiple(gpu_rates, DEPTHS=(32, 96), SAMPLES=3, DELAY_NS=1000),
             mock.patch.multiple(gpu_links, SIZES=(1 << 10, 1 << 12), BESIDE=(64, 64, 64), TIMES=2),
             host_clock(),
+            host_clock(gpu_rates),
             OnCpu(),
         ):  # fmt: skip
             stack.enter_context(each)
@@ -164,16 +165,18 @@ def pretended_gpu() -> Iterator[None]:
 
 
 class Inline:
-    """Runs rows here: of every table the first ones, or all."""
+    """Runs rows here: of every table the first ones that can be measured, or all."""
 
     def __init__(self, first: int | None) -> None:
-        self.first, self.seen = first, dict[str, int]()
+        self.first, self.measured = first, dict[str, int]()
 
     def run(self, row: gpu_worker.Row, limit: float) -> dict[str, Any]:
-        at = self.seen[row.table] = self.seen.get(row.table, 0) + 1
-        if self.first is not None and at > self.first:
+        before = self.measured.get(row.table, 0)
+        if self.first is not None and before >= self.first:
             return {"row": row.name, "skipped": "left out"}
-        return gpu_worker.attempt(row)
+        found = gpu_worker.attempt(row)
+        self.measured[row.table] = before + ("skipped" not in found)
+        return found
 
 
 def dry_run(out: str, first: int | None = None, shapes: int = 1) -> list[str]:

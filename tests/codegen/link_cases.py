@@ -17,9 +17,8 @@ FAST = EmulatedLink("test", ranks=4, bytes_per_second=1e12, alpha_seconds=0, cta
 
 
 @contextmanager
-def host_clock() -> Iterator[None]:
-    """Let the kernel read the host's clock: the interpreter has no device."""
-    module: Any = emulated_link
+def host_clock(module: Any = emulated_link) -> Iterator[None]:
+    """Let a module's kernels read the host's clock: the interpreter has no device."""
     before, module.globaltimer = module.globaltimer, time.monotonic_ns
     try:
         yield

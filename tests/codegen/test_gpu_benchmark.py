@@ -56,6 +56,7 @@ def test_one_row_of_every_kind_is_measured_and_written(interpreted, tmp_path):
     assert row["planned"].startswith("band 64x64x32")
     named = {row["row"]: row["measured"] for row in result[gpu_gemm.FOR_TARGET]}
     assert named["generated_share"] == pytest.approx(0.5)
+    assert 0 < named["signal_seconds"] < 10
     assert "share of the bound" in page
     assert "EMULATED" in page
 
