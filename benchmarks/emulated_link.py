@@ -1,4 +1,4 @@
-"""An EMULATED all-reduce for one GPU: a copy kernel held to the pace of a link.
+"""EMULATED collectives for one GPU: a copy kernel held to the pace of a link.
 
 It stands for a collective in what it costs others, SMs, memory traffic and time, and reduces
 nothing. Whatever is measured with it is to be called emulated.
@@ -19,22 +19,30 @@ BLOCK = 32768
 """Elements of one step of one CTA: enough bytes in flight for tens of GB/s from a single SM."""
 WARPS = 16
 
+RING_PASSES = {"all_reduce": 2, "reduce_scatter": 1, "all_to_all": 1}
+"""How often a ring takes a tensor round, or as many bytes as an all-to-all sends."""
 
-@triton.jit(do_not_specialize=["steps", "start_ns", "transfer_ns", "ctas"])
+
+@triton.jit(do_not_specialize=["first", "last", "steps", "start_ns", "transfer_ns", "ctas"])
 def paced_copy(
     source: tl.tensor,
     target: tl.tensor,
+    kept: tl.tensor,
     elements: tl.tensor,
+    first: tl.tensor,
+    last: tl.tensor,
     steps: tl.tensor,
     start_ns: tl.tensor,
     transfer_ns: tl.tensor,
     ctas: tl.tensor,
     PACED: tl.constexpr,
+    KEEPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
     """Copy ``source`` to ``target`` round and round in ``steps`` blocks, spread evenly over time.
 
     Step i ends no sooner than ``start_ns + (i + 1) / steps * transfer_ns`` after the CTA began.
+    With KEEPS the elements from ``first`` to ``last`` go to ``kept`` as well.
     """
     blocks = tl.cdiv(elements, BLOCK)
     if PACED:
@@ -43,6 +51,8 @@ def paced_copy(
         at = (step % blocks) * BLOCK + tl.arange(0, BLOCK)
         moved = tl.load(source + at, mask=at < elements)
         tl.store(target + at, moved, mask=at < elements)
+        if KEEPS:
+            tl.store(kept + (at - first), moved, mask=(at >= first) & (at < last))
         if PACED:
             due = began + start_ns + transfer_ns.to(tl.int64) * (step + 1) // steps
             while globaltimer() < due:
@@ -51,7 +61,7 @@ def paced_copy(
 
 @dataclass(frozen=True)
 class EmulatedLink:
-    """The cost of an all-reduce over a link, by ring: 2 (ranks - 1) / ranks of the bytes."""
+    """The cost of collectives over a link, by ring: (ranks - 1) / ranks of the bytes a pass."""
 
     name: str
     ranks: int
@@ -60,41 +70,58 @@ class EmulatedLink:
     alpha_seconds: float
     """What every call costs beside its bytes."""
     ctas: int
-    """SMs that the collective occupies."""
+    """SMs that a collective occupies."""
 
-    def link_bytes(self, size: int) -> float:
-        """What one rank sends for an all-reduce of ``size`` bytes."""
-        return 2 * (self.ranks - 1) / self.ranks * size
+    def link_bytes(self, size: int, collective: str = "all_reduce") -> float:
+        """What one rank sends for a collective over ``size`` bytes, whole on one rank."""
+        return RING_PASSES[collective] * (self.ranks - 1) / self.ranks * size
 
-    def seconds(self, size: int) -> float:
-        """What the all-reduce of ``size`` bytes is to take."""
-        return self.alpha_seconds + self.link_bytes(size) / self.bytes_per_second
+    def seconds(self, size: int, collective: str = "all_reduce") -> float:
+        """What the collective over ``size`` bytes is to take."""
+        return self.alpha_seconds + self.link_bytes(size, collective) / self.bytes_per_second
 
-    def all_reduce(self, band: torch.Tensor, received: torch.Tensor, *, paced: bool = True) -> None:
-        """Take the time of an all-reduce of ``band`` on the current stream.
+    def move(
+        self,
+        collective: str,
+        sent: torch.Tensor,
+        target: torch.Tensor,
+        kept: torch.Tensor | None = None,
+        first: int = 0,
+        *,
+        paced: bool = True,
+    ) -> None:
+        """Take the time of a collective that sends ``sent``, on the current stream.
 
-        ``received``, of the same size, holds the values that ``band`` had. Reads and writes the
-        link's bytes once each: twice the link's bytes of memory traffic, as real collectives cause.
+        ``target``, of the same size, and ``kept``, of the elements from ``first`` on, then hold the
+        values that ``sent`` had; all are contiguous. Reads and writes the link's bytes once each:
+        twice the link's bytes of memory traffic, as real collectives cause.
         """
-        elements = band.numel()
+        elements = sent.numel()
+        if not elements:
+            return
         # Every round ends with a block that may not be full. One round at least: it must arrive.
-        rounds, rest = divmod(max(math.ceil(self.link_bytes(elements)), elements), elements)
+        wanted = math.ceil(self.link_bytes(elements, collective))
+        rounds, rest = divmod(max(wanted, elements), elements)
         steps = rounds * -(-elements // BLOCK) + -(-rest // BLOCK)
-        size = elements * band.element_size()
+        size = elements * sent.element_size()
         kernel: Any = paced_copy
         kernel[(self.ctas,)](
-            band, received, elements, steps,
+            sent, target, target if kept is None else kept, elements,
+            first, first + (0 if kept is None else kept.numel()), steps,
             round(self.alpha_seconds * 1e9),
-            round((self.seconds(size) - self.alpha_seconds) * 1e9),
-            self.ctas, PACED=paced, BLOCK=BLOCK, num_warps=WARPS,
+            round((self.seconds(size, collective) - self.alpha_seconds) * 1e9),
+            self.ctas, PACED=paced, KEEPS=kept is not None, BLOCK=BLOCK, num_warps=WARPS,
         )  # fmt: skip
 
 
-def nvlink_like(ctas: int) -> EmulatedLink:
-    """Near an eight-GPU NVLink 4 machine: 400 GB/s of bus bandwidth, 15 us a call; chosen."""
-    return EmulatedLink("NVLink-like", 8, 400e9, 15e-6, ctas)
+def nvlink_like(ranks: int) -> EmulatedLink:
+    """Near an NVLink 4 machine: 400 GB/s of bus bandwidth, 15 us a call, 16 SMs; chosen."""
+    return EmulatedLink("NVLink-like", ranks, 400e9, 15e-6, 16)
 
 
-def pcie_like(ctas: int) -> EmulatedLink:
-    """Near four GPUs on PCIe 4: 20 GB/s of bus bandwidth, 30 us a call; chosen."""
-    return EmulatedLink("PCIe-like", 4, 20e9, 30e-6, ctas)
+def pcie_like(ranks: int) -> EmulatedLink:
+    """Near GPUs on PCIe 4: 20 GB/s of bus bandwidth, 30 us a call, 8 SMs; chosen."""
+    return EmulatedLink("PCIe-like", ranks, 20e9, 30e-6, 8)
+
+
+LINKS = {"NVLink-like": nvlink_like, "PCIe-like": pcie_like}

@@ -1,27 +1,32 @@
 """``python -m benchmarks.gpu PART --minutes 9 --out DIR``: check, then measure, on one GPU.
 
 Needs torch >= 2.11 and triton >= 3.6, run from the repository root: no network, no installation.
+Rows are measured in a process of their own and written as they come, so that whatever fails,
+crashes or hangs costs its own row. Ends with 1 where a row failed, and with 2 without a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from benchmarks.deadline import Deadline
+from benchmarks.gpu_report import HIDDEN, Page, cell
+from benchmarks.gpu_worker import Row, Runner, Worker
+
 PARTS = {"gemm": "benchmarks.gpu_gemm"}
-"""Modules with ``run(deadline, report) -> result``, by the name of the part."""
-NO_GPU = 2
-"""Exit code where nothing could be measured."""
-RESERVE_SECONDS = 30
-"""Kept of the minutes for start and the last rounds; chosen."""
+"""Modules with ``rows`` and ``tables``, by part."""
+FAILED, NO_GPU = 1, 2
+"""Exit codes where a row failed, and where nothing could be measured."""
+RESERVE_SECONDS = 10
+"""Kept of the minutes for what ends a run; chosen."""
+DESCRIBED = Row("about", "this machine", "benchmarks.gpu_device.describe", limit=120)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,90 +41,86 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("nothing measured: torch.cuda.is_available() is false here", file=sys.stderr)
         return NO_GPU
-    from benchmarks.gpu_timing import Deadline
+    worker = Worker()
+    try:
+        failures = measure(given.part, Page(given.out, given.part), worker, given.minutes)
+    finally:
+        worker.close()
+    return FAILED if failures else 0
 
+
+def measure(part: str, page: Page, runner: Runner, minutes: float) -> int:
+    """Measure as many rows as the minutes allow; how many failed."""
     began = time.monotonic()
 
     def report(line: str) -> None:
         print(f"[{time.monotonic() - began:5.0f} s] {line}", flush=True)
 
-    deadline = Deadline.after(given.minutes * 60 - RESERVE_SECONDS)
-    result = import_module(PARTS[given.part]).run(deadline, report)
-    about = describe(f"python -m benchmarks.gpu {given.part} --minutes {given.minutes:g}")
-    for path in write(given.out, given.part, about, result):
-        report(f"wrote {path}")
-    return 0
-
-
-def describe(command: str) -> dict[str, str]:
-    """The device, the versions, the date and the command."""
-    import torch
-    import triton
-
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    return {
-        "command": command,
-        "device": f"{properties.name}, {properties.multi_processor_count} SMs",
-        "versions": f"Python {platform.python_version()}, torch {torch.__version__},"
-        f" triton {triton.__version__}, CUDA {torch.version.cuda}",
+    module: Any = import_module(PARTS[part])
+    deadline = Deadline.after(minutes * 60 - RESERVE_SECONDS)
+    about = {
+        "command": f"python -m benchmarks.gpu {part} --minutes {minutes:g}",
         "date": datetime.now(UTC).date().isoformat(),
-        "links": "emulated by a paced copy kernel on the same GPU: no data left it",
+        **runner.run(DESCRIBED, DESCRIBED.limit),
     }
+    if "error" in about:
+        report(f"the device could not be read: {about['error']}")
+        page.write(about, {})
+        return 1
+    shipped = about.pop("shipped")
+    done: dict[str, list[dict[str, Any]]] = {}
+
+    def write() -> list[Path]:
+        try:
+            shown = module.tables(done, shipped)
+        except Exception as error:  # what was measured is worth more than what it comes to
+            shown = {"Summary": [{"error": repr(error)}], **done}
+        try:
+            return page.write(about, shown)
+        except OSError as error:  # a later row may find room again
+            report(f"not written: {error}")
+            return []
+
+    failures, left = _run(module.rows(done, shipped), runner, deadline, done, write, report)
+    tried = sum(map(len, done.values()))
+    about["rows"] = f"{tried} tried, {failures} of them failed, {left} left when time was up"
+    for path in write():
+        report(f"wrote {path}")
+    return failures
 
 
-def write(
-    directory: Path, part: str, about: Mapping[str, str], result: Mapping[str, Any]
-) -> list[Path]:
-    """Write one JSON and one Markdown file; their paths."""
-    directory.mkdir(parents=True, exist_ok=True)
-    device = "".join(c if c.isalnum() else "-" for c in about["device"].split(",")[0].lower())
-    stem = directory / f"gpu-{part}-{device}-{about['date']}"
-    data, page = stem.with_suffix(".json"), stem.with_suffix(".md")
-    data.write_text(json.dumps({"about": about, **result}, indent=1) + "\n", encoding="utf-8")
-    page.write_text(markdown(part, about, result), encoding="utf-8")
-    return [data, page]
+def _run(
+    rows: Iterator[Row],
+    runner: Runner,
+    deadline: Deadline,
+    done: dict[str, list[dict[str, Any]]],
+    write: Callable[[], Any],
+    report: Callable[[str], None],
+) -> tuple[int, int]:
+    """How many rows failed, and how many were left when time was up."""
+    failures = left = 0
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return failures, left
+        except Exception as error:  # what follows depends on it, what is measured does not
+            report(f"no more rows: {error!r}")
+            return failures + 1, left
+        if not deadline.left():
+            left += 1
+            continue
+        found = runner.run(row, min(row.limit, deadline.left() + RESERVE_SECONDS / 2))
+        failures += "error" in found
+        done.setdefault(row.table, []).append(found)
+        write()
+        report(f"{row.table}, {row.name}: {headline(found)}")
 
 
-def markdown(part: str, about: Mapping[str, str], result: Mapping[str, Any]) -> str:
-    """The page: about, then a table for each list of rows; a row's mappings become columns."""
-    lines = [f"# GPU measurements: {part}", ""]
-    lines += [f"* {name}: {value}" for name, value in about.items()]
-    lines += ["", "Times are medians of device events over interleaved rounds; a speedup is the"]
-    lines += ["median of paired ratios with its 95 % interval, above 1 where the column is faster."]
-    for title, rows in result.items():
-        lines += ["", f"## {title}", "", *table([flat(row) for row in rows])]
-    return "\n".join(lines) + "\n"
-
-
-def flat(row: Mapping[str, Any]) -> dict[str, str]:
-    """One level of columns, as text."""
-    cells: dict[str, str] = {}
-    for name, value in row.items():
-        if isinstance(value, Mapping):
-            cells |= {f"{name}: {inner}": _cell(item) for inner, item in value.items()}
-        else:
-            cells[name] = _cell(value)
-    return cells
-
-
-def table(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """Markdown lines with one line a column of ``rows``, since there are more columns than rows."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    body = [[name, *(row.get(name, "") for row in rows)] for name in names]
-    if not body:
-        return ["nothing measured"]
-    head, *rest = body
-    rule = ["---"] * len(head)
-    return [f"| {' | '.join(cells)} |" for cells in (head, rule, *rest)]
-
-
-def _cell(value: Any) -> str:
-    match value:
-        case float():
-            return f"{value:.3g}"
-        case [float(median), float(low), float(high)]:
-            return f"{median:.3f} [{low:.3f}, {high:.3f}]"
-    return str(value)
+def headline(found: dict[str, Any]) -> str:
+    """A row in one line of progress."""
+    shown = {k: v for k, v in found.items() if not isinstance(v, dict) and k not in HIDDEN}
+    return ", ".join(f"{name} {cell(value)}" for name, value in shown.items() if name != "row")
 
 
 if __name__ == "__main__":

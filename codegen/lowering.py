@@ -6,12 +6,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from overlapc.codegen.epilogue import Call, Epilogue, Input, Ref
+from overlapc.codegen.epilogue import Call, Dtype, Epilogue, Input, Ref
 from overlapc.codegen.function import Function, bind, parameters
+from overlapc.codegen.pointwise import CASTS
 from overlapc.codegen.products import GEMMS
 from overlapc.codegen.promotion import FLOATS, CannotLower, Value
 
 RESHAPE = "aten.reshape.default"
+
+SATURATED, SATURATES_FROM = "float8_e4m3fn", "2.13"
+"""The dtype without infinity, and the first torch that was seen to make its largest number of what
+is too large; 2.11 was seen to make NaN."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ def lower(
             if call.op == RESHAPE:
                 function.values.append(_reshaped(call, function, columns))
             else:
+                _check_overflow(call)
                 function.add(call)
         except CannotLower as error:
             reason = f"{call.op} ends the epilogue: {error}."
@@ -87,6 +93,19 @@ def lower(
         reason,
         bind(calls[0]).get("use_fast_accum", False),
     )
+
+
+def _check_overflow(call: Call) -> None:
+    """Raise ``CannotLower`` for a cast whose overflow torch gives another value than kernels."""
+    if call.op not in CASTS or bind(call).get("dtype") != Dtype(SATURATED):
+        return
+    import torch
+
+    if torch.__version__ < SATURATES_FROM:
+        raise CannotLower(
+            f"torch {torch.__version__} may make NaN of what is too large for {SATURATED}, where"
+            " devices store the largest number"
+        )
 
 
 def _with_operands(gemm: Call) -> Call:

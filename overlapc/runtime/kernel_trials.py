@@ -16,9 +16,9 @@ from overlapc.planning.schedule import Plan
 from overlapc.planning.target import Target
 from overlapc.runtime import checking
 from overlapc.runtime.plans import remember
-from overlapc.runtime.preparing import Chain, assemble, cut_of
+from overlapc.runtime.preparing import Chain, Ready, assemble, cut_of
 from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
-from overlapc.runtime.signaled import Signaled, why_not_signaled
+from overlapc.runtime.signaled import why_not_signaled
 from overlapc.runtime.spec import ChainSpec
 
 
@@ -30,7 +30,8 @@ class KernelTrial:
     target: Target
     group: dist.ProcessGroup
     device: torch.device
-    runs: dict[Hashable, Signaled] = field(default_factory=dict)
+    chains: dict[Hashable, Ready] = field(default_factory=dict)
+    """By how they are cut."""
 
     @cached_property
     def operands(self) -> list[torch.Tensor]:
@@ -70,25 +71,25 @@ class KernelTrial:
 
         Every member calls it at the same time.
         """
-        run = self._run(plan)
+        run = self.ready(plan).signaled
+        assert run is not None, f"{plan} has one group"
         self._synchronize()
         start = time.perf_counter()
         _, why = run(self.operands, self.group)
         self._synchronize()
         return math.inf if why else time.perf_counter() - start
 
-    def _run(self, plan: Plan) -> Signaled:
-        key = plan.rows, plan.tile
-        if key not in self.runs:
+    def ready(self, plan: Plan) -> Ready:
+        """What runs any plan of the problem: the library, or a kernel where it is ``signaled``."""
+        key = plan.schedule, plan.rows, plan.by, plan.tile
+        if key not in self.chains:
             remember(self.target)
-            chain = Chain.of(self.spec)
             deal = checking.dealing_of(
                 self.spec, self.operands, self.problem.blocks, (), (), self.group
             )
-            ready = assemble(chain, self.operands, deal, cut_of(plan), plan)
-            assert ready.signaled is not None, f"{plan} has one group"
-            self.runs[key] = ready.signaled
-        return self.runs[key]
+            chain = Chain.of(self.spec)
+            self.chains[key] = assemble(chain, self.operands, deal, cut_of(plan), plan)
+        return self.chains[key]
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":

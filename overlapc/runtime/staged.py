@@ -50,11 +50,17 @@ class StagedGemm:
         across: int = 1,
         turned: int = 0,
     ) -> StagedGemm:
-        """The GEMM for these groups; ``KernelError`` where they cannot be staged.
+        """The GEMM for these groups; ``KernelError`` where they cannot be staged or announced.
 
         All ranks send groups in one order. Inside one, rank ``turned`` computes what goes to itself
         first, as ``Staging.bands`` says.
         """
+        if not kernel.spec.signals:
+            raise KernelError(
+                "A GEMM whose groups are waited for has a kernel that signals.",
+                where=str(kernel.spec),
+                remedy="build the kernel of a spec with signals",
+            )
         bands = Staging.of(parts).bands(kernel.spec.block_m, turned)
         rows = sum(part.computed.count for part in parts)
         return cls(kernel, sender, tuple(parts), (rows, result_units), across, bands)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 
 import torch
 
-from overlapc.codegen import Bands, GemmSpec, Kernel
 from overlapc.errors import KernelError
 from overlapc.runtime.signals import Signals
 from overlapc.runtime.waiting import driver_wait, hold
@@ -18,8 +17,6 @@ log = logging.getLogger(__name__)
 
 Collective = Callable[[], object]
 """Sends one band on the current stream, to memory that is already there."""
-AllReduce = Callable[[torch.Tensor], object]
-"""Reduces a contiguous band in place on the current stream; on every rank, in the same order."""
 
 _warm: set[Hashable] = set()
 
@@ -155,58 +152,3 @@ def _launch(gemm: Callable[[], object]) -> None:
             where="a signaled GEMM",
             remedy="use the chunked schedule, which leaves the GEMM to the library",
         ) from error
-
-
-def run_signaled(
-    kernel: Kernel,
-    a: torch.Tensor,
-    b: torch.Tensor,
-    bias: torch.Tensor | None,
-    rows_per_group: Sequence[int],
-    all_reduce: AllReduce,
-    sms_for_comm: int,
-    *,
-    group: Hashable = None,
-    max_polls: int = 0,
-) -> torch.Tensor:
-    """C[m, n] = all-reduce of ``a @ b (+ bias)``, each band on its way while the rest computes.
-
-    ``all_reduce`` is called once a band, top to bottom. C is ready on the current stream when this
-    returns. KernelError, with nothing sent, where operands or rows do not fit, or in a capture
-    before a first call; for the rest see ``overlap``.
-    """
-    device = a.device
-    m, n = a.shape[0], b.shape[1]
-    bands, needed = _sized(kernel.spec, tuple(rows_per_group), n, device, group)
-    if sum(rows_per_group) != m or not kernel.spec.signals:
-        raise KernelError(
-            "These bands do not fit: their rows add up to those of A, and the kernel signals.",
-            where=f"bands of {rows_per_group} rows, A of {m}, {kernel.spec}",
-            remedy="plan for these sizes",
-        )
-    with torch.cuda.device(device):
-        is_warm(needed)
-        ctas = resident_ctas(device, sms_for_comm)
-        out = a.new_empty(m, n, dtype=getattr(torch, kernel.spec.out))
-        signals = Signals.zeroed(bands, kernel.tiles_n(n), device)
-        overlap(
-            lambda: kernel(
-                a, b, out, bias=bias, bands=signals.bands, counters=signals.counters, ctas=ctas
-            ),
-            signals,
-            [lambda rows=rows: all_reduce(out[rows]) for rows in bands.slices],
-            communication_stream(device, group),
-            needed,
-            max_polls=max_polls,
-        )
-    return out
-
-
-@lru_cache(maxsize=1024)
-def _sized(
-    spec: GemmSpec, rows: tuple[int, ...], n: int, device: torch.device, group: Hashable
-) -> tuple[Bands, frozenset[Hashable]]:
-    """The bands of these rows, and what their GEMM and collectives need to be warm."""
-    bands = Bands.of(rows, spec.block_m)
-    row_bytes = n * getattr(torch, spec.out).itemsize
-    return bands, warmth((spec, device), group, (count * row_bytes for count in rows))

@@ -5,19 +5,46 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import torch
+import torch.distributed as dist
 from torch.overrides import TorchFunctionMode
 
-from benchmarks import gpu, gpu_gemm, gpu_timing
+from benchmarks import (
+    emulated_link,
+    gpu,
+    gpu_checks,
+    gpu_gemm,
+    gpu_links,
+    gpu_nccl,
+    gpu_rates,
+    gpu_speed,
+    gpu_timing,
+    gpu_worker,
+)
+from benchmarks.deadline import Deadline
+from benchmarks.emulated_link import EmulatedLink
+from benchmarks.gpu_report import Page
+from benchmarks.gpu_shapes import Shape
+from benchmarks.paired import Samples
+from overlapc.codegen.interpreting import correct_interpreter
+from overlapc.planning.tiles import Tile
+from overlapc.runtime import communicators, signaled, signals, streams, waiting
+from tests.runtime import pretended
 
 sys.path.insert(0, str(Path(__file__).parent))
 from link_cases import host_clock
+
+SMS, LEFT = 6, 2
+SHAPE = Shape("tiny", 2, 272, 56, 64)
+"""Of several bands of the smaller tiles, the last with tiles that are not whole."""
+TILES = {Tile(64, 64, 32, 4, 2): 1.0, Tile(128, 64, 32, 4, 2): 0.9}
 
 
 class OnCpu(TorchFunctionMode):
@@ -34,10 +61,13 @@ class Stream:
     """A stream on which everything is done at once."""
 
     def __init__(self, device: Any = None, priority: int = 0) -> None:
-        self.priority = priority
+        self.priority, self.cuda_stream, self.device = priority, 0, device
 
     def wait_stream(self, other: Stream) -> None:
         assert isinstance(other, Stream)
+
+    def synchronize(self) -> None:
+        pass
 
     @staticmethod
     def priority_range() -> tuple[int, int]:
@@ -47,26 +77,30 @@ class Stream:
 class Event:
     """A point in the host's time."""
 
-    def __init__(self, enable_timing: bool) -> None:
-        assert enable_timing
+    def __init__(self, enable_timing: bool = False) -> None:
+        self.timed = enable_timing
 
     def record(self) -> None:
         self.at = time.perf_counter()
+
+    def wait(self) -> None:
+        assert self.at
 
     def synchronize(self) -> None:
         pass
 
     def elapsed_time(self, end: Event) -> float:
+        assert self.timed
         return 1e3 * (end.at - self.at)
 
 
 FAKES = {
     "is_available": lambda: True,
     "current_device": lambda: 0,
-    "get_device_capability": lambda: (9, 0),
-    "get_device_properties": lambda device: SimpleNamespace(name="CPU", multi_processor_count=20),
+    "get_device_capability": lambda device=None: (9, 0),
+    "get_device_properties": lambda device: SimpleNamespace(name="CPU", multi_processor_count=SMS),
     "is_current_stream_capturing": lambda: False,
-    "synchronize": lambda: None,
+    "synchronize": lambda device=None: None,
     "_sleep": lambda cycles: None,
     "device": lambda device: nullcontext(),
     "stream": lambda stream: nullcontext(),
@@ -76,33 +110,134 @@ FAKES = {
 }
 
 
+def modelled(runs: Any, deadline: Any, seed: int) -> Samples:
+    """Run everything once; seconds as cost models have them, which an interpreter's are not."""
+    seconds = {}
+    for name, run in runs.items():
+        run()
+        who, *sizes = name.split()
+        if len(sizes) == 1:  # bytes of a collective
+            seconds[name] = (1e-7 + 1e-9 * int(sizes[0]),)
+        else:  # waves, and their depth
+            wave = 1e-6 + int(sizes[1]) * (2e-9 if who == "ours" else 1e-9)
+            seconds[name] = (5e-6 + int(sizes[0]) * wave,)
+    return Samples(seconds)
+
+
+def _sparing(make: Any) -> Any:
+    return lambda ranks: replace(make(ranks), ctas=LEFT)
+
+
 @contextmanager
 def pretended_gpu() -> Iterator[None]:
-    """Let the benchmark believe in a GPU of 20 SMs."""
-    shapes = (gpu_gemm.Shape("tiny", 260, 250, 64),)
+    """Let the benchmark believe in a small GPU, whose tiles are small as well."""
+    correct_interpreter()
+    caches: list[Any] = [streams.communication_stream, signals.bands_on, waiting.driver_wait]
+    for cached in caches:
+        cached.cache_clear()
+    links = {name: _sparing(make) for name, make in emulated_link.LINKS.items()}
+    small = dict.fromkeys((("sm_90", "half"), ("sm_80", "half")), TILES)
+    with ExitStack() as stack:
+        for each in (
+            mock.patch.multiple(torch.cuda, **FAKES),
+            mock.patch.dict("overlapc.planning.tiles.CONFIGURATIONS", small),
+            mock.patch.dict(emulated_link.LINKS, links),
+            mock.patch.object(gpu_speed, "LEFT", LEFT),
+            mock.patch.object(streams, "_warm", set()),
+            mock.patch.object(dist, "is_nccl_available", return_value=False),
+            mock.patch.object(signaled, "why_no_streams", return_value=""),
+            mock.patch.object(signaled, "why_no_kernel", return_value=""),
+            mock.patch.multiple(gpu_timing, WARM_UPS=0, MOST_ROUNDS=1),
+            mock.patch.multiple(gpu_checks, SIZES=((130, 72, 40),), STAGED_SIZES=(1160, 40, 40),
+                                CALLS=2),
+            mock.patch.object(gpu_rates, "measure_on_device", modelled),
+            mock.patch.object(gpu_links, "measure_on_device", modelled),
+            mock.patch.multiple(gpu_rates, DEPTHS=(32, 96), SAMPLES=3, DELAY_NS=1000),
+            mock.patch.multiple(gpu_links, SIZES=(1 << 10, 1 << 12), BESIDE=(64, 64, 64), TIMES=2),
+            host_clock(),
+            host_clock(gpu_rates),
+            OnCpu(),
+        ):  # fmt: skip
+            stack.enter_context(each)
+        yield
+    for cached in caches:
+        cached.cache_clear()
+
+
+class Inline:
+    """Runs rows here: of every table the first ones that can be measured, or all."""
+
+    def __init__(self, first: int | None) -> None:
+        self.first, self.measured = first, dict[str, int]()
+
+    def run(self, row: gpu_worker.Row, limit: float) -> dict[str, Any]:
+        before = self.measured.get(row.table, 0)
+        if self.first is not None and before >= self.first:
+            return {"row": row.name, "skipped": "left out"}
+        found = gpu_worker.attempt(row)
+        self.measured[row.table] = before + ("skipped" not in found)
+        return found
+
+
+def dry_run(out: str, first: int | None = None, shapes: int = 1) -> list[str]:
+    """Run the part; the names of the files that it wrote."""
+    rows = gpu_gemm.rows
+    tiny = [SHAPE] * shapes
     with (
-        mock.patch.multiple(torch.cuda, **FAKES),
-        mock.patch.object(gpu_gemm, "SHAPES", shapes),
-        mock.patch.object(gpu_gemm, "PARTS", (2,)),
-        mock.patch.multiple(gpu_timing, WARM_UPS=1, MOST_ROUNDS=2),
-        host_clock(),
-        OnCpu(),
+        pretended_gpu(),
+        mock.patch.object(gpu_gemm, "rows", lambda done, shipped: rows(done, shipped, tiny)),
+    ):
+        gpu.measure("gemm", Page(Path(out), "gemm"), Inline(first), minutes=9)
+    return sorted(path.name for path in Path(out).iterdir())
+
+
+def a_lossy_link_is_seen(collective: str, by_columns: bool) -> list[dict[str, Any]]:
+    """The row of a staged path, right and where the collective leaves its last elements out."""
+    row = gpu_worker.Row(
+        "", "", "benchmarks.gpu_checks.staged",
+        {"collective": collective, "by_columns": by_columns, "epilogue": "gated"},
+    )  # fmt: skip
+    move = EmulatedLink.move
+
+    def lossy(self: Any, kind: str, sent: Any, target: Any, *rest: Any, **named: Any) -> None:
+        before = target.view(-1)[-40:].clone()
+        move(self, kind, sent, target, *rest, **named)
+        target.view(-1)[-40:] = before
+        if rest and rest[0] is not None:
+            rest[0].view(-1)[-40:] = 0
+
+    with pretended_gpu():
+        right = gpu_worker.attempt(row)
+        with mock.patch.object(EmulatedLink, "move", lossy):
+            return [right, gpu_worker.attempt(row)]
+
+
+@contextmanager
+def gloo_for_nccl() -> Iterator[None]:
+    """Let NCCL's rows run on gloo, on small matrices."""
+    new_group = dist.new_group
+    with (
+        pretended_gpu(),
+        mock.patch.object(communicators, "beside", pretended.beside),
+        mock.patch.object(communicators, "why_no_streams", return_value=""),
+        mock.patch.object(gpu_nccl.nccl, "version", return_value=(2, 30, 3)),
+        mock.patch.object(dist, "new_group", lambda ranks, backend: new_group(ranks)),
+        mock.patch.multiple(gpu_nccl, SIZES=(1040, 40, 64), CALLS=2, LEFT=LEFT),
     ):
         yield
 
 
-def dry_run(out: str) -> list[str]:
-    """Run the command; the names of the files that it wrote."""
-    # bfloat16 products are wrong in the interpreter, so they stand for nothing here.
-    right = mock.patch.object(gpu_gemm, "checked_error", return_value=0.5)
-    whole = mock.patch.object(gpu_gemm, "POLLS", 1000)
-    with pretended_gpu(), right, whole:
-        assert gpu.main(["gemm", "--minutes", "0.01", "--out", out]) == 0
-    return sorted(path.name for path in Path(out).iterdir())
+def one_rank(kind: str, store: str) -> dict[str, Any]:
+    """The row of one rank."""
+    dist.init_process_group("gloo", store=dist.FileStore(store, 1), rank=0, world_size=1)
+    try:
+        with gloo_for_nccl():
+            return gpu_nccl.of_world(Deadline.after(1), kind)
+    finally:
+        dist.destroy_process_group()
 
 
-def float16_is_checked() -> list[float]:
-    """The errors that the benchmark's own check finds where the interpreter is right."""
-    with pretended_gpu():
-        specs = [spec for spec in gpu_gemm.checked_specs("sm_90") if spec.dtype != "bfloat16"]
-        return [gpu_gemm.checked_error(spec, 300, 260, 70) for spec in specs]
+def rank_of_two(store: str, me: int) -> dict[str, float]:
+    """What one of two ranks says."""
+    with gloo_for_nccl():
+        return gpu_nccl.rank(store, me)

@@ -17,9 +17,8 @@ FAST = EmulatedLink("test", ranks=4, bytes_per_second=1e12, alpha_seconds=0, cta
 
 
 @contextmanager
-def host_clock() -> Iterator[None]:
-    """Let the kernel read the host's clock: the interpreter has no device."""
-    module: Any = emulated_link
+def host_clock(module: Any = emulated_link) -> Iterator[None]:
+    """Let a module's kernels read the host's clock: the interpreter has no device."""
     before, module.globaltimer = module.globaltimer, time.monotonic_ns
     try:
         yield
@@ -27,9 +26,11 @@ def host_clock() -> Iterator[None]:
         module.globaltimer = before
 
 
-def copies_whole_bands(rows: int, columns: int) -> tuple[float, float]:
+def copies_whole_bands(collective: str, rows: int, columns: int) -> tuple[float, float]:
     """Link bytes and the bytes that the kernel stored, after checking what it stored."""
     band = torch.randn(rows, columns)
+    kept = torch.full((columns,), torch.nan) if collective == "reduce_scatter" else None
+    first = (rows - 1) * columns
     around = torch.full((rows + 2, columns), torch.nan)
     stored = 0
     builder: Any = interpreter_builder
@@ -42,13 +43,14 @@ def copies_whole_bands(rows: int, columns: int) -> tuple[float, float]:
 
     builder.create_masked_store = counted
     try:
-        FAST.all_reduce(band, around[1:-1], paced=False)
+        FAST.move(collective, band, around[1:-1], kept, first, paced=False)
     finally:
         builder.create_masked_store = store
     assert torch.equal(around[1:-1], band)
+    assert kept is None or torch.equal(kept, band[-1])
     assert around[0].isnan().all()
     assert around[-1].isnan().all()
-    return FAST.link_bytes(band.numel() * band.element_size()), stored
+    return FAST.link_bytes(band.numel() * band.element_size(), collective), stored
 
 
 def takes_its_time(seconds: float) -> tuple[float, float]:
@@ -58,5 +60,5 @@ def takes_its_time(seconds: float) -> tuple[float, float]:
     link = EmulatedLink("slow", 2, size / seconds, alpha_seconds=seconds, ctas=1)
     with host_clock():
         start = time.monotonic()
-        link.all_reduce(band, torch.empty_like(band))
+        link.move("all_reduce", band, torch.empty_like(band))
     return link.seconds(size), time.monotonic() - start

@@ -1,8 +1,8 @@
-"""``run_signaled`` on the CPU: kernels in the interpreter, streams that write down what they do."""
+"""Staged GEMMs on the CPU: kernels in the interpreter, streams that write down what they do."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +12,8 @@ import torch
 from overlapc.codegen import GemmSpec, build
 from overlapc.codegen.oracle import error_over_bound, random_operand
 from overlapc.errors import SignalError
-from overlapc.runtime import signals, streams
+from overlapc.runtime import signals, staged, streams
+from overlapc.runtime.layout import Dealing, producer_parts
 
 SMS = 6
 
@@ -29,7 +30,7 @@ class Stream:
 
 @contextmanager
 def logged_device(log: list[str], *, capturing: bool = False) -> Iterator[None]:
-    """Let ``run_signaled`` believe in a GPU whose launches are logged and done at once."""
+    """Let staged GEMMs believe in a GPU whose launches are logged and done at once."""
     compute = Stream("compute", log)
     current = [compute]
 
@@ -79,6 +80,7 @@ def logged_device(log: list[str], *, capturing: bool = False) -> Iterator[None]:
 
     replaced: list[tuple[Any, str, Any]] = [
         (streams, "torch", Torch()),
+        (staged, "torch", Torch()),
         (signals.Signals, "wait", logged_wait),
         (streams, "_warm", set()),
     ]
@@ -92,6 +94,28 @@ def logged_device(log: list[str], *, capturing: bool = False) -> Iterator[None]:
         for owner, name, value in before:
             setattr(owner, name, value)
         streams.communication_stream.cache_clear()
+
+
+def all_reduced(
+    kernel: Any,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    rows: Sequence[int],
+    all_reduce: Callable[[torch.Tensor], object],
+    sms_for_comm: int,
+    **operands: Any,
+) -> torch.Tensor:
+    """The staged GEMM of an all-reduce, whose bands are given to ``all_reduce``."""
+
+    def start(group: Any, out: Any, sent: torch.Tensor, receives: Any, sends: Any) -> Any:
+        all_reduce(sent)
+        return SimpleNamespace(wait=lambda: None)
+
+    sender: Any = SimpleNamespace(collective="all_reduce", start=start)
+    users: Any = None
+    parts = producer_parts(Dealing("all_reduce", 0, sum(rows), 2, 0), rows)
+    gemm = staged.StagedGemm.of(kernel, sender, parts, result_units=sum(rows))
+    return gemm(a, b, users, sms_for_comm, **operands)
 
 
 def run_twice(text: str, rows: tuple[int, ...], m: int, n: int, k: int) -> list[list[str]]:
@@ -136,7 +160,7 @@ def check(
             built(*arguments, ctas=ctas, **named)
 
     kernel: Any = Logged()
-    out = streams.run_signaled(kernel, a, b, bias, rows, all_reduce, sms_for_comm)
+    out = all_reduced(kernel, a, b, rows, all_reduce, sms_for_comm, bias=bias)
     assert error_over_bound(spec, a, b, bias, out / 2) <= 1
 
 

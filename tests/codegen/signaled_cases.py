@@ -1,4 +1,4 @@
-"""Programs of chains, and ``run_signaled`` of a kernel with inputs, in the interpreter."""
+"""Programs of chains, and a staged GEMM of a kernel with inputs, in the interpreter."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from overlapc.codegen import build
 from overlapc.codegen.interpreting import correct_interpreter
 from overlapc.codegen.oracle import error_over_bound, random_input
 from overlapc.codegen.tiles import spec_for
-from overlapc.runtime import streams
 from overlapc.runtime.kernels import lowered_chain
 from overlapc.runtime.program import Program, Ref, Step
 from overlapc.runtime.spec import ChainSpec
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from runner_cases import logged_device
+from runner_cases import all_reduced, logged_device
 
 
 def operand(index: int) -> Ref:
@@ -66,12 +65,12 @@ def run(rows: tuple[int, ...], n: int, k: int) -> float:
     assert [random_input(i, *given[3].shape, "cpu").shape for i in spec.chain.inputs] == [
         item.shape for item in inputs
     ]
-    kernel = build(spec).with_inputs(inputs)
+    kernel = build(spec)
 
     def two_equal_ranks(band: torch.Tensor) -> None:
         assert band.is_contiguous()
         band.mul_(2)
 
     with logged_device([]):
-        out = streams.run_signaled(kernel, a, b, None, rows, two_equal_ranks, 2)
+        out = all_reduced(kernel, a, b, rows, two_equal_ranks, 2, inputs=inputs)
     return error_over_bound(spec, a, b, None, out / 2, inputs)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from overlapc.codegen import GemmSpec
 from overlapc.codegen.function import function_of
+from overlapc.codegen.lowering import SATURATED, SATURATES_FROM
 from overlapc.codegen.pointwise import RULES
 from tests.codegen.epilogue_cases import MODELS, SCALED, chain_of
 
@@ -74,6 +76,8 @@ def test_without_the_rounding_in_between_values_differ(interpreted):
 
 @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
 def test_casts_to_fp8_overflow_as_torch_says(interpreted, dtype):
+    if dtype == SATURATED and torch.__version__ < SATURATES_FROM:
+        pytest.skip("this torch overflows to NaN, and no such cast is lowered")
     assert interpreted("rounding_cases.fp8_differences", dtype) == 0
     if dtype == "float8_e5m2":
         assert interpreted("rounding_cases.fp8_differences", dtype, ("61440.0", "1e30")) > 0

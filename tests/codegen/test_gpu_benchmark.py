@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import gpu
-from benchmarks.emulated_link import BLOCK, WARPS, nvlink_like, paced_copy, pcie_like
+from benchmarks import gpu, gpu_gemm, gpu_links, gpu_rates
+from benchmarks.emulated_link import BLOCK, LINKS, RING_PASSES, WARPS, paced_copy
+from benchmarks.gpu_report import Page, cell, table
+from benchmarks.gpu_shapes import SHAPES
+from benchmarks.gpu_speed import SIGNALING
+from benchmarks.gpu_summary import summary
+from benchmarks.gpu_worker import Row, Worker
 from overlapc.codegen.aot import compile_kernel
+from overlapc.planning.target import Target
+from overlapc.planning.tiles import tiles_for
+from tests.codegen.conftest import Interpreter
+
+H200 = Target.load("h200-nvlink")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens where there is no GPU")
@@ -27,42 +39,320 @@ def test_wrong_arguments_are_refused(arguments):
         gpu.main(arguments)
 
 
-def test_a_whole_run_writes_its_tables(interpreted, tmp_path):
-    data, page = interpreted("benchmark_cases.dry_run", str(tmp_path))
+def dry_run(interpreted, path, *arguments) -> tuple[dict[str, Any], str]:
+    data, page = interpreted("benchmark_cases.dry_run", str(path), *arguments)
+    return json.loads((path / data).read_text()), (path / page).read_text()
+
+
+def test_one_row_of_every_kind_is_measured_and_written(interpreted, tmp_path):
+    result, page = dry_run(interpreted, tmp_path, 1)
+    about = result.pop("about")
+    assert about["device"] == "CPU, 6 SMs"
+    assert about["rows"].endswith(" 0 of them failed, 0 left when time was up")
+    assert all("error" not in row for rows in result.values() for row in rows)
+    assert all(result[name] for name in gpu_gemm.TABLES)
+    (row,) = [row for row in result[gpu_gemm.OVERLAP] if "skipped" not in row]
+    assert {"serial", "two parts", "chunked", "signaled", "bound"} <= set(row["ms"])
+    assert row["planned"].startswith("band 64x64x32")
+    named = {row["row"]: row["measured"] for row in result[gpu_gemm.FOR_TARGET]}
+    assert named["generated_share"] == pytest.approx(0.5)
+    assert 0 < named["signal_seconds"] < 10
+    assert "share of the bound" in page
+    assert "EMULATED" in page
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_every_row_of_a_run_is_measured(interpreted, tmp_path):
+    shapes = len(gpu_gemm.MORE)
+    started = interpreted.start("benchmark_cases.dry_run", str(tmp_path), None, shapes)
+    data, _ = started.result(500)
     result = json.loads((tmp_path / data).read_text())
-    assert result["about"]["device"] == "CPU, 20 SMs"
-    assert set(result) == {"about", "checked", "speed", "overlap over an emulated link"}
-    assert result["speed"][0]["rounds"] == 2
-    assert result["speed"][0]["ms"]["ours, 8 bands"] > 0
-    rows = result["overlap over an emulated link"]
-    assert [row["emulated link"] for row in rows] == ["NVLink-like", "PCIe-like"]
-    assert set(rows[0]["share of bound"]) == {"2 bands"}
-    text = (tmp_path / page).read_text()
-    assert "| ms: signaled, 2 bands |" in text
-    assert "emulated" in text
+    assert all("error" not in row for rows in result.values() for row in rows)
+    assert {row["row"].split(", ", 2)[2] for row in result[gpu_gemm.OVERLAP]} == {
+        "all_reduce", "reduce_scatter", "all_to_all",
+        "all_reduce, epilogue: bias", "all_reduce, epilogue: gated",
+    }  # fmt: skip
 
 
-def test_the_checks_of_the_benchmark_pass_where_the_interpreter_is_right(interpreted):
-    errors = interpreted("benchmark_cases.float16_is_checked")
-    assert len(errors) == 2
-    assert max(errors) <= 1
+@pytest.mark.parametrize(
+    ("collective", "by_columns"),
+    [
+        pytest.param("all_reduce", False, marks=pytest.mark.long),
+        ("reduce_scatter", False),
+        pytest.param("all_to_all", True, marks=pytest.mark.long),
+    ],
+)
+def test_the_check_of_a_path_sees_what_a_collective_leaves_out(interpreted, collective, by_columns):
+    right, lossy = interpreted("benchmark_cases.a_lossy_link_is_seen", collective, by_columns)
+    assert right["largest error"] < 0.01
+    assert lossy["error"].startswith("WrongResult")
+
+
+KINDS = [
+    "all_reduce",
+    *(pytest.param(kind, marks=pytest.mark.long) for kind in ("reduce_scatter", "all_to_all")),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_rank_is_measured_on_the_host_and_on_the_device(interpreted, kind, tmp_path):
+    row = interpreted("benchmark_cases.one_rank", kind, str(tmp_path / "store"))
+    assert row["row"] == f"1 rank, {kind}"
+    assert row["relative error"] < 0.01
+    assert row["host us, signaled in 4 groups"] > 0
+    assert row["waits by"] == "a kernel"
+
+
+@pytest.mark.long
+def test_two_ranks_compute_what_gloo_does(tmp_path):
+    interpreters = Interpreter(tmp_path / "cache", processes=2)
+    try:
+        store = str(tmp_path / "store")
+        started = [interpreters.start("benchmark_cases.rank_of_two", store, me) for me in (0, 1)]
+        for errors in (future.result(100) for future in started):
+            assert set(errors) == {"all_reduce", "reduce_scatter", "all_to_all"}
+            assert max(errors.values()) < 0.01
+    finally:
+        interpreters.close()
+
+
+# One row costs no other
+
+
+@pytest.fixture(scope="module")
+def worker():
+    made = Worker()
+    yield made
+    made.close()
+
+
+def row(name: str) -> Row:
+    return Row("table", name, f"tests.codegen.worker_cases.{name}", seconds=5)
+
+
+def test_a_process_is_given_shapes_and_targets(worker):
+    given = {"shape": SHAPES[0], "target": H200, "tile": tiles_for("sm_90", "bfloat16")[0]}
+    asked = replace(row("echoes"), arguments=given)
+    assert worker.run(asked, 20) == given
+
+
+def test_a_row_that_raises_keeps_its_process(worker):
+    first = worker.run(row("answers"), 20)
+    assert 0 < first["left"] <= 5
+    failed = worker.run(row("raises"), 20)
+    assert (failed["row"], failed["error"]) == ("raises", "RuntimeError: this row is wrong")
+    assert "in raises" in failed["details"]
+    assert worker.run(row("answers"), 20)["process"] == first["process"]
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "says"), [("crashes", 20, "exit code 9"), ("hangs", 0.2, "within 0 s")]
+)
+def test_a_row_that_crashes_or_hangs_costs_its_process_alone(worker, name, limit, says):
+    first = worker.run(row("answers"), 20)
+    assert says in worker.run(row(name), limit)["error"]
+    assert worker.run(row("answers"), 20)["process"] != first["process"]
+
+
+class Stub:
+    """A runner of rows that are not measured, of which some fail and one is interrupted."""
+
+    def __init__(self, *, fails: str = "", interrupted: str = "") -> None:
+        self.fails, self.interrupted = fails, interrupted
+
+    def run(self, row: Row, limit: float) -> dict[str, Any]:
+        if row is gpu.DESCRIBED:
+            return {"device": "H200", "shipped": H200}
+        if self.interrupted and row.table == self.interrupted:
+            raise KeyboardInterrupt
+        if self.fails in (row.table, "all"):
+            return {"row": row.name, "error": "it failed"}
+        return {"row": row.name}
+
+
+FEW = SHAPES[:5]
+
+
+@pytest.fixture
+def few_shapes(monkeypatch):
+    rows = gpu_gemm.rows
+    monkeypatch.setattr(gpu_gemm, "rows", lambda done, shipped: rows(done, shipped, FEW))
+
+
+def written(path) -> dict[str, Any]:
+    (data,) = path.glob("*.json")
+    return json.loads(data.read_text())
+
+
+@pytest.mark.usefixtures("few_shapes")
+@pytest.mark.parametrize("fails", [*gpu_gemm.TABLES, "all"])
+def test_tables_that_fail_leave_the_others(fails, tmp_path):
+    failures = gpu.measure("gemm", Page(tmp_path, "gemm"), Stub(fails=fails), 1)
+    result = written(tmp_path)
+    rows = [row for name in gpu_gemm.TABLES for row in result[name]]
+    assert failures == sum("error" in row for row in rows) > 0
+    assert f", {failures} of them failed, 0 left" in result["about"]["rows"]
+    assert len(result[gpu_gemm.SPEED]) == len(FEW)
+    assert len(result[gpu_gemm.OVERLAP]) == 2 * len(FEW)
+
+
+@pytest.mark.usefixtures("few_shapes")
+def test_what_is_interrupted_leaves_what_was_measured(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        gpu.measure("gemm", Page(tmp_path, "gemm"), Stub(interrupted=gpu_gemm.SPEED), 1)
+    result = written(tmp_path)
+    assert len(result[gpu_gemm.LINKED]) == 2
+    assert result[gpu_gemm.SPEED] == []
+
+
+@pytest.mark.usefixtures("few_shapes")
+def test_a_run_without_time_says_what_is_left(tmp_path):
+    gpu.measure("gemm", Page(tmp_path, "gemm"), Stub(), 0)
+    assert "0 tried, 0 of them failed" in written(tmp_path)["about"]["rows"]
+
+
+def test_rows_that_cannot_be_made_cost_none_before_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_gemm, "overlapped", lambda *given: 1 / 0)
+    assert gpu.measure("gemm", Page(tmp_path, "gemm"), Stub(), 1) == 1
+    assert len(written(tmp_path)[gpu_gemm.SPEED]) == 1
+
+
+def test_a_disk_that_is_full_costs_no_row(tmp_path, monkeypatch, few_shapes, capsys):
+    def full(self: Page, about: Any, tables: Any) -> Any:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Page, "write", full)
+    assert gpu.measure("gemm", Page(tmp_path, "gemm"), Stub(), 1) == 0
+    assert "not written: no space left" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("few_shapes")
+def test_a_summary_that_fails_costs_no_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_gemm, "summary", lambda *tables: 1 / 0)
+    gpu.measure("gemm", Page(tmp_path, "gemm"), Stub(), 1)
+    assert len(written(tmp_path)[gpu_gemm.SPEED]) == len(FEW)
+
+
+# Numbers
+
+
+def test_rates_are_read_off_times_that_follow_the_model():
+    launch, beside, step = 4e-6, 1.5e-6, 3e-10
+    seconds = {
+        (w, k): launch + w * (beside + k * step) for w in gpu_rates.WAVES for k in gpu_rates.DEPTHS
+    }
+    fit = gpu_rates.Fit.of(seconds)
+    assert (fit.launch, fit.beside, fit.step) == pytest.approx((launch, beside, step))
+    assert fit.flops_per_second(132 * 128 * 256) == pytest.approx(2 * 132 * 128 * 256 / step)
+
+
+def rates_row(tile: Any, rate: float) -> dict[str, Any]:
+    return {
+        "row": str(tile), "TFLOP/s": rate, "torch.mm TFLOP/s": 800.0,
+        "us of a wave beside its products": 10.0, "torch.mm us of a launch": 3.0,
+    }  # fmt: skip
+
+
+def test_a_target_takes_what_was_measured():
+    first, second, *_ = tiles_for("sm_90", "bfloat16")
+    rows = [rates_row(first, 720.0), rates_row(second, 760.0), {"row": "x", "error": "y"}]
+    waits = [{"row": "driver", "us from a signal to the start": 2.5}]
+    numbers = gpu_rates.numbers_of(rows, waits, H200)
+    assert numbers["generated_share"] == pytest.approx(0.95)
+    assert numbers[f"share of {first}"] == pytest.approx(720 / 760)
+    target = gpu_rates.measured_target(H200, numbers)
+    rates = next(its for its in target.gemm if its.dtype == "bfloat16")
+    assert (rates.flops_per_second, rates.generated_share) == pytest.approx((8e14, 0.95))
+    assert target.signal_seconds == pytest.approx(2.5e-6)
+    stored = 2 * 132 * second.elements / 4.8e12
+    assert target.tile_seconds == pytest.approx(10e-6 - stored)
+    assert gpu_rates.measured_target(H200, {}) == H200
+
+
+def test_what_no_target_can_have_is_not_planned_with():
+    done = {gpu_gemm.RATES: [rates_row(tiles_for("sm_90", "bfloat16")[0], -1.0)]}
+    assert gpu_gemm.known_target(done, H200) == H200
+
+
+def test_plans_know_the_link_as_it_was_measured():
+    curves = {kind: [[1024, 2e-6], [4096, 7e-6]] for kind in RING_PASSES}
+    measured = {
+        "row": "EMULATED PCIe-like of 4 ranks", "curves": curves,
+        "torch.mm beside it, times slower": 1.5, "it beside torch.mm, times slower": 1.25,
+    }  # fmt: skip
+    target = gpu_links.with_links(H200, [measured], "PCIe-like", 4)
+    assert {link.collective for link in target.links} == set(RING_PASSES)
+    assert all(link.alone.points == ((1024, 2e-6), (4096, 7e-6)) for link in target.links)
+    assert (target.compute_slowdown, target.link_slowdown) == (1.5, 1.25)
+    assert target.communication_sms == LINKS["PCIe-like"](4).ctas
+    # What was not measured is as it is to be.
+    nominal = gpu_links.with_links(H200, [measured], "PCIe-like", 2).links[0]
+    assert nominal.alone.seconds(1 << 20) == LINKS["PCIe-like"](2).seconds(1 << 20)
+    # And what no link can be.
+    impossible = {**measured, "it beside torch.mm, times slower": float("nan")}
+    row = gpu_gemm.overlapped(
+        replace(SHAPES[0], ranks=4), H200, {gpu_gemm.LINKED: [impossible]}, "all_reduce",
+        "PCIe-like", "",
+    )  # fmt: skip
+    assert row.arguments["target"].links[0].alone.points[-1][0] == gpu_links.SIZES[-1]
+
+
+@pytest.mark.parametrize("count", [132, 114, 108, 113, 6])
+def test_whole_waves_fill_every_multiprocessor(count):
+    down, across = gpu_rates.near_square(count)
+    assert down * across == count
+    assert down >= across
+
+
+def test_a_summary_says_of_how_many_rows_it_is():
+    checked = [{"row": "a"}, {"row": "b", "error": "wrong"}]
+    speed = [
+        {"row": "a", "of torch.mm": [0.9, 0.8, 1.0], SIGNALING: [0.999, 0.99, 1.0]},
+        {"row": "b", "of torch.mm": [1.6, 1.5, 1.7], "ms": {}},
+        {"row": "c", "error": "crashed"},
+    ]
+    overlap = [
+        {
+            "EMULATED link": link, "chosen": chosen, "signaled over serial": [1.2, 1.1, 1.3],
+            "two parts over serial": [1.1, 1.0, 1.2], "signaled: predicted over measured": 0.9,
+        }
+        for link, chosen in (("NVLink-like", "signaled"), ("PCIe-like", "serial"))
+    ]  # fmt: skip
+    lines = {its["row"]: its for its in summary(checked, speed, overlap)}
+    assert lines["kernels and paths that are right"]["rows"] == "1 of 2"
+    mm = lines["GEMM: of torch.mm"]
+    assert (mm["rows"], mm["least"], mm["geomean"]) == ("2 of 2", 0.9, pytest.approx(1.2))
+    assert lines[f"GEMM: {SIGNALING}"]["rows"] == "1 of 2"
+    assert lines["over EMULATED PCIe-like: two parts over serial"]["median"] == 1.1
+    best = lines["what is predicted to be best, over serial"]
+    assert (best["least"], best["most"]) == (1.0, 1.2)
+    assert lines["error of predictions, signaled"]["median"] == pytest.approx(0.1)
+    assert summary([], [], []) == []
 
 
 def test_a_table_holds_every_column_of_every_row():
-    rows = [{"a": 1.0, "b": {"x": [1.0, 0.9, 1.1]}}, {"a": 2.0, "c": "text"}]
-    assert gpu.table([gpu.flat(row) for row in rows]) == [
-        "| a | 1 | 2 |",
+    rows = [{"row": "a", "x": [1.0, 0.9, 1.1], "ms": {"y": 1}}, {"row": "b|c", "z": 1.23456}]
+    assert table(rows) == [
+        "| row | x | z |",
         "| --- | --- | --- |",
-        "| b: x | 1.000 [0.900, 1.100] |  |",
-        "| c |  | text |",
+        "| a | 1.000 [0.900, 1.100] |  |",
+        "| b/c |  | 1.23 |",
     ]
+    assert cell(True) == "True"
 
 
+# The emulated link
+
+
+@pytest.mark.parametrize("collective", RING_PASSES)
 @pytest.mark.parametrize("sizes", [(1, 5), (3, 20000), (7, 40000)], ids=str)
-def test_an_emulated_collective_moves_twice_its_link_bytes(interpreted, sizes):
-    link_bytes, stored = interpreted("link_cases.copies_whole_bands", *sizes)
-    # As many are read as stored.
-    assert link_bytes <= stored <= link_bytes + 4 * BLOCK
+def test_an_emulated_collective_moves_twice_its_link_bytes(interpreted, collective, sizes):
+    link_bytes, stored = interpreted("link_cases.copies_whole_bands", collective, *sizes)
+    # As many are read as stored, and everything arrives; what is kept is stored twice.
+    least = max(link_bytes, 4 * sizes[0] * sizes[1])
+    kept = 4 * sizes[1] * (collective == "reduce_scatter")
+    assert least + kept <= stored <= least + kept + 4 * BLOCK
 
 
 def test_an_emulated_collective_takes_its_time(interpreted):
@@ -70,24 +360,37 @@ def test_an_emulated_collective_takes_its_time(interpreted):
     assert nominal <= taken < 2 * nominal
 
 
-@pytest.mark.parametrize("link", [nvlink_like(16), pcie_like(8)], ids=lambda link: link.name)
-def test_a_ring_sends_nearly_twice_the_bytes(link):
-    assert link.link_bytes(8_000_000) == 2 * (link.ranks - 1) * 8_000_000 / link.ranks
-    assert link.seconds(0) == link.alpha_seconds
+@pytest.mark.parametrize("link", LINKS)
+def test_a_ring_sends_what_it_sends(link):
+    its = LINKS[link](8)
+    assert its.link_bytes(8_000_000) == 2 * 7 / 8 * 8_000_000
+    assert its.link_bytes(8_000_000, "all_to_all") == 7 / 8 * 8_000_000
+    assert its.seconds(0) == its.alpha_seconds
+    assert replace(its, ranks=2).link_bytes(8) == 8
 
 
-def test_the_paced_copy_is_built_for_hopper(tmp_path, monkeypatch):
+@pytest.mark.parametrize("keeps", [False, True])
+def test_the_paced_copy_is_built_for_hopper(keeps, tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     kernel: Any = paced_copy
-    constants = {"PACED": True, "BLOCK": BLOCK}
-    pointers = {"source": "*bf16", "target": "*bf16"}
+    constants = {"PACED": True, "KEEPS": keeps, "BLOCK": BLOCK}
+    pointers = dict.fromkeys(("source", "target", "kept"), "*bf16")
     signature = {
         name: "constexpr" if name in constants else pointers.get(name, "i32")
         for name in kernel.arg_names
     }
-    aligned = {(at,): [["tt.divisibility", 16]] for at in range(3)}
+    aligned = {(at,): [["tt.divisibility", 16]] for at in range(4)}
     binary = compile_kernel(kernel, signature, constants, aligned, "sm_90", {"num_warps": WARPS})
     assert binary.spilled_bytes == 0
     assert "ld.global.v4" in binary.assembly
     # Read at the start, and again and again in the loop that waits.
     assert binary.assembly.count("%globaltimer;") == 2
+
+
+def test_the_measured_signal_is_built_for_hopper(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernel: Any = gpu_rates.announce
+    signature = {"times": "*i64", "counter": "*i32", "delay_ns": "i32"}
+    text = compile_kernel(kernel, signature, {}, {}, "sm_90", {"num_warps": 1}).assembly
+    # The time is noted, and then the counter bumped as a tile's is; newer Tritons reduce.
+    assert re.search(r"st\.global.*(atom|red)\.global\.gpu\.release\.add", text, re.DOTALL)

@@ -6,6 +6,7 @@ from itertools import product
 
 import pytest
 import torch
+from torch.torch_version import TorchVersion
 
 from overlapc.codegen import GemmSpec
 from overlapc.codegen.epilogue import Call, Dtype, Epilogue, Input, Ref
@@ -54,6 +55,16 @@ def test_the_fp8_gemm_says_whether_sums_may_be_short():
         found = lower(calls, operands, [value(0)], dtype="float8_e4m3fn")
         assert found.fast == fast
         assert (found.operands, found.dtype) == ((2, 3), "bfloat16")
+
+
+@pytest.mark.parametrize(("version", "is_lowered"), [("2.11.0+cu130", False), ("2.13.0", True)])
+def test_a_cast_is_lowered_where_torch_overflows_as_devices_do(version, is_lowered, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    for dtype in ("float8_e4m3fn", "float8_e5m2"):
+        cast = call("prims.convert_element_type.default", value(0), Dtype(dtype))
+        found = lowered(GEMM, cast)
+        assert (found.dtype == dtype) == (is_lowered or dtype == "float8_e5m2")
+        assert ("NaN of what is too large" in found.reason) == (found.dtype != dtype)
 
 
 @pytest.mark.parametrize(("op", "args"), REFUSED, ids=[f"{op} {args}" for op, args in REFUSED])

@@ -1,4 +1,4 @@
-"""The order in which ``run_signaled`` launches, and what its result is, without a GPU."""
+"""The order in which a staged GEMM launches, and what its result is, without a GPU."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_an_error_of_the_collective_still_joins(interpreted):
     [
         ("capture_cold", "during graph capture"),
         ("leave_no_sm", "cannot be left to the collective"),
-        ("wrong_rows", "do not fit"),
+        ("wrong_rows", "does not fit its kernel: C is not"),
     ],
 )
 def test_what_cannot_run_is_refused(interpreted, case, message):
@@ -45,5 +45,5 @@ def test_what_cannot_run_is_refused(interpreted, case, message):
 
 def test_a_kernel_without_signals_is_refused(interpreted):
     silent = replace(SPEC, signals=False)
-    with pytest.raises(AssertionError, match="the kernel signals"):
+    with pytest.raises(AssertionError, match="has a kernel that signals"):
         interpreted("runner_cases.run_twice", str(silent), (45,), 45, 40, 30)

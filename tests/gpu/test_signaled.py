@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -18,9 +21,11 @@ from overlapc.errors import KernelError, SignalError
 from overlapc.planning.tiles import tiles_for
 from overlapc.runtime import streams
 from overlapc.runtime.communicators import Communicator, communicator
+from overlapc.runtime.layout import Dealing, producer_parts
 from overlapc.runtime.requirements import why_no_kernel, why_no_streams
+from overlapc.runtime.sending import Sender
 from overlapc.runtime.signals import Signals, polls_in
-from overlapc.runtime.streams import run_signaled
+from overlapc.runtime.staged import StagedGemm
 from overlapc.runtime.waiting import driver_wait
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
@@ -56,6 +61,31 @@ def equal_bands(spec: GemmSpec, m: int, count: int) -> tuple[int, ...]:
 def double(band: torch.Tensor) -> None:
     """An all-reduce of two equal ranks, as far as one GPU can tell."""
     band.mul_(2)
+
+
+def all_reduced(
+    spec: GemmSpec,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    rows: Sequence[int],
+    all_reduce: Callable[[torch.Tensor], object] | Sender,
+    *,
+    group: Any = None,
+    **named: Any,
+) -> torch.Tensor:
+    """The product, each band given to ``all_reduce`` as soon as it is whole; 8 SMs are left."""
+    sender: Any = all_reduce
+    if not isinstance(all_reduce, Sender):
+
+        def start(group: Any, out: Any, sent: torch.Tensor, *sizes: Any) -> Any:
+            all_reduce(sent)
+            return SimpleNamespace(wait=lambda: None)
+
+        sender = SimpleNamespace(collective="all_reduce", start=start)
+    parts = producer_parts(Dealing("all_reduce", 0, sum(rows), 2, 0), rows)
+    return StagedGemm.of(build(spec), sender, parts, result_units=sum(rows))(
+        a, b, group, 8, **named
+    )
 
 
 def architecture() -> str:
@@ -106,10 +136,7 @@ def send_bands(groups: int, max_polls: int = 0) -> None:
 
     for _ in range(3):  # cold, then overlapped twice
         received.fill_(torch.nan)
-        out = run_signaled(
-            build(spec), a, b, None, equal_bands(spec, m, groups), receive, sms_for_comm=8,
-            max_polls=max_polls,
-        )  # fmt: skip
+        out = all_reduced(spec, a, b, equal_bands(spec, m, groups), receive, max_polls=max_polls)
         assert torch.equal(received, out)
         assert error_over_bound(spec, a, b, None, out) <= 1
 
@@ -125,10 +152,10 @@ def test_graph_replays_do_not_hang_or_drift(waiter):
 def replay_bands() -> None:
     m, n, k = 1024, 1024, 256
     a, b, _ = operands(HALF, m, n, k)
-    kernel, rows = build(HALF), equal_bands(HALF, m, 4)
+    rows = equal_bands(HALF, m, 4)
 
     def run() -> torch.Tensor:
-        return run_signaled(kernel, a, b, None, rows, double, sms_for_comm=8)
+        return all_reduced(HALF, a, b, rows, double)
 
     run()
     graph = torch.cuda.CUDAGraph()
@@ -149,7 +176,7 @@ def test_a_first_call_in_a_capture_is_refused(monkeypatch):
     a, b, _ = operands(HALF, 256, 256, 64)
     graph = torch.cuda.graph(torch.cuda.CUDAGraph())
     with pytest.raises(KernelError, match="during graph capture"), graph:
-        run_signaled(build(HALF), a, b, None, (256,), double, sms_for_comm=8)
+        all_reduced(HALF, a, b, (256,), double)
     torch.cuda.synchronize()
 
 
@@ -169,13 +196,10 @@ def test_a_communicator_of_its_own_sends_in_eager_mode_and_in_graphs(one_rank, w
     made = communicator(one_rank, 8, device, 10)
     assert isinstance(made, Communicator), made
     a, b, _ = operands(HALF, 1024, 512, 256)
-    rows = equal_bands(HALF, 1024, 4)
+    rows, sender = equal_bands(HALF, 1024, 4), Sender("all_reduce", "sum", in_stream=True)
 
     def run() -> torch.Tensor:
-        return run_signaled(
-            build(HALF), a, b, None, rows, lambda band: made.group.allreduce([band]).wait(), 8,
-            group=made.name,
-        )  # fmt: skip
+        return all_reduced(HALF, a, b, rows, sender, group=made.group, name=made.name)
 
     for _ in range(3):
         assert error_over_bound(HALF, a, b, None, run()) <= 1

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.gpu_chains import Unordered
 from overlapc.codegen import Bands, GemmSpec
 from overlapc.errors import KernelError
 from overlapc.runtime import columns, staged_sending, streams
 from overlapc.runtime.layout import Dealing, producer_parts
 from overlapc.runtime.staged import StagedGemm
-from tests.runtime.fake_gpu import SMS, Driver, Gpu, Graph, Work, in_memory_of, present
+from tests.runtime.fake_gpu import SMS, Deadlock, Driver, Gpu, Graph, Work, in_memory_of, present
 
 BLOCK, K, N = 16, 3, 24
 """Tiles are not whole where groups end."""
@@ -178,6 +179,28 @@ def test_bands_that_are_not_staged_are_seen(kind):
         call.use(call())
         with pytest.raises(AssertionError):
             gpu.synchronize()
+
+
+@pytest.mark.parametrize("kind", ["all_reduce", "reduce_scatter"])
+def test_the_bound_of_a_benchmark_waits_for_no_tile(kind):
+    """So its results are wrong in some order, and it never hangs."""
+    wrong = 0
+    for seed in range(20):
+        gpu = Gpu(seed)
+        with present(gpu, Driver(gpu)):
+            call = Call(gpu, kind, 0, seed)
+            call.use(call())
+            gpu.synchronize()
+            bands = call.gemm.bands
+            call.gemm = replace(call.gemm, bands=Unordered(bands.runs, bands.block_m))
+            call.use(call())
+            try:
+                gpu.synchronize()
+            except Deadlock:
+                raise
+            except AssertionError:
+                wrong += 1
+    assert wrong > 0
 
 
 def test_a_first_call_in_a_capture_launches_and_sends_nothing():

@@ -1,18 +1,20 @@
-"""What ``run_signaled`` enqueues, done in many of the orders in which a device may do it."""
+"""What a signaled GEMM enqueues, done in many of the orders in which a device may do it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from overlapc.codegen import GemmSpec
+from overlapc.codegen import Bands, GemmSpec
 from overlapc.errors import KernelError, SignalError
 from overlapc.runtime import streams
-from overlapc.runtime.streams import run_signaled
+from overlapc.runtime.layout import Dealing, producer_parts
+from overlapc.runtime.staged import StagedGemm
 from tests.runtime.fake_gpu import (
     NOT_SUPPORTED,
     SMS,
@@ -53,7 +55,7 @@ class Gemm:
     def tiles_n(self, n: int) -> int:
         return -(-n // BLOCK)
 
-    def __call__(self, a, b, out, *, bias, bands, counters, ctas) -> None:
+    def __call__(self, a, b, out, *, ctas, bands, counters, bias) -> None:
         assert ctas == SMS - LEFT
         self.gpu.load("GEMM")
         group_of = [group for group, rows in enumerate(ROWS) for _ in range(-(-rows // BLOCK))]
@@ -73,6 +75,8 @@ class Gemm:
 class Call:
     """Operands of a signaled GEMM, and an all-reduce of two ranks with equal ones."""
 
+    collective = "all_reduce"
+
     def __init__(self, gpu: Gpu, seed: int = 0, group: str = "tp") -> None:
         self.gpu, self.group, self.sent = gpu, group, 0
         generator = torch.Generator().manual_seed(seed)
@@ -84,11 +88,17 @@ class Call:
         return self.a @ self.b + self.bias
 
     def __call__(self, kernel: Any = None, **named: Any) -> torch.Tensor:
+        parts = producer_parts(Dealing("all_reduce", 0, sum(ROWS), 2, 0), ROWS)
+        fakes: Any = (kernel or Gemm(self.gpu), self)
+        gemm = StagedGemm.of(*fakes, parts, result_units=sum(ROWS))
+        users: Any = None
         with in_memory_of(self.gpu):
-            return run_signaled(
-                kernel or Gemm(self.gpu), self.a, self.b, self.bias, ROWS, self.all_reduce, LEFT,
-                group=self.group, **named,
-            )  # fmt: skip
+            return gemm(self.a, self.b, users, LEFT, name=self.group, bias=self.bias, **named)
+
+    def start(self, group: Any, out, sent, receives, sends) -> Any:
+        """As a ``Sender`` does."""
+        self.all_reduce(sent)
+        return SimpleNamespace(wait=lambda: None)
 
     def all_reduce(self, band: torch.Tensor) -> None:
         self.gpu.load(f"{self.group} for {band.numel().bit_length()}")
@@ -214,9 +224,10 @@ def test_new_rows_of_known_sizes_are_warm():
     with device() as gpu:
         assert Call(gpu)() is not None
         gpu.synchronize()
-        needed = streams.warmth((SPEC, torch.device("cpu")), "tp", [4 * N * 17, 4 * N * 31])
+        sends = "tp", "all_reduce", 1
+        needed = streams.warmth((SPEC, torch.device("cpu")), sends, [4 * N * 17, 4 * N * 31])
         assert streams.is_warm(needed)
-        for other in (needed | {("kernel", 1)}, streams.warmth(SPEC, "tp", [1 << 30])):
+        for other in (needed | {("kernel", 1)}, streams.warmth(SPEC, sends, [1 << 30])):
             assert not streams.is_warm(other)
 
 
@@ -328,8 +339,8 @@ def mutated(patch: pytest.MonkeyPatch, mutant: str) -> None:
                 streams.Signals, "address", lambda self, g: address(self, (g + 1) % len(ROWS))
             )
         case "one tile too few":
-            targets = streams.Bands.targets
-            patch.setattr(streams.Bands, "targets", lambda *given: [t - 1 for t in targets(*given)])
+            targets = Bands.targets
+            patch.setattr(Bands, "targets", lambda *given: [t - 1 for t in targets(*given)])
         case "allocating collective":
             all_reduce = Call.all_reduce
 

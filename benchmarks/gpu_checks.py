@@ -1,0 +1,139 @@
+"""Right, before it is timed: every kind of kernel, and every staged path, against float64."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from benchmarks.deadline import Deadline
+from benchmarks.emulated_link import LINKS
+from benchmarks.gpu_chains import EPILOGUES, Site, WrongResult, site
+from benchmarks.gpu_device import DTYPE, architecture, shipped_target
+from overlapc.codegen import Bands, GemmSpec, build
+from overlapc.codegen.oracle import error_over_bound, random_operand
+from overlapc.planning.problem import Problem
+from overlapc.planning.schedule import Plan
+from overlapc.planning.search import plan_rows
+from overlapc.planning.tiles import MOST_SUMS, sm_number, tiles_for
+from overlapc.runtime.signals import Signals
+
+SIZES = ((1000, 776, 520), (2048, 1024, 512))
+"""m, n, k: ragged in every dimension, and whole tiles."""
+STAGED_SIZES = (6000, 2048, 1024)
+"""Of staged paths: several waves, the last band with tiles that are not whole."""
+RANKS = 4
+CALLS = 4
+"""Of a staged path: one that loads everything, and some that overlap."""
+CTAS = 100
+
+
+def kernels(arch: str) -> Iterator[GemmSpec]:
+    """Every kind that is timed, and rarer ones."""
+    tiles = tiles_for(arch, DTYPE)
+    loads = "descriptors" if sm_number(arch) >= 90 else "pointers"
+    timed = [GemmSpec(DTYPE, DTYPE, **asdict(tile), loads=loads) for tile in tiles]
+    half = replace(timed[0], loads="pointers", stages=min(timed[0].stages, 3))
+    roomy = replace(half, block_n=128)
+    yield from timed
+    yield timed[0].without_signals()
+    yield half
+    yield replace(half, dtype="float16", out="float16", bias=True)
+    yield replace(roomy, b="row")
+    yield replace(roomy, a="strided", b="strided")
+    yield GemmSpec("float32", "float32", **asdict(tiles_for(arch, "float32")[0]))
+
+
+def kernel(deadline: Deadline, number: int) -> dict[str, Any]:
+    """One kind of kernel: random values, a poisoned C, and its counters."""
+    torch.manual_seed(number)
+    spec = list(kernels(architecture()))[number]
+    errors = [kernel_error(spec, *its) for its in SIZES]
+    if not max(errors) <= 1:
+        raise WrongResult(f"{max(errors):.3g} of what roundings explain: {spec}")
+    return {"row": str(spec), "largest error, of what roundings explain": max(errors)}
+
+
+def kernel_error(spec: GemmSpec, m: int, n: int, k: int) -> float:
+    """The error of one run over what is allowed; infinite where a counter is wrong."""
+    if spec.loads == "pointers":
+        spec = replace(spec, even_k=k % spec.block_k == 0)
+    a = random_operand(spec.a, m, k, spec.dtype, "cuda")
+    b = random_operand(spec.b, k, n, spec.dtype, "cuda")
+    bias = random_operand("row", 1, n, spec.dtype, "cuda")[0] if spec.bias else None
+    c = torch.full((m, n), torch.nan, dtype=getattr(torch, spec.out), device="cuda")
+    kernel = build(spec)
+    signals = Signals.zeroed(equal_bands(spec.block_m, m, 3), kernel.tiles_n(n), c.device)
+    kernel(a, b, c, ctas=CTAS, bias=bias, bands=signals.bands, counters=signals.counters)
+    counted = signals.counters[:, 0].tolist() == list(signals.targets)
+    error = error_over_bound(spec, a, b, bias, c)
+    return error if counted or not spec.signals else float("inf")
+
+
+def equal_bands(block_m: int, m: int, parts: int) -> Bands:
+    """At most ``parts`` bands of as equal a height as whole tile rows allow."""
+    tiles = -(-m // block_m)
+    parts = min(parts, tiles)
+    ends = [min(tiles * (part + 1) // parts * block_m, m) for part in range(parts)]
+    starts = [0, *ends[:-1]]
+    return Bands.of([end - at for at, end in zip(starts, ends, strict=True)], block_m)
+
+
+PATHS = tuple(
+    (collective, by_columns, epilogue)
+    for epilogue in EPILOGUES
+    for collective, by_columns in (
+        *(("all_reduce", False), ("reduce_scatter", False), ("all_to_all", False)),
+        *(("reduce_scatter", True), ("all_to_all", True)),
+    )
+)
+"""The collective, whether columns are dealt out in place of rows, and the epilogue."""
+
+
+def staged(deadline: Deadline, collective: str, by_columns: bool, epilogue: str) -> dict[str, Any]:
+    """One staged path of the ops over an EMULATED link: cold, and warm with other operands.
+
+    Sums and parts are those of an emulated group; the ops' own code does all the rest.
+    """
+    torch.manual_seed(0)
+    m, n, k = STAGED_SIZES
+    problem = Problem(
+        m, n, k, DTYPE, collective, RANKS, order="gemm_first", kernel_sums=MOST_SUMS,
+        row_multiple=int(by_columns),
+    )  # fmt: skip
+    target = shipped_target()
+    its = site(problem, target, LINKS["NVLink-like"](RANKS), epilogue)
+    plan = ragged(problem, its)
+    run, errors = its.signaled(plan), []
+    for _ in range(CALLS):
+        errors.append(its.check(run, its.expected()))
+        its.operands[0].neg_()  # what was computed before is wrong now
+    row = {"row": name_of(collective, by_columns, epilogue), "groups": len(plan.rows)}
+    return {**row, "largest error": max(errors), "without waits": _without_waits(its, plan)}
+
+
+def name_of(collective: str, by_columns: bool, epilogue: str) -> str:
+    """Of a path."""
+    dealt = " of columns" if by_columns else ""
+    return f"{collective}{dealt}, epilogue: {epilogue or 'none'}"
+
+
+def ragged(problem: Problem, its: Site) -> Plan:
+    """Three groups of growing sizes, as far as there are whole bands for them."""
+    tile = tiles_for(its.target.architecture, problem.dtype)[0]
+    unit = problem.band_rows(tile)
+    rows = [unit, 2 * unit, problem.m - 3 * unit]
+    if rows[-1] <= 0:
+        rows = [unit, problem.m - unit]
+    return plan_rows(problem, its.target, rows, tile=tile)
+
+
+def _without_waits(its: Site, plan: Plan) -> str:
+    """Whether the check would see a band that is sent too early."""
+    try:
+        its.check(its.unordered(plan), its.expected())
+    except WrongResult:
+        return "seen to be wrong"
+    return "not seen"

@@ -1,0 +1,118 @@
+"""The generated GEMM alone beside the library's: on all SMs, with some left out, with signals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from benchmarks.deadline import Deadline
+from benchmarks.gpu_device import DTYPE, architecture, device, sms
+from benchmarks.gpu_rates import alone
+from benchmarks.gpu_shapes import Shape
+from benchmarks.gpu_timing import measure_on_device
+from benchmarks.paired import Ratio, Samples
+from overlapc.codegen import build
+from overlapc.codegen.oracle import random_operand
+from overlapc.codegen.tiles import spec_for
+from overlapc.planning.kernel_costs import KernelCosts
+from overlapc.planning.problem import Problem
+from overlapc.planning.signaled import configurations
+from overlapc.planning.target import Target
+from overlapc.planning.tiles import MOST_SUMS, Tile
+from overlapc.runtime.streams import resident_ctas
+
+BANDS = 8
+"""Of a GEMM that signals."""
+LEFT = 16
+"""SMs left to a collective, as NVLink machines need."""
+LIBRARY, AGAIN, CARVED = "torch.mm", "torch.mm again", "torch.mm, SMs left"
+SIGNALING = f"with {BANDS} signals, of the same without"
+
+
+def speed(deadline: Deadline, shape: Shape, target: Target) -> dict[str, Any]:
+    """All tile configurations, and what the planner takes of them, against ``torch.mm``."""
+    a = random_operand("row", shape.m, shape.k, DTYPE, "cuda")
+    b = random_operand("col", shape.k, shape.n, DTYPE, "cuda")
+    c = torch.empty(shape.m, shape.n, dtype=a.dtype, device=a.device)
+    problem = Problem(
+        shape.m, shape.n, shape.k, DTYPE, "all_reduce", 2, kernel_sums=MOST_SUMS
+    )  # fmt: skip
+    kernels = {
+        tile: build(spec_for(a, b, architecture=architecture(), tile=tile))
+        for tile in configurations(problem, target)
+    }
+    whole, fewer = (picked(problem, target, left) for left in (0, LEFT))
+    full, left = sms(), resident_ctas(device(), LEFT)
+
+    def library() -> None:
+        torch.mm(a, b, out=c)
+
+    def ours(tile: Tile, ctas: int, *, bands: int) -> Callable[[], object]:
+        kernel = kernels[tile]
+        if not bands:
+            kernel = build(kernel.spec.without_signals())
+        return alone(kernel, a, b, c, ctas, bands or 1)
+
+    runs: dict[str, Callable[[], object]] = {LIBRARY: library, AGAIN: library}
+    runs |= {f"silent {tile}": ours(tile, full, bands=0) for tile in kernels}
+    runs["signals"] = ours(whole, full, bands=BANDS)
+    runs["SMs left"] = ours(fewer, left, bands=BANDS)
+    runs[CARVED] = carved_out(library, LEFT)
+    samples = measure_on_device(runs, deadline, seed=shape.m + shape.k)
+    best = min(kernels, key=lambda tile: samples.median(f"silent {tile}"))
+    ready = KernelCosts(problem, replace(target, communication_sms=0), whole).ready(shape.m)
+    return {
+        "row": str(shape),
+        "TFLOP/s of torch.mm": problem.flops / samples.median(LIBRARY) / 1e12,
+        "tile": str(whole),
+        "of torch.mm": cell(samples.ratio(LIBRARY, f"silent {whole}")),
+        "of torch.mm, best tile": cell(samples.ratio(LIBRARY, f"silent {best}")),
+        "best tile": str(best),
+        f"of torch.mm, {LEFT} SMs left to both": cell(samples.ratio(CARVED, "SMs left")),
+        f"of torch.mm on all SMs, {LEFT} left": cell(samples.ratio(LIBRARY, "SMs left")),
+        SIGNALING: cell(samples.ratio(f"silent {whole}", "signals")),
+        "torch.mm again": cell(samples.ratio(LIBRARY, AGAIN)),
+        "predicted over measured": ready / samples.median(f"silent {whole}"),
+    } | raw(samples)
+
+
+def picked(problem: Problem, target: Target, left: int) -> Tile:
+    """The tile that is predicted to be quickest with so many SMs left out."""
+    beside = replace(target, communication_sms=left)
+    return min(
+        configurations(problem, target),
+        key=lambda tile: KernelCosts(problem, beside, tile).ready(problem.m),
+    )
+
+
+def cell(ratio: Ratio) -> list[float]:
+    """A ratio as tables hold it: the median and its interval."""
+    return [ratio.median, ratio.low, ratio.high]
+
+
+def raw(samples: Samples) -> dict[str, Any]:
+    """Medians in milliseconds, and how often each was measured."""
+    names = samples.seconds
+    return {"rounds": samples.rounds, "ms": {n: 1e3 * samples.median(n) for n in names}}
+
+
+def carved_out(run: Callable[[], object], left: int) -> Callable[[], object]:
+    """The run with the library told to leave SMs out; a private setting of torch (cuBLASLt obeys).
+
+    Where a release lacks it, the library runs on all SMs, and the row shows no difference.
+    """
+    carve = getattr(torch._C, "_set_sm_carveout_experimental", None)
+
+    def carved() -> None:
+        if carve is not None:
+            carve(left)
+        try:
+            run()
+        finally:
+            if carve is not None:
+                carve(None)
+
+    return carved
