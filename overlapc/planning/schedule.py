@@ -116,6 +116,13 @@ class Plan:
         return any(event.group == LOCAL for event in self.timeline)
 
     @property
+    def reading_seconds(self) -> float:
+        """What whoever reads the result is predicted to lose by packed tiles."""
+        last = self.timeline[-1]
+        is_loss = self.by == TILES and last.lane == "compute"
+        return last.end - last.start if is_loss else 0.0
+
+    @property
     def speedup(self) -> float:
         """Predicted, over the serial schedule."""
         return self.serial_seconds / self.predicted_seconds if self.predicted_seconds else 1.0

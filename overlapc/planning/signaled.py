@@ -39,7 +39,7 @@ def configurations(problem: Problem, target: Target) -> tuple[Tile, ...]:
 def signaled_cuts(problem: Problem, target: Target) -> Iterator[Cut]:
     """The best groups of every tile configuration and order."""
     for tile in configurations(problem, target):
-        for by in problem.kernel_dimensions:
+        for by in problem.kernel_dimensions(tile):
             yield best_cut_of(kernel_costs(by, problem, target, tile))
 
 

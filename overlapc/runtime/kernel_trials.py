@@ -40,8 +40,7 @@ class KernelTrial:
         a, weight = (torch.randn(shape, device=self.device).to(dtype) for shape in shapes)
         return [a, weight.t()]
 
-    @cached_property
-    def spec(self) -> ChainSpec:
+    def spec(self, plan: Plan) -> ChainSpec:
         """The chain of one GEMM, and of the cast of what is sent where that is another dtype."""
         p = self.problem
         steps = [Step("aten.mm.default", (Ref("operand", 0), Ref("operand", 1)))]
@@ -57,34 +56,37 @@ class KernelTrial:
             schedule="signaled",
             fixed=True,
             axis=0 if is_dealt else 1,
+            takes_map=p.takes_map,
+            packed=plan.tile if plan.by == TILES else None,
         )
 
     def can_run(self, plan: Plan) -> bool:
         """Whether a kernel runs here, as far as can be told before it is launched."""
-        if plan.by == TILES or self.problem.deals_unevenly:
+        if self.problem.deals_unevenly:
             return False
-        return not why_not_signaled(self.spec, self.target, self.operands, self.device, self.group)
+        spec = self.spec(plan)
+        return not why_not_signaled(spec, self.target, self.operands, self.device, self.group)
 
     def seconds(self, plan: Plan) -> float:
         """Seconds until everything is there; infinitely many where the library had to step in.
 
-        Every member calls it at the same time.
+        What readers lose by packed tiles is added as it is predicted. Every member calls it at the
+        same time.
         """
         run = self._run(plan)
         self._synchronize()
         start = time.perf_counter()
         _, why = run(self.operands, self.group)
         self._synchronize()
-        return math.inf if why else time.perf_counter() - start
+        return math.inf if why else time.perf_counter() - start + plan.reading_seconds
 
     def _run(self, plan: Plan) -> Signaled:
-        key = plan.rows, plan.tile
+        key = plan.by, plan.rows, plan.tile
         if key not in self.runs:
             remember(self.target)
-            chain = Chain.of(self.spec)
-            deal = checking.dealing_of(
-                self.spec, self.operands, self.problem.blocks, (), (), self.group
-            )
+            spec = self.spec(plan)
+            chain = Chain.of(spec)
+            deal = checking.dealing_of(spec, self.operands, self.problem.blocks, (), (), self.group)
             ready = assemble(chain, self.operands, deal, cut_of(plan), plan)
             assert ready.signaled is not None, f"{plan} has one group"
             self.runs[key] = ready.signaled

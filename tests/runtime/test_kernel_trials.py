@@ -12,9 +12,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from overlapc.codegen.packing import unpack
 from overlapc.planning.candidates import top_plans
+from overlapc.planning.packed_order import PackedOrder
 from overlapc.planning.problem import Problem
 from overlapc.planning.schedule import Plan
+from overlapc.planning.search import plan_rows
+from overlapc.planning.signaled import configurations
 from overlapc.planning.target import Target
 from overlapc.planning.tiles import MOST_SUMS
 from overlapc.runtime import reference
@@ -44,10 +48,14 @@ PROBLEMS = {
         1536, 192, 24, "float32", "all_to_all", 2, order="gemm_first", sent_dtype="bfloat16",
         kernel_sums=MOST_SUMS,
     ),
+    "packed": Problem(
+        60, 1000, 24, "float32", "all_reduce", 2, kernel_sums=MOST_SUMS, takes_map=True
+    ),
 }  # fmt: skip
 
 
-NAMES = [n if n == "in blocks" else pytest.param(n, marks=pytest.mark.long) for n in PROBLEMS]
+ALWAYS = ("in blocks", "packed")
+NAMES = [n if n in ALWAYS else pytest.param(n, marks=pytest.mark.long) for n in PROBLEMS]
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +109,12 @@ def results(rank: int, name: str) -> float:
     with pretended_gpu(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(Signaled, "__call__", keeps)
         trial.seconds(kernel_plan(problem))
-    (wanted,) = reference.chain(trial.spec, [t.clone() for t in trial.operands], problem.blocks)
+    plan = kernel_plan(problem)
+    given = [t.clone() for t in trial.operands]
+    (wanted,) = reference.chain(trial.spec(plan), given, problem.blocks)
+    if plan.by == "tiles":
+        assert plan.tile is not None
+        found[0] = unpack(found[0], PackedOrder(problem.m, problem.n, plan.tile))
     return error_of(found[0], wanted)
 
 
@@ -127,9 +140,26 @@ def test_tuning_runs_kernels_and_takes_what_was_quicker(pair: Ranks) -> None:
             assert [won.tile for won in target.tuned] == [None]
 
 
-def test_packed_orders_and_uneven_ranks_are_not_tried() -> None:
-    problem = replace(PROBLEMS["all_reduce"], takes_map=True)
+class Done:
+    """A run that takes no time."""
+
+    def __call__(self, operands: Any, group: Any) -> tuple[list, str]:
+        return [], ""
+
+
+def test_what_readers_lose_by_packed_tiles_is_part_of_a_trial() -> None:
+    slow = replace(GPU.gemm[0], pointwise_bytes_per_second=1e3)
+    target, problem = replace(GPU, gemm=(slow,)), PROBLEMS["packed"]
+    (tile,) = configurations(problem, target)
+    packed = plan_rows(problem, target, (8, 8), by="tiles", tile=tile)
+    assert packed.reading_seconds == pytest.approx(0.075 * 2 * 60 * 1000 * 4 / 1e3)
+    trial = KernelTrial(problem, target, None, torch.device("cpu"))  # type: ignore[arg-type]
+    trial.runs["tiles", (8, 8), tile] = Done()  # type: ignore[assignment]
+    assert packed.reading_seconds <= trial.seconds(packed) < packed.reading_seconds + 1
+    assert plan_rows(problem, target, (60,), tile=tile).reading_seconds == 0
+
+
+def test_uneven_ranks_are_not_tried() -> None:
+    problem = replace(PROBLEMS["cast"], row_multiple=1, deals_unevenly=True)
     trial = KernelTrial(problem, GPU, None, torch.device("cpu"))  # type: ignore[arg-type]
-    packed = [plan for plan in top_plans(problem, GPU) if plan.by == "tiles"]
-    assert packed
-    assert not any(trial.can_run(plan) for plan in packed)
+    assert not trial.can_run(kernel_plan(PROBLEMS["cast"]))
