@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -30,12 +30,6 @@ class Kernel:
     """The generated module on disk: ``python <path>`` checks it."""
     module: ModuleType
     """The generated module, imported."""
-    bound: tuple[Tensor, ...] = ()
-    """Inputs of the epilogue of every call that names none."""
-
-    def with_inputs(self, inputs: Sequence[Tensor]) -> Kernel:
-        """The same kernel, to be called without its inputs."""
-        return replace(self, bound=tuple(inputs))
 
     def tiles(self, m: int, n: int) -> int:
         """Tiles of C[m, n]: more CTAs than these have nothing to do."""
@@ -67,8 +61,7 @@ class Kernel:
         order. KernelError where any of this does not hold.
         """
         spec = self.spec
-        inputs = tuple(inputs) or self.bound
-        inputs = inputs if bias is None else (*inputs, bias)
+        inputs = tuple(inputs) if bias is None else (*inputs, bias)
         self._check(a, b, c, inputs)
         if spec.signals and (bands is None or counters is None):
             raise self._error("a kernel that signals needs its bands and counters")

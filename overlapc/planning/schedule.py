@@ -70,7 +70,7 @@ class Plan:
     """Why this schedule, in one sentence."""
     timeline: tuple[Event, ...]
     """What each lane does when, as predicted, compute and communication by turns. Where groups are
-    of tiles, what readers of the result lose by a map ends it, as compute of the last group."""
+    of tiles, what readers of the result lose by them ends it, as compute of the last group."""
     by: str = ROWS
     """What groups are made of: "rows", "columns" of a ``chunked`` plan, or "tiles" of a
     ``signaled`` one."""

@@ -157,8 +157,7 @@ def _sent(costs: Costs, boundary: Boundary, end: float, start_row: int) -> float
 def signaled_timeline(costs: KernelCosts, groups: tuple[Boundary, ...]) -> tuple[Event, ...]:
     """Start and end of every group's waves and collective, by group.
 
-    In the end stands what a reader loses by a map, where there is one, as compute of the last
-    group.
+    In the end stands what a reader loses by packed tiles, as compute of the last group.
     """
     events: list[Event] = []
     computed = end = 0.0

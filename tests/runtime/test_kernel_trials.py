@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -58,13 +57,6 @@ ALWAYS = ("in blocks", "packed")
 NAMES = [n if n in ALWAYS else pytest.param(n, marks=pytest.mark.long) for n in PROBLEMS]
 
 
-@pytest.fixture(scope="module")
-def pair() -> Iterator[Ranks]:
-    ranks = Ranks(2, environment={"TRITON_INTERPRET": "1"})
-    yield ranks
-    ranks.close()
-
-
 def kernel_plan(problem: Problem) -> Plan:
     return next(plan for plan in top_plans(problem, GPU) if plan.tile)
 
@@ -82,16 +74,16 @@ def tried(rank: int, name: str, without: int | None = None) -> tuple[float, bool
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_trial_runs_the_kernel_of_the_plan(pair: Ranks, name: str) -> None:
-    for seconds, can_run, sent, groups in pair.run(tried, name):
+def test_a_trial_runs_the_kernel_of_the_plan(interpreted_pair: Ranks, name: str) -> None:
+    for seconds, can_run, sent, groups in interpreted_pair.run(tried, name):
         assert can_run
         assert 0 < seconds < 60
         assert sent == ["beside"] * groups
         assert groups > 1
 
 
-def test_a_rank_whose_kernel_fails_makes_the_plan_lose(pair: Ranks) -> None:
-    (first, *_), (second, *_) = pair.run(tried, "reduce_scatter", 1)
+def test_a_rank_whose_kernel_fails_makes_the_plan_lose(interpreted_pair: Ranks) -> None:
+    (first, *_), (second, *_) = interpreted_pair.run(tried, "reduce_scatter", 1)
     assert math.isfinite(first)
     assert math.isinf(second)
 
@@ -119,9 +111,9 @@ def results(rank: int, name: str) -> float:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_a_trial_computes_is_right(pair: Ranks, name: str) -> None:
+def test_what_a_trial_computes_is_right(interpreted_pair: Ranks, name: str) -> None:
     """Else it would be the time of something else."""
-    assert max(pair.run(results, name)) < (1e-2 if name == "cast" else 2e-6)
+    assert max(interpreted_pair.run(results, name)) < (1e-2 if name == "cast" else 2e-6)
 
 
 def tuned(rank: int, without: int | None) -> tuple[Target, set[str]]:
@@ -132,10 +124,10 @@ def tuned(rank: int, without: int | None) -> tuple[Target, set[str]]:
 
 
 @pytest.mark.long
-def test_tuning_runs_kernels_and_takes_what_was_quicker(pair: Ranks) -> None:
+def test_tuning_runs_kernels_and_takes_what_was_quicker(interpreted_pair: Ranks) -> None:
     """Which in an interpreter no kernel is, nor one that fell back."""
     for without in (None, 1):
-        for target, sent in pair.run(tuned, without):
+        for target, sent in interpreted_pair.run(tuned, without):
             assert "beside" in sent
             assert [won.tile for won in target.tuned] == [None]
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from types import SimpleNamespace
+from contextlib import nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -21,11 +19,11 @@ from overlapc.graphs.readers import read_tiles
 from overlapc.passes import PIPELINE
 from overlapc.planning.packed_order import PackedOrder
 from overlapc.planning.tiles import Tile
-from overlapc.runtime import ops, packed, preparing
+from overlapc.runtime import ops, packed
 from overlapc.runtime.spec import ChainSpec
 from tests.passes.test_catalogue_values import rewritten
 from tests.ranks import Ranks
-from tests.runtime.chains import call, chain, poisoned
+from tests.runtime.chains import call, chain, into, poisoned
 from tests.runtime.pretended import SECONDS, pretended_gpu
 from tests.runtime.test_kernel_trials import GPU
 from tests.runtime.test_signaled import (
@@ -47,25 +45,10 @@ ROWS = {"one sweep": 40, "two sweeps": 120}
 """Two tile rows, or four; of three tile columns, as the last rows and columns are ragged."""
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.long)])
-def ranks(request) -> Iterator[Ranks]:
+@pytest.fixture(params=["pair", pytest.param("three", marks=pytest.mark.long)])
+def ranks(request) -> Ranks:
     """Processes whose kernels run in Triton's interpreter."""
-    made = Ranks(request.param, environment={"TRITON_INTERPRET": "1"})
-    yield made
-    made.close()
-
-
-@contextmanager
-def into(groups: Sequence[int], tile: Tile = TILE) -> Iterator[None]:
-    """Cut every call into groups of so many tiles, whatever the planner says."""
-
-    def plan_call(fingerprint: str, schedule: str, problem: Any) -> Any:
-        return SimpleNamespace(
-            schedule="signaled", rows=tuple(groups), by="tiles", tile=tile, problem=problem
-        )
-
-    with patch.object(preparing, "plan_call", plan_call):
-        yield
+    return request.getfixturevalue(f"interpreted_{request.param}")
 
 
 def spec_of(rows: int, tile: Tile = TILE, **more: Any) -> tuple[Case, ChainSpec]:
@@ -92,7 +75,7 @@ def run(rank: int, rows: int, without: tuple[int, ...] = ()) -> tuple[float, dic
     groups = (1, 3, 2) if rows == ROWS["one sweep"] else (1, 7, 4)
     given, errors = case.operands(rank), []
     wanted = wanted_of(spec, given)
-    with pretended_gpu(), into(groups), poisoned(), falls_back, recorded() as log:
+    with pretended_gpu(), into(groups, TILE), poisoned(), falls_back, recorded() as log:
         for _ in range(2):
             (buffer,) = call(spec, given)
             errors.append(error_of(read(spec, buffer, rows), wanted))

@@ -111,12 +111,10 @@ SELDOM = ("scatter rows", "scatter blocks", "all-to-all", "all-to-all of columns
 """Not every time with a rank that falls back."""
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.long)])
-def ranks(request) -> Iterator[Ranks]:
+@pytest.fixture(params=["pair", pytest.param("three", marks=pytest.mark.long)])
+def ranks(request) -> Ranks:
     """Processes whose kernels run in Triton's interpreter."""
-    made = Ranks(request.param, environment={"TRITON_INTERPRET": "1"})
-    yield made
-    made.close()
+    return request.getfixturevalue(f"interpreted_{request.param}")
 
 
 @contextmanager
