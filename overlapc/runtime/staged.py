@@ -65,9 +65,9 @@ class StagedGemm:
     def packed(
         cls, kernel: Kernel, sender: Sender, parts: Sequence[Part], order: PackedOrder
     ) -> StagedGemm:
-        """The GEMM for these groups of tiles, whose all-reduce gives their buffer.
+        """The GEMM for these groups of tiles, which the kernel stores and an all-reduce gives.
 
-        ``KernelError`` for a kernel of other tiles.
+        ``KernelError`` for a kernel that does not pack so many.
         """
         counts = [part.computed.count for part in parts]
         groups = Packing.of(kernel.spec, order.m, order.n, counts)
