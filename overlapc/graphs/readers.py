@@ -24,11 +24,11 @@ def takes_map(chain: Chain) -> bool:
     Every other reader (a GEMM, a custom op, the graph's output) wants C in rows: one more pass over
     memory, which bands of rows are spared. Sizes that vary would be other tiles at every call.
     """
-    if chain.collective.name != "all_reduce" or len(chain.results) > 1:
+    if chain.collective.name != "all_reduce" or len(chain.results) != 1:
         return False
-    (result,) = chain.results
-    static = all(gemm.static for gemm in chain.gemms) and is_static(shape_of(result.node))
-    return static and _is_fused(result.node)
+    (node,) = (result.node for result in chain.results)
+    static = all(gemm.static for gemm in chain.gemms) and is_static(shape_of(node))
+    return static and _is_fused(node)
 
 
 def _is_fused(node: fx.Node) -> bool:

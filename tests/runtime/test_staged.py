@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from overlapc.codegen import Bands, GemmSpec
-from overlapc.codegen.packing import Packing, pack, unpack
+from overlapc.codegen.packing import pack, unpack
 from overlapc.errors import KernelError
 from overlapc.planning.packed_order import PackedOrder
 from overlapc.runtime import columns, staged_sending, streams
@@ -39,7 +39,7 @@ class Gemm:
     """A kernel that stores tiles where the runs of its bands say, in a random order."""
 
     spec = SPEC
-    bands: Bands
+    bands: Any
 
     def __init__(self, gpu: Gpu) -> None:
         self.gpu = gpu
@@ -74,7 +74,6 @@ class PackedGemm(Gemm):
     """A kernel that stores whole tiles where they lie in packed order."""
 
     spec = replace(SPEC, order="packed")
-    bands: Packing
 
     def __call__(self, a, b, c, *, ctas, bands, counters, scale) -> None:
         order = self.bands.order
