@@ -61,10 +61,9 @@ class Site(KernelTrial):
         a, weight, *rest = (torch.randn(shape, device=self.device).to(dtype) for shape in shapes)
         return [a, weight.t(), *rest]
 
-    @cached_property
-    def spec(self) -> ChainSpec:
+    def spec(self, plan: Plan | None = None) -> ChainSpec:
         """The chain with its epilogue."""
-        (modes, steps), plain = EPILOGUES[self.epilogue], super().spec
+        (modes, steps), plain = EPILOGUES[self.epilogue], super().spec(plan)
         return replace(plain, program=Program(modes, steps, Ref("value", len(steps) - 1)))
 
     def expected(self) -> torch.Tensor:
@@ -107,7 +106,9 @@ class Site(KernelTrial):
         The plan has been called before. What it gives is wrong.
         """
         built = built_of(self.ready(plan).signaled)
-        free = Unordered(built.gemm.bands.runs, built.gemm.bands.block_m)
+        bands = built.gemm.bands
+        assert isinstance(bands, Bands), "no plan here is of tiles"
+        free = Unordered(bands.runs, bands.block_m)
         gemm, given = replace(built.gemm, bands=free), self.operands
         link = self.group.link  # pyright: ignore[reportAttributeAccessIssue]
         inputs = [given[index] for index in built.inputs]

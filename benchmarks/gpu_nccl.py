@@ -188,7 +188,7 @@ def rank(store: str, me: int) -> dict[str, float]:
         torch.manual_seed(me)
         trial = trial_of(kind, 2, group, left)
         run = signaled(trial)
-        (wanted,) = reference.chain(trial.spec, [operand.cpu() for operand in trial.operands])
+        (wanted,) = reference.chain(trial.spec(), [operand.cpu() for operand in trial.operands])
         errors = []
         for _ in range(3):
             result = run()

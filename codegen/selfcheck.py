@@ -13,7 +13,7 @@ from overlapc.codegen.builder import load
 from overlapc.codegen.interpreting import correct_interpreter
 from overlapc.codegen.kernel import Kernel
 from overlapc.codegen.oracle import error_over_bound, random_input, random_operand
-from overlapc.codegen.packing import ATOM, Packing, unpack
+from overlapc.codegen.packing import Packing, unpack
 from overlapc.codegen.spec import GemmSpec
 
 if TYPE_CHECKING:
@@ -45,12 +45,13 @@ def main(file: str) -> int:
 
 
 def _sizes(spec: GemmSpec) -> list[tuple[int, int, int]]:
-    # Descriptors want aligned strides, and packing whole atoms: ragged is what they allow.
+    # Descriptors want aligned strides: ragged is what they allow.
     columns, depth = spec.block_n + 7, spec.block_k * 2 + (0 if spec.even_k else 3)
-    if spec.loads == "descriptors" or spec.order == "packed":
-        columns, depth = spec.block_n + ATOM, spec.block_k * 2 + (0 if spec.even_k else ATOM)
-    whole = (3 * spec.block_m, 2 * spec.block_n, 3 * spec.block_k)
-    rows = 2 * spec.block_m + (ATOM if spec.a == "col" else 5)
+    if spec.loads == "descriptors":
+        columns, depth = spec.block_n + 16, spec.block_k * 2 + (0 if spec.even_k else 16)
+    tall = 3 if spec.order == "band" else max(3, spec.sweep)  # packed order takes whole sweeps
+    whole = (tall * spec.block_m, 2 * spec.block_n, 3 * spec.block_k)
+    rows = (tall - 1) * spec.block_m + (16 if spec.a == "col" else 5)
     return [whole, (rows, columns, depth)]
 
 
@@ -83,7 +84,7 @@ class Case:
         if spec.order == "packed":
             tiles = kernel.tiles(m, n)
             announced = Packing.of(spec, m, n, (1,) * (groups - 1) + (tiles - groups + 1,))
-            shape, targets = (announced.elements,), announced.targets
+            shape, targets = (announced.order.elements,), announced.targets
         else:
             head = (spec.block_m,) * (groups - 1)
             announced = Bands.of((*head, m - sum(head)), spec.block_m)
@@ -115,7 +116,7 @@ class Case:
         """C[m, n]."""
         if not isinstance(self.groups, Packing):
             return self.c
-        return unpack(self.c, self.groups.map(str(self.c.device)))
+        return unpack(self.c, self.groups.order)
 
 
 def _check(kernel: Kernel, sizes: tuple[int, int, int], device: str) -> float:

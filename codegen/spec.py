@@ -9,6 +9,7 @@ from typing import Any
 from overlapc.codegen.epilogue import Call, Dtype, Epilogue, Input, Ref
 from overlapc.codegen.promotion import FLOATS, FP8
 from overlapc.errors import KernelError
+from overlapc.planning.tiles import Tile
 
 DTYPES = FLOATS
 LAYOUTS = ("row", "col", "strided")
@@ -113,6 +114,11 @@ class GemmSpec:
             return Epilogue((), (Call("aten.mm.dtype", operands),))
         call = Call("aten.addmm.dtype", (Ref("input", 0), *operands))
         return Epilogue((Input("vector", self.dtype),), (call,))
+
+    @property
+    def tile(self) -> Tile:
+        """What of it suits a device."""
+        return Tile(self.block_m, self.block_n, self.block_k, self.warps, self.stages, self.sweep)
 
     def without_signals(self) -> GemmSpec:
         """The same GEMM in one band, whose tiles tell nobody that they are done."""

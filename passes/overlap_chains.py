@@ -36,10 +36,12 @@ from overlapc.graphs.collectives import (
 from overlapc.graphs.consuming import read_consumer
 from overlapc.graphs.nodes import hint_of, tensor_facts, where
 from overlapc.graphs.producing import read_producer
+from overlapc.graphs.readers import takes_map
 from overlapc.graphs.replacing import replace_chain
 from overlapc.passes.base import Compilation, Fuel
 from overlapc.passes.remarks import remarks
-from overlapc.planning.problem import ITEM_BYTES, SENT_BYTES, Problem
+from overlapc.planning.packed_order import PackedOrder
+from overlapc.planning.problem import ITEM_BYTES, SENT_BYTES, TILES, Problem
 from overlapc.planning.schedule import Plan
 from overlapc.planning.search import MEASURED_MARGIN
 from overlapc.planning.target import Target
@@ -135,11 +137,15 @@ class OverlapChains:
 
     def _rewrite(self, graph: fx.Graph, chain: Chain, site: Site, compilation: Compilation) -> None:
         target = compilation.target_for(chain.gemms[0].device, chain.collective.group)
-        spec = specification(chain, target, compilation, site.id)
         plan = site.plan
+        tile = packed_tile(plan)
+        spec = specification(chain, target, compilation, site.id, tile)
         if compilation.options.dump and plan is not None and plan.schedule == "signaled":
             compilation.modules[site.id] = generated_module(chain, spec, target, plan.tile)
-        replace_chain(graph, chain, spec.text())
+        packed = None
+        if tile is not None and plan is not None:
+            packed = PackedOrder(plan.problem.m, plan.problem.n, tile)
+        replace_chain(graph, chain, spec.text(), packed)
 
 
 def match(start: fx.Node) -> list[Chain] | Refusal:
@@ -192,7 +198,7 @@ def decide(chain: Chain, compilation: Compilation) -> Decision | Refusal:
         tried = [plan] if is_static else _tried_plans(problem, target, schedule)
     except (ProblemError, TargetError) as error:
         return _no_plan(node, error)
-    if plan.schedule == "signaled" and (why := _why_not_signaled(chain, target, compilation)):
+    if plan.schedule == "signaled" and (why := _why_not_signaled(chain, plan, target, compilation)):
         reason = f"{plan.reason} The library computes its groups: {why}"
         return Decision("rewritten", plan, reason, "not_signaled")
     pays = [other for other in tried if _beats_inductor(other, target, chain)]
@@ -219,9 +225,14 @@ def _why_no_dtype(chain: Chain) -> str:
     return ""
 
 
-def _why_not_signaled(chain: Chain, target: Target, compilation: Compilation) -> str:
+def packed_tile(plan: Plan | None) -> Tile | None:
+    """Return the tiles that readers of a plan's result read; None where they read rows."""
+    return plan.tile if plan and plan.by == TILES and len(plan.rows) > 1 else None
+
+
+def _why_not_signaled(chain: Chain, plan: Plan, target: Target, compilation: Compilation) -> str:
     """Why no kernel would compute the chain here; empty where one does."""
-    spec = specification(chain, target, compilation, "")
+    spec = specification(chain, target, compilation, "", packed_tile(plan))
     device = torch.device(chain.gemms[0].device)
     return why_not_signaled(
         spec, target, meta_operands(chain), device, resolve(chain.collective.group)
@@ -286,7 +297,13 @@ def _problem(chain: Chain, target: Target, compilation: Compilation) -> Problem:
     return problem_of(spec, shapes, dtypes, ranks, receives, blocks_of(chain))
 
 
-def specification(chain: Chain, target: Target, compilation: Compilation, site: str) -> ChainSpec:
+def specification(
+    chain: Chain,
+    target: Target,
+    compilation: Compilation,
+    site: str,
+    packed: Tile | None = None,
+) -> ChainSpec:
     """Return what the inserted op has to know beside its tensors."""
     options = compilation.options
     return ChainSpec(
@@ -301,6 +318,8 @@ def specification(chain: Chain, target: Target, compilation: Compilation, site: 
         fixed=only_rows_vary(chain),
         axis=chain.axis,
         program=chain.program,
+        takes_map=takes_map(chain),
+        packed=packed,
     )
 
 

@@ -14,14 +14,19 @@ from torch._inductor.pattern_matcher import stable_topological_sort
 from overlapc.graphs.bands import Dim, Fill, Operand, Size, same, shape_of, size_of, sizes_of
 from overlapc.graphs.chain import Chain, Result
 from overlapc.graphs.nodes import add_call, value_of
+from overlapc.graphs.readers import read_tiles
+from overlapc.planning.packed_order import PackedOrder
 
 aten = torch.ops.aten
 
 
-def replace_chain(graph: fx.Graph, chain: Chain, spec: str) -> None:
+def replace_chain(
+    graph: fx.Graph, chain: Chain, spec: str, packed: PackedOrder | None = None
+) -> None:
     """Insert the op where the collective starts, use its results, and erase the chain.
 
-    What lay between a GEMM and the collective for others to read moves behind the op.
+    What lay between a GEMM and the collective for others to read moves behind the op. With
+    ``packed`` the op gives a buffer of tiles, from which its result is read.
     """
     with graph.inserting_before(chain.collective.start):
         sizes = _Sizes(graph, {})
@@ -30,6 +35,8 @@ def replace_chain(graph: fx.Graph, chain: Chain, spec: str) -> None:
         op = _call(graph, chain, spec, sizes)
         for index, result in enumerate(chain.results):
             value = add_call(graph, operator.getitem, (op, index), like=result.node)
+            if packed is not None:
+                value = read_tiles(graph, value, packed)
             if result in chain.trimmed:
                 value = _trimmed(graph, value, chain, sizes)
             value = _shaped(graph, value, result, sizes)

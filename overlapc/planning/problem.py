@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from math import lcm
 
 from overlapc.errors import ProblemError
-from overlapc.planning.tiles import ATOM, Tile
+from overlapc.planning.packed_order import packs
+from overlapc.planning.tiles import Tile
 
 ITEM_BYTES = {
     "float64": 8,
@@ -87,7 +88,7 @@ class Problem:
     """Producers that one generated kernel computes: how many elements of C a thread of it may hold
     beside the epilogue (`tiles`); 0 where no kernel is generated."""
     takes_map: bool = False
-    """Whoever reads the result of an all-reduce can find its elements through a map."""
+    """Whoever reads the result of an all-reduce can read it where the tiles of a kernel lie."""
     blocks: int = 1
     """Producers: blocks of rows of C, one after another, each of which is dealt out to all ranks.
     They do not divide m where rows are only tried."""
@@ -138,7 +139,7 @@ class Problem:
             local_first=self.local_first and self.is_consumer,
             cuts_columns=COLUMNS in self.dimensions,
             kernel_sums=0 if self.is_consumer else self.kernel_sums,
-            takes_map=TILES in self.kernel_dimensions,
+            takes_map=self.takes_map and self.collective == "all_reduce" and self.kernel_sums > 0,
             blocks=self.blocks if self.parts > 1 and not self.is_consumer else 1,
             deals_unevenly=self.deals_unevenly and not self.is_consumer,
         )
@@ -174,11 +175,10 @@ class Problem:
         """Rows of C that lie together and go to one rank, where they are dealt out; else all."""
         return -(-self.m // (self.parts * self.blocks))
 
-    @property
-    def kernel_dimensions(self) -> tuple[str, ...]:
-        """What groups of a generated kernel may be made of, rows first."""
-        packs = self.takes_map and self.collective == "all_reduce" and self.n % ATOM == 0
-        return (ROWS, TILES) if packs else (ROWS,)
+    def kernel_dimensions(self, tile: Tile) -> tuple[str, ...]:
+        """What groups of a generated kernel with the tile may be made of, rows first."""
+        is_packed = self.takes_map and self.collective == "all_reduce" and packs(tile, self.m)
+        return (ROWS, TILES) if is_packed else (ROWS,)
 
     def band_rows(self, tile: Tile, height: int = 1) -> int:
         """Rows of the smallest band of whole tiles, each rank's share ``height`` tile rows high.
@@ -196,7 +196,7 @@ class Problem:
         With a ``tile`` they are those of a generated kernel, whose bands end between tiles. No rows
         are one group of none.
         """
-        if by not in (self.kernel_dimensions if tile else self.dimensions):
+        if by not in (self.kernel_dimensions(tile) if tile else self.dimensions):
             return False
         size, granule = {ROWS: (self.m, self.granule), COLUMNS: (self.n, 1)}.get(by, (0, 1))
         if tile and by == TILES:

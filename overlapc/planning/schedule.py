@@ -70,7 +70,7 @@ class Plan:
     """Why this schedule, in one sentence."""
     timeline: tuple[Event, ...]
     """What each lane does when, as predicted, compute and communication by turns. Where groups are
-    of tiles, what readers of the result lose by a map ends it, as compute of the last group."""
+    of tiles, what readers of the result lose by them ends it, as compute of the last group."""
     by: str = ROWS
     """What groups are made of: "rows", "columns" of a ``chunked`` plan, or "tiles" of a
     ``signaled`` one."""
@@ -114,6 +114,13 @@ class Plan:
     def has_local(self) -> bool:
         """Whether rows that this rank has itself are computed before any has come."""
         return any(event.group == LOCAL for event in self.timeline)
+
+    @property
+    def reading_seconds(self) -> float:
+        """What whoever reads the result is predicted to lose by packed tiles."""
+        last = self.timeline[-1]
+        is_loss = self.by == TILES and last.lane == "compute"
+        return last.end - last.start if is_loss else 0.0
 
     @property
     def speedup(self) -> float:

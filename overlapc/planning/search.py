@@ -166,7 +166,7 @@ def _misfit(problem: Problem, rows: Sequence[int], by: str, tile: Tile | None) -
     if tile:
         size = tile.count(problem.m, problem.n) if by == TILES else size
         granule = problem.band_rows(tile) if by == ROWS else 1
-        dimensions = problem.kernel_dimensions
+        dimensions = problem.kernel_dimensions(tile)
     return PlanError(
         f"Groups of {list(rows)} {by} do not cut {size} {by}.",
         where="plan_rows",

@@ -39,7 +39,7 @@ def configurations(problem: Problem, target: Target) -> tuple[Tile, ...]:
 def signaled_cuts(problem: Problem, target: Target) -> Iterator[Cut]:
     """The best groups of every tile configuration and order."""
     for tile in configurations(problem, target):
-        for by in problem.kernel_dimensions:
+        for by in problem.kernel_dimensions(tile):
             yield best_cut_of(kernel_costs(by, problem, target, tile))
 
 
@@ -157,8 +157,7 @@ def _sent(costs: Costs, boundary: Boundary, end: float, start_row: int) -> float
 def signaled_timeline(costs: KernelCosts, groups: tuple[Boundary, ...]) -> tuple[Event, ...]:
     """Start and end of every group's waves and collective, by group.
 
-    In the end stands what a reader loses by a map, where there is one, as compute of the last
-    group.
+    In the end stands what a reader loses by packed tiles, as compute of the last group.
     """
     events: list[Event] = []
     computed = end = 0.0

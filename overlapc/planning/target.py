@@ -119,8 +119,14 @@ class Target:
         return {plan.problem: plan for plan in self.tuned}
 
     def tuned_for(self, problem: Problem) -> TunedPlan | None:
-        """What was measured for exactly this problem, or None."""
-        return self._tuned.get(problem.resolved()) if self.tuned else None
+        """What was measured for exactly this problem, or None.
+
+        What was measured for readers of rows holds for those that could read tiles as well.
+        """
+        if not self.tuned:
+            return None
+        known, exact = self._tuned, problem.resolved()
+        return known.get(exact) or known.get(replace(exact, takes_map=False))
 
     def lacks(self, problem: Problem) -> str:
         """What is missing here to plan ``problem``, as a sentence; empty when nothing is."""

@@ -7,10 +7,6 @@ from dataclasses import dataclass
 FP8 = ("float8_e4m3fn", "float8_e5m2")
 HALVES = ("float16", "bfloat16")
 
-ATOM = 16
-"""Columns that are contiguous in every order of tiles, and that one entry of a map places. The
-narrowest tile is as wide, and in a dtype of 16 bits it is one sector of memory."""
-
 
 @dataclass(frozen=True)
 class Tile:

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 import torch.distributed as dist
 
 from overlapc.planning.problem import ROWS
+from overlapc.planning.tiles import Tile
 from overlapc.runtime import comparing, groups
 
 MOST_REMEMBERED = 4096
@@ -16,15 +17,18 @@ MOST_REMEMBERED = 4096
 
 @dataclass(frozen=True)
 class Cut:
-    """How a call is cut: by which schedule, and how many GEMM rows or columns each group has."""
+    """How a call is cut: by which schedule, and how many GEMM rows, columns or tiles each group
+    has."""
 
     schedule: str
     rows: tuple[int, ...]
     by: str = ROWS
-    """What ``rows`` counts, "rows" or "columns"."""
+    """What ``rows`` counts, "rows", "columns" or "tiles"."""
+    tile: Tile | None = None
+    """Of groups of tiles: other tiles lie elsewhere."""
 
     def __str__(self) -> str:
-        return f"{self.schedule} {self.by} {self.rows}"
+        return f"{self.schedule} {self.by} {self.rows}{f' of {self.tile}' if self.tile else ''}"
 
 
 _agreed: WeakKeyDictionary[dist.ProcessGroup, dict[str, Cut]] = WeakKeyDictionary()

@@ -41,9 +41,11 @@ class KernelTrial:
         a, weight = (torch.randn(shape, device=self.device).to(dtype) for shape in shapes)
         return [a, weight.t()]
 
-    @cached_property
-    def spec(self) -> ChainSpec:
-        """The chain of one GEMM, and of the cast of what is sent where that is another dtype."""
+    def spec(self, plan: Plan | None = None) -> ChainSpec:
+        """The chain of one GEMM, and of the cast of what is sent where that is another dtype.
+
+        Of a plan of tiles it gives them as they lie.
+        """
         p = self.problem
         steps = [Step("aten.mm.default", (Ref("operand", 0), Ref("operand", 1)))]
         if p.sent_dtype not in ("", p.dtype):
@@ -58,18 +60,22 @@ class KernelTrial:
             schedule="signaled",
             fixed=True,
             axis=0 if is_dealt else 1,
+            takes_map=p.takes_map,
+            packed=plan.tile if plan and plan.by == TILES else None,
         )
 
     def can_run(self, plan: Plan) -> bool:
         """Whether a kernel runs here, as far as can be told before it is launched."""
-        if plan.by == TILES or self.problem.deals_unevenly:
+        if self.problem.deals_unevenly:
             return False
-        return not why_not_signaled(self.spec, self.target, self.operands, self.device, self.group)
+        spec = self.spec(plan)
+        return not why_not_signaled(spec, self.target, self.operands, self.device, self.group)
 
     def seconds(self, plan: Plan) -> float:
         """Seconds until everything is there; infinitely many where the library had to step in.
 
-        Every member calls it at the same time.
+        What readers lose by packed tiles is added as it is predicted. Every member calls it at the
+        same time.
         """
         run = self.ready(plan).signaled
         assert run is not None, f"{plan} has one group"
@@ -77,18 +83,16 @@ class KernelTrial:
         start = time.perf_counter()
         _, why = run(self.operands, self.group)
         self._synchronize()
-        return math.inf if why else time.perf_counter() - start
+        return math.inf if why else time.perf_counter() - start + plan.reading_seconds
 
     def ready(self, plan: Plan) -> Ready:
         """What runs any plan of the problem: the library, or a kernel where it is ``signaled``."""
         key = plan.schedule, plan.rows, plan.by, plan.tile
         if key not in self.chains:
             remember(self.target)
-            deal = checking.dealing_of(
-                self.spec, self.operands, self.problem.blocks, (), (), self.group
-            )
-            chain = Chain.of(self.spec)
-            self.chains[key] = assemble(chain, self.operands, deal, cut_of(plan), plan)
+            spec = self.spec(plan)
+            deal = checking.dealing_of(spec, self.operands, self.problem.blocks, (), (), self.group)
+            self.chains[key] = assemble(Chain.of(spec), self.operands, deal, cut_of(plan), plan)
         return self.chains[key]
 
     def _synchronize(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -41,8 +42,18 @@ def kernel_spec_of(
             remedy="give a target with field architecture, such as sm_90",
         )
     a, b = operands[lowered.a], operands[lowered.b]
+    tile = tile or spec.packed
     found = spec_for(a, b, architecture=target.architecture, lowered=lowered, tile=tile)
+    if spec.packed:
+        # All ranks send the tiles that were planned, and the graph reads no others.
+        if not _lie_alike(found.tile, spec.packed):
+            raise _error(f"The operands leave too few registers to tiles of {spec.packed}.")
+        found = replace(found, order="packed")
     return found, lowered
+
+
+def _lie_alike(one: Tile, other: Tile) -> bool:
+    return (one.block_m, one.block_n, one.sweep) == (other.block_m, other.block_n, other.sweep)
 
 
 def lowered_chain(spec: ChainSpec, operands: Sequence[torch.Tensor]) -> Lowered:

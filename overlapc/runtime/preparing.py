@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import torch
 import torch.distributed as dist
 
 from overlapc.errors import ProblemError
-from overlapc.planning.problem import COLUMNS, Problem
+from overlapc.planning.problem import COLUMNS, TILES, Problem
 from overlapc.planning.schedule import Plan
 from overlapc.runtime import agreement, checking, comparing, groups
 from overlapc.runtime.agreement import Cut
 from overlapc.runtime.column_producers import ColumnProducer
 from overlapc.runtime.consumers import Consumer
 from overlapc.runtime.layout import Dealing, consumer_parts, producer_parts
+from overlapc.runtime.packed import PackedAfter, PackedProducer
 from overlapc.runtime.plans import plan_call, target_of
 from overlapc.runtime.producers import Empty, Producer
 from overlapc.runtime.program import OFFSETS, ROWS
 from overlapc.runtime.sending import Sender
-from overlapc.runtime.shapes import on_meta, values
+from overlapc.runtime.shapes import on_meta, packed_order, values
 from overlapc.runtime.signaled import Signaled
 from overlapc.runtime.sizing import column_operands, problem_of
 from overlapc.runtime.spec import ChainSpec
@@ -114,7 +115,7 @@ def _described(chain: Chain, operands: Operands, deal: Dealing) -> str:
     problem = _problem(chain.spec, operands, deal)
     if problem is None:
         return f"{text} by no GEMM"
-    cut = " or ".join(problem.dimensions)
+    cut = " or ".join((*problem.dimensions, TILES) if problem.takes_map else problem.dimensions)
     return f"{text} by {problem.n}x{problem.k} {problem.dtype}, cut along {cut}"
 
 
@@ -155,11 +156,14 @@ def assemble(chain: Chain, operands: Operands, deal: Dealing, cut: Cut, plan: Pl
         run = Consumer(spec.program, chain.sender, local, parts, deal.ranks, by_columns, results)
     elif cut.by == COLUMNS:
         run = _column_producer(chain, operands, deal, rests, counts)
+    elif spec.packed:
+        run = _packed(chain, deal, rests, cut, counts)
     else:
         run = _producer(chain, deal, rests, counts, by_columns)
     signaled = None
     # Looks at the cut alone, which is the same on all ranks: all have to take one communicator.
-    if cut.schedule == "signaled" and isinstance(run, Producer) and len(counts) > 1:
+    is_producer = isinstance(run, Producer | PackedProducer)
+    if cut.schedule == "signaled" and is_producer and len(counts) > 1:
         signaled = Signaled(spec, target_of(spec.target), deal, run, plan.tile if plan else None)
     schedule = "serial" if cut.schedule == "serial" or len(counts) == 1 else "chunked"
     return Ready(schedule, deal, text, run, signaled)
@@ -182,6 +186,19 @@ def _producer(
         by_columns=by_columns,
         results=((shape, dtype), *kept),
     )
+
+
+def _packed(
+    chain: Chain, deal: Dealing, rests: Rests, cut: Cut, counts: Sizes
+) -> PackedProducer | PackedAfter:
+    """The groups are so many tiles, or rows where the ranks did not agree on tiles."""
+    spec, (rest, _) = chain.spec, rests.moved
+    order = packed_order(spec, (deal.units, *rest))
+    if cut.by != TILES or len(counts) == 1:
+        return PackedAfter(_producer(chain, deal, rests, counts, by_columns=False), order)
+    assert cut.tile == spec.packed, "the graph reads other tiles than are planned"
+    tiles = replace(deal, units=order.tiles)
+    return PackedProducer(spec.program, chain.sender, producer_parts(tiles, counts), order)
 
 
 def _column_producer(
@@ -252,12 +269,13 @@ def _cut(
 
 def cut_of(plan: Plan) -> Cut:
     """What of a plan the ranks have to have in common."""
-    return Cut(plan.schedule, plan.rows, plan.by)
+    return Cut(plan.schedule, plan.rows, plan.by, plan.tile if plan.by == TILES else None)
 
 
 def _counts(cut: Cut, deal: Dealing, plan: Plan | None) -> Sizes:
-    """Return the units of each group, of each rank where they are dealt out by rank; or columns."""
-    if cut.by == COLUMNS:
+    """Return the units of each group, of each rank where they are dealt out by rank; or columns, or
+    tiles."""
+    if cut.by == COLUMNS or (cut.by == TILES and len(cut.rows) > 1):
         return cut.rows
     if deal.is_uneven or plan is None or len(cut.rows) == 1:
         return cut.rows if deal.is_uneven else (deal.each,)

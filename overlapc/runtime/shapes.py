@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from overlapc.planning.packed_order import PackedOrder
 from overlapc.runtime.execution import function
 from overlapc.runtime.spec import ChainSpec
 
@@ -61,11 +62,20 @@ def results(
     shapes: list[Shape] = [value.shape for value in found]
     if not spec.is_consumer:
         shapes[0] = arrived(spec, shapes[0], receives, ranks)
+    if spec.packed:
+        shapes[0] = (packed_order(spec, shapes[0]).elements,)
     dtypes = [value.dtype for value in found]
     return [
         operands[0].new_empty(shape, dtype=dtype)
         for shape, dtype in zip(shapes, dtypes, strict=True)
     ]
+
+
+def packed_order(spec: ChainSpec, shape: Shape) -> PackedOrder:
+    """Return where the elements of a packed chain's C lie, which has this shape."""
+    assert spec.packed is not None, "its readers read rows"
+    m, n = shape
+    return PackedOrder(m, n, spec.packed)
 
 
 def on_meta(tensor: torch.Tensor) -> torch.Tensor:

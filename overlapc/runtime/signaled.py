@@ -22,6 +22,7 @@ from overlapc.planning.tiles import Tile
 from overlapc.runtime.communicators import Communicator, communicator
 from overlapc.runtime.kernels import kernel_spec_of
 from overlapc.runtime.layout import Dealing
+from overlapc.runtime.packed import PackedProducer
 from overlapc.runtime.producers import Producer
 from overlapc.runtime.requirements import why_no_kernel, why_no_streams
 from overlapc.runtime.sending import Sender
@@ -72,7 +73,7 @@ class Signaled:
     spec: ChainSpec
     target: Target
     deal: Dealing
-    library: Producer
+    library: Producer | PackedProducer
     """Computes and sends the same groups."""
     tile: Tile | None = None
     """Of the plan."""
@@ -135,9 +136,12 @@ class Signaled:
 
     def _staged(self, kernel: Kernel) -> StagedGemm:
         spec, deal = self.spec, self.deal
+        sender = Sender(spec.collective, spec.reduce, in_stream=True)
+        if isinstance(self.library, PackedProducer):
+            return StagedGemm.packed(kernel, sender, self.library.parts, self.library.order)
         return StagedGemm.of(
             kernel,
-            Sender(spec.collective, spec.reduce, in_stream=True),
+            sender,
             self.library.parts,
             result_units=deal.result_units,
             across=deal.ranks if self.library.by_columns else 1,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from overlapc.codegen import COUNTER_STRIDE, Bands
+from overlapc.codegen.packing import Packing
 from overlapc.errors import KernelError, SignalError
 
 POLL_SECONDS = 1e-6
@@ -33,9 +34,11 @@ class Signals:
     """Tiles of each band."""
 
     @classmethod
-    def zeroed(cls, bands: Bands, tiles_n: int, device: torch.device) -> Signals:
+    def zeroed(cls, bands: Bands | Packing, tiles_n: int, device: torch.device) -> Signals:
         """Zero counters on the current stream, before the GEMM that bumps them is launched."""
-        return cls.of(bands_on(bands, device), bands.targets(tiles_n))
+        is_packed = isinstance(bands, Packing)
+        targets = bands.targets if is_packed else bands.targets(tiles_n)
+        return cls.of(bands_on(bands, device), targets)
 
     @classmethod
     def of(cls, table: torch.Tensor, targets: Sequence[int]) -> Signals:
@@ -91,12 +94,12 @@ def polls_in(seconds: float) -> int:
 
 
 @cache
-def bands_on(bands: Bands, device: torch.device) -> torch.Tensor:
+def bands_on(bands: Bands | Packing, device: torch.device) -> torch.Tensor:
     """``bands.table`` on the device; copied once, and kept, since captured graphs point to it."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise KernelError(
-            "A partition into bands cannot be copied to the device during graph capture.",
-            where=f"bands of {bands.rows} rows",
+            "A partition into groups cannot be copied to the device during graph capture.",
+            where=f"{len(bands.slices)} groups",
             remedy="run once with these sizes before the capture",
         )
     return torch.tensor(bands.table, dtype=torch.int32, device=device)

@@ -89,6 +89,7 @@ def problem_of(
         kernel_sums=_kernel_sums(spec, operands),
         blocks=outer if dealt and not spec.is_consumer else 1,
         deals_unevenly=bool(receives) and not spec.is_consumer,
+        takes_map=spec.takes_map,
     )
 
 

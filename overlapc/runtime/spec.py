@@ -8,6 +8,8 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from overlapc.errors import KernelError
+from overlapc.planning.records import from_value, to_value
+from overlapc.planning.tiles import Tile
 from overlapc.runtime.program import Program, canonical
 
 COLLECTIVE_OF = {
@@ -52,6 +54,11 @@ class ChainSpec:
     """Columns and contracted sizes are the same at every call: only rows vary."""
     axis: int = 0
     """Dimension of ``[units, ...]`` that is scattered or gathered: 0, or 1 of every unit."""
+    takes_map: bool = False
+    """Whoever reads an all-reduce's result can read it where the tiles of a kernel lie."""
+    packed: Tile | None = None
+    """The tiles that they read: the op gives the buffer of their ``PackedOrder``. None where they
+    read rows."""
 
     def __post_init__(self) -> None:
         if self.kind not in COLLECTIVE_OF:
@@ -60,6 +67,8 @@ class ChainSpec:
             raise ValueError(f"axis is {self.axis}, not 0 or 1")
         if (self.program.sent is None) != self.is_consumer:
             raise ValueError("a producer's program says what is sent, and a consumer's does not")
+        if self.packed and not (self.takes_map and self.collective == "all_reduce"):
+            raise ValueError("only an all-reduce's result is read where tiles lie")
 
     @property
     def collective(self) -> str:
@@ -79,7 +88,9 @@ class ChainSpec:
     def text(self) -> str:
         """Return the specification as canonical JSON."""
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return canonical({**values, "program": self.program.value()})
+        return canonical(
+            {**values, "program": self.program.value(), "packed": to_value(self.packed)}
+        )
 
     @classmethod
     @lru_cache(maxsize=1024)
@@ -89,7 +100,10 @@ class ChainSpec:
             values = json.loads(text)
             if not isinstance(values, dict) or set(values) != {field.name for field in fields(cls)}:
                 raise ValueError("other fields")
-            return cls(**{**values, "program": Program.from_value(values["program"])})
+            values["program"] = Program.from_value(values["program"])
+            if values["packed"] is not None:
+                values["packed"] = from_value(Tile, values["packed"])
+            return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise KernelError(
                 f"{text!r} is no specification of a chain: {error}.",

@@ -10,7 +10,9 @@ import torch
 import torch.distributed as dist
 
 from overlapc.codegen import Bands, Kernel
+from overlapc.codegen.packing import Packing
 from overlapc.errors import KernelError
+from overlapc.planning.packed_order import PackedOrder
 from overlapc.runtime.layout import Part
 from overlapc.runtime.sending import Sender
 from overlapc.runtime.signals import Signals
@@ -34,10 +36,10 @@ class StagedGemm:
     sender: Sender
     parts: tuple[Part, ...]
     units: tuple[int, int]
-    """Rows of C, and of the result."""
+    """Rows of C, and of the result; tiles where those make groups."""
     across: int
     """Ranks among which the columns of C are dealt out; 1 where rows are, or nothing is."""
-    bands: Bands
+    bands: Bands | Packing
 
     @classmethod
     def of(
@@ -65,6 +67,18 @@ class StagedGemm:
         rows = sum(part.computed.count for part in parts)
         return cls(kernel, sender, tuple(parts), (rows, result_units), across, bands)
 
+    @classmethod
+    def packed(
+        cls, kernel: Kernel, sender: Sender, parts: Sequence[Part], order: PackedOrder
+    ) -> StagedGemm:
+        """The GEMM for these groups of tiles, which the kernel stores and an all-reduce gives.
+
+        ``KernelError`` for a kernel that does not pack so many.
+        """
+        counts = [part.computed.count for part in parts]
+        groups = Packing.of(kernel.spec, order.m, order.n, counts)
+        return cls(kernel, sender, tuple(parts), (order.tiles, order.tiles), 1, groups)
+
     def __call__(
         self,
         a: torch.Tensor,
@@ -76,7 +90,8 @@ class StagedGemm:
         max_polls: int = 0,
         **operands: Any,
     ) -> torch.Tensor:
-        """Return the collective's result, [units, n], ready on the current stream.
+        """Return the collective's result, [units, n] or the buffer of tiles, ready on the current
+        stream.
 
         ``operands``: what the kernel takes beside A and B. ``name``: of the communicator, which has
         one communication stream. For ``KernelError``, with nothing sent, and the rest see
@@ -89,17 +104,19 @@ class StagedGemm:
             ctas = resident_ctas(device, sms_for_comm)
             c, result, collectives = self._memory(a, n, group)
             signals = Signals.zeroed(self.bands, self.kernel.tiles_n(n), device)
+            stored = c.view(-1) if isinstance(self.bands, Packing) else c
             overlap(
                 lambda: self.kernel(
-                    a, b, c, ctas=ctas, bands=signals.bands, counters=signals.counters, **operands
+                    a, b, stored, ctas=ctas, bands=signals.bands, counters=signals.counters,
+                    **operands,
                 ),
                 signals,
                 collectives,
                 communication_stream(device, name),
                 needed,
                 max_polls=max_polls,
-            )
-        return result
+            )  # fmt: skip
+        return result.view(-1) if isinstance(self.bands, Packing) else result
 
     def _memory(
         self, a: torch.Tensor, n: int, group: dist.ProcessGroup
@@ -107,7 +124,7 @@ class StagedGemm:
         """What the GEMM writes, what the collectives give, and they: with all memory they use."""
         dtype = getattr(torch, self.kernel.spec.out)
         try:
-            c = a.new_empty(self.units[0], n, dtype=dtype)
+            c = a.new_empty(self.units[0], self._width(n), dtype=dtype)
             result = c
             if self.sender.collective != "all_reduce":
                 result = a.new_empty(self.units[1], n // self.across, dtype=dtype)
@@ -121,7 +138,11 @@ class StagedGemm:
         return c, result, calls
 
     def _needed(self, device: torch.device, n: int, name: Hashable) -> frozenset[Hashable]:
-        row_bytes = n * getattr(torch, self.kernel.spec.out).itemsize
-        sizes = (part.computed.count * row_bytes for part in self.parts)
+        unit_bytes = self._width(n) * getattr(torch, self.kernel.spec.out).itemsize
+        sizes = (part.computed.count * unit_bytes for part in self.parts)
         sends = name, self.sender.collective, self.across
         return warmth((self.kernel.spec, device), sends, sizes)
+
+    def _width(self, n: int) -> int:
+        """Elements of a unit of C."""
+        return self.bands.order.tile.elements if isinstance(self.bands, Packing) else n

@@ -12,13 +12,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
 
-import torch
-
 from overlapc.codegen import Bands
 from overlapc.codegen.bands import Run
 from overlapc.errors import KernelError
 from overlapc.runtime.layout import Part
-from overlapc.runtime.units import Units
 
 
 @dataclass(frozen=True)
@@ -46,11 +43,6 @@ class Staging:
         """Rows of each group."""
         return tuple(sum(run.rows for run in runs) for runs in self.runs)
 
-    @property
-    def is_identity(self) -> bool:
-        """Whether rows keep their places, so that C itself is sent."""
-        return all(run.source == run.target for runs in self.runs for run in runs)
-
     @cached_property
     def groups(self) -> tuple[slice, ...]:
         """Rows of the staging buffer that each group sends."""
@@ -70,15 +62,6 @@ class Staging:
                 remedy="send the empty groups without a kernel",
             )
         return Bands(tuple(_turned(runs, turned) for runs in announced), block_m)
-
-    def row_map(self) -> torch.Tensor:
-        """int64[rows]: the row of the staging buffer in which each row of C stands."""
-        staged = torch.empty(sum(self.counts), dtype=torch.int64)
-        for runs in self.runs:
-            for run in runs:
-                places = torch.arange(run.target, run.target + run.rows)
-                staged[run.source : run.source + run.rows] = places
-        return staged
 
 
 def _turned(runs: tuple[Run, ...], by: int) -> tuple[Run, ...]:
@@ -102,25 +85,3 @@ def _sent(part: Part) -> tuple[tuple[int, int], ...]:
 def consecutive(start: int, counts: Sequence[int]) -> tuple[slice, ...]:
     """Ranges of so many rows, one after another: of groups, or of the ranks in one."""
     return tuple(slice(a, b) for a, b in pairwise(accumulate(counts, initial=start)))
-
-
-def landings(landed: Units, counts: Sequence[int]) -> tuple[slice, ...]:
-    """The rows of a result in which each rank's part of a group lands, ``counts`` rows each.
-
-    Grouped sends and receives write there without another pass. KernelError where a rank's part is
-    no single range.
-    """
-    slices = [(start, count) for start, count in reversed(landed.slices) if count]
-    found: list[slice] = []
-    for count in counts:
-        start, length = slices.pop() if count else (0, 0)
-        if length < count:
-            raise KernelError(
-                "What one rank sends would land in several places.",
-                where=f"units {landed.slices} of {counts} from each rank",
-                remedy="receive it elsewhere, and put it in place",
-            )
-        if length > count:
-            slices.append((start + count, length - count))
-        found.append(slice(start, start + count))
-    return tuple(found)

@@ -88,11 +88,6 @@ class Units:
         outer, ranks, inner = self.grid
         return self.run == (0, outer * ranks * inner)
 
-    @cached_property
-    def is_rising(self) -> bool:
-        """Whether the units keep the tensor's order."""
-        return all(sum(before) <= after[0] for before, after in pairwise(self.slices))
-
     def take(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return these units of a tensor ``[units, ...]``: a view if they are one range.
 

@@ -19,7 +19,7 @@ from overlapc.codegen import COUNTER_STRIDE, Bands, GemmSpec, Kernel, build
 from overlapc.codegen.builder import TEMPLATES, load
 from overlapc.codegen.interpreting import correct_interpreter
 from overlapc.codegen.oracle import error_over_bound, random_input, random_operand
-from overlapc.codegen.packing import ATOM, Packing, unpack
+from overlapc.codegen.packing import Packing, unpack
 
 correct_interpreter()
 
@@ -62,12 +62,14 @@ def run(
     untouched = counters.clone()
     # Rows, or elements, beyond C, so that a store outside it is seen.
     margin = spec.block_m * (spec.block_n if packed else 1)
-    shape = (announced.elements,) if packed else (m, n)
+    shape = (announced.order.elements,) if packed else (m, n)
     around = torch.full((shape[0] + 2 * margin, *shape[1:]), torch.nan).to(_dtype(spec.out))
     c = around[margin : margin + shape[0]]
     table = torch.tensor(announced.table, dtype=torch.int32)
-    places = announced.map() if packed else None
-    written = torch.ones(shape, dtype=torch.bool) if places is None else in_map(places, shape[0])
+    written = torch.ones(shape, dtype=torch.bool)
+    if packed:
+        written = torch.zeros(shape, dtype=torch.bool)
+        written[unpack(torch.arange(shape[0]), announced.order).flatten()] = True
 
     def after_bump() -> None:
         for group, piece in enumerate(announced.slices):
@@ -81,7 +83,7 @@ def run(
     whole = c.float()
     assert not whole[written].isnan().any(), "an element of C was never written"
     assert whole[~written].isnan().all(), "an element beside C was written"
-    natural = unpack(c, places) if places is not None else in_order(c, announced)
+    natural = unpack(c, announced.order) if packed else in_order(c, announced)
     assert error_over_bound(spec, a, b, None, natural, inputs) <= 1
     outside = torch.cat((around[:margin], around[margin + shape[0] :])).float()
     assert outside.isnan().all(), "a store fell outside C"
@@ -111,14 +113,6 @@ def in_order(c: torch.Tensor, bands: Bands) -> torch.Tensor:
     for run in (run for runs in bands.runs for run in runs):
         natural[run.source :][: run.rows] = c[run.target :][: run.rows]
     return natural
-
-
-def in_map(places: torch.Tensor, elements: int) -> torch.Tensor:
-    """Which elements of a buffer some atom of the map covers."""
-    covered = torch.zeros(elements // ATOM, dtype=torch.int32)
-    covered.index_add_(0, places.flatten().long(), torch.ones(places.numel(), dtype=torch.int32))
-    assert covered.max() == 1, "two atoms of C share a place"
-    return covered.bool().repeat_interleave(ATOM)
 
 
 def tile_order(

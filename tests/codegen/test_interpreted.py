@@ -16,10 +16,12 @@ TMA = replace(BRAIN, loads="descriptors")
 RAGGED = (150, 75, 50)
 """m, n, k: five tile rows, three tile columns, two steps, each with a remainder."""
 ALIGNED = (152, 80, 48)
-"""The same of what the TMA unit and packing can take."""
+"""The same of what the TMA unit can take."""
+SWEPT = (184, 80, 48)
+"""With six tile rows, which packed order can sweep by two."""
 THREE_BANDS = (32, 96, 22)
-THREE_GROUPS = (4, 1, 10)
-"""Of the fifteen tiles."""
+THREE_GROUPS = (4, 1, 13)
+"""Of the eighteen tiles of ``SWEPT``."""
 
 MUTANTS = {
     "wrong band": ("publish(counters, group,", "publish(counters, group * 0,"),
@@ -134,14 +136,19 @@ def test_a_staged_order_gives_each_band_rows_of_every_rank(interpreted, rows, ra
     interpreted("gemm_cases.run", str(SPEC), m, 75, 50, rows, placing=("staged", ranks))
 
 
-@pytest.mark.parametrize("groups", [(15,), THREE_GROUPS, (1,) * 15], ids=str)
+@pytest.mark.parametrize("groups", [(18,), THREE_GROUPS, (1,) * 18], ids=str)
 @pytest.mark.parametrize(
-    "spec", [SPEC, TMA, replace(HALF, sweep=1), replace(FP8, bias=True), replace(BRAIN, sweep=9)],
+    "spec", [SPEC, TMA, replace(HALF, sweep=1), replace(FP8, bias=True), replace(BRAIN, sweep=8)],
     ids=lambda spec: f"{spec.dtype}, sweeps of {spec.sweep}",
 )  # fmt: skip
-def test_packed_tiles_are_found_through_the_map(interpreted, spec, groups):
+def test_packed_tiles_are_found_where_their_order_says(interpreted, spec, groups):
     spec = replace(spec, order="packed")
-    interpreted("gemm_cases.run", str(spec), *ALIGNED, groups, seed=5)
+    interpreted("gemm_cases.run", str(spec), *SWEPT, groups, seed=5)
+
+
+def test_packed_columns_may_be_ragged(interpreted):
+    spec = replace(SPEC, order="packed")
+    interpreted("gemm_cases.run", str(spec), SWEPT[0], *RAGGED[1:], THREE_GROUPS)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +177,7 @@ CASES = {
     "plain": (replace(SPEC, bias=True), RAGGED, {"groups": THREE_BANDS}),
     "rotated": (SPEC, RAGGED, {"groups": THREE_BANDS, "placing": ("rotated", 1)}),
     "staged": (SPEC, (144, 75, 50), {"groups": (32, 16), "placing": ("staged", 3)}),
-    "packed": (replace(SPEC, order="packed"), ALIGNED, {"groups": THREE_GROUPS}),
+    "packed": (replace(SPEC, order="packed"), SWEPT, {"groups": THREE_GROUPS}),
     "described": (TMA, (152, 80, 96), {"groups": (32, 96, 24)}),
 }
 MUTATIONS = [

@@ -1,62 +1,75 @@
-"""Packed order: where each atom of C lies, and what is refused."""
+"""Packed order: where the elements of C lie, which groups are ranges of it, and what is refused."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from overlapc.codegen import GemmSpec
-from overlapc.codegen.packing import ATOM, Packing, identity_map, unpack
+from overlapc.codegen.packing import Packing, pack, unpack
 from overlapc.errors import KernelError
+from overlapc.planning.packed_order import PackedOrder, packs
+from overlapc.planning.tiles import Tile
 
 SPEC = GemmSpec("float16", "float16", 32, 64, 32, sweep=2, order="packed")
 
 
-def test_the_identity_is_the_map_of_what_is_not_packed():
-    c = torch.randn(5, 3 * ATOM)
-    places = identity_map(5, 3 * ATOM)
-    assert places.dtype == torch.int32
-    assert torch.equal(unpack(c.flatten(), places), c)
+def tile_of(sweep: int) -> Tile:
+    return Tile(32, 64, 32, 4, 3, sweep)
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 200), st.integers(1, 12), st.integers(1, 5))
-def test_no_two_atoms_share_a_place_and_tiles_lie_whole(m, atoms, sweep):
-    spec = GemmSpec("float16", "float16", 32, 64, 32, sweep=sweep, order="packed")
-    n = atoms * ATOM
-    tiles = -(-m // 32) * -(-n // 64)
-    packing = Packing.of(spec, m, n, (tiles,))
-    places = packing.map()
-    assert places.shape == (m, atoms)
-    assert places.unique().numel() == places.numel()
-    assert places.max() < packing.elements // ATOM
-    size = 32 * 64 // ATOM
+@given(st.integers(1, 300), st.integers(1, 200), st.sampled_from([1, 2, 4, 8]))
+def test_what_is_packed_is_read_back_from_tiles_that_lie_whole(m, n, sweep):
+    tile = tile_of(sweep)
+    assume(packs(tile, m))
+    order = PackedOrder(m, n, tile)
+    numbers = torch.arange(order.elements)
+    places = unpack(numbers, order)
+    assert places.shape == (m, n)
+    assert places.unique().numel() == m * n
     # Rows and columns of one tile, and no others, have their places in one block of the buffer.
-    tile_of = places // size
-    rows, columns = torch.arange(m)[:, None] // 32, torch.arange(atoms)[None, :] // (64 // ATOM)
-    assert torch.equal(tile_of, tile_of[rows * 32, columns * (64 // ATOM)])
-    assert tile_of.unique().numel() == tiles
+    blocks = places // tile.elements
+    rows, columns = torch.arange(m)[:, None] // 32 * 32, torch.arange(n)[None, :] // 64 * 64
+    assert torch.equal(blocks, blocks[rows, columns])
+    assert blocks.unique().numel() == order.tiles
+    c = torch.randn(m, n)
+    packed = pack(c, order)
+    assert packed.shape == (order.elements,)
+    assert torch.equal(unpack(packed, order), c)
 
 
 def test_groups_are_ranges_of_the_buffer():
-    packing = Packing.of(SPEC, 70, 80, (1, 3, 2))
+    packing = Packing.of(SPEC, 120, 80, (1, 3, 4))
     tile = 32 * 64
-    assert packing.slices == (slice(0, tile), slice(tile, 4 * tile), slice(4 * tile, 6 * tile))
-    assert packing.targets == (1, 3, 2)
-    assert packing.table == (0, 1, 1, 1, 2, 2)
+    assert packing.slices == (slice(0, tile), slice(tile, 4 * tile), slice(4 * tile, 8 * tile))
+    assert packing.targets == (1, 3, 4)
+    assert packing.table == (0, 1, 1, 1, 2, 2, 2, 2)
     # Sweeps of two tile rows, column by column.
-    assert packing.map()[::32, ::4].tolist() == [[0, 256], [128, 384], [512, 640]]
+    places = unpack(torch.arange(packing.order.elements), packing.order) // tile
+    assert places[::32, ::64].tolist() == [[0, 2], [1, 3], [4, 6], [5, 7]]
 
 
 @pytest.mark.parametrize(
-    ("n", "tiles", "message"),
-    [(81, (6,), "multiple of 16"), (80, (5,), "all 6 tiles"), (80, (6, 0), "all"), (80, (), "all")],
+    ("m", "rows"), [(1, True), (64, True), (65, False), (97, True), (128, True), (160, False)]
 )
-def test_what_cannot_be_packed_is_refused(n, tiles, message):
+def test_tile_rows_are_whole_sweeps(m, rows):
+    assert packs(tile_of(2), m) == rows
+    if not rows:
+        with pytest.raises(ValueError, match="no whole sweeps"):
+            PackedOrder(m, 80, tile_of(2))
+    assert not packs(tile_of(2), 0)
+
+
+@pytest.mark.parametrize(
+    ("m", "tiles", "message"),
+    [(70, (6,), "whole sweeps"), (64, (5,), "all 4 tiles"), (64, (4, 0), "all"), (64, (), "all")],
+)
+def test_what_cannot_be_packed_is_refused(m, tiles, message):
     with pytest.raises(KernelError, match=message):
-        Packing.of(SPEC, 70, n, tiles)
+        Packing.of(SPEC, m, 80, tiles)
 
 
 def test_a_kernel_that_does_not_pack_is_refused():

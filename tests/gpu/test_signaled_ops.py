@@ -15,11 +15,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from overlapc.codegen.packing import unpack
+from overlapc.planning.packed_order import PackedOrder
 from overlapc.planning.target import Target
+from overlapc.planning.tiles import tiles_for
 from overlapc.runtime import ops, reference
 from overlapc.runtime.spec import ChainSpec
 from tests.ranks import Ranks
-from tests.runtime.chains import MM, call, chain, ragged
+from tests.runtime.chains import MM, call, chain, into, ragged
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
 
@@ -91,6 +94,27 @@ def test_a_call_is_signaled_and_replays(one_rank, kind, axis):
     graph.replay()
     torch.cuda.synchronize()
     assert error_of(found, product(given)) < BOUND
+
+
+def test_packed_tiles_are_signaled_and_replay(one_rank):
+    major, minor = torch.cuda.get_device_capability()
+    tile = tiles_for(f"sm_{major}{minor}", "bfloat16")[0]
+    order = PackedOrder(1000, N, tile)
+    spec = spec_of("gemm_all_reduce", 0, "gpu packed", takes_map=True, packed=tile)
+    given, groups = operands(4, 1000), (5, order.tiles - 5)
+    with counted(spec) as (calls, why), into(groups, tile):
+        for _ in range(3):
+            (found,) = call(spec, given, group=one_rank.group_name)
+            assert error_of(unpack(found, order), product(given)) < BOUND
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            (found,) = call(spec, given, group=one_rank.group_name)
+        assert (dict(calls), dict(why)) == ({"signaled": 4}, {})
+    given[0].neg_()
+    for _ in range(REPLAYS):
+        graph.replay()
+    torch.cuda.synchronize()
+    assert error_of(unpack(found, order), product(given)) < BOUND
 
 
 def test_a_first_call_in_a_capture_is_computed_by_the_library(one_rank):

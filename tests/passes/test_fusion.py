@@ -71,9 +71,9 @@ def test_no_more_kernels_than_inductor(name, fake_group, tmp_path, monkeypatch):
     assert 0 < ours <= plain
 
 
-def replaced_opaquely(graph, chain, spec):
+def replaced_opaquely(graph, chain, spec, packed=None):
     """As ``replace_chain``, but results go through a tensor that an opaque op waits for."""
-    replace_chain(graph, chain, spec)
+    replace_chain(graph, chain, spec, packed)
     neg, wait = torch.ops.aten.neg.default, torch.ops._c10d_functional.wait_tensor.default
     for result in [user for node in graph.nodes if is_ours(node) for user in node.users]:
         readers, value = list(result.users), result

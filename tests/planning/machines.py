@@ -9,6 +9,7 @@ from overlapc.planning.column_costs import ColumnCosts
 from overlapc.planning.cost import Costs
 from overlapc.planning.curve import Curve
 from overlapc.planning.kernel_costs import KernelCosts, PackedCosts
+from overlapc.planning.packed_order import packs
 from overlapc.planning.problem import COLLECTIVES, Problem
 from overlapc.planning.rates import GemmRates, Link
 from overlapc.planning.target import Target
@@ -132,8 +133,9 @@ def random_kernel(random: Random, kind: str, max_rows: int = 300) -> KernelCosts
     )
     tile = random_tile(random)
     if kind == "packed":
-        n = 16 * -(-problem.n // 16)
-        return PackedCosts(replace(problem, n=n, takes_map=True), target, tile, tile.sweep)
+        whole = tile.sweep * tile.block_m
+        m = problem.m if packs(tile, problem.m) else -(-problem.m // whole) * whole
+        return PackedCosts(replace(problem, m=m, takes_map=True), target, tile, tile.sweep)
     if kind == "in blocks":
         run_rows, blocks = random.choice([16, 48, random.randint(1, 40)]), random.randint(1, 8)
         ranks = problem.world_size

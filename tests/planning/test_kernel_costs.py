@@ -127,12 +127,19 @@ def test_terms_of_a_wave_on_a_device() -> None:
     )
 
 
-def test_whoever_reads_packed_tiles_loses_by_the_map() -> None:
+def test_whoever_reads_packed_tiles_loses_by_them() -> None:
     (tile, *_) = tiles_for("sm_90", "bfloat16")
     problem = replace(LLAMA, takes_map=True)
     packed = PackedCosts(problem, H100, tile, 8)
-    entries = 8192 * (8192 // 16)
-    expected = (4 * entries + 0.075 * 2 * 8192 * 8192 * 2) / 3.35e12
+    expected = 0.075 * 2 * 8192 * 8192 * 2 / 3.35e12
     assert packed.reading_seconds == pytest.approx(expected)
     assert KernelCosts(problem, H100, tile, 8).reading_seconds == 0
     assert packed.sent_bytes(packed.size) == problem.sent_bytes(problem.m)
+
+
+def test_packed_tiles_are_sent_whole() -> None:
+    """Of 16 rows as many bytes go as of 128."""
+    (tile, *_) = tiles_for("sm_90", "bfloat16")
+    few, tall = (PackedCosts(replace(LLAMA, m=m, takes_map=True), H100, tile, 8) for m in (16, 128))
+    assert few.sent_bytes(3) == tall.sent_bytes(3) == 3 * 128 * 256 * 2
+    assert few.tiles == tall.tiles

@@ -361,7 +361,7 @@ def difference(costs: KernelCosts, groups: tuple[Boundary, ...]) -> float:
     ]
     ends = [event.end for event in signaled_timeline(costs, groups)]
     if costs.by == "tiles" and costs.reading_seconds:
-        # Reading through the map comes after everything.
+        # What readers lose comes after everything.
         expected.append(expected[-1] + Fraction(costs.reading_seconds))
     return max(abs(mine / float(end) - 1) for mine, end in zip(ends, expected, strict=True))
 

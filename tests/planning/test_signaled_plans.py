@@ -141,7 +141,7 @@ def test_without_multiprocessors_for_the_collective_it_is_planned_on_request_onl
     assert plan(PROBLEM, gpu(3e11, c=20.0)).schedule == "signaled"
 
 
-def test_tiles_are_packed_only_where_the_reader_takes_a_map_and_that_pays() -> None:
+def test_tiles_are_packed_only_where_readers_take_them_and_that_pays() -> None:
     target = gpu(4e11)
     made = plan(FEW_ROWS, target, "signaled")
     assert (made.order, made.by) == ("packed", "tiles")
@@ -151,13 +151,13 @@ def test_tiles_are_packed_only_where_the_reader_takes_a_map_and_that_pays() -> N
     assert len(made.timeline) == 2 * len(made.rows) + 1
     for other in (
         replace(FEW_ROWS, takes_map=False),
-        replace(FEW_ROWS, n=65528),  # no whole atoms
+        replace(FEW_ROWS, m=1200),  # ten tile rows, or nineteen: no whole sweeps
         replace(FEW_ROWS, collective="reduce_scatter", row_multiple=4),
     ):
         unpacked = plan(other, target, "signaled")
         assert unpacked.by == "rows"
         assert unpacked.order == ("staged" if other.parts > 1 else "band")
-    # Reading through the map is charged: where memory is slow, bands are better.
+    # Reading tiles is charged: where memory is slow, bands are better.
     slow = replace(target.gemm[0], pointwise_bytes_per_second=1e10)
     assert plan(FEW_ROWS, replace(target, gemm=(slow,)), "signaled").order == "band"
 
@@ -216,6 +216,12 @@ def test_a_kernel_that_was_measured_best_is_taken() -> None:
     assert (made.schedule, made.tile, made.rows) == ("signaled", tile, (4096, 4096))
     assert made.code == "measured_best"
     assert plan(replace(PROBLEM, m=8191), target).code != "measured_best"
+    # Readers of tiles could read rows as well, but not the other way round.
+    assert plan(replace(PROBLEM, takes_map=True), target).code == "measured_best"
+    packing = replace(PROBLEM.resolved(), takes_map=True)
+    tiles = TunedPlan(packing, (4000, 96), 1e-2, "tiles", tile)
+    assert plan(packing, replace(target, tuned=(tuned, tiles))).by == "tiles"
+    assert plan(PROBLEM, replace(target, tuned=(tiles,))).code != "measured_best"
     with pytest.raises(ValueError, match="do not cut"):
         TunedPlan(PROBLEM.resolved(), (4000, 4192), 1.25e-2, tile=tile)
 

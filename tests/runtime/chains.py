@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from overlapc.planning.problem import Problem
+from overlapc.planning.tiles import Tile
 from overlapc.runtime import ops, preparing, reference
 from overlapc.runtime.plans import remember
 from overlapc.runtime.program import ROWS, WHOLE, Program, Step
@@ -107,6 +108,23 @@ def ragged(seed: int, by: str = "rows", cut: str = "chunked") -> Iterator[None]:
         ends = zip([0, *cuts], [*cuts, pieces], strict=True)
         rows = tuple((end - start) * granule for start, end in ends)
         return SimpleNamespace(schedule=cut, rows=rows, by=along, tile=None, problem=problem)
+
+    preparing.plan_call = plan_call
+    try:
+        yield
+    finally:
+        preparing.plan_call = original
+
+
+@contextmanager
+def into(groups: Sequence[int], tile: Tile) -> Iterator[None]:
+    """Cut every call into groups of so many tiles, whatever the planner says."""
+    original = preparing.plan_call
+
+    def plan_call(fingerprint: str, schedule: str, problem: Problem) -> Any:
+        return SimpleNamespace(
+            schedule="signaled", rows=tuple(groups), by="tiles", tile=tile, problem=problem
+        )
 
     preparing.plan_call = plan_call
     try:

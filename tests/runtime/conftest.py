@@ -7,6 +7,24 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests.ranks import Ranks
+
+
+@pytest.fixture(scope="session")
+def interpreted_pair() -> Iterator[Ranks]:
+    """A pair of gloo processes whose kernels run in Triton's interpreter."""
+    ranks = Ranks(2, environment={"TRITON_INTERPRET": "1"})
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture(scope="session")
+def interpreted_three() -> Iterator[Ranks]:
+    """Three of them."""
+    ranks = Ranks(3, environment={"TRITON_INTERPRET": "1"})
+    yield ranks
+    ranks.close()
+
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from overlapc.errors import KernelError, OverlapcError
+from overlapc.planning.tiles import Tile
 from overlapc.runtime import reference
 from overlapc.runtime.program import ROWS, WHOLE, Program, Step
 from overlapc.runtime.sending import Sender
@@ -266,6 +267,8 @@ def test_a_specification_is_read_as_it_was_written():
         made = chain("gemm_all_to_all", case.producer(), SLOW_LINK, axis=1, reduce="avg")
         assert ChainSpec.parse(made.text()) == made
         assert ChainSpec.parse(made.text()).text() == made.text()
+    tiles = replace(spec("gemm_all_reduce"), takes_map=True, packed=Tile(64, 64, 32, 4, 3))
+    assert ChainSpec.parse(tiles.text()) == tiles
 
 
 @pytest.mark.parametrize(
@@ -278,8 +281,15 @@ def test_what_is_no_specification_says_so(text):
 
 @pytest.mark.parametrize(
     "change",
-    [{"kind": "gemm_broadcast"}, {"axis": 2}, {"kind": "all_gather_gemm"}, {"program": CONSUMER}],
+    [
+        {"kind": "gemm_broadcast"},
+        {"axis": 2},
+        {"kind": "all_gather_gemm"},
+        {"program": CONSUMER},
+        {"packed": Tile(64, 64, 32, 4, 3)},
+        {"packed": Tile(64, 64, 32, 4, 3), "takes_map": True, "kind": "gemm_all_to_all"},
+    ],
 )
 def test_an_impossible_specification_cannot_be_made(change):
-    with pytest.raises(ValueError, match=r"kind|axis|producer"):
+    with pytest.raises(ValueError, match=r"kind|axis|producer|tiles lie"):
         replace(spec("gemm_all_reduce"), **change)

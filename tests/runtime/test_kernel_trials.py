@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -12,9 +11,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from overlapc.codegen.packing import unpack
 from overlapc.planning.candidates import top_plans
+from overlapc.planning.packed_order import PackedOrder
 from overlapc.planning.problem import Problem
 from overlapc.planning.schedule import Plan
+from overlapc.planning.search import plan_rows
+from overlapc.planning.signaled import configurations
 from overlapc.planning.target import Target
 from overlapc.planning.tiles import MOST_SUMS
 from overlapc.runtime import reference
@@ -44,17 +47,14 @@ PROBLEMS = {
         1536, 192, 24, "float32", "all_to_all", 2, order="gemm_first", sent_dtype="bfloat16",
         kernel_sums=MOST_SUMS,
     ),
+    "packed": Problem(
+        60, 1000, 24, "float32", "all_reduce", 2, kernel_sums=MOST_SUMS, takes_map=True
+    ),
 }  # fmt: skip
 
 
-NAMES = [n if n == "in blocks" else pytest.param(n, marks=pytest.mark.long) for n in PROBLEMS]
-
-
-@pytest.fixture(scope="module")
-def pair() -> Iterator[Ranks]:
-    ranks = Ranks(2, environment={"TRITON_INTERPRET": "1"})
-    yield ranks
-    ranks.close()
+ALWAYS = ("in blocks", "packed")
+NAMES = [n if n in ALWAYS else pytest.param(n, marks=pytest.mark.long) for n in PROBLEMS]
 
 
 def kernel_plan(problem: Problem) -> Plan:
@@ -74,16 +74,16 @@ def tried(rank: int, name: str, without: int | None = None) -> tuple[float, bool
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_trial_runs_the_kernel_of_the_plan(pair: Ranks, name: str) -> None:
-    for seconds, can_run, sent, groups in pair.run(tried, name):
+def test_a_trial_runs_the_kernel_of_the_plan(interpreted_pair: Ranks, name: str) -> None:
+    for seconds, can_run, sent, groups in interpreted_pair.run(tried, name):
         assert can_run
         assert 0 < seconds < 60
         assert sent == ["beside"] * groups
         assert groups > 1
 
 
-def test_a_rank_whose_kernel_fails_makes_the_plan_lose(pair: Ranks) -> None:
-    (first, *_), (second, *_) = pair.run(tried, "reduce_scatter", 1)
+def test_a_rank_whose_kernel_fails_makes_the_plan_lose(interpreted_pair: Ranks) -> None:
+    (first, *_), (second, *_) = interpreted_pair.run(tried, "reduce_scatter", 1)
     assert math.isfinite(first)
     assert math.isinf(second)
 
@@ -101,14 +101,19 @@ def results(rank: int, name: str) -> float:
     with pretended_gpu(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(Signaled, "__call__", keeps)
         trial.seconds(kernel_plan(problem))
-    (wanted,) = reference.chain(trial.spec, [t.clone() for t in trial.operands], problem.blocks)
+    plan = kernel_plan(problem)
+    given = [t.clone() for t in trial.operands]
+    (wanted,) = reference.chain(trial.spec(plan), given, problem.blocks)
+    if plan.by == "tiles":
+        assert plan.tile is not None
+        found[0] = unpack(found[0], PackedOrder(problem.m, problem.n, plan.tile))
     return error_of(found[0], wanted)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_a_trial_computes_is_right(pair: Ranks, name: str) -> None:
+def test_what_a_trial_computes_is_right(interpreted_pair: Ranks, name: str) -> None:
     """Else it would be the time of something else."""
-    assert max(pair.run(results, name)) < (1e-2 if name == "cast" else 2e-6)
+    assert max(interpreted_pair.run(results, name)) < (1e-2 if name == "cast" else 2e-6)
 
 
 def tuned(rank: int, without: int | None) -> tuple[Target, set[str]]:
@@ -119,17 +124,34 @@ def tuned(rank: int, without: int | None) -> tuple[Target, set[str]]:
 
 
 @pytest.mark.long
-def test_tuning_runs_kernels_and_takes_what_was_quicker(pair: Ranks) -> None:
+def test_tuning_runs_kernels_and_takes_what_was_quicker(interpreted_pair: Ranks) -> None:
     """Which in an interpreter no kernel is, nor one that fell back."""
     for without in (None, 1):
-        for target, sent in pair.run(tuned, without):
+        for target, sent in interpreted_pair.run(tuned, without):
             assert "beside" in sent
             assert [won.tile for won in target.tuned] == [None]
 
 
-def test_packed_orders_and_uneven_ranks_are_not_tried() -> None:
-    problem = replace(PROBLEMS["all_reduce"], takes_map=True)
+class Done:
+    """A run that takes no time."""
+
+    def __call__(self, operands: Any, group: Any) -> tuple[list, str]:
+        return [], ""
+
+
+def test_what_readers_lose_by_packed_tiles_is_part_of_a_trial() -> None:
+    slow = replace(GPU.gemm[0], pointwise_bytes_per_second=1e3)
+    target, problem = replace(GPU, gemm=(slow,)), PROBLEMS["packed"]
+    (tile,) = configurations(problem, target)
+    packed = plan_rows(problem, target, (8, 8), by="tiles", tile=tile)
+    assert packed.reading_seconds == pytest.approx(0.075 * 2 * 60 * 1000 * 4 / 1e3)
+    trial = KernelTrial(problem, target, None, torch.device("cpu"))  # type: ignore[arg-type]
+    trial.runs["tiles", (8, 8), tile] = Done()  # type: ignore[assignment]
+    assert packed.reading_seconds <= trial.seconds(packed) < packed.reading_seconds + 1
+    assert plan_rows(problem, target, (60,), tile=tile).reading_seconds == 0
+
+
+def test_uneven_ranks_are_not_tried() -> None:
+    problem = replace(PROBLEMS["cast"], row_multiple=1, deals_unevenly=True)
     trial = KernelTrial(problem, GPU, None, torch.device("cpu"))  # type: ignore[arg-type]
-    packed = [plan for plan in top_plans(problem, GPU) if plan.by == "tiles"]
-    assert packed
-    assert not any(trial.can_run(plan) for plan in packed)
+    assert not trial.can_run(kernel_plan(PROBLEMS["cast"]))

@@ -11,7 +11,9 @@ import torch
 
 from benchmarks.gpu_chains import Unordered
 from overlapc.codegen import Bands, GemmSpec
+from overlapc.codegen.packing import pack, unpack
 from overlapc.errors import KernelError
+from overlapc.planning.packed_order import PackedOrder
 from overlapc.runtime import columns, staged_sending, streams
 from overlapc.runtime.layout import Dealing, producer_parts
 from overlapc.runtime.staged import StagedGemm
@@ -23,6 +25,8 @@ SPEC = GemmSpec("float32", "float32", BLOCK, BLOCK, BLOCK)
 RANKS, ME = 3, 1
 COUNTS = (18, 9, 27)
 """Rows of each group, of every rank where dimension 0 is dealt out."""
+TILES = (1, 4, 3)
+"""Tiles of each group, where they are packed: four tile rows of two."""
 KINDS = [
     ("all_reduce", 0),
     ("reduce_scatter", 0),
@@ -36,7 +40,7 @@ class Gemm:
     """A kernel that stores tiles where the runs of its bands say, in a random order."""
 
     spec = SPEC
-    bands: Bands
+    bands: Any
 
     def __init__(self, gpu: Gpu) -> None:
         self.gpu = gpu
@@ -64,6 +68,27 @@ class Gemm:
         ]
         steps = [lambda its=its: tile(*its) for its in self.gpu.random.sample(tiles, len(tiles))]
         self.gpu.gemm = Work("GEMM", steps)
+        self.gpu.enqueue(self.gpu.gemm)
+
+
+class PackedGemm(Gemm):
+    """A kernel that stores whole tiles where they lie in packed order."""
+
+    spec = replace(SPEC, order="packed")
+
+    def __call__(self, a, b, c, *, ctas, bands, counters, scale) -> None:
+        order = self.bands.order
+        assert tuple(bands.tolist()) == self.bands.table
+        assert c.shape == (order.elements,)
+        self.gpu.load("GEMM")
+
+        def tile(index: int) -> None:
+            part = slice(index * order.tile.elements, (index + 1) * order.tile.elements)
+            c[part] = pack(scale * (a @ b), order)[part]
+            counters[self.bands.table[index], 0] += 1
+
+        tiles = self.gpu.random.sample(range(order.tiles), order.tiles)
+        self.gpu.gemm = Work("GEMM", [lambda index=index: tile(index) for index in tiles])
         self.gpu.enqueue(self.gpu.gemm)
 
 
@@ -126,20 +151,39 @@ class Call:
         c = 2.0 * (self.a @ self.b)
         return of_all_ranks(self.kind, columns.pack(c, RANKS) if self.axis else c)
 
+    def read(self, out: torch.Tensor) -> torch.Tensor:
+        return out
+
     def use(self, out: torch.Tensor) -> None:
         def consume() -> None:
-            torch.testing.assert_close(out, self.expected(), rtol=1e-5, atol=1e-4)
+            torch.testing.assert_close(self.read(out), self.expected(), rtol=1e-5, atol=1e-4)
             self.a.mul_(-1.5)
 
         self.gpu.enqueue(Work("consumer", [consume]))
 
 
+class PackedCall(Call):
+    """One whose groups are of tiles."""
+
+    def __init__(self, gpu: Gpu, kind: str, axis: int, seed: int) -> None:
+        super().__init__(gpu, "all_reduce", 0, seed)
+        self.order = PackedOrder(self.units, N, PackedGemm.spec.tile)
+        deal = Dealing("all_reduce", 0, self.order.tiles, RANKS, ME)
+        kernel = PackedGemm(gpu)
+        fakes: Any = (kernel, Sends(gpu, "all_reduce"))
+        self.gemm = StagedGemm.packed(*fakes, producer_parts(deal, TILES), self.order)
+        kernel.bands = self.gemm.bands
+
+    def read(self, out: torch.Tensor) -> torch.Tensor:
+        return unpack(out, self.order)
+
+
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize(("kind", "axis"), KINDS)
+@pytest.mark.parametrize(("kind", "axis"), [*KINDS, ("packed", 0)])
 def test_results_are_pytorchs_in_every_order(kind, axis, seed):
     gpu = Gpu(seed, one_queue=seed % 2 == 1)
     with present(gpu, Driver(gpu)):
-        call = Call(gpu, kind, axis, seed)
+        call = (PackedCall if kind == "packed" else Call)(gpu, kind, axis, seed)
         for _ in range(3):
             call.use(call())
         gpu.synchronize()

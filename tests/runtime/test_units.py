@@ -51,7 +51,6 @@ def test_take_and_put_are_what_slices_say():
         wanted = torch.zeros(total, 3)
         wanted[chosen] = values
         assert torch.equal(place, wanted)
-        assert units.is_rising == (chosen == sorted(chosen))
 
 
 def test_what_is_taken_of_contiguous_memory_is_contiguous():
