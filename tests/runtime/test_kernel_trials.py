@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -146,7 +147,7 @@ def test_what_readers_lose_by_packed_tiles_is_part_of_a_trial() -> None:
     packed = plan_rows(problem, target, (8, 8), by="tiles", tile=tile)
     assert packed.reading_seconds == pytest.approx(0.075 * 2 * 60 * 1000 * 4 / 1e3)
     trial = KernelTrial(problem, target, None, torch.device("cpu"))  # type: ignore[arg-type]
-    trial.runs["tiles", (8, 8), tile] = Done()  # type: ignore[assignment]
+    trial.chains["signaled", (8, 8), "tiles", tile] = SimpleNamespace(signaled=Done())  # type: ignore[assignment]
     assert packed.reading_seconds <= trial.seconds(packed) < packed.reading_seconds + 1
     assert plan_rows(problem, target, (60,), tile=tile).reading_seconds == 0
 
