@@ -170,6 +170,10 @@ def added(q, k, v, m):
     return (m + 0.3 * (q @ k.mT)).softmax(-1) @ v
 
 
+def upcast_then_added(q, k, v, m):
+    return ((q @ k.mT).to(m.dtype) + m).softmax(-1).to(v.dtype) @ v
+
+
 def added_then_scaled(q, k, v, m):
     return (0.5 * (2 * m - (q @ k.mT))).softmax(-1) @ v
 
@@ -440,6 +444,8 @@ REWRITTEN = {
     "upcast": Spelling(upcast, operands=bfloat),
     "upcast_operands": Spelling(upcast_operands, operands=bfloat),
     "added": Spelling(added, more=bias),
+    "narrow_mask": Spelling(added, more=lambda: tuple(m.bfloat16() for m in bias())),
+    "wide_mask": Spelling(upcast_then_added, more=bias, operands=bfloat),
     "added_then_scaled": Spelling(added_then_scaled, more=bias),
     "filled": Spelling(filled, more=keep),
     "filled_finite": Spelling(filled_finite, more=keep),

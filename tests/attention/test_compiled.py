@@ -11,6 +11,7 @@ import torch
 
 import overlapc
 from tests.attention.catalogue import causal_by_indices, functional, in_checkpoint, plain, square
+from tests.attention.rewriting import rewrite
 
 TWO_RUNS = """
 import json, sys, torch, overlapc
@@ -94,3 +95,14 @@ def test_a_literal_tensor_in_the_model_can_be_explained():
         return x + torch.tensor(0.5)
 
     assert overlapc.explain(function)(torch.randn(4)).sites == []
+
+
+def test_operands_of_dtensor_are_refused(fake_group):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard
+
+    mesh = init_device_mesh("cpu", (2,))
+    operands = [DTensor.from_local(t, mesh, [Shard(1)], run_check=False) for t in plain()]
+    done = rewrite(functional, *operands)
+    assert done.codes == ["!tensor_subclass"]
+    assert done.after == done.before

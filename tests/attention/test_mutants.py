@@ -27,8 +27,8 @@ def through(node_name):
     return step
 
 
-def off_by_one(versions, parts):
-    said = real_constant(versions, parts)
+def off_by_one(versions, parts, dtype):
+    said = real_constant(versions, parts, dtype)
     if said is None or said.ndim < 2:
         return said
     n = said.shape[-1]

@@ -18,6 +18,8 @@ MOST_NODES = 400
 """Nodes above a constant: chosen, several times what transformers makes a mask of."""
 MOST_ELEMENTS = 1 << 26
 """Of any tensor on the way: chosen, a mask of 8192 by 8192."""
+UNMADE = ("empty", "new_empty", "rand", "normal", "multinomial", "bernoulli")
+"""How calls begin that give other numbers each time."""
 
 
 def constant(versions: Versions, node: fx.Node) -> torch.Tensor | None:
@@ -66,7 +68,7 @@ def _order(versions: Versions, node: fx.Node) -> list[fx.Node] | None:
 
 def _is_computable(versions: Versions, node: fx.Node) -> bool:
     call = versions.calls.get(node)
-    if call is None or call.in_place or is_random(node) or "rand" in call.name:
+    if call is None or call.in_place or is_random(node) or call.name.startswith(UNMADE):
         return False
     value = tensor_of(node)
     if value is None:

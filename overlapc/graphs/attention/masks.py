@@ -39,14 +39,6 @@ class Mask:
     is_trained: bool
     """A gradient is wanted of it."""
 
-    @property
-    def shape(self) -> tuple[int | torch.SymInt, ...]:
-        """What the parts broadcast to: batch, heads, rows, keys, 1 where all have the same."""
-        sources = [part.tensor if isinstance(part, Bias) else part.condition for part in self.parts]
-        shapes = [(1, 1, 1, 1, *source.shape)[-4:] for source in sources]
-        columns = zip(*[(1, 1, 1, 1), *shapes], strict=True)
-        return tuple(next((size for size in column if size != 1), 1) for column in columns)
-
 
 def read_mask(
     versions: Versions,
@@ -63,7 +55,7 @@ def read_mask(
     is_trained = torch.is_grad_enabled() and any(
         isinstance(part, Bias) and part.tensor.value.requires_grad for part in parts
     )
-    said = _constant(versions, parts)
+    said = _constant(versions, parts, dtype)
     if said is None or bool((said <= HALF_MIN).all(-1).any()):
         for part in parts:
             if isinstance(part, Bias) and part.tensor.value.dtype == torch.float16:
@@ -101,9 +93,12 @@ def _why_not(part: Bias | Fill, dtype: torch.dtype, is_last: bool) -> Refusal | 
     return Refusal(node, "weak_fill", reason)
 
 
-def _constant(versions: Versions, parts: tuple[Bias | Fill, ...]) -> torch.Tensor | None:
+def _constant(
+    versions: Versions, parts: tuple[Bias | Fill, ...], dtype: torch.dtype
+) -> torch.Tensor | None:
     """What the masks add to a score of zero, where inputs do not matter to it."""
-    said = torch.zeros(())
+    wide = torch.promote_types(dtype, torch.float32)  # what the sum is made in
+    said = torch.zeros((), dtype=wide)
     for part in parts:
         source = part.tensor if isinstance(part, Bias) else part.condition
         value = constant(versions, source.node)
@@ -112,10 +107,10 @@ def _constant(versions: Versions, parts: tuple[Bias | Fill, ...]) -> torch.Tenso
         for function, args in source.calls:
             value = function(value, *args)
         if isinstance(part, Bias):
-            said = said + value.float() * part.factor
+            said = said + value.to(wide) * part.factor
         else:
             kept = value if part.is_kept else ~value
-            said = torch.where(kept, said, torch.tensor(part.value))
+            said = torch.where(kept, said, torch.tensor(part.value, dtype=wide))
     return said
 
 

@@ -69,7 +69,14 @@ def _mask(graph: fx.Graph, found: Attention) -> fx.Node | None:
             total = added if total is None else _call(graph, torch.add, total, added, like=added)
         else:
             total = _filled(graph, part, total, found)
-    return total
+    return None if total is None else _in_kernel_dtype(graph, total, found.query.value.dtype)
+
+
+def _in_kernel_dtype(graph: fx.Graph, mask: fx.Node, dtype: torch.dtype) -> fx.Node:
+    """Bring a mask to a dtype that the kernel adds to queries of ``dtype``, losing nothing."""
+    own = value_of(mask).dtype
+    wanted = torch.promote_types(own, dtype)
+    return mask if own == wanted else _call(graph, torch.Tensor.to, mask, wanted, like=mask)
 
 
 def _filled(graph: fx.Graph, part: Fill, total: fx.Node | None, found: Attention) -> fx.Node:
