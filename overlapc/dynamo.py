@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from overlapc.errors import TargetError
-from overlapc.graphs.attention.matching import may_hold_attention
+from overlapc.graphs.attention.matching import has_attention
 from overlapc.graphs.nodes import subgraphs, value_of
 from overlapc.options import Options
 from overlapc.passes import BEFORE_AUTOGRAD
@@ -26,7 +26,7 @@ def rewrite_before_autograd(
     """
     kind = _kind(graph_module.graph)
     for graph in (*subgraphs(graph_module.graph), graph_module.graph):
-        if not may_hold_attention(graph):
+        if not has_attention(graph):
             continue
         is_body = graph is not graph_module.graph
         compilation = Compilation(

@@ -6,8 +6,13 @@ from dataclasses import dataclass
 
 from overlapc.planning.problem import ITEM_BYTES
 
-MEASURED_DEVICES = ("cpu",)
-"""Where ``python -m benchmarks.attention`` has compared the two."""
+MEASURED = (("cpu", "float32"),)
+"""Where ``python -m benchmarks.attention`` has compared the two, and fused won."""
+
+LEAST_ROWS = 32
+LEAST_SCORES = 32 * 1024
+"""Rows, and rows by keys, from which fused surely won in benchmarks/results/attention.md. Below
+neither won clearly, and of one row (decode) Inductor's own is up to twice as fast."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +74,17 @@ def decide(problem: AttentionProblem, choice: str) -> Verdict:
     if why:
         reason = f"Torch has no fused kernel for it: {why}."
         return Verdict("kept", "no_fused_kernel", reason)
-    if problem.device not in MEASURED_DEVICES:
-        reason = f"On {problem.device} the fused kernel was not compared with the graph as it is."
-        return Verdict("kept", "unmeasured_device", reason)
+    if (problem.device, problem.dtype) not in MEASURED:
+        reason = f"In {problem.dtype} on {problem.device} it was not measured to be faster fused."
+        return Verdict("kept", "not_measured", reason)
+    if not problem.is_fused and _is_small(problem):
+        reason = f"Fused it is not faster with {problem.rows} rows over {problem.keys} keys."
+        return Verdict("kept", "too_small", reason)
     return _rewritten(problem)
+
+
+def _is_small(problem: AttentionProblem) -> bool:
+    return problem.rows < LEAST_ROWS or problem.rows * problem.keys < LEAST_SCORES
 
 
 def _why_unfused(problem: AttentionProblem) -> str:

@@ -10,7 +10,16 @@ import pytest
 import torch
 
 import overlapc
-from tests.attention.catalogue import causal_by_indices, functional, in_checkpoint, plain, square
+from tests.attention.catalogue import (
+    REWRITTEN,
+    causal_by_indices,
+    functional,
+    grouped,
+    in_checkpoint,
+    keep,
+    plain,
+    square,
+)
 from tests.attention.rewriting import rewrite
 
 TWO_RUNS = """
@@ -85,7 +94,7 @@ def test_explain_builds_nothing_and_says_the_same():
 
 def test_on_meta_tensors():
     report = overlapc.explain(functional)(*(t.to("meta") for t in plain()))
-    assert [s.code for s in report.sites] == ["unmeasured_device"]
+    assert [s.code for s in report.sites] == ["not_measured"]
 
 
 def test_a_literal_tensor_in_the_model_can_be_explained():
@@ -106,3 +115,15 @@ def test_operands_of_dtensor_are_refused(fake_group):
     done = rewrite(functional, *operands)
     assert done.codes == ["!tensor_subclass"]
     assert done.after == done.before
+
+
+def test_elsewhere_than_on_processors_a_mask_keeps_heads_repeated_and_dead_rows_stay():
+    groups, dead = REWRITTEN["fused_repeated"], REWRITTEN["filled"]
+    operands = [t.to("meta") for t in grouped()]
+    assert rewrite(groups.function, *operands, *meta(keep)).codes == ["=fused_already"]
+    assert rewrite(dead.function, *meta(plain), *meta(keep)).codes == ["!dead_rows"]
+    assert rewrite(REWRITTEN["interleaved"].function, *operands).codes == ["fused"]
+
+
+def meta(make):
+    return [t.to("meta") for t in make()]

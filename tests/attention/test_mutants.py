@@ -84,7 +84,7 @@ MUTANTS: dict[str, tuple[ModuleType | type, str, Callable, Callable, str]] = {
     "nobody reads strides": (matching, "layout_is_read", never, REWRITES, "viewed_result"),
     "gradients of dead rows": (
         matching,
-        "_why_not_trained",
+        "_why_not_dead",
         nothing,
         test_catalogue.test_no_gradient_is_taken_where_a_row_may_keep_no_key,
         "additive",

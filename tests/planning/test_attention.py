@@ -25,7 +25,10 @@ KEPT = {
     "trained mask": ({"is_mask_trained": True}, "no_fused_kernel"),
     "other dim of values": ({"value_dim": 32}, "no_fused_kernel"),
     "strided": ({"is_dense": False}, "no_fused_kernel"),
-    "device": ({"device": "cuda"}, "unmeasured_device"),
+    "device": ({"device": "cuda"}, "not_measured"),
+    "dtype": ({"dtype": "bfloat16"}, "not_measured"),
+    "decode": ({"rows": 1, "keys": 1 << 20}, "too_small"),
+    "few scores": ({"rows": 128, "keys": 128}, "too_small"),
 }
 
 
@@ -41,6 +44,10 @@ def test_kept_unless_asked_for(name):
 def test_a_prefill_is_fused():
     assert decide(PREFILL, "auto").code == "fused"
     assert "skips masked keys" in decide(replace(PREFILL, mask="causal"), "auto").reason
+
+
+def test_repeated_heads_are_taken_once_in_decode_too():
+    assert decide(replace(PREFILL, is_fused=True, groups=4, rows=1), "auto").code == "fused_groups"
 
 
 def test_what_is_fused_stays_unless_heads_are_repeated():

@@ -53,9 +53,18 @@ def four_dimensional(
         query, key, value = (side.then(torch.unsqueeze, 0) for side in (query, key, value))
     once, groups = unrepeated(versions, key)
     values_once, others = unrepeated(versions, value)
-    if groups != others or not is_same(once.shape[:2], values_once.shape[:2]):
+    is_alike = groups == others and is_same(once.shape[:2], values_once.shape[:2])
+    if not is_alike or not takes_groups(query, mask.says == "given"):
         return Flat(query, key, value, 1, mask)
     return Flat(query, once, values_once, groups, mask)
+
+
+def takes_groups(query: Expression, has_mask: bool) -> bool:
+    """Return whether a fused kernel of torch's takes heads of keys that queries share.
+
+    On GPUs none takes them beside a mask, and the unfused path would store all scores.
+    """
+    return query.value.device.type == "cpu" or not has_mask
 
 
 def _merged(

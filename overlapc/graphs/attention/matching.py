@@ -10,7 +10,12 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 
-from overlapc.graphs.attention.layouts import four_dimensional, is_dense, layout_is_read
+from overlapc.graphs.attention.layouts import (
+    four_dimensional,
+    is_dense,
+    layout_is_read,
+    takes_groups,
+)
 from overlapc.graphs.attention.masks import Mask, read_mask
 from overlapc.graphs.attention.repeats import unrepeated
 from overlapc.graphs.attention.scores import Bias, Scores, read_scores
@@ -68,10 +73,11 @@ ROOTS = ("softmax", "scaled_dot_product_attention", "multi_head_attention_forwar
 """Calls that an attention has exactly one of."""
 
 
-def may_hold_attention(graph: fx.Graph) -> bool:
-    """Return whether it is worth to look for sites in a graph."""
+def has_attention(graph: fx.Graph) -> bool:
+    """Return whether a graph has a site; quick where it has no call of ``ROOTS``."""
     calls = (read_call(node) for node in graph.nodes)
-    return any(call is not None and call.name in ROOTS for call in calls)
+    has_root = any(call is not None and call.name in ROOTS for call in calls)
+    return has_root and next(find_sites(graph), None) is not None
 
 
 def find_sites(graph: fx.Graph) -> Iterator[tuple[fx.Node, Attention | Fused | Refusal]]:
@@ -150,7 +156,7 @@ def _assemble(
         weights.product.order,
         is_read,
     )
-    return _why_not_trained(found) or _why_not_readable(versions, found) or found
+    return _why_not_dead(found) or _why_not_readable(versions, found) or found
 
 
 def _why_not_alone(chain: tuple[fx.Node, ...], last: fx.Node) -> Refusal | None:
@@ -210,8 +216,11 @@ def _in_dtype(versions: Versions, side: Expression, dtype: torch.dtype) -> Expre
     return replace(base.replayed(side.calls), read=(*base.read, *side.read))
 
 
-def _why_not_trained(found: Attention) -> Refusal | None:
+def _why_not_dead(found: Attention) -> Refusal | None:
     """The backward of torch's kernel takes the weights of a row without a key for other ones."""
+    if found.mask.dead and found.query.value.device.type != "cpu":
+        reason = "A row may keep no key, and what torch's kernels give it is known on processors."
+        return Refusal(found.node, "dead_rows", reason)
     sides = (found.query, found.key, found.value)
     is_trained = torch.is_grad_enabled() and any(side.value.requires_grad for side in sides)
     if is_trained and found.mask.dead:
@@ -248,7 +257,9 @@ def _read_fused(versions: Versions, call: Call) -> Fused | Refusal:
     key, groups = unrepeated(versions, key)
     value, others = unrepeated(versions, value)
     is_grouped = call.get("enable_gqa") is True
-    if groups != others or is_grouped or not is_same(key.shape[:2], value.shape[:2]):
+    has_mask = call.get("attn_mask") is not None
+    is_alike = groups == others and is_same(key.shape[:2], value.shape[:2])
+    if is_grouped or not is_alike or not takes_groups(query, has_mask):
         groups = 1
     for side in (key, value):
         for reader, source in side.read:
