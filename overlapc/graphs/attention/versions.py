@@ -68,11 +68,14 @@ class Versions:
     def _read_graph(self, graph: fx.Graph) -> None:
         current: dict[fx.Node, fx.Node] = {}
         spelled: dict[fx.Node, fx.Node] = {}
+
+        def newest(source: fx.Node) -> fx.Node:
+            return current.get(spelled.get(source, source), source)
+
         for index, node in enumerate(graph.nodes):
             self.index[node] = index
             for source in node.all_input_nodes:
-                name = spelled.get(source, source)
-                seen = current.get(name, source)
+                seen = newest(source)
                 is_stale = self._written.get(self._root(source), -1) > self.index[seen]
                 self._seen[node, source] = None if is_stale else seen
                 self.readers[seen].append(node)
