@@ -15,6 +15,7 @@ from torch._inductor.compile_fx import compile_fx
 
 from overlapc import ledger
 from overlapc import options as user_options
+from overlapc.dynamo import rewrite_before_autograd
 from overlapc.errors import OptionError
 from overlapc.graphs.collectives import sent_by
 from overlapc.graphs.nodes import graph_kind
@@ -89,6 +90,8 @@ def backend(
     # Dumps are written by passes, and what fuel is left is no property of a graph.
     if chosen.dump or chosen.fuel >= 0:
         patches["force_disable_caches"] = True
+    for before in rewrite_before_autograd(graph_module, chosen):
+        entry.add(before.graph_id, before.sites, {})
     compiled = compile_fx(graph_module, list(example_inputs), config_patches=patches)
     return ledger.agreeing(cast("Callable[..., Any]", compiled), entry)
 

@@ -15,9 +15,11 @@ from torch import fx
 from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.fx_passes.post_grad import view_to_reshape
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from overlapc import options as user_options
 from overlapc.backend import inductor_patches
+from overlapc.dynamo import rewrite_before_autograd
 from overlapc.graphs.nodes import graph_kind, subgraphs
 from overlapc.ledger import report
 from overlapc.options import Options
@@ -55,6 +57,8 @@ def explain(
             if any(isinstance(v, torch.Tensor) and v.is_meta for v in inputs):
                 # Folding takes what a graph returns on the meta device for computed by nothing.
                 patches["joint_graph_constant_folding"] = False
+            for before in rewrite_before_autograd(graph_module, chosen, explains=True):
+                sites.extend(before.sites)
             stub = _stub(chosen, sites)
             compiled = compile_fx(graph_module, list(inputs), stub, config_patches=patches)
             return cast("Callable[..., Any]", compiled)
@@ -88,7 +92,8 @@ def _stub(options: Options, sites: list[Site]) -> Callable[..., Any]:
     targets = TargetChoice(options.target)
 
     def inner(graph_module: fx.GraphModule, inputs: Sequence[Any], **context: Any) -> Any:
-        runnable = copy.deepcopy(graph_module)
+        with unset_fake_temporarily():  # constants of the graph are real, and are copied as such
+            runnable = copy.deepcopy(graph_module)
         view_to_reshape(graph_module)
         graph_module.graph.eliminate_dead_code()
         kind = graph_kind()

@@ -22,7 +22,7 @@ from torch import fx
 
 from overlapc.errors import ReportError
 from overlapc.options import Options
-from overlapc.reporting.records import Report, Site
+from overlapc.reporting.records import BEFORE_AUTOGRAD, Report, Site
 from overlapc.runtime import groups
 from overlapc.runtime.artifacts import beside_artifacts
 from overlapc.runtime.ops import by_library_of, calls_of, choices_text
@@ -92,15 +92,20 @@ class Entry:
         """
         others = sorted(self._path(0).parent.glob(f"{self.key}.*.json"))
         for path in (self._path(_rank()), *others):
-            mine = {site.graph for site in self.sites}
+            mine = {_stage(site) for site in self.sites}
             for site in _read(path):
-                if site.graph not in mine:
+                if _stage(site) not in mine:
                     graph_id = site.id.rpartition(".")[0]
                     self.graphs[graph_id] = (*self.graphs.get(graph_id, ()), site)
             self.sent = {**_read_sent(path.with_suffix(SENT)), **self.sent}
 
     def _path(self, rank: int) -> Path:
         return beside_artifacts() / "reports" / f"{self.key}.{rank}.json"
+
+
+def _stage(site: Site) -> tuple[str, bool]:
+    """Which passes reported a site: those of one stage run together, or not at all."""
+    return site.graph, site.id.startswith(BEFORE_AUTOGRAD)
 
 
 def _rank() -> int:
@@ -176,7 +181,7 @@ def agreeing(compiled: Callable[..., Any], entry: Entry) -> Callable[..., Any]:
     """Return ``compiled`` with the first-use comparison in front, where it communicates."""
     entry.recall()
     if not entry.sites:
-        log.info("a graph without a collective: compiled as Inductor compiles it")
+        log.info("a graph without a site: compiled as Inductor compiles it")
         return compiled
     _warn_if_nothing_was_rewritten(entry.sites)
     return AgreeingCallable(compiled, entry)
@@ -187,7 +192,8 @@ _warned = False
 
 def _warn_if_nothing_was_rewritten(sites: Sequence[Site]) -> None:
     global _warned
-    if _warned or any(site.decision == "rewritten" for site in sites):
+    sites = [site for site in sites if site.kind != "attention"]
+    if _warned or not sites or any(site.decision == "rewritten" for site in sites):
         return
     _warned = True
     first = sites[0]

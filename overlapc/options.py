@@ -15,7 +15,7 @@ from overlapc.planning.target import Target
 
 CHOICES = {
     "overlap": ("auto", "off", "serial", "chunked", "signaled"),
-    "softmax": ("auto", "off"),
+    "softmax": ("auto", "off", "sdpa"),
     "linear": ("auto", "off"),
 }
 
@@ -35,7 +35,8 @@ class Options:
     """"auto": what the planner predicts to pay; "off": no chain is touched; or one schedule forced
     at every chain."""
     softmax: str = "auto"
-    """Attention. No pass rewrites it yet, so "auto" and "off" mean the same."""
+    """Attention that is spelled out. "auto": torch's fused one where that was measured to pay;
+    "off": not looked at; "sdpa": the fused one wherever it gives the same."""
     linear: str = "auto"
     """Linear layers of few rows. No pass rewrites them yet, so "auto" and "off" mean the same."""
     agreement_seconds: float = 300.0

@@ -17,6 +17,7 @@ from overlapc.passes.leave_unordered import LeaveUnordered
 from overlapc.passes.merge_collectives import MergeCollectives
 from overlapc.passes.order_collectives import OrderCollectives
 from overlapc.passes.overlap_chains import OverlapChains
+from overlapc.passes.rewrite_attention import RewriteAttention
 from overlapc.passes.split_all_reduces import SplitAllReduces
 from overlapc.passes.verify_sizes import VerifySizes
 
@@ -38,9 +39,16 @@ PIPELINE: tuple[Pass, ...] = (
 )
 
 
+BEFORE_AUTOGRAD: tuple[Pass, ...] = (
+    # Here attention is a few calls, and the gradient comes from what is put in.
+    RewriteAttention(),
+)
+"""Run over what Dynamo gives; ``PIPELINE`` over what autograd and decompositions make of it."""
+
+
 def check_disabled(options: Options) -> None:
     """Raise ``OptionError`` if the options disable a pass that does not exist."""
-    known = ("all", *(one.name for one in PIPELINE))
+    known = ("all", *(one.name for one in (*BEFORE_AUTOGRAD, *PIPELINE)))
     for name in options.disable:
         if name not in known:
             raise OptionError(

@@ -37,6 +37,10 @@ class Compilation:
     """Collectives whose site an earlier pass has reported, and that later ones leave alone."""
     notes: dict[fx.Node, str] = field(default_factory=dict)
     """What an earlier pass says of a collective, as one more sentence of its reason."""
+    stage: str = ""
+    """``records.BEFORE_AUTOGRAD`` there; empty for the graphs that Inductor's passes are given."""
+    is_body: bool = False
+    """The graph is the body of a higher-order op, such as activation checkpointing."""
     modules: dict[str, str] = field(default_factory=dict)
     """Text of the Triton module that is generated for a site, by the site's identifier."""
 
@@ -106,7 +110,8 @@ def run_passes(passes: Sequence[Pass], graph: fx.Graph, compilation: Compilation
     """Run ``passes`` in order over one graph, and dump it before the first and after each."""
     # With other options the same graph is another compilation, whose calls count by themselves.
     choice = compilation.options.digest()[:6]
-    compilation.graph_id = f"{compilation.graph_kind}-{fingerprint(graph)}-{choice}"
+    name = f"{compilation.graph_kind}-{fingerprint(graph)}-{choice}"
+    compilation.graph_id = f"{compilation.stage}{name}"
     dump = GraphDump(compilation.options.dump)
     dump.graph(compilation.graph_id, "before", lambda: text(graph))
     for one in passes:

@@ -33,8 +33,9 @@ MAY_IMPORT = {
     "tuning": "errors planning reporting runtime calibration",
     "targets": "errors planning runtime calibration",
     "ledger": "errors options reporting runtime targets",
-    "backend": "errors options graphs passes reporting runtime sources targets ledger",
-    "explaining": "backend options graphs passes reporting targets ledger",
+    "dynamo": "errors options planning graphs passes reporting",
+    "backend": "dynamo errors options graphs passes reporting runtime sources targets ledger",
+    "explaining": "backend dynamo options graphs passes reporting targets ledger",
     "cli": "errors planning reporting explaining calibration tuning",
     "overlapc": "options planning reporting backend explaining calibration",
 }

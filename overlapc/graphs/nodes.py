@@ -42,6 +42,10 @@ ORDERED_VIEWS = frozenset(
 )
 
 
+BEFORE_AUTOGRAD = "example_value"
+"""Where Dynamo's graphs keep what later ones keep under ``val``."""
+
+
 @dataclass(frozen=True)
 class TensorFacts:
     """What a node's value is known to be while compiling; sizes are hints where symbolic."""
@@ -57,7 +61,7 @@ class TensorFacts:
 
 def value_of(node: fx.Node) -> Any:
     """Return the fake value of a node, or None where tracing left none."""
-    return node.meta.get("val")
+    return node.meta.get("val", node.meta.get(BEFORE_AUTOGRAD))
 
 
 def tensor_facts(node: object) -> TensorFacts | None:
@@ -183,11 +187,12 @@ def add_call(
     node.meta = {key: value for key, value in like.meta.items() if key not in VALUE_KEYS}
     values = fx.map_arg((args,), value_of)[0]
     with _fake_mode(like):
-        node.meta["val"] = target(*values, **node.kwargs)
+        key = BEFORE_AUTOGRAD if BEFORE_AUTOGRAD in like.meta else "val"
+        node.meta[key] = target(*values, **fx.map_arg(node.kwargs, value_of))
     return node
 
 
-VALUE_KEYS = ("val", "tensor_meta", "eager_input_vals")
+VALUE_KEYS = ("val", "tensor_meta", "eager_input_vals", BEFORE_AUTOGRAD)
 """What a node's meta says of its value."""
 
 

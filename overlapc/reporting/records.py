@@ -30,6 +30,9 @@ DECISIONS = ("rewritten", "kept", "refused")
 REMOVED = ("merged", "one_rank")
 """Codes of rewritten sites that left nothing behind that could run."""
 
+BEFORE_AUTOGRAD = "dynamo-"
+"""How the identifiers of sites begin that were found before autograd, whose passes always run."""
+
 GRAPHS = ("forward", "backward", "inference")
 
 _CODE = re.compile(r"[a-z0-9]+([_.-][a-z0-9]+)*")

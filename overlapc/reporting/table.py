@@ -39,7 +39,7 @@ def show(report: Report, console: Console) -> None:
 
 def _parts(report: Report) -> Iterator[RenderableType]:
     if not report.sites:
-        yield "No sites: the graphs hold no collective, and other sites are not looked at yet."
+        yield "No sites: the graphs hold no collective and no softmax attention."
         return
     rows = fold(report.sites)
     yield _table(rows)

@@ -1,0 +1,53 @@
+"""What happens to a graph of Dynamo's before autograd sees it: in a compilation and in explain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import fx
+
+from overlapc.errors import TargetError
+from overlapc.graphs.attention.matching import has_attention
+from overlapc.graphs.nodes import subgraphs, value_of
+from overlapc.options import Options
+from overlapc.passes import BEFORE_AUTOGRAD
+from overlapc.passes.base import Compilation, run_passes
+from overlapc.planning.target import Target
+from overlapc.reporting.records import BEFORE_AUTOGRAD as STAGE
+
+
+def rewrite_before_autograd(
+    graph_module: fx.GraphModule, options: Options, *, explains: bool = False
+) -> Iterator[Compilation]:
+    """Run the passes that come before autograd over a graph and the bodies that it calls.
+
+    Rewrites in place; yields a compilation, with its sites, for each graph that was looked at.
+    """
+    kind = _kind(graph_module.graph)
+    for graph in (*subgraphs(graph_module.graph), graph_module.graph):
+        if not has_attention(graph):
+            continue
+        is_body = graph is not graph_module.graph
+        compilation = Compilation(
+            options, kind, _no_target, explains=explains, stage=STAGE, is_body=is_body
+        )
+        run_passes(BEFORE_AUTOGRAD, graph, compilation)
+        if graph.owning_module is not None:
+            graph.owning_module.recompile()
+        yield compilation
+
+
+def _kind(graph: fx.Graph) -> str:
+    """Which graph autograd will make of it first."""
+    inputs = (value_of(node) for node in graph.nodes if node.op == "placeholder")
+    wanted = any(isinstance(value, torch.Tensor) and value.requires_grad for value in inputs)
+    return "forward" if wanted and torch.is_grad_enabled() else "inference"
+
+
+def _no_target(device: str, group: str) -> Target:
+    raise TargetError(
+        f"Nothing is planned for {device} and group {group!r} before autograd.",
+        where="a pass of BEFORE_AUTOGRAD",
+        remedy="ask for a target in a pass of PIPELINE",
+    )

@@ -1,0 +1,1 @@
+"""Softmax attention in the graphs that Dynamo gives, before autograd: read, and replaced."""

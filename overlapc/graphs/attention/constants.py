@@ -1,0 +1,91 @@
+"""Tensors that a graph makes of numbers alone: computed while compiling, to read a mask."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_map
+
+from overlapc.graphs.attention.spelling import tensor_of
+from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.nodes import is_random
+
+MOST_NODES = 400
+"""Nodes above a constant: chosen, several times what transformers makes a mask of."""
+MOST_ELEMENTS = 1 << 26
+"""Of any tensor on the way: chosen, a mask of 8192 by 8192."""
+UNMADE = ("empty", "new_empty", "rand", "normal", "multinomial", "bernoulli")
+"""How calls begin that give other numbers each time."""
+
+
+def constant(versions: Versions, node: fx.Node) -> torch.Tensor | None:
+    """Return the value of a node that depends on no input, on the processor; None if it does."""
+    order = _order(versions, node)
+    if order is None:
+        return None
+    values: dict[fx.Node, Any] = {}
+    try:
+        with _disable_current_modes(), torch.no_grad(), torch.device("cpu"):
+            for one in order:
+                values[one] = _run(one, values)
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        return None  # what cannot be computed here is a mask like any other
+    value = values[node]
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def number(versions: Versions, argument: object) -> float | None:
+    """Return the number that an argument of a call is, or the constant tensor of one element."""
+    if isinstance(argument, int | float) and not isinstance(argument, bool):
+        return float(argument)
+    value = tensor_of(argument)
+    if not isinstance(argument, fx.Node) or value is None or value.ndim > 0:
+        return None
+    found = constant(versions, argument)
+    return None if found is None or found.dtype.is_complex else float(found.item())
+
+
+def _order(versions: Versions, node: fx.Node) -> list[fx.Node] | None:
+    """The calls that give a node's value, in the order of the graph; None if one is no constant."""
+    found: set[fx.Node] = set()
+    waiting = [node]
+    while waiting:
+        one = waiting.pop()
+        if one in found:
+            continue
+        found.add(one)
+        if len(found) > MOST_NODES or not _is_computable(versions, one):
+            return None
+        if any(versions.read(one, source) is not source for source in one.all_input_nodes):
+            return None
+        waiting.extend(one.all_input_nodes)
+    return sorted(found, key=versions.index.__getitem__)
+
+
+def _is_computable(versions: Versions, node: fx.Node) -> bool:
+    call = versions.calls.get(node)
+    if call is None or call.in_place or is_random(node) or call.name.startswith(UNMADE):
+        return False
+    value = tensor_of(node)
+    if value is None:
+        return True
+    sizes = tuple(value.shape)
+    return all(isinstance(size, int) for size in sizes) and math.prod(sizes) <= MOST_ELEMENTS
+
+
+def _run(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+    args, kwargs = tree_map(_on_processor, (args, kwargs))
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
+
+
+def _on_processor(argument: Any) -> Any:
+    is_place = isinstance(argument, torch.device) or argument in ("cuda", "meta")
+    return torch.device("cpu") if is_place else argument

@@ -1,0 +1,123 @@
+"""Between the dimensions of a graph's attention and torch's ``[batch, heads, rows, dim]``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from overlapc.graphs.attention.masks import Mask
+from overlapc.graphs.attention.repeats import unrepeated
+from overlapc.graphs.attention.scores import Bias, Fill
+from overlapc.graphs.attention.spelling import tensor_of
+from overlapc.graphs.attention.tensors import COPIES, PERMUTATIONS, Expression, is_same
+from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.collectives import Refusal
+
+MOVING = (*PERMUTATIONS, "to", "type", "float", "type_as")
+"""Calls that hand on the strides that they find; who reads them is asked in turn."""
+BLIND = (*COPIES, "reshape", "flatten", "linear", "matmul", "bmm", "einsum", "addmm", "layer_norm")
+"""Calls that give the same whatever the strides of their input."""
+MAY_ALIAS = (*COPIES, "reshape", "flatten")
+"""Of these, calls that share memory with an input that is contiguous, and copy any other."""
+
+
+@dataclass(frozen=True)
+class Flat:
+    """Operands of four dimensions, and masks that broadcast to four."""
+
+    query: Expression
+    key: Expression
+    value: Expression
+    groups: int
+    mask: Mask
+
+
+def four_dimensional(
+    versions: Versions,
+    query: Expression,
+    key: Expression,
+    value: Expression,
+    mask: Mask,
+    frame: tuple[Any, ...],
+) -> Flat | Refusal:
+    """Bring operands in the batch dimensions ``frame`` to two, heads that are shared taken once."""
+    if len(frame) > 3:
+        reason = f"Its scores have {len(frame)} batch dimensions."
+        return Refusal(query.node, "batch_dims", reason)
+    if len(frame) == 3:
+        return _merged(query, key, value, mask, frame)
+    for _ in range(2 - len(frame)):
+        query, key, value = (side.then(torch.unsqueeze, 0) for side in (query, key, value))
+    once, groups = unrepeated(versions, key)
+    values_once, others = unrepeated(versions, value)
+    is_alike = groups == others and is_same(once.shape[:2], values_once.shape[:2])
+    if not is_alike or not takes_groups(query, mask.says == "given"):
+        return Flat(query, key, value, 1, mask)
+    return Flat(query, once, values_once, groups, mask)
+
+
+def takes_groups(query: Expression, has_mask: bool) -> bool:
+    """Return whether a fused kernel of torch's takes heads of keys that queries share.
+
+    On GPUs none takes them beside a mask, and the unfused path would store all scores.
+    """
+    return query.value.device.type == "cpu" or not has_mask
+
+
+def _merged(
+    query: Expression, key: Expression, value: Expression, mask: Mask, frame: tuple[Any, ...]
+) -> Flat:
+    """Merge the second and third batch dimension: heads, and the queries that share one."""
+    parts = tuple(_merged_part(part, frame) for part in mask.parts)
+    query, key, value = (side.then(torch.flatten, 1, 2) for side in (query, key, value))
+    return Flat(query, key, value, 1, replace(mask, parts=parts))
+
+
+def _merged_part(part: Bias | Fill, frame: tuple[Any, ...]) -> Bias | Fill:
+    tensor = part.tensor if isinstance(part, Bias) else part.condition
+    for _ in range(5 - len(tensor.shape)):
+        tensor = tensor.then(torch.unsqueeze, 0)
+    if not is_same(tensor.shape[1:3], (1, 1)):
+        tensor = tensor.shaped((tensor.shape[0], *frame[1:]), (tensor.shape[0], *frame[1:]))
+    tensor = tensor.then(torch.flatten, 1, 2)
+    return (
+        replace(part, tensor=tensor) if isinstance(part, Bias) else replace(part, condition=tensor)
+    )
+
+
+def layout_is_read(versions: Versions, node: fx.Node) -> bool:
+    """Return whether strides of a node's tensor may show: in a view, a result, a write in place."""
+    for reader in node.users:
+        call = versions.calls.get(reader)
+        if call is None or call.in_place:
+            return True
+        if call.name in MOVING:
+            if layout_is_read(versions, reader):
+                return True
+        elif (
+            call.name in MAY_ALIAS and len(node.users) > 1 and _is_written(versions, reader)
+        ) or call.name not in BLIND:
+            return True
+    return False
+
+
+def is_dense(node: fx.Node, order: tuple[int, ...]) -> bool:
+    """Return whether a node's tensor is contiguous but for a permutation to ``order``."""
+    value = tensor_of(node)
+    if value is None:
+        return False
+    back = sorted(range(value.ndim), key=order.__getitem__) if order else range(value.ndim)
+    expected: int | torch.SymInt = 1
+    for dim in reversed(list(back)):
+        if not is_same((value.stride(dim),), (expected,)):
+            return False
+        expected = expected * value.shape[dim]
+    return True
+
+
+def _is_written(versions: Versions, node: fx.Node) -> bool:
+    calls = [versions.calls.get(reader) for reader in node.users]
+    return any(call is None or call.in_place for call in calls)

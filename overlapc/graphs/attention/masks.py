@@ -1,0 +1,139 @@
+"""What the masks of a softmax say together, and how torch's attention is told the same.
+
+Eager gives a row whose every key is masked the mean of all values where the mask is finite, and NaN
+where it is minus infinity. Torch's attention gives such a row zeros, unless its mask is finite.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from overlapc.graphs.attention.constants import constant, number
+from overlapc.graphs.attention.scores import Bias, Fill
+from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.collectives import Refusal
+
+FINITE_FILL = -1e38
+"""Stands for any finite fill: scores are lost in it, so that a row of it alone is uniform; in the
+range of bfloat16."""
+WEAKEST_FILL = -1e9
+"""A fill above it might be no mask, but a score: chosen, what is common and far below any score."""
+
+HALF_MIN = torch.finfo(torch.float16).min
+
+
+@dataclass(frozen=True)
+class Mask:
+    """The masks of one attention, in the order in which they are applied."""
+
+    parts: tuple[Bias | Fill, ...]
+    says: str
+    """"nothing"; "causal": row i keeps the keys up to i; "given": what its parts say."""
+    dead: str
+    """What eager gives a row that keeps no key: "nan", or the "mean" of all values; empty: there
+    is no such row."""
+    is_trained: bool
+    """A gradient is wanted of it."""
+
+
+def read_mask(
+    versions: Versions,
+    parts: tuple[Bias | Fill, ...],
+    dtype: torch.dtype,
+    rows: object,
+    keys: object,
+) -> Mask | Refusal:
+    """Tell what the masks of a softmax over ``[..., rows, keys]`` scores of ``dtype`` say."""
+    for index, part in enumerate(parts):
+        refusal = _why_not(part, dtype, is_last=index + 1 == len(parts))
+        if refusal:
+            return refusal
+    is_trained = torch.is_grad_enabled() and any(
+        isinstance(part, Bias) and part.tensor.value.requires_grad for part in parts
+    )
+    said = _constant(versions, parts, dtype)
+    if said is None or bool((said <= HALF_MIN).all(-1).any()):
+        for part in parts:
+            if isinstance(part, Bias) and part.tensor.value.dtype == torch.float16:
+                reason = "Scores are lost in a mask of float16, and are not in torch's attention."
+                return Refusal(part.tensor.node, "half_mask", reason)
+    if said is None:
+        dead = "nan" if any(_may_be_infinite(versions, part) for part in parts) else "mean"
+        return Mask(parts, "given", dead, is_trained)
+    is_off = said <= WEAKEST_FILL
+    if not said.any():
+        return Mask((), "nothing", "", False)
+    if _is_causal(said, is_off, rows, keys):
+        return Mask((), "causal", "", False)
+    is_empty = is_off.all(-1)
+    dead = "nan" if (said == -math.inf).all(-1).any() else "mean" if is_empty.any() else ""
+    return Mask(parts, "given", dead, is_trained)
+
+
+def _why_not(part: Bias | Fill, dtype: torch.dtype, is_last: bool) -> Refusal | None:
+    if isinstance(part, Bias):
+        own = part.tensor.value.dtype
+        if not own.is_floating_point or (own == torch.float64 and dtype != own):
+            reason = f"A mask of {own} is added to scores of {dtype}."
+            return Refusal(part.tensor.node, "mask_dtype", reason)
+        if not math.isfinite(part.factor):
+            return Refusal(part.tensor.node, "weak_fill", "A mask is scaled by no finite number.")
+        return None
+    node = part.condition.node
+    if part.condition.value.dtype != torch.bool:
+        return Refusal(node, "mask_dtype", "A condition is no tensor of booleans.")
+    is_lost = part.value <= -1e30 or (part.value <= WEAKEST_FILL and is_last)
+    if part.value == -math.inf or (is_lost and dtype != torch.float16):
+        return None
+    reason = f"A fill of {part.value:g} may be a score like others, which no mask can say."
+    return Refusal(node, "weak_fill", reason)
+
+
+def _constant(
+    versions: Versions, parts: tuple[Bias | Fill, ...], dtype: torch.dtype
+) -> torch.Tensor | None:
+    """What the masks add to a score of zero, where inputs do not matter to it."""
+    wide = torch.promote_types(dtype, torch.float32)  # what the sum is made in
+    said = torch.zeros((), dtype=wide)
+    for part in parts:
+        source = part.tensor if isinstance(part, Bias) else part.condition
+        value = constant(versions, source.node)
+        if value is None:
+            return None
+        for function, args in source.calls:
+            value = function(value, *args)
+        if isinstance(part, Bias):
+            said = said + value.to(wide) * part.factor
+        else:
+            kept = value if part.is_kept else ~value
+            said = torch.where(kept, said, torch.tensor(part.value, dtype=wide))
+    return said
+
+
+def _is_causal(said: torch.Tensor, is_off: torch.Tensor, rows: object, keys: object) -> bool:
+    if not isinstance(rows, int) or rows != keys or said.ndim < 2:
+        return False
+    if tuple(said.shape[-2:]) != (rows, keys) or rows == 1:
+        return False
+    later = torch.ones(rows, rows, dtype=torch.bool).triu(1)
+    return bool((is_off == later).all()) and not said.masked_fill(is_off, 0.0).any()
+
+
+def _may_be_infinite(versions: Versions, part: Bias | Fill) -> bool:
+    """Whether minus infinity may stand in it, as far as the graph tells."""
+    if isinstance(part, Fill):
+        return part.value == -math.inf
+    return not _is_finite(versions, part.tensor.node)
+
+
+def _is_finite(versions: Versions, node: fx.Node) -> bool:
+    """Whether a tensor is a choice between two finite numbers."""
+    call = versions.calls.get(node)
+    if call is None or call.in_place or call.name != "where":
+        return False
+    values = [number(versions, call.get(name)) for name in ("input", "other")]
+    return all(value is not None and math.isfinite(value) for value in values)

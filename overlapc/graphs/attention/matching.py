@@ -1,0 +1,268 @@
+"""Softmax attention as one record, whatever calls spell it, or why it is to stay as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor
+
+from overlapc.graphs.attention.layouts import (
+    four_dimensional,
+    is_dense,
+    layout_is_read,
+    takes_groups,
+)
+from overlapc.graphs.attention.masks import Mask, read_mask
+from overlapc.graphs.attention.repeats import unrepeated
+from overlapc.graphs.attention.scores import Bias, Scores, read_scores
+from overlapc.graphs.attention.spelling import Call, read_call, tensor_of
+from overlapc.graphs.attention.tensors import Expression, expression, is_cast, is_same
+from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.attention.weights import Weights, read_weights, weighs_values
+from overlapc.graphs.collectives import Refusal
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Each holds the range of those before it."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """``softmax(scale * query @ key^T + mask) @ value``, the heads of key and value repeated."""
+
+    node: fx.Node
+    """What gives the result."""
+    query: Expression
+    """``[batch, groups * heads, rows, dim]``"""
+    key: Expression
+    """``[batch, heads, keys, dim]``"""
+    value: Expression
+    """``[batch, heads, keys, value_dim]``"""
+    groups: int
+    """Heads of ``query`` that share one of ``key``."""
+    scale: float
+    mask: Mask
+    chain: tuple[fx.Node, ...]
+    """The calls that the rewrite makes superfluous, in their order."""
+    frame: tuple[Any, ...]
+    """Leading sizes of scores, as the softmax reads them."""
+    batch: tuple[Any, ...]
+    """Leading sizes of the result, before ``order``."""
+    order: tuple[int, ...]
+    """Dimensions of the result in the order of ``node``; empty: as they are."""
+    is_contiguous: bool
+    """Somebody reads strides of the result: before ``order`` it is to be contiguous."""
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A call of torch's own attention."""
+
+    node: fx.Node
+    query: Expression
+    key: Expression
+    value: Expression
+    """With each head once; all three as of ``Attention``."""
+    groups: int
+
+
+ROOTS = ("softmax", "scaled_dot_product_attention", "multi_head_attention_forward")
+"""Calls that an attention has exactly one of."""
+
+
+def has_attention(graph: fx.Graph) -> bool:
+    """Return whether a graph has a site; quick where it has no call of ``ROOTS``."""
+    calls = (read_call(node) for node in graph.nodes)
+    has_root = any(call is not None and call.name in ROOTS for call in calls)
+    return has_root and next(find_sites(graph), None) is not None
+
+
+def find_sites(graph: fx.Graph) -> Iterator[tuple[fx.Node, Attention | Fused | Refusal]]:
+    """Yield every softmax attention of a graph, by its softmax or its one call."""
+    versions = Versions(graph)
+    for node, call in list(versions.calls.items()):
+        if call.name == "softmax" and weighs_values(versions, node):
+            found = _match(versions, call)
+            if found is not None:
+                yield node, found
+        elif call.name == "scaled_dot_product_attention":
+            yield node, _read_fused(versions, call)
+        elif call.name == "multi_head_attention_forward":
+            reason = "nn.MultiheadAttention is one call here, and chooses its own kernel."
+            yield node, Refusal(node, "multi_head_module", reason)
+
+
+def _match(versions: Versions, softmax: Call) -> Attention | Refusal | None:
+    value = tensor_of(softmax.node)
+    dim = softmax.get("dim")
+    scores = read_scores(versions, softmax)
+    if scores is None or value is None:
+        return None
+    if softmax.in_place or not isinstance(dim, int) or dim % value.ndim != value.ndim - 1:
+        reason = "Its softmax is over another dimension than the keys."
+        return Refusal(softmax.node, "softmax_dim", reason)
+    weights = read_weights(versions, softmax)
+    for part in (scores, weights):
+        if isinstance(part, Refusal):
+            return part
+    assert isinstance(scores, Scores)
+    assert isinstance(weights, Weights)
+    return _assemble(versions, softmax, scores, weights)
+
+
+def _assemble(
+    versions: Versions, softmax: Call, scores: Scores, weights: Weights
+) -> Attention | Refusal:
+    node, frame = weights.product.node, scores.frame
+    chain = tuple(sorted({*scores.nodes, *weights.nodes}, key=versions.index.__getitem__))
+    values = weights.product.right.shaped(weights.product.batch, frame)
+    refusal = _why_not_alone(chain, node) or _why_not_dtypes(softmax, scores, weights)
+    if refusal:
+        return refusal
+    dtype = values.value.dtype
+    sides = [
+        _in_dtype(versions, side, dtype)
+        for side in (scores.product.left, scores.product.right.transposed())
+    ]
+    if any(side is None for side in sides):
+        reason = "Queries and keys have another dtype than the values."
+        return Refusal(node, "mixed_dtypes", reason)
+    query, key = (side.shaped(scores.product.batch, frame) for side in sides if side is not None)
+    rows, keys = query.shape[-2], key.shape[-2]
+    mask = read_mask(versions, scores.masks, dtype, rows, keys)
+    if isinstance(mask, Refusal):
+        return mask
+    flat = four_dimensional(versions, query, key, values, mask, frame)
+    if isinstance(flat, Refusal):
+        return flat
+    is_read = layout_is_read(versions, node)
+    if is_read and not is_dense(node, weights.product.order):
+        reason = "Somebody reads the strides of its result, which has gaps or an order of its own."
+        return Refusal(node, "layout_read", reason)
+    found = Attention(
+        node,
+        flat.query,
+        flat.key,
+        flat.value,
+        flat.groups,
+        scores.factor,
+        flat.mask,
+        chain,
+        frame,
+        weights.product.batch,
+        weights.product.order,
+        is_read,
+    )
+    return _why_not_dead(found) or _why_not_readable(versions, found) or found
+
+
+def _why_not_alone(chain: tuple[fx.Node, ...], last: fx.Node) -> Refusal | None:
+    inside = set(chain)
+    for node in chain:
+        others = [user for user in node.users if user not in inside]
+        if node is not last and others:
+            reason = (
+                f"Scores or weights are read by {len(others)} others, who need them as they are."
+            )
+            return Refusal(node, "scores_read", reason)
+    return None
+
+
+def _why_not_dtypes(softmax: Call, scores: Scores, weights: Weights) -> Refusal | None:
+    for product in (scores.product, weights.product):
+        value = tensor_of(product.node)
+        sides = (product.left.value, product.right.value)
+        if value is None or any(not isinstance(side, FakeTensor) for side in (value, *sides)):
+            reason = "Its operands are no plain tensors, and whose rules hold is not known."
+            return Refusal(product.node, "tensor_subclass", reason)
+        if value.dtype not in DTYPES or any(side.dtype not in DTYPES for side in sides):
+            return Refusal(product.node, "dtype", f"Attention in {value.dtype} has no kernel.")
+        if any(side.dtype != value.dtype for side in sides):
+            reason = "Under autocast a product has another dtype than its operands."
+            return Refusal(product.node, "autocast", reason)
+    return _why_not_range(softmax, scores, weights.product.right.value.dtype)
+
+
+def _why_not_range(softmax: Call, scores: Scores, own: torch.dtype) -> Refusal | None:
+    """Scores may only be widened: in a narrower dtype a mask that was finite may be infinite."""
+    values = [tensor_of(node) for node in (*scores.nodes, softmax.node)]
+    widths = [DTYPES.index(value.dtype) for value in values if value is not None]
+    if widths != sorted(widths):
+        reason = (
+            "Scores are narrowed before their softmax, where a finite mask may become infinite."
+        )
+        return Refusal(softmax.node, "narrowed_scores", reason)
+    if DTYPES[widths[-1]] == torch.float64 != own:
+        reason = "Its softmax is in float64, and torch's attention computes in float32."
+        return Refusal(softmax.node, "wide_softmax", reason)
+    return None
+
+
+def _in_dtype(versions: Versions, side: Expression, dtype: torch.dtype) -> Expression | None:
+    """A side in the dtype of the values, where it was widened from that: the same numbers."""
+    if side.value.dtype == dtype:
+        return side
+    node = versions.read(*side.read[0])
+    call = versions.calls.get(node) if node is not None else None
+    if call is None or not is_cast(versions, call.node):
+        return None
+    base = expression(versions, call.node, call.get("input"))
+    is_wider = torch.finfo(side.value.dtype).bits > torch.finfo(dtype).bits
+    if base is None or base.value.dtype != dtype or not is_wider:
+        return None
+    return replace(base.replayed(side.calls), read=(*base.read, *side.read))
+
+
+def _why_not_dead(found: Attention) -> Refusal | None:
+    """The backward of torch's kernel takes the weights of a row without a key for other ones."""
+    if found.mask.dead and found.query.value.device.type != "cpu":
+        reason = "A row may keep no key, and what torch's kernels give it is known on processors."
+        return Refusal(found.node, "dead_rows", reason)
+    sides = (found.query, found.key, found.value)
+    is_trained = torch.is_grad_enabled() and any(side.value.requires_grad for side in sides)
+    if is_trained and found.mask.dead:
+        reason = "A row may keep no key, and torch's fused attention has another gradient there."
+        return Refusal(found.node, "dead_rows", reason)
+    return None
+
+
+def _why_not_readable(versions: Versions, found: Attention) -> Refusal | None:
+    """Operands have to be, where the result is computed, what they were where they were read."""
+    parts = [part.tensor if isinstance(part, Bias) else part.condition for part in found.mask.parts]
+    sides = (found.query, found.key, found.value, *parts)
+    varying = [size for size in found.batch if isinstance(size, torch.SymInt)]
+    is_regrouped = not is_same(found.batch, found.frame)
+    if any(side.has_symbols for side in sides) or (is_regrouped and len(varying) > 1):
+        reason = "It is regrouped by sizes that vary."
+        return Refusal(found.node, "symbolic_layout", reason)
+    for side in sides:
+        for reader, source in side.read:
+            writer = versions.changes(source, after=reader, before=found.node)
+            if writer is not None and writer not in found.chain:
+                reason = "An operand is written to before the result is computed."
+                return Refusal(writer, "mutated_operand", reason)
+    return None
+
+
+def _read_fused(versions: Versions, call: Call) -> Fused | Refusal:
+    names = ("query", "key", "value")
+    sides = [expression(versions, call.node, call.get(name)) for name in names]
+    query, key, value = sides
+    if query is None or key is None or value is None:
+        reason = "An operand is no tensor, or was written through another view."
+        return Refusal(call.node, "hidden_write", reason)
+    key, groups = unrepeated(versions, key)
+    value, others = unrepeated(versions, value)
+    is_grouped = call.get("enable_gqa") is True
+    has_mask = call.get("attn_mask") is not None
+    is_alike = groups == others and is_same(key.shape[:2], value.shape[:2])
+    if is_grouped or not is_alike or not takes_groups(query, has_mask):
+        groups = 1
+    for side in (key, value):
+        for reader, source in side.read:
+            if groups > 1 and versions.changes(source, after=reader, before=call.node):
+                groups = 1
+    return Fused(call.node, query, key, value, groups)

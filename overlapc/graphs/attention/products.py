@@ -1,0 +1,148 @@
+"""Products of matrices in every spelling, read as ``[..., M, C] x [..., C, N] -> [..., M, N]``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from overlapc.graphs.attention.spelling import Call, tensor_of
+from overlapc.graphs.attention.tensors import Expression, expression
+from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.collectives import Refusal
+
+NAMES = ("matmul", "bmm", "baddbmm", "einsum")
+
+
+@dataclass(frozen=True)
+class Product:
+    """``order(alpha * left @ right + beta * added)``."""
+
+    node: fx.Node
+    left: Expression
+    """``[..., M, C]``"""
+    right: Expression
+    """``[..., C, N]``; its leading dimensions broadcast with those of ``left``."""
+    alpha: float = 1.0
+    added: fx.Node | None = None
+    beta: float = 1.0
+    order: tuple[int, ...] = ()
+    """Dimensions of ``[..., M, N]`` in the order of the node's result; empty: as they are."""
+
+    @property
+    def batch(self) -> tuple[Any, ...]:
+        """Leading sizes of ``[..., M, N]``."""
+        value = tensor_of(self.node)
+        assert value is not None
+        if not self.order:
+            return tuple(value.shape[:-2])
+        sizes = dict(zip(self.order, value.shape, strict=True))
+        return tuple(sizes[dim] for dim in range(len(self.order) - 2))
+
+
+def read_product(versions: Versions, call: Call, left: fx.Node | None = None) -> Product | Refusal:
+    """Read a call of one of ``NAMES``.
+
+    ``left`` names the operand that is to stand left, its last dimension contracted; without it the
+    last dimension of the result is to come from the right one.
+    """
+    if call.in_place:
+        return _refused(call, "its product is added to a tensor in place")
+    if call.name == "einsum":
+        return _read_einsum(versions, call, left)
+    if call.name == "baddbmm":
+        names, scales = ("batch1", "batch2"), (call.get("alpha", 1), call.get("beta", 1))
+    else:
+        names, scales = ("input", "other"), (1, 1)
+    nodes = [call.get(name) for name in names]
+    if left is not None and (nodes[0] is not left or nodes[1] is left):
+        return _refused(call, "the weights stand on the right of a product")
+    found = _operands(versions, call, nodes)
+    if isinstance(found, Refusal):
+        return found
+    if any(len(side.shape) < 2 for side in found):
+        return _refused(call, "an operand is a vector")
+    if not all(isinstance(scale, int | float) for scale in scales):
+        return _refused(call, "alpha or beta is computed")
+    added = call.get("input") if call.name == "baddbmm" and scales[1] != 0 else None
+    return Product(call.node, *found, float(scales[0]), added, float(scales[1]))
+
+
+def _operands(
+    versions: Versions, call: Call, nodes: list[Any]
+) -> tuple[Expression, Expression] | Refusal:
+    sides = [
+        expression(versions, call.node, node) if isinstance(node, fx.Node) else None
+        for node in nodes
+    ]
+    if len(sides) != 2 or sides[0] is None or sides[1] is None:
+        return _refused(call, "an operand is no tensor, or was written through another view")
+    return sides[0], sides[1]
+
+
+def _read_einsum(versions: Versions, call: Call, left: fx.Node | None) -> Product | Refusal:
+    operands = [value for key, value in call.given.items() if key != "equation"]
+    if len(operands) == 1 and isinstance(operands[0], list | tuple):
+        operands = list(operands[0])
+    found = _operands(versions, call, operands)
+    if isinstance(found, Refusal):
+        return found
+    labels = _labels(call.get("equation"), [len(side.shape) for side in found])
+    if labels is None:
+        return _refused(call, "its einsum is no product of two matrices")
+    one, other, out = labels
+    sides = [(found[0], one), (found[1], other)]
+    is_swapped = operands[1] is left if left is not None else out[-1] in one
+    (a, a_labels), (b, b_labels) = reversed(sides) if is_swapped else sides
+    return _arranged(call, a, a_labels, b, b_labels, out)
+
+
+def _arranged(
+    call: Call, a: Expression, a_labels: str, b: Expression, b_labels: str, out: str
+) -> Product | Refusal:
+    """Permute both sides to ``[..., M, C]`` and ``[..., C, N]``."""
+    summed = [label for label in a_labels if label in b_labels and label not in out]
+    columns = [label for label in out if label not in a_labels]
+    rows = [label for label in out if label not in b_labels]
+    every = set(a_labels) | set(b_labels)
+    if len(summed) != 1 or len(columns) != 1 or not rows or every - set(out) - set(summed):
+        return _refused(call, "its einsum is no product of two matrices")
+    batch = [label for label in out if label != rows[-1] and label not in columns]
+    left = a.permuted(tuple(map(a_labels.index, (*batch, rows[-1], *summed))))
+    shared = [label for label in batch if label in b_labels]
+    right = b.permuted(tuple(map(b_labels.index, (*shared, *summed, *columns))))
+    for position, label in enumerate(batch):
+        if label not in b_labels:
+            right = right.then(torch.unsqueeze, position)
+    natural = [*batch, rows[-1], *columns]
+    order = tuple(natural.index(label) for label in out)
+    is_natural = order == tuple(range(len(out)))
+    return Product(call.node, left, right, order=() if is_natural else order)
+
+
+def _labels(equation: object, dims: list[int]) -> tuple[str, str, str] | None:
+    """The labels of both operands and of the result, one letter a dimension."""
+    if not isinstance(equation, str) or equation.count("->") != 1:
+        return None
+    inputs, _, out = equation.replace(" ", "").partition("->")
+    sides = inputs.split(",")
+    if len(sides) != 2:
+        return None
+    spare = [chr(code) for code in range(ord("A"), ord("Z") + 1) if chr(code) not in equation]
+    hidden = [n - len(side.replace("...", "")) for side, n in zip(sides, dims, strict=True)]
+    width = max(hidden)
+    if width > len(spare) or any(n not in (0, width) for n in hidden):
+        return None
+    names = "".join(spare[:width])
+    one, other, out = (text.replace("...", names) for text in (*sides, out))
+    if any(len(set(text)) != len(text) for text in (one, other, out)):
+        return None
+    if len(one) != dims[0] or len(other) != dims[1]:
+        return None
+    return one, other, out
+
+
+def _refused(call: Call, why: str) -> Refusal:
+    return Refusal(call.node, "product", f"At {call.name}, {why}.")

@@ -1,0 +1,81 @@
+"""Keys and values whose heads were repeated for grouped queries, as what they were before."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import fx
+
+from overlapc.graphs.attention.spelling import Call, is_full_index, tensor_of
+from overlapc.graphs.attention.tensors import ORDERED, Expression, as_it_stands, is_same
+from overlapc.graphs.attention.versions import Versions
+
+EXPANSIONS = ("expand", "broadcast_to", "expand_as")
+
+
+def unrepeated(versions: Versions, repeated: Expression) -> tuple[Expression, int]:
+    """Return ``[batch, heads, ...]`` with each head once, and how often each was repeated.
+
+    Heads are the second dimension of ``repeated``; it comes back with 1 where nothing is repeated.
+    """
+    moves_only = all(function is torch.permute for function, _ in repeated.calls)
+    if len(repeated.shape) != 4 or not moves_only or len(repeated.calls) > 1:
+        return repeated, 1
+    order = repeated.calls[-1][1][0] if repeated.calls else (0, 1, 2, 3)
+    reader, source = repeated.read[0]
+    node = versions.read(reader, source)
+    call = versions.calls.get(node) if node is not None else None
+    found = _source(versions, call, dim=order[1]) if call is not None else None
+    if found is None:
+        return repeated, 1
+    base, groups = found
+    moved = base.permuted(tuple(order))
+    return replace(moved, read=(*moved.read, *repeated.read)), groups
+
+
+def _source(versions: Versions, call: Call, dim: int) -> tuple[Expression, int] | None:
+    """What a call repeats along ``dim``, each slice before the next one, and how often."""
+    if call.in_place:
+        return None
+    if call.name == "repeat_interleave":
+        repeats, along = call.get("repeats"), call.get("dim")
+        source = call.get("input")
+        if not isinstance(repeats, int) or not isinstance(along, int) or along % 4 != dim:
+            return None
+        base = as_it_stands(versions, call.node, source)
+        return None if base is None else (base, repeats)
+    return _expanded(versions, call, dim)
+
+
+def _expanded(versions: Versions, merge: Call, dim: int) -> tuple[Expression, int] | None:
+    """``reshape(expand(unsqueeze(source, dim + 1)))`` in any spelling, told by its shapes."""
+    expand = _input_call(versions, merge)
+    insert = _input_call(versions, expand) if expand is not None else None
+    if expand is None or insert is None or expand.name not in EXPANSIONS:
+        return None
+    if any(one.in_place or one.name not in ORDERED for one in (merge, insert)):
+        return None
+    if insert.name == "getitem" and not is_full_index(insert.get("index")):
+        return None
+    source = insert.get("input")
+    base = as_it_stands(versions, insert.node, source)
+    shapes = [tensor_of(call.node) for call in (insert, expand, merge)]
+    if base is None or len(base.shape) != 4 or any(s is None for s in shapes):
+        return None
+    inserted, expanded, merged = (tuple(value.shape) for value in shapes if value is not None)
+    if len(expanded) != 5 or not isinstance(groups := expanded[dim + 1], int):
+        return None
+    before, heads, after = base.shape[:dim], base.shape[dim], base.shape[dim + 1 :]
+    is_repeat = (
+        is_same(inserted, (*before, heads, 1, *after))
+        and is_same(expanded, (*before, heads, groups, *after))
+        and is_same(merged, (*before, heads * groups, *after))
+    )
+    return (base, groups) if is_repeat else None
+
+
+def _input_call(versions: Versions, call: Call) -> Call | None:
+    source = call.get("input")
+    node = versions.read(call.node, source) if isinstance(source, fx.Node) else None
+    return versions.calls.get(node) if node is not None else None

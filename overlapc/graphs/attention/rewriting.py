@@ -1,0 +1,121 @@
+"""Puts torch's fused attention in the place of one that is spelled out. It chooses nothing."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from overlapc.graphs.attention.masks import FINITE_FILL
+from overlapc.graphs.attention.matching import Attention, Fused
+from overlapc.graphs.attention.scores import Bias, Fill
+from overlapc.graphs.attention.spelling import tensor_of
+from overlapc.graphs.attention.tensors import Expression
+from overlapc.graphs.nodes import add_call, value_of
+
+
+def fuse(graph: fx.Graph, found: Attention) -> None:
+    """Let one call of ``F.scaled_dot_product_attention`` give the result, and erase the chain."""
+    node = found.node
+    with graph.inserting_before(node):
+        sides = (side.emit(graph) for side in (found.query, found.key, found.value))
+        mask = _mask(graph, found)
+        named = {
+            "attn_mask": mask,
+            "is_causal": found.mask.says == "causal",
+            "scale": found.scale,
+            "enable_gqa": found.groups > 1,
+        }
+        result = add_call(graph, F.scaled_dot_product_attention, tuple(sides), node, named)
+        if found.mask.dead == "nan" and mask is not None:
+            result = _poisoned(graph, result, mask)
+        result = _as_spelled(result, found).emit(graph)
+    node.replace_all_uses_with(result)
+    for dead in reversed(found.chain):
+        if not dead.users:
+            graph.erase_node(dead)
+
+
+def take_heads_once(graph: fx.Graph, found: Fused) -> None:
+    """Let a call of torch's attention read keys and values whose heads are not repeated."""
+    node = found.node
+    with graph.inserting_before(node):
+        for old, side in zip(_keys_and_values(node), (found.key, found.value), strict=True):
+            node.replace_input_with(old, side.emit(graph))
+    node.update_kwarg("enable_gqa", True)
+
+
+def _keys_and_values(node: fx.Node) -> list[fx.Node]:
+    names = ("query", "key", "value")
+    given: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    return [given["key"], given["value"]]
+
+
+def _mask(graph: fx.Graph, found: Attention) -> fx.Node | None:
+    """The masks as one tensor: booleans where they only leave keys out, else what is added."""
+    parts = found.mask.parts
+    if len(parts) == 1 and isinstance(parts[0], Fill) and parts[0].value == -math.inf:
+        kept = parts[0].condition.emit(graph)
+        return kept if parts[0].is_kept else _call(graph, torch.logical_not, kept, like=kept)
+    total: fx.Node | None = None
+    for part in parts:
+        if isinstance(part, Bias):
+            added = part.tensor.emit(graph)
+            if part.factor != 1:
+                added = _call(graph, torch.mul, added, part.factor, like=added)
+            total = added if total is None else _call(graph, torch.add, total, added, like=added)
+        else:
+            total = _filled(graph, part, total, found)
+    return None if total is None else _in_kernel_dtype(graph, total, found.query.value.dtype)
+
+
+def _in_kernel_dtype(graph: fx.Graph, mask: fx.Node, dtype: torch.dtype) -> fx.Node:
+    """Bring a mask to a dtype that the kernel adds to queries of ``dtype``, losing nothing."""
+    own = value_of(mask).dtype
+    wanted = torch.promote_types(own, dtype)
+    return mask if own == wanted else _call(graph, torch.Tensor.to, mask, wanted, like=mask)
+
+
+def _filled(graph: fx.Graph, part: Fill, total: fx.Node | None, found: Attention) -> fx.Node:
+    condition = part.condition.emit(graph)
+    value = part.value if part.value == -math.inf else FINITE_FILL
+    dtype, device = found.query.value.dtype, found.query.value.device
+    if total is None:
+        total = _call(graph, torch.zeros, (), like=condition, dtype=dtype, device=device)
+    fill = _call(graph, torch.full, (), value, like=condition, dtype=dtype, device=device)
+    pair = (total, fill) if part.is_kept else (fill, total)
+    return _call(graph, torch.where, condition, *pair, like=condition)
+
+
+def _poisoned(graph: fx.Graph, result: fx.Node, mask: fx.Node) -> fx.Node:
+    """Give rows that keep no key the NaN that eager gives them."""
+    value = tensor_of(mask)
+    assert value is not None
+    if value.dtype == torch.bool:
+        off = _call(graph, torch.logical_not, mask, like=mask)
+    else:
+        off = _call(graph, torch.eq, mask, -math.inf, like=mask)
+    dead = _call(graph, torch.all, off, -1, True, like=mask)
+    return _call(graph, torch.masked_fill, result, dead, math.nan, like=result)
+
+
+def _as_spelled(result: fx.Node, found: Attention) -> Expression:
+    """Bring ``[batch, heads, rows, dim]`` to the dimensions, order and layout of the old result."""
+    given = Expression(result, value_of(result))
+    for _ in range(2 - len(found.frame)):
+        given = given.then(torch.squeeze, 0)
+    if len(found.frame) == 3:
+        given = given.then(torch.unflatten, 1, tuple(found.frame[1:]))
+    given = given.shaped(found.frame, found.batch)
+    if found.is_contiguous and not given.value.is_contiguous():
+        given = given.then(torch.Tensor.contiguous)
+    return given.permuted(found.order) if found.order else given
+
+
+def _call(
+    graph: fx.Graph, function: object, *args: object, like: fx.Node, **named: object
+) -> fx.Node:
+    return add_call(graph, function, args, like, named)

@@ -1,0 +1,120 @@
+"""What a node of a Dynamo graph calls, under one name for function, method, operator, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from overlapc.graphs.nodes import value_of
+
+ALIASES = {
+    "truediv": "div",
+    "true_divide": "div",
+    "divide": "div",
+    "multiply": "mul",
+    "subtract": "sub",
+    "negative": "neg",
+    "special_softmax": "softmax",
+    "swapaxes": "transpose",
+    "swapdims": "transpose",
+}
+"""Names of one op that torch offers several of."""
+
+PARAMETERS = {
+    "matmul": "input other",
+    "bmm": "input other",
+    "baddbmm": "input batch1 batch2",
+    "einsum": "equation",
+    "softmax": "input dim dtype",
+    "dropout": "input p training inplace",
+    "add": "input other",
+    "sub": "input other",
+    "mul": "input other",
+    "div": "input other",
+    "masked_fill": "input mask value",
+    "where": "condition input other",
+    "transpose": "input dim0 dim1",
+    "repeat_interleave": "input repeats dim",
+    "getitem": "input index",
+    "scaled_dot_product_attention": "query key value attn_mask dropout_p is_causal",
+    "multi_head_attention_forward": "query",
+}
+"""Positional parameters by canonical name; of other ops the first is ``input``."""
+
+RENAMED = {"self": "input", "mat2": "other", "train": "training", "x": "input", "y": "other"}
+"""What some spellings call a parameter."""
+
+MATRIX_TRANSPOSES = ("mT", "T")
+
+OVERWRITING = "iadd isub imul itruediv ifloordiv imod ipow imatmul iand ior ixor"
+OPERATORS_IN_PLACE = frozenset(OVERWRITING.split())
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a tensor op."""
+
+    node: fx.Node
+    name: str
+    """Canonical: ``div`` for ``operator.itruediv``, ``Tensor.div_`` and ``torch.true_divide``."""
+    in_place: bool
+    """The first operand is overwritten."""
+    given: Mapping[str, Any]
+    """Arguments by parameter; positional ones without a known name are ``0``, ``1``, ..."""
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return an argument, or ``default`` where it was not given."""
+        return self.given.get(name, default)
+
+
+def read_call(node: fx.Node) -> Call | None:
+    """Read what a node calls; None where it calls nothing that gives a tensor."""
+    if node.op not in ("call_function", "call_method"):
+        return None
+    name, in_place = _name_of(node)
+    args = list(node.args)
+    if name == "getattr":
+        attribute = str(args[1])
+        if attribute not in MATRIX_TRANSPOSES:
+            return None
+        return Call(node, ALIASES.get(attribute, attribute), False, {"input": args[0]})
+    names = PARAMETERS.get(name, "input").split()
+    if name == "softmax" and getattr(node.target, "__module__", "") == "torch.nn.functional":
+        names = ["input", "dim", "_stacklevel", "dtype"]
+    if name == "where" and node.op == "call_method":
+        names = ["input", "condition", "other"]
+    names += [str(index) for index in range(len(args))]
+    given = dict(zip(names, args, strict=False))
+    given.update({RENAMED.get(key, key): value for key, value in node.kwargs.items()})
+    return Call(node, name, in_place or given.get("inplace") is True, given)
+
+
+def _name_of(node: fx.Node) -> tuple[str, bool]:
+    """The canonical name of what a node calls, and whether it is spelled as in place."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        name = target._schema.name.partition("::")[2]
+    else:
+        name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
+    in_place = name.endswith("_") and not name.endswith("__")
+    name = name.removesuffix("_") if in_place else name
+    if getattr(target, "__module__", "") == "_operator":  # and_ has its name from the keyword
+        in_place = name in OPERATORS_IN_PLACE and isinstance(value_of(node), torch.Tensor)
+        name = name[1:] if name in OPERATORS_IN_PLACE else name
+    return ALIASES.get(name, name), in_place
+
+
+def tensor_of(argument: object) -> torch.Tensor | None:
+    """Return the fake tensor that an argument of a call stands for; None if it is none."""
+    value = value_of(argument) if isinstance(argument, fx.Node) else None
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def is_full_index(index: object) -> bool:
+    """Return whether ``x[index]`` only adds dimensions of one."""
+    parts = index if isinstance(index, tuple | list) else (index,)
+    return all(part is None or part is Ellipsis or part == slice(None) for part in parts)

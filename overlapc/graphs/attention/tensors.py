@@ -1,0 +1,177 @@
+"""A tensor that calls give of a node's: read while matching, put into the graph by a rewrite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from overlapc.graphs.attention.spelling import is_full_index, tensor_of
+from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.nodes import add_call
+
+PERMUTATIONS = ("transpose", "permute", "mT", "T", "t")
+COPIES = ("contiguous", "clone")
+CASTS = ("to", "type", "type_as", "float", "double", "half", "bfloat16")
+ORDERED = ("view", "reshape", "unsqueeze", "squeeze", "flatten", "unflatten", "view_as", "getitem")
+"""Views that keep the order of elements; ``getitem`` where it takes no part."""
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A node, and the calls that make the tensor of it that is meant."""
+
+    node: fx.Node
+    value: torch.Tensor
+    """What the calls give: a fake tensor."""
+    read: tuple[tuple[fx.Node, fx.Node], ...] = ()
+    """Who read which tensor in the graph as it stands: their values have to be the same later."""
+    calls: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = ()
+
+    @property
+    def shape(self) -> tuple[int | torch.SymInt, ...]:
+        """Sizes, symbols where they vary."""
+        return tuple(self.value.shape)
+
+    def then(self, function: Callable[..., Any], *args: Any) -> Expression:
+        """Return what ``function(self, *args)`` gives."""
+        value = function(self.value, *args)
+        return replace(self, value=value, calls=(*self.calls, (function, args)))
+
+    @property
+    def has_symbols(self) -> bool:
+        """Return whether a call takes a size that varies: no node of the graph stands for it."""
+        flat = (item for _, args in self.calls for arg in args for item in _flat(arg))
+        return any(isinstance(item, torch.SymInt) for item in flat)
+
+    def permuted(self, order: tuple[int, ...]) -> Expression:
+        """Return it with its dimensions in another order."""
+        base = self
+        if self.calls and self.calls[-1][0] is torch.permute:
+            before = self.calls[-1][1][0]
+            order = tuple(before[dim] for dim in order)
+            back = tuple(sorted(range(len(before)), key=before.__getitem__))
+            base = replace(self, value=torch.permute(self.value, back), calls=self.calls[:-1])
+        return base if order == tuple(range(len(order))) else base.then(torch.permute, order)
+
+    def transposed(self) -> Expression:
+        """Return it with its last two dimensions exchanged."""
+        *batch, one, other = range(len(self.shape))
+        return self.permuted((*batch, other, one))
+
+    def shaped(self, batch: tuple[Any, ...], frame: tuple[Any, ...]) -> Expression:
+        """Return it with its leading dimensions broadcast to ``batch``, regrouped as ``frame``."""
+        wide = self
+        for _ in range(len(batch) + 2 - len(self.shape)):
+            wide = wide.then(torch.unsqueeze, 0)
+        own = wide.shape[:-2]
+        if not is_same(own, batch):
+            pairs = zip(own, batch, strict=True)
+            sizes = [-1 if is_same((a,), (b,)) else b for a, b in pairs]
+            wide = wide.then(torch.broadcast_to, (*sizes, -1, -1))
+        if is_same(batch, frame):
+            return wide
+        if len(batch) > 1:
+            wide = wide.then(torch.flatten, 0, len(batch) - 1)
+        if len(frame) == 1:
+            return wide if batch else wide.then(torch.unsqueeze, 0)
+        symbols = sum(isinstance(size, torch.SymInt) for size in frame)
+        sizes = [-1 if symbols == 1 and isinstance(size, torch.SymInt) else size for size in frame]
+        return wide.then(torch.unflatten, 0, tuple(sizes))
+
+    def replayed(self, calls: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...]) -> Expression:
+        """Return it after the calls of another expression."""
+        found = self
+        for function, args in calls:
+            found = found.then(function, *args)
+        return found
+
+    def emit(self, graph: fx.Graph) -> fx.Node:
+        """Put the calls where the graph inserts now; return the node of the result."""
+        node = self.node
+        for function, args in self.calls:
+            node = add_call(graph, function, (node, *args), like=node)
+        return node
+
+
+def _flat(argument: object) -> tuple[object, ...]:
+    return tuple(argument) if isinstance(argument, list | tuple) else (argument,)
+
+
+def is_same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    """Return whether two shapes are equal for every value of their symbols."""
+    return len(one) == len(other) and all(
+        statically_known_true(a == b) for a, b in zip(one, other, strict=True)
+    )
+
+
+def as_it_stands(versions: Versions, reader: fx.Node, source: object) -> Expression | None:
+    """Return what ``reader`` reads of ``source``; None as of ``expression``."""
+    value = tensor_of(source)
+    if not isinstance(source, fx.Node) or value is None or versions.read(reader, source) is None:
+        return None
+    return Expression(source, value, ((reader, source),))
+
+
+def expression(versions: Versions, reader: fx.Node, source: object) -> Expression | None:
+    """Return what ``reader`` reads of ``source``, as calls on what it is a permutation of.
+
+    None where ``source`` is no tensor, or was written through another view.
+    """
+    plain = as_it_stands(versions, reader, source)
+    seen = versions.read(reader, source) if isinstance(source, fx.Node) else None
+    call = versions.calls.get(seen) if seen is not None else None
+    if plain is None or call is None or call.in_place:
+        return plain
+    order = _order(call.name, call.node, len(plain.shape))
+    base = expression(versions, call.node, call.get("input"))
+    if base is None or not (order or call.name in COPIES):
+        return plain
+    moved = base.permuted(order) if order else base
+    return replace(moved, read=(*moved.read, *plain.read))
+
+
+def _order(name: str, node: fx.Node, dims: int) -> tuple[int, ...]:
+    """The order of dimensions that a permutation gives; empty if it is no plain permutation."""
+    args: list[Any] = [] if name in ("mT", "T", "t") else list(node.args[1:])
+    args += node.kwargs.values()
+    flat: list[Any] = (
+        list(args[0]) if len(args) == 1 and isinstance(args[0], list | tuple) else args
+    )
+    order = list(range(dims))
+    if name == "permute":
+        order = [int(dim) % dims for dim in flat] if len(flat) == dims else []
+    elif name in PERMUTATIONS and dims >= 2:
+        if name in ("T", "t") and dims != 2:
+            return ()
+        one, other = (int(d) % dims for d in flat) if name == "transpose" else (dims - 2, dims - 1)
+        order[one], order[other] = order[other], order[one]
+    else:
+        return ()
+    return tuple(order)
+
+
+def keeps_rows(versions: Versions, node: fx.Node) -> bool:
+    """Return whether a node regroups the leading dimensions of its input and nothing else."""
+    call = versions.calls.get(node)
+    if call is None or call.in_place or call.name not in (*ORDERED, *COPIES):
+        return False
+    if call.name == "getitem" and not is_full_index(call.get("index")):
+        return False
+    new, old = tensor_of(node), tensor_of(call.get("input"))
+    if new is None or old is None or new.dtype != old.dtype or min(new.ndim, old.ndim) < 2:
+        return False
+    return is_same(tuple(new.shape[-2:]), tuple(old.shape[-2:]))
+
+
+def is_cast(versions: Versions, node: fx.Node) -> bool:
+    """Return whether a node gives its input in another dtype on the same device, or in the same."""
+    call = versions.calls.get(node)
+    if call is None or call.in_place or call.name not in CASTS:
+        return False
+    new, old = tensor_of(node), tensor_of(call.get("input"))
+    return new is not None and old is not None and new.device == old.device

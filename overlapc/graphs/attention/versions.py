@@ -1,0 +1,112 @@
+"""What a reader of a tensor sees in a graph that writes in place.
+
+A node of a Dynamo graph is a tensor, not a value: after ``scores.mul_(c)`` every reader of
+``scores`` reads what ``mul_`` wrote. Here each read is told the node that wrote the value last.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from torch import fx
+
+from overlapc.graphs.attention.spelling import Call, read_call, tensor_of
+
+FRESH_NAMES = """
+    matmul bmm baddbmm einsum linear addmm scaled_dot_product_attention softmax embedding
+    add sub mul div neg pow exp tanh sigmoid relu gelu silu rsqrt mean sum layer_norm rms_norm
+    where masked_fill cat stack arange zeros ones full tensor le lt ge gt eq ne and_ or_
+"""
+FRESH = frozenset(FRESH_NAMES.split())
+"""Ops whose result shares no memory with an operand; of any other it may."""
+
+
+class Versions:
+    """Reads of one graph, as they are when it is built; a rewrite makes them stale."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.calls: dict[fx.Node, Call] = {}
+        self.index: dict[fx.Node, int] = {}
+        self.readers: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+        """By the node that wrote a value, the nodes that read it."""
+        self._seen: dict[tuple[fx.Node, fx.Node], fx.Node | None] = {}
+        self._writes: list[tuple[fx.Node, fx.Node]] = []
+        """Nodes that write, with the family of what they write to."""
+        self._family: dict[fx.Node, fx.Node] = {}
+        self._written: dict[fx.Node, int] = {}
+        """By the root of a family, where it was written last."""
+        self._read_graph(graph)
+
+    def read(self, reader: fx.Node, source: fx.Node) -> fx.Node | None:
+        """Return the node that wrote what ``reader`` reads of ``source``.
+
+        None where it was written through another view of its memory.
+        """
+        return self._seen.get((reader, source), source)
+
+    def changes(self, source: fx.Node, after: fx.Node, before: fx.Node) -> fx.Node | None:
+        """Return a node between two that may write to the memory of ``source``."""
+        start, end = self.index[after], self.index[before]
+        family = self._root(source)
+        for node, written in self._writes:
+            if start < self.index[node] < end and self._root(written) is family:
+                return node
+        return None
+
+    def _root(self, node: fx.Node) -> fx.Node:
+        while (parent := self._family.get(node, node)) is not node:
+            node = parent
+        return node
+
+    def _share(self, one: fx.Node, other: fx.Node) -> None:
+        """Let two nodes belong to one family: they may share memory."""
+        one, other = self._root(one), self._root(other)
+        if one is not other:
+            self._family[one] = other
+            self._written[other] = max(self._written.get(one, -1), self._written.get(other, -1))
+
+    def _read_graph(self, graph: fx.Graph) -> None:
+        current: dict[fx.Node, fx.Node] = {}
+        spelled: dict[fx.Node, fx.Node] = {}
+
+        def newest(source: fx.Node) -> fx.Node:
+            return current.get(spelled.get(source, source), source)
+
+        for index, node in enumerate(graph.nodes):
+            self.index[node] = index
+            for source in node.all_input_nodes:
+                seen = newest(source)
+                is_stale = self._written.get(self._root(source), -1) > self.index[seen]
+                self._seen[node, source] = None if is_stale else seen
+                self.readers[seen].append(node)
+            call = read_call(node)
+            if call is not None:
+                self.calls[node] = call
+            for source in shares_with(node, call):
+                self._share(source, node)
+            for written in writes_to(node, call):
+                self._writes.append((node, written))
+                spelled[node] = spelled.get(written, written)
+                current[spelled[node]] = node
+                self._written[self._root(written)] = index
+
+
+def shares_with(node: fx.Node, call: Call | None) -> list[fx.Node]:
+    """Return the operands whose memory the result of a node may share."""
+    if call is not None and call.in_place:
+        return writes_to(node, call)
+    return [] if call is not None and call.name in FRESH else node.all_input_nodes
+
+
+def writes_to(node: fx.Node, call: Call | None) -> list[fx.Node]:
+    """Return the tensors that a node writes to, as far as its spelling tells."""
+    if call is None:
+        return []
+    written: list[object] = []
+    if call.in_place or call.name == "setitem":
+        written.append(call.get("input"))
+    written.append(call.get("out"))
+    flat: list[object] = []
+    for item in written:
+        flat.extend(item if isinstance(item, list | tuple) else [item])
+    return [item for item in flat if isinstance(item, fx.Node) and tensor_of(item) is not None]

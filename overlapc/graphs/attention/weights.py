@@ -1,0 +1,102 @@
+"""From a softmax down to the product of its weights and the values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from overlapc.graphs.attention.products import NAMES, Product, read_product
+from overlapc.graphs.attention.spelling import Call, tensor_of
+from overlapc.graphs.attention.tensors import is_cast, keeps_rows
+from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.collectives import Refusal
+
+FURTHEST = 12
+"""Calls between a softmax and the product with values: chosen, twice what models have."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """``product.left`` is the softmax, regrouped."""
+
+    product: Product
+    nodes: tuple[fx.Node, ...]
+    """From the softmax down to the product, both among them."""
+
+
+def read_weights(versions: Versions, softmax: Call) -> Weights | Refusal:
+    """Walk down from a softmax to the one product that it is a factor of."""
+    node, nodes, spelled = softmax.node, [softmax.node], softmax.node
+    for _ in range(FURTHEST):
+        readers = list(dict.fromkeys(versions.readers[node]))
+        if len(readers) != 1:
+            return _read_by_others(node, readers)
+        reader = readers[0]
+        spelled = next(s for s in reader.all_input_nodes if versions.read(reader, s) is node)
+        nodes.append(reader)
+        call = versions.calls.get(reader)
+        if call is None or reader.op == "output":
+            return _read_by_others(node, readers)
+        if call.name in NAMES:
+            product = read_product(versions, call, left=spelled)
+            if isinstance(product, Refusal):
+                return product
+            if product.added is not None or product.alpha != 1:
+                return _changed(call)
+            return Weights(product, tuple(nodes))
+        refusal = _why_changed(versions, call)
+        if refusal:
+            return refusal
+        node = reader
+    return Refusal(node, "far_product", f"Over {FURTHEST} calls stand between softmax and product.")
+
+
+def weighs_values(versions: Versions, softmax: fx.Node) -> bool:
+    """Return whether the result of a softmax, however it is changed, is a factor of a product."""
+    own = tensor_of(softmax)
+    waiting, seen = [softmax], set()
+    while waiting and own is not None and len(seen) < 4 * FURTHEST:
+        node = waiting.pop()
+        value = tensor_of(node)
+        if node in seen or value is None or value.ndim < 2:
+            continue
+        seen.add(node)
+        for reader in versions.readers[node]:
+            call = versions.calls.get(reader)
+            if call is not None and call.name in NAMES:
+                return True
+            if call is not None and call.name not in ("linear", "softmax", "sum", "mean", "topk"):
+                waiting.append(reader)
+    return False
+
+
+def _why_changed(versions: Versions, call: Call) -> Refusal | None:
+    """Why a call between softmax and product changes the weights; None if it does not."""
+    if is_cast(versions, call.node) or keeps_rows(versions, call.node):
+        return None
+    if call.name == "dropout":
+        p, is_training = call.get("p", 0.5), call.get("training", call.node.op == "call_function")
+        if p == 0 or is_training is False:
+            return None
+        reason = f"Dropout of {p} is active, and another kernel would draw other random numbers."
+        return Refusal(call.node, "dropout", reason)
+    if call.name == "getitem" and _drops_last(call):
+        return Refusal(call.node, "sinks", "A column that is no key takes part in the softmax.")
+    return _changed(call)
+
+
+def _drops_last(call: Call) -> bool:
+    index = call.get("index")
+    return isinstance(index, tuple) and index[-1] == slice(None, -1, None)
+
+
+def _changed(call: Call) -> Refusal:
+    reason = f"{call.name} changes the weights before they meet the values."
+    return Refusal(call.node, "weights_changed", reason)
+
+
+def _read_by_others(node: fx.Node, readers: list[fx.Node]) -> Refusal:
+    who = "the caller" if any(r.op == "output" for r in readers) else f"{len(readers)} readers"
+    reason = f"Attention weights are read by {who}, and torch's attention does not give them."
+    return Refusal(node, "weights_read", reason)

@@ -1,0 +1,83 @@
+"""Softmax attention that is spelled out becomes torch's fused one, where that pays.
+
+It runs over what Dynamo gives, before autograd: gradients come from the kernel that is put in.
+
+Contract. Same values but for rounding; a result whose strides are read keeps them; a row that keeps
+no key gives what it gave: NaN under minus infinity, the mean of all values under a finite mask.
+Attention that is kept or refused leaves the graph as it was.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from torch import fx
+
+from overlapc.graphs.attention.matching import Attention, Fused, find_sites
+from overlapc.graphs.attention.problems import problem_of
+from overlapc.graphs.attention.rewriting import fuse, take_heads_once
+from overlapc.graphs.collectives import Refusal
+from overlapc.graphs.nodes import where
+from overlapc.passes.base import Compilation, Fuel
+from overlapc.planning.attention import Verdict, decide
+from overlapc.reporting.records import Site
+
+log = logging.getLogger(__name__)
+
+# torch raises on random ops there, and counts its fused attention as one whatever its dropout.
+CHECKPOINTED = Verdict(
+    "refused", "checkpointed", "It stands in a checkpoint of a graph that computes no gradient."
+)
+NO_FUEL = Verdict("kept", "fuel", "The fuel that option 'fuel' gives is used up.")
+
+
+@dataclass(frozen=True)
+class RewriteAttention:
+    """Reports every softmax attention of a Dynamo graph, and fuses those that it pays to fuse."""
+
+    name: str = "rewrite_attention"
+
+    def apply(self, graph: fx.Graph, compilation: Compilation) -> None:
+        """Match all, decide, then rewrite from the last to the first: operands stand before."""
+        if compilation.is_disabled(self.name) or compilation.options.softmax == "off":
+            return
+        chosen = []
+        for node, found in list(find_sites(graph)):
+            verdict = _verdict(found, compilation)
+            _report(node, found, verdict, compilation)
+            if verdict.decision == "rewritten" and not isinstance(found, Refusal):
+                chosen.append(found)
+        for found in reversed(chosen):
+            if isinstance(found, Attention):
+                fuse(graph, found)
+            else:
+                take_heads_once(graph, found)
+
+
+def _verdict(found: Attention | Fused | Refusal, compilation: Compilation) -> Verdict:
+    if isinstance(found, Refusal):
+        return Verdict("refused", found.code, found.reason)
+    if compilation.is_body and compilation.graph_kind == "inference":
+        return CHECKPOINTED
+    verdict = decide(problem_of(found), compilation.options.softmax)
+    if verdict.decision == "rewritten" and not Fuel.take(compilation.options):
+        return NO_FUEL
+    return verdict
+
+
+def _report(
+    node: fx.Node, found: Attention | Fused | Refusal, verdict: Verdict, compilation: Compilation
+) -> None:
+    site = Site(
+        id=compilation.next_site_id(),
+        kind="attention",
+        decision=verdict.decision,
+        reason=verdict.reason,
+        code=verdict.code,
+        graph=compilation.graph_kind,
+        where=where(node),
+        shape="" if isinstance(found, Refusal) else problem_of(found).text(),
+    )
+    log.info("%s %s at %s: %s", site.decision, site.kind, site.where, site.reason)
+    compilation.sites.append(site)

@@ -1,0 +1,357 @@
+"""Spellings of attention: how each is to be found, and what is to be refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+B, H, G, Q, K, D = 2, 4, 2, 6, 9, 8
+INF, MIN = math.inf, torch.finfo(torch.float32).min
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """A function of queries, keys, values, and what else ``more`` gives."""
+
+    function: Callable[..., Any]
+    code: str = "fused"
+    """``!code`` of a refused site, ``=code`` of a kept one; empty: no site."""
+    more: Callable[[], tuple[Any, ...]] = tuple
+    operands: Callable[[], tuple[Any, ...]] | None = None
+    """What stands for queries, keys and values; None: ``plain``."""
+    says: str = ""
+    """What the graph is to hold after the rewrite."""
+
+
+def plain(rows=Q, keys=K, dtype=torch.float32):
+    shapes = [(B, H, rows, D), (B, H, keys, D), (B, H, keys, D)]
+    return tuple(torch.randn(shape, dtype=dtype) for shape in shapes)
+
+
+def square():
+    return plain(K, K)
+
+
+def three():
+    return tuple(t.flatten(0, 1) for t in plain())
+
+
+def two():
+    return tuple(t[0, 0] for t in plain())
+
+
+def sequence_first():
+    return tuple(t.transpose(1, 2).contiguous() for t in plain())
+
+
+def grouped():
+    q, k, v = plain()
+    return q, k[:, :G].contiguous(), v[:, :G].contiguous()
+
+
+def five():
+    q, k, v = grouped()
+    return q.unflatten(1, (G, H // G)), k, v
+
+
+def bfloat():
+    return plain(dtype=torch.bfloat16)
+
+
+def bias():
+    return (torch.randn(B, 1, Q, K),)
+
+
+def keep():
+    """Half of all keys; the first row of the first batch keeps none, the second all."""
+    kept = torch.rand(B, 1, Q, K) > 0.5
+    kept[0, :, 0], kept[:, :, 1] = False, True
+    return (kept,)
+
+
+def functional(q, k, v):
+    return torch.matmul(F.softmax(torch.matmul(q, k.transpose(-2, -1)) / math.sqrt(D), dim=-1), v)
+
+
+def methods(q, k, v):
+    return q.matmul(k.swapaxes(2, 3)).mul(0.3).softmax(3).matmul(v)
+
+
+def operators(q, k, v):
+    return torch.softmax(0.3 * (q @ k.mT), 3) @ v
+
+
+def in_place(q, k, v, m):
+    s = q @ k.mT
+    s /= 3.0
+    s += m
+    s.mul_(0.5)
+    return s.softmax(-1) @ v
+
+
+def written_and_ignored(q, k, v, m):
+    s = q @ k.permute(0, 1, 3, 2)
+    s.mul_(0.5)
+    s.add_(m, alpha=2.0)
+    s.masked_fill_(m > 1, -INF)
+    return F.softmax(s, -1) @ v
+
+
+def einsum(q, k, v):
+    w = torch.einsum("bhqd,bhkd->bhqk", q * 0.5, k).softmax(-1)
+    return torch.einsum("bhqk,bhkd->bhqd", w, v)
+
+
+def einsum_sequence_first(q, k, v):
+    w = torch.einsum("bqhd,bkhd->bhqk", q, k).softmax(-1)
+    return torch.einsum("bhqk,bkhd->bqhd", w, v)
+
+
+def einsum_ellipsis(q, k, v):
+    w = torch.einsum("...qd, ...kd -> ...qk", [q, k]).softmax(-1)
+    return torch.einsum("...qk,...kd->...qd", w, v)
+
+
+def einsum_keys_first(q, k, v):
+    return torch.einsum("bhkd,bhqd->bhqk", k, q).softmax(-1) @ v
+
+
+def einsum_grouped(q, k, v):
+    w = torch.einsum("bhgqd,bhkd->bhgqk", q, k).softmax(-1)
+    return torch.einsum("bhgqk,bhkd->bhgqd", w, v)
+
+
+def bmm(q, k, v):
+    return torch.bmm(F.softmax(torch.bmm(q, k.transpose(1, 2)), dim=2), v)
+
+
+def baddbmm(q, k, v, m):
+    s = torch.baddbmm(m.expand(B, H, Q, K).reshape(B * H, Q, K), q, k.mT, beta=0.5, alpha=0.3)
+    return torch.bmm(s.softmax(-1), v)
+
+
+def baddbmm_without(q, k, v):
+    s = torch.baddbmm(q.new_empty(1, 1, 1), q, k.mT, beta=0, alpha=0.3)
+    return torch.bmm(s.softmax(-1), v)
+
+
+def regrouped(q, k, v, m):
+    """As Bloom: heads and batches are one where products are, two where the mask is."""
+    a, b, c = (t.reshape(B * H, -1, D) for t in (q, k, v))
+    s = torch.baddbmm(m[:, 0, :1].repeat(H, 1, 1), a, b.mT, alpha=0.3).view(B, H, Q, K) + m
+    return torch.bmm(s.softmax(-1).view(B * H, Q, K), c).view(B, H, Q, D)
+
+
+def matrices(q, k, v):
+    return (q @ k.t()).softmax(-1) @ v
+
+
+def upcast(q, k, v):
+    s = q @ k.mT
+    return F.softmax(s, dim=-1, dtype=torch.float32).to(q.dtype) @ v
+
+
+def upcast_operands(q, k, v):
+    s = (q.float() @ k.float().transpose(-1, -2)) * 0.3
+    return s.softmax(-1).type(v.dtype) @ v
+
+
+def added(q, k, v, m):
+    return (m + 0.3 * (q @ k.mT)).softmax(-1) @ v
+
+
+def upcast_then_added(q, k, v, m):
+    return ((q @ k.mT).to(m.dtype) + m).softmax(-1).to(v.dtype) @ v
+
+
+def added_then_scaled(q, k, v, m):
+    return (0.5 * (2 * m - (q @ k.mT))).softmax(-1) @ v
+
+
+def filled(q, k, v, kept):
+    return (q @ k.mT).masked_fill(~kept, -INF).softmax(-1) @ v
+
+
+def filled_finite(q, k, v, kept):
+    return (q @ k.mT).masked_fill(kept == 0, -1e9).softmax(-1) @ v
+
+
+def filled_and_added(q, k, v, kept, m):
+    return ((q @ k.mT + m).masked_fill(~kept, -INF) * 0.5 + m).softmax(-1) @ v
+
+
+def chosen(q, k, v, kept):
+    return torch.where(kept, q @ k.mT, torch.tensor(MIN)).softmax(-1) @ v
+
+
+def chosen_by_method(q, k, v, kept):
+    return (q @ k.mT).where(kept, -INF).softmax(-1) @ v
+
+
+def additive(q, k, v, kept):
+    return (q @ k.mT + torch.where(kept, 0.0, MIN)).softmax(-1) @ v
+
+
+def infinite(q, k, v, kept):
+    m = torch.zeros_like(kept, dtype=q.dtype).masked_fill(~kept, -INF)
+    return (q @ k.mT + m).softmax(-1) @ v
+
+
+def causal(q, k, v):
+    n = q.shape[-2]
+    later = torch.triu(torch.ones(n, n, dtype=torch.bool), diagonal=1)
+    return (q @ k.mT).masked_fill(later, -INF).softmax(-1) @ v
+
+
+def causal_by_indices(q, k, v):
+    rows, keys = torch.arange(K)[:, None], torch.arange(K)[None]
+    return (q @ k.mT + torch.where(keys <= rows, 0.0, MIN)[None, None]).softmax(-1) @ v
+
+
+def window(q, k, v):
+    rows, keys = torch.arange(K)[:, None], torch.arange(K)
+    kept = (keys <= rows) & (keys > rows - 3)
+    return (q @ k.mT).masked_fill(~kept, -INF).softmax(-1) @ v
+
+
+def causal_off_by_one(q, k, v):
+    later = torch.ones(K, K, dtype=torch.bool).triu(2)
+    return (q @ k.mT).masked_fill(later, -INF).softmax(-1) @ v
+
+
+def nothing_masked(q, k, v):
+    return (q @ k.mT + torch.zeros(1, 1, Q, K)).softmax(-1) @ v
+
+
+def idle_dropout(q, k, v):
+    w = F.dropout((q @ k.mT).softmax(-1), p=0.0, training=True)
+    return F.dropout(w, p=0.3, training=False, inplace=True) @ v
+
+
+def repeat_kv(x, groups):
+    b, h, n, d = x.shape
+    return x[:, :, None, :, :].expand(b, h, groups, n, d).reshape(b, h * groups, n, d)
+
+
+def grouped_queries(q, k, v, m):
+    k, v = repeat_kv(k, H // G), repeat_kv(v, H // G)
+    return (q @ k.transpose(2, 3) + m).softmax(-1) @ v
+
+
+def interleaved(q, k, v):
+    k, v = (t.repeat_interleave(H // G, dim=1) for t in (k, v))
+    return (q @ k.mT).softmax(-1) @ v
+
+
+def repeated_otherwise(q, k, v):
+    k, v = (t.repeat(1, H // G, 1, 1) for t in (k, v))
+    return (q @ k.mT).softmax(-1) @ v
+
+
+def keys_repeated_alone(q, k, v):
+    return (q @ repeat_kv(k, H // G).mT).softmax(-1) @ v.repeat(1, H // G, 1, 1)
+
+
+def transposed_result(q, k, v):
+    return functional(q, k, v).transpose(1, 2).reshape(B, Q, H * D)
+
+
+def viewed_result(q, k, v):
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    return functional(q, k, v).view(B * H, Q, D) + 1
+
+
+def sequence_first_operands(q, k, v):
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    return (q @ k.transpose(2, 3)).softmax(-1) @ v
+
+
+def one_batch_of_keys(q, k, v):
+    return (q @ k[:1].mT).softmax(-1) @ v[:1]
+
+
+def fused_repeated(q, k, v, kept):
+    k, v = repeat_kv(k, H // G), repeat_kv(v, H // G)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=kept)
+
+
+def in_checkpoint(q, k, v):
+    return checkpoint(functional, q, k, v, use_reentrant=False)
+
+
+def twice(q, k, v):
+    return functional(functional(q, k, v), k, v)
+
+
+def einsum_values_first(q, k, v):
+    return torch.einsum("bhkd,bhqk->bhqd", v, (q @ k.mT).softmax(-1))
+
+
+def values_change_before(q, k, v):
+    v = v + 0
+    w = (q @ k.mT).softmax(-1)
+    v.mul_(2)
+    return w @ v
+
+
+def pair(*makers):
+    return lambda: tuple(t for maker in makers for t in maker())
+
+
+REWRITTEN = {
+    "functional": Spelling(functional),
+    "methods": Spelling(methods),
+    "operators": Spelling(operators),
+    "in_place": Spelling(in_place, more=bias),
+    "written_and_ignored": Spelling(written_and_ignored, more=bias),
+    "einsum": Spelling(einsum),
+    "einsum_sequence_first": Spelling(einsum_sequence_first, operands=sequence_first),
+    "einsum_ellipsis": Spelling(einsum_ellipsis),
+    "einsum_keys_first": Spelling(einsum_keys_first),
+    "einsum_values_first": Spelling(einsum_values_first),
+    "einsum_grouped": Spelling(einsum_grouped, operands=five),
+    "bmm": Spelling(bmm, operands=three),
+    "baddbmm": Spelling(baddbmm, more=bias, operands=three),
+    "baddbmm_without": Spelling(baddbmm_without, operands=three),
+    "regrouped": Spelling(regrouped, more=bias),
+    "matrices": Spelling(matrices, operands=two),
+    "upcast": Spelling(upcast, operands=bfloat),
+    "upcast_operands": Spelling(upcast_operands, operands=bfloat),
+    "added": Spelling(added, more=bias),
+    "narrow_mask": Spelling(added, more=lambda: tuple(m.bfloat16() for m in bias())),
+    "wide_mask": Spelling(upcast_then_added, more=bias, operands=bfloat),
+    "added_then_scaled": Spelling(added_then_scaled, more=bias),
+    "filled": Spelling(filled, more=keep),
+    "filled_finite": Spelling(filled_finite, more=keep),
+    "filled_and_added": Spelling(filled_and_added, more=pair(keep, bias)),
+    "chosen": Spelling(chosen, more=keep),
+    "chosen_by_method": Spelling(chosen_by_method, more=keep),
+    "additive": Spelling(additive, more=keep),
+    "infinite": Spelling(infinite, more=keep),
+    "causal": Spelling(causal, operands=square, says="is_causal=True"),
+    "causal_by_indices": Spelling(causal_by_indices, operands=square, says="is_causal=True"),
+    "window": Spelling(window, operands=square, says="is_causal=False"),
+    "causal_off_by_one": Spelling(causal_off_by_one, operands=square, says="is_causal=False"),
+    "nothing_masked": Spelling(nothing_masked, says="attn_mask=None"),
+    "idle_dropout": Spelling(idle_dropout),
+    "grouped_queries": Spelling(
+        grouped_queries, more=bias, operands=grouped, says="enable_gqa=True"
+    ),
+    "interleaved": Spelling(interleaved, operands=grouped, says="enable_gqa=True"),
+    "repeated_otherwise": Spelling(repeated_otherwise, operands=grouped, says="enable_gqa=False"),
+    "keys_repeated_alone": Spelling(keys_repeated_alone, operands=grouped, says="enable_gqa=False"),
+    "transposed_result": Spelling(transposed_result),
+    "viewed_result": Spelling(viewed_result, operands=sequence_first),
+    "sequence_first_operands": Spelling(sequence_first_operands, operands=sequence_first),
+    "one_batch_of_keys": Spelling(one_batch_of_keys),
+    "fused_repeated": Spelling(
+        fused_repeated, "fused_groups", keep, grouped, says="enable_gqa=True"
+    ),
+    "values_change_before": Spelling(values_change_before),
+}

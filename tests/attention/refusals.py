@@ -1,0 +1,156 @@
+"""Attention that is to be left as it is, and what is no attention: a line each."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from tests.attention.catalogue import INF, B, D, H, K, Q, Spelling, bias, keep, plain, square
+
+
+def filled_weakly(q, k, v, kept):
+    return (q @ k.mT).masked_fill(~kept, -1e4).softmax(-1) @ v
+
+
+def filled_above(q, k, v, kept):
+    return (q @ k.mT).masked_fill(kept, INF).softmax(-1) @ v
+
+
+def half():
+    return plain(dtype=torch.float16)
+
+
+def fused(q, k, v):
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3)
+
+
+def soft_cap(q, k, v):
+    return (5 * torch.tanh((q @ k.mT) / 5)).softmax(-1) @ v
+
+
+def sinks(q, k, v):
+    s = torch.cat([q @ k.mT, q.new_zeros(B, H, Q, 1)], dim=-1)
+    s = s - s.max(dim=-1, keepdim=True).values
+    return s.softmax(-1)[..., :-1] @ v
+
+
+def over_rows(q, k, v):
+    return (q @ k.mT).softmax(-2) @ v
+
+
+def weights_returned(q, k, v):
+    w = (q @ k.mT).softmax(-1)
+    return w @ v, w
+
+
+def weights_masked(q, k, v, m):
+    return ((q @ k.mT).softmax(-1) * m) @ v
+
+
+def scores_read(q, k, v):
+    s = q @ k.mT
+    return (s * 2).softmax(-1) @ v + s.mean()
+
+
+def scores_read_through_a_view(q, k, v):
+    s = q @ k.mT
+    s.flatten(2).mul_(2)
+    return s.softmax(-1) @ v
+
+
+def dropped(q, k, v):
+    return F.dropout((q @ k.mT).softmax(-1), p=0.5) @ v
+
+
+def weights_on_the_right(q, k, v):
+    return v.mT @ (q @ k.mT).softmax(-1)
+
+
+def scaled_by_row(q, k, v):
+    return ((q @ k.mT) * q.sum(-1, keepdim=True)).softmax(-1) @ v
+
+
+def keys_change(q, k, v):
+    k = k + 0
+    w = (q @ k.mT).softmax(-1)
+    k.zero_()
+    return w @ v + k.sum()
+
+
+def mask_changes(q, k, v, m):
+    m = m + 0
+    w = (q @ k.mT + m).softmax(-1)
+    m.zero_()
+    return w @ v + m.sum()
+
+
+def written_over_a_mask(q, k, v, m):
+    m = m.expand(B, H, Q, K).clone()
+    m += q @ k.mT
+    return m.softmax(-1) @ v + m.sum()
+
+
+def narrowed(q, k, v):
+    return (q @ k.mT).half().softmax(-1).float() @ v
+
+
+def doubled(q, k, v):
+    return (q @ k.mT).softmax(-1, dtype=torch.float64).float() @ v
+
+
+def unlike(q, k, v):
+    return (q @ k.mT).softmax(-1).bfloat16() @ v.bfloat16()
+
+
+def under_autocast(q, k, v):
+    with torch.autocast("cpu", torch.bfloat16):
+        return (q @ k.mT).softmax(-1) @ v
+
+
+def half_mask(q, k, v, kept):
+    return (q @ k.mT + torch.where(kept, 0.0, -65504.0).half()).softmax(-1) @ v
+
+
+def module(q, k, v):
+    x = q.flatten(0, 1)
+    w = torch.eye(D)
+    return F.multi_head_attention_forward(
+        x, x, x, D, 2, w.repeat(3, 1), None, None, None, False, 0.0, w, None, need_weights=False
+    )[0]
+
+
+def routing(q, k, v):
+    scores, index = F.softmax(q.flatten(0, 2) @ v[0, 0].mT, -1).topk(2, -1)
+    return scores * index
+
+
+def pooling(q, k, v):
+    return F.softmax(F.linear(q, k[0, 0]), -1) @ v
+
+
+LEFT = {
+    "fused": Spelling(fused, "=fused_already", operands=square),
+    "soft_cap": Spelling(soft_cap, "!score_function"),
+    "scaled_by_row": Spelling(scaled_by_row, "!score_function"),
+    "sinks": Spelling(sinks, "!sinks"),
+    "over_rows": Spelling(over_rows, "!softmax_dim"),
+    "weights_returned": Spelling(weights_returned, "!weights_read"),
+    "weights_masked": Spelling(weights_masked, "!weights_changed", more=bias),
+    "weights_on_the_right": Spelling(weights_on_the_right, "!product", operands=square),
+    "scores_read": Spelling(scores_read, "!scores_read"),
+    "scores_read_through_a_view": Spelling(scores_read_through_a_view, "!hidden_write"),
+    "dropped": Spelling(dropped, "!dropout"),
+    "keys_change": Spelling(keys_change, "!mutated_operand"),
+    "mask_changes": Spelling(mask_changes, "!mutated_operand", more=bias),
+    "written_over_a_mask": Spelling(written_over_a_mask, "!mutated_operand", more=bias),
+    "narrowed": Spelling(narrowed, "!narrowed_scores"),
+    "doubled": Spelling(doubled, "!wide_softmax"),
+    "unlike": Spelling(unlike, "!mixed_dtypes"),
+    "under_autocast": Spelling(under_autocast, "!autocast"),
+    "half_mask": Spelling(half_mask, "!half_mask", keep, half),
+    "filled_weakly": Spelling(filled_weakly, "!weak_fill", more=keep),
+    "filled_above": Spelling(filled_above, "!weak_fill", more=keep),
+    "module": Spelling(module, "!multi_head_module"),
+    "routing": Spelling(routing, ""),
+    "pooling": Spelling(pooling, ""),
+}

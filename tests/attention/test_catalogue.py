@@ -1,0 +1,181 @@
+"""Every spelling is found and gives what eager gives; what is refused stays textually as it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.attention.catalogue import (
+    REWRITTEN,
+    B,
+    Spelling,
+    added,
+    bias,
+    in_checkpoint,
+    plain,
+    twice,
+)
+from tests.attention.refusals import LEFT
+from tests.attention.rewriting import rewrite
+
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+"""Of the largest value: some roundings of each dtype."""
+
+
+def inputs_of(spelling: Spelling):
+    torch.manual_seed(0)
+    operands = (spelling.operands or plain)()
+    return operands, spelling.more()
+
+
+def wide(value):
+    return value.double() if value.is_floating_point() else value
+
+
+def assert_alike(found, wanted, dtype):
+    assert found.shape == wanted.shape
+    found = found.double()
+    assert torch.equal(found.isnan(), wanted.isnan())
+    error = (found - wanted).nan_to_num().abs().max()
+    assert error <= TOLERANCE[dtype] * wanted.nan_to_num().abs().max()
+
+
+@pytest.mark.parametrize("name", REWRITTEN)
+def test_rewritten(name):
+    spelling = REWRITTEN[name]
+    operands, more = inputs_of(spelling)
+    done = rewrite(spelling.function, *operands, *more)
+    assert done.codes == [spelling.code]
+    assert done.calls("scaled_dot_product_attention") == 1
+    assert done.calls("softmax") == 0
+    assert spelling.says in done.after[-1]
+
+    dtype = operands[0].dtype
+    found = done.function(*operands, *more)
+    eager = spelling.function(*operands, *more)
+    assert (found.dtype, found.stride()) == (eager.dtype, eager.stride())
+    wanted = spelling.function(*map(wide, operands), *map(wide, more)).double()
+    assert_alike(found, wanted, dtype)
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_left_as_it_is(name):
+    spelling = LEFT[name]
+    operands, more = inputs_of(spelling)
+    done = rewrite(spelling.function, *operands, *more)
+    assert done.codes == ([spelling.code] if spelling.code else [])
+    assert done.after == done.before
+    assert all(site.reason.endswith(".") and site.where for site in done.sites)
+
+
+DIFFERENTIATED = ("interleaved", "einsum_sequence_first", "causal", "window", "upcast_operands")
+
+
+@pytest.mark.parametrize("name", DIFFERENTIATED)
+def test_gradients(name):
+    spelling = REWRITTEN[name]
+    operands, more = inputs_of(spelling)
+    leaves = [t.requires_grad_() for t in operands]
+    done = rewrite(spelling.function, *leaves, *more)
+    assert done.codes == [spelling.code]
+    assert [site.graph for site in done.sites] == ["forward"]
+
+    result = done.function(*leaves, *more)
+    weights = torch.randn_like(result)
+    found = torch.autograd.grad((result * weights).sum(), leaves)
+    doubles = [t.detach().double().requires_grad_() for t in operands]
+    result = spelling.function(*doubles, *map(wide, more))
+    wanted = torch.autograd.grad((result * weights).sum(), doubles)
+    for one, other in zip(found, wanted, strict=True):
+        assert_alike(one, other, one.dtype)
+
+
+@pytest.mark.parametrize("name", ["filled", "additive", "added", "filled_finite"])
+def test_no_gradient_is_taken_where_a_row_may_keep_no_key(name):
+    spelling = REWRITTEN[name]
+    operands, more = inputs_of(spelling)
+    done = rewrite(spelling.function, *(t.requires_grad_() for t in operands), *more)
+    assert done.codes == ["!dead_rows"]
+    assert done.after == done.before
+
+
+def test_a_mask_whose_gradient_is_wanted_keeps_its_attention():
+    spelling = REWRITTEN["added"]
+    operands, (mask,) = inputs_of(spelling)
+    done = rewrite(spelling.function, *operands, mask.requires_grad_(), softmax="auto")
+    assert done.codes == ["=no_fused_kernel"]
+    assert done.after == done.before
+
+
+def test_one_that_feeds_another():
+    operands = plain(9, 9)
+    done = rewrite(twice, *operands)
+    assert done.codes == ["fused", "fused"]
+    wanted = twice(*map(wide, operands))
+    assert_alike(done.function(*operands), wanted, torch.float32)
+
+
+def test_in_the_body_of_a_checkpoint():
+    operands = [t.requires_grad_() for t in plain()]
+    done = rewrite(in_checkpoint, *operands)
+    assert done.codes == ["fused"]
+    assert "scaled_dot_product_attention" in done.after[0]
+    assert_alike(done.function(*operands), in_checkpoint(*map(wide, operands)), torch.float32)
+
+
+def test_in_a_checkpoint_without_gradients_it_stays():
+    done = rewrite(in_checkpoint, *plain())
+    assert done.codes == ["!checkpointed"]
+    assert done.after == done.before
+
+
+VARYING = {
+    "einsum_grouped": "!symbolic_layout",
+    "one_batch_of_keys": "!symbolic_layout",
+    "chosen": "!score_function",
+}
+"""What is refused where every size is a symbol; all else is rewritten as with numbers."""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", REWRITTEN)
+def test_sizes_that_vary(name):
+    spelling = REWRITTEN[name]
+    operands, more = inputs_of(spelling)
+    done = rewrite(spelling.function, *operands, *more, dynamic=True)
+    assert done.codes == [VARYING.get(name, spelling.code)]
+    eager = spelling.function(*operands, *more).double()
+    assert_alike(done.function(*operands, *more), eager, operands[0].dtype)
+
+
+def test_rows_and_keys_that_vary():
+    """One graph serves other lengths, and the mask of one length is not taken for all."""
+    done = rewrite(added, *plain(), *bias(), dynamic=True)
+    assert done.codes == ["fused"]
+    for rows, keys in ((3, 5), (11, 4)):
+        operands, mask = plain(rows, keys), torch.randn(B, 1, rows, keys)
+        wanted = added(*map(wide, operands), mask.double())
+        assert_alike(done.function(*operands, mask), wanted, torch.float32)
+    assert not done.after[1:]
+
+
+def test_what_options_say_of_it():
+    spelling = REWRITTEN["functional"]
+    operands, _ = inputs_of(spelling)
+    assert rewrite(spelling.function, *operands, softmax="off").codes == []
+    assert rewrite(spelling.function, *operands, disable=("rewrite_attention",)).codes == []
+    assert rewrite(spelling.function, *operands, disable=("all",)).codes == []
+    unfuelled = rewrite(spelling.function, *operands, fuel=0)
+    assert unfuelled.codes == ["=fuel"]
+    assert unfuelled.after == unfuelled.before
+
+
+def test_graphs(golden):
+    """What a masked, a causal and a grouped attention look like before and after."""
+    parts = []
+    for name in ("filled", "causal", "grouped_queries", "regrouped"):
+        spelling = REWRITTEN[name]
+        operands, more = inputs_of(spelling)
+        done = rewrite(spelling.function, *operands, *more)
+        parts += [f"=== {name}, before", done.before[-1], f"=== {name}, after", done.after[-1]]
+    golden("\n".join(part.rstrip() for part in parts))

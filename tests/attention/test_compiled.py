@@ -1,0 +1,129 @@
+"""The backend itself: a compiled model, its report, its caches; explain, and gradients."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import overlapc
+from tests.attention.catalogue import (
+    REWRITTEN,
+    causal_by_indices,
+    functional,
+    grouped,
+    in_checkpoint,
+    keep,
+    plain,
+    square,
+)
+from tests.attention.rewriting import rewrite
+
+TWO_RUNS = """
+import json, sys, torch, overlapc
+from torch._dynamo.utils import counters
+from tests.attention.catalogue import plain, functional
+torch.manual_seed(0)
+inputs = plain()
+compiled = torch.compile(functional, backend="overlapc", options={"softmax": sys.argv[1]})
+found = compiled(*inputs)
+sites = [(s.kind, s.decision, s.id) for s in overlapc.report().sites]
+wanted = functional(*(t.double() for t in inputs))
+hits = counters["aot_autograd"]["autograd_cache_hit"] + counters["inductor"]["fxgraph_cache_hit"]
+print(json.dumps([sites, (found - wanted).abs().max().item(), hits]))
+"""
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    torch._dynamo.reset()
+
+
+def run_twice(choice, folder):
+    """Sites, error and cache hits of a process with the caches that ``folder`` holds."""
+    import json
+
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(folder)}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", TWO_RUNS, choice],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.long
+def test_caches_keep_what_is_rewritten_apart(tmp_path):
+    cold, warm, off = (run_twice(choice, tmp_path) for choice in ("sdpa", "sdpa", "off"))
+    assert [site[:2] for site in cold[0]] == [["attention", "rewritten"]]
+    assert warm[0] == cold[0]
+    assert off[0] == []
+    assert (cold[2], off[2]) == (0, 0)
+    assert warm[2] > 0
+    assert max(run[1] for run in (cold, warm, off)) < 1e-6
+
+
+def test_compiled_with_gradients():
+    torch.manual_seed(0)
+    leaves = [t.requires_grad_() for t in square()]
+    compiled = torch.compile(causal_by_indices, backend="overlapc", options={"softmax": "sdpa"})
+    weights = torch.randn(leaves[0].shape)
+    found = torch.autograd.grad((compiled(*leaves) * weights).sum(), leaves)
+    doubles = [t.detach().double().requires_grad_() for t in leaves]
+    wanted = torch.autograd.grad((causal_by_indices(*doubles) * weights).sum(), doubles)
+    assert all((a - b).abs().max() < 5e-6 for a, b in zip(found, wanted, strict=True))
+    site = overlapc.report().sites[-1]
+    assert (site.kind, site.decision, site.graph) == ("attention", "rewritten", "forward")
+
+
+def test_explain_builds_nothing_and_says_the_same():
+    operands = [t.requires_grad_() for t in plain()]
+    report = overlapc.explain(in_checkpoint, {"softmax": "sdpa"})(*operands)
+    assert [(s.decision, s.code, s.graph) for s in report.sites] == [
+        ("rewritten", "fused", "forward")
+    ]
+    assert "2x4x6x9x8 float32" in report.sites[0].shape
+    assert "attention" in str(report)
+
+
+def test_on_meta_tensors():
+    report = overlapc.explain(functional)(*(t.to("meta") for t in plain()))
+    assert [s.code for s in report.sites] == ["not_measured"]
+
+
+def test_a_literal_tensor_in_the_model_can_be_explained():
+    """Its constant is real among fakes, and the graph is copied."""
+
+    def function(x):
+        return x + torch.tensor(0.5)
+
+    assert overlapc.explain(function)(torch.randn(4)).sites == []
+
+
+def test_operands_of_dtensor_are_refused(fake_group):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard
+
+    mesh = init_device_mesh("cpu", (2,))
+    operands = [DTensor.from_local(t, mesh, [Shard(1)], run_check=False) for t in plain()]
+    done = rewrite(functional, *operands)
+    assert done.codes == ["!tensor_subclass"]
+    assert done.after == done.before
+
+
+def test_elsewhere_than_on_processors_a_mask_keeps_heads_repeated_and_dead_rows_stay():
+    groups, dead = REWRITTEN["fused_repeated"], REWRITTEN["filled"]
+    operands = [t.to("meta") for t in grouped()]
+    assert rewrite(groups.function, *operands, *meta(keep)).codes == ["=fused_already"]
+    assert rewrite(dead.function, *meta(plain), *meta(keep)).codes == ["!dead_rows"]
+    assert rewrite(REWRITTEN["interleaved"].function, *operands).codes == ["fused"]
+
+
+def meta(make):
+    return [t.to("meta") for t in make()]

@@ -1,0 +1,62 @@
+"""Which attention is fused: by what was measured, and by what torch has kernels for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from overlapc.planning.attention import AttentionProblem, decide
+
+PREFILL = AttentionProblem(
+    batch=1,
+    heads=12,
+    groups=1,
+    rows=512,
+    keys=512,
+    head_dim=64,
+    value_dim=64,
+    dtype="float32",
+    device="cpu",
+    mask="given",
+)
+
+KEPT = {
+    "trained mask": ({"is_mask_trained": True}, "no_fused_kernel"),
+    "other dim of values": ({"value_dim": 32}, "no_fused_kernel"),
+    "strided": ({"is_dense": False}, "no_fused_kernel"),
+    "device": ({"device": "cuda"}, "not_measured"),
+    "dtype": ({"dtype": "bfloat16"}, "not_measured"),
+    "decode": ({"rows": 1, "keys": 1 << 20}, "too_small"),
+    "few scores": ({"rows": 128, "keys": 128}, "too_small"),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_kept_unless_asked_for(name):
+    changes, code = KEPT[name]
+    problem = replace(PREFILL, **changes)
+    verdict = decide(problem, "auto")
+    assert (verdict.decision, verdict.code) == ("kept", code)
+    assert decide(problem, "sdpa").decision == "rewritten"
+
+
+def test_a_prefill_is_fused():
+    assert decide(PREFILL, "auto").code == "fused"
+    assert "skips masked keys" in decide(replace(PREFILL, mask="causal"), "auto").reason
+
+
+def test_repeated_heads_are_taken_once_in_decode_too():
+    assert decide(replace(PREFILL, is_fused=True, groups=4, rows=1), "auto").code == "fused_groups"
+
+
+def test_what_is_fused_stays_unless_heads_are_repeated():
+    assert decide(replace(PREFILL, is_fused=True), "sdpa").code == "fused_already"
+    grouped = replace(PREFILL, is_fused=True, groups=4)
+    assert decide(grouped, "sdpa").code == "fused_groups"
+
+
+def test_sizes_as_a_person_reads_them():
+    assert PREFILL.text() == "1x12x512x512x64 float32"
+    assert replace(PREFILL, groups=3, value_dim=32).text() == "1x12/4x512x512x64/32 float32"
+    assert PREFILL.score_bytes == 4 * 12 * 512 * 512
