@@ -1,4 +1,4 @@
-"""Eager attention on a processor: Inductor against overlapc, paired, and what bounds both.
+"""Eager attention on a processor: Inductor against overlapc, paired.
 
 ``python -m benchmarks.attention`` compiles a Hugging Face Llama with eager attention, prefill and
 decode, and attentions alone, forward and backward, and writes benchmarks/results/attention.md.
