@@ -211,7 +211,8 @@ def many_row_counts(rank):
         patch.object(agreement, "MOST_REMEMBERED", 24),
     ):
         group = dist.group.WORLD
-        agreement._agreed.pop(group, None)
+        for known in (agreement._agreed, ops._callers, ops._chains):  # of other tests
+            known.pop(group, None)
         for step in [*range(1, 60), *range(1, 60)]:
             operands = operands_of("gemm_reduce_scatter", "mm", 8 * step, 2, rank)
             (found,) = call(spec, operands)
