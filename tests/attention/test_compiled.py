@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import overlapc
+from overlapc.graphs.attention import matching
 from tests.attention.catalogue import (
     REWRITTEN,
     causal_by_indices,
@@ -127,3 +128,18 @@ def test_elsewhere_than_on_processors_a_mask_keeps_heads_repeated_and_dead_rows_
 
 def meta(make):
     return [t.to("meta") for t in make()]
+
+
+@pytest.mark.parametrize("faulty", ["read_scores", "Versions"])
+def test_a_fault_leaves_the_program_as_it_was(faulty, monkeypatch):
+    def fails(*arguments):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(matching, faulty, fails)
+    torch.manual_seed(0)
+    inputs = plain()
+    sites = overlapc.explain(functional, {"softmax": "sdpa"})(*inputs).sites
+    # Without a view of the whole graph there is no site to tell of: the log does.
+    assert [site.code for site in sites] == (["internal"] if faulty == "read_scores" else [])
+    found = torch.compile(functional, backend="overlapc", options={"softmax": "sdpa"})(*inputs)
+    torch.testing.assert_close(found, functional(*inputs))

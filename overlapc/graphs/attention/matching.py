@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,9 @@ from overlapc.graphs.attention.tensors import Expression, expression, is_cast, i
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.attention.weights import Weights, read_weights, weighs_values
 from overlapc.graphs.collectives import Refusal
+from overlapc.graphs.nodes import where
+
+log = logging.getLogger(__name__)
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Each holds the range of those before it."""
@@ -75,24 +79,38 @@ ROOTS = ("softmax", "scaled_dot_product_attention", "multi_head_attention_forwar
 
 def has_attention(graph: fx.Graph) -> bool:
     """Return whether a graph has a site; quick where it has no call of ``ROOTS``."""
-    calls = (read_call(node) for node in graph.nodes)
-    has_root = any(call is not None and call.name in ROOTS for call in calls)
-    return has_root and next(find_sites(graph), None) is not None
+    try:
+        calls = (read_call(node) for node in graph.nodes)
+        has_root = any(call is not None and call.name in ROOTS for call in calls)
+        return has_root and next(find_sites(graph), None) is not None
+    except Exception:  # the program is compiled without us
+        log.exception("a fault of overlapc: attention is not looked for in a graph")
+        return False
 
 
 def find_sites(graph: fx.Graph) -> Iterator[tuple[fx.Node, Attention | Fused | Refusal]]:
     """Yield every softmax attention of a graph, by its softmax or its one call."""
     versions = Versions(graph)
     for node, call in list(versions.calls.items()):
-        if call.name == "softmax" and weighs_values(versions, node):
-            found = _match(versions, call)
-            if found is not None:
-                yield node, found
-        elif call.name == "scaled_dot_product_attention":
-            yield node, _read_fused(versions, call)
-        elif call.name == "multi_head_attention_forward":
-            reason = "nn.MultiheadAttention is one call here, and chooses its own kernel."
-            yield node, Refusal(node, "multi_head_module", reason)
+        try:
+            found = _read_site(versions, call)
+        except Exception as error:  # nothing is changed: the program is compiled without us
+            log.exception("a fault of overlapc at %s", where(node))
+            reason = f"A fault of overlapc, which its log tells, please report it: {error!r}."
+            found = Refusal(node, "internal", reason)
+        if found is not None:
+            yield node, found
+
+
+def _read_site(versions: Versions, call: Call) -> Attention | Fused | Refusal | None:
+    if call.name == "softmax" and weighs_values(versions, call.node):
+        return _match(versions, call)
+    if call.name == "scaled_dot_product_attention":
+        return _read_fused(versions, call)
+    if call.name == "multi_head_attention_forward":
+        reason = "nn.MultiheadAttention is one call here, and chooses its own kernel."
+        return Refusal(call.node, "multi_head_module", reason)
+    return None
 
 
 def _match(versions: Versions, softmax: Call) -> Attention | Refusal | None:
