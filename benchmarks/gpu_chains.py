@@ -45,6 +45,21 @@ class WrongResult(Exception):
     """A path computes something else than it should, or the library had to step in."""
 
 
+def by_kernel(trial: KernelTrial, plan: Plan) -> Callable[[], torch.Tensor]:
+    """What runs a plan's kernel; a call that the library had to compute is a WrongResult."""
+    run = trial.ready(plan).signaled
+    if run is None:
+        raise WrongResult(f"a plan of one group: {plan}")
+
+    def call() -> torch.Tensor:
+        (result,), why = run(trial.operands, trial.group)
+        if why:
+            raise WrongResult(f"the library computed it: {why}")
+        return result
+
+    return call
+
+
 @dataclass(frozen=True)
 class Site(KernelTrial):
     """A problem as compiled graphs have it, with operands of its own."""
@@ -83,17 +98,7 @@ class Site(KernelTrial):
 
     def signaled(self, plan: Plan) -> Callable[[], torch.Tensor]:
         """What runs a plan's kernel; a call that the library had to compute is a WrongResult."""
-        run = self.ready(plan).signaled
-        if run is None:
-            raise WrongResult(f"a plan of one group: {plan}")
-
-        def call() -> torch.Tensor:
-            (result,), why = run(self.operands, self.group)
-            if why:
-                raise WrongResult(f"the library computed it: {why}")
-            return result
-
-        return call
+        return by_kernel(self, plan)
 
     def by_library(self, plan: Plan) -> Callable[[], torch.Tensor]:
         """What runs a plan with the library."""

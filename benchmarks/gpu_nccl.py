@@ -22,7 +22,7 @@ from torch._C._distributed_c10d import FileStore
 from torch.cuda import nccl
 
 from benchmarks.deadline import Deadline
-from benchmarks.gpu_chains import WrongResult
+from benchmarks.gpu_chains import WrongResult, by_kernel
 from benchmarks.gpu_device import DTYPE, device, shipped_target, sms
 from benchmarks.gpu_timing import measure_on_device
 from overlapc.planning.problem import Problem
@@ -62,16 +62,7 @@ def signaled(trial: KernelTrial, groups: int = 4) -> Callable[[], torch.Tensor]:
     each = max(problem.m // unit // groups, 1) * unit
     count = min(groups, -(-problem.m // each))
     rows = (*[each] * (count - 1), problem.m - each * (count - 1))
-    run = trial.ready(plan_rows(problem, trial.target, rows, tile=tile)).signaled
-    assert run is not None, f"{problem} is one band"
-
-    def call() -> torch.Tensor:
-        (result,), why = run(trial.operands, trial.group)
-        if why:
-            raise WrongResult(f"the library computed it: {why}")
-        return result
-
-    return call
+    return by_kernel(trial, plan_rows(problem, trial.target, rows, tile=tile))
 
 
 def error_of(found: torch.Tensor, wanted: torch.Tensor) -> float:
