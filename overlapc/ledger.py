@@ -41,13 +41,31 @@ class Entry:
         self.key = key
         self.options = options
         self.targets = targets
-        self.graphs: dict[str, tuple[Site, ...]] = {}
+        self.compiled: dict[str, tuple[Site, ...]] = {}
+        """The sites of those graphs whose passes ran here."""
+        self.recalled: dict[str, tuple[Site, ...]] = {}
+        """Those of the others, from disk."""
         self.sent: dict[str, Mapping[str, Sequence[str]]] = {}
         """By graph and group, how the graph sends each of its collectives."""
 
     @property
+    def graphs(self) -> dict[str, tuple[Site, ...]]:
+        """The sites of every graph, in the order in which the graphs were compiled.
+
+        Another rank may have written its sites before the passes of a stage ran here: then ours
+        count, also under another name, for constants in a graph may differ from rank to rank.
+        """
+        mine = {_stage(site) for sites in self.compiled.values() for site in sites}
+        others = {
+            graph: sites
+            for graph, sites in self.recalled.items()
+            if not any(_stage(site) in mine for site in sites)
+        }
+        return {**others, **self.compiled}
+
+    @property
     def sites(self) -> list[Site]:
-        """Every site, in the order in which the graphs were compiled."""
+        """Every site of every graph."""
         return [site for sites in self.graphs.values() for site in sites]
 
     def add(self, graph_id: str, sites: Sequence[Site], sent: Mapping[str, Sequence[str]]) -> None:
@@ -59,7 +77,7 @@ class Entry:
             return
         self.sent[graph_id] = sent
         self.recall()
-        self.graphs[graph_id] = tuple(sites)
+        self.compiled[graph_id] = tuple(sites)
         _write_atomically(self._path(_rank()), Report(self.sites).to_json())
         _write_atomically(self._path(_rank()).with_suffix(SENT), json.dumps(self.sent))
 
@@ -88,7 +106,7 @@ class Entry:
         """Take from disk the sites of those kinds of graph whose passes did not run here.
 
         Who compiled an artifact has written its sites before, so this is called after compiling.
-        What this rank wrote comes first: constants in a graph may differ from rank to rank.
+        What this rank wrote comes first.
         """
         others = sorted(self._path(0).parent.glob(f"{self.key}.*.json"))
         for path in (self._path(_rank()), *others):
@@ -96,7 +114,7 @@ class Entry:
             for site in _read(path):
                 if _stage(site) not in mine:
                     graph_id = site.id.rpartition(".")[0]
-                    self.graphs[graph_id] = (*self.graphs.get(graph_id, ()), site)
+                    self.recalled[graph_id] = (*self.recalled.get(graph_id, ()), site)
             self.sent = {**_read_sent(path.with_suffix(SENT)), **self.sent}
 
     def _path(self, rank: int) -> Path:

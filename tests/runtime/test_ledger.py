@@ -1,0 +1,69 @@
+"""The sites of one graph, entered by two ranks that share a cache folder."""
+
+from __future__ import annotations
+
+import pytest
+
+from overlapc import ledger
+from overlapc.options import from_user
+from overlapc.reporting.records import BEFORE_AUTOGRAD, Site
+from overlapc.targets import TargetChoice
+from tests.targets import SLOW_LINK
+
+
+@pytest.fixture
+def entry_of(tmp_path, monkeypatch):
+    """Makes each rank's entry of one Dynamo graph, on one disk."""
+    monkeypatch.setattr(ledger, "beside_artifacts", lambda: tmp_path)
+    options = from_user({"target": SLOW_LINK})
+
+    def make(rank):
+        monkeypatch.setattr(ledger, "_rank", lambda: rank)
+        return ledger.Entry("key", options, TargetChoice(SLOW_LINK))
+
+    return make
+
+
+def sites_of(graph_id, graph, count=2):
+    return [
+        Site(
+            id=f"{graph_id}.{i}",
+            kind="attention",
+            decision="refused",
+            reason="For a test.",
+            code="test",
+            graph=graph,
+            where=f"fc{i}",
+        )
+        for i in range(count)
+    ]
+
+
+ATTENTION, FORWARD, BACKWARD = f"{BEFORE_AUTOGRAD}-a", "forward-a", "backward-a"
+
+
+def test_what_the_passes_of_this_rank_find_replaces_what_another_rank_wrote(entry_of):
+    first = entry_of(0)
+    first.add(ATTENTION, sites_of(ATTENTION, "forward"), {})
+    first.add(FORWARD, sites_of(FORWARD, "forward"), {"world": ["all_reduce"]})
+    second = entry_of(1)
+    # Recalls the other's forward graph, whose constants differ from those of this rank.
+    second.add(ATTENTION, sites_of(ATTENTION, "forward"), {})
+    mine = sites_of("forward-b", "forward", 3)
+    second.add("forward-b", mine, {"world": ["all_reduce"]})
+    second.recall()
+    assert second.sites == [*sites_of(ATTENTION, "forward"), *mine]
+    assert second._sent_on("world") == ["all_reduce"]
+    assert entry_of(1).sites == []
+    again = entry_of(1)
+    again.recall()
+    assert again.sites == second.sites  # a warm cache shows them too
+
+
+def test_stages_whose_passes_did_not_run_here_are_recalled(entry_of):
+    first = entry_of(0)
+    first.add(FORWARD, sites_of(FORWARD, "forward"), {})
+    first.add(BACKWARD, sites_of(BACKWARD, "backward"), {})
+    second = entry_of(1)
+    second.add("backward-b", mine := sites_of("backward-b", "backward"), {})
+    assert second.sites == [*sites_of(FORWARD, "forward"), *mine]
