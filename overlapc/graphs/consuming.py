@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -16,8 +19,10 @@ from overlapc.graphs.bands import (
     Dim,
     Refused,
     Size,
-    fixed,
+    Turn,
     is_static,
+    lead_of,
+    permutation,
     refuse,
     same,
     shape_of,
@@ -25,9 +30,9 @@ from overlapc.graphs.bands import (
 )
 from overlapc.graphs.chain import Chain, Padding, Result
 from overlapc.graphs.collectives import Collective, Refusal, is_ours
-from overlapc.graphs.gemms import add_gemm, form_of, is_shared, left_of, read_gemm
+from overlapc.graphs.gemms import add_gemm, form_of, is_shared, left_of, read_gemm, rows_of
 from overlapc.graphs.nodes import descendants, through
-from overlapc.graphs.packing import Split, cut_piece, unpacked
+from overlapc.graphs.packing import SPLITS, Split, cut_piece, unpacked
 from overlapc.graphs.walking import (
     Walk,
     between,
@@ -35,7 +40,7 @@ from overlapc.graphs.walking import (
     dims_or_refuse,
     ordered,
     passes_rows,
-    splits_of,
+    row_splits,
 )
 from overlapc.runtime.program import OFFSETS, ROWS
 
@@ -55,17 +60,16 @@ def read_consumer(collective: Collective, ranks: int) -> Chain | Refusal:
 
 def _consumer(collective: Collective, ranks: int) -> Chain:
     split = unpacked(collective.wait, ranks)
+    if split.unturned is not None and _readers(split.unturned).gemms:
+        split = Split(collective.wait, 0)
     base = split.trim or split.whole
-    asked = [user for user in base.users if user.target is torch.ops.aten.sym_size.int]
-    below = descendants([base], without=asked)
-    ends = [node for node in collective.start.graph.nodes if node in below and form_of(node)]
-    walk = Walk(lambda node: node is base, takes_all=True)
-    gemms = [node for node in ends if walk.leads(left_of(node))]
+    readers = _readers(base, split.unturned)
+    below, walk, gemms = readers.below, readers.walk, readers.gemms
     if not gemms:
-        _refuse_consumer(base, ends, walk)
+        _refuse_consumer(base, readers.ends)
     is_batched = _is_batched(gemms[0])
     gemms = [node for node in gemms if _is_batched(node) == is_batched]
-    builder = _consumer_builder(collective, split, base, ranks, is_batched=is_batched)
+    builder = _consumer_builder(collective, split, base, ranks, gemms)
     axis = _consumer_axis(split, builder.bands[base], collective)
     gemms = [node for node in gemms if _is_free(node, below, walk)]
     if not gemms:
@@ -78,8 +82,13 @@ def _consumer(collective: Collective, ranks: int) -> Chain:
     # What lies before the moved tensor is read by that alone, and goes with it.
     gone = {collective.start, collective.wait, base, *between(collective.wait, base)}
     gone |= {split.whole, *between(collective.wait, split.whole)}
+    results = [Result(node, dims_or_refuse(node, builder.bands[node])) for node in kept]
+    if split.unturned is not None:
+        results.append(_turned_back(split, builder.bands[base]))
+        kept.append(base)
     outer = (builder.bands[base].dims or ())[: split.dim] if axis == 0 else ()
-    receives, sends = splits_of(collective, by_rows=axis == 0 and not outer)
+    by_rows = axis == 0 and not outer and not split.order
+    receives, sends = row_splits(collective, collective.wait, builder.rows, by_rows=by_rows)
     program = builder.program(None, [builder.bands[node].ref for node in kept])
     return Chain(
         kind=KINDS[collective.name],
@@ -87,7 +96,7 @@ def _consumer(collective: Collective, ranks: int) -> Chain:
         gemms=tuple(read_gemm(node) for node in gemms),
         program=program,
         operands=tuple(builder.operands),
-        results=tuple(Result(node, dims_or_refuse(node, builder.bands[node])) for node in kept),
+        results=tuple(results),
         axis=axis,
         outer=outer,
         receives=receives,
@@ -96,6 +105,42 @@ def _consumer(collective: Collective, ranks: int) -> Chain:
         sizes=sizes,
         padding=padding,
     )
+
+
+@dataclass(frozen=True)
+class _Readers:
+    """What depends on a moved tensor."""
+
+    below: set[fx.Node]
+    """Everything, but for who asks for its sizes."""
+    ends: list[fx.Node]
+    """The GEMMs among it."""
+    gemms: list[fx.Node]
+    """Those whose left operand has its rows."""
+    walk: Walk
+    """From a GEMM's left operand up to it."""
+
+
+def _readers(base: fx.Node, unturned: fx.Node | None = None) -> _Readers:
+    roots = [base] if unturned is None else [base, unturned]
+    asked = [u for node in roots for u in node.users if u.target is torch.ops.aten.sym_size.int]
+    below = descendants(roots, without=asked)
+    ends = [node for node in base.graph.nodes if node in below and form_of(node)]
+    walk = Walk(lambda node: node is base, takes_all=True)
+    return _Readers(below, ends, [node for node in ends if walk.leads(left_of(node))], walk)
+
+
+def _turned_back(split: Split, band: Band) -> Result:
+    """What has come as it came, for who reads it so."""
+    assert split.unturned is not None
+    if split.trim is not None:
+        refuse(split.trim, "trimmed", "What is received is read both whole and trimmed.")
+    order = split.order
+    if not order:
+        others = range(1, len(band.shape))
+        order = (*others[: split.dim], 0, *others[split.dim :])
+    back = tuple(sorted(range(len(order)), key=order.__getitem__))
+    return Result(split.unturned, turn=Turn(dims_or_refuse(split.whole, band), back))
 
 
 def _asked(collective: Collective, ranks: int) -> dict[fx.Node, Dim]:
@@ -155,7 +200,7 @@ def _is_free(gemm: fx.Node, below: set[fx.Node], walk: Walk) -> bool:
     return True
 
 
-def _refuse_consumer(base: fx.Node, ends: list[fx.Node], walk: Walk) -> None:
+def _refuse_consumer(base: fx.Node, ends: list[fx.Node]) -> None:
     for gemm in ends:
         right = [n for n in gemm.all_input_nodes if n is not left_of(gemm)]
         if any(_reaches(node, base) for node in right):
@@ -182,6 +227,9 @@ def _refuse_consumer(base: fx.Node, ends: list[fx.Node], walk: Walk) -> None:
     if all(cut_piece(user) for user in base.users) and not is_static(shape_of(base)):
         reason = f"Parts are cut from what varies, and need not be even. {FEWER}"
         refuse(base, "dynamic_parts", reason)
+    if any(_reaches(left_of(gemm), base, by_parts=True) for gemm in ends):
+        reason = "GEMMs take parts of what is received, as of experts one by one, not all its rows."
+        refuse(base, "parts", reason)
     if any(is_ours(user) for user in base.users):
         reason = "What is received is read by another chain, whose GEMM has its own collective."
         refuse(base, "taken", reason)
@@ -189,33 +237,41 @@ def _refuse_consumer(base: fx.Node, ends: list[fx.Node], walk: Walk) -> None:
     refuse(base, "no_gemm", f"What is received is read by {readers}, not by a GEMM.")
 
 
-def _reaches(node: fx.Node, base: fx.Node, *, keeps_columns: bool = False) -> bool:
-    """Whether ``node`` is ``base`` in another arrangement of its elements, or of its rows alone."""
+PARTS = {aten.select.int, aten.slice.Tensor, aten.unbind.int, *SPLITS, operator.getitem}
+"""Ops that give a part of what they are given, or several."""
+
+
+def _reaches(
+    node: fx.Node, base: fx.Node, *, keeps_columns: bool = False, by_parts: bool = False
+) -> bool:
+    """Whether ``node`` is ``base`` in another arrangement of its elements, or of its rows alone.
+
+    Or it is a part of that.
+    """
 
     def is_passed(node: fx.Node) -> bool:
         if node is base:
             return False
         if node.target is aten.permute.default:
             return not keeps_columns or _turns_rows_only(node)
-        return passes_rows(node)
+        return passes_rows(node) or (by_parts and node.target in PARTS)
 
     return through(node, is_passed)[0] is base
 
 
 def _turns_rows_only(permute: fx.Node) -> bool:
-    order = permute.args[1]
-    assert isinstance(order, list | tuple)
-    last = order[-1]
-    return last in (-1, len(order) - 1)
+    order = permutation(permute)
+    return order is not None and order[-1] == len(order) - 1
 
 
 def _consumer_builder(
-    collective: Collective, split: Split, base: fx.Node, ranks: int, *, is_batched: bool
+    collective: Collective, split: Split, base: fx.Node, ranks: int, gemms: Sequence[fx.Node]
 ) -> Builder:
     """A builder that knows the moved tensor: operand 0, of which this rank has a part."""
+    is_batched = _is_batched(gemms[0])
     shape = shape_of(base)
-    lead = 1 if is_batched else len(shape) - 1
-    if split.dim == lead and not is_batched:
+    lead = 1 if is_batched else _lead(shape, gemms)
+    if split.dim >= lead and not is_batched:
         refuse(
             base,
             "contraction",
@@ -239,31 +295,64 @@ def _consumer_builder(
         operand = (part // ranks, *rest[1:])
     else:
         operand = rest
-    ref = builder.operand(collective.source, ROWS, (-1, *_said_by(collective.source, operand)))
-    dims = _gathered_dims(collective, split, base, ranks)
-    band = Band(ref, lead, shape, dims)
+    units = rows * (ranks if collective.name == "all_to_all" else 1) if axis == 1 else -1
+    said = _said_by(collective.source, operand, units)
+    ref = builder.operand(collective.source, ROWS, said, turn=_turn(collective, split, ranks))
     if axis == 1 and not same(rest, shape[lead:]):
-        viewed = builder.step(
-            torch.ops.aten.reshape.default, (ref, (-1, *fixed(base, shape[lead:])))
-        )
-        band = Band(viewed, lead, shape, dims)
-    builder.bands[base] = band
+        ref = builder.regroup(base, ref, rest, shape[lead:])
+    dims = _gathered_dims(collective, split, base, ranks)
+    builder.bands[base] = Band(ref, lead, shape, dims)
     return builder
 
 
-def _said_by(node: fx.Node, sizes: Sequence[Any]) -> tuple[Dim, ...]:
-    """Sizes as arguments: each that varies is one of ``node``'s."""
+def _lead(shape: Sequence[Any], gemms: Sequence[fx.Node]) -> int:
+    """How many dimensions of a moved tensor are rows: all but the last, or as many as GEMMs say.
+
+    Where heads are joined before a GEMM, several are columns.
+    """
+    most = len(shape) - 1
+    rows = [rows_of(gemm) for gemm in gemms]
+    if any(statically_known_true(prod(shape[:most]) == one) for one in rows):
+        return most
+    return next((lead for lead in (lead_of(shape, one) for one in rows) if lead), most)
+
+
+def _turn(collective: Collective, split: Split, ranks: int) -> Turn | None:
+    """How what is sent comes to lie as the parts of what is gathered do."""
+    if not split.order:
+        return None
+    whole, source = shape_of(split.whole), collective.source
+    part = [size // ranks if dim == split.dim else size for dim, size in enumerate(whole)]
+    shape = [size for _, size in sorted(zip(split.order, part, strict=True), key=lambda x: x[0])]
+    order = split.order
+    if collective.name == "all_to_all":  # one part for each rank
+        shape, order = [ranks, *shape], (0, *(index + 1 for index in order))
+    if same(shape, shape_of(source)):
+        return Turn(None, order)
+    dims = tuple(size if isinstance(size, int) else -1 for size in shape)
+    if dims.count(-1) > 1:
+        refuse(source, "dynamic_shape", f"Nothing says the sizes of what is sent. {FEWER}")
+    return Turn(dims, order)
+
+
+def _said_by(node: fx.Node, sizes: Sequence[Any], units: int | torch.SymInt) -> tuple[Dim, ...]:
+    """``units`` and their sizes as arguments. Each that varies is one of ``node``'s, but for one.
+
+    That is whatever is left: the units, or another one where their number is known.
+    """
     known = [(Size(node, index), size) for index, size in enumerate(shape_of(node))]
-    said = tuple(
-        next((dim for dim, own in reversed(known) if statically_known_true(own == size)), None)
+    said = [
+        next((dim for dim, own in reversed(known) if statically_known_true(own == size)), -1)
         if not isinstance(size, int)
         else size
         for size in sizes
-    )
-    if None in said:
+    ]
+    if said.count(-1) == 1 and isinstance(units, int) and units != -1:
+        return (units, *said)
+    if -1 in said:
         reason = f"What is sent does not say its number of columns, which varies. {FEWER}"
         refuse(node, "dynamic_columns", reason)
-    return said  # pyright: ignore[reportReturnType]
+    return (-1, *said)
 
 
 def _gathered_dims(
@@ -274,12 +363,13 @@ def _gathered_dims(
     dims: list[Dim] = []
     for index, size in enumerate(shape):
         is_moved = index == split.dim and collective.name == "all_gather"
+        place = split.order[index] if split.order else index
         if isinstance(size, int):
             dims.append(size)
         elif index == split.dim and split.trim is not None and (end := _end(split)) is not None:
             dims.append(end)
         elif len(source) == len(shape):
-            dims.append(Size(collective.source, index, ranks if is_moved else 1))
+            dims.append(Size(collective.source, place, ranks if is_moved else 1))
     is_known = same([size_of(dim) for dim in dims], shape)
     return tuple(dims) if is_known else None
 

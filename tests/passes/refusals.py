@@ -51,8 +51,21 @@ def softmax_of_rows(x, w):
     return all_reduce(F.linear(x, w).softmax(1))
 
 
-def transposed(x, w):
-    return all_reduce((x @ w.t()).t().contiguous())
+def turned_residual(x, w, r):
+    """The sum is laid out as the result is not."""
+    return all_reduce(F.linear(x, w).transpose(0, 1) + r)
+
+
+def turned_unevenly(x, w):
+    """Whole rows are sent, but each is rearranged: of parts that are alike it would be a view."""
+    come = all_to_all(x, [ROWS, ROWS // 2], [ROWS // 2, ROWS])
+    return F.linear(come.transpose(1, 2).contiguous(), w)
+
+
+def experts_one_by_one(x, *weights):
+    """Each expert is a GEMM of its own, of a slice of what has come."""
+    parts = all_to_all(x.view(RANKS, 4, -1, INNER)).unbind(1)
+    return [part @ w.t() for part, w in zip(parts, weights, strict=True)]
 
 
 def centred(x, w):
@@ -106,12 +119,6 @@ def reversed_parts(x, w):
 
 def contracted(x, w):
     return F.linear(all_gather(x, 2), w)
-
-
-def dispatched_to_several(x, w):
-    """Of several experts a rank, whose rows from all ranks have to lie together."""
-    come = all_to_all(x.reshape(RANKS, 4, -1, INNER))
-    return torch.bmm(come.transpose(0, 1).reshape(4, -1, INNER), w)
 
 
 def whole_numbers_sent(x, w):
@@ -237,7 +244,21 @@ REFUSALS = {
     "pointwise": Spelling(of_pointwise, lambda: (x2(),), ("!no_gemm",), None, 0),
     "dropout": Spelling(dropped_out, lambda: (x3(), weight()), ("!random",), None, 1),
     "softmax": Spelling(softmax_of_rows, lambda: (x3(), weight()), ("!not_rowwise",), None, 1),
-    "transposed": Spelling(transposed, lambda: (x2(), weight()), ("!not_rowwise",), None, 0),
+    "turned_residual": Spelling(
+        turned_residual,
+        lambda: (x3(), weight(), torch.randn(ROWS, BATCH, COLUMNS)),
+        ("!not_rowwise",),
+    ),
+    "turned_unevenly": Spelling(
+        turned_unevenly,
+        lambda: (torch.randn(3 * ROWS // 2, 2, BATCH, INNER), weight()),
+        ("!uneven_layout",),
+    ),
+    "experts_one_by_one": Spelling(
+        experts_one_by_one,
+        lambda: (x2(), *(weight() for _ in range(4))),
+        ("!parts",),
+    ),
     "centred": Spelling(centred, lambda: (x2(), weight()), ("!other_users",), None, 0),
     "repeated_batch": Spelling(
         repeated_batch,
@@ -267,11 +288,6 @@ REFUSALS = {
     "reversed_parts": Spelling(reversed_parts, lambda: (x3(), weight()), ("!not_rowwise",)),
     "contraction": Spelling(
         contracted, lambda: (x3(), torch.randn(COLUMNS, RANKS * INNER)), ("!contraction",), None, 1
-    ),
-    "dispatched_to_several": Spelling(
-        dispatched_to_several,
-        lambda: (x2(), torch.randn(4, INNER, COLUMNS)),
-        ("!not_rowwise",),
     ),
     "whole_numbers_sent": Spelling(whole_numbers_sent, lambda: (x2(), weight()), ("!dtype",)),
     "gathered_weight": Spelling(

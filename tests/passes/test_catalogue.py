@@ -23,7 +23,6 @@ STANDS_IN_THE_WAY = {
     "slices": ("!dynamic_parts",),
     "joined_slices": ("!dynamic_parts",),
     "joined_view": ("!dynamic_shape",),
-    "experts": ("!dynamic_columns", "!dynamic_columns"),
     "padded_heads": ("!dynamic_columns",),
     "trimmed_sequence": ("!dynamic_shape",),
     "trimmed_residual": ("!trimmed",),
@@ -135,6 +134,12 @@ def test_refused(name, dynamic, explained):
     assert all(len(site.reason) > 20 for site in result.report.sites)
     for before, after in result.graphs.values():
         assert before == after
+
+
+def test_a_refusal_blames_what_rearranges_rows_and_not_the_sum_after_it(explained):
+    spelling = REFUSALS["turned_residual"]
+    (site,) = explained(spelling.function, *inputs_of(spelling), **OPTIONS).report.sites
+    assert site.reason.startswith("aten.permute.default stands between the GEMM and")
 
 
 def test_as_many_refusals_as_rewrites_of_a_collective():
