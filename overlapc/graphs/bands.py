@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 from math import prod
 from typing import Any, NoReturn
 
@@ -190,12 +189,10 @@ class Builder:
         """
         if is_static(now):
             return self.step(aten.reshape.default, (ref, (-1, *now)))
-        first = _common(was, now)
-        last = _common(was[first:][::-1], now[first:][::-1])
-        was, now = was[first : len(was) - last], now[first : len(now) - last]
-        if was and len(now) == 1:
+        first, was, left = _without_common(was, now)
+        if len(left) == 1:
             return self.step(aten.flatten.using_ints, (ref, first + 1, first + len(was)))
-        sizes = tuple(size if isinstance(size, int) else -1 for size in now)
+        sizes = tuple(size if isinstance(size, int) else -1 for size in left)
         if len(was) == 1 and sizes.count(-1) == 1:
             return self.step(aten.unflatten.int, (ref, first + 1, sizes))
         return self.step(aten.reshape.default, (ref, (-1, *fixed(node, now))))
@@ -298,10 +295,17 @@ def same(left: Sequence[Any], right: Sequence[Any]) -> bool:
     return len(left) == len(right) and all(statically_known_true(a == b) for a, b in pairs)
 
 
-def _common(left: Sequence[Any], right: Sequence[Any]) -> int:
-    """How many sizes two shapes have in common, from the first on."""
-    pairs = zip(left, right, strict=False)
-    return sum(1 for _ in takewhile(lambda pair: statically_known_true(pair[0] == pair[1]), pairs))
+def _without_common(was: Sequence[Any], now: Sequence[Any]) -> tuple[int, list[Any], list[Any]]:
+    """Two groupings of one number of elements without the sizes that begin and end both alike.
+
+    At least one size is left of each. Also how many there were at the beginning.
+    """
+    was, now, first = [*was], [*now], 0
+    while min(len(was), len(now)) > 1 and statically_known_true(was[0] == now[0]):
+        was, now, first = was[1:], now[1:], first + 1
+    while min(len(was), len(now)) > 1 and statically_known_true(was[-1] == now[-1]):
+        was, now = was[:-1], now[:-1]
+    return first, was, now
 
 
 def is_static(shape: Sequence[Any]) -> bool:

@@ -31,7 +31,7 @@ from overlapc.graphs.bands import (
 from overlapc.graphs.chain import Chain, Padding, Result
 from overlapc.graphs.collectives import Collective, Refusal, is_ours
 from overlapc.graphs.gemms import add_gemm, form_of, is_shared, left_of, read_gemm, rows_of
-from overlapc.graphs.nodes import descendants, through
+from overlapc.graphs.nodes import descendants, through, value_of
 from overlapc.graphs.packing import SPLITS, Split, cut_piece, unpacked
 from overlapc.graphs.walking import (
     Walk,
@@ -146,11 +146,16 @@ def _turned_back(split: Split, band: Band) -> Result:
 def _asked(collective: Collective, ranks: int) -> dict[fx.Node, Dim]:
     """What says a size that the collective was asked for: what is sent, on all ranks alike."""
     places = {node: node.args[1] for node in collective.asked}
-    return {
-        node: Size(collective.source, place, 1 if place else ranks)
+    source, first = collective.source, ranks if collective.name == "all_gather" else 1
+    said = {
+        node: Size(source, place, 1 if place else first)
         for node, place in places.items()
         if isinstance(place, int)
     }
+    for node, size in said.items():
+        if not statically_known_true(size_of(size) == value_of(node)):
+            refuse(node, "dynamic_shape", f"Nothing says how much comes before it does. {FEWER}")
+    return said
 
 
 def _added(builder: Builder, gemms: list[fx.Node], walk: Walk, inner: int) -> list[fx.Node]:

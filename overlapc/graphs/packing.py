@@ -17,7 +17,7 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from overlapc.graphs.bands import is_view, permutation, same, shape_of
+from overlapc.graphs.bands import FEWER, is_view, permutation, refuse, same, shape_of
 from overlapc.graphs.nodes import through, value_of
 
 aten = torch.ops.aten
@@ -204,7 +204,7 @@ def _permuted_from_front(wait: fx.Node, ranks: int) -> Split | None:
     if order is None or not statically_known_true(shape_of(view)[0] % ranks == 0):
         return None
     if any(user.target is aten.sym_size.int for user in view.users):
-        return None  # what it says of sizes may be what the parts are given as theirs
+        refuse(view, "dynamic_shape", f"What has come is asked for a size before its use. {FEWER}")
     # Views of a permuted tensor need it contiguous: the clone is what holds the parts in order.
     clone = _only_user(turned)
     is_clone = clone is not None and clone.target is aten.clone.default

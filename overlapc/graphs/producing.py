@@ -64,6 +64,9 @@ def read_producer(collective: Collective, ranks: int) -> Chain | Refusal:
 
 def _producer(collective: Collective, ranks: int) -> Chain:
     is_reduced = collective.name == "all_reduce"
+    if collective.asked:
+        reason = f"The size of what is received is asked for before it has come. {FEWER}"
+        refuse(collective.start, "dynamic_shape", reason)
     laid = Split(collective.source, 0) if is_reduced else packed(collective.source, ranks)
     padded = Padded(laid, 0) if is_reduced else without_padding(laid)
     split = padded.split
