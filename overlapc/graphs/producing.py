@@ -207,11 +207,11 @@ def _before_view(builder: Builder, band: Band, axis: int, ranks: int) -> Ref:
     if band.ref.kind == "operand" or band.ref.index != len(builder.steps) - 1:
         return band.ref
     step = builder.steps[-1]
-    if step.op != "aten.reshape.default":
+    if step.op not in ("aten.reshape.default", "aten.unflatten.int"):
         return band.ref
     source = step.args[0]
     columns = [b.rest[0] for b in builder.bands.values() if b.ref == source and b.rest]
-    if axis == 1 and not (columns and isinstance(columns[0], int) and columns[0] % ranks == 0):
+    if axis == 1 and not (columns and statically_known_true(columns[0] % ranks == 0)):
         return band.ref
     builder.steps.pop()
     return source
