@@ -147,7 +147,7 @@ def _asked(collective: Collective, ranks: int) -> dict[fx.Node, Dim]:
     """What says a size that the collective was asked for: what is sent, on all ranks alike."""
     places = {node: node.args[1] for node in collective.asked}
     source, first = collective.source, ranks if collective.name == "all_gather" else 1
-    said = {
+    said: dict[fx.Node, Dim] = {
         node: Size(source, place, 1 if place else first)
         for node, place in places.items()
         if isinstance(place, int)

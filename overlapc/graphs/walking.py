@@ -163,7 +163,7 @@ def row_splits(
     if not inner or not is_static((*inner, *receives, *sends)):
         reason = f"How many rows are sent to each rank is not known by its number. {FEWER}"
         refuse(collective.start, "uneven_layout", reason)
-    each = prod(inner)
+    each = prod(map(int, inner))
     return (
         tuple(each * size for size in receives if isinstance(size, int)),
         tuple(each * size for size in sends if isinstance(size, int)),

@@ -62,6 +62,50 @@ def turned_unevenly(x, w):
     return F.linear(come.transpose(1, 2).contiguous(), w)
 
 
+def turned_sum(x, w, r):
+    return reduce_scatter(F.linear(x, w).transpose(0, 1) + r)
+
+
+def heads_unevenly(x, w):
+    """Three heads of two ranks: a part begins inside of one."""
+    heads = F.linear(x, w).view(BATCH * ROWS, 3, -1).permute(1, 0, 2)
+    return plain_reduce_scatter(heads.reshape(3 * BATCH * ROWS, -1))
+
+
+def heads_from_ranks(x, w):
+    """After attention over the whole sequence: each rank sends some heads of all columns."""
+    heads = all_to_all(x.view(RANKS, BATCH, ROWS // RANKS, INNER)).permute(1, 2, 0, 3)
+    return F.linear(heads.reshape(BATCH, -1, RANKS * INNER), w)
+
+
+def turned_and_trimmed(x, w):
+    full = all_gather(x, 0)
+    return F.linear(full.transpose(0, 1)[:, :-1], w), full.relu()
+
+
+def permuted_tokens(x, w, order):
+    """Rows that have come are put in the order of their experts, which the data say."""
+    return all_to_all(x)[order] @ w.t()
+
+
+def combined_tokens(x, w, order):
+    return all_to_all((x @ w.t())[order])
+
+
+def flipped(x, w):
+    return all_reduce(F.linear(x, w).flip(1))
+
+
+def cumulative(x, w):
+    return all_reduce(F.linear(x, w).cumsum(1))
+
+
+def uneven_batches(x, w):
+    """How many batches go to each rank varies, and each is several rows."""
+    count = x.shape[0]
+    return all_to_all(F.linear(x, w), [count - 1, 1], [count - 1, 1])
+
+
 def experts_one_by_one(x, *weights):
     """Each expert is a GEMM of its own, of a slice of what has come."""
     parts = all_to_all(x.view(RANKS, 4, -1, INNER)).unbind(1)
@@ -253,6 +297,33 @@ REFUSALS = {
         turned_unevenly,
         lambda: (torch.randn(3 * ROWS // 2, 2, BATCH, INNER), weight()),
         ("!uneven_layout",),
+    ),
+    "turned_sum": Spelling(
+        turned_sum,
+        lambda: (x3(), weight(), torch.randn(ROWS, BATCH, COLUMNS)),
+        ("!not_rowwise",),
+    ),
+    "heads_unevenly": Spelling(
+        heads_unevenly, lambda: (x2(), torch.randn(96, INNER)), ("!not_rowwise",)
+    ),
+    "heads_from_ranks": Spelling(
+        heads_from_ranks, lambda: (x3(), torch.randn(COLUMNS, RANKS * INNER)), ("!contraction",)
+    ),
+    "turned_and_trimmed": Spelling(turned_and_trimmed, lambda: (x3(), weight()), ("!trimmed",)),
+    "permuted_tokens": Spelling(
+        permuted_tokens,
+        lambda: (x2(), weight(), torch.randperm(BATCH * ROWS)),
+        ("!no_gemm",),
+    ),
+    "combined_tokens": Spelling(
+        combined_tokens,
+        lambda: (x2(), weight(), torch.randperm(BATCH * ROWS)),
+        ("!not_rowwise",),
+    ),
+    "flipped": Spelling(flipped, lambda: (x3(), weight()), ("!not_rowwise",), None, 1),
+    "cumulative": Spelling(cumulative, lambda: (x3(), weight()), ("!not_rowwise",), None, 1),
+    "uneven_batches": Spelling(
+        uneven_batches, lambda: (varying(x3()), weight()), ("!uneven_layout",)
     ),
     "experts_one_by_one": Spelling(
         experts_one_by_one,
