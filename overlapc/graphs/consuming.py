@@ -36,6 +36,7 @@ from overlapc.graphs.packing import SPLITS, Split, cut_piece, unpacked
 from overlapc.graphs.walking import (
     Walk,
     between,
+    check_groups,
     dead_and_kept,
     dims_or_refuse,
     ordered,
@@ -87,6 +88,7 @@ def _consumer(collective: Collective, ranks: int) -> Chain:
         results.append(_turned_back(split, builder.bands[base]))
         kept.append(base)
     outer = (builder.bands[base].dims or ())[: split.dim] if axis == 0 else ()
+    check_groups(builder, base, outer)
     by_rows = axis == 0 and not outer and not split.order
     receives, sends = row_splits(collective, collective.wait, builder.rows, by_rows=by_rows)
     program = builder.program(None, [builder.bands[node].ref for node in kept])

@@ -65,8 +65,14 @@ class Gemm:
     """The sizes are numbers, not hints of symbols."""
 
 
+BATCHES = Form(0, 1, bias=3, batched=True)
+"""A grouped GEMM of as many matrices on either side, which needs no offsets."""
+
+
 def form_of(node: fx.Node) -> Form | None:
     """Return where a node has its operands if it is a GEMM that is read here, else None."""
+    if node.target is aten._grouped_mm.default and len(shape_of(_node(node.args[0]))) == 3:
+        return BATCHES if len(shape_of(_node(node.args[1]))) == 3 else FORMS[node.target]
     return FORMS.get(node.target)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
@@ -146,7 +152,8 @@ def _dims(source: fx.Node, left: Band | None, right: fx.Node) -> tuple[Dim, ...]
 
 
 def _gemm(builder: Builder, node: fx.Node, left: Band | None) -> Band:
-    form = FORMS[node.target]  # pyright: ignore[reportArgumentType]
+    form = form_of(node)
+    assert form is not None
     args: list[Any] = list(node.args)
     shape = shape_of(node)
     _check(node, form)

@@ -36,6 +36,7 @@ from overlapc.graphs.walking import (
     FARTHEST,
     Walk,
     between,
+    check_groups,
     dead_and_kept,
     dims_or_refuse,
     keeps_rows,
@@ -99,6 +100,7 @@ def _producer(collective: Collective, ranks: int) -> Chain:
     program = builder.program(sent, [builder.bands[node].ref for node in kept])
     results = [_result(collective, padded, band, ranks, views)]
     results += [Result(node, dims_or_refuse(node, builder.bands[node])) for node in kept]
+    check_groups(builder, split.whole, outer)
     by_rows = axis == 0 and not outer and not split.order
     moved_rows = builder.rows if not padded.rows else prod(shape_of(laid.whole)[: band.lead])
     receives, sends = row_splits(collective, collective.source, moved_rows, by_rows=by_rows)

@@ -26,6 +26,7 @@ from overlapc.graphs.collectives import Collective
 from overlapc.graphs.gemms import add_gemm
 from overlapc.graphs.nodes import descendants, value_of
 from overlapc.graphs.reductions import add_reduction, add_spread, is_pair, is_reduction, is_spread
+from overlapc.runtime.program import OFFSETS
 
 FARTHEST = 40
 """Views and pointwise ops that a walk passes on its way to a GEMM."""
@@ -146,6 +147,13 @@ def dims_or_refuse(node: fx.Node, band: Band) -> tuple[Dim, ...] | None:
 
 
 Splits = tuple[int | fx.Node, ...]
+
+
+def check_groups(builder: Builder, node: fx.Node, outer: tuple[Dim, ...]) -> None:
+    """Refuse blocks of rows that all ranks have a part of, where a grouped GEMM counts the rows."""
+    if outer and any(operand.mode == OFFSETS for operand in builder.operands):
+        reason = "Rows of all ranks lie together in blocks, and a grouped GEMM counts their order."
+        refuse(node, "grouped_order", reason)
 
 
 def row_splits(

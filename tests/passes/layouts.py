@@ -82,6 +82,12 @@ def one_expert(x, w):
     return torch.bmm(come, w)
 
 
+def grouped_batches(x, up, down):
+    come = moved(x).transpose(0, 1).reshape(EXPERTS, -1, INNER)
+    made = torch._grouped_mm(torch._grouped_mm(come, up).relu(), down)
+    return moved(made.view(EXPERTS, RANKS, -1, INNER).transpose(0, 1).contiguous())
+
+
 def experts_read(x, w):
     come = moved(x)
     return torch.bmm(come.permute(1, 0, 2, 3).reshape(EXPERTS, -1, INNER), w), come.relu()
@@ -96,6 +102,13 @@ EXPERT_LAYERS = {
     ),
     "einsum_experts": Spelling(
         einsum_experts, lambda: (tokens(), up(), down()), (FROM, TO), (FROM, TO)
+    ),
+    "grouped_batches": Spelling(
+        grouped_batches,
+        lambda: (tokens().bfloat16(), up().bfloat16(), down().bfloat16()),
+        (FROM, TO),
+        None,
+        2,
     ),
     "tokens_first": Spelling(tokens_first, lambda: (tokens(), up()), (FROM,), (TO,)),
     "tokens_last": Spelling(tokens_last, lambda: (tokens(), up()), (TO,), (FROM,)),

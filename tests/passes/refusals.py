@@ -106,6 +106,17 @@ def uneven_batches(x, w):
     return all_to_all(F.linear(x, w), [count - 1, 1], [count - 1, 1])
 
 
+def grouped_blocks(x, w, ends):
+    """Experts of as many rows, which a grouped GEMM does not know of."""
+    come = all_to_all(x.view(RANKS, 4, -1, INNER)).transpose(0, 1)
+    return torch._grouped_mm(come.reshape(-1, INNER), w, offs=ends)
+
+
+def grouped_blocks_back(x, w, ends):
+    made = torch._grouped_mm(x, w, offs=ends).view(4, RANKS, -1, COLUMNS)
+    return all_to_all(made.transpose(0, 1).contiguous())
+
+
 def experts_one_by_one(x, *weights):
     """Each expert is a GEMM of its own, of a slice of what has come."""
     parts = all_to_all(x.view(RANKS, 4, -1, INNER)).unbind(1)
@@ -325,6 +336,21 @@ REFUSALS = {
     "uneven_batches": Spelling(
         uneven_batches, lambda: (varying(x3()), weight()), ("!uneven_layout",)
     ),
+    **{
+        name: Spelling(
+            function,
+            lambda: (
+                x2(torch.bfloat16),
+                torch.randn(4, INNER, COLUMNS).bfloat16(),
+                ends(128, 256, 384, 512),
+            ),
+            ("!grouped_order",),
+        )
+        for name, function in (
+            ("grouped_blocks", grouped_blocks),
+            ("grouped_blocks_back", grouped_blocks_back),
+        )
+    },
     "experts_one_by_one": Spelling(
         experts_one_by_one,
         lambda: (x2(), *(weight() for _ in range(4))),

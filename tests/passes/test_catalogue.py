@@ -26,6 +26,7 @@ STANDS_IN_THE_WAY = {
     "padded_heads": ("!dynamic_columns",),
     "dispatch_batches": ("!dynamic_shape",),
     "few_experts": ("!dynamic_shape", "gemm_all_to_all"),
+    "grouped_batches": ("!dynamic_shape", "gemm_all_to_all"),
     "flat_experts": ("!dynamic_shape", "gemm_all_to_all"),
     "einsum_experts": ("!dynamic_shape", "!dynamic_columns"),
     "experts_read": ("!dynamic_shape",),
