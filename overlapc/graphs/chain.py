@@ -12,7 +12,7 @@ from torch import fx
 
 from overlapc.graphs.bands import Dim, Operand, Turn, is_static, refuse, shape_of, size_of
 from overlapc.graphs.collectives import Collective
-from overlapc.graphs.gemms import Gemm, is_shared
+from overlapc.graphs.gemms import Gemm, is_batched
 from overlapc.graphs.nodes import hint_of, tensor_facts, value_of
 from overlapc.runtime.program import ROWS, Program
 
@@ -143,10 +143,9 @@ def _reshaped(shape: Sequence[int], to: tuple[Dim, ...] | None) -> tuple[int, ..
 
 def batches_of_varying_rows(chain: Chain) -> int:
     """Return how many GEMMs a batched one is whose rows alone vary; 0 where it is none."""
-    shape = shape_of(chain.gemms[0].node)
-    is_batched = len(shape) == 3 and not is_shared(chain.gemms[0].node)
-    batches, *more = shape
-    return batches if is_batched and isinstance(batches, int) and not is_static(more) else 0
+    batches, *more = shape_of(chain.gemms[0].node)
+    varies = is_batched(chain.gemms[0].node) and not is_static(more)
+    return batches if varies and isinstance(batches, int) else 0
 
 
 def symbolic_rows(chain: Chain) -> sympy.Expr | None:

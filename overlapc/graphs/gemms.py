@@ -71,8 +71,9 @@ BATCHES = Form(0, 1, bias=3, batched=True)
 
 def form_of(node: fx.Node) -> Form | None:
     """Return where a node has its operands if it is a GEMM that is read here, else None."""
-    if node.target is aten._grouped_mm.default and len(shape_of(_node(node.args[0]))) == 3:
-        return BATCHES if len(shape_of(_node(node.args[1]))) == 3 else FORMS[node.target]
+    if node.target is aten._grouped_mm.default:
+        both = [len(shape_of(_node(arg))) for arg in node.args[:2]]
+        return BATCHES if both == [3, 3] else FORMS[aten._grouped_mm.default]
     return FORMS.get(node.target)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
@@ -96,6 +97,12 @@ def _shared_weight(bmm: fx.Node) -> fx.Node | None:
         if is_one and same(shape[-2:], shape_of(right)[-2:]):
             return source
     return right if statically_known_true(shape_of(right)[0] == 1) else None
+
+
+def is_batched(node: fx.Node) -> bool:
+    """Return whether a node is several GEMMs, each with a right operand of its own."""
+    form = form_of(node)
+    return form is not None and form.batched and not is_shared(node)
 
 
 def rows_of(node: fx.Node) -> int | torch.SymInt:

@@ -159,6 +159,18 @@ def test_a_refusal_blames_what_rearranges_rows_and_not_the_sum_after_it(explaine
     assert site.reason.startswith("aten.permute.default stands between the GEMM and")
 
 
+@pytest.mark.parametrize("capacity", [2, 1 << 17])
+def test_a_capacity_that_varies_is_tried_and_not_hinted(capacity, explained):
+    """For a rank's hint may be of another call than its peers'."""
+    spelling = REWRITES["few_experts"]
+    tokens, *weights = (value.to("meta") for value in inputs_of(spelling))
+    tokens = tokens.new_empty(*tokens.shape[:2], capacity, tokens.shape[3])
+    torch._dynamo.mark_dynamic(tokens, 2)
+    with torch.no_grad():
+        sites = explained(spelling.function, tokens, *weights, **OPTIONS).report.sites
+    assert said(sites) == spelling.sites
+
+
 def test_as_many_refusals_as_rewrites_of_a_collective():
     codes = {code for one in REFUSALS.values() for code in one.sites}
     assert len(REFUSALS) >= len(REWRITES) // 2
