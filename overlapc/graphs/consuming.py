@@ -37,7 +37,7 @@ from overlapc.graphs.gemms import (
     read_gemm,
 )
 from overlapc.graphs.nodes import descendants, through, value_of
-from overlapc.graphs.packing import SPLITS, Split, cut_piece, unpacked
+from overlapc.graphs.packing import SPLITS, Split, cut_piece, turns_rows, unpacked
 from overlapc.graphs.walking import (
     Walk,
     between,
@@ -93,8 +93,14 @@ def _consumer(collective: Collective, ranks: int) -> Chain:
         kept.append(base)
     outer = (builder.bands[base].dims or ())[: split.dim] if axis == 0 else ()
     check_groups(builder, base, outer)
-    by_rows = axis == 0 and not outer and not split.order
-    receives, sends = row_splits(collective, collective.wait, builder.rows, by_rows=by_rows)
+    by_rows = axis == 0 and not outer
+    receives, sends = row_splits(
+        collective,
+        collective.wait,
+        builder.rows,
+        by_rows=by_rows,
+        turns_rows=turns_rows(split, ranks),
+    )
     program = builder.program(None, [builder.bands[node].ref for node in kept])
     return Chain(
         kind=KINDS[collective.name],

@@ -42,6 +42,12 @@ class Split:
     """What has come, before its dimensions are put so, where others read that too."""
 
 
+def turns_rows(split: Split, ranks: int) -> bool:
+    """Return whether parts of several places in their dimension are rearranged."""
+    size = shape_of(split.whole)[split.dim]
+    return bool(split.order) and not statically_known_true(size == ranks)
+
+
 def packed(source: fx.Node, ranks: int) -> Split:
     """Return the tensor whose parts stand in ``source`` one after the other in dimension 0."""
     core, _ = through(source, is_view)

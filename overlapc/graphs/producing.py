@@ -30,7 +30,7 @@ from overlapc.graphs.chain import Chain, Padding, Result
 from overlapc.graphs.collectives import Collective, Refusal, is_ours
 from overlapc.graphs.gemms import form_of, read_gemm, rows_of
 from overlapc.graphs.nodes import descendants, is_random, through, where
-from overlapc.graphs.packing import Split, packed
+from overlapc.graphs.packing import Split, packed, turns_rows
 from overlapc.graphs.padding import Padded, keeps_zeros, with_zeros, without_padding
 from overlapc.graphs.walking import (
     FARTHEST,
@@ -101,9 +101,15 @@ def _producer(collective: Collective, ranks: int) -> Chain:
     results = [_result(collective, padded, band, ranks, views)]
     results += [Result(node, dims_or_refuse(node, builder.bands[node])) for node in kept]
     check_groups(builder, split.whole, outer)
-    by_rows = axis == 0 and not outer and not split.order
+    by_rows = axis == 0 and not outer
     moved_rows = builder.rows if not padded.rows else prod(shape_of(laid.whole)[: band.lead])
-    receives, sends = row_splits(collective, collective.source, moved_rows, by_rows=by_rows)
+    receives, sends = row_splits(
+        collective,
+        collective.source,
+        moved_rows,
+        by_rows=by_rows,
+        turns_rows=turns_rows(laid, ranks),
+    )
     return Chain(
         kind=KINDS[collective.name],
         collective=collective,

@@ -157,12 +157,23 @@ def check_groups(builder: Builder, node: fx.Node, outer: tuple[Dim, ...]) -> Non
 
 
 def row_splits(
-    collective: Collective, moved: fx.Node, rows: int | torch.SymInt, *, by_rows: bool
+    collective: Collective,
+    moved: fx.Node,
+    rows: int | torch.SymInt,
+    *,
+    by_rows: bool,
+    turns_rows: bool,
 ) -> tuple[Splits, Splits]:
     """Return the same in rows of a program, which has so many of ``moved``.
 
-    What the collective counts is dimension 0 of that, each of which may be several rows.
+    What the collective counts is dimension 0 of that, each of which may be several rows. With
+    ``turns_rows`` parts of several of these are rearranged, which have to be even on every rank.
     """
+    if turns_rows:
+        if any(splits_of(collective, by_rows=True)):
+            reason = "What is sent is rearranged, and need not be as much on other ranks."
+            refuse(collective.start, "uneven_layout", reason)
+        return (), ()
     receives, sends = splits_of(collective, by_rows=by_rows)
     if not receives or statically_known_true(shape_of(moved)[0] == rows):
         return receives, sends

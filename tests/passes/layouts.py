@@ -175,10 +175,6 @@ def heads_to_ranks(x, w):
     return moved(y.permute(2, 1, 0, 3, 4).contiguous())
 
 
-def rows_turned(x, w):
-    return F.linear(moved(x).transpose(0, 1), w)
-
-
 def turned(x, w):
     return all_reduce((x @ w.t()).t().contiguous())
 
@@ -230,7 +226,6 @@ TURNED = {
     "scatter_heads_first": Spelling(scatter_heads_first, lambda: (x3(), weight()), (RS,), (AG,)),
     "scatter_columns_first": Spelling(scatter_columns_first, lambda: (x2(), weight()), (RS,)),
     "heads_to_ranks": Spelling(heads_to_ranks, lambda: (x3(), weight()), (TO,)),
-    "rows_turned": Spelling(rows_turned, lambda: (sequence_first(), weight()), (FROM,), (TO,)),
     "turned": Spelling(turned, lambda: (x2(), weight()), (AR,), None, 0),
     "turned_copy": Spelling(turned_copy, lambda: (x3(), weight()), (AR,), None, 1),
     "einsum_heads": Spelling(

@@ -62,6 +62,15 @@ def turned_unevenly(x, w):
     return F.linear(come.transpose(1, 2).contiguous(), w)
 
 
+def rows_turned(x, w):
+    """Each rank gets as many rows from this one; of the others nothing is known."""
+    return F.linear(all_to_all(x).transpose(0, 1), w)
+
+
+def rows_turned_back(x, w):
+    return all_to_all(F.linear(x, w).transpose(0, 1).contiguous())
+
+
 def turned_sum(x, w, r):
     return reduce_scatter(F.linear(x, w).transpose(0, 1) + r)
 
@@ -309,6 +318,10 @@ REFUSALS = {
         lambda: (torch.randn(3 * ROWS // 2, 2, BATCH, INNER), weight()),
         ("!uneven_layout",),
     ),
+    "rows_turned": Spelling(
+        rows_turned, lambda: (torch.randn(ROWS, BATCH, INNER), weight()), ("!uneven_layout",)
+    ),
+    "rows_turned_back": Spelling(rows_turned_back, lambda: (x3(), weight()), ("!uneven_layout",)),
     "turned_sum": Spelling(
         turned_sum,
         lambda: (x3(), weight(), torch.randn(ROWS, BATCH, COLUMNS)),

@@ -32,7 +32,6 @@ STANDS_IN_THE_WAY = {
     "experts_read": ("!dynamic_shape",),
     "one_expert": ("!dynamic_shape",),
     "scatter_heads_first": ("!dynamic_shape",),
-    "rows_turned": ("!dynamic_shape",),
     "einsum_scattered": ("!dynamic_columns",),
     "einsum_gathered": ("!dynamic_columns",),
     "trimmed_sequence": ("!dynamic_shape",),
