@@ -19,6 +19,7 @@ from overlapc.planning.schedule import SCHEDULES
 from overlapc.planning.search import plan_gemm
 from overlapc.planning.target import Target, stored_path
 from overlapc.reporting.gantt import describe, describe_tuned
+from overlapc.reporting.measured import describe_target
 from overlapc.reporting.records import Report
 from overlapc.reporting.saving import REPORT
 from overlapc.reporting.table import WIDTH, show
@@ -289,6 +290,8 @@ def _calibrate(chosen: argparse.Namespace) -> None:
             target = _measured(chosen, report, tell)
         if is_first:
             print(f"{target.name} ({target.fingerprint}) is stored in {stored_path(target.name)}")
+            print(f"  the same on all {dist.get_world_size()} ranks, of the slowest one's times")
+            print(describe_target(target))
             for tuned in target.tuned if report else ():
                 print(f"  {describe_tuned(tuned)}")
     finally:

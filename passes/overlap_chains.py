@@ -19,6 +19,7 @@ from overlapc.codegen.module import module_text
 from overlapc.errors import GroupError, KernelError, OverlapcError, ProblemError, TargetError
 from overlapc.graphs.chain import (
     Chain,
+    batches_of_varying_rows,
     blocks_of,
     meta_operands,
     only_rows_vary,
@@ -195,7 +196,7 @@ def decide(chain: Chain, compilation: Compilation) -> Decision | Refusal:
     # come from another rank's cache, these do not decide.
     is_static = all(gemm.static for gemm in chain.gemms) and not chain.sends
     try:
-        tried = [plan] if is_static else _tried_plans(problem, target, schedule)
+        tried = [plan] if is_static else _tried_plans(chain, problem, target, schedule)
     except (ProblemError, TargetError) as error:
         return _no_plan(node, error)
     if plan.schedule == "signaled" and (why := _why_not_signaled(chain, plan, target, compilation)):
@@ -239,8 +240,10 @@ def _why_not_signaled(chain: Chain, plan: Plan, target: Target, compilation: Com
     )
 
 
-def _tried_plans(problem: Problem, target: Target, schedule: str) -> list[Plan]:
-    return [plan_call(target.fingerprint, schedule, other) for other in _tried(problem)]
+def _tried_plans(chain: Chain, problem: Problem, target: Target, schedule: str) -> list[Plan]:
+    batches = batches_of_varying_rows(chain)
+    tried = _tried_batches(problem, batches) if batches else _tried(problem)
+    return [plan_call(target.fingerprint, schedule, other) for other in tried]
 
 
 def _beats_inductor(plan: Plan, target: Target, chain: Chain) -> bool:
@@ -270,6 +273,15 @@ def _tried(problem: Problem) -> Iterator[Problem]:
             m = rows // multiple * multiple
             extra = problem.epilogue_bytes * m // problem.m if problem.m else 0
             yield replace(problem, m=m, epilogue_bytes=extra)
+
+
+def _tried_batches(problem: Problem, batches: int) -> Iterator[Problem]:
+    """So many GEMMs of other rows: groups are made of whole ones."""
+    for rows in TRIED_ROWS:
+        each = rows * problem.world_size
+        m = batches * each
+        extra = problem.epilogue_bytes * m // problem.m if problem.m else 0
+        yield replace(problem, m=m, row_multiple=each, epilogue_bytes=extra)
 
 
 def _no_plan(node: fx.Node, error: OverlapcError) -> Refusal:

@@ -16,6 +16,7 @@ from overlapc.errors import TargetError
 from overlapc.planning.schedule import Plan
 from overlapc.planning.search import plan, plan_gemm
 from overlapc.planning.target import Target, shipped_names
+from overlapc.reporting.measured import describe_target
 from overlapc.reporting.records import Report
 from tests.reporting.examples import make_site
 
@@ -254,6 +255,8 @@ def test_calibrate_stores_a_target_that_plans(run, tmp_path):
     (path,) = (tmp_path / "cache" / "overlapc" / "targets").iterdir()
     assert done.stdout.split()[0] == path.stem
     assert done.stdout.count(str(path)) == 1, "one rank tells"
+    assert "the same on all 2 ranks" in done.stdout
+    assert describe_target(Target.load(path)) in done.stdout
     plan = plan_gemm(m=512, n=256, k=256, world_size=2, dtype="float32", target=path)
     assert plan.target == path.stem
 

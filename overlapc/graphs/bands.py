@@ -89,6 +89,15 @@ class Fill:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """A tensor is read in a shape, and then laid out with its dimensions in another order."""
+
+    shape: tuple[Dim, ...] | None
+    """None as it is."""
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Operand:
     """A tensor that the op is given."""
 
@@ -96,9 +105,12 @@ class Operand:
     mode: str
     """How a band takes it, as the program says."""
     shape: tuple[Dim, ...] | None = None
-    """What it is reshaped to first, with -1 for the rows; None as it is."""
+    """What it is reshaped to first, with -1 for the rows, or for a size within them; None as it
+    is."""
     fill: Fill | None = None
     """Says that it is not the node's tensor, but a new one."""
+    turn: Turn | None = None
+    """What is done to it before it is reshaped."""
 
 
 @dataclass
@@ -144,9 +156,10 @@ class Builder:
         mode: str,
         shape: tuple[Dim, ...] | None = None,
         fill: Fill | None = None,
+        turn: Turn | None = None,
     ) -> Ref:
         """Return the reference of an operand; one that is there already is not added again."""
-        operand = Operand(node, mode, shape, fill)
+        operand = Operand(node, mode, shape, fill, turn)
         if operand not in self.operands:
             self.operands.append(operand)
         return Ref("operand", self.operands.index(operand))
@@ -164,9 +177,25 @@ class Builder:
             refuse(node, "view_mixes_rows", f"{node.target} mixes rows and columns in a dimension.")
         ref, rest = band.ref, shape[lead:]
         if not same(rest, band.rest):
-            ref = self.step(aten.reshape.default, (ref, (-1, *fixed(node, rest))))
-        self.bands[node] = Band(ref, lead, shape, dims_of(node, shape))
+            ref = self.regroup(node, ref, band.rest, rest)
+        dims = band.dims if same(shape, band.shape) else dims_of(node, shape)
+        self.bands[node] = Band(ref, lead, shape, dims)
         return self.bands[node]
+
+    def regroup(self, node: fx.Node, ref: Ref, was: Sequence[Any], now: Sequence[Any]) -> Ref:
+        """Add a step that reads the dimensions behind the rows as others, as ``node`` does.
+
+        A program holds numbers: of sizes that vary, one is whatever is left.
+        """
+        if is_static(now):
+            return self.step(aten.reshape.default, (ref, (-1, *now)))
+        first, was, left = _without_common(was, now)
+        if len(left) == 1:
+            return self.step(aten.flatten.using_ints, (ref, first + 1, first + len(was)))
+        sizes = tuple(size if isinstance(size, int) else -1 for size in left)
+        if len(was) == 1 and sizes.count(-1) == 1:
+            return self.step(aten.unflatten.int, (ref, first + 1, sizes))
+        return self.step(aten.reshape.default, (ref, (-1, *fixed(node, now))))
 
     def pointwise(self, node: fx.Node) -> Band:
         """Add a pointwise op or cast of which at least one operand is known."""
@@ -217,7 +246,20 @@ def is_view(node: fx.Node) -> bool:
         return is_contiguous(node)
     if node.target is aten.expand.default:  # of nothing: matmul puts it before a batched GEMM
         return same(shape_of(node), shape_of(node.all_input_nodes[0]))
+    if (order := permutation(node)) is not None:  # of dimensions of size one, as in an einsum
+        shape = shape_of(node.all_input_nodes[0])
+        moved = [index for index in order if not statically_known_true(shape[index] == 1)]
+        return moved == sorted(moved)
     return node.target in ORDERED_VIEWS
+
+
+def permutation(node: fx.Node) -> list[int] | None:
+    """Return the dimensions of its input in the order in which a node has them, if it permutes."""
+    if node.target is not aten.permute.default:
+        return None
+    order = node.args[1]
+    assert isinstance(order, list | tuple)
+    return [int(index) % len(order) for index in order]  # type: ignore[arg-type]
 
 
 def is_pointwise(node: fx.Node) -> bool:
@@ -251,6 +293,19 @@ def same(left: Sequence[Any], right: Sequence[Any]) -> bool:
     """Return whether two shapes are known to be equal, without a guard."""
     pairs = zip(left, right, strict=False)
     return len(left) == len(right) and all(statically_known_true(a == b) for a, b in pairs)
+
+
+def _without_common(was: Sequence[Any], now: Sequence[Any]) -> tuple[int, list[Any], list[Any]]:
+    """Two groupings of one number of elements without the sizes that begin and end both alike.
+
+    At least one size is left of each. Also how many there were at the beginning.
+    """
+    was, now, first = [*was], [*now], 0
+    while min(len(was), len(now)) > 1 and statically_known_true(was[0] == now[0]):
+        was, now, first = was[1:], now[1:], first + 1
+    while min(len(was), len(now)) > 1 and statically_known_true(was[-1] == now[-1]):
+        was, now = was[:-1], now[:-1]
+    return first, was, now
 
 
 def is_static(shape: Sequence[Any]) -> bool:

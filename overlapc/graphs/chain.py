@@ -10,9 +10,9 @@ import sympy
 import torch
 from torch import fx
 
-from overlapc.graphs.bands import Dim, Operand, refuse, shape_of, size_of
+from overlapc.graphs.bands import Dim, Operand, Turn, is_static, refuse, shape_of, size_of
 from overlapc.graphs.collectives import Collective
-from overlapc.graphs.gemms import Gemm
+from overlapc.graphs.gemms import Gemm, is_batched
 from overlapc.graphs.nodes import hint_of, tensor_facts, value_of
 from overlapc.runtime.program import ROWS, Program
 
@@ -24,6 +24,8 @@ class Result:
     node: fx.Node
     dims: tuple[Dim, ...] | None = None
     """What the result is reshaped to; None where it has the node's shape."""
+    turn: Turn | None = None
+    """What is done to the result before that."""
     views: tuple[fx.Node, ...] = ()
     """Views of ``node``'s source that are made again after that, and lead to what it gave."""
 
@@ -116,8 +118,9 @@ def meta_operands(chain: Chain) -> list[torch.Tensor]:
     for operand, shape, dtype in zip(chain.operands, *operand_facts(chain), strict=True):
         value = value_of(operand.node)
         where = "meta" if value.device.type == device else "cpu"
-        # Reshaped, padded or filled it is made anew.
-        is_same = operand.fill is None and tuple(hint_of(n) for n in value.shape) == shape
+        # Reshaped, turned, padded or filled it is made anew.
+        is_new = operand.fill is not None or operand.turn is not None
+        is_same = not is_new and tuple(hint_of(n) for n in value.shape) == shape
         if is_same:
             strides = [hint_of(n) for n in value.stride()]
             made.append(torch.empty_strided(shape, strides, dtype=dtype, device=where))
@@ -138,11 +141,18 @@ def _reshaped(shape: Sequence[int], to: tuple[Dim, ...] | None) -> tuple[int, ..
     return tuple(prod(shape) // max(rest, 1) if size == -1 else size for size in sizes)
 
 
+def batches_of_varying_rows(chain: Chain) -> int:
+    """Return how many GEMMs a batched one is whose rows alone vary; 0 where it is none."""
+    batches, *more = shape_of(chain.gemms[0].node)
+    varies = is_batched(chain.gemms[0].node) and not is_static(more)
+    return batches if varies and isinstance(batches, int) else 0
+
+
 def symbolic_rows(chain: Chain) -> sympy.Expr | None:
-    """Return the rows of a chain's GEMM in terms of a symbol; None unless it is exactly one."""
+    """Return the rows that are cut in terms of a symbol; None unless it is exactly one."""
     shape = shape_of(chain.gemms[0].node)[:-1]
     rows = prod(shape)
-    if isinstance(rows, int):
+    if isinstance(rows, int) or batches_of_varying_rows(chain):
         return None
     expression = rows.node.expr
     return expression if len(expression.free_symbols) == 1 else None
@@ -151,7 +161,7 @@ def symbolic_rows(chain: Chain) -> sympy.Expr | None:
 def only_rows_vary(chain: Chain) -> bool:
     """Return whether every size but the rows of operands is a number."""
     return all(
-        isinstance(size, int)
+        isinstance(size, int) and size != -1
         for operand in chain.operands
         for size in (operand.shape or shape_of(operand.node))[1 if operand.mode == ROWS else 0 :]
     )
@@ -160,5 +170,15 @@ def only_rows_vary(chain: Chain) -> bool:
 def pointwise_steps(chain: Chain) -> int:
     """Return how many steps of a chain's program are neither GEMMs nor views."""
     gemms = {str(gemm.node.target) for gemm in chain.gemms} | {"aten.mm.default"}
-    views = ("aten.reshape.default", "aten.view.dtype", "aten.expand.default")
-    return sum(step.op not in gemms and step.op not in views for step in chain.program.steps)
+    return sum(step.op not in gemms | VIEWS for step in chain.program.steps)
+
+
+VIEWS = frozenset(
+    {
+        "aten.reshape.default",
+        "aten.flatten.using_ints",
+        "aten.unflatten.int",
+        "aten.view.dtype",
+        "aten.expand.default",
+    }
+)

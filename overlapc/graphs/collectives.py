@@ -54,7 +54,7 @@ class Collective:
     sends: tuple[int | fx.Node, ...] = ()
     """Rows to each rank; all-to-all only."""
     asked: tuple[fx.Node, ...] = ()
-    """Nodes that ask ``start`` for a size; all-gather only."""
+    """Nodes that ask ``start`` for a size; all-gather and all-to-all only."""
 
 
 def is_ours(node: fx.Node) -> bool:
@@ -135,7 +135,7 @@ def read_collective(start: fx.Node) -> Collective | Refusal:
         )
     # A size that is a multiple of what a rank sends may be asked of the first tensor that has it.
     asked = [user for user in start.users if user.target is torch.ops.aten.sym_size.int]
-    asked = asked if name == "all_gather" else []
+    asked = asked if name in ("all_gather", "all_to_all") else []
     waits = [user for user in start.users if user not in asked]
     if len(waits) != 1 or waits[0].target is not functional.wait_tensor.default:
         return Refusal(
@@ -150,5 +150,5 @@ def read_collective(start: fx.Node) -> Collective | Refusal:
         return Collective(**known, reduce=str(more[0]))
     if name == "all_to_all":
         receives, sends = (tuple(part) for part in more)  # type: ignore[arg-type]
-        return Collective(**known, receives=receives, sends=sends)
+        return Collective(**known, receives=receives, sends=sends, asked=tuple(asked))
     return Collective(**known, asked=tuple(asked))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import operator
+from dataclasses import dataclass
 
 import torch
 from torch import fx
@@ -11,33 +11,43 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from overlapc.graphs.bands import (
     FEWER,
-    Band,
     Builder,
     Dim,
     Refused,
     Size,
-    fixed,
     is_static,
+    permutation,
     refuse,
-    same,
     shape_of,
     size_of,
 )
-from overlapc.graphs.chain import Chain, Padding, Result
+from overlapc.graphs.chain import Chain, Result
 from overlapc.graphs.collectives import Collective, Refusal, is_ours
-from overlapc.graphs.gemms import add_gemm, form_of, is_shared, left_of, read_gemm
-from overlapc.graphs.nodes import descendants, through
-from overlapc.graphs.packing import Split, cut_piece, unpacked
+from overlapc.graphs.gathered import (
+    consumer_axis,
+    consumer_builder,
+    trimmed_padding,
+    turned_back,
+)
+from overlapc.graphs.gemms import (
+    add_gemm,
+    form_of,
+    is_batched,
+    left_of,
+    read_gemm,
+)
+from overlapc.graphs.nodes import descendants, through, value_of
+from overlapc.graphs.packing import SPLITS, Split, cut_piece, turns_rows, unpacked
 from overlapc.graphs.walking import (
     Walk,
     between,
+    check_groups,
     dead_and_kept,
     dims_or_refuse,
     ordered,
     passes_rows,
-    splits_of,
+    row_splits,
 )
-from overlapc.runtime.program import OFFSETS, ROWS
 
 aten = torch.ops.aten
 
@@ -55,31 +65,42 @@ def read_consumer(collective: Collective, ranks: int) -> Chain | Refusal:
 
 def _consumer(collective: Collective, ranks: int) -> Chain:
     split = unpacked(collective.wait, ranks)
+    if split.unturned is not None and _readers(split.unturned).gemms:
+        split = Split(collective.wait, 0)
     base = split.trim or split.whole
-    asked = [user for user in base.users if user.target is torch.ops.aten.sym_size.int]
-    below = descendants([base], without=asked)
-    ends = [node for node in collective.start.graph.nodes if node in below and form_of(node)]
-    walk = Walk(lambda node: node is base, takes_all=True)
-    gemms = [node for node in ends if walk.leads(left_of(node))]
+    readers = _readers(base, split.unturned)
+    below, walk, gemms = readers.below, readers.walk, readers.gemms
     if not gemms:
-        _refuse_consumer(base, ends, walk)
-    is_batched = _is_batched(gemms[0])
-    gemms = [node for node in gemms if _is_batched(node) == is_batched]
-    builder = _consumer_builder(collective, split, base, ranks, is_batched=is_batched)
-    axis = _consumer_axis(split, builder.bands[base], collective)
+        _refuse_consumer(base, readers.ends)
+    are_batched = is_batched(gemms[0])
+    gemms = [node for node in gemms if is_batched(node) == are_batched]
+    builder = consumer_builder(collective, split, base, ranks, gemms)
+    axis = consumer_axis(split, builder.bands[base], collective)
     gemms = [node for node in gemms if _is_free(node, below, walk)]
     if not gemms:
         refuse(base, "other_users", "Every GEMM needs another one's result beside what is sent.")
-    gemms = _added(builder, gemms, walk, 2 if is_batched else 1)
-    padding = _padding(split, axis, builder)
+    gemms = _added(builder, gemms, walk, 2 if are_batched else 1)
+    padding = trimmed_padding(split, axis, builder)
     graph = collective.start.graph
     sizes = {**builder.sizes(), **_asked(collective, ranks)}
     dead, kept = dead_and_kept(builder, set(builder.bands), set(sizes), graph, base)
     # What lies before the moved tensor is read by that alone, and goes with it.
     gone = {collective.start, collective.wait, base, *between(collective.wait, base)}
     gone |= {split.whole, *between(collective.wait, split.whole)}
+    results = [Result(node, dims_or_refuse(node, builder.bands[node])) for node in kept]
+    if split.unturned is not None:
+        results.append(turned_back(split, builder.bands[base]))
+        kept.append(base)
     outer = (builder.bands[base].dims or ())[: split.dim] if axis == 0 else ()
-    receives, sends = splits_of(collective, by_rows=axis == 0 and not outer)
+    check_groups(builder, base, outer)
+    by_rows = axis == 0 and not outer
+    receives, sends = row_splits(
+        collective,
+        collective.wait,
+        builder.rows,
+        by_rows=by_rows,
+        turns_rows=turns_rows(split, ranks),
+    )
     program = builder.program(None, [builder.bands[node].ref for node in kept])
     return Chain(
         kind=KINDS[collective.name],
@@ -87,7 +108,7 @@ def _consumer(collective: Collective, ranks: int) -> Chain:
         gemms=tuple(read_gemm(node) for node in gemms),
         program=program,
         operands=tuple(builder.operands),
-        results=tuple(Result(node, dims_or_refuse(node, builder.bands[node])) for node in kept),
+        results=tuple(results),
         axis=axis,
         outer=outer,
         receives=receives,
@@ -98,14 +119,42 @@ def _consumer(collective: Collective, ranks: int) -> Chain:
     )
 
 
+@dataclass(frozen=True)
+class _Readers:
+    """What depends on a moved tensor."""
+
+    below: set[fx.Node]
+    """Everything, but for who asks for its sizes."""
+    ends: list[fx.Node]
+    """The GEMMs among it."""
+    gemms: list[fx.Node]
+    """Those whose left operand has its rows."""
+    walk: Walk
+    """From a GEMM's left operand up to it."""
+
+
+def _readers(base: fx.Node, unturned: fx.Node | None = None) -> _Readers:
+    roots = [base] if unturned is None else [base, unturned]
+    asked = [u for node in roots for u in node.users if u.target is torch.ops.aten.sym_size.int]
+    below = descendants(roots, without=asked)
+    ends = [node for node in base.graph.nodes if node in below and form_of(node)]
+    walk = Walk(lambda node: node is base, takes_all=True)
+    return _Readers(below, ends, [node for node in ends if walk.leads(left_of(node))], walk)
+
+
 def _asked(collective: Collective, ranks: int) -> dict[fx.Node, Dim]:
     """What says a size that the collective was asked for: what is sent, on all ranks alike."""
     places = {node: node.args[1] for node in collective.asked}
-    return {
-        node: Size(collective.source, place, 1 if place else ranks)
+    source, first = collective.source, ranks if collective.name == "all_gather" else 1
+    said: dict[fx.Node, Dim] = {
+        node: Size(source, place, 1 if place else first)
         for node, place in places.items()
         if isinstance(place, int)
     }
+    for node, size in said.items():
+        if not statically_known_true(size_of(size) == value_of(node)):
+            refuse(node, "dynamic_shape", f"Nothing says how much comes before it does. {FEWER}")
+    return said
 
 
 def _added(builder: Builder, gemms: list[fx.Node], walk: Walk, inner: int) -> list[fx.Node]:
@@ -130,11 +179,6 @@ def _added(builder: Builder, gemms: list[fx.Node], walk: Walk, inner: int) -> li
     return added
 
 
-def _is_batched(gemm: fx.Node) -> bool:
-    form = form_of(gemm)
-    return form is not None and form.batched and not is_shared(gemm)
-
-
 def _is_free(gemm: fx.Node, below: set[fx.Node], walk: Walk) -> bool:
     """Whether a GEMM needs nothing else of what follows the collective: else it comes later."""
     left = left_of(gemm)
@@ -155,7 +199,7 @@ def _is_free(gemm: fx.Node, below: set[fx.Node], walk: Walk) -> bool:
     return True
 
 
-def _refuse_consumer(base: fx.Node, ends: list[fx.Node], walk: Walk) -> None:
+def _refuse_consumer(base: fx.Node, ends: list[fx.Node]) -> None:
     for gemm in ends:
         right = [n for n in gemm.all_input_nodes if n is not left_of(gemm)]
         if any(_reaches(node, base) for node in right):
@@ -182,6 +226,9 @@ def _refuse_consumer(base: fx.Node, ends: list[fx.Node], walk: Walk) -> None:
     if all(cut_piece(user) for user in base.users) and not is_static(shape_of(base)):
         reason = f"Parts are cut from what varies, and need not be even. {FEWER}"
         refuse(base, "dynamic_parts", reason)
+    if any(_reaches(left_of(gemm), base, by_parts=True) for gemm in ends):
+        reason = "GEMMs take parts of what is received, as of experts one by one, not all its rows."
+        refuse(base, "parts", reason)
     if any(is_ours(user) for user in base.users):
         reason = "What is received is read by another chain, whose GEMM has its own collective."
         refuse(base, "taken", reason)
@@ -189,137 +236,28 @@ def _refuse_consumer(base: fx.Node, ends: list[fx.Node], walk: Walk) -> None:
     refuse(base, "no_gemm", f"What is received is read by {readers}, not by a GEMM.")
 
 
-def _reaches(node: fx.Node, base: fx.Node, *, keeps_columns: bool = False) -> bool:
-    """Whether ``node`` is ``base`` in another arrangement of its elements, or of its rows alone."""
+PARTS = {aten.select.int, aten.slice.Tensor, aten.unbind.int, *SPLITS, operator.getitem}
+"""Ops that give a part of what they are given, or several."""
+
+
+def _reaches(
+    node: fx.Node, base: fx.Node, *, keeps_columns: bool = False, by_parts: bool = False
+) -> bool:
+    """Whether ``node`` is ``base`` in another arrangement of its elements, or of its rows alone.
+
+    Or it is a part of that.
+    """
 
     def is_passed(node: fx.Node) -> bool:
         if node is base:
             return False
         if node.target is aten.permute.default:
             return not keeps_columns or _turns_rows_only(node)
-        return passes_rows(node)
+        return passes_rows(node) or (by_parts and node.target in PARTS)
 
     return through(node, is_passed)[0] is base
 
 
 def _turns_rows_only(permute: fx.Node) -> bool:
-    order = permute.args[1]
-    assert isinstance(order, list | tuple)
-    last = order[-1]
-    return last in (-1, len(order) - 1)
-
-
-def _consumer_builder(
-    collective: Collective, split: Split, base: fx.Node, ranks: int, *, is_batched: bool
-) -> Builder:
-    """A builder that knows the moved tensor: operand 0, of which this rank has a part."""
-    shape = shape_of(base)
-    lead = 1 if is_batched else len(shape) - 1
-    if split.dim == lead and not is_batched:
-        refuse(
-            base,
-            "contraction",
-            "It is gathered along the columns, which the GEMM contracts: every element of the "
-            "result needs all of them.",
-        )
-    rows = 1
-    for size in shape[:lead]:
-        rows = rows * size
-    builder = Builder(rows)
-    axis = 1 if split.dim == lead else 0
-    rest = shape[lead:]
-    if axis == 1:
-        part = shape_of(split.whole)[split.dim]
-        if (
-            statically_known_true(shape[lead] == ranks)
-            and split.whole.target is not torch.ops.aten.cat.default
-        ):
-            rest = (ranks * shape[lead + 1], *shape[lead + 2 :])
-            part = rest[0]
-        operand = (part // ranks, *rest[1:])
-    else:
-        operand = rest
-    ref = builder.operand(collective.source, ROWS, (-1, *_said_by(collective.source, operand)))
-    dims = _gathered_dims(collective, split, base, ranks)
-    band = Band(ref, lead, shape, dims)
-    if axis == 1 and not same(rest, shape[lead:]):
-        viewed = builder.step(
-            torch.ops.aten.reshape.default, (ref, (-1, *fixed(base, shape[lead:])))
-        )
-        band = Band(viewed, lead, shape, dims)
-    builder.bands[base] = band
-    return builder
-
-
-def _said_by(node: fx.Node, sizes: Sequence[Any]) -> tuple[Dim, ...]:
-    """Sizes as arguments: each that varies is one of ``node``'s."""
-    known = [(Size(node, index), size) for index, size in enumerate(shape_of(node))]
-    said = tuple(
-        next((dim for dim, own in reversed(known) if statically_known_true(own == size)), None)
-        if not isinstance(size, int)
-        else size
-        for size in sizes
-    )
-    if None in said:
-        reason = f"What is sent does not say its number of columns, which varies. {FEWER}"
-        refuse(node, "dynamic_columns", reason)
-    return said  # pyright: ignore[reportReturnType]
-
-
-def _gathered_dims(
-    collective: Collective, split: Split, base: fx.Node, ranks: int
-) -> tuple[Dim, ...] | None:
-    """Sizes of the moved tensor, from the sizes of what this rank sends."""
-    shape, source = shape_of(base), shape_of(collective.source)
-    dims: list[Dim] = []
-    for index, size in enumerate(shape):
-        is_moved = index == split.dim and collective.name == "all_gather"
-        if isinstance(size, int):
-            dims.append(size)
-        elif index == split.dim and split.trim is not None and (end := _end(split)) is not None:
-            dims.append(end)
-        elif len(source) == len(shape):
-            dims.append(Size(collective.source, index, ranks if is_moved else 1))
-    is_known = same([size_of(dim) for dim in dims], shape)
-    return tuple(dims) if is_known else None
-
-
-def _end(split: Split) -> int | fx.Node | None:
-    """Where what is gathered is cut off, as an argument."""
-    assert split.trim is not None
-    end = shape_of(split.trim)[split.dim]
-    if not isinstance(end, int) and split.trim.target is torch.ops.aten.slice.Tensor:
-        end = split.trim.args[3] if len(split.trim.args) > 3 else None
-    return end if isinstance(end, int | fx.Node) else None
-
-
-def _consumer_axis(split: Split, band: Band, collective: Collective) -> int:
-    if split.dim > band.lead:
-        refuse(split.whole, "inner_dimension", "It is gathered along an inner dimension.")
-    if 0 < split.dim < band.lead and band.dims is None:
-        refuse(split.whole, "dynamic_shape", f"Nothing says the sizes of what comes. {FEWER}")
-    return 1 if split.dim == band.lead else 0
-
-
-def _padding(split: Split, axis: int, builder: Builder) -> Padding | None:
-    """What is trimmed of each block of what is gathered, and so of the results."""
-    trim = split.trim
-    if trim is None:
-        return None
-    if axis == 1:
-        refuse(trim, "trimmed", "Rows are trimmed inside the batches of a batched GEMM.")
-    end = _end(split)
-    if end is None:
-        refuse(trim, "trimmed", f"Nothing says how much is trimmed. {FEWER}")
-    whole, band = shape_of(split.whole)[split.dim], builder.bands[trim]
-    added = whole - end if isinstance(whole, int) and isinstance(end, int) else 0
-    modes = {operand.mode for operand in builder.operands[1:]}
-    if OFFSETS in modes:
-        refuse(trim, "trimmed", "Rows are trimmed that a grouped GEMM counts.")
-    if ROWS in modes and not added:
-        reason = f"Rows are trimmed that another operand does not have, how many varies. {FEWER}"
-        refuse(trim, "trimmed", reason)
-    if split.dim + 1 < band.lead and band.dims is None:
-        refuse(trim, "dynamic_shape", f"Nothing says the sizes of what is trimmed. {FEWER}")
-    inner = (band.dims or ())[split.dim + 1 : band.lead]
-    return Padding(end, added, inner)
+    order = permutation(permute)
+    return order is not None and order[-1] == len(order) - 1

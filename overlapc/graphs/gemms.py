@@ -65,24 +65,44 @@ class Gemm:
     """The sizes are numbers, not hints of symbols."""
 
 
+BATCHES = Form(0, 1, bias=3, batched=True)
+"""A grouped GEMM of as many matrices on either side, which needs no offsets."""
+
+
 def form_of(node: fx.Node) -> Form | None:
     """Return where a node has its operands if it is a GEMM that is read here, else None."""
+    if node.target is aten._grouped_mm.default:
+        both = [len(shape_of(_node(arg))) for arg in node.args[:2]]
+        return BATCHES if both == [3, 3] else FORMS[aten._grouped_mm.default]
     return FORMS.get(node.target)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 def is_shared(node: fx.Node) -> bool:
     """Return whether all batches of a batched GEMM have one right operand: it is an ``mm``.
 
-    That is how a matmul with a matrix is spelled where its left operand is not contiguous.
+    That is how a matmul with a matrix is spelled where its left operand is not contiguous, and how
+    an einsum is: of one batch.
     """
-    if node.target is not aten.bmm.default:
-        return False
-    right = _node(node.args[1])
-    if right.target is not aten.expand.default:
-        return False
-    source = shape_of(right.all_input_nodes[0])
-    is_one = len(source) == 2 or statically_known_true(source[0] == 1)
-    return is_one and same(source[-2:], shape_of(right)[-2:])
+    return node.target is aten.bmm.default and _shared_weight(node) is not None
+
+
+def _shared_weight(bmm: fx.Node) -> fx.Node | None:
+    """The one right operand of all batches, ``[k, n]`` or ``[1, k, n]``; None if they differ."""
+    right = _node(bmm.args[1])
+    spread = right.all_input_nodes[0] if right.target is aten.reshape.default else right
+    if spread.target is aten.expand.default:
+        source = spread.all_input_nodes[0]
+        shape = shape_of(source)
+        is_one = len(shape) == 2 or statically_known_true(shape[0] == 1)
+        if is_one and same(shape[-2:], shape_of(right)[-2:]):
+            return source
+    return right if statically_known_true(shape_of(right)[0] == 1) else None
+
+
+def is_batched(node: fx.Node) -> bool:
+    """Return whether a node is several GEMMs, each with a right operand of its own."""
+    form = form_of(node)
+    return form is not None and form.batched and not is_shared(node)
 
 
 def rows_of(node: fx.Node) -> int | torch.SymInt:
@@ -123,7 +143,8 @@ def add_gemm(builder: Builder, node: fx.Node, left: Band | None = None) -> Band:
 
 def _shared(builder: Builder, node: fx.Node, left: Band | None) -> Band:
     shape, source = shape_of(node), left_of(node)
-    (weight,) = _node(node.args[1]).all_input_nodes[:1]
+    weight = _shared_weight(node)
+    assert weight is not None
     rest = (-1, *sizes_of(source, 2))
     right = sizes_of(weight, 1) if len(shape_of(weight)) == 3 else None
     a = left.ref if left else builder.operand(source, ROWS, rest)
@@ -138,7 +159,8 @@ def _dims(source: fx.Node, left: Band | None, right: fx.Node) -> tuple[Dim, ...]
 
 
 def _gemm(builder: Builder, node: fx.Node, left: Band | None) -> Band:
-    form = FORMS[node.target]  # pyright: ignore[reportArgumentType]
+    form = form_of(node)
+    assert form is not None
     args: list[Any] = list(node.args)
     shape = shape_of(node)
     _check(node, form)

@@ -2,20 +2,22 @@
 
 Collectives move contiguous parts of dimension 0. To scatter or gather along another dimension, a
 program splits and concatenates, slices and concatenates, or permutes a view: all mean one thing.
+What else a permutation does is done to every rank's part alike, and so may as well be done to it
+alone: after a scatter, or before a gather.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from overlapc.graphs.bands import is_view, same, shape_of
+from overlapc.graphs.bands import FEWER, is_view, permutation, refuse, same, shape_of
 from overlapc.graphs.nodes import through, value_of
 
 aten = torch.ops.aten
@@ -33,6 +35,17 @@ class Split:
     trim: fx.Node | None = None
     """What drops padding at the end of ``dim``, after gathering uneven shards: a slice, or a
     concatenation of parts of which the last are cropped."""
+    order: tuple[int, ...] = ()
+    """How a part's dimensions are put after a scatter, or before a gather those of what is sent, to
+    give a part; empty where both lie alike."""
+    unturned: fx.Node | None = None
+    """What has come, before its dimensions are put so, where others read that too."""
+
+
+def turns_rows(split: Split, ranks: int) -> bool:
+    """Return whether parts of several places in their dimension are rearranged."""
+    size = shape_of(split.whole)[split.dim]
+    return bool(split.order) and not statically_known_true(size == ranks)
 
 
 def packed(source: fx.Node, ranks: int) -> Split:
@@ -144,16 +157,15 @@ def read_slice(node: fx.Node) -> Piece | None:
 
 
 def _permuted_to_front(node: fx.Node, ranks: int) -> Split | None:
-    """``view[.., ranks, ..].permute(that dimension first)``."""
-    if node.target is not aten.permute.default:
+    """``whole.permute(the dimension that holds the parts first)``."""
+    order = permutation(node)
+    if order is None:
         return None
-    whole, order = node.args
-    assert isinstance(whole, fx.Node)
-    assert isinstance(order, list | tuple)
-    dim, *rest = (int(index) % len(order) for index in order)  # type: ignore[arg-type]
-    is_moved = rest == [index for index in range(len(order)) if index != dim]
-    is_cut = statically_known_true(shape_of(whole)[dim] == ranks)
-    return Split(whole, dim) if is_moved and is_cut else None
+    (whole,), dim = node.all_input_nodes, order[0]
+    shape = shape_of(whole)
+    if not statically_known_true(shape[dim] % ranks == 0):
+        return None
+    return Split(whole, dim, order=_order_of_parts(order, dim, shape[dim], ranks))
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
@@ -187,24 +199,38 @@ def _below_views(node: fx.Node) -> fx.Node:
 
 
 def _permuted_from_front(wait: fx.Node, ranks: int) -> Split | None:
-    """``view[ranks, ..].permute(dimension 0 to another place)``."""
-    view = _only_user(wait)
-    if view is None or not is_view(view) or not statically_known_true(shape_of(view)[0] == ranks):
+    """``wait.permute(dimension 0, which holds the parts, to another place)``, or of views of it."""
+    view = wait
+    while (turned := _only_turned(view)) is None:
+        user = _only_user(view)
+        if user is None or not is_view(user):
+            return None
+        view = user
+    order = permutation(turned)
+    if order is None or not statically_known_true(shape_of(view)[0] % ranks == 0):
         return None
-    moved = _only_user(view)
-    if moved is None or moved.target is not aten.permute.default:
-        return None
-    given = moved.args[1]
-    assert isinstance(given, list | tuple)
-    order = [int(index) % len(given) for index in given]  # type: ignore[arg-type]
-    dim = order.index(0)
-    others = [index for index in range(len(order)) if index != 0]
-    if [index for index in order if index != 0] != others:
-        return None
+    if any(user.target is aten.sym_size.int for user in view.users):
+        refuse(view, "dynamic_shape", f"What has come is asked for a size before its use. {FEWER}")
     # Views of a permuted tensor need it contiguous: the clone is what holds the parts in order.
-    clone = _only_user(moved)
+    clone = _only_user(turned)
     is_clone = clone is not None and clone.target is aten.clone.default
-    return Split(clone if clone is not None and is_clone else moved, dim)
+    whole = clone if clone is not None and is_clone else turned
+    of_parts = _order_of_parts(order, 0, shape_of(view)[0], ranks)
+    unturned = view if len(view.users) > 1 else None
+    return Split(whole, order.index(0), order=of_parts, unturned=unturned)
+
+
+def _only_turned(node: fx.Node) -> fx.Node | None:
+    """The one reader of a node that has its dimensions in another order, if there is one."""
+    turned = [user for user in node.users if permutation(user) and not is_view(user)]
+    return turned[0] if len(turned) == 1 else None
+
+
+def _order_of_parts(order: Sequence[int], dim: int, size: Any, ranks: int) -> tuple[int, ...]:
+    """What a permutation does to a part of one rank; empty where only ``dim`` moves, and is one."""
+    others = [index for index in order if index != dim]
+    moves_ranks_alone = others == sorted(others) and statically_known_true(size == ranks)
+    return () if moves_ranks_alone else tuple(order)
 
 
 def _trimmed(split: Split) -> Split:
@@ -212,11 +238,11 @@ def _trimmed(split: Split) -> Split:
     user = _only_user(split.whole)
     found = read_slice(user) if user is not None else None
     if found is not None and found.dim == split.dim and statically_known_true(found.start == 0):
-        return Split(split.whole, split.dim, trim=user)
+        return replace(split, trim=user)
     cropped = _cropped(split.whole, split.dim)
     if cropped is not split.whole:
-        return Split(split.whole, split.dim, trim=cropped)
-    return Split(split.whole, split.dim, trim=_rejoined(split))
+        return replace(split, trim=cropped)
+    return replace(split, trim=_rejoined(split))
 
 
 def _rejoined(split: Split) -> fx.Node | None:

@@ -8,7 +8,7 @@ zeros there. For who receives such rows may read them: no graph tells what other
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 import torch
@@ -58,9 +58,9 @@ def without_padding(split: Split) -> Padded:
     """Return the parts of a tensor as those of what was there before it was padded."""
     whole = split.whole
     if found := _read_pad(whole, split.dim):
-        return Padded(Split(found.source, split.dim), found.rows)
+        return Padded(replace(split, whole=found.source), found.rows)
     if whole.target is aten.cat.default and cat_dim(whole) == split.dim:
-        return _last_parts_padded(whole, split.dim) or Padded(split, 0)
+        return _last_parts_padded(split) or Padded(split, 0)
     return Padded(split, 0)
 
 
@@ -113,9 +113,9 @@ def _read_pad(node: fx.Node, dim: int) -> _Pad | None:
     return _Pad(source, rows)
 
 
-def _last_parts_padded(whole: fx.Node, dim: int) -> Padded | None:
+def _last_parts_padded(split: Split) -> Padded | None:
     """``cat([part, .., pad(part), pad(nothing), ..])`` of all parts of one tensor, in order."""
-    pieces = whole.args[0]
+    pieces, dim = split.whole.args[0], split.dim
     assert isinstance(pieces, list | tuple)
     cores = [_copied(piece) for piece in pieces]  # pyright: ignore[reportArgumentType]
     full = list(takewhile(lambda core: _read_pad(core, dim) is None, cores))
@@ -130,7 +130,9 @@ def _last_parts_padded(whole: fx.Node, dim: int) -> Padded | None:
     found = joined([*full, *map(_copied, last)])
     if found is None or found.dim != dim:
         return None
-    return Padded(found, sum(pad.rows for pad in pads if pad is not None))
+    return Padded(
+        replace(split, whole=found.whole), sum(pad.rows for pad in pads if pad is not None)
+    )
 
 
 def _copied(node: fx.Node) -> fx.Node:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
+from math import prod
 
 import torch
 from torch import fx
@@ -17,25 +18,30 @@ from overlapc.graphs.bands import (
     Builder,
     Dim,
     Refused,
+    Turn,
     is_static,
     is_view,
+    permutation,
     refuse,
+    same,
     shape_of,
 )
 from overlapc.graphs.chain import Chain, Padding, Result
 from overlapc.graphs.collectives import Collective, Refusal, is_ours
 from overlapc.graphs.gemms import form_of, read_gemm, rows_of
 from overlapc.graphs.nodes import descendants, is_random, through, where
-from overlapc.graphs.packing import Split, packed
+from overlapc.graphs.packing import Split, packed, turns_rows
 from overlapc.graphs.padding import Padded, keeps_zeros, with_zeros, without_padding
 from overlapc.graphs.walking import (
     FARTHEST,
     Walk,
     between,
+    check_groups,
     dead_and_kept,
     dims_or_refuse,
+    keeps_rows,
     ordered,
-    splits_of,
+    row_splits,
 )
 from overlapc.runtime.program import OFFSETS, Ref
 
@@ -59,11 +65,14 @@ def read_producer(collective: Collective, ranks: int) -> Chain | Refusal:
 
 def _producer(collective: Collective, ranks: int) -> Chain:
     is_reduced = collective.name == "all_reduce"
-    split = Split(collective.source, 0) if is_reduced else packed(collective.source, ranks)
-    padded = Padded(split, 0) if is_reduced else without_padding(split)
+    if collective.asked:
+        reason = f"The size of what is received is asked for before it has come. {FEWER}"
+        refuse(collective.start, "dynamic_shape", reason)
+    laid = Split(collective.source, 0) if is_reduced else packed(collective.source, ranks)
+    padded = Padded(laid, 0) if is_reduced else without_padding(laid)
     split = padded.split
-    # An all-reduce is elementwise: views before it may as well come after it.
-    top, views = through(split.whole, is_view) if is_reduced else (split.whole, ())
+    # An all-reduce is elementwise: what only moves elements before it may as well come after it.
+    top, views = through(split.whole, _only_moves) if is_reduced else (split.whole, ())
     walk = Walk(lambda node: form_of(node) is not None)
     if not walk.leads(top):
         _refuse_producer(top)
@@ -89,9 +98,18 @@ def _producer(collective: Collective, ranks: int) -> Chain:
     else:
         sent = _before_view(builder, band, axis, ranks)
     program = builder.program(sent, [builder.bands[node].ref for node in kept])
-    results = [Result(collective.wait, _sent_dims(collective, split, band), views)]
+    results = [_result(collective, padded, band, ranks, views)]
     results += [Result(node, dims_or_refuse(node, builder.bands[node])) for node in kept]
-    receives, sends = splits_of(collective, by_rows=axis == 0 and not outer)
+    check_groups(builder, split.whole, outer)
+    by_rows = axis == 0 and not outer
+    moved_rows = builder.rows if not padded.rows else prod(shape_of(laid.whole)[: band.lead])
+    receives, sends = row_splits(
+        collective,
+        collective.source,
+        moved_rows,
+        by_rows=by_rows,
+        turns_rows=turns_rows(laid, ranks),
+    )
     return Chain(
         kind=KINDS[collective.name],
         collective=collective,
@@ -109,6 +127,10 @@ def _producer(collective: Collective, ranks: int) -> Chain:
     )
 
 
+def _only_moves(node: fx.Node) -> bool:
+    return is_view(node) or permutation(node) is not None or node.target is aten.clone.default
+
+
 def _refuse_producer(top: fx.Node) -> None:
     if is_random(top):
         refuse(top, "random", RANDOM)
@@ -119,11 +141,11 @@ def _refuse_producer(top: fx.Node) -> None:
         refuse(top, "dynamic_parts", reason)
     if top.target is operator.getitem and is_ours(top.all_input_nodes[0]):
         refuse(top, "taken", f"What is sent is what another chain gives, at {where(top)}.")
-    if _gemm_above(top):
+    if (culprit := _mixing(top)) is not None:
         refuse(
             top,
             "not_rowwise",
-            f"{top.target} stands between the GEMM and the collective, and does not keep rows "
+            f"{culprit.target} stands between the GEMM and the collective, and does not keep rows "
             "apart.",
         )
     refuse(top, "no_gemm", f"What is sent is computed by {top.target}, not the result of a GEMM.")
@@ -193,14 +215,35 @@ def _before_view(builder: Builder, band: Band, axis: int, ranks: int) -> Ref:
     if band.ref.kind == "operand" or band.ref.index != len(builder.steps) - 1:
         return band.ref
     step = builder.steps[-1]
-    if step.op != "aten.reshape.default":
+    if step.op not in ("aten.reshape.default", "aten.unflatten.int"):
         return band.ref
     source = step.args[0]
     columns = [b.rest[0] for b in builder.bands.values() if b.ref == source and b.rest]
-    if axis == 1 and not (columns and isinstance(columns[0], int) and columns[0] % ranks == 0):
+    if axis == 1 and not (columns and statically_known_true(columns[0] % ranks == 0)):
         return band.ref
     builder.steps.pop()
     return source
+
+
+def _result(
+    collective: Collective, padded: Padded, band: Band, ranks: int, views: tuple[fx.Node, ...]
+) -> Result:
+    """What the op gives in place of the collective's result, and how that is laid out."""
+    split, wait = padded.split, collective.wait
+    if not split.order:
+        return Result(wait, _sent_dims(collective, split, band), views=views)
+    if band.dims is None:
+        refuse(wait, "dynamic_shape", f"Nothing says the sizes of what is received. {FEWER}")
+    part, dims, order = [*band.shape], [*band.dims], split.order
+    part[split.dim] = (part[split.dim] + padded.rows) // ranks
+    dims[split.dim] = size if isinstance(size := part[split.dim], int) else -1
+    if collective.name == "all_to_all":  # one part from each rank
+        part, dims = [ranks, *part], [ranks, *dims]
+        order = (0, *(index + 1 for index in order))
+    turn = Turn(tuple(dims), order)
+    if same([part[index] for index in order], shape_of(wait)):
+        return Result(wait, turn=turn)
+    return Result(wait, _sent_dims(collective, split, band), turn=turn)
 
 
 def _sent_dims(collective: Collective, split: Split, band: Band) -> tuple[Dim, ...] | None:
@@ -222,6 +265,19 @@ def _sent_dims(collective: Collective, split: Split, band: Band) -> tuple[Dim, .
             )
     reason = f"Nothing says the sizes of what is received. {FEWER}"
     return refuse(collective.wait, "dynamic_shape", reason)
+
+
+def _mixing(top: fx.Node) -> fx.Node | None:
+    """The nearest node from which on the rows of a GEMM above are not kept apart."""
+    seen, waiting = {top}, [top]
+    while waiting and len(seen) < FARTHEST:
+        node = waiting.pop(0)
+        if not keeps_rows(node) and _gemm_above(node):
+            return node
+        if keeps_rows(node):
+            waiting += [source for source in node.all_input_nodes if source not in seen]
+            seen.update(waiting)
+    return None
 
 
 def _gemm_above(node: fx.Node) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 from torch._inductor.pattern_matcher import stable_topological_sort
 
-from overlapc.graphs.bands import Dim, Fill, Operand, Size, same, shape_of, size_of, sizes_of
+from overlapc.graphs.bands import Dim, Fill, Operand, Size, Turn, same, shape_of, size_of, sizes_of
 from overlapc.graphs.chain import Chain, Result
 from overlapc.graphs.nodes import add_call, value_of
 from overlapc.graphs.readers import read_tiles
@@ -53,9 +53,8 @@ def _call(graph: fx.Graph, chain: Chain, spec: str, sizes: _Sizes) -> fx.Node:
         node = operand.node
         if operand.fill is not None:
             node = _full(graph, operand, operand.fill, sizes)
-        elif operand.shape is not None and not _has_shape(node, operand.shape):
-            shape = [sizes.of(dim) for dim in operand.shape]
-            node = add_call(graph, aten.reshape.default, (node, shape), like=node)
+        else:
+            node = _laid_out(graph, node, operand.turn, operand.shape, sizes)
         if operand in chain.padded:
             node = _padded(graph, node, chain, sizes)
         operands.append(node)
@@ -83,11 +82,6 @@ def _padded(graph: fx.Graph, node: fx.Node, chain: Chain, sizes: _Sizes) -> fx.N
     added = sizes.product((chain.padding.added, *chain.padding.inner), node)
     pads = [0, 0] * (len(shape_of(node)) - 1) + [0, added]
     return _by_blocks(graph, node, chain, sizes, aten.constant_pad_nd.default, (pads, 0.0))
-
-
-def _has_shape(node: fx.Node, shape: Sequence[Dim]) -> bool:
-    own = shape_of(node)
-    return len(own) == len(shape) and same(own[1:], [size_of(dim) for dim in shape[1:]])
 
 
 @dataclass
@@ -150,16 +144,38 @@ def _by_blocks(
 
 def _shaped(graph: fx.Graph, value: fx.Node, result: Result, sizes: _Sizes) -> fx.Node:
     """Give a result the shape of what it takes the place of."""
-    dims = result.dims
-    if dims is not None and not _fits(value, dims):
-        shape = [sizes.of(dim) for dim in dims]
-        value = add_call(graph, aten.reshape.default, (value, shape), like=result.node)
+    value = _laid_out(graph, value, result.turn, result.dims, sizes)
     if result.views:
         source = result.views[0].args[0]
         for view in result.views:
             copy = graph.node_copy(view, lambda n, s=source, v=value: v if n is s else n)
             source, value = view, copy
     return value
+
+
+def _laid_out(
+    graph: fx.Graph,
+    value: fx.Node,
+    turn: Turn | None,
+    dims: Sequence[Dim] | None,
+    sizes: _Sizes,
+) -> fx.Node:
+    """Turn a value if that is said, and give it these sizes."""
+    if turn is not None:
+        value = _reshaped(graph, value, turn.shape, sizes)
+        value = add_call(graph, aten.permute.default, (value, list(turn.order)), like=value)
+        contiguous = {"memory_format": torch.contiguous_format}
+        value = add_call(graph, aten.clone.default, (value,), like=value, kwargs=contiguous)
+    return _reshaped(graph, value, dims, sizes)
+
+
+def _reshaped(
+    graph: fx.Graph, value: fx.Node, dims: Sequence[Dim] | None, sizes: _Sizes
+) -> fx.Node:
+    if dims is None or _fits(value, dims):
+        return value
+    shape = [sizes.of(dim) for dim in dims]
+    return add_call(graph, aten.reshape.default, (value, shape), like=value)
 
 
 def _fits(value: fx.Node, dims: Sequence[Dim]) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
@@ -71,5 +73,5 @@ def _laid_out(collective: Collective) -> Padded | None:
 
 
 def _are_alike(one: Padded, other: Padded) -> bool:
-    is_same = (one.split.dim, one.rows) == (other.split.dim, other.rows)
+    is_same = one.rows == other.rows and replace(one.split, whole=other.split.whole) == other.split
     return is_same and are_alike(one.split.whole, other.split.whole)

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import prod
 
+import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from overlapc.graphs.bands import FEWER, Band, Builder, Dim, is_pointwise, is_view, refuse
+from overlapc.graphs.bands import (
+    FEWER,
+    Band,
+    Builder,
+    Dim,
+    is_pointwise,
+    is_static,
+    is_view,
+    lead_of,
+    refuse,
+    shape_of,
+)
 from overlapc.graphs.collectives import Collective
 from overlapc.graphs.gemms import add_gemm
 from overlapc.graphs.nodes import descendants, value_of
 from overlapc.graphs.reductions import add_reduction, add_spread, is_pair, is_reduction, is_spread
+from overlapc.runtime.program import OFFSETS
 
 FARTHEST = 40
 """Views and pointwise ops that a walk passes on its way to a GEMM."""
@@ -133,6 +147,46 @@ def dims_or_refuse(node: fx.Node, band: Band) -> tuple[Dim, ...] | None:
 
 
 Splits = tuple[int | fx.Node, ...]
+
+
+def check_groups(builder: Builder, node: fx.Node, outer: tuple[Dim, ...]) -> None:
+    """Refuse blocks of rows that all ranks have a part of, where a grouped GEMM counts the rows."""
+    if outer and any(operand.mode == OFFSETS for operand in builder.operands):
+        reason = "Rows of all ranks lie together in blocks, and a grouped GEMM counts their order."
+        refuse(node, "grouped_order", reason)
+
+
+def row_splits(
+    collective: Collective,
+    moved: fx.Node,
+    rows: int | torch.SymInt,
+    *,
+    by_rows: bool,
+    turns_rows: bool,
+) -> tuple[Splits, Splits]:
+    """Return the same in rows of a program, which has so many of ``moved``.
+
+    What the collective counts is dimension 0 of that, each of which may be several rows. With
+    ``turns_rows`` parts of several of these are rearranged, which have to be even on every rank.
+    """
+    if turns_rows:
+        if any(splits_of(collective, by_rows=True)):
+            reason = "What is sent is rearranged, and need not be as much on other ranks."
+            refuse(collective.start, "uneven_layout", reason)
+        return (), ()
+    receives, sends = splits_of(collective, by_rows=by_rows)
+    if not receives or statically_known_true(shape_of(moved)[0] == rows):
+        return receives, sends
+    shape = shape_of(moved)
+    inner = shape[1 : lead_of(shape, rows) or 1]
+    if not inner or not is_static((*inner, *receives, *sends)):
+        reason = f"How many rows are sent to each rank is not known by its number. {FEWER}"
+        refuse(collective.start, "uneven_layout", reason)
+    each = prod(map(int, inner))
+    return (
+        tuple(each * size for size in receives if isinstance(size, int)),
+        tuple(each * size for size in sends if isinstance(size, int)),
+    )
 
 
 def splits_of(collective: Collective, *, by_rows: bool) -> tuple[Splits, Splits]:

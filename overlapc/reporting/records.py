@@ -95,6 +95,13 @@ class Site:
         return self.decision == "rewritten" and self.code in REMOVED
 
     @property
+    def was_never_called(self) -> bool:
+        """It was rewritten to an op that counts its calls, and none was made in this process."""
+        return (
+            self.decision == "rewritten" and self.plan is not None and not any(self.calls.values())
+        )
+
+    @property
     def ran_only_serial(self) -> bool:
         """It was rewritten and called, and not one call overlapped anything."""
         ran = {schedule for schedule, count in self.calls.items() if count}

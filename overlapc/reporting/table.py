@@ -103,6 +103,9 @@ def _table(rows: list[Row]) -> Table:
 
 
 def _calls(row: Row) -> str:
+    """How often each schedule ran; a graph that was compiled need not have run at all."""
+    if row.first.was_never_called:
+        return "never called"
     return "\n".join(f"{schedule} {count}" for schedule, count in sorted(row.calls.items())) or "-"
 
 

@@ -146,7 +146,11 @@ def _scaled_mm(
     return product if bias is None else product + bias
 
 
-def _grouped_mm(a: torch.Tensor, b: torch.Tensor, offs: torch.Tensor, *_: Any) -> torch.Tensor:
+def _grouped_mm(
+    a: torch.Tensor, b: torch.Tensor, offs: torch.Tensor | None = None, *_: Any
+) -> torch.Tensor:
+    if offs is None:
+        return torch.bmm(a, b)
     ends = offs.tolist()
     blocks = [a[start:end] @ w for start, end, w in zip([0, *ends], ends, b, strict=False)]
     return torch.cat(blocks)

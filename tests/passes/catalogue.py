@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from tests.passes.layouts import EXPERT_LAYERS, TURNED
 from tests.passes.spelling import (
     BATCH,
     COLUMNS,
@@ -397,6 +398,8 @@ TO, FROM = "gemm_all_to_all", "all_to_all_gemm"
 ALL_TO_ALL = {
     "combine": Spelling(combined, lambda: (x2(), weight()), (TO,), None, 0),
     "dispatch": Spelling(dispatched, lambda: (x2(), weight()), (FROM,), None, 0),
+    "combine_batches": Spelling(combined, lambda: (x3(), weight()), (TO,)),
+    "dispatch_batches": Spelling(dispatched, lambda: (x3(), weight()), (FROM,)),
     "uneven_combine": Spelling(uneven, lambda: (x2(), weight()), (TO,)),
     "uneven_dispatch": Spelling(uneven_dispatch, lambda: (x2(), weight()), (FROM,)),
     "experts": Spelling(
@@ -420,4 +423,13 @@ ALL_TO_ALL = {
     ),
 }
 
-REWRITES = {**ALL_REDUCE, **REDUCE_SCATTER, **ALL_GATHER, **ALL_TO_ALL, **PADDED, **TRIMMED}
+REWRITES = {
+    **ALL_REDUCE,
+    **REDUCE_SCATTER,
+    **ALL_GATHER,
+    **ALL_TO_ALL,
+    **PADDED,
+    **TRIMMED,
+    **EXPERT_LAYERS,
+    **TURNED,
+}

@@ -51,8 +51,85 @@ def softmax_of_rows(x, w):
     return all_reduce(F.linear(x, w).softmax(1))
 
 
-def transposed(x, w):
-    return all_reduce((x @ w.t()).t().contiguous())
+def turned_residual(x, w, r):
+    """The sum is laid out as the result is not."""
+    return all_reduce(F.linear(x, w).transpose(0, 1) + r)
+
+
+def turned_unevenly(x, w):
+    """Whole rows are sent, but each is rearranged: of parts that are alike it would be a view."""
+    come = all_to_all(x, [ROWS, ROWS // 2], [ROWS // 2, ROWS])
+    return F.linear(come.transpose(1, 2).contiguous(), w)
+
+
+def rows_turned(x, w):
+    """Each rank gets as many rows from this one; of the others nothing is known."""
+    return F.linear(all_to_all(x).transpose(0, 1), w)
+
+
+def rows_turned_back(x, w):
+    return all_to_all(F.linear(x, w).transpose(0, 1).contiguous())
+
+
+def turned_sum(x, w, r):
+    return reduce_scatter(F.linear(x, w).transpose(0, 1) + r)
+
+
+def heads_unevenly(x, w):
+    """Three heads of two ranks: a part begins inside of one."""
+    heads = F.linear(x, w).view(BATCH * ROWS, 3, -1).permute(1, 0, 2)
+    return plain_reduce_scatter(heads.reshape(3 * BATCH * ROWS, -1))
+
+
+def heads_from_ranks(x, w):
+    """After attention over the whole sequence: each rank sends some heads of all columns."""
+    heads = all_to_all(x.view(RANKS, BATCH, ROWS // RANKS, INNER)).permute(1, 2, 0, 3)
+    return F.linear(heads.reshape(BATCH, -1, RANKS * INNER), w)
+
+
+def turned_and_trimmed(x, w):
+    full = all_gather(x, 0)
+    return F.linear(full.transpose(0, 1)[:, :-1], w), full.relu()
+
+
+def permuted_tokens(x, w, order):
+    """Rows that have come are put in the order of their experts, which the data say."""
+    return all_to_all(x)[order] @ w.t()
+
+
+def combined_tokens(x, w, order):
+    return all_to_all((x @ w.t())[order])
+
+
+def flipped(x, w):
+    return all_reduce(F.linear(x, w).flip(1))
+
+
+def cumulative(x, w):
+    return all_reduce(F.linear(x, w).cumsum(1))
+
+
+def uneven_batches(x, w):
+    """How many batches go to each rank varies, and each is several rows."""
+    count = x.shape[0]
+    return all_to_all(F.linear(x, w), [count - 1, 1], [count - 1, 1])
+
+
+def grouped_blocks(x, w, ends):
+    """Experts of as many rows, which a grouped GEMM does not know of."""
+    come = all_to_all(x.view(RANKS, 4, -1, INNER)).transpose(0, 1)
+    return torch._grouped_mm(come.reshape(-1, INNER), w, offs=ends)
+
+
+def grouped_blocks_back(x, w, ends):
+    made = torch._grouped_mm(x, w, offs=ends).view(4, RANKS, -1, COLUMNS)
+    return all_to_all(made.transpose(0, 1).contiguous())
+
+
+def experts_one_by_one(x, *weights):
+    """Each expert is a GEMM of its own, of a slice of what has come."""
+    parts = all_to_all(x.view(RANKS, 4, -1, INNER)).unbind(1)
+    return [part @ w.t() for part, w in zip(parts, weights, strict=True)]
 
 
 def centred(x, w):
@@ -106,12 +183,6 @@ def reversed_parts(x, w):
 
 def contracted(x, w):
     return F.linear(all_gather(x, 2), w)
-
-
-def dispatched_to_several(x, w):
-    """Of several experts a rank, whose rows from all ranks have to lie together."""
-    come = all_to_all(x.reshape(RANKS, 4, -1, INNER))
-    return torch.bmm(come.transpose(0, 1).reshape(4, -1, INNER), w)
 
 
 def whole_numbers_sent(x, w):
@@ -237,7 +308,67 @@ REFUSALS = {
     "pointwise": Spelling(of_pointwise, lambda: (x2(),), ("!no_gemm",), None, 0),
     "dropout": Spelling(dropped_out, lambda: (x3(), weight()), ("!random",), None, 1),
     "softmax": Spelling(softmax_of_rows, lambda: (x3(), weight()), ("!not_rowwise",), None, 1),
-    "transposed": Spelling(transposed, lambda: (x2(), weight()), ("!not_rowwise",), None, 0),
+    "turned_residual": Spelling(
+        turned_residual,
+        lambda: (x3(), weight(), torch.randn(ROWS, BATCH, COLUMNS)),
+        ("!not_rowwise",),
+    ),
+    "turned_unevenly": Spelling(
+        turned_unevenly,
+        lambda: (torch.randn(3 * ROWS // 2, 2, BATCH, INNER), weight()),
+        ("!uneven_layout",),
+    ),
+    "rows_turned": Spelling(
+        rows_turned, lambda: (torch.randn(ROWS, BATCH, INNER), weight()), ("!uneven_layout",)
+    ),
+    "rows_turned_back": Spelling(rows_turned_back, lambda: (x3(), weight()), ("!uneven_layout",)),
+    "turned_sum": Spelling(
+        turned_sum,
+        lambda: (x3(), weight(), torch.randn(ROWS, BATCH, COLUMNS)),
+        ("!not_rowwise",),
+    ),
+    "heads_unevenly": Spelling(
+        heads_unevenly, lambda: (x2(), torch.randn(96, INNER)), ("!not_rowwise",)
+    ),
+    "heads_from_ranks": Spelling(
+        heads_from_ranks, lambda: (x3(), torch.randn(COLUMNS, RANKS * INNER)), ("!contraction",)
+    ),
+    "turned_and_trimmed": Spelling(turned_and_trimmed, lambda: (x3(), weight()), ("!trimmed",)),
+    "permuted_tokens": Spelling(
+        permuted_tokens,
+        lambda: (x2(), weight(), torch.randperm(BATCH * ROWS)),
+        ("!no_gemm",),
+    ),
+    "combined_tokens": Spelling(
+        combined_tokens,
+        lambda: (x2(), weight(), torch.randperm(BATCH * ROWS)),
+        ("!not_rowwise",),
+    ),
+    "flipped": Spelling(flipped, lambda: (x3(), weight()), ("!not_rowwise",), None, 1),
+    "cumulative": Spelling(cumulative, lambda: (x3(), weight()), ("!not_rowwise",), None, 1),
+    "uneven_batches": Spelling(
+        uneven_batches, lambda: (varying(x3()), weight()), ("!uneven_layout",)
+    ),
+    **{
+        name: Spelling(
+            function,
+            lambda: (
+                x2(torch.bfloat16),
+                torch.randn(4, INNER, COLUMNS).bfloat16(),
+                ends(128, 256, 384, 512),
+            ),
+            ("!grouped_order",),
+        )
+        for name, function in (
+            ("grouped_blocks", grouped_blocks),
+            ("grouped_blocks_back", grouped_blocks_back),
+        )
+    },
+    "experts_one_by_one": Spelling(
+        experts_one_by_one,
+        lambda: (x2(), *(weight() for _ in range(4))),
+        ("!parts",),
+    ),
     "centred": Spelling(centred, lambda: (x2(), weight()), ("!other_users",), None, 0),
     "repeated_batch": Spelling(
         repeated_batch,
@@ -267,11 +398,6 @@ REFUSALS = {
     "reversed_parts": Spelling(reversed_parts, lambda: (x3(), weight()), ("!not_rowwise",)),
     "contraction": Spelling(
         contracted, lambda: (x3(), torch.randn(COLUMNS, RANKS * INNER)), ("!contraction",), None, 1
-    ),
-    "dispatched_to_several": Spelling(
-        dispatched_to_several,
-        lambda: (x2(), torch.randn(4, INNER, COLUMNS)),
-        ("!not_rowwise",),
     ),
     "whole_numbers_sent": Spelling(whole_numbers_sent, lambda: (x2(), weight()), ("!dtype",)),
     "gathered_weight": Spelling(

@@ -14,6 +14,7 @@ from functorch.compile import make_boxed_func
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.fx_passes.post_grad import view_to_reshape
 
+from overlapc.graphs.bands import shape_of
 from overlapc.graphs.nodes import graph_kind
 from overlapc.options import from_user
 from overlapc.passes import PIPELINE
@@ -140,6 +141,12 @@ class Mutant(OverlapChains):
             case "zeros" if chain.program.sent:
                 without = chain.program.steps[-1].args[1]  # of where(marks, this, zero)
                 chain = replace(chain, program=replace(chain.program, sent=without))
+            case "received":
+                result = replace(chain.results[0], turn=None, dims=shape_of(chain.results[0].node))
+                chain = replace(chain, results=(result, *chain.results[1:]))
+            case "sent":
+                moved, *others = chain.operands
+                chain = replace(chain, operands=(replace(moved, turn=None), *others))
             case "results":
                 chain = replace(chain, results=chain.results[::-1])
         super()._rewrite(graph, chain, site, compilation)
@@ -152,6 +159,10 @@ class Mutant(OverlapChains):
         ("blocks", "gather_sequence"),
         ("results", "result_read_twice"),
         ("outer", "padded_part"),
+        ("received", "scatter_turned"),
+        ("received", "tokens_last"),
+        ("sent", "gather_turned"),
+        ("sent", "tokens_first"),
     ],
 )
 def test_a_wrong_fact_of_a_chain_shows(wrong, name, two_ranks):

@@ -32,7 +32,7 @@ def rows_of_all_batches(node):
 
 
 MUTANTS: dict[str, tuple[ModuleType, str, Callable[..., Any], type[Exception], str]] = {
-    "trimmed_batches": (consuming, "_padding", any_trim, AssertionError, "all_gather_gemm"),
+    "trimmed_batches": (consuming, "trimmed_padding", any_trim, AssertionError, "all_gather_gemm"),
     "squared": (consuming, "_is_free", always_free, BackendCompilerFailed, "erase Node wait"),
     "unlike_batches": (gemms, "rows_of", rows_of_all_batches, AssertionError, "!unlike_gemms"),
 }

@@ -62,6 +62,19 @@ def test_calls_have_a_column_where_something_ran():
     assert "calls" in head
 
 
+def test_what_was_compiled_and_never_ran_says_so():
+    ran, idle = make_site(calls={"chunked": 1}), make_site(graph="backward", where="idle (m.py:1)")
+    others = [
+        make_site(decision="kept", where="kept (m.py:2)"),
+        make_site(kind="attention", plan=None, where="attention (m.py:3)"),
+        *merged([4]),
+    ]
+    text = str(Report([ran, idle, *others]))
+    (line,) = (line for line in text.splitlines() if "never" in line)
+    assert "idle (m.py:1)" in line
+    assert "never" not in str(Report([idle, *others]))
+
+
 def test_a_report_without_sites_says_so():
     assert str(Report([])).startswith("No sites:")
 
