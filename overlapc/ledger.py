@@ -210,7 +210,7 @@ _warned = False
 
 def _warn_if_nothing_was_rewritten(sites: Sequence[Site]) -> None:
     global _warned
-    sites = [site for site in sites if site.kind != "attention"]
+    sites = [site for site in sites if site.kind not in ("attention", "linear")]
     if _warned or not sites or any(site.decision == "rewritten" for site in sites):
         return
     _warned = True

@@ -7,16 +7,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from torch import fx
+from torch import Tensor, fx
 
 from overlapc.graphs.collectives import group_of, kind_of
 from overlapc.graphs.nodes import fingerprint, tensor_facts, text, where
 from overlapc.options import Options
+from overlapc.planning.linear import LinearProblem
 from overlapc.planning.target import Target
 from overlapc.reporting.dumps import GraphDump
 from overlapc.reporting.records import Site
+from overlapc.runtime.linear_spec import LayerSpec
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer as calibration measures it."""
+
+    problem: LinearProblem
+    spec: LayerSpec
+    operands: Sequence[Tensor]
+    """Like those of its op, without content, at the row count of the graph."""
 
 
 @dataclass
@@ -41,6 +53,8 @@ class Compilation:
     """``records.BEFORE_AUTOGRAD`` there; empty for the graphs that Inductor's passes are given."""
     is_body: bool = False
     """The graph is the body of a higher-order op, such as activation checkpointing."""
+    layers: dict[str, Layer] = field(default_factory=dict)
+    """Linear layers that were read, by the site's identifier."""
     modules: dict[str, str] = field(default_factory=dict)
     """Text of the Triton module that is generated for a site, by the site's identifier."""
 
