@@ -21,6 +21,7 @@ from benchmarks import (
     gpu,
     gpu_checks,
     gpu_gemm,
+    gpu_linear,
     gpu_links,
     gpu_nccl,
     gpu_rates,
@@ -35,7 +36,15 @@ from benchmarks.gpu_shapes import Shape
 from benchmarks.paired import Samples
 from overlapc.codegen.interpreting import correct_interpreter
 from overlapc.planning.tiles import Tile
-from overlapc.runtime import communicators, signaled, signals, streams, waiting
+from overlapc.runtime import (
+    communicators,
+    linear_trials,
+    machine,
+    signaled,
+    signals,
+    streams,
+    waiting,
+)
 from tests.runtime import pretended
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -188,6 +197,23 @@ def dry_run(out: str, first: int | None = None, shapes: int = 1) -> list[str]:
         mock.patch.object(gpu_gemm, "rows", lambda done, shipped: rows(done, shipped, tiny)),
     ):
         gpu.measure("gemm", Page(Path(out), "gemm"), Inline(first), minutes=9)
+    return sorted(path.name for path in Path(out).iterdir())
+
+
+def dry_run_of_linears(out: str, first: int | None = None) -> list[str]:
+    """Run the part of linear layers on two tiny ones; the names of the files that it wrote."""
+    layers = {"pair": (72, 136, True), "alone": (40, 264, False)}
+    with (
+        pretended_gpu(),
+        mock.patch.multiple(gpu_linear, LAYERS=layers, COUNTS=(1, 8), CHECK_SIZES=((40, 300),),
+                            READ_BYTES=1 << 12),
+        mock.patch.multiple(linear_trials, COLD_BYTES=1, FEWEST_ROUNDS=7, MOST_ROUNDS=7),
+        mock.patch.object(linear_trials, "on_device", linear_trials.on_host),
+        mock.patch.multiple(machine, architecture_of=lambda device: "sm_90",
+                            multiprocessors=lambda device: SMS),
+        mock.patch.object(torch, "compile", lambda function, **_: function),
+    ):  # fmt: skip
+        gpu.measure("linear", Page(Path(out), "linear"), Inline(first), minutes=9)
     return sorted(path.name for path in Path(out).iterdir())
 
 
