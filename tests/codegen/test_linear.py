@@ -12,9 +12,9 @@ from overlapc.errors import KernelError
 from tests.codegen.epilogue_cases import MM, MODELS, A, B, Ref, bfloat16, call, given, value
 
 FLAT = LinearSpec("flat", "float16", "float16", 8, 32, 32)
-GEMV = LinearSpec("gemv", "float16", "float16", 1, 8, 64)
+GEMV = LinearSpec("gemv", "float16", "float16", 1, 16, 64)
 BOTH = pytest.mark.parametrize("spec", [FLAT, GEMV], ids=["flat", "gemv"])
-RAGGED = (75, 150)
+RAGGED = (37, 150)
 """n, k: remainders of both tiles."""
 UP = Ref("gemm", 2)
 
@@ -71,7 +71,7 @@ def test_every_layout_and_dtype(interpreted, spec, weight, dtype):
 
 
 @BOTH
-@pytest.mark.parametrize("splits", [2, 4, 8])
+@pytest.mark.parametrize("splits", [2, 8])
 def test_a_split_k_is_added_in_a_fixed_order(interpreted, spec, splits):
     """Of eight parts the last ones have nothing to contract."""
     interpreted("linear_cases.run", str(replace(spec, splits=splits)), 1, *RAGGED, calls=3)
@@ -118,18 +118,18 @@ def test_a_generated_module_checks_itself(interpreted, spec):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("m", range(1, 65))
 @pytest.mark.parametrize("weight", ["col", "row"])
 @pytest.mark.parametrize("name", ["", *EPILOGUES])
-def test_every_number_of_rows_with_every_epilogue(interpreted, m, weight, name):
-    rows = next(rows for rows in (8, 16, 32, 64) if rows >= m)
-    specs = [replace(FLAT, rows=rows)]
-    if m <= 2:
-        specs.append(replace(GEMV, rows=m))
-    for spec in specs:
-        spec = replace(spec, weight=weight, splits=1 + m % 2)
-        spec = with_epilogue(spec, EPILOGUES[name]) if name else spec
-        interpreted("linear_cases.run", str(spec), m, *RAGGED, seed=m)
+def test_every_number_of_rows_with_every_epilogue(interpreted, weight, name):
+    for m in range(1, 65):
+        rows = next(rows for rows in (8, 16, 32, 64) if rows >= m)
+        specs = [replace(FLAT, rows=rows)]
+        if m <= 2:
+            specs.append(replace(GEMV, rows=m))
+        for spec in specs:
+            spec = replace(spec, weight=weight, splits=1 + m % 2)
+            spec = with_epilogue(spec, EPILOGUES[name]) if name else spec
+            interpreted("linear_cases.run", str(spec), m, *RAGGED, seed=m)
 
 
 FLAT_MUTANTS = {
@@ -174,14 +174,14 @@ TWO = replace(with_epilogue(GEMV, GATED), rows=2, dtype="float32", out="float32"
 def test_a_mutant_is_caught(interpreted, spec, mutation):
     m = spec.rows - (spec.way == "flat")
     with pytest.raises(AssertionError) as caught:
-        interpreted("linear_cases.run", str(spec), m, 75, 300, mutate=mutation)
+        interpreted("linear_cases.run", str(spec), m, 37, 300, mutate=mutation)
     assert "no single" not in str(caught.value)
     assert "SyntaxError" not in str(caught.value)
 
 
 def test_what_mutants_are_made_of_is_right(interpreted):
     for spec in (PAIR, TWO):
-        interpreted("linear_cases.run", str(spec), spec.rows, 75, 300)
+        interpreted("linear_cases.run", str(spec), spec.rows, 37, 300)
 
 
 @pytest.mark.parametrize("spec", [PAIR, FLAT, GEMV], ids=str)
