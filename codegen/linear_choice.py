@@ -28,7 +28,7 @@ def linear_spec_for(
     dtype, held, laid = name_of(x), name_of(weights[0]), layout(weights[0])
     rows = rows_of_tile(way, m)
     pair = len(weights) > 1
-    tile = tile_for(way, architecture, dtype, laid, rows=rows or 0, pair=pair)
+    tile = tile_for(way, architecture, dtype, laid, rows=rows or 0, pair=pair, held=held)
     alike = all(layout(w) == laid and name_of(w) == held for w in weights)
     if tile is None or rows is None or not alike:
         raise KernelError(

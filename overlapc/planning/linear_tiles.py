@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from overlapc.planning.tiles import HALVES, sm_number
+from overlapc.planning.tiles import FP8, HALVES, sm_number
 
 GEMV, FLAT = "gemv", "flat"
 GEMV_MOST, FLAT_MOST = 2, 64
@@ -38,18 +38,21 @@ CONFIGURATIONS: dict[tuple[str, str], dict[str, LinearTile]] = {
 """By the oldest architecture that runs them and the implementation, then by the weight's layout.
 None was compared with others on a device yet."""
 
+FP8_SINCE = 89
+"""The first architecture of NVIDIA's that widens fp8; of others none was built."""
 DTYPES = {FLAT: HALVES, GEMV: (*HALVES, "float32")}
 """What x may be. Matrix units make no products of float32."""
 
 
 def tile_for(
-    way: str, architecture: str, dtype: str, layout: str, *, rows: int, pair: bool
+    way: str, architecture: str, dtype: str, layout: str, *, rows: int, pair: bool, held: str = ""
 ) -> LinearTile | None:
     """The configuration on ``sm_<number>`` or ``gfx<name>``, unsplit; None where there is none.
 
-    ``layout`` is "col" of a weight [n, k], "row" of one [k, n]; ``pair`` says that two are read.
+    ``layout`` is "col" of a weight [n, k], "row" of one [k, n]; ``pair`` says that two are read,
+    ``held`` in which dtype they lie where that is another one.
     """
-    if dtype not in DTYPES[way]:
+    if dtype not in DTYPES[way] or (held in FP8 and sm_number(architecture) < FP8_SINCE):
         return None
     known = CONFIGURATIONS.get((_family(way, architecture), way))
     tile = known.get(layout) if known else None

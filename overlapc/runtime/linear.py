@@ -30,6 +30,8 @@ SCHEMA = "(Tensor[] operands, str spec) -> Tensor"
 
 Run = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 
+NOT_LOADED = "It had not run before a graph was captured, and in a capture nothing is loaded."
+
 _library = torch.library.Library("overlapc", "FRAGMENT")
 
 
@@ -55,35 +57,51 @@ class Layer:
         rows = operands[self.rows_of].shape[0]
         way = self.spec.regions.implementation(rows)
         if way != LIBRARY:
-            run = self._run(way, rows, operands)
-            if not isinstance(run, str):
+            found = self._by(way, rows, operands)
+            if not isinstance(found, str):
                 self.calls[way] += 1
-                return run(operands)
-            self.by_library[run] += 1
+                return found
+            self.by_library[found] += 1
         self.calls[LIBRARY] += 1
         return self.library(operands)
 
-    def _run(self, way: str, rows: int, operands: Sequence[torch.Tensor]) -> Run | str:
-        tile = rows_of_tile(way, rows)
-        key = (way, tile, *((t.dtype, t.device, t.stride()[1:]) for t in operands))
+    def _by(self, way: str, rows: int, operands: Sequence[torch.Tensor]) -> torch.Tensor | str:
+        """The result in that way, or why there is none."""
+        key = (way, rows_of_tile(way, rows), *map(_laid, operands, self.spec.program.modes))
         found = self.ready.get(key)
-        if found is None:
+        if isinstance(found, str):
+            return found
+        try:
+            if found is not None:
+                return found(operands)
+            if _is_capturing(operands[self.rows_of].device):
+                return NOT_LOADED
             found = self.ready[key] = self._made(way, rows, operands)
-        return found
+            return found(operands)
+        except KernelError as error:
+            self.ready[key] = error.what
+            return error.what
 
-    def _made(self, way: str, rows: int, operands: Sequence[torch.Tensor]) -> Run | str:
+    def _made(self, way: str, rows: int, operands: Sequence[torch.Tensor]) -> Run:
         device = operands[self.rows_of].device
         architecture = machine.architecture_of(device)
         if device.type == "cpu" and not architecture:
             return on_processor(self.spec.program, way)
-        try:
-            sms = machine.multiprocessors(device)
-            chosen = linear_kernel_spec(
-                self.spec.program, operands, way, rows, architecture=architecture, sms=sms
-            )
-            return by_kernel(self.spec.program, *chosen)
-        except KernelError as error:
-            return error.what
+        sms = machine.multiprocessors(device)
+        chosen = linear_kernel_spec(
+            self.spec.program, operands, way, rows, architecture=architecture, sms=sms
+        )
+        return by_kernel(self.spec.program, *chosen)
+
+
+def _laid(operand: torch.Tensor, mode: str) -> tuple[object, ...]:
+    """What of an operand a kernel depends on: of rows not how many."""
+    first = 1 if mode == ROWS else 0
+    return operand.dtype, operand.device, operand.shape[first:], operand.stride()[first:]
+
+
+def _is_capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 _layers: dict[str, Layer] = {}

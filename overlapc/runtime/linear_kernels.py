@@ -10,6 +10,7 @@ from overlapc.codegen.linear_choice import linear_spec_for
 from overlapc.codegen.linear_kernel import LinearKernel, build_linear
 from overlapc.codegen.linear_spec import MOST_WEIGHTS, LinearSpec
 from overlapc.codegen.lowering import Lowered
+from overlapc.errors import KernelError
 from overlapc.runtime.kernels import lowered_program
 from overlapc.runtime.program import Program
 from overlapc.runtime.widening import loaded
@@ -42,6 +43,8 @@ def lowered_layer(program: Program, operands: Sequence[torch.Tensor]) -> Lowered
 
 def by_kernel(program: Program, spec: LinearSpec, lowered: Lowered) -> Run:
     """Return a run of the whole program by its kernel; it loads and launches at the first call."""
+    from triton.errors import TritonError
+
     kernel, its = build_linear(spec), loaded(program)
     out = getattr(torch, spec.out)
 
@@ -52,7 +55,14 @@ def by_kernel(program: Program, spec: LinearSpec, lowered: Lowered) -> Run:
         c = torch.empty((x.shape[0], weights[0].shape[1]), dtype=out, device=x.device)
         inputs = [operands[index] for index in lowered.operands]
         parts, arrivals = _workspace(kernel, c)
-        kernel(x, weights, c, inputs=inputs, parts=parts, arrivals=arrivals)
+        try:
+            kernel(x, weights, c, inputs=inputs, parts=parts, arrivals=arrivals)
+        except TritonError as error:  # it cannot be compiled, or takes too much of the device
+            raise KernelError(
+                f"Triton cannot run its kernel: {error}.",
+                where=str(spec),
+                remedy="none is needed: the library computes it",
+            ) from error
         return c
 
     return run

@@ -150,3 +150,33 @@ def op(rows: int, pair: bool, layout: str) -> tuple[float, dict[str, int], dict[
     wanted = gate * (a @ second if pair else -gate) + more
     error = ((found.double() - wanted).abs() / (1 + wanted.abs())).max().item() if rows else 0.0
     return error, dict(calls_of(spec.site)), dict(by_library_of(spec.site))
+
+
+def op_of_int8(rows: int, is_turned: bool, sizes: list[tuple[int, int]]) -> list[float]:
+    """Run one op of a weight of int8 on several n and k; the errors over eager's."""
+    from overlapc.planning.linear import FORCED
+    from overlapc.runtime import linear, machine
+    from overlapc.runtime.linear_spec import LayerSpec
+    from overlapc.runtime.ops import calls_of
+    from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
+    from overlapc.runtime.widening import widened
+
+    machine.architecture_of = lambda device: "sm_90"
+    machine.multiprocessors = lambda device: 12
+    torch.manual_seed(rows)
+    o, v = (lambda i: Ref("operand", i)), (lambda i: Ref("value", i))
+    steps = (Step("aten.mm.default", (o(0), o(1))), Step("aten.mul.Tensor", (v(0), o(2))))
+    program = Program((ROWS, WHOLE, WHOLE), steps, None, (v(1),))
+    program = widened(program, [(1, torch.bfloat16, is_turned)])
+    spec = LayerSpec(program, FORCED, f"int8 {rows} {is_turned}")
+    errors = []
+    for n, k in sizes:
+        weight = torch.randint(-127, 128, (n, k), dtype=torch.int8)
+        x, scale = torch.randn(rows, k).bfloat16(), torch.rand(n).bfloat16()
+        held = weight if is_turned else weight.t()
+        found = linear.OP([x, held, scale], spec.text())
+        wanted = x.double() @ weight.double().t() * scale.double()
+        errors.append(((found - wanted).abs() / (1 + wanted.abs())).max().item())
+    assert sum(calls_of(spec.site).values()) == len(sizes)
+    assert "library" not in calls_of(spec.site)
+    return errors

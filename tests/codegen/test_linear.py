@@ -238,3 +238,11 @@ def test_the_op_runs_a_kernel_of_the_whole_layer(interpreted, rows, way, pair):
     error, calls, by_library = interpreted("linear_cases.op", rows, pair, layout)
     assert error < 0.1
     assert (calls, by_library) == ({way: 1}, {})
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+@pytest.mark.parametrize("is_turned", [False, True], ids=["cast", "turned"])
+def test_the_op_of_one_spec_takes_other_sizes_too(interpreted, rows, is_turned):
+    """Of which k is even or not, and columns few enough to split k or not."""
+    sizes = [(75, 2100), (40, 2048), (75, 2100)]
+    assert max(interpreted("linear_cases.op_of_int8", rows, is_turned, sizes)) < 0.05

@@ -92,6 +92,36 @@ def test_what_no_kernel_computes_the_library_does_and_says_so(monkeypatch):
     assert "sm_75" in why
 
 
+def test_in_a_capture_nothing_is_loaded(monkeypatch):
+    monkeypatch.setattr("overlapc.runtime.machine.architecture_of", lambda device: "sm_90")
+    monkeypatch.setattr(linear, "_is_capturing", lambda device: True)
+    spec = LayerSpec(MM, FORCED, "captured")
+    given = operands(4, dtype=torch.bfloat16)
+    assert torch.equal(linear.OP(given, spec.text()), given[0] @ given[1])
+    assert by_library_of(spec.site) == {linear.NOT_LOADED: 1}
+
+
+def test_a_kernel_that_fails_leaves_its_calls_to_the_library(monkeypatch):
+    tried = []
+
+    def fails(*arguments):
+        def run(given):
+            tried.append(given)
+            raise KernelError("out of shared memory", where="here", remedy="none")
+
+        return run
+
+    monkeypatch.setattr("overlapc.runtime.machine.architecture_of", lambda device: "sm_90")
+    monkeypatch.setattr(linear, "by_kernel", fails)
+    spec = LayerSpec(MM, FORCED, "fails")
+    given = operands(4, dtype=torch.bfloat16)
+    for _ in range(3):
+        assert torch.equal(linear.OP(given, spec.text()), given[0] @ given[1])
+    assert calls_of(spec.site) == {LIBRARY: 3}
+    assert by_library_of(spec.site) == {"out of shared memory": 3}
+    assert len(tried) == 1
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "{}", "[]", LayerSpec(MM, FORCED).text().replace("flat_from", "flat_to"),
@@ -187,6 +217,26 @@ def test_weights_that_are_not_contiguous(strided):
     }[strided]
     x = torch.randn(3, K)
     close(compiled(F.linear)(x, w), F.linear(x, w))
+
+
+@pytest.mark.parametrize("spelled", ["cast", "turned"])
+def test_weights_of_int8(spelled):
+    """Widened before the product, and scaled after it; changed in place they are seen."""
+    x, scale = torch.randn(3, K), torch.rand(N)
+    w = torch.randint(-127, 128, (N, K), dtype=torch.int8)
+
+    def layer(x, w, scale):
+        if spelled == "cast":
+            return x @ w.t().to(x.dtype) * scale
+        return F.linear(x, w.to(x.dtype)) * scale
+
+    run = compiled(layer)
+    for _ in range(2):
+        wanted = (x.double() @ w.double().t()) * scale.double()
+        torch.testing.assert_close(run(x, w, scale).double(), wanted, rtol=1e-4, atol=1e-2)
+        w.neg_()
+    assert sites()[-1].shape == f"3x{N}x{K} float32 by int8"
+    assert sites()[-1].calls == {FLAT: 2}
 
 
 def test_rows_that_are_not_contiguous():
