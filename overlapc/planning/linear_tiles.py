@@ -58,12 +58,13 @@ def tile_for(
     tile = known.get(layout) if known else None
     if tile is None:
         return None
-    if way == FLAT and pair:
+    if way == FLAT and pair and not architecture.startswith("gfx"):
         # Two weights are as many bytes in half the steps, and leave room for x in shared memory.
+        # (Matrix units of gfx942 multiply eight rows from steps of 64 on.)
         tile = replace(tile, block_k=tile.block_k // 2)
     if way == GEMV and rows > 1:
-        # Sums of a second row take the registers.
-        tile = replace(tile, block_k=tile.block_k // 2)
+        # Sums of a second row take the registers of as many threads again.
+        tile = replace(tile, warps=2 * tile.warps)
     if way == FLAT and rows > 32 and architecture == "sm_89":
         tile = replace(tile, stages=3)
     return tile
