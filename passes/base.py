@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 from torch import Tensor, fx
@@ -17,6 +18,7 @@ from overlapc.planning.target import Target
 from overlapc.reporting.dumps import GraphDump
 from overlapc.reporting.records import Site
 from overlapc.runtime.linear_spec import LayerSpec
+from overlapc.runtime.linear_tables import choices
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +63,11 @@ class Compilation:
     def is_disabled(self, name: str) -> bool:
         """Return whether the options leave out the pass of that name."""
         return name in self.options.disable or "all" in self.options.disable
+
+    @cached_property
+    def choices(self) -> str:
+        """What ops carry of the options, for the members of a group to compare."""
+        return choices(self.options.digest(), self.options.linear)
 
     def next_site_id(self) -> str:
         """Return the identifier of the next site: equal on every rank and in every run."""

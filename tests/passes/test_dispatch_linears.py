@@ -15,6 +15,7 @@ from overlapc.passes import PIPELINE
 from overlapc.passes.base import Fuel
 from overlapc.planning.linear import LinearEntry, Regions
 from overlapc.planning.linear_table import LinearTable, table_path
+from overlapc.runtime.linear_tables import choices
 from overlapc.runtime.machine import this_machine
 from tests.passes.catalogue import all_reduce
 from tests.targets import FAST_LINK, SLOW_LINK
@@ -196,6 +197,21 @@ def test_options(explained, options, sites, monkeypatch):
     stored(layers_of(mlp, mlp_inputs()), Regions(1, 3, 9))
     result = explained(mlp, *mlp_inputs(), **{"linear": "flat", **options})
     assert [site.code for site in result.report.sites] == sites
+
+
+def test_what_ranks_compare_follows_what_tables_say(explained):
+    """Not what was measured: and nothing without a table, or where it is not used."""
+    layers = layers_of(mlp, mlp_inputs())
+    assert choices("digest", "auto") == "digest"
+    found = []
+    for regions in (Regions(1, 3, 9), Regions(1, 3, 8), Regions(1, 3, 9)):
+        stored(layers, regions)
+        found.append(choices("digest", "auto"))
+    assert found[0] == found[2] != found[1]
+    assert choices("digest", "off") == "digest"
+    only = {"disable": ("hide_collectives", "split_all_reduces")}
+    (_, after) = explained(shard, *shard_inputs(), target=SLOW_LINK, **only).graphs["inference"]
+    assert found[2].removeprefix("digest") in after
 
 
 REFUSED = {

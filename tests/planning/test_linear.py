@@ -139,6 +139,14 @@ def test_a_table_is_read_back(tmp_path_factory, found):
     assert all(read.entry(entry.problem) == entry for entry in found)
 
 
+def test_the_fields_of_a_version_stay(tmp_path, golden):
+    """A change of this text is another version of the file."""
+    path = tmp_path / "table.json"
+    trials = (LinearTrial(1, 1e-5, (Gain(FLAT, 1.1, 1.2, 1.3),)),)
+    LinearTable(HERE, (LinearEntry(PROBLEM, Regions(1, 1, 2), trials),)).save(path)
+    golden(path.read_text())
+
+
 @pytest.mark.parametrize(
     "other",
     [
