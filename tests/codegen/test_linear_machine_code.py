@@ -39,11 +39,12 @@ def triton_cache(tmp_path_factory):
 
 def chosen(
     way: str, rows: int, architecture: str, chain: Epilogue = PLAIN, *,
-    dtype: str = "bfloat16", layout: str = "col", n: int = 4096, k: int = 4096,
+    dtype: str = "bfloat16", layout: str = "col", n: int = 4096, k: int = 4096, held: str = "",
 ) -> LinearSpec:  # fmt: skip
     """The spec that such a layer would get there."""
     kind = getattr(torch, dtype)
     x = torch.empty(rows, k, device="meta", dtype=kind)
+    kind = getattr(torch, held or dtype)
     w = torch.empty(n, k, device="meta", dtype=kind).t()
     w = torch.empty(k, n, device="meta", dtype=kind) if layout == "row" else w
     function = function_of(chain, dtype, 2)
@@ -114,6 +115,25 @@ def test_every_tile_on_every_device_keeps_the_budgets(architecture, layout, way,
                 check(architecture, spec)
 
 
+NARROW = [
+    ("sm_90", "int8"),
+    *(
+        pytest.param(*one, marks=pytest.mark.long)
+        for one in (
+            *(("sm_80", "int8"), ("sm_89", "float8_e4m3fn"), ("sm_90", "float8_e4m3fn")),
+            *(("sm_90", "float8_e5m2"), ("sm_100", "int8"), ("gfx942", "int8")),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("architecture", "held"), NARROW)
+def test_narrow_weights_keep_the_budgets(architecture, held):
+    for way in (FLAT, GEMV):
+        for rows in TILE_ROWS[way]:
+            check(architecture, chosen(way, rows, architecture, held=held))
+
+
 def test_columns_that_are_few_split_k():
     assert chosen(FLAT, 8, "sm_90").splits == 4
     assert chosen(FLAT, 8, "sm_90", n=128256).splits == 1
@@ -152,5 +172,7 @@ def test_the_last_to_arrive_reads_after_every_part_is_stored():
 def test_what_is_not_generated_is_said():
     with pytest.raises(KernelError, match="float32"):
         chosen(FLAT, 8, "sm_90", dtype="float32")
+    with pytest.raises(KernelError, match="float8_e4m3fn on sm_80"):
+        chosen(FLAT, 8, "sm_80", held="float8_e4m3fn")
     with pytest.raises(KernelError, match="65 rows"):
         chosen(FLAT, 65, "sm_90")
