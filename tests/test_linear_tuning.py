@@ -13,8 +13,10 @@ from overlapc.linear_tuning import calibrate_linears, describe, layers_of
 from overlapc.planning.linear import LIBRARY, MEASURED_ROWS, Gain, LinearTrial, Regions
 from overlapc.planning.linear_table import LinearTable, table_path
 from overlapc.planning.linear_tiles import FLAT, GEMV
+from overlapc.runtime.linear_spec import LayerSpec
 from overlapc.runtime.linear_trials import LinearTrials
 from overlapc.runtime.machine import this_machine
+from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +89,32 @@ def test_a_trial_compares_all_ways_with_the_library_on_other_weights_each():
         (FLAT, 1.5, 1.5),
     ]
     assert trials.trial(8, 1.0).gain(GEMV) is None
+
+
+def test_the_peer_of_a_whole_layer_is_one_graph(monkeypatch):
+    """Fused by Inductor as the graph would be: of several programs in turn, past any limit."""
+    compiled = []
+    original = torch.compile
+
+    def spied(module, **options):
+        compiled.append(options)
+        return original(module, backend="aot_eager", **options)
+
+    monkeypatch.setattr(torch, "compile", spied)
+    for width in range(8, 20):
+        x, w, more = (torch.empty(*s, device="meta") for s in ((1, 6), (6, width), (1, width)))
+        steps = (
+            Step("aten.mm.default", (Ref("operand", 0), Ref("operand", 1))),
+            Step("prims.convert_element_type.default", (Ref("value", 0), torch.float64)),
+            Step("aten.add.Tensor", (Ref("value", 1), Ref("operand", 2))),
+        )
+        program = Program((ROWS, WHOLE, ROWS), steps, None, (Ref("value", 2),))
+        trials = LinearTrials(LayerSpec(program, Regions()), [x, w, more], torch.device("cpu"))
+        given = trials._operands(3)[0]
+        found = trials._peer(given)
+        assert found.dtype == torch.float64
+        assert torch.equal(found, (given[0] @ given[1]).double() + given[2])
+    assert all(options == {"dynamic": True, "fullgraph": True} for options in compiled)
 
 
 def test_a_model_without_linear_layers_is_said_to_have_none():

@@ -11,11 +11,12 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import fx
 
 from overlapc.planning.linear import LIBRARY, MOST_ROWS, OURS, Gain, LinearTrial, Regions
 from overlapc.planning.linear_tiles import FLAT, GEMV
 from overlapc.planning.ratios import median_ratio, paired_ratios
-from overlapc.runtime.execution import function
+from overlapc.runtime.execution import fill, function, overload
 from overlapc.runtime.linear import Layer
 from overlapc.runtime.linear_spec import LayerSpec
 from overlapc.runtime.program import ROWS, Program
@@ -82,7 +83,9 @@ class LinearTrials:
         compute = function(self.program)
         if len(self.program.steps) == 1:
             return lambda operands: compute(operands, ())
-        return torch.compile(lambda operands: compute(operands, ())[0], dynamic=True)
+        # Whole, or the comparison would not be with what Inductor makes of it.
+        run = torch.compile(graph_of(self.program), dynamic=True, fullgraph=True)
+        return lambda operands: run(*operands)
 
     def _operands(self, rows: int) -> list[list[torch.Tensor]]:
         """One list a call: the rows are the same, the weights are not."""
@@ -115,6 +118,20 @@ class LinearTrials:
         made = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=self.device)
         scale = 1 if like.dtype.is_floating_point else 32
         return made.copy_(scale * torch.randn(like.shape, device=self.device))
+
+
+def graph_of(program: Program) -> fx.GraphModule:
+    """Return a program as a graph of its own, which torch can compile."""
+    graph = fx.Graph()
+    operands = [graph.placeholder(f"o{index}") for index in range(len(program.modes))]
+    values: list[fx.Node] = []
+    for step in program.steps:
+        args = tuple(fill(arg, operands, values) for arg in step.args)
+        named = {name: fill(arg, operands, values) for name, arg in step.kwargs}
+        values.append(graph.call_function(overload(step.op), args, named))
+    (result,) = program.kept
+    graph.output(values[result.index])
+    return fx.GraphModule(torch.nn.Module(), graph)
 
 
 def weights_of(program: Program) -> tuple[int, ...]:
