@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overlapc.errors import TargetError
@@ -77,6 +77,7 @@ def test_regions_that_overlap_are_refused(wrong):
         Regions(*wrong)
 
 
+@settings(deadline=None)
 @given(some_trials())
 def test_what_is_chosen_has_won_wherever_it_was_measured(trials):
     found = choose(trials)
@@ -90,6 +91,7 @@ def test_what_is_chosen_has_won_wherever_it_was_measured(trials):
     assert found.is_empty or (found.gemv_from in measured and found.library_from - 1 in measured)
 
 
+@settings(deadline=None)
 @given(some_trials())
 def test_without_a_repeatable_win_the_library_keeps_all(trials):
     wins = [gain for trial in trials for gain in trial.gains if gain.low >= LEAST_GAIN]
@@ -128,6 +130,7 @@ def test_a_low_end_below_the_gain_does_not_win():
     assert choose([noisy]).is_empty
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.lists(entries, unique_by=lambda entry: entry.problem, max_size=3))
 def test_a_table_is_read_back(tmp_path_factory, found):
     path = tmp_path_factory.mktemp("tables") / "table.json"
