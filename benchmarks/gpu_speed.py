@@ -13,12 +13,13 @@ from benchmarks.gpu_device import DTYPE, architecture, device, sms
 from benchmarks.gpu_rates import alone
 from benchmarks.gpu_shapes import Shape
 from benchmarks.gpu_timing import measure_on_device
-from benchmarks.paired import Ratio, Samples
+from benchmarks.paired import Samples
 from overlapc.codegen import build
 from overlapc.codegen.oracle import random_operand
 from overlapc.codegen.tiles import spec_for
 from overlapc.planning.kernel_costs import KernelCosts
 from overlapc.planning.problem import Problem
+from overlapc.planning.ratios import Ratio
 from overlapc.planning.signaled import configurations
 from overlapc.planning.target import Target
 from overlapc.planning.tiles import MOST_SUMS, Tile

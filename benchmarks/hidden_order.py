@@ -16,8 +16,9 @@ import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 
 from benchmarks.link import rate_limited_link
-from benchmarks.paired import measure, median_ratio, paired_ratios
+from benchmarks.paired import measure
 from benchmarks.ranks import GroupRanks, run_rank, run_ranks
+from overlapc.planning.ratios import median_ratio, paired_ratios
 
 SHAPES = ((512, 1024, 1024), (1024, 1024, 512), (256, 2048, 2048), (512, 512, 2048))
 """Rows, columns of the input and of the output: chosen, so that compute and link are comparable."""

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.overlap_shapes import Pair, Shape
-from benchmarks.paired import Ratio, Samples
+from benchmarks.paired import Samples
+from overlapc.planning.ratios import Ratio
 
 SERIAL = "serial"
 SERIAL_AGAIN = "serial again"

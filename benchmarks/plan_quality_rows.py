@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 
 from benchmarks.overlap_shapes import Pair, Shape
 from benchmarks.overlap_table import TITLES, listed, milliseconds, table
-from benchmarks.paired import Ratio, Samples
+from benchmarks.paired import Samples
+from overlapc.planning.ratios import Ratio
 from overlapc.planning.schedule import format_rows
 
 PLAN = "plan"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from overlapc.codegen.builder import build
+from overlapc.codegen.epilogue import Input
 from overlapc.codegen.function import PARTS
 from overlapc.codegen.spec import GemmSpec
 from overlapc.errors import KernelError
@@ -22,6 +23,7 @@ TRITON_NAMES = {
     "float8_e4m3fn": "fp8e4nv",
     "float8_e5m2": "fp8e5",
     "bool": "i1",
+    "int8": "i8",
 }
 DIVISIBLE = [["tt.divisibility", 16]]
 VARYING = ("M", "num_ctas")
@@ -115,14 +117,25 @@ def _signature(
     signature: dict[str, Any] = {
         name: "constexpr" if name in constants else types.get(name, "i32") for name in names
     }
-    inputs: list[str] = []
-    for item in spec.chain.inputs:
-        inputs += [f"*{TRITON_NAMES[item.dtype]}", *["i32"] * (PARTS[item.shape] - 1)]
+    signature["inputs"], strides = input_parts(spec.chain.inputs, names.index("inputs"))
+    return signature, constants | strides
+
+
+def input_parts(
+    inputs: Sequence[Input], at: int
+) -> tuple[tuple[str, ...], dict[tuple[int, int], int]]:
+    """Types of what a kernel is given for the epilogue's inputs, and which of it is constant.
+
+    They are the kernel's argument number ``at``.
+    """
+    types: list[str] = []
+    constants: dict[tuple[int, int], int] = {}
+    for item in inputs:
+        types += [f"*{TRITON_NAMES[item.dtype]}", *["i32"] * (PARTS[item.shape] - 1)]
         if PARTS[item.shape] > 1 and item.shape != "column":  # columns follow one another
-            constants[names.index("inputs"), len(inputs) - 1] = 1
-            inputs[-1] = "constexpr"
-    signature["inputs"] = tuple(inputs)
-    return signature, constants
+            constants[at, len(types) - 1] = 1
+            types[-1] = "constexpr"
+    return tuple(types), constants
 
 
 def _descriptor(dtype: str, layout: str, block: tuple[int, int]) -> str:

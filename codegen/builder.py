@@ -38,9 +38,13 @@ def build(spec: GemmSpec) -> Kernel:
 
 def module_path(spec: GemmSpec, directory: Path) -> Path:
     """Where the module of ``spec`` is kept: named by a hash of all that its meaning depends on."""
-    parts = (module_text(spec), _templates_hash(), _triton_version())
+    return _path("gemm", module_text(spec), directory)
+
+
+def _path(kind: str, text: str, directory: Path) -> Path:
+    parts = (text, _templates_hash(), _triton_version())
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
-    return directory / f"gemm_{key[:20]}.py"
+    return directory / f"{kind}_{key[:20]}.py"
 
 
 def load(path: Path) -> ModuleType:
@@ -52,15 +56,20 @@ def load(path: Path) -> ModuleType:
 
 
 def _load(spec: GemmSpec) -> Kernel:
-    text = module_text(spec)
-    path = module_path(spec, cache_dir() / "kernels")
+    path, module = generated("gemm", module_text(spec))
+    return Kernel(spec, path, module)
+
+
+def generated(kind: str, text: str) -> tuple[Path, ModuleType]:
+    """The file that holds the text of a module, named after its kind, and the module."""
+    path = _path(kind, text, cache_dir() / "kernels")
     try:
         _ensure(path, text)
     except OSError:
         # A home that cannot be written to costs the cache, not the kernel.
         path = Path(tempfile.mkdtemp(prefix="overlapc-")) / path.name
         _ensure(path, text)
-    return Kernel(spec, path, load(path))
+    return path, load(path)
 
 
 def _ensure(path: Path, text: str) -> None:

@@ -20,7 +20,7 @@ class Ref:
     """A tensor that a call takes."""
 
     kind: str
-    """"value": of an earlier call; "input": of the epilogue; "gemm": A (0) or B (1)."""
+    """"value": of an earlier call; "input": of the epilogue; "gemm": A (0), B (1), more B."""
     index: int
 
 
@@ -59,11 +59,11 @@ class Call:
 
 @dataclass(frozen=True)
 class Epilogue:
-    """A GEMM and the pointwise calls after it; the value of the last call is C."""
+    """GEMMs of one A and the pointwise calls after them; the value of the last call is C."""
 
     inputs: tuple[Input, ...]
     calls: tuple[Call, ...]
-    """The first is the GEMM itself, on A and B."""
+    """The first is a GEMM, on A and B; a second one is on A and another B."""
 
     def __str__(self) -> str:
         """Text without spaces that ``parse`` reads; equal iff the epilogues are."""

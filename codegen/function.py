@@ -27,9 +27,11 @@ from overlapc.codegen.promotion import (
 
 PARTS = {"matrix": 3, "column": 2, "vector": 2, "one": 1, "scalar": 1}
 """What a kernel is given for an input of each shape: a pointer, then strides."""
+PRODUCTS = ("product", "other")
+"""How a function calls the tiles of A @ B, one for each B."""
 HEADER = '''\
 @triton.jit
-def epilogue(product, tile, inputs):
+def epilogue({products}, tile, inputs):
     """A tile of C, of {dtype}, from that of A @ B, of float32."""
 '''
 
@@ -48,10 +50,13 @@ class Line:
 class Function:
     """A function in the making; ``add`` appends one call of the chain."""
 
-    def __init__(self, inputs: Sequence[Input | None], dtype: str) -> None:
+    def __init__(self, inputs: Sequence[Input | None], dtype: str, most_products: int = 1) -> None:
         self.inputs = inputs
         self.dtype = dtype
         """Of A and B."""
+        self.most_products = most_products
+        """GEMMs of one A that the kernel computes."""
+        self.products = 0
         self.values: list[Value] = []
         """Of the calls."""
         self.lines: list[Line] = []
@@ -81,12 +86,17 @@ class Function:
         result = last.name
         if last.dtype != "float32":
             result = f"pointwise.cast({result}, tl.{TRITON_NAMES[last.dtype]})"
-        return HEADER.format(dtype=last.dtype) + "".join(body) + f"    return {result}\n"
+        products = ", ".join(PRODUCTS[: self.products])
+        header = HEADER.format(products=products, dtype=last.dtype)
+        return header + "".join(body) + f"    return {result}\n"
 
     def _add_product(self, call: Call, given: Mapping[str, Any]) -> None:
-        if self.values:
-            raise CannotLower("a kernel computes one GEMM")
-        product = GEMMS[call.op].write(given, self.dtype, self._value)
+        if self.products == self.most_products:
+            most = "one GEMM" if self.most_products == 1 else f"{self.most_products} GEMMs"
+            raise CannotLower(f"a kernel computes {most}")
+        name = PRODUCTS[self.products]
+        product = GEMMS[call.op].write(given, self.dtype, self._value, name)
+        self.products += 1
         self._append(call, product.text, product.dtype)
 
     def _add_cast(self, call: Call, given: Mapping[str, Any]) -> None:
@@ -155,9 +165,9 @@ class Function:
         return Value(f"in{index}", item.dtype, item.shape)
 
 
-def function_of(epilogue: Epilogue, dtype: str) -> Function:
-    """The function of an epilogue after a GEMM on ``dtype``; raises ``CannotLower``."""
-    function = Function(epilogue.inputs, dtype)
+def function_of(epilogue: Epilogue, dtype: str, most_products: int = 1) -> Function:
+    """The function of an epilogue after GEMMs on ``dtype``; raises ``CannotLower``."""
+    function = Function(epilogue.inputs, dtype, most_products)
     for call in epilogue.calls:
         function.add(call)
     return function

@@ -127,7 +127,7 @@ class Kernel:
         if len(inputs) != len(promised):
             raise self._error(f"{len(promised)} inputs are promised, the bias among them")
         for item, tensor in zip(promised, inputs, strict=True):
-            if name_of(tensor) != item.dtype or not _has_shape(item, tensor, m, n):
+            if name_of(tensor) != item.dtype or not has_shape(item, tensor, m, n):
                 raise self._error(
                     f"an input is {name_of(tensor)}{list(tensor.shape)}, not the promised {item}"
                 )
@@ -177,7 +177,8 @@ def input_strides(item: Input, tensor: Tensor) -> tuple[int, ...]:
     return tuple(strides)
 
 
-def _has_shape(item: Input, tensor: Tensor, m: int, n: int) -> bool:
+def has_shape(item: Input, tensor: Tensor, m: int, n: int) -> bool:
+    """Whether a tensor is what an epilogue is promised beside C[m, n]."""
     shape = tuple(tensor.shape)
     match item.shape:
         case "matrix":

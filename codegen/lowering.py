@@ -39,6 +39,8 @@ class Lowered:
     """Why the epilogue ends there: a sentence, empty where nothing is left."""
     fast: bool = False
     """Whether the GEMM allows sums of fp8 products of less than float32."""
+    others: tuple[int, ...] = ()
+    """Which operands are the B of further GEMMs of the same A."""
 
 
 def lower(
@@ -48,17 +50,21 @@ def lower(
     *,
     dtype: str,
     columns: int | None = None,
+    most_products: int = 1,
 ) -> Lowered:
-    """Lower as many ``calls`` as one kernel can compute; the first has to be a GEMM.
+    """Lower as many ``calls`` as one kernel can compute; the first has to be a GEMM, and others of
+    the same A may follow, as many as ``most_products`` says.
 
     A ``Ref`` to an "input" is an index into ``operands``; an operand is None where no epilogue can
     read it. ``results`` are the values that the chain gives, ``dtype`` that of A and B, ``columns``
     the n of C, where it is known. Raises ``CannotLower`` where not even the GEMM can be lowered.
     """
-    function = Function(operands, dtype)
+    function = Function(operands, dtype, most_products)
     reason = ""
     for call in calls:
         try:
+            if call.op in GEMMS and 0 < function.products < most_products:
+                _check_rows(calls[0], call)
             if call.op == RESHAPE:
                 function.values.append(_reshaped(call, function, columns))
             else:
@@ -72,8 +78,9 @@ def lower(
     end = _last_alone(calls, results, function)
     if end < len(function.values) and not reason:
         reason = f"{calls[end].op} ends the epilogue: one floating value alone can be stored."
-    a, b = gemm_operands(calls[0])
-    kept = [_with_operands(calls[0]), *(c for c in calls[1:end] if c.op != RESHAPE)]
+    pairs = [gemm_operands(call) for call in calls[:end] if call.op in GEMMS]
+    (a, b), *others = pairs
+    kept = _with_operands([call for call in calls[:end] if call.op != RESHAPE])
     names = list(dict.fromkeys(value.text for value in function.values[:end]))
     numbers = [names.index(value.text) for value in function.values[:end]]
     if numbers[-1] != len(kept) - 1:
@@ -92,7 +99,13 @@ def lower(
         tuple(calls[end:]),
         reason,
         bind(calls[0]).get("use_fast_accum", False),
+        tuple(b for _, b in others),
     )
+
+
+def _check_rows(first: Call, other: Call) -> None:
+    if gemm_operands(first)[0] != gemm_operands(other)[0]:
+        raise CannotLower("it multiplies other rows")
 
 
 def _check_overflow(call: Call) -> None:
@@ -108,9 +121,19 @@ def _check_overflow(call: Call) -> None:
         )
 
 
-def _with_operands(gemm: Call) -> Call:
-    """The call with A and B in their places: a tensor may be an operand and an input as well."""
-    places = {GEMMS[gemm.op].a: Ref("gemm", 0), GEMMS[gemm.op].b: Ref("gemm", 1)}
+def _with_operands(calls: Sequence[Call]) -> list[Call]:
+    """The calls with A and every B in their places: a tensor may be an operand and an input too."""
+    found, products = [], 0
+    for call in calls:
+        if call.op in GEMMS:
+            products += 1
+            call = _with_operands_of(call, products)
+        found.append(call)
+    return found
+
+
+def _with_operands_of(gemm: Call, b: int) -> Call:
+    places = {GEMMS[gemm.op].a: Ref("gemm", 0), GEMMS[gemm.op].b: Ref("gemm", b)}
     names = zip(parameters(gemm.op), gemm.arguments, strict=False)
     args = tuple(places.get(name, arg) for name, arg in names)
     return Call(gemm.op, args, tuple((name, places.get(name, v)) for name, v in gemm.named))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from overlapc.codegen.bands import COUNTER_STRIDE
+from overlapc.codegen.epilogue import Epilogue
 from overlapc.codegen.function import function_of
 from overlapc.codegen.promotion import FP8, CannotLower
 from overlapc.codegen.spec import GemmSpec
@@ -67,28 +68,32 @@ def module_text(spec: GemmSpec) -> str:
 
     KernelError where the epilogue cannot be lowered, or gives another dtype than the spec says.
     """
-    lines = (f'    "{name}": {_literal(value)},\n' for name, value in constants(spec).items())
+    lines = (f'    "{name}": {literal(value)},\n' for name, value in constants(spec).items())
     return TEXT.format(
         summary=_summary(spec),
-        spec=_literal(str(spec)),
-        epilogue=_epilogue(spec),
+        spec=literal(str(spec)),
+        epilogue=epilogue_text(spec.chain, spec.dtype, spec.out, where=str(spec)),
         constants="".join(lines),
         warps=spec.warps,
         stages=spec.stages,
     )
 
 
-def _epilogue(spec: GemmSpec) -> str:
+def epilogue_text(
+    chain: Epilogue, dtype: str, out: str, *, where: str, most_products: int = 1
+) -> str:
+    """The function that gives a tile of C; KernelError, which names the spec ``where``, if none."""
     try:
-        function = function_of(spec.chain, spec.dtype)
+        function = function_of(chain, dtype, most_products)
     except CannotLower as error:
-        raise _error(spec, str(error)) from None
-    if function.values[-1].dtype != spec.out:
-        raise _error(spec, f"it gives {function.values[-1].dtype}, not {spec.out}")
+        raise _error(where, str(error)) from None
+    if function.values[-1].dtype != out:
+        raise _error(where, f"it gives {function.values[-1].dtype}, not {out}")
     return function.text()
 
 
-def _literal(value: Constant) -> str:
+def literal(value: Constant) -> str:
+    """A compile-time parameter as Python."""
     if not isinstance(value, str):
         return repr(value)
     return f"'{value}'" if '"' in value else f'"{value}"'
@@ -103,9 +108,9 @@ def _summary(spec: GemmSpec) -> str:
     return f"{what}{signals if spec.signals else ''}."
 
 
-def _error(spec: GemmSpec, why: str) -> KernelError:
+def _error(spec: str, why: str) -> KernelError:
     return KernelError(
         f"The epilogue cannot be generated: {why}.",
-        where=str(spec),
+        where=spec,
         remedy="lower the chain with codegen.lowering, which ends it before such a call",
     )

@@ -12,10 +12,14 @@ from overlapc.codegen.function import bind
 from overlapc.codegen.pointwise import CASTS
 from overlapc.codegen.products import GEMMS
 from overlapc.codegen.promotion import FP8
-from overlapc.codegen.spec import GemmSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from overlapc.codegen.linear_spec import LinearSpec
+    from overlapc.codegen.spec import GemmSpec
+
+    Spec = GemmSpec | LinearSpec
 
 STEP_FLOAT32 = 2.0**-24
 """The largest relative error of one rounding to nearest."""
@@ -75,16 +79,17 @@ def random_input(item: Input, m: int, n: int, device: str) -> Tensor:
 
 
 def error_over_bound(
-    spec: GemmSpec,
+    spec: Spec,
     a: Tensor,
-    b: Tensor,
+    b: Tensor | Sequence[Tensor],
     bias: Tensor | None,
     c: Tensor,
     inputs: Sequence[Tensor] = (),
 ) -> float:
     """The largest ``|C - float64|`` over what roundings explain for normal random operands.
 
-    At most 1 for a right result; infinite where C is not finite and should be. The chain is
+    ``b`` is B, or every B where a spec has several products of A. At most 1 for a right result;
+    infinite where C is not finite and should be. The chain is
     computed in float64, each value rounded as eager rounds it: once from the exact product, and a
     few times with as much error in the product and in each call as they may have. The product's is
     for the float32 sum along k a random walk (rounding) plus a drift (matrix units cut instead of
@@ -96,8 +101,11 @@ def error_over_bound(
         return 0.0
     inputs = inputs if bias is None else (*inputs, bias)
     k = max(a.shape[1], 1)
-    product = a.double() @ b.double()
-    lengths = a.double().square().sum(1, keepdim=True).sqrt() * b.double().square().sum(0).sqrt()
+    factors = [factor.double() for factor in ([b] if isinstance(b, torch.Tensor) else b)]
+    wide = a.double()
+    product = torch.stack([wide @ factor for factor in factors])
+    rows = wide.square().sum(1, keepdim=True).sqrt()
+    lengths = torch.stack([rows * factor.square().sum(0).sqrt() for factor in factors])
     summing = STEP_FLOAT32 * (1 + math.sqrt(k) / STEP_K)
     if spec.precision == "tf32":
         summing += STEP_TF32 / math.sqrt(k)
@@ -138,9 +146,9 @@ Wobble = Callable[["Tensor", "Tensor | float"], "Tensor"]
 
 
 def evaluate(
-    spec: GemmSpec, product: Tensor, inputs: Sequence[Tensor], wobble: Wobble | None = None
+    spec: Spec, product: Tensor, inputs: Sequence[Tensor], wobble: Wobble | None = None
 ) -> Tensor:
-    """C in float64 from the float64 product of A and B: each value rounded to eager's dtype."""
+    """C in float64 from the float64 products of A and each B: each value rounded as eager does."""
     values: list[Tensor] = []
     like: list[Tensor] = []
     for call in spec.chain.calls:
@@ -168,8 +176,9 @@ class _Evaluation:
     The dtypes are what torch says of tensors without data, and not what `promotion` says.
     """
 
-    spec: GemmSpec
+    spec: Spec
     product: Tensor
+    """One ``[m, n]`` for each B."""
     inputs: Sequence[Tensor]
     values: Sequence[Tensor]
     like: Sequence[Tensor]
@@ -179,7 +188,7 @@ class _Evaluation:
         """The value before it is rounded, and one like it without data."""
         given = bind(call)
         if call.op in GEMMS:
-            value = self._gemm(given)
+            value = self._gemm(call, given)
             return value, self._like(value, given.get("out_dtype") or Dtype(self.spec.dtype))
         if call.op in CASTS:
             value = self._numbers(call.arguments[0])
@@ -200,15 +209,16 @@ class _Evaluation:
 
         return _run(call, argument), empty
 
-    def _gemm(self, given: Mapping[str, Any]) -> Tensor:
+    def _gemm(self, call: Call, given: Mapping[str, Any]) -> Tensor:
+        product = self.product[given[GEMMS[call.op].b].index - 1]
         if "scale_a" in given:
-            scaled = self.product * self._numbers(given["scale_a"])
+            scaled = product * self._numbers(given["scale_a"])
             scaled = scaled * self._numbers(given["scale_b"])
             return scaled if given["bias"] is None else scaled + self._numbers(given["bias"])
         if "beta" not in given:
-            return self.product
+            return product
         bias = self._numbers(given["self"]) * given["beta"] if given["beta"] else 0.0
-        return self.product * given["alpha"] + bias
+        return product * given["alpha"] + bias
 
     def _numbers(self, ref: Ref) -> Tensor:
         tensor = _tensor(ref, self.values, self.inputs)

@@ -31,22 +31,23 @@ class Gemm:
     """The parameter that is A."""
     b: str
     """The parameter that is B."""
-    write: Callable[[Mapping[str, Any], str, Load], Product]
-    """From the arguments, the dtype of A and B, and a reader of the other tensors."""
+    write: Callable[[Mapping[str, Any], str, Load, str], Product]
+    """From the arguments, the dtype of A and B, a reader of the other tensors, and what the product
+    is called."""
 
 
-def _mm(given: Mapping[str, Any], dtype: str, load: Load) -> Product:
-    return Product("product", _dtype(given, dtype))
+def _mm(given: Mapping[str, Any], dtype: str, load: Load, product: str) -> Product:
+    return Product(product, _dtype(given, dtype))
 
 
-def _addmm(given: Mapping[str, Any], dtype: str, load: Load) -> Product:
-    text = scaled("product", given["alpha"])
+def _addmm(given: Mapping[str, Any], dtype: str, load: Load, product: str) -> Product:
+    text = scaled(product, given["alpha"])
     if given["beta"] != 0:  # of a bias that does not count not even NaN counts
         text = f"{text} + {scaled(load(given['self']).text, given['beta'])}"
     return Product(text, _dtype(given, dtype))
 
 
-def _scaled_mm(given: Mapping[str, Any], dtype: str, load: Load) -> Product:
+def _scaled_mm(given: Mapping[str, Any], dtype: str, load: Load, product: str) -> Product:
     """Scales of the whole tensors, or of each row of A and each column of B."""
     if given["scale_result"] is not None:
         raise CannotLower("a scale of the result is not lowered")
@@ -54,7 +55,7 @@ def _scaled_mm(given: Mapping[str, Any], dtype: str, load: Load) -> Product:
     shapes = tuple(scale.shape for scale in scales)
     if shapes[0] not in ("one", "scalar", "column") or shapes[1] not in ("one", "scalar", "vector"):
         raise CannotLower(f"scales of shapes {' and '.join(shapes)} are not lowered")
-    text = f"product * {scales[0].text} * {scales[1].text}"
+    text = f"{product} * {scales[0].text} * {scales[1].text}"
     if given["bias"] is not None:
         text = f"{text} + {load(given['bias']).text}"
     return Product(text, _dtype(given, dtype))

@@ -23,6 +23,7 @@ from overlapc.options import Options
 from overlapc.passes import PIPELINE, check_disabled
 from overlapc.passes.base import Compilation, run_passes
 from overlapc.runtime.groups import sizes_of_groups
+from overlapc.runtime.linear_tables import fingerprint_of_tables
 from overlapc.runtime.plans import keep
 from overlapc.sources import fingerprint_of_sources
 from overlapc.targets import TargetChoice
@@ -52,7 +53,7 @@ class PostGradPasses(custom_graph_pass.CustomGraphPass):
 
 
 def uuid_of(options: Options, targets: TargetChoice) -> str:
-    """Hash our sources, every option, every target in question and the size of every group."""
+    """Hash our sources, every option, every target and table in question, all groups' sizes."""
     groups = sorted(sizes_of_groups().items())
     parts = [
         fingerprint_of_sources(),
@@ -61,6 +62,7 @@ def uuid_of(options: Options, targets: TargetChoice) -> str:
         options.dump,
         repr(groups),
         repr([target.fingerprint for target in targets.all()]),
+        fingerprint_of_tables() if options.linear == "auto" else "",
     ]
     return hashlib.sha256("\x00".join(parts).encode()).hexdigest()
 

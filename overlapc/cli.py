@@ -143,6 +143,13 @@ def _add_calibrate(commands: Any) -> None:
         "report.json), and let the group's target remember which won; without a stored target the "
         "group is measured first",
     )
+    calibrate.add_argument(
+        "--linear",
+        metavar="MODULE:CALLABLE",
+        help="instead, in one process, measure the linear layers of the model that it returns, as "
+        "for explain, at 1 to 64 rows, and let this machine's table remember which implementation "
+        "beats the library where",
+    )
     calibrate.set_defaults(run=_calibrate)
 
 
@@ -262,7 +269,30 @@ def _plan(chosen: argparse.Namespace) -> None:
     print(plan.to_json() if chosen.json else describe(plan))
 
 
+def _calibrate_linears(chosen: argparse.Namespace) -> None:
+    sys.path.insert(0, "")  # as for explain
+    from overlapc.linear_tuning import calibrate_linears, describe, layers_of
+    from overlapc.planning.linear_table import table_path
+
+    layers = layers_of(*_model_and_inputs(chosen.linear))
+    with Progress(transient=True, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=1.0)
+        table = calibrate_linears(
+            layers,
+            seconds=chosen.seconds,
+            progress=lambda stage, done: bar.update(task, description=stage, completed=done),
+        )
+    measured = {layer.problem for layer in layers}
+    print(f"stored in {table_path(table.machine)} for {table.machine}")
+    for entry in table.entries:
+        if entry.problem in measured:
+            print(describe(entry))
+
+
 def _calibrate(chosen: argparse.Namespace) -> None:
+    if chosen.linear:
+        _calibrate_linears(chosen)
+        return
     import torch
     import torch.distributed as dist
     from torch.distributed.distributed_c10d import get_node_local_rank

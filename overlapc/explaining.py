@@ -25,7 +25,7 @@ from overlapc.ledger import report
 from overlapc.options import Options
 from overlapc.passes import PIPELINE, check_disabled
 from overlapc.passes.base import Compilation, Fuel, run_passes
-from overlapc.reporting.records import Report, Site
+from overlapc.reporting.records import Report
 from overlapc.targets import TargetChoice
 
 __all__ = ["explain", "report"]
@@ -44,29 +44,43 @@ def explain(
     on the inputs given, so every rank of a real group has to take part; on meta tensors nothing is
     computed. A backward graph is reported where gradients are needed.
     """
+    compilations = compilations_of(model, options, dynamic=dynamic)
+
+    def run(*args: Any, **kwargs: Any) -> Report:
+        return Report([site for one in compilations(*args, **kwargs) for site in one.sites])
+
+    return run
+
+
+def compilations_of(
+    model: Callable[..., Any],
+    options: Mapping[str, Any] | None = None,
+    *,
+    dynamic: bool | None = None,
+) -> Callable[..., list[Compilation]]:
+    """Return a function of the model's inputs that gives all that `explain` finds out."""
     chosen = user_options.from_user(options)
     check_disabled(chosen)
     if chosen.target != "auto":
         TargetChoice(chosen.target).all()  # what cannot be read is an error, not a refused site
 
-    def run(*args: Any, **kwargs: Any) -> Report:
-        sites: list[Site] = []
+    def run(*args: Any, **kwargs: Any) -> list[Compilation]:
+        found: list[Compilation] = []
 
         def explaining(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
             patches = {**inductor_patches(chosen, None), "force_disable_caches": True}
             if any(isinstance(v, torch.Tensor) and v.is_meta for v in inputs):
                 # Folding takes what a graph returns on the meta device for computed by nothing.
                 patches["joint_graph_constant_folding"] = False
-            for before in rewrite_before_autograd(graph_module, chosen, explains=True):
-                sites.extend(before.sites)
-            stub = _stub(chosen, sites)
+            found.extend(rewrite_before_autograd(graph_module, chosen, explains=True))
+            stub = _stub(chosen, found)
             compiled = compile_fx(graph_module, list(inputs), stub, config_patches=patches)
             return cast("Callable[..., Any]", compiled)
 
         original = getattr(model, "_orig_mod", model)
         with _explaining():
             torch.compile(original, backend=explaining, dynamic=dynamic)(*args, **kwargs)
-        return Report(sites)
+        return found
 
     return run
 
@@ -87,7 +101,7 @@ def _explaining() -> Iterator[None]:
             Fuel.spent = spent
 
 
-def _stub(options: Options, sites: list[Site]) -> Callable[..., Any]:
+def _stub(options: Options, found: list[Compilation]) -> Callable[..., Any]:
     """Return a stand-in for Inductor's inner compiler that runs our passes and builds nothing."""
     targets = TargetChoice(options.target)
 
@@ -100,7 +114,7 @@ def _stub(options: Options, sites: list[Site]) -> Callable[..., Any]:
         for graph in (*subgraphs(graph_module.graph), graph_module.graph):
             compilation = Compilation(options, kind, targets.target_for, explains=True)
             run_passes(PIPELINE, graph, compilation)
-            sites.extend(compilation.sites)
+            found.append(compilation)
         return make_boxed_func(runnable)
 
     return inner

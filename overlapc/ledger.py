@@ -25,6 +25,7 @@ from overlapc.options import Options
 from overlapc.reporting.records import BEFORE_AUTOGRAD, Report, Site
 from overlapc.runtime import groups
 from overlapc.runtime.artifacts import beside_artifacts
+from overlapc.runtime.linear_tables import choices
 from overlapc.runtime.ops import by_library_of, calls_of, choices_text
 from overlapc.targets import TargetChoice
 
@@ -88,11 +89,12 @@ class Entry:
         Groups of backward graphs are left to their ops: a rank with a cold cache does not know
         them yet.
         """
+        options = choices(self.options.digest(), self.options.linear)
         for name in sorted({s.group for s in self.sites if s.group and s.graph != "backward"}):
             group = groups.resolve(name)
             sends = self._sent_on(name)
             for target in self.targets.of_group(name):
-                text = choices_text(self.options.digest(), target.fingerprint)
+                text = choices_text(options, target.fingerprint)
                 groups.agree_once(group, text, self.options.agreement_seconds, sends)
 
     def _sent_on(self, group: str) -> list[str] | None:
@@ -210,7 +212,7 @@ _warned = False
 
 def _warn_if_nothing_was_rewritten(sites: Sequence[Site]) -> None:
     global _warned
-    sites = [site for site in sites if site.kind != "attention"]
+    sites = [site for site in sites if site.kind not in ("attention", "linear")]
     if _warned or not sites or any(site.decision == "rewritten" for site in sites):
         return
     _warned = True

@@ -16,7 +16,7 @@ from overlapc.planning.target import Target
 CHOICES = {
     "overlap": ("auto", "off", "serial", "chunked", "signaled"),
     "softmax": ("auto", "off", "sdpa"),
-    "linear": ("auto", "off"),
+    "linear": ("auto", "off", "flat"),
 }
 
 
@@ -38,7 +38,9 @@ class Options:
     """Attention that is spelled out. "auto": torch's fused one where that was measured to pay;
     "off": not looked at; "sdpa": the fused one wherever it gives the same."""
     linear: str = "auto"
-    """Linear layers of few rows. No pass rewrites them yet, so "auto" and "off" mean the same."""
+    """Linear layers of few rows. "auto": what `overlapc calibrate --linear` measured to beat the
+    library here, nothing without it; "off": not looked at; "flat": what is generated, or another
+    way to call the library on processors, wherever it may run."""
     agreement_seconds: float = 300.0
     """How long a rank waits at a group's first use for the others to say which sources, options and
     target they use; a rank with a cold cache compiles meanwhile."""

@@ -11,6 +11,7 @@ if __name__ != "overlapc.passes":
 from overlapc.errors import OptionError
 from overlapc.options import Options
 from overlapc.passes.base import Pass
+from overlapc.passes.dispatch_linears import DispatchLinears
 from overlapc.passes.drop_lone_collectives import DropLoneCollectives
 from overlapc.passes.hide_collectives import HideCollectives
 from overlapc.passes.leave_unordered import LeaveUnordered
@@ -32,6 +33,8 @@ PIPELINE: tuple[Pass, ...] = (
     SplitAllReduces(),
     # Before linear layers: one that feeds a collective belongs to its chain.
     OverlapChains(),
+    # What no collective has taken.
+    DispatchLinears(),
     # After all that decides which collectives stay.
     VerifySizes(),
     # Last: it ties down what the passes before it have put in.

@@ -5,18 +5,32 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
-from torch import fx
+from torch import Tensor, fx
 
 from overlapc.graphs.collectives import group_of, kind_of
 from overlapc.graphs.nodes import fingerprint, tensor_facts, text, where
 from overlapc.options import Options
+from overlapc.planning.linear import LinearProblem
 from overlapc.planning.target import Target
 from overlapc.reporting.dumps import GraphDump
 from overlapc.reporting.records import Site
+from overlapc.runtime.linear_spec import LayerSpec
+from overlapc.runtime.linear_tables import choices
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer as calibration measures it."""
+
+    problem: LinearProblem
+    spec: LayerSpec
+    operands: Sequence[Tensor]
+    """Like those of its op, without content, at the row count of the graph."""
 
 
 @dataclass
@@ -41,12 +55,19 @@ class Compilation:
     """``records.BEFORE_AUTOGRAD`` there; empty for the graphs that Inductor's passes are given."""
     is_body: bool = False
     """The graph is the body of a higher-order op, such as activation checkpointing."""
+    layers: dict[str, Layer] = field(default_factory=dict)
+    """Linear layers that were read, by the site's identifier."""
     modules: dict[str, str] = field(default_factory=dict)
     """Text of the Triton module that is generated for a site, by the site's identifier."""
 
     def is_disabled(self, name: str) -> bool:
         """Return whether the options leave out the pass of that name."""
         return name in self.options.disable or "all" in self.options.disable
+
+    @cached_property
+    def choices(self) -> str:
+        """What ops carry of the options, for the members of a group to compare."""
+        return choices(self.options.digest(), self.options.linear)
 
     def next_site_id(self) -> str:
         """Return the identifier of the next site: equal on every rank and in every run."""

@@ -321,7 +321,7 @@ def specification(
     return ChainSpec(
         kind=chain.kind,
         target=target.fingerprint,
-        options=options.digest(),
+        options=compilation.choices,
         schedule=options.overlap,
         reduce=chain.collective.reduce,
         site=site,

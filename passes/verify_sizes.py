@@ -42,7 +42,7 @@ class VerifySizes:
                 warnings.warn(what, stacklevel=1)
                 continue
             target = _target_of(call, compilation)
-            add_verifier(graph, call, options.agreement_seconds, options.digest(), target)
+            add_verifier(graph, call, options.agreement_seconds, compilation.choices, target)
 
 
 def _target_of(call: Call, compilation: Compilation) -> str:

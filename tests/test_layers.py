@@ -36,7 +36,8 @@ MAY_IMPORT = {
     "dynamo": "errors options planning graphs passes reporting",
     "backend": "dynamo errors options graphs passes reporting runtime sources targets ledger",
     "explaining": "backend dynamo options graphs passes reporting targets ledger",
-    "cli": "errors planning reporting explaining calibration tuning",
+    "linear_tuning": "errors planning passes runtime explaining calibration",
+    "cli": "errors planning reporting explaining calibration tuning linear_tuning",
     "overlapc": "options planning reporting backend explaining calibration",
 }
 """Parts of the package in the order of their layers, and the parts that each may import."""

@@ -88,10 +88,7 @@ def operand_facts(chain: Chain) -> tuple[list[tuple[int, ...]], list[torch.dtype
     """Return the shapes, as hints, and dtypes of a chain's operands as the op is given them."""
     shapes, dtypes = [], []
     for operand in chain.operands:
-        facts = tensor_facts(operand.node)
-        if facts is None:
-            refuse(operand.node, "no_sizes", f"Tracing left no sizes at {operand.node.target}.")
-        dtype, shape = value_of(operand.node).dtype, _reshaped(facts.shape, operand.shape)
+        dtype, shape = value_of(operand.node).dtype, operand_shape(operand)
         if operand.fill is not None:
             dtype = torch.bool if operand.fill.value is True else dtype
             shape = _reshaped([_hint(dim) for dim in operand.fill.rows], operand.shape)
@@ -101,6 +98,14 @@ def operand_facts(chain: Chain) -> tuple[list[tuple[int, ...]], list[torch.dtype
         shapes.append(shape)
         dtypes.append(dtype)
     return shapes, dtypes
+
+
+def operand_shape(operand: Operand) -> tuple[int, ...]:
+    """Return the shape, as hints, that an operand has once it is reshaped."""
+    facts = tensor_facts(operand.node)
+    if facts is None:
+        refuse(operand.node, "no_sizes", f"Tracing left no sizes at {operand.node.target}.")
+    return _reshaped(facts.shape, operand.shape)
 
 
 def blocks_of(chain: Chain) -> int:
@@ -116,17 +121,22 @@ def meta_operands(chain: Chain) -> list[torch.Tensor]:
     device = chain.gemms[0].device
     made = []
     for operand, shape, dtype in zip(chain.operands, *operand_facts(chain), strict=True):
-        value = value_of(operand.node)
-        where = "meta" if value.device.type == device else "cpu"
-        # Reshaped, turned, padded or filled it is made anew.
-        is_new = operand.fill is not None or operand.turn is not None
-        is_same = not is_new and tuple(hint_of(n) for n in value.shape) == shape
-        if is_same:
-            strides = [hint_of(n) for n in value.stride()]
-            made.append(torch.empty_strided(shape, strides, dtype=dtype, device=where))
-        else:
-            made.append(torch.empty(shape, dtype=dtype, device=where))
+        made.append(meta_operand(operand, shape, dtype, device))
     return made
+
+
+def meta_operand(
+    operand: Operand, shape: tuple[int, ...], dtype: torch.dtype, device: str
+) -> torch.Tensor:
+    """Return a tensor without content like one operand of a chain on a device."""
+    value = value_of(operand.node)
+    where = "meta" if value.device.type == device else "cpu"
+    # Reshaped, turned, padded or filled it is made anew.
+    is_new = operand.fill is not None or operand.turn is not None
+    if not is_new and tuple(hint_of(n) for n in value.shape) == shape:
+        strides = [hint_of(n) for n in value.stride()]
+        return torch.empty_strided(shape, strides, dtype=dtype, device=where)
+    return torch.empty(shape, dtype=dtype, device=where)
 
 
 def _hint(dim: Dim) -> int:

@@ -9,7 +9,7 @@ from torch import fx
 from torch._inductor.fx_passes.control_dependencies import control_deps
 
 from overlapc.graphs.nodes import where
-from overlapc.runtime import verifying
+from overlapc.runtime import linear, verifying
 
 functional = torch.ops._c10d_functional
 
@@ -23,7 +23,9 @@ NAMES = {
 
 
 COMMUNICATING = ("overlapc", "_c10d_functional", "_dtensor")
-"""Namespaces whose ops all communicate, but for waits."""
+"""Namespaces whose ops all communicate, but for these."""
+
+SILENT = (functional.wait_tensor.default, linear.OP)
 
 
 @dataclass(frozen=True)
@@ -58,17 +60,16 @@ class Collective:
 
 
 def is_ours(node: fx.Node) -> bool:
-    """Return whether the node is an op of overlapc, which all communicate."""
-    return _namespace(node) == "overlapc"
+    """Return whether the node is an op of overlapc that communicates."""
+    return _namespace(node) == "overlapc" and node.target not in SILENT
 
 
 def collective_starts(graph: fx.Graph) -> list[fx.Node]:
     """Return every node that starts a collective, ours included, in program order."""
-    wait = functional.wait_tensor.default
     return [
         node
         for node in graph.nodes
-        if _namespace(node) in COMMUNICATING and node.target is not wait
+        if _namespace(node) in COMMUNICATING and node.target not in SILENT
     ]
 
 
@@ -99,11 +100,10 @@ def group_of(start: fx.Node) -> str:
 
 def sent_by(graph: fx.Graph) -> dict[str, list[str]]:
     """Return by group how a graph sends each of its collectives, and where, in program order."""
-    wait = functional.wait_tensor.default
     sent: dict[str, list[str]] = {}
     for node in graph.nodes:
         call = _within(node)
-        if _namespace(call) not in COMMUNICATING or call.target in (wait, verifying.OP):
+        if _namespace(call) not in COMMUNICATING or call.target in (*SILENT, verifying.OP):
             continue
         who, group = ("overlapc's", call.args[-2]) if is_ours(call) else ("torch's", group_of(call))
         name = str(call.target).split(".")[1]

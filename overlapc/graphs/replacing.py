@@ -1,4 +1,4 @@
-"""Puts one op in the place of a chain. The graph is valid again when this returns."""
+"""Puts one op in the place of a chain or a linear layer: the graph is valid again afterwards."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch._inductor.pattern_matcher import stable_topological_sort
 
 from overlapc.graphs.bands import Dim, Fill, Operand, Size, Turn, same, shape_of, size_of, sizes_of
 from overlapc.graphs.chain import Chain, Result
+from overlapc.graphs.linears import Linear
 from overlapc.graphs.nodes import add_call, value_of
 from overlapc.graphs.readers import read_tiles
 from overlapc.planning.packed_order import PackedOrder
@@ -46,15 +47,32 @@ def replace_chain(
     stable_topological_sort(graph)
 
 
+def replace_linear(graph: fx.Graph, linear: Linear, spec: str) -> None:
+    """Insert the op of linear layers where its result stands, use that, and erase the layer."""
+    node = linear.result.node
+    with graph.inserting_before(node):
+        sizes = _Sizes(graph, {})
+        operands = [_given(graph, operand, sizes) for operand in linear.operands]
+        target = torch.ops.overlapc.linear.default
+        value = add_call(graph, target, (operands, spec), like=linear.gemms[0].node)
+        node.replace_all_uses_with(_shaped(graph, value, linear.result, sizes))
+    for old in reversed(linear.dead):
+        graph.erase_node(old)
+
+
+def _given(graph: fx.Graph, operand: Operand, sizes: _Sizes) -> fx.Node:
+    """Give an operand the shape in which the op takes it."""
+    return _laid_out(graph, operand.node, operand.turn, operand.shape, sizes)
+
+
 def _call(graph: fx.Graph, chain: Chain, spec: str, sizes: _Sizes) -> fx.Node:
     like = chain.gemms[0].node
     operands = []
     for operand in chain.operands:
-        node = operand.node
         if operand.fill is not None:
             node = _full(graph, operand, operand.fill, sizes)
         else:
-            node = _laid_out(graph, node, operand.turn, operand.shape, sizes)
+            node = _given(graph, operand, sizes)
         if operand in chain.padded:
             node = _padded(graph, node, chain, sizes)
         operands.append(node)

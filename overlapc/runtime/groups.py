@@ -131,7 +131,10 @@ def _compare_sends(group: dist.ProcessGroup, sends: Sequence[str], seconds: floa
             raise_disagreement(group, sent, what, DECIDED)
 
 
-ALIKE = "start every rank with the same installation, options, environment and target"
+ALIKE = (
+    "start every rank with the same installation, options, environment and target, and the same "
+    "table of linear layers, where there is one"
+)
 DECIDED = (
     "give all ranks equal sizes, or set option overlap to 'off'; overlapc.explain tells on each "
     "rank why it decides so"

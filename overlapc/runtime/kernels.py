@@ -62,21 +62,29 @@ def lowered_chain(spec: ChainSpec, operands: Sequence[torch.Tensor]) -> Lowered:
         raise _error("The GEMM comes after the collective, so it has nothing to signal.")
     if spec.program.kept:
         raise _error("No kernel stores a value beside what is sent.")
-    modes = spec.program.modes
+    return lowered_program(spec.program, operands)
+
+
+def lowered_program(
+    program: Program, operands: Sequence[torch.Tensor], most_products: int = 1
+) -> Lowered:
+    """Return a whole program as one kernel's; ``KernelError`` where it is not. Fakes do."""
     facts = tuple(
         (str(t.dtype).removeprefix("torch."), t.dim(), tuple(t.shape)[mode == ROWS :])
-        for mode, t in zip(modes, operands, strict=True)
+        for mode, t in zip(program.modes, operands, strict=True)
     )
     # Tensors of no dimension may live on the host, where no kernel reads them.
     on_host = tuple(t.device.type != operands[0].device.type for t in operands)
-    lowered = _lower(spec.program, facts, on_host)
+    lowered = _lower(program, facts, on_host, most_products)
     if isinstance(lowered, str):
         raise _error(lowered)
     return lowered
 
 
 @lru_cache(maxsize=256)
-def _lower(program: Program, facts: Facts, on_host: tuple[bool, ...]) -> Lowered | str:
+def _lower(
+    program: Program, facts: Facts, on_host: tuple[bool, ...], most_products: int
+) -> Lowered | str:
     """The chain as one kernel's, or the reason why it is none."""
     calls = [
         Call(step.op, _converted(step.args), _converted(step.kwargs)) for step in program.steps
@@ -89,7 +97,7 @@ def _lower(program: Program, facts: Facts, on_host: tuple[bool, ...]) -> Lowered
             for mode, fact, hidden in zip(program.modes, facts, on_host, strict=True)
         ]
         results = [_converted(ref) for ref in program.results]
-        lowered = lower(calls, inputs, results, dtype=dtype, columns=n)
+        lowered = lower(calls, inputs, results, dtype=dtype, columns=n, most_products=most_products)
     except CannotLower as error:
         return str(error)
     return lowered.reason or lowered
@@ -121,6 +129,6 @@ def _converted(value: Any) -> Any:
 def _error(what: str) -> KernelError:
     return KernelError(
         what,
-        where="the signaled schedule",
-        remedy="none is needed: the library computes the groups",
+        where="the choice of a generated kernel",
+        remedy="none is needed: the library computes what would be its",
     )

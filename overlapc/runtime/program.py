@@ -8,7 +8,7 @@ compiled artifacts, and each process turns it into code once (`runtime.execution
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +98,20 @@ class Program:
     def results(self) -> tuple[Ref, ...]:
         """What a run of the program gives: what is sent, if anything is, and what is kept."""
         return self.kept if self.sent is None else (self.sent, *self.kept)
+
+
+def mapped(steps: Sequence[Step], place: Callable[[Ref], Ref]) -> tuple[Step, ...]:
+    """Return steps in which other tensors stand in the places of their own."""
+
+    def put(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(put(item) for item in value)
+        return place(value) if isinstance(value, Ref) else value
+
+    return tuple(
+        Step(step.op, put(step.args), tuple((name, put(arg)) for name, arg in step.kwargs))
+        for step in steps
+    )
 
 
 def _encode(value: Any) -> Any:

@@ -21,6 +21,7 @@ from benchmarks import (
     gpu,
     gpu_checks,
     gpu_gemm,
+    gpu_linear,
     gpu_links,
     gpu_nccl,
     gpu_rates,
@@ -35,7 +36,15 @@ from benchmarks.gpu_shapes import Shape
 from benchmarks.paired import Samples
 from overlapc.codegen.interpreting import correct_interpreter
 from overlapc.planning.tiles import Tile
-from overlapc.runtime import communicators, signaled, signals, streams, waiting
+from overlapc.runtime import (
+    communicators,
+    linear_trials,
+    machine,
+    signaled,
+    signals,
+    streams,
+    waiting,
+)
 from tests.runtime import pretended
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -48,11 +57,11 @@ TILES = {Tile(64, 64, 32, 4, 2): 1.0, Tile(128, 64, 32, 4, 2): 0.9}
 
 
 class OnCpu(TorchFunctionMode):
-    """Make every tensor on the CPU, whatever device was named."""
+    """Make every tensor on the CPU, whatever device was named but meta."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if kwargs.get("device") is not None:
+        if str(kwargs.get("device") or "meta") != "meta":
             kwargs["device"] = "cpu"
         return func(*args, **kwargs)
 
@@ -188,6 +197,23 @@ def dry_run(out: str, first: int | None = None, shapes: int = 1) -> list[str]:
         mock.patch.object(gpu_gemm, "rows", lambda done, shipped: rows(done, shipped, tiny)),
     ):
         gpu.measure("gemm", Page(Path(out), "gemm"), Inline(first), minutes=9)
+    return sorted(path.name for path in Path(out).iterdir())
+
+
+def dry_run_of_linears(out: str, first: int | None = None) -> list[str]:
+    """Run the part of linear layers on two tiny ones; the names of the files that it wrote."""
+    layers = {"pair": (72, 136, True), "alone": (40, 264, False)}
+    with (
+        pretended_gpu(),
+        mock.patch.multiple(gpu_linear, LAYERS=layers, COUNTS=(1, 8), CHECK_SIZES=((40, 300),),
+                            READ_BYTES=1 << 12),
+        mock.patch.multiple(linear_trials, COLD_BYTES=1, FEWEST_ROUNDS=6, MOST_ROUNDS=6),
+        mock.patch.object(linear_trials, "on_device", linear_trials.on_host),
+        mock.patch.multiple(machine, architecture_of=lambda device: "sm_90",
+                            multiprocessors=lambda device: SMS),
+        mock.patch.object(torch, "compile", lambda function, **_: function),
+    ):  # fmt: skip
+        gpu.measure("linear", Page(Path(out), "linear"), Inline(first), minutes=9)
     return sorted(path.name for path in Path(out).iterdir())
 
 

@@ -144,14 +144,15 @@ def shuffled_programs(generator: random.Random) -> Iterator[None]:
     """Run the programs of every launch in a random order: nothing may depend on it."""
     builder: Any = interpreter_builder
     set_index, set_size = builder.set_grid_idx, builder.set_grid_dim
-    order: list[int] = []
+    order: list[tuple[int, int]] = []
 
     def sized(x: int, y: int, z: int) -> None:
-        order[:] = generator.sample(range(x), x)
+        programs = [(i, j) for i in range(x) for j in range(y)]
+        order[:] = generator.sample(programs, len(programs))
+        builder.set_grid_idx = lambda i, j, z: set_index(*order[i * y + j], z)
         set_size(x, y, z)
 
     builder.set_grid_dim = sized
-    builder.set_grid_idx = lambda x, y, z: set_index(order[x], y, z)
     try:
         yield
     finally:

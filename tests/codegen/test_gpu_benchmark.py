@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_gemm, gpu_links, gpu_rates
+from benchmarks import gpu, gpu_gemm, gpu_linear, gpu_links, gpu_rates
 from benchmarks.emulated_link import BLOCK, LINKS, RING_PASSES, WARPS, paced_copy
 from benchmarks.gpu_report import Page, cell, table
 from benchmarks.gpu_shapes import SHAPES
@@ -59,6 +59,22 @@ def test_one_row_of_every_kind_is_measured_and_written(interpreted, tmp_path):
     assert 0 < named["signal_seconds"] < 10
     assert "share of the bound" in page
     assert "EMULATED" in page
+
+
+@pytest.mark.parametrize("first", [1, pytest.param(None, marks=pytest.mark.long)])
+def test_rows_of_linear_layers_are_measured_and_written(interpreted, tmp_path, first):
+    started = interpreted.start("benchmark_cases.dry_run_of_linears", str(tmp_path), first)
+    data, page = started.result(300)
+    result, text = json.loads((tmp_path / data).read_text()), (tmp_path / page).read_text()
+    about = result.pop("about")
+    assert [row["details"] for rows in result.values() for row in rows if "error" in row] == []
+    assert about["rows"].endswith(" 0 of them failed, 0 left when time was up")
+    (row, *more) = [row for row in result[gpu_linear.SPEED] if "skipped" not in row]
+    assert {gain["implementation"] for gain in row["trial"]["gains"]} == {"gemv", "flat"}
+    assert row["share of reading"] > 0
+    assert len(more) == (0 if first else 3)
+    assert result[gpu_linear.REGIONS][0]["measured at"] >= 1
+    assert "geomean" in text
 
 
 @pytest.mark.long

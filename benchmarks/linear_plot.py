@@ -1,0 +1,109 @@
+"""A table of linear layers, drawn: seconds of every implementation by rows, with M1 and M2.
+
+    python -m benchmarks.linear_plot ~/.cache/overlapc/linear/TABLE.json --out benchmarks/results
+
+Writes one SVG with a panel a layer, and the same as a Markdown table. Needs matplotlib
+(``pip install overlapc[bench]``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from overlapc.planning.linear import LIBRARY, OURS, LinearEntry
+from overlapc.planning.linear_table import LinearTable, Machine
+from overlapc.planning.records import from_value
+
+NAME = "linear_table"
+WIDTH, HEIGHT = 4.0, 3.0
+"""Of a panel, in inches."""
+COLUMNS = 3
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw the file of the command line."""
+    parser = argparse.ArgumentParser("python -m benchmarks.linear_plot", description=__doc__)
+    parser.add_argument("table", type=Path, help="what overlapc calibrate --linear stored")
+    parser.add_argument("--out", type=Path, help="folder to write to, by default the table's")
+    given = parser.parse_args(argv)
+    table = read(given.table)
+    folder = given.out or given.table.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    draw(table, folder / f"{NAME}.svg")
+    (folder / f"{NAME}.md").write_text(page(table))
+    print(f"written: {folder / NAME}.svg, {folder / NAME}.md")
+    return 0
+
+
+def read(path: Path) -> LinearTable:
+    """The table in a file, of whatever machine: it is only looked at."""
+    machine = from_value(Machine, json.loads(path.read_text())["machine"])
+    return LinearTable.load(path, machine)
+
+
+def curves(entry: LinearEntry) -> dict[str, list[tuple[int, float, float, float]]]:
+    """By implementation: rows, and its seconds, median and interval, as far as it was measured.
+
+    Seconds follow from the ratio to the library, which is what was compared.
+    """
+    found: dict[str, list[tuple[int, float, float, float]]] = {LIBRARY: []}
+    for trial in entry.trials:
+        seconds = trial.library_seconds
+        found[LIBRARY].append((trial.rows, seconds, seconds, seconds))
+        for gain in trial.gains:
+            spread = (seconds / gain.median, seconds / gain.high, seconds / gain.low)
+            found.setdefault(gain.implementation, []).append((trial.rows, *spread))
+    return found
+
+
+def page(table: LinearTable) -> str:
+    """The table as Markdown."""
+    lines = [f"# Linear layers on {table.machine}", ""]
+    lines += ["| layer | rows | library, us | gemv | flat | chosen |", "|---|---|---|---|---|---|"]
+    for entry in table.entries:
+        for trial in entry.trials:
+            gains = [trial.gain(way) for way in OURS]
+            shown = [f"{g.median:.2f} [{g.low:.2f}, {g.high:.2f}]" if g else "-" for g in gains]
+            cells = [entry.problem.text("~"), trial.rows, f"{1e6 * trial.library_seconds:.1f}"]
+            chosen = entry.regions.implementation(trial.rows)
+            lines.append(f"| {' | '.join(map(str, (*cells, *shown, chosen)))} |")
+    lines += ["", "Ratios are of the library's time, paired by round, with their 95 % interval."]
+    return "\n".join(lines) + "\n"
+
+
+def draw(table: LinearTable, out: Path) -> None:
+    """Write the plot as SVG, the same text for the same table."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    # Names of its elements are random otherwise, and every run would give another file.
+    matplotlib.rcParams["svg.hashsalt"] = "overlapc"
+    from matplotlib import pyplot
+
+    down = max(1, -(-len(table.entries) // COLUMNS))
+    size = (WIDTH * COLUMNS, HEIGHT * down)
+    figure, grid = pyplot.subplots(down, COLUMNS, figsize=size, squeeze=False)
+    panels = list(grid.flat)
+    for entry, panel in zip(table.entries, panels, strict=False):
+        for name, points in curves(entry).items():
+            rows, middle, low, high = zip(*points, strict=True)
+            panel.plot(rows, middle, marker="o", markersize=3, label=name)
+            panel.fill_between(rows, low, high, alpha=0.2)
+        if not entry.regions.is_empty:
+            panel.axvline(entry.regions.flat_from, color="grey", linestyle=":", label="M1")
+            panel.axvline(entry.regions.library_from, color="grey", linestyle="--", label="M2")
+        panel.set(title=entry.problem.text("~"), xscale="log", yscale="log")
+        panel.set(xlabel="rows", ylabel="seconds")
+        panel.legend(fontsize="x-small")
+    for panel in panels[len(table.entries) :]:
+        panel.set_axis_off()
+    figure.tight_layout()
+    figure.savefig(out, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,101 @@
+"""One run of a generated linear layer on random operands, against float64."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from overlapc.codegen.builder import load
+from overlapc.codegen.interpreting import correct_interpreter
+from overlapc.codegen.linear_kernel import LinearKernel
+from overlapc.codegen.linear_spec import LinearSpec
+from overlapc.codegen.oracle import error_over_bound, random_input, random_operand
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LARGEST_INTEGER = 127
+
+
+@dataclass(frozen=True)
+class LinearCase:
+    """Operands of one call, and a C that holds nothing but NaN."""
+
+    kernel: LinearKernel
+    x: Tensor
+    weights: list[Tensor]
+    c: Tensor
+    inputs: list[Tensor]
+    parts: Tensor
+    arrivals: Tensor
+
+    @classmethod
+    def random(cls, kernel: LinearKernel, sizes: tuple[int, int, int], device: str) -> LinearCase:
+        """Of m, n, k."""
+        import torch
+
+        (m, n, k), spec = sizes, kernel.spec
+        return cls(
+            kernel,
+            random_operand("row", m, k, spec.dtype, device),
+            [random_weight(spec, k, n, device) for _ in range(spec.weights)],
+            torch.full((m, n), torch.nan, device=device).to(getattr(torch, spec.out)),
+            [random_input(item, m, n, device) for item in spec.chain.inputs],
+            torch.full((max(1, kernel.part_elements(n)),), torch.nan, device=device),
+            torch.zeros(max(1, kernel.tiles(n)), dtype=torch.int32, device=device),
+        )
+
+    def run(self) -> None:
+        """Call the kernel."""
+        self.kernel(self.x, self.weights, self.c, inputs=self.inputs, parts=self.parts,
+                    arrivals=self.arrivals)  # fmt: skip
+
+    def error(self) -> float:
+        """Of C, over what roundings explain; infinite where a counter is not zero again."""
+        if self.arrivals.any():
+            return float("inf")
+        held = [weight.to(self.x.dtype) for weight in self.weights]
+        return error_over_bound(self.kernel.spec, self.x, held, None, self.c, self.inputs)
+
+
+def random_weight(spec: LinearSpec, k: int, n: int, device: str) -> Tensor:
+    """A random weight ``[k, n]`` in the layout and dtype in which a spec holds it."""
+    import torch
+
+    if spec.held != "int8":
+        return random_operand(spec.weight, k, n, spec.held or spec.dtype, device)
+    wide = random_operand(spec.weight, k, n, "float32", device)
+    # Into the strides of the operand: a cast keeps those of dense tensors alone.
+    narrow = torch.empty_strided(wide.shape, wide.stride(), dtype=torch.int8, device=device)
+    return narrow.copy_((wide * 32).clamp(-LARGEST_INTEGER, LARGEST_INTEGER).round())
+
+
+def main(file: str) -> int:
+    """Check the generated module at ``file``; returns the exit code of the process."""
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        os.environ["TRITON_INTERPRET"] = "1"
+    path = Path(file)
+    module = load(path)
+    kernel = LinearKernel(LinearSpec.parse(module.SPEC), path, module)
+    where = torch.cuda.get_device_name() if on_gpu else "Triton's interpreter on the CPU"
+    print(f"{kernel.spec}\non {where}")  # noqa: T201
+    if not on_gpu:
+        correct_interpreter()
+    worst = 0.0
+    for sizes in _sizes(kernel.spec):
+        torch.manual_seed(sum(sizes))
+        case = LinearCase.random(kernel, sizes, "cuda" if on_gpu else "cpu")
+        case.run()
+        worst = max(worst, case.error())
+    print(f"largest error {worst:.3g} of what roundings explain")  # noqa: T201
+    return 0 if worst <= 1 else 1
+
+
+def _sizes(spec: LinearSpec) -> list[tuple[int, int, int]]:
+    depth = spec.block_k * 2 * spec.splits + (0 if spec.even_k else 3)
+    return [(spec.rows, 2 * spec.block_n, depth), (max(1, spec.rows - 3), spec.block_n + 7, depth)]

@@ -1,0 +1,48 @@
+"""The spec of a linear layer's kernel that fits given operands and a device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from overlapc.codegen.kernel import name_of
+from overlapc.codegen.linear_spec import LinearSpec
+from overlapc.codegen.tiles import layout
+from overlapc.errors import KernelError
+from overlapc.planning.linear_tiles import rows_of_tile, splits_for, tile_for
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from overlapc.codegen.lowering import Lowered
+
+
+def linear_spec_for(
+    way: str, m: int, x: Tensor, weights: Sequence[Tensor], lowered: Lowered, *,
+    architecture: str, sms: int,
+) -> LinearSpec:  # fmt: skip
+    """The kernel that computes a lowered chain of x[m, k] and each weight[k, n] in this way.
+
+    Tensors without content do. KernelError where none is generated for such operands.
+    """
+    dtype, held, laid = name_of(x), name_of(weights[0]), layout(weights[0])
+    rows = rows_of_tile(way, m)
+    pair = len(weights) > 1
+    tile = tile_for(way, architecture, dtype, laid, rows=rows or 0, pair=pair, held=held)
+    alike = all(layout(w) == laid and name_of(w) == held for w in weights)
+    if tile is None or rows is None or not alike:
+        raise KernelError(
+            f"No {way} of {m} rows is generated for {dtype} by a {laid} weight of {held} on "
+            f"{architecture or 'this device'}.",
+            where="the choice of a kernel for a linear layer",
+            remedy="none is needed: the library computes it",
+        )
+    k, n = weights[0].shape
+    return LinearSpec(
+        way, dtype, lowered.dtype, rows, tile.block_n, tile.block_k, tile.warps, tile.stages,
+        splits_for(tile, n, k, sms),
+        held="" if held == dtype else held,
+        weight=laid,
+        even_k=k % tile.block_k == 0,
+        epilogue=str(lowered.epilogue),
+    )  # fmt: skip

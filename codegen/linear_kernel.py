@@ -1,0 +1,154 @@
+"""A generated linear layer as something to call: checks what its spec promises, then launches."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from overlapc.codegen.builder import generated
+from overlapc.codegen.kernel import INT32_LIMIT, has_shape, input_strides, name_of
+from overlapc.codegen.linear_module import linear_module_text
+from overlapc.codegen.linear_spec import LinearSpec
+from overlapc.errors import KernelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LinearKernel:
+    """``C = x @ weight``, with its epilogue, for every size that keeps the facts of ``spec``."""
+
+    spec: LinearSpec
+    path: Path
+    """The generated module on disk: ``python <path>`` checks it."""
+    module: ModuleType
+    """The generated module, imported."""
+
+    def tiles(self, n: int) -> int:
+        """Tiles of n columns, and so counters that a launch of a split k needs."""
+        return -(-n // self.spec.block_n)
+
+    def part_elements(self, n: int) -> int:
+        """Elements of float32 that a launch of a split k needs for its parts."""
+        spec = self.spec
+        return self.tiles(n) * spec.splits * spec.weights * spec.rows * spec.block_n
+
+    def __call__(
+        self,
+        x: Tensor,
+        weights: Sequence[Tensor],
+        c: Tensor,
+        *,
+        inputs: Sequence[Tensor] = (),
+        parts: Tensor | None = None,
+        arrivals: Tensor | None = None,
+    ) -> Any:
+        """Launch on the current stream; returns what Triton's launcher returns, None if C is empty.
+
+        x[m, k] and each weight[k, n] have any strides that fit the spec; C is contiguous [m, n].
+        ``inputs`` are the epilogue's, of any strides. A split k needs ``parts``, float32 of
+        ``part_elements`` in any state, and ``arrivals``, int32 of ``tiles`` that are zero and will
+        be zero again: no two launches that may overlap share them. KernelError where any of this
+        does not hold.
+        """
+        self._check(x, weights, c, inputs)
+        spec = self.spec
+        (m, k), n = x.shape, c.shape[1]
+        if m == 0 or n == 0:
+            return None
+        self._check_workspace(n, parts, arrivals)
+        first, other = weights[0], weights[1] if spec.weights > 1 else None
+        more = other.stride() if other is not None else (0, 0)
+        values = [
+            part
+            for item, tensor in zip(spec.chain.inputs, inputs, strict=True)
+            for part in (tensor, *input_strides(item, tensor))
+        ]
+        return self.module.KERNEL[(self.tiles(n), spec.splits)](
+            x, first, other, c, tuple(values), parts, arrivals, m, n, k,
+            *x.stride(), *first.stride(), *more, **self.module.CONSTANTS, **self.module.OPTIONS,
+        )  # fmt: skip
+
+    def _check(
+        self, x: Tensor, weights: Sequence[Tensor], c: Tensor, inputs: Sequence[Tensor]
+    ) -> None:
+        spec = self.spec
+        if x.dim() != 2 or len(weights) != spec.weights or any(w.dim() != 2 for w in weights):
+            raise self._error(f"it takes a matrix and {spec.weights} weights")
+        (m, k), n = x.shape, weights[0].shape[1]
+        if m > spec.rows:
+            raise self._error(f"there are {m} rows, and at most {spec.rows} are promised")
+        if any(tuple(w.shape) != (k, n) for w in weights):
+            raise self._error(f"x{list(x.shape)} and {[list(w.shape) for w in weights]} do not fit")
+        if tuple(c.shape) != (m, n) or not c.is_contiguous():
+            raise self._error(f"C is not a contiguous [{m}, {n}]")
+        held = spec.held or spec.dtype
+        if name_of(x) != spec.dtype or any(name_of(w) != held for w in weights):
+            raise self._error("the dtypes are not the spec's")
+        if name_of(c) != spec.out:
+            raise self._error(f"C is of {name_of(c)}")
+        if spec.even_k and k % spec.block_k:
+            raise self._error(f"k is {k}, not a multiple of {spec.block_k}")
+        for weight in weights:
+            self._check_strides(weight)
+        self._check_inputs(inputs, m, n)
+
+    def _check_strides(self, weight: Tensor) -> None:
+        spec, strides = self.spec, weight.stride()
+        unit = {"row": 1, "col": 0}.get(spec.weight)
+        if unit is not None and strides[unit] != 1 and weight.shape[unit] > 1:
+            raise self._error(f"a weight has strides {strides}, not the layout {spec.weight!r}")
+        if spec.block_k * strides[0] + spec.block_n * strides[1] >= INT32_LIMIT:
+            raise self._error(f"a tile of a weight with strides {strides} does not fit int32")
+
+    def _check_inputs(self, inputs: Sequence[Tensor], m: int, n: int) -> None:
+        promised = self.spec.chain.inputs
+        if len(inputs) != len(promised):
+            raise self._error(f"{len(promised)} inputs are promised")
+        for item, tensor in zip(promised, inputs, strict=True):
+            if name_of(tensor) != item.dtype or not has_shape(item, tensor, m, n):
+                raise self._error(
+                    f"an input is {name_of(tensor)}{list(tensor.shape)}, not the promised {item}"
+                )
+
+    def _check_workspace(self, n: int, parts: Tensor | None, arrivals: Tensor | None) -> None:
+        if self.spec.splits == 1:
+            return
+        if parts is None or arrivals is None:
+            raise self._error("a split k needs parts and arrivals")
+        if name_of(parts) != "float32" or parts.numel() < self.part_elements(n):
+            raise self._error(f"parts are not {self.part_elements(n)} of float32")
+        if name_of(arrivals) != "int32" or arrivals.numel() < self.tiles(n):
+            raise self._error(f"arrivals are not {self.tiles(n)} of int32")
+
+    def _error(self, what: str) -> KernelError:
+        return KernelError(
+            f"This call does not fit its kernel: {what}.",
+            where=str(self.spec),
+            remedy="build a kernel for these operands, or leave the layer to the library",
+        )
+
+
+_built: dict[LinearSpec, LinearKernel] = {}
+_building = threading.Lock()
+
+
+def build_linear(spec: LinearSpec) -> LinearKernel:
+    """The kernel of ``spec``: from memory, else from disk, else generated.
+
+    Compiles nothing for a device: Triton does that at the first launch, through its own cache.
+    KernelError where Triton is missing.
+    """
+    kernel = _built.get(spec)
+    if kernel is None:
+        with _building:
+            kernel = _built.get(spec)
+            if kernel is None:
+                path, module = generated("linear", linear_module_text(spec))
+                kernel = _built[spec] = LinearKernel(spec, path, module)
+    return kernel

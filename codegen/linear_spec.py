@@ -1,0 +1,127 @@
+"""Everything that decides the text and the machine code of a linear layer of few rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from overlapc.codegen.epilogue import Call, Dtype, Epilogue, Ref
+from overlapc.codegen.products import GEMMS
+from overlapc.codegen.promotion import FLOATS, FP8
+from overlapc.codegen.spec import LAYOUTS
+from overlapc.codegen.spec_text import parsed, text_of
+from overlapc.errors import KernelError
+
+KIND = "linear"
+GEMV, FLAT = "gemv", "flat"
+WAYS = (GEMV, FLAT)
+GEMV_ROWS = (1, 2)
+FLAT_ROWS = (8, 16, 32, 64)
+"""Rows of the activations that one tile holds: 8 is what a matrix instruction takes as its N."""
+HELD = (*FLOATS, "int8")
+"""Dtypes in which a weight may lie in memory; it is multiplied in the activations' dtype."""
+MOST_WEIGHTS = 2
+
+
+@dataclass(frozen=True)
+class LinearSpec:
+    """``C[m, n] = x[m, k] @ weight[k, n]`` of at most ``rows`` rows, and what follows it there.
+
+    ``gemv`` multiplies on the ordinary cores, ``flat`` on the matrix units with the weight's
+    columns as their M and the rows as their N. With two weights (gate and up) both products of
+    one x go into the epilogue. ``str(spec)`` is its canonical text and ``parse`` reads it back.
+    Sizes are not part of it: one kernel serves every m up to ``rows``, every n, and every k that
+    keeps ``even_k``.
+    """
+
+    way: str
+    """One of ``WAYS``."""
+    dtype: str
+    """Name of the dtype of x."""
+    out: str
+    """Name of the dtype of C."""
+    rows: int
+    """At most so many rows; of ``GEMV_ROWS`` or ``FLAT_ROWS``."""
+    block_n: int
+    """Columns of a tile of C."""
+    block_k: int
+    """Length of one step along k."""
+    warps: int = 4
+    """Warps of one CTA."""
+    stages: int = 4
+    """Depth of the software pipeline that loads the weight."""
+    splits: int = 1
+    """CTAs that share the k of one tile; the last to finish adds their parts, in a fixed order."""
+    held: str = ""
+    """Dtype of the weight in memory; empty where it is that of x."""
+    weight: str = "col"
+    """Layout of the weight as [k, n]: ``col`` of a weight [n, k], ``row``, or ``strided``."""
+    even_k: bool = False
+    """Whether k is a multiple of ``block_k``, so that no load is masked along k."""
+    epilogue: str = ""
+    """Text of the ``Epilogue`` that gives C; empty for the GEMM alone."""
+
+    def __post_init__(self) -> None:
+        self._require(self.way in WAYS, f"way is one of {', '.join(WAYS)}")
+        rows = GEMV_ROWS if self.way == GEMV else FLAT_ROWS
+        self._require(self.rows in rows, f"rows of {self.way} are one of {rows}")
+        self._require(self.dtype in FLOATS, f"dtype is one of {', '.join(FLOATS)}")
+        self._require(self.out in FLOATS, f"out is one of {', '.join(FLOATS)}")
+        self._require(self.held in ("", *HELD), f"held is one of {', '.join(HELD)}")
+        self._require(self.held != self.dtype, "held is empty where it is the dtype of x")
+        for name in ("block_n", "block_k", "warps", "splits"):
+            size = getattr(self, name)
+            self._require(size > 0 and size & (size - 1) == 0, f"{name} is a power of two")
+        # What matrix instructions have at least.
+        least = 16 if self.way == FLAT else 1
+        self._require(min(self.block_n, self.block_k) >= least, f"tiles have at least {least}")
+        self._require(self.stages > 0, "stages is positive")
+        self._require(self.weight in LAYOUTS, f"weight is of {LAYOUTS}")
+        self._require(1 <= self.weights <= MOST_WEIGHTS, f"it has at most {MOST_WEIGHTS} weights")
+
+    def __str__(self) -> str:
+        return text_of(KIND, self)
+
+    @classmethod
+    def parse(cls, text: str) -> LinearSpec:
+        """Read what ``str`` printed; KernelError on any other text."""
+        return parsed(KIND, cls, text)
+
+    @cached_property
+    def chain(self) -> Epilogue:
+        """The GEMMs and what follows them."""
+        if self.epilogue:
+            return Epilogue.parse(self.epilogue)
+        operands = (Ref("gemm", 0), Ref("gemm", 1), Dtype(self.out))
+        return Epilogue((), (Call("aten.mm.dtype", operands),))
+
+    @cached_property
+    def weights(self) -> int:
+        """How many weights x is multiplied by."""
+        return sum(call.op in GEMMS for call in self.chain.calls)
+
+    @property
+    def precision(self) -> str:
+        """Products are those of true float32, or of narrower operands summed in float32."""
+        return "ieee"
+
+    @property
+    def sum_k(self) -> int | None:
+        """After how many products sums of fp8 are carried on in float32."""
+        return self.block_k if self.dtype in FP8 else None
+
+    @property
+    def bytes_in_flight(self) -> int:
+        """Of weights, what the pipeline of one CTA asks for ahead; gemv reads one at a time."""
+        sizes = {"float32": 4, "float16": 2, "bfloat16": 2}
+        item = sizes.get(self.held or self.dtype, 1)
+        weights = self.weights if self.way == FLAT else 1
+        return weights * (self.stages - 1) * self.block_n * self.block_k * item
+
+    def _require(self, holds: bool, rule: str) -> None:
+        if not holds:
+            raise KernelError(
+                f"No linear layer can be generated unless {rule}.",
+                where=text_of(KIND, self),
+                remedy="change that field, or leave the layer to the library",
+            )

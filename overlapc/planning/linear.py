@@ -1,0 +1,168 @@
+"""Which implementation computes a linear layer of few rows, from measurements alone. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from overlapc.planning.linear_tiles import FLAT, FLAT_MOST, GEMV, GEMV_MOST
+
+LIBRARY = "library"
+OURS = (GEMV, FLAT)
+MOST_ROWS = {GEMV: GEMV_MOST, FLAT: FLAT_MOST}
+MEASURED_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+"""Row counts that are measured: those next to which a tile or the cost of a library changes."""
+LEAST_GAIN = 1.02
+"""Times as fast as the library that an implementation has to be at least, at the low end of its
+interval: chosen, so that what is won is still there the next day."""
+
+
+@dataclass(frozen=True)
+class LinearProblem:
+    """All linear layers that are computed alike: everything but the rows."""
+
+    n: int
+    """Columns of the result."""
+    k: int
+    """Contracted."""
+    dtype: str
+    """Of the rows."""
+    layout: str = "col"
+    """How the weight [k, n] lies: "col" of one held as [n, k], "row" as [k, n]."""
+    weights: int = 1
+    """Two for gate and up."""
+    held: str = ""
+    """Dtype of the weight in memory; empty where it is that of the rows."""
+    epilogue: str = ""
+    """Names of the ops after the GEMM, separated by spaces."""
+
+    def __post_init__(self) -> None:
+        if min(self.n, self.k, self.weights) < 1:
+            raise ValueError(f"n, k and weights are above zero, unlike {self.n}, {self.k}")
+
+    def text(self, rows: int | str) -> str:
+        """Sizes as a person reads them, for so many rows."""
+        times = f"{self.weights}x" if self.weights > 1 else ""
+        held = f" by {self.held}" if self.held else ""
+        count = len(self.epilogue.split())
+        then = f", then {count} op{'s' * (count > 1)}" if count else ""
+        return f"{rows}x{times}{self.n}x{self.k} {self.dtype}{held}{then}"
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Row counts by implementation: gemv, then flat; the library below, and from there on."""
+
+    gemv_from: int = 1
+    flat_from: int = 1
+    """M1: the first row count at which flat is at least as fast as gemv."""
+    library_from: int = 1
+    """M2: the first row count at which neither has won for certain."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.gemv_from <= self.flat_from <= self.library_from:
+            raise ValueError(f"regions do not follow one another: {self}")
+
+    def implementation(self, rows: int) -> str:
+        """What computes so many rows."""
+        if not self.gemv_from <= rows < self.library_from:
+            return LIBRARY
+        return GEMV if rows < self.flat_from else FLAT
+
+    @property
+    def is_empty(self) -> bool:
+        """The library computes every row count."""
+        return self.gemv_from == self.library_from
+
+    def __str__(self) -> str:
+        if self.is_empty:
+            return "the library at every row count"
+        spans = ((GEMV, self.gemv_from, self.flat_from), (FLAT, self.flat_from, self.library_from))
+        said = [f"{name} {low}..{end - 1}" for name, low, end in spans if low < end]
+        return f"{', '.join(said)} rows, else the library"
+
+
+FORCED = Regions(1, GEMV_MOST + 1, FLAT_MOST + 1)
+"""Where a user asks for what is generated wherever it may be."""
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How many times as fast as the library one implementation was: median and 95 % interval."""
+
+    implementation: str
+    low: float
+    median: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if self.implementation not in OURS:
+            raise ValueError(f"implementation {self.implementation!r} is not one of {OURS}")
+        if not 0 < self.low <= self.median <= self.high:
+            raise ValueError(f"the interval of {self.implementation} does not hold its median")
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether even the low end of the interval is a gain."""
+        return self.low >= LEAST_GAIN
+
+
+@dataclass(frozen=True)
+class LinearTrial:
+    """What was measured at one row count."""
+
+    rows: int
+    library_seconds: float
+    """Median."""
+    gains: tuple[Gain, ...]
+    """Of those implementations that could run."""
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or not self.library_seconds > 0:
+            raise ValueError("rows and seconds of a trial are above zero")
+
+    def gain(self, implementation: str) -> Gain | None:
+        """Of one implementation; None where it did not run."""
+        return next((g for g in self.gains if g.implementation == implementation), None)
+
+
+def choose(trials: Sequence[LinearTrial]) -> Regions:
+    """The regions that the trials of one problem speak for; their row counts rise.
+
+    A row count belongs to ours where one of them won for certain. Of the runs of such row counts
+    the longest is taken, ended where gemv would come after flat. No repeatable win: the library.
+    """
+    best: tuple[int, Regions] = (0, Regions())
+    for start in range(len(trials)):
+        run: list[tuple[int, str]] = []
+        for trial in trials[start:]:
+            winner = _winner(trial, may_be_gemv=not run or run[-1][1] == GEMV)
+            if winner == LIBRARY:
+                break
+            run.append((trial.rows, winner))
+        if len(run) > best[0]:
+            best = (len(run), _regions(run))
+    return best[1]
+
+
+def _winner(trial: LinearTrial, *, may_be_gemv: bool) -> str:
+    """The fastest of ours that won for certain."""
+    allowed = OURS if may_be_gemv else (FLAT,)
+    gains = [g for g in trial.gains if g.implementation in allowed and g.is_repeatable]
+    best = max(gains, key=lambda g: (g.median, g.implementation == FLAT), default=None)
+    return best.implementation if best else LIBRARY
+
+
+def _regions(run: Sequence[tuple[int, str]]) -> Regions:
+    first, last = run[0][0], run[-1][0]
+    flat = next((rows for rows, winner in run if winner == FLAT), last + 1)
+    return Regions(first, flat, last + 1)
+
+
+@dataclass(frozen=True)
+class LinearEntry:
+    """One problem, what was measured of it, and what follows."""
+
+    problem: LinearProblem
+    regions: Regions
+    trials: tuple[LinearTrial, ...]

@@ -1,0 +1,129 @@
+"""The op that stands in a compiled graph in place of a linear layer: it chooses by the row count.
+
+It is self-contained: its tensors and one specification say everything, for on a warm cache no pass
+of ours has run in the process that calls it. A new row count compiles nothing but a kernel of
+another tile, and what cannot be computed as planned is computed by the library, and counted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from overlapc.errors import KernelError
+from overlapc.planning.linear import LIBRARY
+from overlapc.planning.linear_tiles import rows_of_tile
+from overlapc.runtime import machine
+from overlapc.runtime.execution import function
+from overlapc.runtime.linear_kernels import by_kernel, linear_kernel_spec
+from overlapc.runtime.linear_spec import LayerSpec
+from overlapc.runtime.linear_ways import on_processor
+from overlapc.runtime.ops import by_library_of, calls_of
+from overlapc.runtime.program import ROWS
+
+NAME = "linear"
+SCHEMA = "(Tensor[] operands, str spec) -> Tensor"
+"""``operands`` are those of the spec's program; the result is its one value, contiguous."""
+
+Run = Callable[[Sequence[torch.Tensor]], torch.Tensor]
+
+NOT_LOADED = "It had not run before a graph was captured, and in a capture nothing is loaded."
+
+_library = torch.library.Library("overlapc", "FRAGMENT")
+
+
+@dataclass
+class Layer:
+    """A specification as something to call: how each number of rows was computed before."""
+
+    spec: LayerSpec
+    calls: Counter[str]
+    """Of the site, by implementation."""
+    by_library: Counter[str]
+    """Those that the library computed in place of another implementation, by the reason."""
+    ready: dict[tuple[object, ...], Run | str] = field(default_factory=dict)
+    """By way, rows of its tile, and how the operands lie: what runs, or why nothing does."""
+
+    def __post_init__(self) -> None:
+        self.rows_of = self.spec.program.modes.index(ROWS)
+        compute = function(self.spec.program)
+        self.library: Run = lambda operands: compute(operands, ())[0].contiguous()
+
+    def __call__(self, operands: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Compute the result."""
+        rows = operands[self.rows_of].shape[0]
+        way = self.spec.regions.implementation(rows)
+        if way != LIBRARY:
+            found = self._by(way, rows, operands)
+            if not isinstance(found, str):
+                self.calls[way] += 1
+                return found
+            self.by_library[found] += 1
+        self.calls[LIBRARY] += 1
+        return self.library(operands)
+
+    def _by(self, way: str, rows: int, operands: Sequence[torch.Tensor]) -> torch.Tensor | str:
+        """The result in that way, or why there is none."""
+        key = (way, rows_of_tile(way, rows), *map(_laid, operands, self.spec.program.modes))
+        found = self.ready.get(key)
+        if isinstance(found, str):
+            return found
+        try:
+            if found is not None:
+                return found(operands)
+            if _is_capturing(operands[self.rows_of].device):
+                return NOT_LOADED
+            found = self.ready[key] = self._made(way, rows, operands)
+            return found(operands)
+        except KernelError as error:
+            self.ready[key] = error.what
+            return error.what
+
+    def _made(self, way: str, rows: int, operands: Sequence[torch.Tensor]) -> Run:
+        device = operands[self.rows_of].device
+        architecture = machine.architecture_of(device)
+        if device.type == "cpu" and not architecture:
+            return on_processor(self.spec.program, way)
+        sms = machine.multiprocessors(device)
+        chosen = linear_kernel_spec(
+            self.spec.program, operands, way, rows, architecture=architecture, sms=sms
+        )
+        return by_kernel(self.spec.program, *chosen)
+
+
+def _laid(operand: torch.Tensor, mode: str) -> tuple[object, ...]:
+    """What of an operand a kernel depends on: of rows not how many."""
+    first = 1 if mode == ROWS else 0
+    return operand.dtype, operand.device, operand.shape[first:], operand.stride()[first:]
+
+
+def _is_capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+_layers: dict[str, Layer] = {}
+
+
+def _run(operands: list[torch.Tensor], spec: str) -> torch.Tensor:
+    layer = _layers.get(spec)
+    if layer is None:
+        parsed = LayerSpec.parse(spec)
+        layer = Layer(parsed, calls_of(parsed.site), by_library_of(parsed.site))
+        _layers[spec] = layer
+    return layer(operands)
+
+
+def _fake(operands: list[torch.Tensor], spec: str) -> torch.Tensor:
+    (value,) = function(LayerSpec.parse(spec).program)(operands, ())
+    return operands[0].new_empty(value.shape, dtype=value.dtype)
+
+
+# Inductor may not change the order of strides: a weight is most often a transposed view.
+_library.define(f"{NAME}{SCHEMA}", tags=(torch.Tag.needs_fixed_stride_order,))
+_library.impl(NAME, _run, "CompositeExplicitAutograd")
+torch.library.register_fake(f"overlapc::{NAME}", _fake, lib=_library)
+
+OP = torch.ops.overlapc.linear.default

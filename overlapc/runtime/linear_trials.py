@@ -1,0 +1,179 @@
+"""Run a linear layer on random operands in each way that it may be computed, from cold caches."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import fx
+
+from overlapc.planning.linear import LIBRARY, MOST_ROWS, OURS, Gain, LinearTrial, Regions
+from overlapc.planning.linear_tiles import FLAT, GEMV
+from overlapc.planning.ratios import median_ratio, paired_ratios
+from overlapc.runtime.execution import fill, function, overload
+from overlapc.runtime.linear import Layer
+from overlapc.runtime.linear_spec import LayerSpec
+from overlapc.runtime.program import ROWS, Program
+from overlapc.runtime.widening import loaded
+
+COLD_BYTES = 512 << 20
+"""Of weights that are read in turn: several times the last cache of any device here."""
+MOST_COPIES = 64
+FEWEST_ROUNDS, MOST_ROUNDS = 9, 41
+"""Below six no 95 % interval exists; above, the interval hardly narrows. Chosen."""
+
+ONLY = {GEMV: Regions(1, 1 << 20, 1 << 20), FLAT: Regions(1, 1, 1 << 20)}
+"""Every row count in one way."""
+
+Call = Callable[[Sequence[torch.Tensor]], Any]
+Clock = Callable[[Call, Sequence[Sequence[torch.Tensor]]], float]
+"""Seconds of one call, of several on these operands in turn."""
+
+
+class LinearTrials:
+    """A layer with operands of its own, of which the weights differ from call to call."""
+
+    def __init__(
+        self,
+        spec: LayerSpec,
+        like: Sequence[torch.Tensor],
+        device: torch.device,
+        clock: Clock | None = None,
+    ) -> None:
+        """``like`` are tensors without content like the op's operands."""
+        self.program, self.like, self.device = spec.program, list(like), device
+        self.clock = clock or (on_device if device.type == "cuda" else on_host)
+
+    def trial(self, rows: int, seconds: float) -> LinearTrial:
+        """Compare all ways with the library at one row count, for about so many seconds."""
+        runs = self._runs(rows)
+        operands = self._operands(rows)
+        once = {name: self.clock(run, operands) for name, run in runs.items()}  # warms up as well
+        turn = len(operands) * sum(once.values())
+        rounds = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(seconds / turn) if turn else MOST_ROUNDS))
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        order = random.Random(rows)
+        for _ in range(rounds):
+            for name in order.sample(list(runs), len(runs)):
+                times[name].append(self.clock(runs[name], operands))
+        library = sorted(times[LIBRARY])[rounds // 2]
+        return LinearTrial(rows, library, tuple(_gains(times)))
+
+    def _runs(self, rows: int) -> dict[str, Call]:
+        runs: dict[str, Call] = {LIBRARY: self._peer}
+        operands = self._operands(rows)[0]
+        for way in OURS:
+            layer = Layer(LayerSpec(self.program, ONLY[way]), Counter(), Counter())
+            if rows > MOST_ROWS[way]:
+                continue
+            layer(operands)
+            if layer.calls[way]:
+                runs[way] = layer
+        return runs
+
+    @cached_property
+    def _peer(self) -> Call:
+        """What a graph runs that is left alone: the library, its pointwise work fused."""
+        compute = function(self.program)
+        if len(self.program.steps) == 1:
+            return lambda operands: compute(operands, ())
+        # Whole, or the comparison would not be with what Inductor makes of it.
+        run = torch.compile(graph_of(self.program), dynamic=True, fullgraph=True)
+        return lambda operands: run(*operands)
+
+    def _operands(self, rows: int) -> list[list[torch.Tensor]]:
+        """One list a call: the rows are the same, the weights are not."""
+        shared = [
+            None if index in self._weights else self._random(tensor, mode, rows)
+            for index, (tensor, mode) in enumerate(zip(self.like, self.program.modes, strict=True))
+        ]
+        return [
+            [mine if mine is not None else copy[index] for index, mine in enumerate(shared)]
+            for copy in self._copies
+        ]
+
+    @cached_property
+    def _weights(self) -> tuple[int, ...]:
+        return weights_of(self.program)
+
+    @cached_property
+    def _copies(self) -> list[dict[int, torch.Tensor]]:
+        total = sum(self.like[index].nbytes for index in self._weights)
+        count = max(2, min(MOST_COPIES, math.ceil(COLD_BYTES / max(1, total))))
+        return [
+            {index: self._random(self.like[index], "", 0) for index in self._weights}
+            for _ in range(count)
+        ]
+
+    def _random(self, like: torch.Tensor, mode: str, rows: int) -> torch.Tensor:
+        if mode == ROWS:
+            shape = (rows, *like.shape[1:])
+            return torch.randn(shape, device=self.device).to(like.dtype)
+        made = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=self.device)
+        scale = 1 if like.dtype.is_floating_point else 32
+        return made.copy_(scale * torch.randn(like.shape, device=self.device))
+
+
+def graph_of(program: Program) -> fx.GraphModule:
+    """Return a program as a graph of its own, which torch can compile."""
+    graph = fx.Graph()
+    operands = [graph.placeholder(f"o{index}") for index in range(len(program.modes))]
+    values: list[fx.Node] = []
+    for step in program.steps:
+        args = tuple(fill(arg, operands, values) for arg in step.args)
+        named = {name: fill(arg, operands, values) for name, arg in step.kwargs}
+        values.append(graph.call_function(overload(step.op), args, named))
+    (result,) = program.kept
+    graph.output(values[result.index])
+    return fx.GraphModule(torch.nn.Module(), graph)
+
+
+def weights_of(program: Program) -> tuple[int, ...]:
+    """Which operands of a program are the right operands of its GEMMs."""
+    places = {"aten.mm.default": 1, "aten.addmm.default": 2}
+    steps = loaded(program).program.steps
+    found = [step.args[places[step.op]] for step in steps if step.op in places]
+    return tuple(dict.fromkeys(ref.index for ref in found))
+
+
+def _gains(times: Mapping[str, Sequence[float]]) -> list[Gain]:
+    found = []
+    for way in OURS:
+        if way in times:
+            ratio = median_ratio(paired_ratios(times[LIBRARY], times[way]))
+            if ratio.low > 0:
+                found.append(Gain(way, ratio.low, ratio.median, ratio.high))
+    return found
+
+
+def on_host(run: Call, operands: Sequence[Sequence[torch.Tensor]]) -> float:
+    """Seconds of a call on a processor: every list of operands once."""
+    start = time.perf_counter()
+    for given in operands:
+        run(given)
+    return (time.perf_counter() - start) / len(operands)
+
+
+def on_device(run: Call, operands: Sequence[Sequence[torch.Tensor]]) -> float:
+    """Device seconds of a call in a CUDA graph of one call on every list of operands."""
+    graph = torch.cuda.CUDAGraph()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        run(operands[0])
+    side.synchronize()
+    with torch.cuda.graph(graph):
+        for given in operands:
+            run(given)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    graph.replay()
+    start.record()
+    graph.replay()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) * 1e-3 / len(operands)

@@ -1,0 +1,63 @@
+"""Ways of a processor to multiply few rows by a weight, beside what torch itself does with them.
+
+Both give the library the same numbers in another shape, and copy no weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from overlapc.planning.linear_tiles import FLAT, GEMV
+from overlapc.runtime.execution import trace
+from overlapc.runtime.program import Program, Step
+
+aten = torch.ops.aten
+
+Run = Callable[[Sequence[torch.Tensor]], torch.Tensor]
+"""From a program's operands to its result."""
+
+
+def on_processor(program: Program, way: str) -> Run:
+    """Return a run of a program whose GEMMs are computed in that way, and the rest as it stands."""
+    multiply = _WAYS[way]
+
+    def call(
+        step: Step, op: torch._ops.OpOverload, args: list[Any], kwargs: Mapping[str, Any]
+    ) -> torch.Tensor:
+        del step
+        if op == aten.mm.default:
+            return multiply(None, args[0], args[1])
+        if op == aten.addmm.default and not kwargs and args[0].dim() == 1:
+            return multiply(args[0], args[1], args[2])
+        return op(*args, **kwargs)
+
+    (result,) = program.kept
+
+    def run(operands: Sequence[torch.Tensor]) -> torch.Tensor:
+        return trace(program, operands, call)[result.index]
+
+    return run
+
+
+def vectors(bias: torch.Tensor | None, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """One matrix-vector product a row."""
+    transposed = w.t()
+    rows = [
+        torch.mv(transposed, row) if bias is None else torch.addmv(bias, transposed, row)
+        for row in x
+    ]
+    return rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
+
+
+def swapped(bias: torch.Tensor | None, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """The weight as the left operand: its columns are what a library cuts into tiles."""
+    left, right = w.t(), x.t()
+    if bias is None:
+        return torch.mm(left, right).t().contiguous()
+    return torch.addmm(bias.unsqueeze(1), left, right).t().contiguous()
+
+
+_WAYS = {GEMV: vectors, FLAT: swapped}

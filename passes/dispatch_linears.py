@@ -1,0 +1,178 @@
+"""Linear layers of few rows become one op that chooses by the row count what computes them.
+
+Contract. Same values but for the order of sums; the library computes what it computed before. A
+site is rewritten where a measurement of this machine says that something beats the library at a
+row count that the graph may be called with, or where option ``linear`` asks for it; every other
+leaves the graph as it was. Without a measurement there are no sites.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from torch import fx
+
+from overlapc.errors import KernelError, TargetError
+from overlapc.graphs.collectives import Refusal
+from overlapc.graphs.linears import Linear, linear_gemms, read_linear
+from overlapc.graphs.nodes import tensor_facts, where
+from overlapc.graphs.replacing import replace_linear
+from overlapc.passes.base import Compilation, Fuel, Layer
+from overlapc.planning.linear import FORCED, LinearProblem, Regions
+from overlapc.planning.linear_table import LinearTable
+from overlapc.reporting.records import Site
+from overlapc.runtime import linear  # registers torch.ops.overlapc.linear
+from overlapc.runtime.linear_kernels import lowered_layer
+from overlapc.runtime.linear_spec import LayerSpec
+from overlapc.runtime.linear_tables import table_for
+
+log = logging.getLogger(__name__)
+
+LEFT = Regions()
+"""To the library, at every row count."""
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What becomes of a linear layer, and why."""
+
+    decision: str
+    code: str
+    reason: str
+    regions: Regions = LEFT
+
+
+@dataclass(frozen=True)
+class DispatchLinears:
+    """Gives every linear layer to what was measured to compute its rows fastest."""
+
+    name: str = "dispatch_linears"
+
+    def apply(self, graph: fx.Graph, compilation: Compilation) -> None:
+        """Match, decide and rewrite each layer that no collective has taken, in program order."""
+        choice = compilation.options.linear
+        if compilation.is_disabled(self.name) or choice == "off":
+            return
+        tables: dict[str, LinearTable | str | None] = {}
+        taken: set[fx.Node] = set()
+        for gemm in list(linear_gemms(graph)):
+            facts = tensor_facts(gemm)
+            if gemm in taken or facts is None:
+                continue
+            if facts.device not in tables:
+                tables[facts.device] = _table(facts.device) if choice == "auto" else ""
+            table = tables[facts.device]
+            if table is None:
+                continue
+            found = match(gemm)
+            if not isinstance(found, Refusal):
+                taken |= {one.node for one in found.gemms}
+            self._settle(graph, gemm, found, decide(found, table, choice), compilation)
+
+    def _settle(
+        self,
+        graph: fx.Graph,
+        gemm: fx.Node,
+        found: Linear | Refusal,
+        verdict: Verdict,
+        compilation: Compilation,
+    ) -> None:
+        if verdict.decision == "rewritten" and not Fuel.take(compilation.options):
+            verdict = Verdict("kept", "fuel", "The fuel that option 'fuel' gives is used up.")
+        site = Site(
+            id=compilation.next_site_id(),
+            kind=linear.NAME,
+            decision=verdict.decision,
+            reason=verdict.reason,
+            code=verdict.code,
+            graph=compilation.graph_kind,
+            where=where(gemm),
+            shape="" if isinstance(found, Refusal) else problem_of(found).text(_rows(found)),
+        )
+        log.info("%s %s at %s: %s", site.decision, site.kind, site.where, site.reason)
+        compilation.sites.append(site)
+        if not isinstance(found, Refusal):
+            spec = LayerSpec(found.program, verdict.regions, site.id)
+            compilation.layers[site.id] = Layer(problem_of(found), spec, found.meta_operands)
+            if verdict.decision == "rewritten":
+                replace_linear(graph, found, spec.text())
+
+
+def match(gemm: fx.Node) -> Linear | Refusal:
+    """Read the layer that begins with a GEMM, as far as one op may take it."""
+    try:
+        return read_linear(gemm, takes)
+    except Exception as error:  # nothing is changed yet: the program is compiled without us
+        log.exception("a fault of overlapc at %s", where(gemm))
+        reason = f"A fault of overlapc, which its log tells, please report it: {error!r}."
+        return Refusal(gemm, "internal", reason)
+
+
+def takes(layer: Linear) -> bool:
+    """Whether what follows a GEMM may go into its op.
+
+    Only a generated kernel gains by it. Where rows vary the library may have to compute them, and
+    Inductor, which would fuse that work, could not.
+    """
+    if layer.gemms[0].device == "cpu" or not layer.is_static:
+        return False
+    try:
+        lowered_layer(layer.program, layer.meta_operands)
+    except KernelError:
+        return False
+    return True
+
+
+def decide(found: Linear | Refusal, table: LinearTable | str, choice: str) -> Verdict:
+    """Choose from what was read and the table; a text is why there is no table to go by."""
+    if isinstance(found, Refusal):
+        return Verdict("refused", found.code, found.reason)
+    problem = problem_of(found)
+    if problem.dtype not in DTYPES:
+        reason = f"Linear layers of {problem.dtype} are not taken, only of {', '.join(DTYPES)}."
+        return Verdict("refused", "dtype", reason)
+    if problem.layout == "strided":
+        return Verdict("refused", "strided_weight", "Its weight has no unit stride.")
+    if choice != "auto":
+        reason = "Option linear asks for what is generated wherever it may run."
+        return Verdict("rewritten", "forced", reason, FORCED)
+    if isinstance(table, str):
+        return Verdict("kept", "no_table", table)
+    entry = table.entry(problem)
+    if entry is None:
+        reason = "It was not measured on this machine: overlapc calibrate --linear does."
+        return Verdict("kept", "not_measured", reason)
+    rows = found.gemms[0].m
+    regions = entry.regions
+    if regions.is_empty or (found.is_static and regions.implementation(rows) == "library"):
+        at = f"at {rows} rows" if not regions.is_empty else "at any row count"
+        return Verdict("kept", "library", f"Nothing was measured to beat the library {at}.")
+    return Verdict("rewritten", "measured", f"Measured here: {regions}.", regions)
+
+
+def problem_of(layer: Linear) -> LinearProblem:
+    """Return what layers that are computed alike have in common."""
+    gemm = layer.gemms[0]
+    return LinearProblem(
+        gemm.n,
+        gemm.k,
+        gemm.dtype,
+        layer.layout,
+        len(layer.gemms),
+        layer.held,
+        " ".join(layer.after),
+    )
+
+
+def _table(device: str) -> LinearTable | str | None:
+    try:
+        return table_for(device)
+    except TargetError as error:
+        log.warning("linear layers are left to the library: %s", error)
+        return f"{error.what} Remedy: {error.remedy}."
+
+
+def _rows(layer: Linear) -> str:
+    return f"{'' if layer.is_static else '~'}{layer.gemms[0].m}"

@@ -1,0 +1,182 @@
+"""Runs of generated linear layers in the interpreter, with everything about them checked.
+
+Runs in a process of the ``interpreted`` fixture, so it imports Triton freely.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from overlapc.codegen.builder import TEMPLATES, load
+from overlapc.codegen.interpreting import correct_interpreter
+from overlapc.codegen.linear_check import LinearCase
+from overlapc.codegen.linear_kernel import LinearKernel, build_linear
+from overlapc.codegen.linear_spec import LinearSpec
+
+correct_interpreter()
+
+
+def _beside(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+shuffled_programs: Any = _beside("gemm_cases").shuffled_programs
+
+
+def run(
+    text: str, *sizes: int, seed: int = 0, mutate: tuple[str, str] | None = None, calls: int = 2
+) -> None:
+    """Raise AssertionError unless the kernel of a spec computes C[m, n] over k.
+
+    Its programs run in random order, ``calls`` times: what a call leaves must do for the next.
+    """
+    spec = LinearSpec.parse(text)
+    torch.manual_seed(seed)
+    kernel = build_linear(spec)
+    if mutate:
+        kernel = mutant(kernel, mutate)
+    m, n, k = sizes
+    case = LinearCase.random(kernel, (m, n, k), "cpu")
+    margin = 3 * n
+    around = torch.full((m * n + 2 * margin,), torch.nan).to(case.c.dtype)
+    case = replace(case, c=around[margin : margin + m * n].view(m, n))
+    generator, before = random.Random(seed), None
+    for _ in range(calls):
+        around.fill_(torch.nan)
+        with shuffled_programs(generator):
+            case.run()
+        assert not case.c.float().isnan().any(), "an element of C was never written"
+        outside = torch.cat((around[:margin], around[margin + m * n :])).float()
+        assert outside.isnan().all(), "a store fell outside C"
+        error = case.error()
+        assert error <= 1, f"{error} of what roundings explain"
+        assert before is None or torch.equal(before, case.c), "the order of programs changes C"
+        before = case.c.clone()
+
+
+def mutant(kernel: LinearKernel, change: tuple[str, str]) -> LinearKernel:
+    """The kernel on templates, or in a module, in which one text is replaced."""
+    old, new = change
+    way = kernel.spec.way
+    files = [kernel.path, TEMPLATES / f"{way}.py", TEMPLATES / "rows.py"]
+    file = next((path for path in files if old in path.read_text()), None)
+    assert file is not None, f"there is no single {old!r} to mutate"
+    text = file.read_text()
+    assert text.count(old) == 1, f"there is no single {old!r} to mutate"
+    path = kernel.path.with_name(f"mutant_{abs(hash(change))}.py")
+    path.write_text(text.replace(old, new))
+    changed = load(path)
+    if file == kernel.path:
+        return replace(kernel, module=changed)
+    template = changed
+    if file.stem == "rows":
+        template = load(TEMPLATES / f"{way}.py")
+        template.__dict__.update(conclude=changed.conclude, part_of_k=changed.part_of_k)
+    module = ModuleType(path.stem)
+    module.__dict__.update(load(kernel.path).__dict__, KERNEL=getattr(template, way))
+    return replace(kernel, module=module)
+
+
+def main_of(text: str) -> int:
+    """The exit code of a generated module that is run by itself."""
+    from overlapc.codegen.linear_check import main
+
+    return main(str(build_linear(LinearSpec.parse(text)).path))
+
+
+def misfit(text: str, change: dict[str, Any]) -> None:
+    """Call a kernel with one thing that does not fit its spec."""
+    spec = LinearSpec.parse(text)
+    sizes = (change.get("rows", spec.rows), 64, change.get("k", 4 * spec.block_k))
+    case = LinearCase.random(build_linear(spec), sizes, "cpu")
+    if "transposed" in change:
+        case = replace(case, weights=[case.weights[0].contiguous()])
+    if "dtype" in change:
+        case = replace(case, x=case.x.to(getattr(torch, change["dtype"])))
+    if "parts" in change:
+        case = replace(case, parts=case.parts[: change["parts"]])
+    if "arrivals" in change:
+        case = replace(case, arrivals=case.arrivals[: change["arrivals"]])
+    if "strided" in change:
+        case = replace(case, c=torch.empty(64, spec.rows, dtype=case.c.dtype).t())
+    case.run()
+
+
+def op(rows: int, pair: bool, layout: str) -> tuple[float, dict[str, int], dict[str, int]]:
+    """Run the op of a layer as on a GPU; its error over eager's, its calls, and the library's.
+
+    Programs of kernels run in the interpreter; of the device only the names are pretended.
+    """
+    from overlapc.planning.linear import FORCED
+    from overlapc.runtime import linear, machine
+    from overlapc.runtime.linear_spec import LayerSpec
+    from overlapc.runtime.ops import by_library_of, calls_of
+    from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
+
+    machine.architecture_of = lambda device: "sm_90"
+    machine.multiprocessors = lambda device: 12
+    torch.manual_seed(rows)
+    n, k = 75, 2100
+    x, other = torch.randn(rows, k), torch.randn(rows, n)
+    weights = [torch.randn(n, k).t() if layout == "col" else torch.randn(k, n) for _ in range(2)]
+    operands = [tensor.bfloat16() for tensor in (x, *weights, other)]
+    o, v = (lambda i: Ref("operand", i)), (lambda i: Ref("value", i))
+    steps = [
+        Step("aten.mm.default", (o(0), o(1))),
+        Step("aten.silu.default", (v(0),)),
+        Step("aten.mm.default", (o(0), o(2))) if pair else Step("aten.neg.default", (v(1),)),
+        Step("aten.mul.Tensor", (v(1), v(2))),
+        Step("aten.add.Tensor", (v(3), o(3))),
+    ]
+    program = Program((ROWS, WHOLE, WHOLE, ROWS), tuple(steps), None, (v(4),))
+    spec = LayerSpec(program, FORCED, f"op {rows} {pair} {layout}")
+    found = linear.OP(operands, spec.text())
+    a, first, second, more = (tensor.double() for tensor in operands)
+    gate = torch.nn.functional.silu(a @ first)
+    wanted = gate * (a @ second if pair else -gate) + more
+    error = ((found.double() - wanted).abs() / (1 + wanted.abs())).max().item() if rows else 0.0
+    return error, dict(calls_of(spec.site)), dict(by_library_of(spec.site))
+
+
+def op_of_int8(rows: int, is_turned: bool, sizes: list[tuple[int, int]]) -> list[float]:
+    """Run one op of a weight of int8 on several n and k; the errors over eager's."""
+    from overlapc.planning.linear import FORCED
+    from overlapc.runtime import linear, machine
+    from overlapc.runtime.linear_spec import LayerSpec
+    from overlapc.runtime.ops import calls_of
+    from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
+    from overlapc.runtime.widening import widened
+
+    machine.architecture_of = lambda device: "sm_90"
+    machine.multiprocessors = lambda device: 12
+    torch.manual_seed(rows)
+    o, v = (lambda i: Ref("operand", i)), (lambda i: Ref("value", i))
+    steps = (Step("aten.mm.default", (o(0), o(1))), Step("aten.mul.Tensor", (v(0), o(2))))
+    program = Program((ROWS, WHOLE, WHOLE), steps, None, (v(1),))
+    program = widened(program, [(1, torch.bfloat16, is_turned)])
+    spec = LayerSpec(program, FORCED, f"int8 {rows} {is_turned}")
+    errors = []
+    for n, k in sizes:
+        weight = torch.randint(-127, 128, (n, k), dtype=torch.int8)
+        x, scale = torch.randn(rows, k).bfloat16(), torch.rand(n).bfloat16()
+        held = weight if is_turned else weight.t()
+        found = linear.OP([x, held, scale], spec.text())
+        wanted = x.double() @ weight.double().t() * scale.double()
+        errors.append(((found - wanted).abs() / (1 + wanted.abs())).max().item())
+    assert sum(calls_of(spec.site).values()) == len(sizes)
+    assert "library" not in calls_of(spec.site)
+    return errors

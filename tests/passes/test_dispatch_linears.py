@@ -1,0 +1,313 @@
+"""Linear layers: what is read, what is left alone and why, and who takes what."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import overlapc
+from overlapc.explaining import compilations_of
+from overlapc.linear_tuning import layers_of
+from overlapc.passes import PIPELINE
+from overlapc.passes.base import Fuel
+from overlapc.planning.linear import LinearEntry, Regions
+from overlapc.planning.linear_table import LinearTable, table_path
+from overlapc.runtime.linear_tables import choices
+from overlapc.runtime.machine import this_machine
+from tests.passes.catalogue import all_reduce
+from tests.targets import FAST_LINK, SLOW_LINK
+
+ROWS, WIDE, INNER = 3, 48, 80
+
+
+def weight(*shape, device="cpu", dtype=torch.float32):
+    return torch.randn(*shape, device=device, dtype=dtype)
+
+
+def linear(x, w, b):
+    return F.linear(x, w, b)
+
+
+def plain(x, w):
+    return x @ w
+
+
+def mlp(x, gate, up, down):
+    return x + F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
+
+
+def up_first(x, gate, up, down):
+    wide = F.linear(x, up)
+    return x + F.linear(wide * F.silu(F.linear(x, gate)), down)
+
+
+def conv1d(x, w, b, v):
+    """GPT-2's: weights [k, n]."""
+    return F.gelu(torch.addmm(b, x.view(-1, x.shape[-1]), w), approximate="tanh") @ v
+
+
+def read_twice(x, w):
+    y = F.linear(x, w)
+    return F.silu(y), y
+
+
+def normed(x, w):
+    y = F.linear(x, w)
+    return y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+def three(x, q, k, v):
+    return F.linear(x, q) * F.linear(x, k) * F.linear(x, v)
+
+
+def cast(x, w):
+    return F.relu(F.linear(x, w).float())
+
+
+def int8(x, w, scale):
+    """As torchao spells a weight of int8 with a scale a column."""
+    return (x @ w.t().to(x.dtype)) * scale
+
+
+def int8_linear(x, w, scale):
+    """As gpt-fast does."""
+    return F.linear(x, w.to(x.dtype)) * scale
+
+
+def mlp_inputs(device="cpu", dtype=torch.float32, shape=(1, ROWS)):
+    x = weight(*shape, WIDE, device=device, dtype=dtype)
+    weights = [weight(INNER, WIDE, device=device, dtype=dtype) for _ in range(2)]
+    return (x, *weights, weight(WIDE, INNER, device=device, dtype=dtype))
+
+
+def bf16(*shape):
+    return weight(*shape, device="meta", dtype=torch.bfloat16)
+
+
+def bytes8(*shape):
+    return torch.empty(*shape, dtype=torch.int8, device="meta")
+
+
+READ = {
+    "linear": (linear, (bf16(1, ROWS, WIDE), bf16(INNER, WIDE), bf16(INNER)), [(1, "")]),
+    "plain": (plain, (bf16(ROWS, WIDE), bf16(WIDE, INNER)), [(1, "")]),
+    "mlp": (mlp, mlp_inputs("meta", torch.bfloat16), [(2, "mul"), (1, "add")]),
+    "up_first": (up_first, mlp_inputs("meta", torch.bfloat16), [(2, "mul"), (1, "add")]),
+    "conv1d": (conv1d, (bf16(1, ROWS, WIDE), bf16(WIDE, INNER), bf16(INNER), bf16(INNER, 8)),
+               [(1, "convert_element_type"), (1, "")]),
+    "read_twice": (read_twice, (bf16(ROWS, WIDE), bf16(INNER, WIDE)), [(1, "")]),
+    "normed": (normed, (bf16(ROWS, WIDE), bf16(INNER, WIDE)), [(1, "")]),
+    "three": (three, (bf16(ROWS, WIDE), *(bf16(INNER, WIDE) for _ in range(3))),
+              [(2, "mul"), (1, "mul")]),
+    "int8": (int8, (bf16(ROWS, WIDE), bytes8(INNER, WIDE), bf16(INNER)), [(1, "mul")]),
+    "int8_linear": (int8_linear, (bf16(ROWS, WIDE), bytes8(INNER, WIDE), bf16(INNER)),
+                    [(1, "mul")]),
+    "cast": (cast, (bf16(ROWS, WIDE), bf16(INNER, WIDE)), None),
+}  # fmt: skip
+"""A function, its inputs, and of each site how many weights it has and what comes last."""
+
+
+@pytest.fixture(autouse=True)
+def inference(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with torch.no_grad():
+        yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", READ)
+def test_what_is_read(name, explained, golden):
+    function, inputs, wanted = READ[name]
+    result = explained(function, *inputs, linear="flat")
+    assert all(site.decision == "rewritten" for site in result.report.sites)
+    golden(result.text())
+    problems = [one.problem for one in layers_of(function, inputs)]
+    found = [(one.weights, one.epilogue.rpartition(" ")[2]) for one in problems]
+    assert wanted is None or found == wanted
+    (_, after) = result.graphs["inference"]
+    assert not any(f"= aten.{op}.default(" in after for op in ("mm", "addmm"))
+
+
+def stored(problems_of, regions, **changes):
+    """Store a table in which every problem has the same regions."""
+    machine = replace(this_machine("cpu"), **changes)
+    entries = (LinearEntry(layer.problem, regions, ()) for layer in problems_of)
+    LinearTable(machine, tuple(entries)).save(table_path(machine))
+
+
+def said(report):
+    return [(site.decision, site.code) for site in report.sites]
+
+
+def changed(explained, *args, **options):
+    result = explained(*args, **options)
+    return result.report, any(before != after for before, after in result.graphs.values())
+
+
+def test_without_a_table_nothing_is_said_and_nothing_changes(explained):
+    assert changed(explained, mlp, *mlp_inputs()) == (overlapc.explain(mlp)(*mlp_inputs()), False)
+    assert explained(mlp, *mlp_inputs()).report.sites == []
+
+
+@pytest.mark.parametrize(
+    ("regions", "code", "rewrites"),
+    [
+        (Regions(1, 3, 9), "measured", True),
+        (Regions(4, 4, 9), "library", False),
+        (Regions(), "library", False),
+    ],
+    ids=str,
+)
+def test_a_site_where_the_library_wins_stays(explained, regions, code, rewrites):
+    stored(layers_of(mlp, mlp_inputs()), regions)
+    report, changes = changed(explained, mlp, *mlp_inputs())
+    assert said(report) == [("rewritten" if rewrites else "kept", code)] * 3
+    assert changes == rewrites
+    assert all(site.shape.startswith("3x") for site in report.sites)
+
+
+def test_what_was_not_measured_stays(explained):
+    stored(layers_of(plain, (weight(2, 3), weight(3, 4))), Regions(1, 3, 9))
+    report, changes = changed(explained, mlp, *mlp_inputs())
+    assert (said(report), changes) == ([("kept", "not_measured")] * 3, False)
+
+
+def test_a_table_of_another_version_is_said_to_be_of_no_use(explained):
+    stored(layers_of(mlp, mlp_inputs()), Regions(1, 3, 9), versions="torch 1.0")
+    report, changes = changed(explained, mlp, *mlp_inputs())
+    assert (said(report), changes) == ([("kept", "no_table")] * 3, False)
+    assert "torch 1.0" in report.sites[0].reason
+    assert "overlapc calibrate --linear" in report.sites[0].reason
+
+
+@pytest.mark.parametrize(
+    ("options", "sites"),
+    [
+        ({"linear": "off"}, []),
+        ({"disable": ("dispatch_linears",)}, []),
+        ({"fuel": 2}, ["forced", "forced", "fuel"]),
+    ],
+    ids=str,
+)
+def test_options(explained, options, sites, monkeypatch):
+    monkeypatch.setattr(Fuel, "spent", 0)
+    stored(layers_of(mlp, mlp_inputs()), Regions(1, 3, 9))
+    result = explained(mlp, *mlp_inputs(), **{"linear": "flat", **options})
+    assert [site.code for site in result.report.sites] == sites
+
+
+def test_what_ranks_compare_follows_what_tables_say(explained):
+    """Not what was measured: and nothing without a table, or where it is not used."""
+    layers = layers_of(mlp, mlp_inputs())
+    assert choices("digest", "auto") == "digest"
+    found = []
+    for regions in (Regions(1, 3, 9), Regions(1, 3, 8), Regions(1, 3, 9)):
+        stored(layers, regions)
+        found.append(choices("digest", "auto"))
+    assert found[0] == found[2] != found[1]
+    assert choices("digest", "off") == "digest"
+    only = {"disable": ("hide_collectives", "split_all_reduces")}
+    (_, after) = explained(shard, *shard_inputs(), target=SLOW_LINK, **only).graphs["inference"]
+    assert found[2].removeprefix("digest") in after
+
+
+REFUSED = {
+    "dtype": (plain, (weight(3, 4, dtype=torch.float64), weight(4, 5, dtype=torch.float64))),
+    "strided_weight": (plain, (weight(3, 4), weight(4, 10)[:, ::2])),
+}
+
+
+@pytest.mark.parametrize("code", REFUSED)
+def test_refused(code, explained):
+    function, inputs = REFUSED[code]
+    report, changes = changed(explained, function, *inputs, linear="flat")
+    assert (said(report), changes) == ([("refused", code)], False)
+
+
+def test_a_product_of_what_the_graph_computes_is_no_linear_layer(explained):
+    result = explained(lambda x, y: x @ (y + 1), weight(3, 4), weight(4, 5), linear="flat")
+    assert result.report.sites == []
+
+
+def written_between(x, w, cache):
+    y = F.linear(x, w)
+    cache.copy_(y * 2)
+    return F.silu(cache) + 1
+
+
+def test_what_is_written_between_ends_a_layer(explained):
+    layers = layers_of(written_between, (bf16(ROWS, WIDE), bf16(INNER, WIDE), bf16(ROWS, INNER)))
+    assert all("silu" not in layer.problem.epilogue for layer in layers)
+
+
+def test_rows_that_vary_take_the_gemm_alone(explained):
+    """Its pointwise work is Inductor's to fuse at row counts that the library computes."""
+    x, *weights = mlp_inputs("meta", torch.bfloat16, shape=(4, ROWS))
+    torch._dynamo.mark_dynamic(x, 1)
+    result = explained(mlp, x, *weights, linear="flat")
+    assert [site.shape[0] for site in result.report.sites] == ["~"] * 3
+    compiled = compilations_of(mlp, {"linear": "flat"})(x, *weights)
+    problems = [layer.problem for one in compiled for layer in one.layers.values()]
+    assert [(one.weights, one.epilogue) for one in problems] == [(1, "")] * 3
+
+
+def shard(x, up, down, other):
+    """A layer of a tensor-parallel model: the second GEMM feeds a collective."""
+    return all_reduce(F.silu(F.linear(x, up)) @ down) @ other
+
+
+def shard_inputs():
+    return weight(256, 64), weight(64, 64), weight(64, 64), weight(64, 8)
+
+
+def kinds(explained, target, **options):
+    result = explained(shard, *shard_inputs(), target=target, linear="flat", **options)
+    return [(site.kind, site.decision) for site in result.report.sites]
+
+
+def test_a_linear_layer_that_feeds_a_collective_is_its_chains(explained):
+    """Who takes what: the chain its GEMM, and this pass the others."""
+    linears = [("linear", "rewritten")] * 2
+    only = {"disable": ("hide_collectives", "split_all_reduces")}
+    assert kinds(explained, SLOW_LINK, **only) == [("gemm_all_reduce", "rewritten"), *linears]
+
+
+def test_a_chain_that_is_kept_leaves_its_linear_layer(explained):
+    only = {"disable": ("hide_collectives", "split_all_reduces")}
+    sites = kinds(explained, FAST_LINK, **only)
+    assert sites == [("gemm_all_reduce", "kept"), *[("linear", "rewritten")] * 3]
+
+
+def test_the_chains_pass_comes_first():
+    """The mutant that swaps them gives linear layers what a chain would take."""
+    names = [one.name for one in PIPELINE]
+    assert names.index("overlap_chains") < names.index("dispatch_linears")
+    assert names.index("dispatch_linears") < names.index("order_collectives")
+
+
+def test_an_op_of_linear_layers_is_no_collective(explained):
+    """Nothing is put between it and its neighbours, and nobody compares what it sends."""
+    only = {"disable": ("hide_collectives", "split_all_reduces"), "verify": True}
+    result = explained(shard, *shard_inputs(), target=SLOW_LINK, linear="flat", **only)
+    (_, after) = result.graphs["inference"]
+    assert after.count("overlapc.linear.default(") == 2
+    assert "control_deps" not in after
+
+
+def test_a_fault_leaves_the_program_as_it_was(explained, monkeypatch):
+    def fails(*arguments):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("overlapc.passes.dispatch_linears.read_linear", fails)
+    report, changes = changed(explained, mlp, *mlp_inputs(), linear="flat")
+    assert (said(report), changes) == ([("refused", "internal")] * 3, False)
+
+
+def test_training_takes_the_forward_and_gradients(explained):
+    with torch.enable_grad():
+        x, w = weight(ROWS, WIDE).requires_grad_(), weight(INNER, WIDE).requires_grad_()
+        result = explained(lambda x, w: F.linear(x, w).sin(), x, w, linear="flat")
+    assert sorted(site.graph for site in result.report.sites) == ["backward", "backward", "forward"]

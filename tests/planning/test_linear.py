@@ -1,0 +1,251 @@
+"""The table of linear layers: regions, their choice from measurements, files, and bounds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from overlapc.errors import TargetError
+from overlapc.planning.linear import (
+    FORCED,
+    LEAST_GAIN,
+    LIBRARY,
+    MEASURED_ROWS,
+    OURS,
+    Gain,
+    LinearEntry,
+    LinearProblem,
+    LinearTrial,
+    Regions,
+    choose,
+)
+from overlapc.planning.linear_costs import LinearRates, bounds, may_win
+from overlapc.planning.linear_table import LinearTable, Machine, table_path
+from overlapc.planning.linear_tiles import FLAT, GEMV, LinearTile, splits_for, tile_for
+from overlapc.planning.target import Target
+
+HERE = Machine("cuda", "NVIDIA H200, 132 SMs", "torch 2.13.0, triton 3.7.1")
+PROBLEM = LinearProblem(4096, 14336, "bfloat16", epilogue="silu mul")
+
+
+@st.composite
+def gains(draw, implementation):
+    low = draw(st.floats(0.5, 2.0))
+    median = low * draw(st.floats(1.0, 1.2))
+    return Gain(implementation, low, median, median * draw(st.floats(1.0, 1.2)))
+
+
+@st.composite
+def some_trials(draw):
+    rows = draw(st.lists(st.sampled_from(MEASURED_ROWS), unique=True, max_size=len(MEASURED_ROWS)))
+    return [
+        LinearTrial(m, 1e-5, tuple(draw(gains(way)) for way in OURS if draw(st.booleans())))
+        for m in sorted(rows)
+    ]
+
+
+regions = st.lists(st.integers(1, 80), min_size=3, max_size=3).map(lambda x: Regions(*sorted(x)))
+problems = st.builds(
+    LinearProblem,
+    n=st.integers(1, 1 << 18),
+    k=st.integers(1, 1 << 16),
+    dtype=st.sampled_from(["bfloat16", "float16", "float32"]),
+    layout=st.sampled_from(["col", "row"]),
+    weights=st.integers(1, 2),
+    held=st.sampled_from(["", "int8"]),
+    epilogue=st.sampled_from(["", "silu mul"]),
+)
+entries = st.builds(LinearEntry, problems, regions, some_trials().map(tuple))
+
+
+@given(regions)
+def test_regions_come_in_one_order(its):
+    order = [its.implementation(rows) for rows in range(1, 100)]
+    changes = [b for a, b in zip([LIBRARY, *order], order, strict=False) if a != b]
+    # Library, gemv, flat, library: each at most once, and none but the library twice.
+    assert changes in ([], [GEMV, LIBRARY], [FLAT, LIBRARY], [GEMV, FLAT, LIBRARY])
+    assert its.is_empty == (set(order) == {LIBRARY})
+
+
+@pytest.mark.parametrize("wrong", [(0, 1, 1), (2, 1, 3), (1, 5, 4)], ids=str)
+def test_regions_that_overlap_are_refused(wrong):
+    with pytest.raises(ValueError, match="follow one another"):
+        Regions(*wrong)
+
+
+@settings(deadline=None)
+@given(some_trials())
+def test_what_is_chosen_has_won_wherever_it_was_measured(trials):
+    found = choose(trials)
+    for trial in trials:
+        name = found.implementation(trial.rows)
+        if name != LIBRARY:
+            gain = trial.gain(name)
+            assert gain is not None
+            assert gain.low >= LEAST_GAIN
+    measured = [trial.rows for trial in trials]
+    assert found.is_empty or (found.gemv_from in measured and found.library_from - 1 in measured)
+
+
+@settings(deadline=None)
+@given(some_trials())
+def test_without_a_repeatable_win_the_library_keeps_all(trials):
+    wins = [gain for trial in trials for gain in trial.gains if gain.low >= LEAST_GAIN]
+    assert choose(trials).is_empty == (not wins)
+
+
+def trial(rows, gemv=None, flat=None):
+    found = [(GEMV, gemv), (FLAT, flat)]
+    return LinearTrial(
+        rows, 1e-5, tuple(Gain(way, low, low, low) for way, low in found if low is not None)
+    )
+
+
+@pytest.mark.parametrize(
+    ("trials", "wanted"),
+    [
+        ([], Regions()),
+        ([trial(1, 1.0, 1.01), trial(2, 0.9, 0.9)], Regions()),
+        ([trial(1, 1.5, 1.2), trial(2, 1.3, 1.3), trial(4, None, 1.1), trial(8, None, 0.9)],
+         Regions(1, 2, 5)),
+        ([trial(1, 1.0, 0.9), trial(2, 1.0, 1.2), trial(4, None, 1.2)], Regions(2, 2, 5)),
+        # gemv after flat: flat goes on, as it has won too.
+        ([trial(1, 1.1, 1.3), trial(2, 1.5, 1.2), trial(4, None, 1.0)], Regions(1, 1, 3)),
+        # ... and ends where it has not.
+        ([trial(1, 1.1, 1.3), trial(2, 1.5, 1.0)], Regions(1, 1, 2)),
+        ([trial(1, 1.1), trial(2, 1.1)], Regions(1, 3, 3)),
+    ],
+)  # fmt: skip
+def test_chosen_regions(trials, wanted):
+    assert choose(trials) == wanted
+
+
+def test_a_low_end_below_the_gain_does_not_win():
+    """The mutant that goes by medians takes it."""
+    noisy = LinearTrial(1, 1e-5, (Gain(FLAT, 0.9, 1.5, 2.0),))
+    assert choose([noisy]).is_empty
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(entries, unique_by=lambda entry: entry.problem, max_size=3))
+def test_a_table_is_read_back(tmp_path_factory, found):
+    path = tmp_path_factory.mktemp("tables") / "table.json"
+    table = LinearTable(HERE, tuple(found))
+    table.save(path)
+    read = LinearTable.load(path, HERE)
+    assert read == table
+    assert read.fingerprint == table.fingerprint
+    assert all(read.entry(entry.problem) == entry for entry in found)
+
+
+def test_the_fields_of_a_version_stay(tmp_path, golden):
+    """A change of this text is another version of the file."""
+    path = tmp_path / "table.json"
+    trials = (LinearTrial(1, 1e-5, (Gain(FLAT, 1.1, 1.2, 1.3),)),)
+    LinearTable(HERE, (LinearEntry(PROBLEM, Regions(1, 1, 2), trials),)).save(path)
+    golden(path.read_text())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(HERE, name="NVIDIA H100, 132 SMs"),
+        replace(HERE, versions="torch 2.14.0, triton 3.7.1"),
+        replace(HERE, device="cpu"),
+    ],
+    ids=["device", "version", "type"],
+)
+def test_a_foreign_table_is_refused_with_a_remedy(tmp_path, other):
+    path = tmp_path / "table.json"
+    LinearTable(HERE).save(path)
+    with pytest.raises(TargetError) as caught:
+        LinearTable.load(path, other)
+    said = str(caught.value)
+    assert HERE.name in said
+    assert str(other) in said
+    assert str(path) in said
+    assert "calibrate --linear" in said
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", "[]", '{"overlapc_linear": 99}', '{"overlapc_linear": 1, "entries": []}'],
+    ids=str,
+)
+def test_what_is_no_table_is_refused(tmp_path, text):
+    path = tmp_path / "table.json"
+    path.write_text(text)
+    with pytest.raises(TargetError, match="cannot be read"):
+        LinearTable.load(path, HERE)
+
+
+def test_a_field_too_many_is_refused(tmp_path):
+    path = tmp_path / "table.json"
+    LinearTable(HERE, (LinearEntry(PROBLEM, FORCED, ()),)).save(path)
+    content = json.loads(path.read_text())
+    content["entries"][0]["problem"]["colour"] = "red"
+    path.write_text(json.dumps(content))
+    with pytest.raises(TargetError, match="colour"):
+        LinearTable.load(path, HERE)
+
+
+def test_new_measurements_take_the_place_of_old_ones():
+    table = LinearTable(HERE, (LinearEntry(PROBLEM, FORCED, ()),))
+    other = replace(PROBLEM, n=8)
+    both = table.with_entries((LinearEntry(PROBLEM, Regions(), ()), LinearEntry(other, FORCED, ())))
+    assert [entry.regions for entry in both.entries] == [Regions(), FORCED]
+
+
+def test_two_devices_have_two_files(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert table_path(HERE) != table_path(replace(HERE, name="NVIDIA H100, 132 SMs"))
+    # Of another version it is found, and refused: the user learns what to do.
+    assert table_path(HERE) == table_path(replace(HERE, versions="other"))
+
+
+H200 = Target.load("h200-nvlink")
+RATES = LinearRates.of(
+    *(next(r for r in H200.gemm if r.dtype == d) for d in ("bfloat16", "float32"))
+)
+
+
+def test_bounds_say_where_ordinary_cores_fall_behind():
+    assert RATES is not None
+    found = bounds(PROBLEM, RATES)
+    assert found[GEMV] == 2
+    # 64 rows are half of what the device multiplies while it reads a weight.
+    assert found[FLAT] == 64
+
+
+def test_a_device_that_reads_fast_leaves_nothing_to_win():
+    assert RATES is not None
+    fast = replace(RATES, read=1e18)
+    assert bounds(PROBLEM, fast) == {GEMV: 0, FLAT: 0}
+    assert not may_win(PROBLEM, FLAT, 65, RATES)
+
+
+@given(st.integers(1, 1 << 17), st.integers(1, 1 << 15), st.integers(1, 200))
+def test_splits_fill_the_device_and_keep_the_pipeline(n, k, sms):
+    tile = LinearTile(64, 128, 4, 4)
+    splits = splits_for(tile, n, k, sms)
+    tiles, steps = -(-n // 64), -(-k // 128)
+    assert splits & (splits - 1) == 0
+    assert splits == 1 or steps // splits >= tile.stages
+    assert splits == 1 or tiles * splits // 2 < sms
+    is_full = tiles * splits >= sms or splits == 16 or steps // (2 * splits) < tile.stages
+    assert is_full
+
+
+@pytest.mark.parametrize("architecture", ["", "sm_75", "gfx", "sm_x"])
+def test_of_a_device_that_is_not_known_there_is_no_tile(architecture):
+    found = tile_for(FLAT, architecture, "bfloat16", "col", rows=8, pair=False)
+    assert (found is None) == (architecture != "gfx")
+
+
+def test_no_products_of_float32_on_matrix_units():
+    assert tile_for(FLAT, "sm_90", "float32", "col", rows=8, pair=False) is None
+    assert tile_for(GEMV, "sm_90", "float32", "col", rows=1, pair=False) is not None

@@ -1,0 +1,285 @@
+"""The op in place of linear layers, and graphs that hold it: values, dispatch, and bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import overlapc
+from overlapc.errors import KernelError
+from overlapc.planning.linear import FORCED, LIBRARY, Regions
+from overlapc.planning.linear_tiles import FLAT, GEMV
+from overlapc.runtime import linear
+from overlapc.runtime.linear_spec import LayerSpec
+from overlapc.runtime.ops import by_library_of, calls_of
+from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
+
+X, W, B = (Ref("operand", index) for index in range(3))
+MM = Program((ROWS, WHOLE), (Step("aten.mm.default", (X, W)),), None, (Ref("value", 0),))
+ADDMM = Program(
+    (ROWS, WHOLE, WHOLE), (Step("aten.addmm.default", (B, X, W)),), None, (Ref("value", 0),)
+)
+N, K = 75, 150
+
+
+@pytest.fixture(autouse=True)
+def fresh(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        yield
+
+
+def operands(m, program=MM, dtype=torch.float32, layout="col"):
+    w = torch.randn(N, K).t() if layout == "col" else torch.randn(K, N)
+    found = [torch.randn(m, K), w, torch.randn(N)]
+    return [tensor.to(dtype) for tensor in found[: len(program.modes)]]
+
+
+def exact(program, given):
+    x, w, *bias = (tensor.double() for tensor in given)
+    return x @ w + (bias[0] if bias else 0)
+
+
+def tolerance(dtype):
+    return {torch.float32: 5e-5, torch.bfloat16: 2e-1}[dtype]
+
+
+@pytest.mark.parametrize("m", [1, 2, 3, 8, 33, 64])
+@pytest.mark.parametrize("program", [MM, ADDMM], ids=["mm", "addmm"])
+@pytest.mark.parametrize("layout", ["col", "row"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_way_of_a_processor(m, program, layout, dtype):
+    given = operands(m, program, dtype, layout)
+    spec = LayerSpec(program, FORCED, f"{m} {layout} {dtype} {len(program.modes)}")
+    found = linear.OP(given, spec.text())
+    wanted = exact(program, given)
+    assert found.is_contiguous()
+    assert found.dtype == dtype
+    assert (found.double() - wanted).abs().max() < tolerance(dtype)
+    assert calls_of(spec.site) == {GEMV if m < 3 else FLAT: 1}
+
+
+@pytest.mark.parametrize("m", [0, 1, 5, 65, 300])
+def test_the_library_computes_bit_for_bit_what_it_does(m):
+    given = operands(m, ADDMM)
+    spec = LayerSpec(ADDMM, Regions(2, 3, 5), f"library {m}")
+    assert torch.equal(linear.OP(given, spec.text()), torch.addmm(given[2], given[0], given[1]))
+    assert calls_of(spec.site) == {LIBRARY: 1}
+
+
+def test_opcheck():
+    spec = LayerSpec(ADDMM, FORCED, "checked").text()
+    for m in (1, 4):
+        torch.library.opcheck(linear.OP, (operands(m, ADDMM), spec))
+
+
+def test_what_no_kernel_computes_the_library_does_and_says_so(monkeypatch):
+    monkeypatch.setattr("overlapc.runtime.machine.architecture_of", lambda device: "sm_75")
+    spec = LayerSpec(MM, FORCED, "of an old device")
+    given = operands(4)
+    assert torch.equal(linear.OP(given, spec.text()), given[0] @ given[1])
+    assert calls_of(spec.site) == {LIBRARY: 1}
+    (why,) = by_library_of(spec.site)
+    assert "sm_75" in why
+
+
+def test_in_a_capture_nothing_is_loaded(monkeypatch):
+    monkeypatch.setattr("overlapc.runtime.machine.architecture_of", lambda device: "sm_90")
+    monkeypatch.setattr(linear, "_is_capturing", lambda device: True)
+    spec = LayerSpec(MM, FORCED, "captured")
+    given = operands(4, dtype=torch.bfloat16)
+    assert torch.equal(linear.OP(given, spec.text()), given[0] @ given[1])
+    assert by_library_of(spec.site) == {linear.NOT_LOADED: 1}
+
+
+def test_a_kernel_that_fails_leaves_its_calls_to_the_library(monkeypatch):
+    tried = []
+
+    def fails(*arguments):
+        def run(given):
+            tried.append(given)
+            raise KernelError("out of shared memory", where="here", remedy="none")
+
+        return run
+
+    monkeypatch.setattr("overlapc.runtime.machine.architecture_of", lambda device: "sm_90")
+    monkeypatch.setattr(linear, "by_kernel", fails)
+    spec = LayerSpec(MM, FORCED, "fails")
+    given = operands(4, dtype=torch.bfloat16)
+    for _ in range(3):
+        assert torch.equal(linear.OP(given, spec.text()), given[0] @ given[1])
+    assert calls_of(spec.site) == {LIBRARY: 3}
+    assert by_library_of(spec.site) == {"out of shared memory": 3}
+    assert len(tried) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", "[]", LayerSpec(MM, FORCED).text().replace("flat_from", "flat_to"),
+     LayerSpec(MM, FORCED).text().replace('"library_from":65', '"library_from":2')],
+    ids=str,
+)  # fmt: skip
+def test_another_text_is_refused(text):
+    with pytest.raises(KernelError, match="no specification of a linear layer"):
+        linear.OP(operands(1), text)
+
+
+def test_a_text_is_read_back():
+    spec = LayerSpec(ADDMM, Regions(1, 2, 7), "a")
+    assert LayerSpec.parse(spec.text()) == spec
+    assert spec.key == LayerSpec(ADDMM, Regions(1, 2, 7), "b").key
+
+
+# Whole graphs
+
+
+class Tied(nn.Module):
+    """Embeds and projects by one weight, as language models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(N, K), nn.Linear(K, N, bias=False)
+        self.inner = nn.Linear(K, K)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids):
+        return self.head(F.gelu(self.inner(self.embed(ids))))
+
+
+def compiled(function, **options):
+    return torch.compile(function, backend="overlapc", options={"linear": "flat", **options})
+
+
+def close(found, wanted):
+    torch.testing.assert_close(found.double(), wanted.double(), rtol=1e-4, atol=1e-4)
+
+
+def sites():
+    return [site for site in overlapc.report().sites if site.kind == "linear"]
+
+
+def test_tied_weights():
+    model, ids = Tied(), torch.arange(5)
+    run = compiled(model)
+    close(run(ids), model(ids))
+    assert [site.calls for site in sites()[-2:]] == [{FLAT: 1}] * 2
+    # ... and one that is changed in place is changed in both.
+    model.embed.weight.mul_(-2)
+    close(run(ids), model(ids))
+
+
+def test_parameters_that_change_in_place_are_seen():
+    layer = nn.Linear(K, N)
+    x, run = torch.randn(2, K), compiled(layer)
+    close(run(x), layer(x))
+    layer.weight.copy_(torch.randn(N, K))
+    layer.bias.zero_()
+    close(run(x), layer(x))
+
+
+@pytest.mark.parametrize("m", [0, 1, 2, 7, 64, 65])
+def test_every_number_of_rows(m):
+    layer, x = nn.Linear(K, N), torch.randn(m, K)
+    close(compiled(layer)(x), layer(x))
+
+
+def test_a_new_row_count_compiles_nothing():
+    layer = nn.Linear(K, N)
+    run = compiled(layer)
+    x = torch.randn(5, K)
+    torch._dynamo.mark_dynamic(x, 0)
+    close(run(x), layer(x))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for m in (1, 2, 3, 64, 65, 200):
+            # Of one row dynamo makes another graph, as it does for every backend.
+            if m > 1:
+                x = torch.randn(m, K)
+                close(run(x), layer(x))
+    assert sites()[-1].calls == {FLAT: 3, GEMV: 1, LIBRARY: 2}
+    assert sites()[-1].shape.startswith("~")
+
+
+@pytest.mark.parametrize("strided", ["rows", "columns", "broadcast"])
+def test_weights_that_are_not_contiguous(strided):
+    w = {
+        "rows": torch.randn(2 * N, K)[::2],
+        "columns": torch.randn(N, 2 * K)[:, ::2],
+        "broadcast": torch.randn(1, K).expand(N, K),
+    }[strided]
+    x = torch.randn(3, K)
+    close(compiled(F.linear)(x, w), F.linear(x, w))
+
+
+@pytest.mark.parametrize("spelled", ["cast", "turned"])
+def test_weights_of_int8(spelled):
+    """Widened before the product, and scaled after it; changed in place they are seen."""
+    x, scale = torch.randn(3, K), torch.rand(N)
+    w = torch.randint(-127, 128, (N, K), dtype=torch.int8)
+
+    def layer(x, w, scale):
+        if spelled == "cast":
+            return x @ w.t().to(x.dtype) * scale
+        return F.linear(x, w.to(x.dtype)) * scale
+
+    run = compiled(layer)
+    for _ in range(2):
+        wanted = (x.double() @ w.double().t()) * scale.double()
+        torch.testing.assert_close(run(x, w, scale).double(), wanted, rtol=1e-4, atol=1e-2)
+        w.neg_()
+    assert sites()[-1].shape == f"3x{N}x{K} float32 by int8"
+    assert sites()[-1].calls == {FLAT: 2}
+
+
+def test_rows_that_are_not_contiguous():
+    x, w = torch.randn(K, 6).t()[::2], torch.randn(N, K)
+    close(compiled(F.linear)(x, w), F.linear(x, w))
+
+
+def test_gradients():
+    layer, x = nn.Linear(K, N), torch.randn(3, K)
+    with torch.enable_grad():
+        leaves = [x.requires_grad_(), layer.weight, layer.bias]
+        found = torch.autograd.grad(compiled(layer)(x).sin().sum(), leaves)
+        wanted = torch.autograd.grad(layer(x).sin().sum(), leaves)
+    for one, other in zip(found, wanted, strict=True):
+        close(one, other)
+
+
+TWICE = """
+import json, sys, torch, overlapc
+from torch._dynamo.utils import counters
+torch.manual_seed(0)
+layer, x = torch.nn.Linear(40, 30), torch.randn(4, 40)
+with torch.no_grad():
+    run = torch.compile(layer, backend="overlapc", options={"linear": sys.argv[1]})
+    error = (run(x) - layer(x)).abs().max().item()
+sites = [(s.kind, s.decision, s.calls) for s in overlapc.report().sites]
+hits = counters["aot_autograd"]["autograd_cache_hit"] + counters["inductor"]["fxgraph_cache_hit"]
+print(json.dumps([sites, error, hits]))
+"""
+
+
+@pytest.mark.long
+def test_a_warm_cache_runs_the_op_and_knows_its_sites(tmp_path):
+    def once(choice):
+        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+        command = [sys.executable, "-W", "ignore", "-c", TWICE, choice]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=110)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    cold, warm, off = once("flat"), once("flat"), once("auto")
+    assert cold[0] == warm[0] == [["linear", "rewritten", {"flat": 1}]]
+    assert off[0] == []
+    assert (cold[2], off[2]) == (0, 0)
+    assert warm[2] > 0
+    assert max(run[1] for run in (cold, warm, off)) < 1e-5

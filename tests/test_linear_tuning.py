@@ -1,0 +1,145 @@
+"""Calibration of linear layers: which problems, which rows, what is stored, what is then used."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import overlapc
+from overlapc import cli
+from overlapc.errors import ProblemError
+from overlapc.linear_tuning import calibrate_linears, describe, layers_of
+from overlapc.planning.linear import LIBRARY, MEASURED_ROWS, Gain, LinearTrial, Regions
+from overlapc.planning.linear_table import LinearTable, table_path
+from overlapc.planning.linear_tiles import FLAT, GEMV
+from overlapc.runtime.linear_spec import LayerSpec
+from overlapc.runtime.linear_trials import LinearTrials
+from overlapc.runtime.machine import this_machine
+from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
+
+
+@pytest.fixture(autouse=True)
+def private(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with torch.no_grad():
+        yield
+    torch._dynamo.reset()
+
+
+def model_and_inputs():
+    layers = (nn.Linear(24, 40), nn.ReLU(), nn.Linear(40, 24), nn.Linear(24, 40))
+    return nn.Sequential(*layers), (torch.randn(4, 24),)
+
+
+def test_each_problem_is_measured_once_at_every_row_count():
+    asked = []
+
+    def measure(layer, rows, seconds):
+        asked.append((layer.problem.n, rows))
+        assert seconds == pytest.approx(24 / (2 * len(MEASURED_ROWS)))
+        return LinearTrial(rows, 1e-5, (Gain(FLAT, 1.5, 1.5, 1.5),))
+
+    layers = layers_of(*model_and_inputs())
+    table = calibrate_linears(layers, seconds=24, measure=measure)
+    assert asked == [(n, rows) for n in (40, 24) for rows in MEASURED_ROWS]
+    assert [entry.regions for entry in table.entries] == [Regions(1, 1, 65)] * 2
+    machine = this_machine("cpu")
+    assert LinearTable.load(table_path(machine), machine) == table
+    # A compilation uses it from now on.
+    model, inputs = model_and_inputs()
+    report = overlapc.explain(model)(*inputs)
+    assert [(site.decision, site.code) for site in report.sites] == [("rewritten", "measured")] * 3
+
+
+def test_no_win_leaves_the_library():
+    def measure(layer, rows, seconds):
+        return LinearTrial(rows, 1e-5, (Gain(FLAT, 0.9, 1.1, 1.3), Gain(GEMV, 0.5, 0.5, 0.5)))
+
+    table = calibrate_linears(layers_of(*model_and_inputs()), measure=measure)
+    assert all(entry.regions.is_empty for entry in table.entries)
+    model, inputs = model_and_inputs()
+    report = overlapc.explain(model)(*inputs)
+    assert {(site.decision, site.code) for site in report.sites} == {("kept", "library")}
+
+
+def test_a_trial_compares_all_ways_with_the_library_on_other_weights_each():
+    (layer, *_) = layers_of(*model_and_inputs())
+    seconds = {LIBRARY: 3.0, GEMV: 1.5, FLAT: 2.0}
+    seen = []
+
+    def clock(run, operands):
+        weights = {one[1].data_ptr() for one in operands}
+        assert len(weights) == len(operands) > 1
+        name = next(iter(run.calls), None) if hasattr(run, "calls") else LIBRARY
+        before = dict(getattr(run, "calls", {}))
+        run(operands[0])
+        now = getattr(run, "calls", {})
+        name = next((way for way in now if now[way] != before.get(way, 0)), LIBRARY)
+        seen.append((name, len(operands[0][0])))
+        return seconds[name]
+
+    trials = LinearTrials(layer.spec, layer.operands, torch.device("cpu"), clock)
+    found = trials.trial(2, 1.0)
+    assert {name for name, _ in seen} == {LIBRARY, GEMV, FLAT}
+    assert {rows for _, rows in seen} == {2}
+    assert found.library_seconds == 3.0
+    assert [(g.implementation, g.low, g.median) for g in found.gains] == [
+        (GEMV, 2.0, 2.0),
+        (FLAT, 1.5, 1.5),
+    ]
+    assert trials.trial(8, 1.0).gain(GEMV) is None
+
+
+@torch._dynamo.config.patch(recompile_limit=1)
+def test_the_peer_of_a_whole_layer_is_one_graph(monkeypatch):
+    """Fused by Inductor as the graph would be: of several programs in turn, past any limit."""
+    compiled = []
+    original = torch.compile
+
+    def spied(module, **options):
+        compiled.append(options)
+        return original(module, backend="aot_eager", **options)
+
+    monkeypatch.setattr(torch, "compile", spied)
+    for width in range(8, 11):
+        x, w, more = (torch.empty(*s, device="meta") for s in ((1, 6), (6, width), (1, width)))
+        steps = (
+            Step("aten.mm.default", (Ref("operand", 0), Ref("operand", 1))),
+            Step("prims.convert_element_type.default", (Ref("value", 0), torch.float64)),
+            Step("aten.add.Tensor", (Ref("value", 1), Ref("operand", 2))),
+        )
+        program = Program((ROWS, WHOLE, ROWS), steps, None, (Ref("value", 2),))
+        trials = LinearTrials(LayerSpec(program, Regions()), [x, w, more], torch.device("cpu"))
+        given = trials._operands(3)[0]
+        found = trials._peer(given)
+        assert found.dtype == torch.float64
+        assert torch.equal(found, (given[0] @ given[1]).double() + given[2])
+    assert all(options == {"dynamic": True, "fullgraph": True} for options in compiled)
+
+
+def test_a_model_without_linear_layers_is_said_to_have_none():
+    with pytest.raises(ProblemError, match="no linear layer"):
+        calibrate_linears(layers_of(torch.sin, (torch.randn(3),)))
+
+
+def test_the_command_measures_stores_and_prints(monkeypatch, capsys):
+    monkeypatch.setattr("overlapc.linear_tuning.MEASURED_ROWS", (1, 4))
+    monkeypatch.setattr("overlapc.runtime.linear_trials.COLD_BYTES", 1)
+    name = f"{__name__}:model_and_inputs"
+    monkeypatch.setattr(cli, "_load", lambda given: model_and_inputs if given == name else None)
+    assert cli.main(["calibrate", "--linear", name, "--seconds", "0.1"]) == 0
+    said = capsys.readouterr().out
+    assert str(table_path(this_machine("cpu"))) in said
+    assert "~x40x24 float32" in said
+    assert "4 rows: library" in said
+
+
+def test_a_description_tells_regions_and_spread():
+    trial = LinearTrial(1, 1e-5, (Gain(FLAT, 1.1, 1.2, 1.3),))
+    table = calibrate_linears(
+        layers_of(*model_and_inputs()), rows=(1,), measure=lambda *_: trial, save=False
+    )
+    lines = describe(table.entries[0]).splitlines()
+    assert lines[0].endswith("flat 1..1 rows, else the library")
+    assert "flat 1.20x [1.10, 1.30]" in lines[1]
