@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 from overlapc.codegen.epilogue import Call, Dtype, Epilogue, Input, Ref
 from overlapc.codegen.promotion import FLOATS, FP8
+from overlapc.codegen.records import from_line, to_line
 from overlapc.errors import KernelError
 from overlapc.planning.tiles import Tile
 
@@ -86,23 +86,12 @@ class GemmSpec:
             Epilogue.parse(self.epilogue)
 
     def __str__(self) -> str:
-        pairs = (f"{field.name}={_text(getattr(self, field.name))}" for field in fields(self))
-        return " ".join((KIND, *pairs))
+        return to_line(KIND, self)
 
     @classmethod
     def parse(cls, text: str) -> GemmSpec:
         """Read what ``str`` printed; KernelError on any other text."""
-        kind, *pairs = text.split() or ("",)
-        names = {field.name: str(field.type) for field in fields(cls)}
-        values: dict[str, Any] = {}
-        for pair in pairs:
-            name, equals, value = pair.partition("=")
-            if kind != KIND or not equals or name not in names or name in values:
-                raise _unreadable(text, pair)
-            values[name] = _value(text, value, names[name])
-        if set(values) != set(names):
-            raise _unreadable(text, f"missing {', '.join(sorted(set(names) - set(values)))}")
-        return cls(**values)
+        return from_line(KIND, cls, text)
 
     @cached_property
     def chain(self) -> Epilogue:
@@ -131,26 +120,3 @@ class GemmSpec:
                 where=str(self),
                 remedy="change that field, or use the serial or chunked schedule",
             )
-
-
-def _text(value: Any) -> str:
-    return str(int(value)) if isinstance(value, bool) else str(value)
-
-
-def _value(text: str, value: str, kind: str) -> str | int | bool:
-    match kind:
-        case "bool" if value in ("0", "1"):
-            return value == "1"
-        case "int" if value.isascii() and value.isdigit():
-            return int(value)
-        case "str":
-            return value
-    raise _unreadable(text, value)
-
-
-def _unreadable(text: str, part: str) -> KernelError:
-    return KernelError(
-        f"{part!r} cannot be read as part of a kernel's spec.",
-        where=repr(text),
-        remedy="give the text that str(GemmSpec(...)) prints",
-    )
