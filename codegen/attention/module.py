@@ -74,14 +74,13 @@ def module_text(spec: AttentionSpec, tile: AttentionTile) -> str:
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
     }
+    lines = (f'    "{name}": {literal(value)},\n' for name, value in constants.items())
     return TEXT.format(
         summary=_summary(spec),
         spec=literal(str(spec)),
         scores=f"\n{lowered_scores(spec)}\n" if spec.scores else "",
         has_scores="scores" if spec.scores else None,
-        constants="".join(
-            f'    "{name}": {literal(value)},\n' for name, value in constants.items()
-        ),
+        constants="".join(lines),
         warps=tile.warps,
         stages=tile.stages,
     )

@@ -25,9 +25,7 @@ class Policy:
 POLICIES = {
     ONLINE: Policy("the running maximum of the row, by which sums are rescaled; never redone"),
     "zero": Policy("zero"),
-    "bound": Policy(
-        "a number that is known while compiling, such as a bound of the scores", "bound"
-    ),
+    "bound": Policy("a number known while compiling, such as a bound of the scores", "bound"),
     "head": Policy("a number for each query head, loaded: measured on other inputs", "phi"),
     "sink": Policy("the sink of the head, which is a part of the sum itself", "sinks"),
     "first_tile": Policy("the maximum over the first keys that the row sees"),
@@ -43,10 +41,10 @@ class SafeSums:
     """
 
     least: float
-    """Weights below the normal range are lost: this many times their number is nothing beside it."""
+    """Weights below the normal range are lost: beside it they are nothing, however many."""
     most: float
-    """Nothing that is added up overflows where values are below 2^27; sums that did are checked for
-    by themselves."""
+    """Nothing that is added up overflows where values are below 2^27; sums that did are found by a
+    check of their own."""
     least_each: float = 0.0
     """The least sum for each key that the row sees: their mean has to be a normal number."""
 

@@ -17,7 +17,7 @@ MOST_DIM = 256
 """Of a head: a row of queries, and one of sums, stay in registers."""
 ALIGNMENTS = ("top_left", "bottom_right")
 DEAD = ("nan", "zero")
-PRECISIONS = ("ieee", "tf32")
+PRECISIONS = ("ieee", "tf32x3", "tf32")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class AttentionSpec:
     """What a row gives that sees no key, or scores of minus infinity alone: ``nan`` as softmax
     does, or ``zero`` as torch's fused attention does."""
     precision: str = "ieee"
-    """How float32 is multiplied: ``ieee``, or ``tf32``."""
+    """How float32 is multiplied: ``ieee``; ``tf32x3``, by matrix units in three parts, which lose
+    little; ``tf32``, which rounds operands to 11 bits."""
 
     def __post_init__(self) -> None:
         self._require(self.dtype in DTYPES, f"dtype is one of {', '.join(DTYPES)}")
@@ -81,7 +82,7 @@ class AttentionSpec:
         self._require(takes != "sinks" or self.sinks, "a policy of sinks has sinks")
         self._require(self.dead in DEAD, f"dead is one of {DEAD}")
         self._require(self.precision in PRECISIONS, f"precision is one of {PRECISIONS}")
-        self._require(self.precision != "tf32" or self.dtype == "float32", "tf32 is for float32")
+        self._require(self.precision == "ieee" or self.dtype == "float32", "tf32 is for float32")
         if self.program:
             Epilogue.parse(self.program)
 

@@ -64,6 +64,19 @@ def visit_keys(
 
 
 @triton.jit
+def write_rows(
+    out: tl.tensor, lse: tl.tensor, peak: tl.tensor, sums: tl.tensor, total: tl.tensor,
+    corner: tl.tensor, row: tl.tensor, inside: tl.tensor, out_strides: tl.tuple,
+    DEAD: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr,
+) -> None:  # fmt: skip
+    """Store weighted means, and logarithms of sums, of those rows of a head that are inside."""
+    result = divided(total, sums, DEAD)
+    store_tile(out, corner, out_strides, inside, result, BLOCK_M, VALUE_DIM, BLOCK_V)
+    if lse is not None:
+        tl.store(lse + row, (or_zero(peak) + tl.log2(sums)) * LN2, mask=inside)
+
+
+@triton.jit
 def attention_forward(
     q: tl.tensor, k: tl.tensor, v: tl.tensor, out: tl.tensor, lse: tl.tensor, inputs: tl.tuple,
     lengths: tl.tensor, phi: tl.tensor, sinks: tl.tensor, redone: tl.tensor,
@@ -155,14 +168,23 @@ def attention_forward(
         BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
     )  # fmt: skip
 
+    out = of_head(out, out_strides, batch, head)
+    if lse is not None:
+        lse += (batch.to(tl.int64) * heads + head) * rows
+    write_rows(
+        out, lse, peak, sums, total, corner, row, row_inside, out_strides, DEAD, VALUE_DIM,
+        BLOCK_M, BLOCK_V,
+    )  # fmt: skip
     if SOFTMAX != "online":
+        # What was written is written again: sums that wait for this would take registers of it.
         seen = tl.maximum(end - first, 0)
         is_good = is_exact(sums, seen, LEAST, LEAST_EACH, MOST) & all_finite(total)
         is_alive = (seen > 0) | (sink > float("-inf"))
         is_bad = row_inside & is_alive & (is_good == 0)
         if tl.sum(is_bad.to(tl.int32), 0) > 0:
+            nothing_yet = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
             highest_score, _, _ = visit_keys(
-                sink, nothing, total, begin, stop, queries, k, v, k_strides,
+                sink, nothing, nothing_yet, begin, stop, queries, k, v, k_strides,
                 v_strides, place, first, end, length, inputs, "maximum", True, SCORES, SCALE,
                 BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
             )  # fmt: skip
@@ -170,18 +192,14 @@ def attention_forward(
             is_bad = is_bad & (highest_score > float("-inf"))
             count = tl.sum(is_bad.to(tl.int32), 0)
             if count > 0:
-                peak = tl.where(is_bad, highest_score, peak)
+                peak = or_zero(highest_score)
                 peak, sums, total = visit_keys(
-                    peak, tl.exp2(sink - peak), tl.zeros_like(total), begin, stop, queries, k, v,
+                    peak, tl.exp2(sink - peak), nothing_yet, begin, stop, queries, k, v,
                     k_strides, v_strides, place, first, end, length, inputs, "fixed", True, SCORES,
                     SCALE, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
                 )  # fmt: skip
+                write_rows(
+                    out, lse, peak, sums, total, corner, row, is_bad, out_strides, DEAD, VALUE_DIM,
+                    BLOCK_M, BLOCK_V,
+                )  # fmt: skip
                 tl.atomic_add(redone, count)
-
-    out = of_head(out, out_strides, batch, head)
-    result = divided(total, sums, DEAD)
-    store_tile(out, corner, out_strides, row_inside, result, BLOCK_M, VALUE_DIM, BLOCK_V)
-    if lse is not None:
-        found = (or_zero(peak) + tl.log2(sums)) * LN2
-        of_rows = (batch.to(tl.int64) * heads + head) * rows
-        tl.store(lse + of_rows + row, found, mask=row_inside)

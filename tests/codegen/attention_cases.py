@@ -5,7 +5,9 @@ Runs in a process of the ``interpreted`` fixture, so it imports Triton freely.
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -23,16 +25,18 @@ from tests.codegen import attention_oracle as oracle
 correct_interpreter()
 
 TILE = AttentionTile(16, 16, 4, 1)
-ROUNDING = {"float32": 3e-6, "float16": 3e-3, "bfloat16": 2.5e-2}
-"""Of the largest value: some roundings of weights, and the one of the result."""
+ROUNDING = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}
+"""Of the largest value: some roundings of weights, and the one of the result. Chosen."""
+SUMMED = {"float32": 1e-6, "float16": 5e-4, "bfloat16": 4e-3}
+"""Of sums of weights, which are rounded before they are summed."""
 
 
 def run(
     text: str,
     batch: int = 2,
-    heads: int = 2,
-    rows: int = 37,
-    keys: int = 53,
+    heads: int = 1,
+    rows: int = 20,
+    keys: int = 45,
     *,
     seed: int = 0,
     spread: float = 1.0,
@@ -71,7 +75,8 @@ def run(
     wanted, sums = oracle.attention(spec, **given)
     error = difference(out, wanted)
     assert error <= ROUNDING[spec.dtype] * (1 + given["v"].double().abs().max()), f"error {error}"
-    assert difference(lse, sums) <= 2e-5 * (1 + sums.nan_to_num(0, 0, 0).abs().max())
+    size = 1 + sums.nan_to_num(0, 0, 0).abs().max()
+    assert difference(lse, sums) <= SUMMED[spec.dtype] * size, "wrong logarithms of sums"
     inside = out.isnan().sum()
     assert around.isnan().sum() - inside == around.numel() - out.numel(), "a store beside it"
     count = counter.item() - 100
@@ -131,11 +136,7 @@ def mutant(kernel: AttentionKernel, change: tuple[str, str]) -> AttentionKernel:
     module = kernel.path.read_text()
     assert sum(old in text for text in (module, *sources.values())) == 1, "no single such text"
     name = f"mutant_{abs(hash(change))}"
-    import sys
-
     package = f"overlapc.codegen.{name}"
-    import importlib.util
-
     spec = importlib.util.spec_from_loader(package, loader=None, is_package=True)
     assert spec is not None
     root = importlib.util.module_from_spec(spec)
