@@ -73,6 +73,7 @@ def module_text(spec: AttentionSpec, tile: AttentionTile) -> str:
         **softmax_constants(spec),
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
+        "STAGES": tile.stages,
     }
     lines = (f'    "{name}": {literal(value)},\n' for name, value in constants.items())
     return TEXT.format(

@@ -28,7 +28,8 @@ def visit_keys(
     peak: tl.tensor, sums: tl.tensor, total: tl.tensor, begin: tl.tensor, stop: tl.tensor,
     queries: tl.tensor, k: tl.tensor, v: tl.tensor, k_strides: tl.tuple, v_strides: tl.tuple,
     place: tl.tuple, first: tl.tensor, end: tl.tensor, length: tl.tensor, inputs: tl.tuple,
-    STEP: tl.constexpr, IS_CUT: tl.constexpr, SCORES: tl.constexpr, SCALE: tl.constexpr,
+    STEP: tl.constexpr, IS_CUT: tl.constexpr, STAGES: tl.constexpr,
+    SCORES: tl.constexpr, SCALE: tl.constexpr,
     BEFORE: tl.constexpr, AFTER: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
@@ -36,8 +37,9 @@ def visit_keys(
 
     STEP is ``maximum``: peak alone is raised; ``fixed``: weights are relative to peak, which stays;
     ``online``: it is raised, and sums and total are rescaled. IS_CUT: not every row sees every key.
+    STAGES deep are loads begun before they are needed.
     """
-    for start in tl.range(begin, stop, BLOCK_N):
+    for start in tl.range(begin, stop, BLOCK_N, num_stages=STAGES, disable_licm=STAGES == 1):
         column = start + tl.arange(0, BLOCK_N)
         inside = column < length
         keys = load_tile(k, start, k_strides, inside, BLOCK_N, HEAD_DIM, BLOCK_D, IS_CUT)
@@ -88,6 +90,7 @@ def attention_forward(
     SOFTMAX: tl.constexpr, BOUND: tl.constexpr, DEAD: tl.constexpr,
     LEAST: tl.constexpr, LEAST_EACH: tl.constexpr, MOST: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+    STAGES: tl.constexpr,
 ) -> None:  # fmt: skip
     """``out = softmax(scores) @ v`` for queries ``q``; see ``AttentionSpec``.
 
@@ -145,7 +148,7 @@ def attention_forward(
             at = tl.where(whole_begin < whole_stop, whole_begin, begin)
             peak, _, _ = visit_keys(
                 sink, nothing, total, at, tl.minimum(at + BLOCK_N, stop), queries, k, v, k_strides,
-                v_strides, place, first, end, length, inputs, "maximum", True, SCORES, SCALE,
+                v_strides, place, first, end, length, inputs, "maximum", True, 1, SCORES, SCALE,
                 BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
             )  # fmt: skip
             peak = or_zero(peak)
@@ -154,17 +157,17 @@ def attention_forward(
     if BEFORE is not None:
         peak, sums, total = visit_keys(
             peak, sums, total, begin, tl.minimum(whole_begin, stop), queries, k, v, k_strides,
-            v_strides, place, first, end, length, inputs, STEP, True, SCORES, SCALE,
+            v_strides, place, first, end, length, inputs, STEP, True, STAGES, SCORES, SCALE,
             BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
         )  # fmt: skip
     peak, sums, total = visit_keys(
         peak, sums, total, whole_begin, whole_stop, queries, k, v, k_strides,
-        v_strides, place, first, end, length, inputs, STEP, False, SCORES, SCALE,
+        v_strides, place, first, end, length, inputs, STEP, False, STAGES, SCORES, SCALE,
         BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
     )  # fmt: skip
     peak, sums, total = visit_keys(
         peak, sums, total, tl.maximum(whole_begin, whole_stop), stop, queries, k, v, k_strides,
-        v_strides, place, first, end, length, inputs, STEP, True, SCORES, SCALE,
+        v_strides, place, first, end, length, inputs, STEP, True, STAGES, SCORES, SCALE,
         BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
     )  # fmt: skip
 
@@ -178,14 +181,18 @@ def attention_forward(
     if SOFTMAX != "online":
         # What was written is written again: sums that wait for this would take registers of it.
         seen = tl.maximum(end - first, 0)
-        is_good = is_exact(sums, seen, LEAST, LEAST_EACH, MOST) & all_finite(total)
+        tl.debug_barrier()
+        # Read back: Triton 3.6 cannot reduce sums of tensor memory (sm_100) to a branch.
+        written = load_tile(out, corner, out_strides, row_inside, BLOCK_M, VALUE_DIM, BLOCK_V, True)
+        is_finite = all_finite(written.to(tl.float32))
+        is_good = is_exact(sums, seen, LEAST, LEAST_EACH, MOST) & is_finite
         is_alive = (seen > 0) | (sink > float("-inf"))
         is_bad = row_inside & is_alive & (is_good == 0)
         if tl.sum(is_bad.to(tl.int32), 0) > 0:
             nothing_yet = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
             highest_score, _, _ = visit_keys(
                 sink, nothing, nothing_yet, begin, stop, queries, k, v, k_strides,
-                v_strides, place, first, end, length, inputs, "maximum", True, SCORES, SCALE,
+                v_strides, place, first, end, length, inputs, "maximum", True, 1, SCORES, SCALE,
                 BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
             )  # fmt: skip
             # A row of minus infinity alone has been computed: it has no weight.
@@ -195,7 +202,7 @@ def attention_forward(
                 peak = or_zero(highest_score)
                 peak, sums, total = visit_keys(
                     peak, tl.exp2(sink - peak), nothing_yet, begin, stop, queries, k, v,
-                    k_strides, v_strides, place, first, end, length, inputs, "fixed", True, SCORES,
+                    k_strides, v_strides, place, first, end, length, inputs, "fixed", True, 1, SCORES,
                     SCALE, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
                 )  # fmt: skip
                 write_rows(
