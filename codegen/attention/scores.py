@@ -48,7 +48,8 @@ class ScoreFunction(Function):
         if last.dtype not in FLOATS:
             raise CannotLower(f"scores of {last.dtype} are none")
         body = "".join(map(line_text, self.lines))
-        return f"{self.header}{body}    return {last.text}\n"
+        result = f"score_inputs.in_range({last.text})" if self.inputs else last.text
+        return f"{self.header}{body}    return {result}\n"
 
     def _read(self, shape: str, parts: str) -> str:
         if shape == "scalar":

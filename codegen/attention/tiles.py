@@ -29,17 +29,28 @@ def padded(dim: int) -> int:
     return max(LEAST_BLOCK, 1 << (dim - 1).bit_length())
 
 
-def tile_for(spec: AttentionSpec, architecture: str) -> AttentionTile:
-    """A tile for ``sm_<number>`` or ``gfx<name>``: what the budgets of the tests allow.
+NVIDIA = {
+    "sm_80": {64: (128, 64, 8, 2), 128: (64, 64, 8, 2), 256: (64, 32, 8, 2)},
+    "sm_90": {64: (128, 128, 8, 2), 128: (128, 64, 8, 3), 256: (64, 32, 8, 2)},
+    "sm_100": {64: (64, 64, 8, 2), 128: (128, 64, 8, 3), 256: (64, 64, 8, 2)},
+}
+"""Of 16 bits, by the first architecture that takes them and the most columns of a head."""
+NVIDIA_FLOAT = {64: (32, 32, 8, 1), 128: (16, 16, 8, 1), 256: (16, 16, 8, 1)}
+AMD = {64: (128, 64, 4, 1), 128: (128, 64, 4, 1), 256: (64, 32, 4, 1)}
+AMD_FLOAT = {64: (64, 32, 8, 2), 128: (32, 16, 4, 1), 256: (16, 16, 4, 1)}
 
-    None was timed. Keys and values of a step stay in shared memory once for each stage.
+
+def tile_for(spec: AttentionSpec, architecture: str) -> AttentionTile:
+    """A tile for ``sm_<number>`` or ``gfx<name>``: of the largest whose machine code keeps within
+    registers and shared memory, as the tests check. None was timed.
     """
-    wide = max(padded(spec.head_dim), padded(spec.value_dim))
-    is_wide, is_float = wide > 128, spec.dtype == "float32"
+    is_float = spec.dtype == "float32"
     if architecture.startswith("gfx"):
-        return AttentionTile(64 if is_wide or is_float else 128, 32 if is_wide else 64, 4, 1)
-    if is_float:
-        return AttentionTile(64, 16 if is_wide else 32, 4, 1 if is_wide else 2)
-    if sm_number(architecture) >= 90:
-        return AttentionTile(128, 64, 8, 2) if is_wide else AttentionTile(128, 128, 8, 2)
-    return AttentionTile(64, 32, 4, 2) if is_wide else AttentionTile(128, 64, 8, 2)
+        known = AMD_FLOAT if is_float else AMD
+    elif is_float:
+        known = NVIDIA_FLOAT
+    else:
+        number = sm_number(architecture)
+        known = NVIDIA["sm_100" if number >= 100 else "sm_90" if number >= 90 else "sm_80"]
+    wide = max(spec.head_dim, spec.value_dim)
+    return AttentionTile(*known[min(columns for columns in known if columns >= wide)])

@@ -202,8 +202,9 @@ def attention_forward(
                 peak = or_zero(highest_score)
                 peak, sums, total = visit_keys(
                     peak, tl.exp2(sink - peak), nothing_yet, begin, stop, queries, k, v,
-                    k_strides, v_strides, place, first, end, length, inputs, "fixed", True, 1, SCORES,
-                    SCALE, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
+                    k_strides, v_strides, place, first, end, length, inputs, "fixed", True, 1,
+                    SCORES, SCALE, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D,
+                    BLOCK_V,
                 )  # fmt: skip
                 write_rows(
                     out, lse, peak, sums, total, corner, row, is_bad, out_strides, DEAD, VALUE_DIM,

@@ -48,3 +48,13 @@ def vector(
 def one(x: tl.tensor, stride_b: tl.tensor, stride_h: tl.tensor, tile: tl.tuple) -> tl.tensor:
     """``x[batch, head, 0, 0]``."""
     return tl.load(x + _of_head(stride_b, stride_h, tile))
+
+
+@triton.jit
+def in_range(score: tl.tensor) -> tl.tensor:
+    """The score, but where it would be infinite in units of log 2: a mask of the least number.
+
+    A row of it alone is the mean of all values, where one of minus infinity is none.
+    """
+    is_mask = (score < -2.3e38) & (score > float("-inf"))
+    return tl.where(is_mask, -2.3e38, score)

@@ -28,7 +28,7 @@ SOFT_CAP = program("", ("div.Tensor", "%0", 1.5), ("tanh.default", "%1"), ("mul.
 ALIBI = program("vector:float32", ("add.Tensor", "%0", "@0"))
 ADDED = program("matrix:float32", ("add.Tensor", "%0", "@0"))
 KEPT = program("matrix:bool", ("where.ScalarOther", "@0", "%0", -math.inf))
-KEPT_FINITE = program("matrix:bool", ("where.ScalarOther", "@0", "%0", -1e30))
+KEPT_FINITE = program("matrix:bool", ("where.ScalarOther", "@0", "%0", -3.4e38))
 EVERY_SHAPE = program(
     "matrix:bfloat16 column:float32 vector:bool one:float16 scalar:float32",
     ("mul.Tensor", "%0", "@4"),

@@ -54,6 +54,9 @@ REDONE = {
     ),
     "float16 above": (replace(HALF, softmax="bound", bound=-16.0), {"redone": ROWS}),
     "φ is NaN": (replace(SPEC, softmax="head"), {"phi": float("nan"), "redone": ROWS}),
+    "values of which a sum overflows": (
+        replace(SPEC, softmax="bound", bound=-50.0), {"values": 1e30, "redone": ROWS},
+    ),
     "a finite mask, of whole rows too": (
         replace(SPEC, program=programs.KEPT_FINITE), {"kept": 0.0, "redone": ROWS},
     ),
@@ -74,6 +77,9 @@ MUTANTS = {
     "no check of each key": (
         "float16 below its normal numbers", "LEAST_EACH, LEAST)", "0.0, LEAST / 64)",
     ),
+    "no check of sums of values": ("values of which a sum overflows", " & is_finite", ""),
+    "the least number becomes infinite": ("a finite mask, of whole rows too",
+                                          "tl.where(is_mask, -2.3e38, score)", "score"),
     "no sinks": ("sinks", "sums = tl.exp2(sink - peak)", "sums = nothing"),
     "another head's keys": ("grouped, ragged heads", "k_strides, batch, head // GROUPS)",
                             "k_strides, batch, head * 0)"),
