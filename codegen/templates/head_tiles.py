@@ -1,6 +1,6 @@
 """Loading and storing the matrix of one head, a tile at a time, whatever its strides."""
 
-# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false, reportAttributeAccessIssue=false
 # (Triton's builtins raise when Python calls them; pyright concludes that they never return.)
 import triton
 import triton.language as tl

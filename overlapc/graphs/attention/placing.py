@@ -65,8 +65,9 @@ def _input(value: torch.Tensor) -> Input:
     if value.ndim == 0:
         return Input("scalar", _name(value.dtype))
     row = value.shape[-2] if value.ndim > 1 else 1
-    is_one = tuple(statically_known_true(size == 1) for size in (row, value.shape[-1]))
-    return Input(OF_SHAPE.get(is_one, "one"), _name(value.dtype))
+    has_one_row = statically_known_true(row == 1)
+    has_one_key = statically_known_true(value.shape[-1] == 1)
+    return Input(OF_SHAPE.get((has_one_row, has_one_key), "one"), _name(value.dtype))
 
 
 def _name(dtype: torch.dtype) -> str:
