@@ -1,4 +1,4 @@
-"""From a spec to a kernel, through generated modules on disk."""
+"""From the text of a module to the module, and from a spec to its kernel, through files on disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from types import ModuleType
 from overlapc.cache import cache_dir
 from overlapc.codegen.kernel import Kernel
 from overlapc.codegen.module import module_text
-from overlapc.codegen.spec import GemmSpec
+from overlapc.codegen.spec import KIND, GemmSpec
 from overlapc.errors import KernelError
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -36,15 +36,23 @@ def build(spec: GemmSpec) -> Kernel:
     return kernel
 
 
-def module_path(spec: GemmSpec, directory: Path) -> Path:
-    """Where the module of ``spec`` is kept: named by a hash of all that its meaning depends on."""
-    return _path("gemm", module_text(spec), directory)
-
-
-def _path(kind: str, text: str, directory: Path) -> Path:
+def module_path(text: str, directory: Path, kind: str = KIND) -> Path:
+    """Where a module is kept: named by its kind and a hash of all that its meaning depends on."""
     parts = (text, _templates_hash(), _triton_version())
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     return directory / f"{kind}_{key[:20]}.py"
+
+
+def generated(text: str, kind: str) -> tuple[Path, ModuleType]:
+    """The module of a text, imported, and its file: the one that is there, or a new one."""
+    path = module_path(text, cache_dir() / "kernels", kind)
+    try:
+        _ensure(path, text)
+    except OSError:
+        # A home that cannot be written to costs the cache, not the kernel.
+        path = Path(tempfile.mkdtemp(prefix="overlapc-")) / path.name
+        _ensure(path, text)
+    return path, load(path)
 
 
 def load(path: Path) -> ModuleType:
@@ -56,20 +64,7 @@ def load(path: Path) -> ModuleType:
 
 
 def _load(spec: GemmSpec) -> Kernel:
-    path, module = generated("gemm", module_text(spec))
-    return Kernel(spec, path, module)
-
-
-def generated(kind: str, text: str) -> tuple[Path, ModuleType]:
-    """The file that holds the text of a module, named after its kind, and the module."""
-    path = _path(kind, text, cache_dir() / "kernels")
-    try:
-        _ensure(path, text)
-    except OSError:
-        # A home that cannot be written to costs the cache, not the kernel.
-        path = Path(tempfile.mkdtemp(prefix="overlapc-")) / path.name
-        _ensure(path, text)
-    return path, load(path)
+    return Kernel(spec, *generated(module_text(spec), KIND))
 
 
 def _ensure(path: Path, text: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 from overlapc.codegen.epilogue import Call, Dtype, Epilogue, Input, Ref
 from overlapc.codegen.pointwise import BITS, CASTS, COMPARE, FLOAT, LOGIC, RULES, Rule, write
@@ -50,6 +50,8 @@ class Line:
 class Function:
     """A function in the making; ``add`` appends one call of the chain."""
 
+    parts: ClassVar[Mapping[str, int]] = PARTS
+
     def __init__(self, inputs: Sequence[Input | None], dtype: str, most_products: int = 1) -> None:
         self.inputs = inputs
         self.dtype = dtype
@@ -80,9 +82,9 @@ class Function:
         """The function, whole."""
         last = self.lines[-1]
         assert last.name == self.values[-1].text, "the last call's value is what is stored"
-        body = [_line(line) for line in self.lines[:-1]]
+        body = [line_text(line) for line in self.lines[:-1]]
         # A cast rounds as well.
-        body.append(_line(replace(last, dtype="float32")))
+        body.append(line_text(replace(last, dtype="float32")))
         result = last.name
         if last.dtype != "float32":
             result = f"pointwise.cast({result}, tl.{TRITON_NAMES[last.dtype]})"
@@ -155,14 +157,19 @@ class Function:
         if item is None or item.dtype not in (*FLOATS, BOOL):
             raise CannotLower("it takes a tensor that no kernel reads")
         before = [other for other in self.inputs[:index] if other is not None]
-        first = sum(PARTS[other.shape] for other in before)
-        parts = ", ".join(f"inputs[{first + part}]" for part in range(PARTS[item.shape]))
-        shape = "one" if item.shape == "scalar" else item.shape
+        first = sum(self.parts[other.shape] for other in before)
+        count = self.parts[item.shape]
+        parts = ", ".join(f"inputs[{first + part}]" for part in range(count))
         held = "int1" if item.dtype == BOOL else "float32"
-        tile = "" if shape == "one" else ", tile"
-        text = f"operands.{shape}({parts}{tile}).to(tl.{held})"
+        text = f"{self._read(item.shape, parts)}.to(tl.{held})"
         self.lines.append(Line(f"in{index}", text, comment=f"{item.dtype} {item.shape}"))
         return Value(f"in{index}", item.dtype, item.shape)
+
+    def _read(self, shape: str, parts: str) -> str:
+        """The text that reads an input of ``parts``."""
+        if shape in ("one", "scalar"):
+            return f"operands.one({parts})"
+        return f"operands.{shape}({parts}, tile)"
 
 
 def function_of(epilogue: Epilogue, dtype: str, most_products: int = 1) -> Function:
@@ -201,7 +208,8 @@ def parameters(op: str) -> dict[str, Any]:
     return {a.name: a.default_value if a.has_default_value() else _missing for a in arguments}
 
 
-def _line(line: Line) -> str:
+def line_text(line: Line) -> str:
+    """One assignment, under a comment that says what it is."""
     text = line.text
     if line.dtype in (*HALVES, *FP8):
         text = f"pointwise.rounded({text}, tl.{TRITON_NAMES[line.dtype]})"

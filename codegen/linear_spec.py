@@ -8,8 +8,8 @@ from functools import cached_property
 from overlapc.codegen.epilogue import Call, Dtype, Epilogue, Ref
 from overlapc.codegen.products import GEMMS
 from overlapc.codegen.promotion import FLOATS, FP8
+from overlapc.codegen.records import from_line, to_line
 from overlapc.codegen.spec import LAYOUTS
-from overlapc.codegen.spec_text import parsed, text_of
 from overlapc.errors import KernelError
 
 KIND = "linear"
@@ -80,12 +80,12 @@ class LinearSpec:
         self._require(1 <= self.weights <= MOST_WEIGHTS, f"it has at most {MOST_WEIGHTS} weights")
 
     def __str__(self) -> str:
-        return text_of(KIND, self)
+        return to_line(KIND, self)
 
     @classmethod
     def parse(cls, text: str) -> LinearSpec:
         """Read what ``str`` printed; KernelError on any other text."""
-        return parsed(KIND, cls, text)
+        return from_line(KIND, cls, text)
 
     @cached_property
     def chain(self) -> Epilogue:
@@ -122,6 +122,6 @@ class LinearSpec:
         if not holds:
             raise KernelError(
                 f"No linear layer can be generated unless {rule}.",
-                where=text_of(KIND, self),
+                where=to_line(KIND, self),
                 remedy="change that field, or leave the layer to the library",
             )

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from overlapc.codegen.epilogue import Call, Dtype, Epilogue, Input, Ref
 from overlapc.codegen.promotion import FLOATS, FP8
-from overlapc.codegen.spec_text import parsed, text_of
+from overlapc.codegen.records import from_line, to_line
 from overlapc.errors import KernelError
 from overlapc.planning.tiles import Tile
 
@@ -86,12 +86,12 @@ class GemmSpec:
             Epilogue.parse(self.epilogue)
 
     def __str__(self) -> str:
-        return text_of(KIND, self)
+        return to_line(KIND, self)
 
     @classmethod
     def parse(cls, text: str) -> GemmSpec:
         """Read what ``str`` printed; KernelError on any other text."""
-        return parsed(KIND, cls, text)
+        return from_line(KIND, cls, text)
 
     @cached_property
     def chain(self) -> Epilogue:

@@ -25,6 +25,7 @@ from overlapc.options import Options
 from overlapc.reporting.records import BEFORE_AUTOGRAD, Report, Site
 from overlapc.runtime import groups
 from overlapc.runtime.artifacts import beside_artifacts
+from overlapc.runtime.attention import redone_of
 from overlapc.runtime.linear_tables import choices
 from overlapc.runtime.ops import by_library_of, calls_of, choices_text
 from overlapc.targets import TargetChoice
@@ -233,11 +234,14 @@ def report() -> Report:
 
 
 def _as_called(site: Site) -> Site:
-    """The site with its calls, and why the library computed those that were to be signaled."""
+    """The site with its calls, why the library computed those that were to be signaled, and what
+    a softmax without a running maximum had to do again."""
     said = [
         f" The library computed {count} calls: {why}"
         for why, count in by_library_of(site.id).items()
     ]
+    if redone := redone_of(site.id):
+        said.append(f" {redone} rows were computed a second time.")
     reason = "".join((site.reason, *said))
     return replace(site, calls=dict(calls_of(site.id)), reason=reason)
 

@@ -15,7 +15,7 @@ from overlapc.planning.target import Target
 
 CHOICES = {
     "overlap": ("auto", "off", "serial", "chunked", "signaled"),
-    "softmax": ("auto", "off", "sdpa"),
+    "softmax": ("auto", "off", "sdpa", "unified", "online"),
     "linear": ("auto", "off", "flat"),
 }
 
@@ -36,7 +36,8 @@ class Options:
     at every chain."""
     softmax: str = "auto"
     """Attention that is spelled out. "auto": torch's fused one where that was measured to pay;
-    "off": not looked at; "sdpa": the fused one wherever it gives the same."""
+    "off": not looked at; "sdpa": the fused one wherever it gives the same; "unified": a kernel of
+    our own on GPUs that keeps no running maximum; "online": the same kernel, and keeps one."""
     linear: str = "auto"
     """Linear layers of few rows. "auto": what `overlapc calibrate --linear` measured to beat the
     library here, nothing without it; "off": not looked at; "flat": what is generated, or another

@@ -1,4 +1,4 @@
-"""Softmax attention that is spelled out becomes torch's fused one, where that pays.
+"""Softmax attention that is spelled out becomes torch's fused one, where that pays, or our own.
 
 It runs over what Dynamo gives, before autograd: gradients come from the kernel that is put in.
 
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from overlapc.graphs.attention.matching import Attention, Fused, find_sites
+from overlapc.graphs.attention.placing import place, spec_of
 from overlapc.graphs.attention.problems import problem_of
 from overlapc.graphs.attention.rewriting import fuse, take_heads_once
 from overlapc.graphs.collectives import Refusal
@@ -45,14 +46,16 @@ class RewriteAttention:
         chosen = []
         for node, found in list(find_sites(graph)):
             verdict = _verdict(found, compilation)
-            _report(node, found, verdict, compilation)
+            site = _report(node, found, verdict, compilation)
             if verdict.decision == "rewritten" and not isinstance(found, Refusal):
-                chosen.append(found)
-        for found in reversed(chosen):
-            if isinstance(found, Attention):
-                fuse(graph, found)
-            else:
+                chosen.append((found, verdict, site))
+        for found, verdict, site in reversed(chosen):
+            if isinstance(found, Fused):
                 take_heads_once(graph, found)
+            elif verdict.policy:
+                place(graph, found, spec_of(found, verdict.policy), site)
+            else:
+                fuse(graph, found)
 
 
 def _verdict(found: Attention | Fused | Refusal, compilation: Compilation) -> Verdict:
@@ -68,7 +71,8 @@ def _verdict(found: Attention | Fused | Refusal, compilation: Compilation) -> Ve
 
 def _report(
     node: fx.Node, found: Attention | Fused | Refusal, verdict: Verdict, compilation: Compilation
-) -> None:
+) -> str:
+    """Report a site; return its identifier."""
     site = Site(
         id=compilation.next_site_id(),
         kind="attention",
@@ -81,3 +85,4 @@ def _report(
     )
     log.info("%s %s at %s: %s", site.decision, site.kind, site.where, site.reason)
     compilation.sites.append(site)
+    return site.id

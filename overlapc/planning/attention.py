@@ -1,4 +1,4 @@
-"""Whether torch's fused attention is worth putting in the place of a spelled-out one. No torch."""
+"""Which attention is worth putting in the place of a spelled-out one. No torch."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ LEAST_ROWS = 32
 LEAST_SCORES = 32 * 1024
 """Rows, and rows by keys, from which fused surely won in benchmarks/results/attention.md. Below
 neither won clearly, and of one row (decode) Inductor's own is up to twice as fast."""
+
+
+OWN = ("unified", "online")
+"""Choices of a kernel of our own."""
+OWN_DIMS = {"float32": 128, "float16": 256, "bfloat16": 256}
+"""The most columns of a head that stay in registers, by dtype; from the budgets of the tests."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,12 @@ class AttentionProblem:
     """The last dimension of queries, keys and values has stride 1."""
     is_fused: bool = False
     """The graph calls torch's attention already."""
+    dead: str = ""
+    """What eager gives a row that keeps no key, as ``masks.Mask`` says it; empty: there is none."""
+    is_trained: bool = False
+    """A gradient is wanted of queries, keys or values."""
+    runs_kernels: bool = False
+    """Generated kernels run on the device."""
 
     @property
     def score_bytes(self) -> int:
@@ -56,16 +68,25 @@ class Verdict:
     """What is to become of one attention, and why."""
 
     decision: str
-    """"rewritten" or "kept"."""
+    """"rewritten", "kept" or "refused"."""
     code: str
     reason: str
+    policy: str = ""
+    """Where φ comes from in a kernel of our own, as `codegen.attention.policies` names it; empty:
+    torch's attention is put in."""
 
 
 def decide(problem: AttentionProblem, choice: str) -> Verdict:
-    """Choose between an attention as it is spelled and torch's fused one.
+    """Choose between an attention as it is spelled, torch's fused one, and a kernel of our own.
 
-    ``choice`` is option ``softmax``: "auto", or "sdpa" to take the fused one wherever it may be.
+    ``choice`` is option ``softmax``: "auto", "sdpa" to take the fused one wherever it may be, or
+    "unified" or "online" to take a kernel of our own.
     """
+    if choice in OWN:
+        return _own(problem, choice)
+    if problem.dead and problem.device != "cpu":
+        reason = "A row may keep no key, and what torch's kernels give it is known on processors."
+        return Verdict("refused", "dead_rows", reason)
     if problem.is_fused and problem.groups == 1:
         return Verdict("kept", "fused_already", "It calls torch's fused attention as it stands.")
     if choice != "auto":
@@ -105,3 +126,35 @@ def _rewritten(problem: AttentionProblem) -> Verdict:
     mask = {"causal": " and skips masked keys", "nothing": "", "given": ""}[problem.mask]
     reason = f"Torch's fused attention stores none of {mib:.3g} MiB of scores{mask}."
     return Verdict("rewritten", "fused", reason)
+
+
+def policy_of(choice: str, dtype: str) -> str:
+    """Return where φ comes from: weights of float16 hold too few powers of two for a fixed one."""
+    if choice == "online":
+        return choice
+    return "first_tile" if dtype == "float16" else "zero"
+
+
+def _own(problem: AttentionProblem, choice: str) -> Verdict:
+    why = _why_not_own(problem)
+    if why:
+        return Verdict("kept", "no_own_kernel", f"There is no kernel of our own for it: {why}.")
+    policy = policy_of(choice, problem.dtype)
+    how = {
+        "online": "with a running maximum",
+        "zero": "relative to φ = 0, and rows of too large or small a sum are computed twice",
+        "first_tile": "relative to the maximum of each row's first keys, and rows of too large or"
+        " small a sum are computed twice",
+    }[policy]
+    return Verdict("rewritten", choice, f"A kernel of our own makes its softmax {how}.", policy)
+
+
+def _why_not_own(problem: AttentionProblem) -> str:
+    if problem.is_fused:
+        return "it is read where it is spelled out, and here torch's attention is called"
+    most = OWN_DIMS.get(problem.dtype, 0)
+    if max(problem.head_dim, problem.value_dim) > most:
+        return f"heads of {problem.dtype} have more than {most} columns"
+    if problem.is_trained or problem.is_mask_trained:
+        return "a gradient is wanted, and it has no backward"
+    return "" if problem.runs_kernels else f"generated kernels do not run on {problem.device}"

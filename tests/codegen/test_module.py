@@ -68,11 +68,11 @@ def test_a_corrupted_module_is_generated_again(damage):
 
 
 def test_other_templates_or_another_triton_are_another_entry(private_cache, monkeypatch):
-    paths = {builder.module_path(SPEC, private_cache)}
+    paths = {builder.module_path(module_text(SPEC), private_cache)}
     monkeypatch.setattr(builder, "_templates_hash", lambda: "edited")
-    paths.add(builder.module_path(SPEC, private_cache))
+    paths.add(builder.module_path(module_text(SPEC), private_cache))
     monkeypatch.setattr(builder, "_triton_version", lambda: "triton 0")
-    paths.add(builder.module_path(SPEC, private_cache))
+    paths.add(builder.module_path(module_text(SPEC), private_cache))
     assert len(paths) == 3
 
 

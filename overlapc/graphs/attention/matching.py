@@ -60,6 +60,12 @@ class Attention:
     is_contiguous: bool
     """Somebody reads strides of the result: before ``order`` it is to be contiguous."""
 
+    @property
+    def is_trained(self) -> bool:
+        """A gradient is wanted of queries, keys or values."""
+        sides = (self.query, self.key, self.value)
+        return torch.is_grad_enabled() and any(side.value.requires_grad for side in sides)
+
 
 @dataclass(frozen=True)
 class Fused:
@@ -236,12 +242,7 @@ def _in_dtype(versions: Versions, side: Expression, dtype: torch.dtype) -> Expre
 
 def _why_not_dead(found: Attention) -> Refusal | None:
     """The backward of torch's kernel takes the weights of a row without a key for other ones."""
-    if found.mask.dead and found.query.value.device.type != "cpu":
-        reason = "A row may keep no key, and what torch's kernels give it is known on processors."
-        return Refusal(found.node, "dead_rows", reason)
-    sides = (found.query, found.key, found.value)
-    is_trained = torch.is_grad_enabled() and any(side.value.requires_grad for side in sides)
-    if is_trained and found.mask.dead:
+    if found.is_trained and found.mask.dead:
         reason = "A row may keep no key, and torch's fused attention has another gradient there."
         return Refusal(found.node, "dead_rows", reason)
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from overlapc.graphs.attention.matching import Attention, Fused
 from overlapc.graphs.nodes import hint_of
 from overlapc.planning.attention import AttentionProblem
+from overlapc.runtime.attention import runs_kernels
 
 
 def problem_of(found: Attention | Fused) -> AttentionProblem:
@@ -26,4 +27,7 @@ def problem_of(found: Attention | Fused) -> AttentionProblem:
         is_mask_trained=is_spelled and found.mask.is_trained,
         is_dense=all(hint_of(side.stride(-1)) == 1 for side in (query, key, value)),
         is_fused=not is_spelled,
+        dead=found.mask.dead if is_spelled else "",
+        is_trained=is_spelled and found.is_trained,
+        runs_kernels=runs_kernels(query.device.type),
     )

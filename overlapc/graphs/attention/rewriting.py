@@ -32,7 +32,7 @@ def fuse(graph: fx.Graph, found: Attention) -> None:
         result = add_call(graph, F.scaled_dot_product_attention, tuple(sides), node, named)
         if found.mask.dead == "nan" and mask is not None:
             result = _poisoned(graph, result, mask)
-        result = _as_spelled(result, found).emit(graph)
+        result = as_spelled(result, found).emit(graph)
     node.replace_all_uses_with(result)
     for dead in reversed(found.chain):
         if not dead.users:
@@ -102,7 +102,7 @@ def _poisoned(graph: fx.Graph, result: fx.Node, mask: fx.Node) -> fx.Node:
     return _call(graph, torch.masked_fill, result, dead, math.nan, like=result)
 
 
-def _as_spelled(result: fx.Node, found: Attention) -> Expression:
+def as_spelled(result: fx.Node, found: Attention) -> Expression:
     """Bring ``[batch, heads, rows, dim]`` to the dimensions, order and layout of the old result."""
     given = Expression(result, value_of(result))
     for _ in range(2 - len(found.frame)):

@@ -1,0 +1,64 @@
+"""Machine code of an attention for a device that need not be here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from overlapc.codegen.aot import DIVISIBLE, TRITON_NAMES, Binary, compile_kernel
+from overlapc.codegen.attention.kernel import build_attention
+from overlapc.codegen.attention.scores import PARTS
+from overlapc.codegen.attention.spec import AttentionSpec
+from overlapc.codegen.attention.tiles import AttentionTile
+
+STRIDES = ("q_strides", "k_strides", "v_strides", "out_strides")
+NEVER_ONE = 3
+"""Strides of a matrix of one head that are no constant: the fourth, of columns, is one."""
+
+
+def build_for(spec: AttentionSpec, tile: AttentionTile, architecture: str) -> Binary:
+    """Build an attention for ``sm_90``, ``gfx942`` and the like; needs no GPU and no toolkit.
+
+    It is what Triton builds at a launch where pointers are multiples of 16 bytes, strides of 16
+    elements, columns follow one another, and logarithms of sums are asked for. KernelError where
+    Triton runs as an interpreter.
+    """
+    module = build_attention(spec, tile).module
+    names = list(module.KERNEL.arg_names)
+    pointer = f"*{TRITON_NAMES[spec.dtype]}"
+    signature: dict[str, Any] = {
+        **dict.fromkeys(("q", "k", "v", "out"), pointer),
+        **dict.fromkeys(("lse", "phi"), "*fp32"),
+        **dict.fromkeys(("lengths", "redone"), "*i32"),
+        "sinks": pointer,
+        **dict.fromkeys(("heads", "rows", "keys"), "i32"),
+        **dict.fromkeys(STRIDES, (*("i32",) * NEVER_ONE, "constexpr")),
+    }
+    absent = {"lengths": spec.lengths, "phi": spec.takes_phi, "sinks": spec.sinks}
+    constants: dict[Any, Any] = {
+        **module.CONSTANTS,
+        **{name: None for name, is_given in absent.items() if not is_given},
+        **{(names.index(name), NEVER_ONE): 1 for name in STRIDES},
+    }
+    parts: list[str] = []
+    for item in spec.inputs:
+        parts += [f"*{TRITON_NAMES[item.dtype]}", *["i32"] * (PARTS[item.shape] - 1)]
+        if item.shape in ("matrix", "vector"):  # keys follow one another
+            constants[names.index("inputs"), len(parts) - 1] = 1
+            parts[-1] = "constexpr"
+    signature["inputs"] = tuple(parts)
+    signature |= {name: "constexpr" for name in names if name in constants}
+    paths: list[tuple[int, ...]] = [
+        (names.index(name),) for name, kind in signature.items() if str(kind).startswith("*")
+    ]
+    tuples = {name: kinds for name, kinds in signature.items() if isinstance(kinds, tuple)}
+    paths += [
+        (names.index(name), part)
+        for name, kinds in tuples.items()
+        for part, kind in enumerate(kinds)
+        if kind != "constexpr"
+    ]
+    ordered = {name: signature[name] for name in names}
+    attributes = dict.fromkeys(paths, DIVISIBLE)
+    return compile_kernel(
+        module.KERNEL, ordered, constants, attributes, architecture, module.OPTIONS
+    )

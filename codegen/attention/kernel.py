@@ -1,0 +1,110 @@
+"""A generated attention as something to call: checks what its spec promises, then launches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from overlapc.codegen.attention.checking import INPUT_SHAPES, Sizes, misfit, sizes_of
+from overlapc.codegen.attention.module import module_text
+from overlapc.codegen.attention.scores import PARTS
+from overlapc.codegen.attention.spec import KIND, AttentionSpec
+from overlapc.codegen.attention.tiles import AttentionTile
+from overlapc.codegen.builder import generated
+from overlapc.codegen.epilogue import Input
+from overlapc.errors import KernelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AttentionKernel:
+    """The attention of ``spec``, a CTA for each block of rows of each head."""
+
+    spec: AttentionSpec
+    tile: AttentionTile
+    path: Path
+    """The generated module on disk."""
+    module: ModuleType
+    """The generated module, imported."""
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        *,
+        inputs: Sequence[Tensor] = (),
+        lengths: Tensor | None = None,
+        phi: Tensor | None = None,
+        sinks: Tensor | None = None,
+        lse: Tensor | None = None,
+        redone: Tensor | None = None,
+    ) -> None:
+        """Launch on the current stream, and write every element of ``out`` and ``lse``.
+
+        q[batch, groups * heads, rows, head_dim], k[batch, heads, keys, head_dim], v[batch, heads,
+        keys, value_dim] and out[batch, groups * heads, rows, value_dim] have any strides.
+        ``inputs`` are the program's, each of a shape that broadcasts to [batch, groups * heads,
+        rows, keys]. ``lengths`` is int32[batch], ``phi`` float32[groups * heads], ``sinks``
+        [groups * heads] of any floating dtype, ``lse`` contiguous float32[batch, groups * heads,
+        rows]. ``redone``, int32[1], is added the rows that were computed a second time; it is
+        needed but where softmax is online. KernelError where any of this does not hold.
+        """
+        sizes = sizes_of(q, k, v)
+        why = misfit(self.spec, sizes, (q, k, v, out), inputs, lengths, phi, sinks, lse, redone)
+        if why:
+            raise self._error(why)
+        if not (sizes.batch and sizes.heads and sizes.rows):
+            return
+        if not sizes.keys and not self.spec.sinks:
+            # A sum over no key is zero, in eager as well: there is no softmax to be NaN.
+            out.zero_()
+            if lse is not None:
+                lse.fill_(-float("inf"))
+            return
+        blocks = -(-sizes.rows // self.tile.block_m)
+        self.module.KERNEL[(blocks * sizes.heads * sizes.batch,)](
+            q, k, v, out, lse, input_parts(self.spec.inputs, inputs, sizes), lengths, phi, sinks,
+            redone, sizes.heads, sizes.rows, sizes.keys, q.stride(), k.stride(), v.stride(),
+            out.stride(), **self.module.CONSTANTS, **self.module.OPTIONS,
+        )  # fmt: skip
+
+    def _error(self, what: str) -> KernelError:
+        return KernelError(
+            f"This call does not fit its kernel: {what}.",
+            where=str(self.spec),
+            remedy="build a kernel for these operands, or use scaled_dot_product_attention",
+        )
+
+
+@lru_cache(maxsize=512)
+def build_attention(spec: AttentionSpec, tile: AttentionTile) -> AttentionKernel:
+    """The kernel of ``spec``; compiles nothing for a device, which Triton does at the first launch.
+
+    KernelError where scores cannot be lowered, or where Triton is missing.
+    """
+    return AttentionKernel(spec, tile, *generated(module_text(spec, tile), KIND))
+
+
+def input_parts(
+    promised: Sequence[Input], inputs: Sequence[Tensor], sizes: Sizes
+) -> tuple[Any, ...]:
+    """What a kernel is told of the inputs of scores: ``scores.PARTS`` of each."""
+    parts: list[Any] = []
+    for item, tensor in zip(promised, inputs, strict=True):
+        parts.append(tensor)
+        if item.shape == "scalar":
+            continue
+        wide = tensor.expand(sizes.batch, sizes.heads, *INPUT_SHAPES[item.shape](sizes))
+        batch, head, row, key = wide.stride()
+        own = {"matrix": (row, key), "column": (row,), "vector": (key,), "one": ()}[item.shape]
+        parts += (batch, head, *own)
+        assert len(own) + 3 == PARTS[item.shape]
+    return tuple(parts)

@@ -1,0 +1,69 @@
+"""How large a part of an attention one CTA computes at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from overlapc.codegen.attention.spec import AttentionSpec
+from overlapc.errors import KernelError
+from overlapc.planning.tiles import sm_number
+
+LEAST_BLOCK = 16
+"""The least side that Triton's dot takes on every device."""
+
+
+@dataclass(frozen=True)
+class AttentionTile:
+    """What of a kernel suits a device."""
+
+    block_m: int
+    """Rows of queries of one CTA; a power of two, as the next one."""
+    block_n: int
+    """Keys of one step."""
+    warps: int
+    stages: int
+    """Depth of the software pipeline that loads keys and values."""
+
+
+def padded(dim: int) -> int:
+    """The columns that a tile of ``dim`` columns takes."""
+    return max(LEAST_BLOCK, 1 << (dim - 1).bit_length())
+
+
+NVIDIA = {
+    "sm_80": {64: (128, 64, 8, 2), 128: (64, 64, 8, 2), 256: (64, 32, 8, 2)},
+    "sm_90": {64: (128, 128, 8, 2), 128: (128, 64, 8, 3), 256: (64, 32, 8, 2)},
+    "sm_100": {
+        64: (64, 64, 8, 2),
+        128: (128, 64, 8, 3),
+        192: (128, 32, 8, 2),
+        256: (64, 64, 8, 2),
+    },
+}
+"""Of 16 bits, by the first architecture that takes them and the most columns of a head."""
+NVIDIA_FLOAT = {64: (32, 32, 8, 1), 128: (16, 16, 8, 1)}
+AMD = {64: (128, 64, 4, 1), 128: (128, 64, 4, 1), 256: (64, 32, 4, 1)}
+AMD_FLOAT = {64: (64, 32, 8, 2), 128: (32, 16, 4, 1), 256: (16, 16, 4, 1)}
+
+
+def tile_for(spec: AttentionSpec, architecture: str) -> AttentionTile:
+    """A tile for ``sm_<number>`` or ``gfx<name>``: of the largest whose machine code keeps within
+    registers and shared memory, as the tests check. None was timed. KernelError where none does.
+    """
+    is_float = spec.dtype == "float32"
+    if architecture.startswith("gfx"):
+        known = AMD_FLOAT if is_float else AMD
+    elif is_float:
+        known = NVIDIA_FLOAT
+    else:
+        number = sm_number(architecture)
+        known = NVIDIA["sm_100" if number >= 100 else "sm_90" if number >= 90 else "sm_80"]
+    wide = max(spec.head_dim, spec.value_dim)
+    fitting = [columns for columns in known if columns >= wide]
+    if not fitting:
+        raise KernelError(
+            f"Heads of {wide} columns of {spec.dtype} do not fit the registers of {architecture}.",
+            where=str(spec),
+            remedy="use torch's scaled_dot_product_attention, or a dtype of 16 bits",
+        )
+    return AttentionTile(*known[min(fitting)])

@@ -1,0 +1,213 @@
+"""Attention of many rows: a CTA for each batch, head and block of rows, which walks over the keys.
+
+Relative to a φ that is known before, weights and their sums need no running maximum; a row whose
+sum left the range in which that is exact is computed again, in the same CTA, relative to its
+maximum. With ``online`` the running maximum is kept, and nothing is computed again.
+"""
+
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
+# (Triton's builtins raise when Python calls them; pyright concludes that they never return.)
+import triton
+import triton.language as tl
+
+from overlapc.codegen.templates.head_tiles import load_tile, of_head, store_tile
+from overlapc.codegen.templates.softmax import (
+    LN2,
+    LOG2E,
+    all_finite,
+    divided,
+    is_exact,
+    or_zero,
+    score_tile,
+)
+from overlapc.codegen.templates.visible import end_seen, first_seen, length_of, own_key
+
+
+@triton.jit
+def visit_keys(
+    peak: tl.tensor, sums: tl.tensor, total: tl.tensor, begin: tl.tensor, stop: tl.tensor,
+    queries: tl.tensor, k: tl.tensor, v: tl.tensor, k_strides: tl.tuple, v_strides: tl.tuple,
+    place: tl.tuple, first: tl.tensor, end: tl.tensor, length: tl.tensor, inputs: tl.tuple,
+    STEP: tl.constexpr, IS_CUT: tl.constexpr, STAGES: tl.constexpr,
+    SCORES: tl.constexpr, SCALE: tl.constexpr,
+    BEFORE: tl.constexpr, AFTER: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
+    """Take the keys from ``begin`` to ``stop`` into (peak, sums, total) of the rows at ``place``.
+
+    STEP is ``maximum``: peak alone is raised; ``fixed``: weights are relative to peak, which stays;
+    ``online``: it is raised, and sums and total are rescaled. IS_CUT: not every row sees every key.
+    STAGES deep are loads begun before they are needed.
+    """
+    for start in tl.range(begin, stop, BLOCK_N, num_stages=STAGES, disable_licm=STAGES == 1):
+        column = start + tl.arange(0, BLOCK_N)
+        inside = column < length
+        keys = load_tile(k, start, k_strides, inside, BLOCK_N, HEAD_DIM, BLOCK_D, IS_CUT)
+        product = tl.dot(queries, keys.T, input_precision=PRECISION)
+        tile = (place[0], place[1], place[2], place[3], column, inside)
+        score = score_tile(product, tile, first, end, inputs, SCORES, SCALE, BEFORE, AFTER, IS_CUT)
+        if STEP == "maximum":
+            peak = tl.maximum(peak, tl.max(score, 1))
+        else:
+            base = peak
+            if STEP == "online":
+                higher = tl.maximum(peak, tl.max(score, 1))
+                base = or_zero(higher)
+                shrunk = tl.exp2(peak - base)
+                sums = sums * shrunk
+                total = total * shrunk[:, None]
+                peak = higher
+            values = load_tile(v, start, v_strides, inside, BLOCK_N, VALUE_DIM, BLOCK_V, IS_CUT)
+            # Summed as they are rounded: what overflows or is lost shows in the sum.
+            weights = tl.exp2(score - base[:, None]).to(v.dtype.element_ty)
+            sums += tl.sum(weights.to(tl.float32), 1)
+            total = tl.dot(weights, values, total, input_precision=PRECISION)
+    return peak, sums, total
+
+
+@triton.jit
+def write_rows(
+    out: tl.tensor, lse: tl.tensor, peak: tl.tensor, sums: tl.tensor, total: tl.tensor,
+    corner: tl.tensor, row: tl.tensor, inside: tl.tensor, out_strides: tl.tuple,
+    DEAD: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr,
+) -> None:  # fmt: skip
+    """Store weighted means, and logarithms of sums, of those rows of a head that are inside."""
+    result = divided(total, sums, DEAD)
+    store_tile(out, corner, out_strides, inside, result, BLOCK_M, VALUE_DIM, BLOCK_V)
+    if lse is not None:
+        tl.store(lse + row, (or_zero(peak) + tl.log2(sums)) * LN2, mask=inside)
+
+
+@triton.jit
+def attention_forward(
+    q: tl.tensor, k: tl.tensor, v: tl.tensor, out: tl.tensor, lse: tl.tensor, inputs: tl.tuple,
+    lengths: tl.tensor, phi: tl.tensor, sinks: tl.tensor, redone: tl.tensor,
+    heads: tl.tensor, rows: tl.tensor, keys: tl.tensor,
+    q_strides: tl.tuple, k_strides: tl.tuple, v_strides: tl.tuple, out_strides: tl.tuple,
+    SCORES: tl.constexpr, SCALE: tl.constexpr, GROUPS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
+    BEFORE: tl.constexpr, AFTER: tl.constexpr, ALIGN: tl.constexpr,
+    SOFTMAX: tl.constexpr, BOUND: tl.constexpr, DEAD: tl.constexpr,
+    LEAST: tl.constexpr, LEAST_EACH: tl.constexpr, MOST: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+    STAGES: tl.constexpr,
+) -> None:  # fmt: skip
+    """``out = softmax(scores) @ v`` for queries ``q``; see ``AttentionSpec``.
+
+    One program for each block of rows of each query head of each batch. ``lse``, contiguous
+    [batch, heads, rows], or None, is given the logarithm of each row's sum of ``exp(score)``.
+    ``lengths``, ``phi`` and ``sinks`` are None where the spec has none. The number of rows that
+    were computed again is added to ``redone``.
+    """
+    blocks = tl.cdiv(rows, BLOCK_M)
+    program = tl.program_id(0)
+    # The last rows of a causal attention see most keys: they begin first.
+    corner = (blocks - 1 - program % blocks) * BLOCK_M
+    head = program // blocks % heads
+    batch = program // blocks // heads
+    row = corner + tl.arange(0, BLOCK_M)
+    row_inside = row < rows
+    place = (batch, head, row, row_inside)
+    q = of_head(q, q_strides, batch, head)
+    queries = load_tile(q, corner, q_strides, row_inside, BLOCK_M, HEAD_DIM, BLOCK_D, True)
+    k = of_head(k, k_strides, batch, head // GROUPS)
+    v = of_head(v, v_strides, batch, head // GROUPS)
+
+    length = length_of(lengths, batch, keys)
+    own = own_key(row, rows, length, ALIGN)
+    first, end = first_seen(own, BEFORE), end_seen(own, length, AFTER)
+    # Of the whole block: tiles from ``begin`` to ``stop`` are seen by some row, those from
+    # ``whole_begin`` to ``whole_stop`` by every row and to their last key.
+    lowest = own_key(corner, rows, length, ALIGN)
+    highest = own_key(tl.minimum(corner + BLOCK_M, rows) - 1, rows, length, ALIGN)
+    begin = first_seen(lowest, BEFORE) // BLOCK_N * BLOCK_N
+    stop = end_seen(highest, length, AFTER)
+    whole_begin = tl.cdiv(first_seen(highest, BEFORE), BLOCK_N) * BLOCK_N
+    whole_stop = end_seen(lowest, length, AFTER) // BLOCK_N * BLOCK_N
+
+    sink = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    if sinks is not None:
+        sink = tl.full((BLOCK_M,), 0.0, tl.float32) + tl.load(sinks + head).to(tl.float32) * LOG2E
+    nothing = tl.zeros((BLOCK_M,), tl.float32)
+    total = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
+
+    if SOFTMAX == "online":
+        peak = sink
+        sums = tl.where(sink == float("-inf"), 0.0, 1.0)
+        STEP: tl.constexpr = "online"
+    else:
+        STEP: tl.constexpr = "fixed"
+        peak = nothing
+        if SOFTMAX == "bound":
+            peak = nothing + BOUND * LOG2E
+        elif SOFTMAX == "head":
+            peak = nothing + tl.load(phi + head) * LOG2E
+        elif SOFTMAX == "sink":
+            peak = sink
+        elif SOFTMAX == "first_tile":
+            at = tl.where(whole_begin < whole_stop, whole_begin, begin)
+            peak, _, _ = visit_keys(
+                sink, nothing, total, at, tl.minimum(at + BLOCK_N, stop), queries, k, v, k_strides,
+                v_strides, place, first, end, length, inputs, "maximum", True, 1, SCORES, SCALE,
+                BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
+            )  # fmt: skip
+            peak = or_zero(peak)
+        sums = tl.exp2(sink - peak)
+
+    if BEFORE is not None:
+        peak, sums, total = visit_keys(
+            peak, sums, total, begin, tl.minimum(whole_begin, stop), queries, k, v, k_strides,
+            v_strides, place, first, end, length, inputs, STEP, True, STAGES, SCORES, SCALE,
+            BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
+        )  # fmt: skip
+    peak, sums, total = visit_keys(
+        peak, sums, total, whole_begin, whole_stop, queries, k, v, k_strides,
+        v_strides, place, first, end, length, inputs, STEP, False, STAGES, SCORES, SCALE,
+        BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
+    )  # fmt: skip
+    peak, sums, total = visit_keys(
+        peak, sums, total, tl.maximum(whole_begin, whole_stop), stop, queries, k, v, k_strides,
+        v_strides, place, first, end, length, inputs, STEP, True, STAGES, SCORES, SCALE,
+        BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
+    )  # fmt: skip
+
+    out = of_head(out, out_strides, batch, head)
+    if lse is not None:
+        lse += (batch.to(tl.int64) * heads + head) * rows
+    write_rows(
+        out, lse, peak, sums, total, corner, row, row_inside, out_strides, DEAD, VALUE_DIM,
+        BLOCK_M, BLOCK_V,
+    )  # fmt: skip
+    if SOFTMAX != "online":
+        # What was written is written again: sums that wait for this would take registers of it.
+        seen = tl.maximum(end - first, 0)
+        tl.debug_barrier()
+        # Read back: Triton 3.6 cannot reduce sums of tensor memory (sm_100) to a branch.
+        written = load_tile(out, corner, out_strides, row_inside, BLOCK_M, VALUE_DIM, BLOCK_V, True)
+        is_finite = all_finite(written.to(tl.float32))
+        is_good = is_exact(sums, seen, LEAST, LEAST_EACH, MOST) & is_finite
+        is_alive = (seen > 0) | (sink > float("-inf"))
+        is_bad = row_inside & is_alive & (is_good == 0)
+        if tl.sum(is_bad.to(tl.int32), 0) > 0:
+            nothing_yet = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
+            highest_score, _, _ = visit_keys(
+                sink, nothing, nothing_yet, begin, stop, queries, k, v, k_strides,
+                v_strides, place, first, end, length, inputs, "maximum", True, 1, SCORES, SCALE,
+                BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
+            )  # fmt: skip
+            # A row of minus infinity alone has been computed: it has no weight.
+            is_bad = is_bad & (highest_score > float("-inf"))
+            count = tl.sum(is_bad.to(tl.int32), 0)
+            if count > 0:
+                peak = or_zero(highest_score)
+                peak, sums, total = visit_keys(
+                    peak, tl.exp2(sink - peak), nothing_yet, begin, stop, queries, k, v,
+                    k_strides, v_strides, place, first, end, length, inputs, "fixed", True, 1,
+                    SCORES, SCALE, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D,
+                    BLOCK_V,
+                )  # fmt: skip
+                write_rows(
+                    out, lse, peak, sums, total, corner, row, is_bad, out_strides, DEAD, VALUE_DIM,
+                    BLOCK_M, BLOCK_V,
+                )  # fmt: skip
+                tl.atomic_add(redone, count)

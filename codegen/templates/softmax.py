@@ -1,0 +1,70 @@
+"""Scores of a tile, φ of a row, and whether a sum of weights relative to φ can be trusted.
+
+Scores, φ and maxima are in units of log 2 here: ``exp2`` is what devices have.
+"""
+
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
+# (Triton's builtins raise when Python calls them; pyright concludes that they never return.)
+import triton
+import triton.language as tl
+
+from overlapc.codegen.templates.visible import is_seen
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def score_tile(
+    product: tl.tensor, tile: tl.tuple, first: tl.tensor, end: tl.tensor, inputs: tl.tuple,
+    SCORES: tl.constexpr, SCALE: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
+    IS_CUT: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Scores ``[rows, keys]`` of a product of queries and keys, float32.
+
+    With IS_CUT they are minus infinity where ``tile`` (see ``score_inputs``) ends, and where a row
+    does not see a key: it sees those from ``first`` to ``end``.
+    """
+    if SCORES is None:
+        score = product * (SCALE * LOG2E)
+    else:
+        score = SCORES(product * SCALE, tile, inputs) * LOG2E
+    if IS_CUT:
+        seen = is_seen(tile[4], tile[5], first, end, BEFORE, AFTER)
+        score = tl.where(seen, score, float("-inf"))
+    return score
+
+
+@triton.jit
+def or_zero(peak: tl.tensor) -> tl.tensor:
+    """A maximum to subtract: zero where there is no score, for infinity minus itself is NaN."""
+    return tl.where(peak == float("-inf"), 0.0, peak)
+
+
+@triton.jit
+def is_exact(
+    sums: tl.tensor, seen: tl.tensor, LEAST: tl.constexpr, LEAST_EACH: tl.constexpr,
+    MOST: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Whether rows are as exact relative to φ as relative to their maxima; ``policies.SafeSums``.
+
+    ``seen`` is how many keys each row sees. A sum that is NaN is not.
+    """
+    least = LEAST
+    if LEAST_EACH > 0:
+        least = tl.maximum(seen.to(tl.float32) * LEAST_EACH, LEAST)
+    return (sums >= least) & (sums <= MOST)
+
+
+@triton.jit
+def all_finite(total: tl.tensor) -> tl.tensor:
+    """Whether each row of sums is finite, ``[rows]``."""
+    return tl.sum(total * 0.0, 1) == 0.0
+
+
+@triton.jit
+def divided(total: tl.tensor, sums: tl.tensor, DEAD: tl.constexpr) -> tl.tensor:
+    """Weighted means of values; a row of no weight gives NaN, or zeros where DEAD is ``zero``."""
+    if DEAD == "zero":
+        sums = tl.where(sums == 0.0, 1.0, sums)
+    return total / sums[:, None]

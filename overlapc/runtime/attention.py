@@ -1,0 +1,133 @@
+"""The op that stands in a compiled graph in place of an attention.
+
+It is self-contained: tensors, one canonical spec, and the site it counts under. Where a generated
+kernel can run it does, else the same is computed by torch's own ops.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from overlapc.codegen.attention.kernel import build_attention
+from overlapc.codegen.attention.spec import AttentionSpec
+from overlapc.codegen.attention.tiles import AttentionTile, tile_for
+from overlapc.errors import KernelError
+from overlapc.runtime.attention_program import attention_by_torch
+from overlapc.runtime.ops import calls_of
+
+log = logging.getLogger(__name__)
+
+SCHEMA = (
+    "(Tensor query, Tensor key, Tensor value, Tensor[] inputs, Tensor? lengths, Tensor? phi,"
+    " Tensor? sinks, str spec, str site) -> (Tensor, Tensor)"
+)
+"""Operands as ``AttentionKernel`` takes them. Gives the result [batch, heads, rows, value_dim],
+rows before heads in memory, and the logarithms of sums, float32[batch, heads, rows]."""
+
+INTERPRETED = AttentionTile(32, 32, 4, 1)
+BY_TORCH = "torch"
+"""What calls are counted under that no kernel computed."""
+
+_library = torch.library.Library("overlapc", "FRAGMENT")
+_redone: dict[tuple[str, torch.device], torch.Tensor] = {}
+_failed: dict[tuple[str, str], str] = {}
+"""Why a kernel was given up, by spec and device."""
+
+
+def redone_of(site: str) -> int:
+    """Return how many rows of a site's calls in this process were computed a second time; waits
+    for the device."""
+    return sum(int(count.item()) for (own, _), count in _redone.items() if own == site)
+
+
+def runs_kernels(device: str) -> bool:
+    """Return whether kernels can run on devices of this type: on a GPU, or interpreted."""
+    try:
+        from triton import knobs
+    except ImportError:
+        return False
+    return device == "cuda" or (device == "cpu" and bool(knobs.runtime.interpret))
+
+
+def _run(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    inputs: list[torch.Tensor],
+    lengths: torch.Tensor | None,
+    phi: torch.Tensor | None,
+    sinks: torch.Tensor | None,
+    spec: str,
+    site: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    read = AttentionSpec.parse(spec)
+    calls = calls_of(site)
+    known = (spec, str(query.device))
+    if runs_kernels(query.device.type) and known not in _failed:
+        out, lse = _results(query, value)
+        try:
+            tile = _tile(read, query.device)
+            build_attention(read, tile)(
+                query, key, value, out, inputs=inputs, lengths=lengths, phi=phi, sinks=sinks,
+                lse=lse, redone=_counter(site, query.device),
+            )  # fmt: skip
+        except _failures() as error:
+            # Nothing was launched: what does not build, or does not fit the device, never starts.
+            _failed[known] = str(error)
+            log.warning("torch computes an attention that no kernel can: %s", error)
+        else:
+            calls[read.softmax] += 1
+            return out, lse
+    calls[BY_TORCH] += 1
+    return attention_by_torch(read, query, key, value, inputs, lengths, sinks)
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What is raised before a launch that cannot be."""
+    from triton.compiler.errors import CompilationError
+    from triton.runtime.errors import OutOfResources
+
+    return KernelError, CompilationError, OutOfResources
+
+
+def _results(query: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    batch, heads, rows, _ = query.shape
+    # Rows before heads, as whoever reads a result of attention wants it.
+    out = query.new_empty((batch, rows, heads, value.shape[-1])).transpose(1, 2)
+    return out, query.new_empty((batch, heads, rows), dtype=torch.float32)
+
+
+def _fake(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: object
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return _results(query, value)
+
+
+def _tile(spec: AttentionSpec, device: torch.device) -> AttentionTile:
+    if device.type != "cuda":
+        from overlapc.codegen.interpreting import correct_interpreter
+
+        correct_interpreter()
+        return INTERPRETED
+    return tile_for(spec, architecture_of(device))
+
+
+def architecture_of(device: torch.device) -> str:
+    """Return ``sm_<number>`` or ``gfx<name>`` of a GPU."""
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return properties.gcnArchName.partition(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
+
+
+def _counter(site: str, device: torch.device) -> torch.Tensor:
+    if (site, device) not in _redone:
+        _redone[site, device] = torch.zeros(1, dtype=torch.int32, device=device)
+    return _redone[site, device]
+
+
+_library.define(f"attention{SCHEMA}", tags=(torch.Tag.needs_fixed_stride_order,))
+_library.impl("attention", _run, "CompositeExplicitAutograd")
+torch.library.register_fake("overlapc::attention", _fake, lib=_library)

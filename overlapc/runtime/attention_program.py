@@ -1,0 +1,89 @@
+"""A spec's attention by torch's own ops, score matrix and all: where no kernel can run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from overlapc.codegen.attention.spec import AttentionSpec
+from overlapc.codegen.epilogue import Call, Dtype, Ref
+
+
+def attention_by_torch(
+    spec: AttentionSpec,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    inputs: Sequence[torch.Tensor],
+    lengths: torch.Tensor | None,
+    sinks: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what the op does; scores are float32, or float64 where queries are."""
+    wide = torch.promote_types(query.dtype, torch.float32)
+    key, value = (side.repeat_interleave(spec.groups, 1).to(wide) for side in (key, value))
+    scores = _scores(spec, spec.scale * (query.to(wide) @ key.transpose(-1, -2)), inputs)
+    seen = _seen(spec, scores, lengths)
+    if seen is not None:
+        scores = scores.masked_fill(~seen, -math.inf)
+    if sinks is not None:
+        column = sinks.to(scores.dtype).reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        scores = torch.cat((scores, column), -1)
+    weights = torch.softmax(scores, -1)
+    if spec.dead == "zero":
+        weights = weights.masked_fill((scores == -math.inf).all(-1, keepdim=True), 0.0)
+    out = (weights[..., : key.shape[2]] @ value).to(query.dtype)
+    lse = (
+        torch.logsumexp(scores, -1)
+        if scores.shape[-1]
+        else scores.new_full(scores.shape[:-1], -math.inf)
+    )
+    return out.transpose(1, 2).contiguous().transpose(1, 2), lse.float()
+
+
+def _seen(
+    spec: AttentionSpec, scores: torch.Tensor, lengths: torch.Tensor | None
+) -> torch.Tensor | None:
+    """Which keys each row sees, broadcast to the scores; None where that is all of them."""
+    rows, keys = scores.shape[-2:]
+    key = torch.arange(keys, device=scores.device)
+    row = torch.arange(rows, device=scores.device)[:, None]
+    length: Any = keys if lengths is None else lengths.clamp(max=keys).reshape(-1, 1, 1, 1)
+    own = row + (length - rows) if spec.align == "bottom_right" else row
+    parts = []
+    if lengths is not None:
+        parts.append(key < length)
+    if spec.before is not None:
+        parts.append(key >= own - spec.before)
+    if spec.after is not None:
+        parts.append(key <= own + spec.after)
+    seen = None
+    for part in parts:
+        seen = part if seen is None else seen & part
+    return seen
+
+
+def _scores(
+    spec: AttentionSpec, product: torch.Tensor, inputs: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    values = [product]
+    for call in spec.scores.calls[1:] if spec.scores else ():
+        values.append(_value(call, values, inputs))
+    return values[-1]
+
+
+def _value(
+    call: Call, values: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    def place(argument: Any) -> Any:
+        if isinstance(argument, Ref):
+            return (values if argument.kind == "value" else inputs)[argument.index]
+        return getattr(torch, argument.name) if isinstance(argument, Dtype) else argument
+
+    overload: Any = torch.ops
+    for part in call.op.split("."):
+        overload = getattr(overload, part)
+    named = {name: place(value) for name, value in call.named}
+    return overload(*map(place, call.arguments), **named)

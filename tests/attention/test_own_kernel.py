@@ -1,0 +1,91 @@
+"""Attention of our own in compiled graphs: which sites take it, its values, and its report."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import overlapc
+from overlapc.codegen.attention.spec import AttentionSpec
+from overlapc.runtime.attention_program import attention_by_torch
+from tests.attention.catalogue import functional, plain
+from tests.attention.rewriting import rewrite
+from tests.codegen import attention_oracle
+from tests.codegen.conftest import interpreted  # noqa: F401
+
+SPEC = AttentionSpec("float32", 8, 12, groups=2, scale=0.3)
+
+
+@pytest.mark.parametrize("name", ["plain", "causal", "dead rows", "biased", "grouped"])
+def test_a_compiled_program_runs_it(interpreted, name):  # noqa: F811
+    decision, code, calls, reason, error = interpreted("attention_graphs.run", name, "unified")
+    assert (decision, code, calls) == ("rewritten", "unified", {"zero": 1})
+    assert "second time" not in reason
+    assert error < (3e-2 if name == "biased" else 2e-6)
+
+
+def test_rows_that_are_redone_are_reported(interpreted):  # noqa: F811
+    *_, calls, reason, error = interpreted("attention_graphs.run", "scaled up", "unified")
+    assert calls == {"zero": 1}
+    assert "rows were computed a second time." in reason
+    assert error < 1e-4  # scores of a thousand have few bits left
+
+
+def test_online_redoes_nothing(interpreted):  # noqa: F811
+    *_, calls, reason, error = interpreted("attention_graphs.run", "scaled up", "online")
+    assert calls == {"online": 1}
+    assert "second time" not in reason
+    assert error < 1e-4
+
+
+def test_where_no_kernel_runs_a_site_is_kept():
+    done = rewrite(functional, *plain(), softmax="unified")
+    assert done.codes == ["=no_own_kernel"]
+    assert done.after == done.before
+    assert "do not run on cpu" in done.sites[0].reason
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"after": 0}, {"before": 3, "after": 1, "align": "bottom_right"}], ids=str
+)
+@pytest.mark.parametrize("dead", ["nan", "zero"])
+@pytest.mark.parametrize("given", ["", "lengths", "sinks"])
+def test_torch_computes_the_same(change, dead, given):
+    torch.manual_seed(0)
+    takes = {given: True} if given else {}
+    spec = AttentionSpec(**{**vars_of(SPEC), **change, **takes, "dead": dead})
+    q, k, v = torch.randn(2, 4, 9, 8), torch.randn(2, 2, 7, 8), torch.randn(2, 2, 7, 12)
+    lengths = torch.tensor([0, 5]) if spec.lengths else None
+    sinks = torch.randn(4) if spec.sinks else None
+    found, sums = attention_by_torch(spec, q, k, v, (), lengths, sinks)
+    wanted, wanted_sums = attention_oracle.attention(spec, q, k, v, lengths=lengths, sinks=sinks)
+    torch.testing.assert_close(found, wanted.float(), equal_nan=True)
+    torch.testing.assert_close(sums, wanted_sums.float())
+
+
+def vars_of(spec):
+    import dataclasses
+
+    return dataclasses.asdict(spec)
+
+
+def test_the_op_without_a_device_for_kernels():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(1, 4, 9, 8), torch.randn(1, 2, 7, 8), torch.randn(1, 2, 7, 12)
+    arguments = (q, k, v, [], None, None, None, str(SPEC), "a site of this test")
+    torch.library.opcheck(torch.ops.overlapc.attention.default, arguments)
+    out, _ = torch.ops.overlapc.attention(*arguments)
+    torch.testing.assert_close(out, attention_oracle.attention(SPEC, q, k, v)[0].float())
+
+
+@pytest.mark.parametrize("keys", [0, 1])
+def test_without_keys_eager_gives_zeros(keys):
+    q, k, v = torch.randn(1, 4, 2, 8), torch.randn(1, 2, keys, 8), torch.randn(1, 2, keys, 12)
+    found, _ = attention_by_torch(SPEC, q, k, v, (), None, None)
+    k, v = (side.repeat_interleave(2, 1) for side in (k, v))
+    torch.testing.assert_close(found, torch.softmax(0.3 * q @ k.transpose(-1, -2), -1) @ v)
+
+
+def test_options_name_it():
+    with pytest.raises(overlapc.errors.OptionError, match="unified"):
+        overlapc.explain(functional, {"softmax": "unfied"})

@@ -1,0 +1,156 @@
+"""One run of a generated attention in the interpreter, with everything about it checked.
+
+Runs in a process of the ``interpreted`` fixture, so it imports Triton freely.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from overlapc.codegen.attention.kernel import AttentionKernel, build_attention
+from overlapc.codegen.attention.spec import AttentionSpec
+from overlapc.codegen.attention.tiles import AttentionTile
+from overlapc.codegen.builder import TEMPLATES, load
+from overlapc.codegen.epilogue import Input
+from overlapc.codegen.interpreting import correct_interpreter
+from tests.codegen import attention_oracle as oracle
+
+correct_interpreter()
+
+TILE = AttentionTile(16, 16, 4, 1)
+ROUNDING = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}
+"""Of the largest value: some roundings of weights, and the one of the result. Chosen."""
+SUMMED = {"float32": 1e-6, "float16": 5e-4, "bfloat16": 4e-3}
+"""Of sums of weights, which are rounded before they are summed."""
+
+
+def run(
+    text: str,
+    batch: int = 2,
+    heads: int = 1,
+    rows: int = 20,
+    keys: int = 45,
+    *,
+    seed: int = 0,
+    spread: float = 1.0,
+    lengths: tuple[int, ...] = (),
+    scaled: Mapping[int, float] | None = None,
+    phi: float = 0.0,
+    redone: int | None = 0,
+    kept: float = 0.7,
+    values: float = 1.0,
+    tile: tuple[int, int] = (16, 16),
+    mutate: tuple[str, str] | None = None,
+) -> float:
+    """Raise AssertionError unless the kernel gives what float64 does; the largest error.
+
+    ``heads`` are those of keys. ``spread`` multiplies queries, and ``scaled`` those of single rows;
+    ``values`` multiplies those; ``redone`` is how many rows are to be computed twice (None: at
+    least one). ``mutate`` is a text of a template or of the module and what to put in its place.
+    """
+    spec = AttentionSpec.parse(text)
+    torch.manual_seed(seed)
+    kernel = build_attention(spec, AttentionTile(*tile, 4, 1))
+    kernel = mutant(kernel, mutate) if mutate else kernel
+    given = operands(spec, batch, heads, rows, keys, spread, kept)
+    given["v"] = given["v"] * values
+    for row, factor in (scaled or {}).items():
+        given["q"][:, :, row] *= factor
+    if spec.lengths:
+        given["lengths"] = torch.tensor(lengths, dtype=torch.int32)
+    if spec.takes_phi:
+        given["phi"] = torch.full((heads * spec.groups,), phi)
+    # Rows and columns around the result, so that a store outside it is seen.
+    around = torch.full((batch, rows + 2, heads * spec.groups, spec.value_dim + 3), torch.nan)
+    around = around.to(getattr(torch, spec.dtype))
+    out = around.transpose(1, 2)[:, :, 1:-1, 1:-2]
+    lse = torch.full((batch, heads * spec.groups, rows), -7.0)
+    counter = torch.tensor([100], dtype=torch.int32)
+    kernel(**given, out=out, lse=lse, redone=counter)
+    wanted, sums = oracle.attention(spec, **given)
+    error = difference(out, wanted)
+    assert error <= ROUNDING[spec.dtype] * (1 + given["v"].double().abs().max()), f"error {error}"
+    # The logarithm of how many masks a row is made of is lost in the least number.
+    lost = sums.isfinite() & (sums < -1e30)
+    lse, sums = lse.masked_fill(lost, 0.0), sums.masked_fill(lost, 0.0)
+    size = 1 + sums.nan_to_num(0, 0, 0).abs().max()
+    assert difference(lse, sums) <= SUMMED[spec.dtype] * size, "wrong logarithms of sums"
+    inside = out.isnan().sum()
+    assert around.isnan().sum() - inside == around.numel() - out.numel(), "a store beside it"
+    count = counter.item() - 100
+    assert count == redone if redone is not None else count > 0, f"{count} rows were redone"
+    return error
+
+
+def difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """The largest error; infinite where one is NaN or infinite and the other is not."""
+    found = found.double()
+    same = (found == wanted) | (found.isnan() & wanted.isnan())
+    return torch.where(same, 0.0, (found - wanted).abs()).nan_to_num(math.inf).max().item()
+
+
+def operands(
+    spec: AttentionSpec, batch: int, heads: int, rows: int, keys: int, spread: float, kept: float
+) -> dict[str, Any]:
+    """Normal random q, k, v with odd strides, and what the spec takes beside them."""
+    dtype = getattr(torch, spec.dtype)
+    every = heads * spec.groups
+    q = torch.randn(batch, rows, every, spec.head_dim) * spread
+    k = torch.randn(batch, keys, heads, spec.head_dim + 3)[..., :-3]
+    v = torch.randn(heads, batch, spec.value_dim, keys).permute(1, 0, 3, 2)
+    found: dict[str, Any] = {
+        "q": q.to(dtype).transpose(1, 2),
+        "k": k.to(dtype).transpose(1, 2),
+        "v": v.to(dtype),
+        "inputs": [an_input(item, batch, every, rows, keys, kept) for item in spec.inputs],
+    }
+    if spec.sinks:
+        found["sinks"] = torch.randn(every).to(dtype)
+    return found
+
+
+def an_input(
+    item: Input, batch: int, heads: int, rows: int, keys: int, kept: float
+) -> torch.Tensor:
+    """Random values of an input of scores; of truths, a part ``kept`` is true."""
+    shape = {
+        "matrix": (batch, 1, rows, keys),
+        "column": (heads, rows, 1),
+        "vector": (batch, 1, 1, keys),
+        "one": (heads, 1, 1),
+        "scalar": (),
+    }[item.shape]
+    if item.dtype == "bool":
+        return torch.rand(shape) < kept
+    return torch.randn(shape).to(getattr(torch, item.dtype))
+
+
+def mutant(kernel: AttentionKernel, change: tuple[str, str]) -> AttentionKernel:
+    """The kernel with one text of its module or of the templates replaced."""
+    old, new = change
+    folder = kernel.path.parent / "mutants"
+    folder.mkdir(exist_ok=True)
+    sources = {path.stem: path.read_text() for path in TEMPLATES.glob("*.py")}
+    module = kernel.path.read_text()
+    assert sum(old in text for text in (module, *sources.values())) == 1, "no single such text"
+    name = f"mutant_{abs(hash(change))}"
+    package = f"overlapc.codegen.{name}"
+    spec = importlib.util.spec_from_loader(package, loader=None, is_package=True)
+    assert spec is not None
+    root = importlib.util.module_from_spec(spec)
+    root.__path__ = [str(folder / name)]
+    (folder / name).mkdir(exist_ok=True)
+    for stem, text in sources.items():
+        text = text.replace(old, new).replace("overlapc.codegen.templates", package)
+        (folder / name / f"{stem}.py").write_text(text)
+    sys.modules[package] = root
+    path = folder / f"{name}.py"
+    path.write_text(module.replace(old, new).replace("overlapc.codegen.templates", package))
+    return replace(kernel, path=path, module=load(path))

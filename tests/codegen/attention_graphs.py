@@ -1,0 +1,74 @@
+"""Programs compiled with attention of our own, run by Triton's interpreter.
+
+Runs in a process of the ``interpreted`` fixture.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import overlapc
+from overlapc.codegen.interpreting import correct_interpreter
+from tests.attention import catalogue
+
+correct_interpreter()
+
+
+def scaled_up(q: Any, k: Any, v: Any) -> Any:
+    """Scores of hundreds."""
+    return torch.softmax(400.0 * q @ k.transpose(-1, -2), -1) @ v
+
+
+def padded(q: Any, k: Any, v: Any, keep: Any) -> Any:
+    """Rows that keep no key."""
+    scores = (q @ k.transpose(-1, -2)).masked_fill(~keep, -math.inf)
+    return torch.softmax(scores, -1) @ v
+
+
+def biased(q: Any, k: Any, v: Any, bias: Any) -> Any:
+    """A bias of each head and key, added with a factor."""
+    scores = torch.add(q @ k.transpose(-1, -2) / 3.0, bias, alpha=0.5)
+    return torch.softmax(scores.float(), -1).to(v.dtype) @ v
+
+
+def _operands(dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    return [torch.randn(2, 3, size, 16).to(dtype) for size in (20, 40, 40)]
+
+
+def _dead() -> list[torch.Tensor]:
+    keep = torch.rand(2, 1, 20, 40) < 0.8
+    keep[0, 0, :3] = False
+    return [*_operands(), keep]
+
+
+PROGRAMS: dict[str, tuple[Callable[..., Any], Callable[[], Any]]] = {
+    "plain": (catalogue.functional, catalogue.plain),
+    "causal": (catalogue.causal_by_indices, catalogue.square),
+    "scaled up": (scaled_up, _operands),
+    "dead rows": (padded, _dead),
+    "biased": (biased, lambda: [*_operands(torch.bfloat16), torch.randn(3, 1, 40).bfloat16()]),
+    "grouped": (catalogue.REWRITTEN["interleaved"].function, catalogue.grouped),
+}
+
+
+def run(name: str, choice: str) -> tuple[str, str, dict[str, int], str, float]:
+    """Decision, code, calls and reason of the one site, and the largest error against float64."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    function, make = PROGRAMS[name]
+    inputs = make()
+    before = len(overlapc.report().sites)
+    with torch.no_grad():
+        found = torch.compile(function, backend="overlapc", options={"softmax": choice})(*inputs)
+        wide = [t.double() if t.is_floating_point() else t for t in inputs]
+        wanted = function(*wide)
+    (site,) = overlapc.report().sites[before:]
+    assert found.dtype == inputs[0].dtype
+    assert found.shape == wanted.shape
+    torch.testing.assert_close(found.isnan(), wanted.isnan())
+    error = (found.double() - wanted).abs().nan_to_num(0.0).max().item()
+    return site.decision, site.code, dict(site.calls), site.reason, error

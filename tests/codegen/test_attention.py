@@ -1,0 +1,137 @@
+"""Values of generated attention, in Triton's interpreter, against float64, and what is redone."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+
+from overlapc.codegen.attention.spec import AttentionSpec
+from tests.codegen import score_programs as programs
+
+SPEC = AttentionSpec("float32", 16, 16, scale=0.25)
+HALF = replace(SPEC, dtype="float16", softmax="first_tile")
+BRAIN = replace(SPEC, dtype="bfloat16")
+CAUSAL = replace(SPEC, after=0, align="bottom_right")
+WINDOW = replace(CAUSAL, before=9)
+ROWS = 40
+"""In two batches of 20 rows."""
+
+CASES = {
+    "grouped, ragged heads": (replace(SPEC, groups=3, head_dim=20, value_dim=33), {"heads": 2}),
+    "causal from the first key": (replace(HALF, after=0), {"rows": 45}),
+    "causal from the last key": (replace(CAUSAL, dtype="bfloat16"), {"tile": (32, 16)}),
+    "more rows than keys": (CAUSAL, {"rows": 45, "keys": 20}),
+    "a window": (WINDOW, {"rows": 45, "tile": (16, 32)}),
+    "a window about the row": (replace(SPEC, before=3, after=5), {"rows": 45}),
+    "lengths": (replace(WINDOW, lengths=True), {"lengths": (33, 0)}),
+    "sinks": (replace(BRAIN, sinks=True, softmax="sink", groups=2), {}),
+    "soft-cap": (replace(SPEC, program=programs.SOFT_CAP, softmax="bound", bound=1.5), {}),
+    "inputs of every shape": (replace(SPEC, program=programs.EVERY_SHAPE, groups=2), {}),
+    "rows of no key": (replace(SPEC, program=programs.KEPT), {"kept": 0.03}),
+    "rows of no key, as torch's own": (
+        replace(HALF, program=programs.KEPT, dead="zero"), {"kept": 0.03},
+    ),
+    "online": (replace(SPEC, softmax="online", sinks=True), {"scaled": {3: 300.0}}),
+    "φ of each head": (replace(BRAIN, softmax="head"), {"phi": 3.0}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("spec", "named"), CASES.values(), ids=CASES.keys())
+def test_values(interpreted, spec, named):
+    interpreted("attention_cases.run", str(spec), **named)
+
+
+REDONE = {
+    # As in OPT, whose scores reach ±500.
+    "scores of hundreds": (replace(BRAIN, dtype="bfloat16"), {"spread": 300.0, "redone": None}),
+    "one row above": (SPEC, {"scaled": {3: 400.0}, "redone": 2}),
+    "all below φ": (replace(SPEC, softmax="bound", bound=90.0), {"redone": ROWS}),
+    "all above φ": (replace(SPEC, softmax="bound", bound=-90.0), {"redone": ROWS}),
+    "float16 below its normal numbers": (
+        replace(HALF, softmax="bound", bound=10.0), {"redone": ROWS},
+    ),
+    "float16 above": (replace(HALF, softmax="bound", bound=-16.0), {"redone": ROWS}),
+    "φ is NaN": (replace(SPEC, softmax="head"), {"phi": float("nan"), "redone": ROWS}),
+    "values of which a sum overflows": (
+        replace(SPEC, softmax="bound", bound=-50.0), {"values": 1e30, "redone": ROWS},
+    ),
+    "a finite mask, of whole rows too": (
+        replace(SPEC, program=programs.KEPT_FINITE), {"kept": 0.0, "redone": ROWS},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("spec", "named"), REDONE.values(), ids=REDONE.keys())
+def test_rows_that_left_the_safe_range_are_redone(interpreted, spec, named):
+    interpreted("attention_cases.run", str(spec), **named)
+
+
+MUTANTS = {
+    "a row is not redone": ("one row above", "if count > 0:", "if count > 1000:"),
+    "dead rows are redone": (
+        "rows of no key", 'is_bad & (highest_score > float("-inf"))', "is_bad",
+    ),
+    "no check of small sums": ("all below φ", "(sums >= least) & (sums <= MOST)", "sums <= MOST"),
+    "no check of each key": (
+        "float16 below its normal numbers", "LEAST_EACH, LEAST)", "0.0, LEAST / 64)",
+    ),
+    "no check of sums of values": ("values of which a sum overflows", " & is_finite", ""),
+    "the least number becomes infinite": ("a finite mask, of whole rows too",
+                                          "tl.where(is_mask, -2.3e38, score)", "score"),
+    "no sinks": ("sinks", "sums = tl.exp2(sink - peak)", "sums = nothing"),
+    "another head's keys": ("grouped, ragged heads", "k_strides, batch, head // GROUPS)",
+                            "k_strides, batch, head * 0)"),
+    "one key too many": ("causal from the first key", "own + (AFTER + 1)", "own + (AFTER + 2)"),
+    "one key too few": ("a window", "tl.maximum(own - BEFORE, 0)",
+                        "tl.maximum(own - BEFORE + 1, 0)"),
+    "aligned at the wrong end": ("causal from the last key", "row + (length - rows)", "row"),
+    "keys beyond the length": ("lengths", "tl.minimum(tl.load(lengths + batch), keys)", "keys"),
+    "the last tile is taken whole": ("lengths", "AFTER) // BLOCK_N * BLOCK_N",
+                                     "AFTER) // 1 * 1 + BLOCK_N"),
+    "not rescaled": ("online", "total = total * shrunk[:, None]", "pass"),
+    "a column is of the first row": ("inputs of every shape", "x + rows, mask",
+                                     "x + rows * 0, mask"),
+    "logarithms without φ": ("φ of each head", "(or_zero(peak) + tl.log2(sums)) * LN2",
+                             "tl.log2(sums) * LN2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("case", "old", "new"), MUTANTS.values(), ids=MUTANTS.keys())
+def test_a_mutant_is_caught(interpreted, case, old, new):
+    spec, named = {**CASES, **REDONE}[case]
+    with pytest.raises(AssertionError) as caught:
+        interpreted("attention_cases.run", str(spec), **named, mutate=(old, new))
+    for harmless in ("no single", "SyntaxError", "ImportError", "NameError"):
+        assert harmless not in str(caught.value)
+
+
+DIMS = [(64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (256, 256), (16, 64)]
+POLICIES = ["online", "zero", "bound", "head", "first_tile", "sink"]
+STRUCTURES = [
+    {}, {"after": 0}, {"after": 0, "align": "bottom_right"}, {"before": 5, "after": 0},
+    {"lengths": True}, {"lengths": True, "after": 0, "align": "bottom_right"},
+]  # fmt: skip
+PROGRAMS = ["", programs.SOFT_CAP, programs.ALIBI, programs.ADDED, programs.KEPT]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("dims", DIMS, ids=str)
+def test_every_head_dim(interpreted, dtype, dims):
+    spec = replace(SPEC, dtype=dtype, head_dim=dims[0], value_dim=dims[1], scale=dims[0] ** -0.5)
+    interpreted("attention_cases.run", str(replace(spec, softmax="first_tile", groups=2)))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("structure", STRUCTURES, ids=str)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_policy_with_every_structure_and_program(interpreted, policy, structure):
+    for program, sinks in itertools.product(PROGRAMS, [False, True]):
+        if policy == "sink" and not sinks:
+            continue
+        spec = replace(SPEC, program=program, softmax=policy, sinks=sinks, **structure)
+        named = {"lengths": (45, 17)} if spec.lengths else {}
+        # Additions of masks may leave no key, and a row of few keys a small sum.
+        interpreted("attention_cases.run", str(spec), **named, kept=0.8)
