@@ -344,7 +344,7 @@ def attention_decode(
             peak = tl.where(is_bad, redone_peak, peak)
             sums = tl.where(is_bad, redone_sums, sums)
             total = tl.where(is_bad[:, None], redone_total, total)
-            tl.atomic_add(redone, tl.sum(is_bad.to(tl.int32), 0))
+            tl.atomic_add(redone, tl.sum(is_bad.to(tl.int32), 0), sem="relaxed")
 
     result = divided(total, sums, DEAD)
     if v_scale is not None:

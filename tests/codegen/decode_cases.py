@@ -387,7 +387,7 @@ def call(name: str, spec: str, cache: str, case: dict[str, Any], **named: Any) -
 def misfit(change: dict[str, Any]) -> str:
     """The error of a call that would fit, but for one change."""
     spec = AttentionSpec("float32", 32, 32, groups=2, after=0, align="bottom_right", lengths=True)
-    made = prepare(str(spec), str(Cache(page=16)), Case())
+    made = prepare(str(spec), str(Cache(page=16)), Case(heads=2))
     sides, splits = list(made.sides), 3
     (name, value), *_ = change.items()
     match name:

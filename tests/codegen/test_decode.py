@@ -231,7 +231,7 @@ MUTANTS = {
     "values that are not scaled": (CAUSAL, NARROW, "run", {}, [
         ("result = result * tl.load(v_scale + key_head * scale_stride)", "result = result")
     ]),
-    "the scale of the first head": (CAUSAL, NARROW, "run", {"scale_per_head": True}, [
+    "the scale of the first head": (CAUSAL, NARROW, "run", {"heads": 2, "scale_per_head": True}, [
         ("tl.load(k_scale + key_head * scale_stride)", "tl.load(k_scale)")
     ]),
     "a key's rest is left out": (replace(CAUSAL, head_dim=48), PLAIN, "run", {}, [
