@@ -16,10 +16,10 @@ from overlapc.codegen.attention.tiles import AttentionTile, padded
 KIND = "decode"
 LEAST_TILES = 2
 """Steps of a CTA below which fewer CTAs share the keys; chosen: a CTA costs about one to start."""
-MOST_REGISTERS = 232
-"""Of a thread, of 255 that it can name; chosen by what the tests build without spills. Left to
-itself the assembler of NVIDIA spills a few for the sake of CTAs that find no shared memory; that of
-AMD does not ask."""
+MOST_REGISTERS = {4: 232, 8: None}
+"""Of a thread, by warps; chosen by what the tests build without spills. Left to itself the
+assembler of NVIDIA spills a few of four warps for the sake of CTAs that find no shared memory; that
+of AMD does not ask."""
 
 TEXT = '''\
 """{summary}
@@ -81,5 +81,5 @@ def decode_text(spec: AttentionSpec, cache: Cache, tile: AttentionTile) -> str:
         ),
         warps=tile.warps,
         stages=tile.stages,
-        registers=MOST_REGISTERS,
+        registers=MOST_REGISTERS[tile.warps],
     )

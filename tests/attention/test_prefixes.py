@@ -67,7 +67,9 @@ def read(function, *inputs):
 
 def mask_of(site: Attention | Fused) -> fx.Node:
     if isinstance(site, Fused):
-        return site.node.kwargs["attn_mask"]
+        mask = site.node.kwargs["attn_mask"]
+        assert isinstance(mask, fx.Node)
+        return mask
     (part,) = site.mask.parts
     return part.tensor.node if isinstance(part, Bias) else part.condition.node
 

@@ -44,7 +44,7 @@ class Prefix:
     def emit_lengths(self, graph: fx.Graph, batch: int) -> fx.Node:
         """Put ``int32[batch]`` where the graph inserts now: how many keys some row sees."""
         like = self.positions
-        last = add_call(graph, torch.narrow, (like, 0, tensor_of(like).shape[0] - 1, 1), like)
+        last = add_call(graph, torch.select, (like, 0, -1), like)
         length = add_call(graph, torch.add, (last, 1), like)
         narrow = add_call(graph, torch.Tensor.to, (length, torch.int32), like)
         spread = add_call(graph, torch.Tensor.expand, (narrow, batch), like)
