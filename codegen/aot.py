@@ -42,6 +42,8 @@ class Binary:
     """32-bit registers of one thread; on AMD, vector registers."""
     spilled_bytes: int
     """Local memory and stack of one thread (on AMD, scratch): above zero when registers spill."""
+    cubin: bytes = b""
+    """What the assembler of NVIDIA made of it; empty on AMD."""
 
 
 def build_for(spec: GemmSpec, architecture: str, *, aligned: bool = True) -> Binary:
@@ -93,8 +95,9 @@ def compile_kernel(
     source = ASTSource(kernel, dict(signature), dict(constants), dict(attributes))
     built = triton.compile(source, target=target, options=options)
     if target.backend == "cuda":
-        registers, spilled = _cubin_resources(built.asm["cubin"])
-        return Binary(built.asm["ptx"], built.metadata.shared, registers, spilled)
+        cubin = built.asm["cubin"]
+        registers, spilled = _cubin_resources(cubin)
+        return Binary(built.asm["ptx"], built.metadata.shared, registers, spilled, cubin)
     assembly = built.asm["amdgcn"]
     registers, spilled = _amdgcn_resources(assembly)
     return Binary(assembly, built.metadata.shared, registers, spilled)

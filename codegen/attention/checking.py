@@ -59,12 +59,12 @@ def misfit(
     heads = (sizes.heads,)
     return (
         _misfit_of_sides(spec, sizes, sides)
-        or _misfit_of_inputs(spec, sizes, inputs)
-        or _misfit_of("lengths", lengths, (sizes.batch,), ("int32",), spec.lengths)
-        or _misfit_of("phi", phi, heads, ("float32",), spec.takes_phi)
-        or _misfit_of("sinks", sinks, heads, ("float32", "float16", "bfloat16"), spec.sinks)
-        or _misfit_of("lse", lse, (sizes.batch, *heads, sizes.rows), ("float32",), lse is not None)
-        or _misfit_of("redone", redone, (1,), ("int32",), not spec.is_online)
+        or misfit_of_inputs(spec, sizes, inputs)
+        or misfit_of("lengths", lengths, (sizes.batch,), ("int32",), spec.lengths)
+        or misfit_of("phi", phi, heads, ("float32",), spec.takes_phi)
+        or misfit_of("sinks", sinks, heads, ("float32", "float16", "bfloat16"), spec.sinks)
+        or misfit_of("lse", lse, (sizes.batch, *heads, sizes.rows), ("float32",), lse is not None)
+        or misfit_of("redone", redone, (1,), ("int32",), not spec.is_online)
     )
 
 
@@ -94,7 +94,8 @@ def _misfit_of_sides(
     return ""
 
 
-def _misfit_of_inputs(spec: AttentionSpec, sizes: Sizes, inputs: Sequence[Tensor]) -> str:
+def misfit_of_inputs(spec: AttentionSpec, sizes: Sizes, inputs: Sequence[Tensor]) -> str:
+    """Why these are not the inputs of the spec's program; empty if they are."""
     if len(inputs) != len(spec.inputs):
         return f"scores take {len(spec.inputs)} inputs, not {len(inputs)}"
     for item, tensor in zip(spec.inputs, inputs, strict=True):
@@ -111,13 +112,14 @@ def _broadcasts(item: Input, tensor: Tensor, sizes: Sizes) -> bool:
     return 0 < tensor.dim() <= 4 and all(a in (1, b) for a, b in zip(own, full, strict=True))
 
 
-def _misfit_of(
+def misfit_of(
     name: str,
     tensor: Tensor | None,
     shape: tuple[int, ...],
     dtypes: tuple[str, ...],
     is_wanted: bool,
 ) -> str:
+    """Why a tensor is not what is promised, where it is wanted; empty if it is."""
     if not is_wanted:
         return "" if tensor is None or name == "redone" else f"{name} is given, and not promised"
     if tensor is None:

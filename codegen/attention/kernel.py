@@ -21,6 +21,9 @@ from overlapc.errors import KernelError
 if TYPE_CHECKING:
     from torch import Tensor
 
+MOST_DIM = 256
+"""Of a head: a block of rows of queries, and one of sums, stay in registers."""
+
 
 @dataclass(frozen=True)
 class AttentionKernel:
@@ -88,8 +91,14 @@ class AttentionKernel:
 def build_attention(spec: AttentionSpec, tile: AttentionTile) -> AttentionKernel:
     """The kernel of ``spec``; compiles nothing for a device, which Triton does at the first launch.
 
-    KernelError where scores cannot be lowered, or where Triton is missing.
+    KernelError where scores cannot be lowered, heads are too wide, or Triton is missing.
     """
+    if max(spec.head_dim, spec.value_dim) > MOST_DIM:
+        raise KernelError(
+            f"Heads of more than {MOST_DIM} have no kernel for many rows.",
+            where=str(spec),
+            remedy="use the decode kernel for few rows, or scaled_dot_product_attention",
+        )
     return AttentionKernel(spec, tile, *generated(module_text(spec, tile), KIND))
 
 

@@ -1,0 +1,147 @@
+"""A generated decode attention as something to call: checks what is promised, then launches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from overlapc.codegen.attention.cache import Cache
+from overlapc.codegen.attention.checking import Sizes, sizes_of
+from overlapc.codegen.attention.decode_checking import decode_misfit
+from overlapc.codegen.attention.decode_module import KIND, decode_text
+from overlapc.codegen.attention.kernel import input_parts
+from overlapc.codegen.attention.spec import AttentionSpec
+from overlapc.codegen.attention.tiles import AttentionTile
+from overlapc.codegen.builder import generated
+from overlapc.errors import KernelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Memory in which the CTAs of one launch meet. One launch at a time may use it, any number in
+    stream order, by replays of a captured graph as well."""
+
+    partials: Tensor
+    """float32; what is in it does not matter."""
+    arrived: Tensor
+    """int32, one for each block of rows; zero before the first launch, and after each."""
+
+
+@dataclass(frozen=True)
+class DecodeKernel:
+    """The attention of ``spec`` over a cache: CTAs share the keys of each head out."""
+
+    spec: AttentionSpec
+    cache: Cache
+    tile: AttentionTile
+    path: Path
+    """The generated module on disk."""
+    module: ModuleType
+    """The generated module, imported."""
+
+    def blocks(self, rows: int) -> int:
+        """Blocks of packed rows of one head of keys."""
+        return -(-rows * self.spec.groups // self.tile.block_m)
+
+    def workspace(self, q: Tensor, splits: int) -> Workspace:
+        """Memory for launches on queries like ``q`` with up to ``splits`` CTAs a block."""
+        import torch
+
+        units = q.shape[0] * (q.shape[1] // self.spec.groups) * self.blocks(q.shape[2])
+        size = units * splits * self._part if splits > 1 else 0
+        return Workspace(
+            torch.empty(size, dtype=torch.float32, device=q.device),
+            torch.zeros(units, dtype=torch.int32, device=q.device),
+        )
+
+    @property
+    def _part(self) -> int:
+        """Numbers that one CTA leaves: its sums of values, and two of each row."""
+        return self.tile.block_m * (self.module.CONSTANTS["BLOCK_V"] + 2)
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        *,
+        splits: int,
+        workspace: Workspace,
+        inputs: Sequence[Tensor] = (),
+        lengths: Tensor | None = None,
+        table: Tensor | None = None,
+        k_scale: Tensor | None = None,
+        v_scale: Tensor | None = None,
+        phi: Tensor | None = None,
+        sinks: Tensor | None = None,
+        lse: Tensor | None = None,
+        redone: Tensor | None = None,
+    ) -> None:
+        """Launch on the current stream, and write every element of ``out`` and ``lse``.
+
+        Arguments are as of ``AttentionKernel``, k and v as of ``Cache``; where values are shared,
+        ``v`` is k's own beginning. ``table`` is int32[batch, pages], ``k_scale`` and ``v_scale``
+        float32[1] or [heads of keys]. At most ``splits`` CTAs share the keys of a block of rows,
+        whatever its length: ``planning.decode_splits`` says how many pay. Equal calls give equal
+        bits; another ``splits`` may add in another order. KernelError where this does not hold.
+        """
+        keys = k.shape[-2] if table is None else table.shape[-1] * self.cache.page
+        sizes = replace(sizes_of(q, k, v), keys=keys)
+        why = decode_misfit(
+            self.spec, self.cache, sizes, (q, k, v, out), inputs, lengths, phi, sinks, lse, redone,
+            table, (k_scale, v_scale),
+        ) or self._misfit_of(workspace, sizes, splits)  # fmt: skip
+        if why:
+            raise self._error(why)
+        if not (sizes.batch and sizes.heads and sizes.rows):
+            return
+        if not keys and not self.spec.sinks:
+            # A sum over no key is zero, in eager as well: there is no softmax to be NaN.
+            out.zero_()
+            if lse is not None:
+                lse.fill_(-float("inf"))
+            return
+        heads = sizes.heads // self.spec.groups
+        scale_stride = 0 if k_scale is None or k_scale.numel() == 1 else 1
+        self.module.KERNEL[(sizes.batch * heads * self.blocks(sizes.rows), splits)](
+            q, k, v, out, lse, input_parts(self.spec.inputs, inputs, sizes), lengths, table,
+            k_scale, v_scale, phi, sinks, redone, workspace.partials, workspace.arrived,
+            heads, sizes.rows, keys, splits, q.stride(), k.stride(), v.stride(), out.stride(),
+            0 if table is None else table.stride(0), scale_stride,
+            **self.module.CONSTANTS, **self.module.OPTIONS,
+        )  # fmt: skip
+
+    def _misfit_of(self, workspace: Workspace, sizes: Sizes, splits: int) -> str:
+        units = sizes.batch * (sizes.heads // self.spec.groups) * self.blocks(sizes.rows)
+        if not 0 < splits < 2**16:
+            return f"{splits} CTAs cannot share the keys of a head"
+        if workspace.arrived.numel() < units:
+            return f"{workspace.arrived.numel()} counters are not enough for {units} blocks"
+        if splits > 1 and workspace.partials.numel() < units * splits * self._part:
+            return f"the workspace is too small for {splits} CTAs a block"
+        return ""
+
+    def _error(self, what: str) -> KernelError:
+        return KernelError(
+            f"This call does not fit its kernel: {what}.",
+            where=f"{self.cache} of {self.spec}",
+            remedy="build a kernel for these operands, or use scaled_dot_product_attention",
+        )
+
+
+@lru_cache(maxsize=512)
+def build_decode(spec: AttentionSpec, cache: Cache, tile: AttentionTile) -> DecodeKernel:
+    """The decode kernel of ``spec``; compiles nothing for a device, as ``build_attention``.
+
+    KernelError where scores cannot be lowered, the cache cannot be read, or Triton is missing.
+    """
+    cache.check(spec)
+    return DecodeKernel(spec, cache, tile, *generated(decode_text(spec, cache, tile), KIND))

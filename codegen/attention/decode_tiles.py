@@ -1,0 +1,53 @@
+"""How many rows and keys one CTA of a decode kernel holds, for each device."""
+
+from __future__ import annotations
+
+from overlapc.codegen.attention.cache import Cache, leading
+from overlapc.codegen.attention.spec import AttentionSpec
+from overlapc.codegen.attention.tiles import LEAST_BLOCK, AttentionTile, padded
+from overlapc.planning.tiles import sm_number
+
+MOST_ROWS = 64
+"""Packed rows of one CTA; more are several CTAs, each of which reads the keys."""
+SHARED_BYTES = {"sm_80": 163, "sm_89": 99, "sm_90": 227, "gfx942": 64}
+"""KiB that one CTA may have, from the vendors' programming guides."""
+ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1}
+MOST_STAGES = 4
+MOST_KEYS = 64
+
+
+def decode_tile(spec: AttentionSpec, cache: Cache, rows: int, architecture: str) -> AttentionTile:
+    """A tile for ``rows`` rows of queries on ``sm_<number>`` or ``gfx<name>``. None was timed.
+
+    As many keys a step, up to 64, and as many stages, up to 4, as leave a third of the shared
+    memory to what Triton puts there beside them: bytes on their way are what decoding lives on.
+    """
+    wide = max(padded(spec.value_dim), leading(spec.head_dim))
+    most_rows = MOST_ROWS if wide <= 256 else LEAST_BLOCK
+    packed = 1 << (max(rows * spec.groups, 1) - 1).bit_length()
+    block_m = min(max(packed, LEAST_BLOCK), most_rows)
+    is_light = wide <= 128 and block_m == LEAST_BLOCK
+    rest = padded(spec.head_dim - leading(spec.head_dim)) if spec.head_dim > wide else 0
+    dims = leading(spec.head_dim) + rest + (0 if cache.shares_values else padded(spec.value_dim))
+    of_key = dims * ITEM_BYTES[cache.of(spec)]
+    budget = shared_bytes(architecture) * 2 // 3
+    # Without matrix units, a product takes more registers the more keys it is of.
+    block_n = LEAST_BLOCK if spec.dtype == "float32" else MOST_KEYS
+    while block_n > LEAST_BLOCK and 2 * block_n * of_key > budget:
+        block_n //= 2
+    stages = min(max(budget // (block_n * of_key), 1), MOST_STAGES)
+    if architecture.startswith("gfx"):
+        stages = 1  # there, a stage is registers
+    elif cache.page:
+        # Triton divides them between the numbers of pages and what is loaded from there.
+        stages = 2 * stages - 1
+    return AttentionTile(block_m, block_n, 4 if is_light else 8, stages)
+
+
+def shared_bytes(architecture: str) -> int:
+    """Shared memory of one CTA of a device, as of the newest listed that is no newer."""
+    if architecture.startswith("gfx"):
+        return SHARED_BYTES["gfx942"] * 1024
+    number = sm_number(architecture)
+    known = [name for name in SHARED_BYTES if 0 < sm_number(name) <= number]
+    return SHARED_BYTES[known[-1] if known else "sm_89"] * 1024

@@ -1,0 +1,361 @@
+"""Attention of few rows over many keys: CTAs share the keys out, and the last one adds up.
+
+A CTA holds all rows of all query heads that read one head of keys, so that each key is read once.
+They are packed: place i is row ``i // GROUPS`` of query head ``i % GROUPS`` of the group.
+"""
+
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
+# (Triton's builtins raise when Python calls them; pyright concludes that they never return.)
+import triton
+import triton.language as tl
+
+from overlapc.codegen.templates.softmax import (
+    LN2,
+    LOG2E,
+    all_finite,
+    divided,
+    is_exact,
+    or_zero,
+    score_tile,
+)
+from overlapc.codegen.templates.visible import end_seen, first_seen, length_of, own_key
+
+
+@triton.jit
+def of_keys(
+    head: tl.tensor, strides: tl.tuple, table: tl.tensor, tile: tl.tensor, length: tl.tensor,
+    BLOCK_N: tl.constexpr, PAGE: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Pointers to the first elements of the keys, or values, of a tile, ``[BLOCK_N]``.
+
+    With PAGE, ``table`` says which page holds each PAGE keys; ``strides`` begin with that of pages.
+    """
+    start = tl.cast(tile, tl.int32) * BLOCK_N
+    n = tl.arange(0, BLOCK_N)
+    if PAGE == 0:
+        places = start.to(tl.int64) * strides[2] + n * strides[2]
+    elif PAGE % BLOCK_N == 0:
+        page = tl.load(table + start // PAGE).to(tl.int64)
+        places = page * strides[0] + (start % PAGE + n) * strides[2]
+    else:
+        key = start + n
+        page = tl.load(table + key // PAGE, mask=key < length, other=0).to(tl.int64)
+        places = page * strides[0] + (key % PAGE) * strides[2]
+    return head + places
+
+
+@triton.jit
+def load_part(
+    keys: tl.tensor, inside: tl.tensor, stride: tl.tensor, FIRST: tl.constexpr, DIM: tl.constexpr,
+    BLOCK: tl.constexpr, IS_CUT: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """``[keys, FIRST : FIRST+BLOCK]``; unread zeros from DIM on; with IS_CUT after the last key."""
+    column = FIRST + tl.arange(0, BLOCK)
+    places = keys[:, None] + column[None, :] * stride
+    if IS_CUT:
+        part = tl.load(places, mask=inside[:, None] & (column < DIM)[None, :], other=0.0)
+    elif FIRST + BLOCK > DIM:
+        part = tl.load(places, mask=(column < DIM)[None, :], other=0.0)
+    else:
+        part = tl.load(places)
+    return part
+
+
+@triton.jit
+def visit_tile(
+    peak: tl.tensor, sums: tl.tensor, total: tl.tensor, tile: tl.tensor,
+    query: tl.tuple, cache: tl.tuple, place: tl.tuple, inputs: tl.tuple,
+    STEP: tl.constexpr, IS_CUT: tl.constexpr, SCORES: tl.constexpr,
+    BEFORE: tl.constexpr, AFTER: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
+    SHARED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_REST: tl.constexpr, BLOCK_V: tl.constexpr, PAGE: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
+    """Take a tile of keys into (peak, sums, total) of packed rows.
+
+    STEP is ``fixed``: weights are relative to peak, which stays; ``first``: to the tile's maximum,
+    which peak becomes; ``online``: to the maximum so far, and sums and total are rescaled. Where
+    nothing is rescaled ``sums`` keeps the tile's columns apart: to add up a row costs a round
+    between warps, and the loop is spared it. IS_CUT: not every row sees every key.
+    """
+    queries, rest_of_queries, scale = query
+    k, v, k_strides, v_strides, table, length = cache
+    batch, head, row, row_inside, first, end = place
+    column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = column < length
+    at = of_keys(k, k_strides, table, tile, length, BLOCK_N, PAGE)
+    keys = load_part(at, inside, k_strides[3], 0, HEAD_DIM, BLOCK_D, IS_CUT).to(queries.dtype)
+    product = tl.dot(queries, keys.T, input_precision=PRECISION)
+    if BLOCK_REST > 0:
+        rest = load_part(at, inside, k_strides[3], BLOCK_D, HEAD_DIM, BLOCK_REST, IS_CUT)
+        rest = rest.to(queries.dtype)
+        product = tl.dot(rest_of_queries, rest.T, product, input_precision=PRECISION)
+    if SHARED:
+        values = keys
+    else:
+        at = of_keys(v, v_strides, table, tile, length, BLOCK_N, PAGE)
+        values = load_part(at, inside, v_strides[3], 0, VALUE_DIM, BLOCK_V, IS_CUT)
+        values = values.to(queries.dtype)
+
+    keys_of_tile = (batch, head, row, row_inside, column, inside)
+    score = score_tile(
+        product, keys_of_tile, first, end, inputs, SCORES, scale, BEFORE, AFTER, IS_CUT
+    )
+    base = peak
+    if STEP == "online":
+        peak = tl.maximum(peak, tl.max(score, 1))
+        shrunk = tl.exp2(base - or_zero(peak))
+        base = or_zero(peak)
+        sums = sums * shrunk
+        total = total * shrunk[:, None]
+    elif STEP == "first":
+        peak = or_zero(tl.max(score, 1))
+        base = peak
+    # Summed as they are rounded: what overflows or is lost shows in the sum.
+    weights = tl.exp2(score - base[:, None]).to(queries.dtype)
+    if STEP == "online":
+        sums += tl.sum(weights.to(tl.float32), 1)
+    else:
+        sums += weights.to(tl.float32)
+    total = tl.dot(weights, values, total, input_precision=PRECISION)
+    return peak, sums, total
+
+
+@triton.jit
+def store_part(
+    peak: tl.tensor, sums: tl.tensor, total: tl.tensor, partials: tl.tensor, split: tl.tensor,
+    row_inside: tl.tensor, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr,
+) -> None:  # fmt: skip
+    """Leave one CTA's sums in its slice of ``partials``: total, then sums, then peaks."""
+    m = tl.arange(0, BLOCK_M)
+    v = tl.arange(0, BLOCK_V)
+    own = partials + split.to(tl.int64) * (BLOCK_M * (BLOCK_V + 2))
+    tl.store(own + m[:, None] * BLOCK_V + v[None, :], total, mask=row_inside[:, None])
+    tl.store(own + BLOCK_M * BLOCK_V + m, sums, mask=row_inside)
+    tl.store(own + BLOCK_M * (BLOCK_V + 1) + m, peak, mask=row_inside)
+
+
+@triton.jit
+def add_parts(
+    peak: tl.tensor, partials: tl.tensor, parts: tl.tensor, row_inside: tl.tensor,
+    IS_SCALED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
+    """(peak, sums, total) of all CTAs, added in the order of their keys, whoever adds them.
+
+    IS_SCALED: each is relative to a peak of its own. Reads pass by the L1 cache, which may hold
+    what was there before the others wrote.
+    """
+    m = tl.arange(0, BLOCK_M)
+    v = tl.arange(0, BLOCK_V)
+    STRIDE: tl.constexpr = BLOCK_M * (BLOCK_V + 2)
+    sums = tl.zeros((BLOCK_M,), tl.float32)
+    total = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
+    if IS_SCALED:
+        peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+        peaks = partials + BLOCK_M * (BLOCK_V + 1)
+        for _ in tl.range(0, parts):
+            own = tl.load(peaks + m, mask=row_inside, other=0.0, cache_modifier=".cg")
+            peak = tl.maximum(peak, own)
+            peaks += STRIDE
+    for part in tl.range(0, parts):
+        at = partials + tl.cast(part, tl.int64) * STRIDE
+        own_total = tl.load(at + m[:, None] * BLOCK_V + v[None, :], mask=row_inside[:, None],
+                            other=0.0, cache_modifier=".cg")  # fmt: skip
+        at += BLOCK_M * BLOCK_V
+        own_sums = tl.load(at + m, mask=row_inside, other=0.0, cache_modifier=".cg")
+        if IS_SCALED:
+            at += BLOCK_M
+            own = tl.load(at + m, mask=row_inside, other=0.0, cache_modifier=".cg")
+            shrunk = tl.exp2(own - or_zero(peak))
+            own_sums = own_sums * shrunk
+            own_total = own_total * shrunk[:, None]
+        sums += own_sums
+        total += own_total
+    return peak, sums, total
+
+
+@triton.jit(do_not_specialize=["rows", "keys", "splits"])
+def attention_decode(
+    q: tl.tensor, k: tl.tensor, v: tl.tensor, out: tl.tensor, lse: tl.tensor, inputs: tl.tuple,
+    lengths: tl.tensor, table: tl.tensor, k_scale: tl.tensor, v_scale: tl.tensor,
+    phi: tl.tensor, sinks: tl.tensor, redone: tl.tensor,
+    partials: tl.tensor, arrived: tl.tensor,
+    heads: tl.tensor, rows: tl.tensor, keys: tl.tensor, splits: tl.tensor,
+    q_strides: tl.tuple, k_strides: tl.tuple, v_strides: tl.tuple, out_strides: tl.tuple,
+    table_stride: tl.tensor, scale_stride: tl.tensor,
+    SCORES: tl.constexpr, SCALE: tl.constexpr, GROUPS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, SHARED: tl.constexpr, PAGE: tl.constexpr,
+    BEFORE: tl.constexpr, AFTER: tl.constexpr, ALIGN: tl.constexpr,
+    SOFTMAX: tl.constexpr, BOUND: tl.constexpr, DEAD: tl.constexpr,
+    LEAST: tl.constexpr, LEAST_EACH: tl.constexpr, MOST: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_REST: tl.constexpr,
+    BLOCK_V: tl.constexpr, LEAST_TILES: tl.constexpr,
+) -> None:  # fmt: skip
+    """``out = softmax(scores) @ v`` for queries ``q``; see ``AttentionSpec`` and ``DecodeSpec``.
+
+    The grid is (blocks of packed rows, splits); ``heads`` are those of keys. Program (i, s) takes
+    run s of the tiles of keys that block i sees. How many runs there are every program computes
+    alike from the length of the sequence, and those beyond end at once. The others leave their sums
+    in ``partials`` and add one to ``arrived``, which is zero before and after the launch; the one
+    that finds all others there adds the sums up. Rows whose sums are not exact it computes again
+    relative to the running maximum, and adds their number to ``redone``.
+    """
+    unit = tl.program_id(0)
+    split = tl.program_id(1)
+    blocks = tl.cdiv(rows * GROUPS, BLOCK_M)
+    corner = unit % blocks * BLOCK_M
+    batch = unit // blocks // heads
+    key_head = unit // blocks % heads
+    packed = corner + tl.arange(0, BLOCK_M)
+    row = packed // GROUPS
+    row_inside = row < rows
+    head = key_head * GROUPS + packed % GROUPS
+
+    length = length_of(lengths, batch, keys)
+    own = own_key(row, rows, length, ALIGN)
+    first, end = first_seen(own, BEFORE), end_seen(own, length, AFTER)
+    # Of the whole block: tiles from ``begin`` on are seen by some row, those from ``whole`` to
+    # ``whole_stop`` by every row and to their last key.
+    lowest = own_key(corner // GROUPS, rows, length, ALIGN)
+    last_row = tl.minimum((corner + BLOCK_M - 1) // GROUPS, rows - 1)
+    highest = own_key(last_row, rows, length, ALIGN)
+    first_tile = first_seen(lowest, BEFORE) // BLOCK_N
+    stop_tile = tl.cdiv(end_seen(highest, length, AFTER), BLOCK_N)
+    tiles = tl.maximum(stop_tile - first_tile, 0)
+    each = tl.maximum(tl.cdiv(tiles, splits), LEAST_TILES)
+    parts = tl.maximum(tl.cdiv(tiles, each), 1)
+    if split >= parts:
+        return
+    begin = first_tile + split * each
+    stop = tl.minimum(begin + each, first_tile + tiles)
+
+    column = tl.arange(0, BLOCK_D)
+    lines = q + batch.to(tl.int64) * q_strides[0]
+    lines += head.to(tl.int64) * q_strides[1] + row.to(tl.int64) * q_strides[2]
+    places = lines[:, None] + column[None, :] * q_strides[3]
+    queries = tl.load(places, mask=row_inside[:, None] & (column < HEAD_DIM)[None, :], other=0.0)
+    rest_of_queries = queries  # where there is none, nothing
+    if BLOCK_REST > 0:
+        column = BLOCK_D + tl.arange(0, BLOCK_REST)
+        places = lines[:, None] + column[None, :] * q_strides[3]
+        inside = row_inside[:, None] & (column < HEAD_DIM)[None, :]
+        rest_of_queries = tl.load(places, mask=inside, other=0.0)
+    scale = SCALE
+    if k_scale is not None:
+        scale = tl.load(k_scale + key_head * scale_stride) * SCALE
+    k += key_head.to(tl.int64) * k_strides[1]
+    v += key_head.to(tl.int64) * v_strides[1]
+    if PAGE == 0:
+        k += batch.to(tl.int64) * k_strides[0]
+        v += batch.to(tl.int64) * v_strides[0]
+    else:
+        table += batch.to(tl.int64) * table_stride
+    query = (queries, rest_of_queries, scale)
+    cache = (k, v, k_strides, v_strides, table, length)
+    place = (batch, head[:, None], row, row_inside, first, end)
+
+    nothing = tl.zeros((BLOCK_M,), tl.float32)
+    sink = nothing - float("inf")
+    if sinks is not None:
+        sink = tl.load(sinks + head, mask=row_inside, other=0.0).to(tl.float32) * LOG2E
+    # A sink is a part of one sum: that of the first keys.
+    own_sink = tl.where(split == 0, sink, float("-inf"))
+    total = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
+    IS_ONLINE: tl.constexpr = SOFTMAX == "online"
+    STEP: tl.constexpr = "online" if IS_ONLINE else "fixed"
+    peak = nothing
+    if IS_ONLINE:
+        peak = own_sink
+        sums = tl.where(own_sink == float("-inf"), 0.0, 1.0)
+    else:
+        sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        if SOFTMAX == "bound":
+            peak = nothing + BOUND * LOG2E
+        elif SOFTMAX == "head":
+            peak = tl.load(phi + head, mask=row_inside, other=0.0) * LOG2E
+        elif SOFTMAX == "sink":
+            peak = sink
+        elif SOFTMAX == "first_tile":  # noqa: SIM102 (one is known while compiling)
+            if begin < stop:
+                peak, sums, total = visit_tile(
+                    peak, sums, total, begin, query, cache, place, inputs, "first", True, SCORES,
+                    BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N, BLOCK_D,
+                    BLOCK_REST, BLOCK_V, PAGE,
+                )  # fmt: skip
+                begin += 1
+
+    whole = tl.cdiv(first_seen(highest, BEFORE), BLOCK_N)
+    whole = tl.minimum(tl.maximum(whole, begin), stop)
+    whole_stop = end_seen(lowest, length, AFTER) // BLOCK_N
+    whole_stop = tl.minimum(tl.maximum(whole_stop, whole), stop)
+    for tile in tl.range(whole, whole_stop):
+        peak, sums, total = visit_tile(
+            peak, sums, total, tile, query, cache, place, inputs, STEP, False, SCORES,
+            BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N, BLOCK_D,
+            BLOCK_REST, BLOCK_V, PAGE,
+        )  # fmt: skip
+    before = whole - begin
+    for edge in tl.range(0, before + stop - whole_stop):
+        tile = tl.where(edge < before, begin + edge, whole_stop + edge - before)
+        peak, sums, total = visit_tile(
+            peak, sums, total, tile, query, cache, place, inputs, STEP, True, SCORES,
+            BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N, BLOCK_D,
+            BLOCK_REST, BLOCK_V, PAGE,
+        )  # fmt: skip
+    if not IS_ONLINE:
+        sums = tl.sum(sums, 1) + tl.exp2(own_sink - peak)
+        # A total may have overflowed, and shrinking the sum would hide it.
+        sums = tl.where(sums <= MOST, sums, float("inf"))
+
+    is_last = parts == 1
+    if parts > 1:
+        partials += unit.to(tl.int64) * splits * (BLOCK_M * (BLOCK_V + 2))
+        store_part(peak, sums, total, partials, split, row_inside, BLOCK_M, BLOCK_V)
+        # One thread adds, and its release orders what happens before it: every store of the CTA.
+        tl.debug_barrier()
+        is_last = tl.atomic_add(arrived + unit, 1, sem="acq_rel", scope="gpu") == parts - 1
+        # And what it acquired holds for the CTA's other threads from here on.
+        tl.debug_barrier()
+        if is_last:
+            tl.store(arrived + unit, 0)
+            peak, sums, total = add_parts(
+                peak, partials, parts, row_inside, IS_ONLINE or SOFTMAX == "first_tile",
+                BLOCK_M, BLOCK_V,
+            )  # fmt: skip
+    if not is_last:
+        return
+
+    if not IS_ONLINE:
+        seen = tl.maximum(end - first, 0)
+        is_good = is_exact(sums, seen, LEAST, LEAST_EACH, MOST) & all_finite(total)
+        is_alive = (seen > 0) | (sink > float("-inf"))
+        is_bad = row_inside & is_alive & (is_good == 0)
+        if tl.sum(is_bad.to(tl.int32), 0) > 0:
+            redone_peak = sink
+            redone_sums = tl.where(sink == float("-inf"), 0.0, 1.0)
+            redone_total = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
+            for tile in tl.range(first_tile, first_tile + tiles):
+                redone_peak, redone_sums, redone_total = visit_tile(
+                    redone_peak, redone_sums, redone_total, tile, query, cache, place, inputs,
+                    "online", True, SCORES, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION,
+                    BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V, PAGE,
+                )  # fmt: skip
+            # A row of minus infinity alone has been computed: it has no weight.
+            is_bad = is_bad & (redone_peak > float("-inf"))
+            peak = tl.where(is_bad, redone_peak, peak)
+            sums = tl.where(is_bad, redone_sums, sums)
+            total = tl.where(is_bad[:, None], redone_total, total)
+            tl.atomic_add(redone, tl.sum(is_bad.to(tl.int32), 0), sem="relaxed")
+
+    result = divided(total, sums, DEAD)
+    if v_scale is not None:
+        result = result * tl.load(v_scale + key_head * scale_stride)
+    column = tl.arange(0, BLOCK_V)
+    lines = out + batch.to(tl.int64) * out_strides[0]
+    lines += head.to(tl.int64) * out_strides[1] + row.to(tl.int64) * out_strides[2]
+    places = lines[:, None] + column[None, :] * out_strides[3]
+    inside = row_inside[:, None] & (column < VALUE_DIM)[None, :]
+    tl.store(places, result.to(out.dtype.element_ty), mask=inside)
+    if lse is not None:
+        found = (or_zero(peak) + tl.log2(sums)) * LN2
+        tl.store(lse + (batch.to(tl.int64) * heads * GROUPS + head) * rows + row, found,
+                 mask=row_inside)  # fmt: skip

@@ -1,0 +1,233 @@
+"""A mask that shows each row the keys up to its own, as a length that a kernel reads by itself.
+
+A cache of fixed size is longer than what stands in it. What of it rows see is told by a mask alone,
+``key <= row + offset`` with an offset that is a tensor: the keys after the last row's own are seen
+by nobody, and need not be read.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from overlapc.graphs.attention.constants import constant, number
+from overlapc.graphs.attention.masks import WEAKEST_FILL
+from overlapc.graphs.attention.repeats import EXPANSIONS
+from overlapc.graphs.attention.spelling import Call, tensor_of
+from overlapc.graphs.attention.tensors import COPIES, is_same
+from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.nodes import add_call
+
+TURNED = {"ge": "le", "gt": "lt", "le": "ge", "lt": "gt"}
+"""Comparisons by what they are with their sides exchanged."""
+SPREADING = (*EXPANSIONS, "unsqueeze", "getitem", "view", "reshape", "to", "bool", *COPIES)
+"""Calls that a mask, or what is compared, may pass on its way: they repeat numbers or keep them."""
+INTEGERS = (torch.int32, torch.int64)
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Row r sees the keys up to ``positions[r]``, which are one more for each next row.
+
+    In terms of ``AttentionSpec``: ``after=0``, ``align="bottom_right"``, and ``lengths`` that are
+    the last position and one.
+    """
+
+    positions: fx.Node
+    """An integer tensor ``[rows]``, written to by nobody."""
+    before: int | None
+    """Keys that a row sees before its own; None: all."""
+
+    def emit_lengths(self, graph: fx.Graph, batch: int) -> fx.Node:
+        """Put ``int32[batch]`` where the graph inserts now: how many keys some row sees."""
+        like = self.positions
+        last = add_call(graph, torch.select, (like, 0, -1), like)
+        length = add_call(graph, torch.add, (last, 1), like)
+        narrow = add_call(graph, torch.Tensor.to, (length, torch.int32), like)
+        spread = add_call(graph, torch.Tensor.expand, (narrow, batch), like)
+        return add_call(graph, torch.Tensor.contiguous, (spread,), like)
+
+
+def read_prefix(versions: Versions, mask: fx.Node, rows: int, keys: int) -> Prefix | None:
+    """Read a mask ``[..., rows, keys]``, of booleans that keep or numbers that are added.
+
+    None where it says anything else than which keys come before a row's own.
+    """
+    kept = _kept(versions, mask)
+    if kept is None:
+        return None
+    conditions = [_condition(versions, node, rows, keys) for node in _conjuncts(versions, kept)]
+    ends = [found for found in conditions if isinstance(found, _End)]
+    begins = [found for found in conditions if isinstance(found, _Begin)]
+    if len(ends) + len(begins) < len(conditions) or len(ends) != 1 or len(begins) > 1:
+        return None
+    if begins and begins[0].positions is not ends[0].positions:
+        return None
+    return Prefix(ends[0].positions, begins[0].before if begins else None)
+
+
+@dataclass(frozen=True)
+class _End:
+    """``key <= position``."""
+
+    positions: fx.Node
+
+
+@dataclass(frozen=True)
+class _Begin:
+    """``key >= position - before``."""
+
+    positions: fx.Node
+    before: int
+
+
+def _kept(versions: Versions, mask: fx.Node) -> fx.Node | None:
+    """The condition under which a mask keeps a key."""
+    value, call = tensor_of(mask), versions.calls.get(mask)
+    if value is None or call is None:
+        return None
+    if value.dtype == torch.bool:
+        return mask
+    if call.name != "where":
+        return None
+    condition, zero, fill = (call.get(name) for name in ("condition", "input", "other"))
+    added = number(versions, fill)
+    is_off = added is not None and added <= WEAKEST_FILL
+    is_kept = isinstance(condition, fx.Node) and number(versions, zero) == 0
+    return condition if is_off and is_kept else None
+
+
+def _conjuncts(versions: Versions, node: fx.Node) -> list[fx.Node]:
+    """The conditions that all have to hold, without those that always do."""
+    call = versions.calls.get(node)
+    if call is None:
+        return [node]
+    source = _spread(versions, call)
+    if source is not None and _keeps_places(call, source):
+        return _conjuncts(versions, source)
+    if call.name in ("and_", "and", "logical_and", "bitwise_and", "mul") and not call.in_place:
+        sides = [_read(versions, node, arg) for arg in (call.get("input"), _other(call))]
+        return [one for side in sides if side for one in _conjuncts(versions, side)]
+    always = constant(versions, node)
+    return [] if always is not None and bool(always.all()) else [node]
+
+
+def _condition(versions: Versions, node: fx.Node, rows: int, keys: int) -> _End | _Begin | None:
+    """A comparison of keys with positions."""
+    call = versions.calls.get(node)
+    if call is None or call.name not in TURNED or call.in_place:
+        return None
+    left, right = _read(versions, node, call.get("input")), _read(versions, node, _other(call))
+    name = call.name
+    if left is not None and not _is_keys(versions, left, keys):
+        left, right, name = right, left, TURNED[name]
+    if left is None or right is None or not _is_keys(versions, left, keys):
+        return None
+    shift = 0 if name in ("le", "ge") else -1 if name == "lt" else 1
+    found = _positions(versions, right, rows)
+    if found is None:
+        return None
+    positions, plus = found
+    bound = plus + shift
+    if name in ("le", "lt"):
+        return _End(positions) if bound == 0 else None
+    return _Begin(positions, -bound) if bound <= 0 else None
+
+
+def _is_keys(versions: Versions, node: fx.Node, keys: int) -> bool:
+    """Whether a tensor is the numbers of the keys, along its last dimension."""
+    value = constant(versions, node)
+    if value is None or value.ndim == 0 or value.shape[-1] != keys or value.dtype.is_floating_point:
+        return False
+    return bool((value == torch.arange(keys)).all()) and value.numel() == keys
+
+
+def _positions(versions: Versions, node: fx.Node, rows: int) -> tuple[fx.Node, int] | None:
+    """``(positions, plus)`` of a tensor ``[..., rows, 1]`` that is ``positions + plus``."""
+    value = tensor_of(node)
+    if value is None or value.ndim < 2 or not is_same(tuple(value.shape[-2:]), (rows, 1)):
+        return None
+    if not is_same((value.numel(),), (rows,)):
+        return None
+    return _counted(versions, node, rows)
+
+
+def _counted(versions: Versions, node: fx.Node, rows: int) -> tuple[fx.Node, int] | None:
+    call = versions.calls.get(node)
+    # One position is in order, whatever it is.
+    alone = (node, 0) if rows == 1 and _is_kept(versions, node) else None
+    if call is None or call.in_place:
+        return alone
+    source = _spread(versions, call)
+    if source is not None:
+        return _counted(versions, source, rows)
+    if call.name not in ("add", "sub") or call.get("alpha", 1) != 1:
+        return alone
+    pair = call.get("input"), _other(call)
+    plus = number(versions, pair[1])
+    base = _read(versions, node, pair[0])
+    if plus is not None and math.isfinite(plus) and base is not None:
+        found = _counted(versions, base, rows)
+        if found is not None:
+            return found[0], found[1] + int(plus if call.name == "add" else -plus)
+    is_count = call.name == "add" and _is_offset_count(versions, node, pair, rows)
+    return (node, 0) if is_count else alone
+
+
+def _is_offset_count(
+    versions: Versions, node: fx.Node, pair: tuple[object, object], rows: int
+) -> bool:
+    """Whether a sum is ``0, 1, ..., rows - 1`` and one number, and keeps its value."""
+    if not _is_kept(versions, node):
+        return False
+    for count, offset in (pair, pair[::-1]):
+        source = _read(versions, node, count)
+        known = constant(versions, source) if source is not None else None
+        other = tensor_of(offset)
+        if known is None or other is None or other.numel() != 1 or other.ndim > 1:
+            continue
+        return bool(torch.equal(known, torch.arange(rows, dtype=known.dtype)))
+    return False
+
+
+def _is_kept(versions: Versions, node: fx.Node) -> bool:
+    """Whether a node is a vector of integers that nothing in the graph writes to after it."""
+    value = tensor_of(node)
+    if value is None or value.ndim != 1 or value.dtype not in INTEGERS:
+        return False
+    end = next(iter(reversed(node.graph.nodes)))
+    return versions.changes(node, after=node, before=end) is None
+
+
+def _spread(versions: Versions, call: Call) -> fx.Node | None:
+    """What a call only repeats, regroups or copies, in its order."""
+    source = _read(versions, call.node, call.get("input"))
+    new, old = tensor_of(call.node), tensor_of(source)
+    if call.in_place or call.name not in SPREADING or new is None or old is None:
+        return None
+    index = call.get("index", ())
+    parts = index if isinstance(index, tuple | list) else (index,)
+    is_ordered = all(part is None or part is Ellipsis or isinstance(part, slice) for part in parts)
+    is_whole = is_same((new.numel(),), (old.numel(),)) or call.name in EXPANSIONS
+    is_exact = new.dtype in (torch.bool, *INTEGERS)
+    return source if is_ordered and is_whole and is_exact else None
+
+
+def _keeps_places(call: Call, source: fx.Node) -> bool:
+    """Whether the last two dimensions are what they were, or repeat what was one."""
+    new, old = tensor_of(call.node), tensor_of(source)
+    if new is None or old is None or old.ndim < 2:
+        return False
+    pairs = zip(new.shape[-2:], old.shape[-2:], strict=True)
+    return all(is_same((a,), (b,)) or is_same((b,), (1,)) for a, b in pairs)
+
+
+def _other(call: Call) -> object:
+    return call.get("other", call.get("0"))  # comparisons have no names of parameters here
+
+
+def _read(versions: Versions, reader: fx.Node, source: object) -> fx.Node | None:
+    return versions.read(reader, source) if isinstance(source, fx.Node) else None

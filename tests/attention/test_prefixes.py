@@ -1,0 +1,218 @@
+"""Masks of caches that are longer than what they hold, as lengths: in real models and spelled out.
+
+What is read of a mask is turned into a mask again, by what ``AttentionSpec`` says of it, and has to
+be the mask that the graph computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import fx
+
+from overlapc.graphs.attention.matching import Attention, Fused, find_sites
+from overlapc.graphs.attention.prefixes import Prefix, read_prefix
+from overlapc.graphs.attention.scores import Bias
+from overlapc.graphs.attention.versions import Versions
+
+KEYS = 24
+BATCH = 2
+
+
+@dataclass
+class Read:
+    """What was read in the one graph of a function."""
+
+    prefix: Prefix | None
+    groups: int
+    keys: tuple[int, ...]
+    """Sizes of the keys that its attention reads."""
+
+
+def read(function, *inputs):
+    """Compile a function; return what it gives with mask and lengths behind it, and ``Read``."""
+    found: list[Read] = []
+
+    def backend(module: fx.GraphModule, _examples):
+        graph = module.graph
+        versions = Versions(graph)
+        _, site = next(iter(find_sites(graph)))
+        assert isinstance(site, Attention | Fused), site
+        rows, keys = site.query.shape[-2], site.key.shape[-2]
+        mask = mask_of(site)
+        prefix = read_prefix(versions, mask, rows, keys)
+        found.append(Read(prefix, site.groups, tuple(site.key.shape)))
+        output = next(iter(reversed(graph.nodes)))
+        with graph.inserting_before(output):
+            lengths = prefix.emit_lengths(graph, BATCH) if prefix else mask
+        output.args = ((*output.args[0], mask, lengths),)
+        module.recompile()
+        # The wrapper of Dynamo takes as many results as the graph had.
+        results: list = []
+
+        def run(*args):
+            *own, said, length = module(*args)
+            results[:] = [said, length]
+            return own
+
+        found[-1].results = results
+        return run
+
+    torch._dynamo.reset()
+    compiled = torch.compile(function, backend=backend, fullgraph=True)
+    return compiled, found
+
+
+def mask_of(site: Attention | Fused) -> fx.Node:
+    if isinstance(site, Fused):
+        mask = site.node.kwargs["attn_mask"]
+        assert isinstance(mask, fx.Node)
+        return mask
+    (part,) = site.mask.parts
+    return part.tensor.node if isinstance(part, Bias) else part.condition.node
+
+
+def as_mask(prefix: Prefix, lengths: torch.Tensor, rows: int, keys: int) -> torch.Tensor:
+    """The mask that a kernel makes of it: ``[batch, 1, rows, keys]``."""
+    own = torch.arange(rows) + lengths[:, None] - rows
+    key = torch.arange(keys)
+    kept = key <= own[..., None]
+    if prefix.before is not None:
+        kept &= key >= own[..., None] - prefix.before
+    return kept[:, None]
+
+
+def check(found: Read, rows: int) -> torch.Tensor:
+    """Raise AssertionError unless the lengths say what the mask does; return them."""
+    assert found.prefix is not None
+    said, lengths = found.results
+    kept = said if said.dtype == torch.bool else said == 0
+    assert lengths.dtype == torch.int32
+    assert lengths.shape == (BATCH,)
+    assert lengths.is_contiguous()
+    wanted = as_mask(found.prefix, lengths, rows, KEYS)
+    assert torch.equal(kept.expand(BATCH, 1, rows, KEYS), wanted)
+    return lengths
+
+
+def positions(rows, offset):
+    return torch.arange(rows) + offset
+
+
+def columns():
+    return torch.arange(KEYS)[None, None, None, :]
+
+
+SPELLINGS = {
+    "up to its own": lambda own: columns() <= own[None, None, :, None],
+    "its own and after": lambda own: own[None, None, :, None] >= columns(),
+    "before the next": lambda own: columns() < own[None, None, :, None] + 1,
+    "counted from one": lambda own: columns() + 0 <= (own.unsqueeze(0)[None] + 0).unsqueeze(-1),
+    "expanded": lambda own: (columns() <= own[:, None]).expand(BATCH, 1, -1, KEYS),
+    "a window": lambda own: (columns() <= own[:, None]) & (columns() > own[:, None] - 5),
+    "a window, spelled apart": lambda own: torch.logical_and(
+        own[:, None] - 5 < columns(), own[:, None] >= columns()
+    ),
+    "and nothing else": lambda own: (columns() <= own[:, None]) & torch.ones(1, KEYS).bool(),
+}
+OTHERS = {
+    "one more": lambda own: columns() <= own[:, None] + 1,
+    "not its own": lambda own: columns() < own[:, None],
+    "later ones": lambda own: columns() >= own[:, None],
+    "keys backwards": lambda own: columns().flip(-1) <= own[:, None],
+    "every second key": lambda own: columns() * 2 <= own[:, None],
+    "rows backwards": lambda own: columns() <= own.flip(0)[:, None],
+    "rows shuffled": lambda own: columns() <= own[torch.tensor([1, 0, 2])][:, None],
+    "rows two apart": lambda own: columns() <= (2 * own)[:, None],
+    "or": lambda own: (columns() <= own[:, None]) | (columns() > own[:, None] - 5),
+    "a condition of its own": lambda own: (columns() <= own[:, None]) & (own[:, None] > 3),
+    "a window without an end": lambda own: columns() > own[:, None] - 5,
+}
+
+
+def attention(spelling, rows, *, added):
+    def function(q, k, v, offset):
+        mask = spelling(positions(rows, offset))
+        if added:
+            mask = torch.where(mask, 0.0, -3e38)
+        offset.add_(rows)
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    return function
+
+
+def operands(rows):
+    q = torch.randn(BATCH, 4, rows, 8)
+    return q, torch.randn(BATCH, 4, KEYS, 8), torch.randn(BATCH, 4, KEYS, 8)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("added", [False, True], ids=["bool", "added"])
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_a_spelling_is_a_length(name, added, rows):
+    compiled, found = read(attention(SPELLINGS[name], rows, added=added), *operands(rows))
+    offset = torch.tensor(7)
+    for step in range(3):
+        compiled(*operands(rows), offset)
+        lengths = check(found[0], rows)
+        assert lengths.tolist() == [7 + rows * (step + 1)] * BATCH
+    assert len(found) == 1, "another length compiled another graph"
+    assert found[0].prefix.before == (4 if "window" in name else None)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_mask_is_none(name):
+    compiled, found = read(attention(OTHERS[name], 3, added=False), *operands(3))
+    compiled(*operands(3), torch.tensor(7))
+    assert found[0].prefix is None
+
+
+def test_positions_that_are_overwritten_are_none():
+    def function(q, k, v, offset):
+        own = positions(3, offset)
+        mask = columns() <= own[:, None]
+        own.add_(1)
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    compiled, found = read(function, *operands(3))
+    compiled(*operands(3), torch.tensor(7))
+    assert found[0].prefix is None
+
+
+def test_positions_of_each_sequence_are_none():
+    def function(q, k, v, offsets):
+        own = torch.arange(3) + offsets[:, None]
+        mask = columns() <= own[:, None, :, None]
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    compiled, found = read(function, *operands(3))
+    compiled(*operands(3), torch.tensor([7, 9]))
+    assert found[0].prefix is None
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("rows", [1, pytest.param(3, marks=pytest.mark.long)])
+def test_a_static_cache_of_a_llama(implementation, rows):
+    transformers = pytest.importorskip("transformers", reason="needs the extra 'models'")
+    from tests.attention.families import FAMILIES, VOCABULARY, build
+
+    model = build(FAMILIES["llama"], implementation)
+    cache = transformers.StaticCache(config=model.config, max_cache_len=KEYS)
+
+    def tokens(count):
+        return torch.randint(3, VOCABULARY, (BATCH, count))
+
+    def step(ids):
+        return model(ids, past_key_values=cache, use_cache=True).logits
+
+    with torch.no_grad():
+        step(tokens(5))
+        compiled, found = read(step)
+        for done in range(3):
+            compiled(tokens(rows))
+            assert check(found[0], rows).tolist() == [5 + rows * (done + 1)] * BATCH
+    assert len(found) == 1
+    assert found[0].groups == 2
+    assert found[0].keys == (BATCH, 2, KEYS, 16), "heads of keys are taken as the cache has them"

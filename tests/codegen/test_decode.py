@@ -1,0 +1,291 @@
+"""Values of generated decode attention, in Triton's interpreter, against float64."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from overlapc.codegen.attention.cache import Cache
+from overlapc.codegen.attention.decode import build_decode
+from overlapc.codegen.attention.policies import POLICIES
+from overlapc.codegen.attention.spec import AttentionSpec
+from overlapc.codegen.attention.tiles import AttentionTile
+from overlapc.errors import KernelError
+
+SPEC = AttentionSpec("float32", 32, 32, groups=3, scale=32**-0.5)
+CAUSAL = replace(SPEC, after=0, align="bottom_right")
+WINDOW = replace(CAUSAL, before=20)
+LATENT = AttentionSpec("bfloat16", 576, 512, groups=16, scale=576**-0.5)
+PLAIN = Cache()
+SHARED = Cache(shares_values=True)
+NARROW = Cache(dtype="float8_e4m3fn", scales=True)
+ROWS_OF_ALL = 2 * 1 * 3
+"""Rows of a case's usual sizes: batch, heads of keys, groups."""
+
+
+def first(*values):
+    """All values of a parameter: the first in every run of the tests, others in long ones."""
+    return [values[0], *(pytest.param(value, marks=pytest.mark.long) for value in values[1:])]
+
+
+def check(interpreted, spec, cache=PLAIN, call="run", *, mutate=(), launches=None, **case):
+    """Do what ``decode_cases.CALLS`` names on random data, in a process of the interpreter."""
+    named = {"mutate": mutate} if mutate else {}
+    if launches is not None:
+        named["launches"] = launches
+    return interpreted("decode_cases.call", call, str(spec), str(cache), case, **named)
+
+
+@pytest.mark.parametrize("softmax", first("first_tile", *sorted(POLICIES.keys() - {"first_tile"})))
+def test_every_source_of_phi(interpreted, softmax):
+    spec = replace(WINDOW, softmax=softmax, sinks=softmax == "sink", lengths=True)
+    spec = replace(spec, bound=2.5 if softmax == "bound" else 0.0)
+    check(interpreted, spec, rows=3, lengths=(100, 37))
+
+
+@pytest.mark.parametrize("splits", first(7, 1, 2, 40))
+def test_any_number_of_ctas_shares_the_keys(interpreted, splits):
+    check(interpreted, replace(CAUSAL, lengths=True), rows=2, splits=splits, lengths=(100, 33))
+
+
+@pytest.mark.parametrize("lengths", first((100, 0), (1, 2), (16, 17), (99, 80)), ids=str)
+@pytest.mark.parametrize("softmax", first("zero", "first_tile", "online"))
+def test_a_cache_is_read_up_to_its_length(interpreted, lengths, softmax):
+    # Beyond it stand NaN, which one read of them would spread.
+    spec = replace(CAUSAL, lengths=True, softmax=softmax)
+    check(interpreted, spec, rows=2, lengths=lengths, redone=0)
+
+
+@pytest.mark.parametrize("groups", first(7, 1, 2, 5, 16, 64))
+def test_any_number_of_queries_shares_a_head(interpreted, groups):
+    check(interpreted, replace(CAUSAL, groups=groups), batch=1, rows=2, keys=70)
+
+
+@pytest.mark.parametrize("rows", first(4, 1, 16))
+def test_rows_see_keys_up_to_their_own(interpreted, rows):
+    check(interpreted, CAUSAL, rows=rows)
+    check(interpreted, WINDOW, rows=rows, splits=2)
+
+
+def test_a_row_may_see_later_keys_and_the_first_be_its_own(interpreted):
+    check(interpreted, replace(SPEC, before=3, after=40), rows=4)
+
+
+@pytest.mark.parametrize("page", first(16, 64, 256))
+@pytest.mark.parametrize("layout", first("bshd", "bhsd"))
+def test_pages_are_read_as_the_table_says(interpreted, page, layout):
+    spec = replace(CAUSAL, lengths=True)
+    cache = Cache(page=page)
+    check(interpreted, spec, cache, rows=2, lengths=(90, 61), layout=layout, block_n=32)
+
+
+@pytest.mark.parametrize("spec", first(replace(LATENT, lengths=True), LATENT), ids=["lengths", ""])
+@pytest.mark.parametrize("page", first(32, 0))
+def test_latent_attention_reads_keys_once_and_values_never(interpreted, spec, page):
+    cache = replace(SHARED, page=page)
+    case = {"batch": 2, "heads": 1, "keys": 64, "block_n": 32, "splits": 2, "lengths": (64, 40)}
+    keys = 104 if spec.lengths else 128
+    of_keys, of_values = check(interpreted, spec, cache, "bytes_read", **case)
+    assert (of_keys, of_values) == (keys * 576 * 2, keys * 576 * 2)  # V is the same memory
+
+
+def test_keys_and_values_are_read_once(interpreted):
+    spec = replace(SPEC, groups=5, softmax="first_tile")
+    read = check(interpreted, spec, call="bytes_read", batch=1, rows=2)
+    assert read == (100 * 32 * 4,) * 2
+
+
+@pytest.mark.parametrize(
+    "dims", first((80, 96), (64, 64), (96, 64), (128, 256), (192, 128)), ids=str
+)
+def test_dimensions_of_heads(interpreted, dims):
+    check(interpreted, replace(SPEC, head_dim=dims[0], value_dim=dims[1], groups=2), keys=70)
+
+
+@pytest.mark.parametrize("dtype", first("bfloat16", "float16", "float32"))
+@pytest.mark.parametrize("cache", first(NARROW, PLAIN), ids=["fp8", ""])
+def test_dtypes(interpreted, dtype, cache):
+    spec = replace(CAUSAL, dtype=dtype, softmax="first_tile" if dtype == "float16" else "zero")
+    check(interpreted, spec, cache, rows=2, scale_per_head=True)
+
+
+@pytest.mark.parametrize("layout", first("strided", "bshd"))
+def test_strides(interpreted, layout):
+    check(interpreted, CAUSAL, rows=2, layout=layout)
+
+
+@pytest.mark.parametrize("mask", first("bool", "bias", "slopes"))
+@pytest.mark.parametrize("softmax", first("zero", "first_tile", "online"))
+def test_masks_and_biases_that_are_tensors(interpreted, mask, softmax):
+    # One row of "bool" keeps no key: it is NaN, and not counted as computed again.
+    redone = 0 if mask == "bool" else None
+    check(interpreted, replace(CAUSAL, softmax=softmax), rows=2, mask=mask, redone=redone)
+
+
+@pytest.mark.parametrize("softmax", first("zero", "bound", "head", "first_tile"))
+@pytest.mark.parametrize("offset", first(-300.0, 300.0))
+def test_scores_far_from_phi_are_computed_again(interpreted, softmax, offset):
+    spec = replace(CAUSAL, softmax=softmax, bound=1.0 if softmax == "bound" else 0.0)
+    # phi of each head is measured where the scores are, and the first tile is there itself.
+    redone = 0 if softmax in ("head", "first_tile") else ROWS_OF_ALL
+    check(interpreted, spec, offset=offset, redone=redone)
+
+
+@pytest.mark.parametrize("dtype", first("bfloat16", "float16", "float32"))
+@pytest.mark.parametrize("softmax", first("zero", "first_tile", "online"))
+def test_scores_of_hundreds(interpreted, dtype, softmax):
+    spec = replace(CAUSAL, dtype=dtype, softmax=softmax)
+    check(interpreted, spec, factor=150.0, redone=ROWS_OF_ALL if softmax == "zero" else None)
+
+
+@pytest.mark.parametrize("softmax", first("first_tile", "zero", "sink", "online"))
+@pytest.mark.parametrize("sink", first(0.0, -200.0, 200.0))
+def test_a_sink_is_counted_once(interpreted, softmax, sink):
+    spec = replace(CAUSAL, softmax=softmax, sinks=True)
+    check(interpreted, spec, sinks=sink, rows=2, splits=4)
+
+
+@pytest.mark.parametrize("dead", first("nan", "zero"))
+def test_rows_that_see_no_key(interpreted, dead):
+    spec = replace(CAUSAL, dead=dead, lengths=True)
+    check(interpreted, spec, rows=4, lengths=(2, 0), redone=0)
+
+
+@pytest.mark.parametrize("softmax", first("zero", "first_tile", "online"))
+@pytest.mark.parametrize("groups", first(3, 12))
+def test_no_order_of_ctas_changes_a_bit(interpreted, softmax, groups):
+    spec = replace(CAUSAL, softmax=softmax, groups=groups)
+    check(interpreted, spec, call="bits", splits=5, rows=2)
+
+
+def test_a_workspace_serves_replays(interpreted):
+    spec = replace(CAUSAL, lengths=True)
+    check(interpreted, spec, splits=5, lengths=(100, 60), launches=3)
+
+
+PAGED, READ = replace(CAUSAL, lengths=True), Cache(page=16)
+FAR = {"offset": 300.0, "redone": ROWS_OF_ALL}
+WITH_LENGTHS = replace(CAUSAL, lengths=True)
+SINKS = replace(CAUSAL, sinks=True)
+MUTANTS = {
+    "arrival order": (CAUSAL, PLAIN, "bits", {"splits": 5}, [
+        ("(\n    peak: tl.tensor, partials: tl.tensor, parts", "(\n    own_split, peak: tl.tensor, "
+         "partials: tl.tensor, parts"),
+        ("add_parts(\n                peak,", "add_parts(\n                split, peak,"),
+        ("tl.cast(part, tl.int64)", "tl.cast((part + own_split) % parts, tl.int64)"),
+    ]),
+    "no reset": (CAUSAL, PLAIN, "run", {"launches": 2}, [
+        ("            tl.store(arrived + unit, 0)\n", "")
+    ]),
+    "no redo": (CAUSAL, PLAIN, "run", FAR, [
+        ("if tl.sum(is_bad.to(tl.int32), 0) > 0:", "if tl.sum(is_bad.to(tl.int32), 0) > 99:")
+    ]),
+    "read beyond the length": (WITH_LENGTHS, PLAIN, "run", {"lengths": (100, 37)}, [
+        ("whole_stop = end_seen(lowest, length, AFTER) // BLOCK_N",
+         "whole_stop = tl.cdiv(end_seen(lowest, length, AFTER), BLOCK_N)")
+    ]),
+    "the last program adds up": (CAUSAL, PLAIN, "run", {}, [
+        ('scope="gpu") == parts - 1', 'scope="gpu") * 0 + split == parts - 1')
+    ]),
+    "a counter of all blocks": (CAUSAL, PLAIN, "run", {}, [
+        ("tl.atomic_add(arrived + unit, 1", "tl.atomic_add(arrived, 1")
+    ]),
+    "all splits are waited for": (WITH_LENGTHS, PLAIN, "run", {"lengths": (100, 60)}, [
+        ('scope="gpu") == parts - 1', 'scope="gpu") == splits - 1')
+    ]),
+    "a part is not shrunk": (replace(CAUSAL, softmax="first_tile"), PLAIN, "run", {"factor": 3.0}, [
+        ("            own_total = own_total * shrunk[:, None]\n", "")
+    ]),
+    "only what is too large is redone": (CAUSAL, PLAIN, "run", {**FAR, "offset": -300.0}, [
+        ("is_good = is_exact(sums,", "is_good = is_exact(tl.maximum(sums, 1.0),")
+    ]),
+    "rows without keys are redone": (replace(WITH_LENGTHS, dead="zero"), PLAIN, "run",
+                                     {"lengths": (100, 0), "redone": 0}, [
+        ("is_bad = is_bad & (redone_peak > float(\"-inf\"))", "is_bad = is_bad"),
+        ("is_alive = (seen > 0) | (sink > float(\"-inf\"))", "is_alive = seen >= 0"),
+    ]),
+    "good rows are redone too": (CAUSAL, PLAIN, "run", {"redone": 0}, [
+        ("is_bad = row_inside & is_alive & (is_good == 0)", "is_bad = row_inside & is_alive")
+    ]),
+    "a sink for each part": (SINKS, PLAIN, "run", {"splits": 4}, [
+        ("own_sink = tl.where(split == 0, sink, float(\"-inf\"))", "own_sink = sink")
+    ]),
+    "the window cuts no tile": (WINDOW, PLAIN, "run", {}, [
+        ("whole = tl.cdiv(first_seen(highest, BEFORE), BLOCK_N)",
+         "whole = first_seen(highest, BEFORE) // BLOCK_N")
+    ]),
+    "a tile too few": (CAUSAL, PLAIN, "run", {}, [
+        ("stop = tl.minimum(begin + each, first_tile + tiles)",
+         "stop = tl.minimum(begin + each, first_tile + tiles - 1)")
+    ]),
+    "one page for all": (PAGED, READ, "run", {"block_n": 32}, [
+        ("mask=key < length, other=0)", "mask=key < 0, other=0)")
+    ]),
+    "the table of another sequence": (PAGED, READ, "run", {}, [
+        ("table += batch.to(tl.int64) * table_stride", "table += 0 * table_stride")
+    ]),
+    "rows packed as heads are": (replace(CAUSAL, groups=3), PLAIN, "run", {"rows": 3}, [
+        ("row = packed // GROUPS", "row = packed % rows")
+    ]),
+    "values that are not scaled": (CAUSAL, NARROW, "run", {}, [
+        ("result = result * tl.load(v_scale + key_head * scale_stride)", "result = result")
+    ]),
+    "the scale of the first head": (CAUSAL, NARROW, "run", {"heads": 2, "scale_per_head": True}, [
+        ("tl.load(k_scale + key_head * scale_stride)", "tl.load(k_scale)")
+    ]),
+    "a key's rest is left out": (replace(CAUSAL, head_dim=48), PLAIN, "run", {}, [
+        ("product = tl.dot(rest_of_queries, rest.T, product, input_precision=PRECISION)",
+         "product = product")
+    ]),
+}  # fmt: skip
+"""Each a case that is right, and what makes it wrong."""
+
+
+@pytest.mark.parametrize("name", [*MUTANTS][:4] + first(*[*MUTANTS][4:])[1:])
+def test_a_mutant_of_the_template_is_caught(interpreted, name):
+    spec, cache, call, case, changes = MUTANTS[name]
+    check(interpreted, spec, cache, call, **case)
+    with pytest.raises(AssertionError) as caught:
+        check(interpreted, spec, cache, call, mutate=changes, **case)
+    message = str(caught.value)
+    assert not any(word in message for word in ("no single", "SyntaxError", "NameError"))
+
+
+TILE = AttentionTile(16, 16, 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("cache", "spec", "why"),
+    [
+        (Cache(page=24), SPEC, "a page is a power of two"),
+        (Cache(page=8), SPEC, "a page is a power of two"),
+        (Cache(dtype="float16"), SPEC, "its dtype is one of"),
+        (SHARED, SPEC, None),
+        (SHARED, replace(SPEC, head_dim=96, value_dim=32), "largest power of two"),
+    ],
+    ids=str,
+)
+def test_what_no_kernel_reads_is_an_error(cache, spec, why):
+    if why is None:
+        assert build_decode(spec, cache, TILE).cache == Cache.parse(str(cache))
+        return
+    with pytest.raises(KernelError, match=why):
+        build_decode(spec, cache, TILE)
+
+
+MISFITS = {
+    "table is promised, and not given": {"table": None},
+    "lengths is int64": {"lengths": "int64"},
+    "counters are not enough": {"arrived": 1},
+    "workspace is too small": {"partials": 1},
+    "0 CTAs cannot share": {"splits": 0},
+    "k is": {"k": "other head"},
+    "q is of float16": {"q": "float16"},
+}
+
+
+@pytest.mark.parametrize("why", first(*MISFITS))
+def test_a_call_that_does_not_fit_is_an_error(interpreted, why):
+    message = interpreted("decode_cases.misfit", MISFITS[why])
+    assert why in message

@@ -1,0 +1,140 @@
+"""Decode kernels built ahead of time: budgets, and what the loop over keys is made of."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from overlapc.codegen.attention.cache import Cache
+from overlapc.codegen.attention.decode import build_decode
+from overlapc.codegen.attention.decode_aot import build_decode_for
+from overlapc.codegen.attention.decode_tiles import decode_tile
+from overlapc.codegen.attention.policies import POLICIES
+from overlapc.codegen.attention.spec import AttentionSpec
+from overlapc.codegen.attention.tiles import AttentionTile
+from tests.codegen.machine_loops import Loop, loops_of
+from tests.codegen.test_machine_code import ARCHITECTURES, SHARED_BYTES
+
+LLAMA = AttentionSpec(
+    "bfloat16", 128, 128, groups=4, scale=128**-0.5, after=0, align="bottom_right", lengths=True
+)
+LATENT = AttentionSpec("bfloat16", 576, 512, groups=16, scale=576**-0.5, lengths=True)
+SHARED = Cache(shares_values=True)
+NARROW = Cache(dtype="float8_e4m3fn", scales=True)
+WIDE = replace(LLAMA, head_dim=256, value_dim=256)
+
+MOST_OF_ONLINE = 0.72
+"""Instructions a tile of the loop without a running maximum may take, of those with one."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def triton_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("modules")))
+        yield
+
+
+def check(spec: AttentionSpec, cache: Cache, architecture: str, rows: int = 1, spilled: int = 0):
+    """Raise AssertionError unless a kernel keeps its budgets; its machine code."""
+    tile = decode_tile(spec, cache, rows, architecture)
+    binary = build_decode_for(build_decode(spec, cache, tile), architecture)
+    assert binary.spilled_bytes <= spilled, f"{binary.registers} registers and a spill"
+    assert binary.shared_bytes <= SHARED_BYTES[architecture]
+    assert binary.registers <= (512 if architecture.startswith("gfx") else 255)
+    if architecture.startswith("sm_"):
+        assert "cp.async.c" in binary.assembly, "keys are not loaded ahead"
+        assert arrival_faults(binary.assembly) == []
+    return binary
+
+
+def first_loop(spec: AttentionSpec, tile: AttentionTile) -> Loop:
+    """The loop over keys that all rows see: the first one that multiplies matrices."""
+    binary = build_decode_for(build_decode(spec, Cache(), tile), "sm_90")
+    return next(loop for loop in loops_of(binary.cubin) if loop.count("HMMA"))
+
+
+def test_the_loop_over_keys_has_no_maximum_and_rescales_nothing():
+    tile = AttentionTile(16, 64, 4, 4)
+    unified, online = (first_loop(replace(LLAMA, softmax=s), tile) for s in ("zero", "online"))
+    assert unified.count("HMMA") == online.count("HMMA")
+    assert unified.count("FMNMX|SHFL") == 0
+    assert unified.count("FMUL") == unified.count("MUFU.EX2") == 8  # the scale of each score
+    assert online.count("FMNMX") > 0  # what is counted is there to be found
+    assert online.count("SHFL") > 0
+    share = len(unified.instructions) / len(online.instructions)
+    assert share <= MOST_OF_ONLINE, f"{share:.2f} of the instructions of a running maximum"
+
+
+def test_a_latent_cache_is_not_read_twice():
+    binary = check(LATENT, SHARED, "sm_90")
+    loop = next(loop for loop in loops_of(binary.cubin) if loop.count("HMMA"))
+    # 64 keys of 576 in pieces of 16 bytes, by 256 threads.
+    assert loop.count("LDGSTS") == 64 * 576 * 2 // 16 // 256
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "gfx942"])
+def test_budgets(architecture):
+    check(LLAMA, Cache(), architecture)
+
+
+CASES = {
+    **{softmax: (replace(LLAMA, softmax=softmax, sinks=softmax == "sink"), Cache(), 1)
+       for softmax in POLICIES},
+    "float16": (replace(LLAMA, dtype="float16", softmax="first_tile"), Cache(), 1),
+    "float32": (replace(LLAMA, dtype="float32"), Cache(), 1),
+    "window": (replace(LLAMA, before=4095), Cache(), 1),
+    "pages of 16": (LLAMA, Cache(page=16), 1),
+    "pages of 64": (LLAMA, Cache(page=64), 1),
+    "pages of 256": (LLAMA, Cache(page=256), 1),
+    "latent": (LATENT, SHARED, 1),
+    "latent, 128 heads, pages": (replace(LATENT, groups=128), replace(SHARED, page=64), 1),
+    "fp8": (LLAMA, NARROW, 1),
+    "fp8, pages": (LLAMA, replace(NARROW, page=32), 1),
+    "four rows": (replace(LLAMA, groups=8), Cache(), 4),
+    "sixteen rows": (replace(LLAMA, groups=8), Cache(), 16),
+    "heads of 64": (replace(LLAMA, head_dim=64, value_dim=64), Cache(), 1),
+    "heads of 80": (replace(LLAMA, head_dim=80, value_dim=80), Cache(), 1),
+    "heads of 96": (replace(LLAMA, head_dim=96, value_dim=96), Cache(), 1),
+    "heads of 192 and 128": (replace(LLAMA, head_dim=192), Cache(), 1),
+    "heads of 256": (WIDE, Cache(), 1),
+    "heads of 256 of float32": (replace(WIDE, dtype="float32"), Cache(), 1),
+}  # fmt: skip
+
+SPILLED = {("latent, 128 heads, pages", "sm_89"): 8}
+"""Bytes, of the one case that is not within its registers yet."""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", CASES)
+def test_every_case_on_every_device_keeps_the_budgets(name, architecture):
+    spec, cache, rows = CASES[name]
+    if cache.dtype and architecture == "sm_80":
+        pytest.skip("devices before sm_89 have no fp8")
+    check(spec, cache, architecture, rows, SPILLED.get((name, architecture), 0))
+
+
+def arrival_faults(ptx: str) -> list[str]:
+    """What is wrong with the order partial sums -> CTA barrier -> arrival -> CTA barrier -> reads.
+
+    One thread adds, with release and acquire at the scope of the device; the others' stores and
+    reads hold on to it by the barriers around it alone.
+    """
+    lines = ptx.splitlines()
+    adds = [at for at, line in enumerate(lines) if re.search(r"\batom\S*\.acq_rel\S*\.add|"
+            r"\batom\.add\S*acq_rel|\batom\.global\.gpu\.acq_rel\.add", line)]  # fmt: skip
+    if len(adds) != 1:
+        return [f"{len(adds)} arrivals with release and acquire"]
+    add = adds[0]
+    stores = [at for at, line in enumerate(lines[:add]) if re.search(r"\bst\.global", line)]
+    reads = [at for at, line in enumerate(lines) if re.search(r"\bld\.global\.cg", line)]
+    barriers = [at for at, line in enumerate(lines) if re.search(r"\bbar(rier)?\.sync", line)]
+    faults = []
+    if not stores or not any(max(stores) < at < add for at in barriers):
+        faults.append("no CTA barrier between the last store of partial sums and the arrival")
+    if not reads or not any(add < at < min(reads) for at in barriers):
+        faults.append("no CTA barrier between the arrival and the first read of partial sums")
+    return faults
