@@ -18,6 +18,9 @@ A child forked from the tests would inherit torch's threads in an unusable state
 """
 SERVER.set_forkserver_preload(["tests.preloaded"])
 
+FOLDERS = frozenset({"TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME"})
+"""Variables that are read anew at every use."""
+
 
 class RankError(AssertionError):
     """A test function raised on a rank; the text holds its traceback."""
@@ -32,8 +35,8 @@ class Ranks:
         rendezvous = Path(self.folder.name) / "store"
         # Of today: the server's own are of the day when it was started.
         variables = {**os.environ, "XDG_CACHE_HOME": self.folder.name, **(environment or {})}
-        # What is imported by the server has read its environment.
-        starting = get_context("spawn") if environment else SERVER
+        # What is imported by the server has read the rest of its environment.
+        starting = SERVER if FOLDERS.issuperset(environment or ()) else get_context("spawn")
         self.pipes: list[Connection] = []
         self.processes = []
         for rank in range(size):

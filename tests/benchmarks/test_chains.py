@@ -95,7 +95,7 @@ run_rank(body)
 """
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_every_chain_computes_what_it_means(monkeypatch: pytest.MonkeyPatch, ranks: int) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])
     run = run_ranks([[sys.executable, "-c", CHECK]] * ranks, timeout=90, echo=None).check()

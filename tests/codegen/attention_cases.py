@@ -137,7 +137,9 @@ def mutant(kernel: AttentionKernel, change: tuple[str, str]) -> AttentionKernel:
     old, new = change
     folder = kernel.path.parent / "mutants"
     folder.mkdir(exist_ok=True)
-    sources = {path.stem: path.read_text() for path in TEMPLATES.glob("*.py")}
+    # Without the other kernel of attention, which says some things alike.
+    used = (path for path in TEMPLATES.glob("*.py") if path.stem != "decode")
+    sources = {path.stem: path.read_text() for path in used}
     module = kernel.path.read_text()
     assert sum(old in text for text in (module, *sources.values())) == 1, "no single such text"
     name = f"mutant_{abs(hash(change))}"

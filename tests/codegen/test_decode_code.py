@@ -68,6 +68,7 @@ def test_the_loop_over_keys_has_no_maximum_and_rescales_nothing():
     assert share <= MOST_OF_ONLINE, f"{share:.2f} of the instructions of a running maximum"
 
 
+@pytest.mark.long
 def test_a_latent_cache_is_not_read_twice():
     binary = check(LATENT, SHARED, "sm_90")
     loop = next(loop for loop in loops_of(binary.cubin) if loop.count("HMMA"))

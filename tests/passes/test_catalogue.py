@@ -99,8 +99,9 @@ def test_every_size_varies(name, explained):
     with torch.no_grad():
         result = explained(spelling.function, *inputs_of(spelling), **OPTIONS, dynamic=True)
     assert said(result.report.sites) == STANDS_IN_THE_WAY.get(name, spelling.sites)
-    refused = [site for site in result.report.sites if site.decision == "refused"]
-    assert all("torch._dynamo.mark_dynamic" in site.reason for site in refused)
+    if name in STANDS_IN_THE_WAY:
+        refused = [site for site in result.report.sites if site.decision == "refused"]
+        assert all("torch._dynamo.mark_dynamic" in site.reason for site in refused)
     lines = [line for _, after in result.graphs.values() for line in after.splitlines()]
     # A size is a node: a symbol by itself is no name in code.
     assert not [line for line in lines if re.search(r"\bs\d+\b", line.partition("  #")[0])]
