@@ -9,7 +9,7 @@ from torch import fx
 from torch._inductor.fx_passes.control_dependencies import control_deps
 
 from overlapc.graphs.nodes import where
-from overlapc.runtime import linear, verifying
+from overlapc.runtime import verifying
 
 functional = torch.ops._c10d_functional
 
@@ -25,7 +25,7 @@ NAMES = {
 COMMUNICATING = ("overlapc", "_c10d_functional", "_dtensor")
 """Namespaces whose ops all communicate, but for these."""
 
-SILENT = (functional.wait_tensor.default, linear.OP)
+SILENT = frozenset({"_c10d_functional::wait_tensor", "overlapc::linear", "overlapc::attention"})
 
 
 @dataclass(frozen=True)
@@ -61,20 +61,24 @@ class Collective:
 
 def is_ours(node: fx.Node) -> bool:
     """Return whether the node is an op of overlapc that communicates."""
-    return _namespace(node) == "overlapc" and node.target not in SILENT
+    return _namespace(node) == "overlapc" and _communicates(node)
 
 
 def collective_starts(graph: fx.Graph) -> list[fx.Node]:
     """Return every node that starts a collective, ours included, in program order."""
-    return [
-        node
-        for node in graph.nodes
-        if _namespace(node) in COMMUNICATING and node.target not in SILENT
-    ]
+    return [node for node in graph.nodes if _communicates(node)]
+
+
+def _communicates(node: fx.Node) -> bool:
+    return _namespace(node) in COMMUNICATING and _name(node) not in SILENT
 
 
 def _namespace(node: fx.Node) -> str:
-    return node.target.namespace if isinstance(node.target, torch._ops.OpOverload) else ""
+    return _name(node).partition("::")[0]
+
+
+def _name(node: fx.Node) -> str:
+    return node.target.name() if isinstance(node.target, torch._ops.OpOverload) else ""
 
 
 KINDS = {
@@ -103,7 +107,7 @@ def sent_by(graph: fx.Graph) -> dict[str, list[str]]:
     sent: dict[str, list[str]] = {}
     for node in graph.nodes:
         call = _within(node)
-        if _namespace(call) not in COMMUNICATING or call.target in (*SILENT, verifying.OP):
+        if not _communicates(call) or call.target is verifying.OP:
             continue
         who, group = ("overlapc's", call.args[-2]) if is_ours(call) else ("torch's", group_of(call))
         name = str(call.target).split(".")[1]

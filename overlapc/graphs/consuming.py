@@ -99,7 +99,7 @@ def _consumer(collective: Collective, ranks: int) -> Chain:
         collective.wait,
         builder.rows,
         by_rows=by_rows,
-        turns_rows=turns_rows(split, ranks),
+        turns_rows=turns_rows(split, collective.wait, ranks),
     )
     program = builder.program(None, [builder.bands[node].ref for node in kept])
     return Chain(

@@ -87,13 +87,13 @@ def is_shared(node: fx.Node) -> bool:
 
 
 def _shared_weight(bmm: fx.Node) -> fx.Node | None:
-    """The one right operand of all batches, ``[k, n]`` or ``[1, k, n]``; None if they differ."""
+    """The one right operand of all batches, ``[.., k, n]`` of one matrix; None if they differ."""
     right = _node(bmm.args[1])
     spread = right.all_input_nodes[0] if right.target is aten.reshape.default else right
     if spread.target is aten.expand.default:
         source = spread.all_input_nodes[0]
         shape = shape_of(source)
-        is_one = len(shape) == 2 or statically_known_true(shape[0] == 1)
+        is_one = all(statically_known_true(size == 1) for size in shape[:-2])
         if is_one and same(shape[-2:], shape_of(right)[-2:]):
             return source
     return right if statically_known_true(shape_of(right)[0] == 1) else None
@@ -146,7 +146,8 @@ def _shared(builder: Builder, node: fx.Node, left: Band | None) -> Band:
     weight = _shared_weight(node)
     assert weight is not None
     rest = (-1, *sizes_of(source, 2))
-    right = sizes_of(weight, 1) if len(shape_of(weight)) == 3 else None
+    more = len(shape_of(weight)) - 2
+    right = sizes_of(weight, more) if more else None
     a = left.ref if left else builder.operand(source, ROWS, rest)
     ref = builder.step(aten.mm.default, (a, builder.operand(weight, WHOLE, right)))
     return Band(ref, 2, shape, _dims(source, left, weight))

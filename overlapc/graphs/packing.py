@@ -42,10 +42,11 @@ class Split:
     """What has come, before its dimensions are put so, where others read that too."""
 
 
-def turns_rows(split: Split, ranks: int) -> bool:
-    """Return whether parts of several places in their dimension are rearranged."""
-    size = shape_of(split.whole)[split.dim]
-    return bool(split.order) and not statically_known_true(size == ranks)
+def turns_rows(split: Split, moved: fx.Node, ranks: int) -> bool:
+    """Return whether parts of several places in their dimension, or of ``moved``'s first one, are
+    rearranged."""
+    sizes = shape_of(split.whole)[split.dim], shape_of(moved)[0]
+    return bool(split.order) and not all(statically_known_true(size == ranks) for size in sizes)
 
 
 def packed(source: fx.Node, ranks: int) -> Split:

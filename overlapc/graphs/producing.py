@@ -108,7 +108,7 @@ def _producer(collective: Collective, ranks: int) -> Chain:
         collective.source,
         moved_rows,
         by_rows=by_rows,
-        turns_rows=turns_rows(laid, ranks),
+        turns_rows=turns_rows(laid, collective.source, ranks),
     )
     return Chain(
         kind=KINDS[collective.name],

@@ -7,6 +7,7 @@ import torch
 
 import overlapc
 from overlapc.codegen.attention.spec import AttentionSpec
+from overlapc.graphs.collectives import collective_starts, sent_by
 from overlapc.runtime.attention_program import attention_by_torch
 from tests.attention.catalogue import functional, plain
 from tests.attention.rewriting import rewrite
@@ -36,6 +37,15 @@ def test_online_redoes_nothing(interpreted):  # noqa: F811
     assert calls == {"online": 1}
     assert "second time" not in reason
     assert error < 1e-4
+
+
+def test_its_op_is_no_collective():
+    """Nothing is put between it and its neighbours, and nobody compares what it sends."""
+    graph = torch.fx.Graph()
+    read = [graph.placeholder(name) for name in "qkv"]
+    graph.call_function(torch.ops.overlapc.attention.default, (*read, [], None, None, "spec"))
+    assert collective_starts(graph) == []
+    assert sent_by(graph) == {}
 
 
 def test_where_no_kernel_runs_a_site_is_kept():

@@ -116,6 +116,10 @@ def batched_bias(x, w, b):
     return all_reduce(torch.baddbmm(b, x, w))
 
 
+def product(x, w):
+    return all_reduce(torch.matmul(x, w))
+
+
 def scaled(x, w, sx, sw):
     return all_reduce(torch._scaled_mm(x, w.t(), sx, sw, out_dtype=torch.bfloat16))
 
@@ -147,6 +151,16 @@ AR = "gemm_all_reduce"
 ALL_REDUCE = {
     "in_place_2d": Spelling(in_place, lambda: (x2(), weight()), (AR,), ("!no_gemm",), 0),
     "in_place_3d": Spelling(in_place, lambda: (x3(), weight()), (AR,), ("!no_gemm",), 1),
+    "one_matrix": Spelling(
+        product,
+        lambda: (torch.randn(2, 3, 64, INNER), torch.randn(1, 1, INNER, COLUMNS)),
+        (AR,),
+    ),
+    "matrix_of_each_head": Spelling(
+        product,
+        lambda: (torch.randn(2, 3, 64, INNER), torch.randn(1, 3, INNER, COLUMNS)),
+        (AR,),
+    ),
     "summed_twice": Spelling(summed_twice, lambda: (x2(), weight()), (AR, "!taken")),
     "functional_2d": Spelling(functional_mm, lambda: (x2(), weight()), (AR,), None, 0),
     "functional_3d": Spelling(functional_mm, lambda: (x3(), weight()), (AR,), None, 1),

@@ -62,6 +62,13 @@ def turned_unevenly(x, w):
     return F.linear(come.transpose(1, 2).contiguous(), w)
 
 
+def turned_within_rows(x, w):
+    """As many blocks as ranks, each rearranged by itself, but ranks get other rows than these."""
+    come = all_to_all(x, [ROWS // 2 - 8, ROWS // 2 + 8], [ROWS // 2 + 8, ROWS // 2 - 8])
+    blocks = come.view(2, ROWS // 2, BATCH, INNER).transpose(1, 2)
+    return F.linear(blocks.contiguous(), w)
+
+
 def rows_turned(x, w):
     """Each rank gets as many rows from this one; of the others nothing is known."""
     return F.linear(all_to_all(x).transpose(0, 1), w)
@@ -316,6 +323,11 @@ REFUSALS = {
     "turned_unevenly": Spelling(
         turned_unevenly,
         lambda: (torch.randn(3 * ROWS // 2, 2, BATCH, INNER), weight()),
+        ("!uneven_layout",),
+    ),
+    "turned_within_rows": Spelling(
+        turned_within_rows,
+        lambda: (torch.randn(ROWS, BATCH, INNER), weight()),
         ("!uneven_layout",),
     ),
     "rows_turned": Spelling(
