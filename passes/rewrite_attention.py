@@ -23,6 +23,7 @@ from overlapc.graphs.nodes import where
 from overlapc.passes.base import Compilation, Fuel
 from overlapc.planning.attention import Verdict, decide
 from overlapc.reporting.records import Site
+from overlapc.runtime.attention import counter_of
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,8 @@ class RewriteAttention:
                 take_heads_once(graph, found)
             elif verdict.policy:
                 place(graph, found, spec_of(found, verdict.policy), site)
+                if not compilation.explains:
+                    counter_of(site, found.query.value.device)
             else:
                 fuse(graph, found)
 

@@ -71,7 +71,7 @@ def _run(
             tile = _tile(read, query.device)
             build_attention(read, tile)(
                 query, key, value, out, inputs=inputs, lengths=lengths, phi=phi, sinks=sinks,
-                lse=lse, redone=_counter(site, query.device),
+                lse=lse, redone=counter_of(site, query.device),
             )  # fmt: skip
         except _failures() as error:
             # Nothing was launched: what does not build, or does not fit the device, never starts.
@@ -122,7 +122,11 @@ def architecture_of(device: torch.device) -> str:
     return f"sm_{properties.major}{properties.minor}"
 
 
-def _counter(site: str, device: torch.device) -> torch.Tensor:
+def counter_of(site: str, device: torch.device) -> torch.Tensor:
+    """Return where a site's rows that are computed a second time are counted, int32[1].
+
+    Made when the site is compiled: what a first call makes under CUDA graphs is memory of theirs.
+    """
     if (site, device) not in _redone:
         _redone[site, device] = torch.zeros(1, dtype=torch.int32, device=device)
     return _redone[site, device]
