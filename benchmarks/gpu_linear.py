@@ -156,7 +156,7 @@ def rows(done: Done, shipped: Target) -> Iterator[Row]:
 
 
 def regions(speeds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What a table would hold of each layer, from the row counts that were measured."""
+    """What a table would hold of each layer, were row counts between `COUNTS` like those beside."""
     found = []
     for layer in LAYERS:
         trials = [
@@ -168,7 +168,7 @@ def regions(speeds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             if row.get("layer") == layer
         ]  # fmt: skip
         if trials:
-            chosen = choose(sorted(trials, key=lambda trial: trial.rows))
+            chosen = choose(sorted(trials, key=lambda trial: trial.rows), COUNTS)
             found.append({"row": layer, "regions": str(chosen), "measured at": len(trials)})
     return found
 

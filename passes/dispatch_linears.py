@@ -12,6 +12,7 @@ import logging
 from dataclasses import dataclass
 
 from torch import fx
+from torch._inductor import config as inductor_config
 
 from overlapc.errors import KernelError, TargetError
 from overlapc.graphs.collectives import Refusal
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 LEFT = Regions()
 """To the library, at every row count."""
 DTYPES = ("float32", "bfloat16", "float16")
+TUNES = ("max_autotune", "max_autotune_gemm", "freezing")
+"""Configurations in which Inductor computes GEMMs by what tables were not measured against."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,10 @@ class DispatchLinears:
             table = tables[facts.device]
             if table is None:
                 continue
-            found = match(gemm)
+            found, verdict = judge(gemm, table, choice)
             if not isinstance(found, Refusal):
                 taken |= {one.node for one in found.gemms}
-            self._settle(graph, gemm, found, decide(found, table, choice), compilation)
+            self._settle(graph, gemm, found, verdict, compilation)
 
     def _settle(
         self,
@@ -100,14 +103,15 @@ class DispatchLinears:
                 replace_linear(graph, found, spec.text())
 
 
-def match(gemm: fx.Node) -> Linear | Refusal:
-    """Read the layer that begins with a GEMM, as far as one op may take it."""
+def judge(gemm: fx.Node, table: LinearTable | str, choice: str) -> tuple[Linear | Refusal, Verdict]:
+    """Read the layer that begins with a GEMM, as far as one op may take it, and decide on it."""
     try:
-        return read_linear(gemm, takes)
+        found = read_linear(gemm, takes)
+        return found, decide(found, table, choice)
     except Exception as error:  # nothing is changed yet: the program is compiled without us
         log.exception("a fault of overlapc at %s", where(gemm))
         reason = f"A fault of overlapc, which its log tells, please report it: {error!r}."
-        return Refusal(gemm, "internal", reason)
+        return Refusal(gemm, "internal", reason), Verdict("refused", "internal", reason)
 
 
 def takes(layer: Linear) -> bool:
@@ -149,6 +153,9 @@ def decide(found: Linear | Refusal, table: LinearTable | str, choice: str) -> Ve
     if regions.is_empty or (found.is_static and regions.implementation(rows) == "library"):
         at = f"at {rows} rows" if not regions.is_empty else "at any row count"
         return Verdict("kept", "library", f"Nothing was measured to beat the library {at}.")
+    if tuned := [name for name in TUNES if getattr(inductor_config, name)]:
+        reason = f"It was measured against Inductor without {' and '.join(tuned)}, and won then."
+        return Verdict("kept", "autotuned", reason)
     return Verdict("rewritten", "measured", f"Measured here: {regions}.", regions)
 
 

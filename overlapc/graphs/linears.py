@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch
 from torch import fx
@@ -130,10 +131,17 @@ def held_as(weight: fx.Node) -> Held:
     """Return how the right operand of a GEMM is held."""
     if _widens(weight):
         return Held(weight.all_input_nodes[0], True, False, (weight,))
-    if weight.target is aten.permute.default and _widens(weight.all_input_nodes[0]):
-        (cast,) = weight.all_input_nodes
-        return Held(cast.all_input_nodes[0], True, True, (cast, weight))
+    if _transposes(weight) and _widens(weight.all_input_nodes[0]):
+        (wide,) = weight.all_input_nodes
+        return Held(wide.all_input_nodes[0], True, True, (wide, weight))
     return Held(weight)
+
+
+def _transposes(node: fx.Node) -> bool:
+    if node.target is not aten.permute.default:
+        return False
+    order = cast("Sequence[int]", node.args[1])
+    return [dim % 2 for dim in order] == [1, 0]
 
 
 def _dtype(node: fx.Node) -> str:
@@ -164,12 +172,17 @@ class _Reader:
     def __init__(self, gemm: fx.Node, takes: Takes) -> None:
         if not is_static(value_of(weight_of(gemm)).shape):
             refuse(gemm, "dynamic_columns", "The sizes of its weight vary.")
+        if not value_of(weight_of(gemm)).numel():
+            refuse(gemm, "empty", "Its weight has no element.")
         self.gemm, self.takes = gemm, takes
         self.builder = Builder(rows_of(gemm))
         add_gemm(self.builder, gemm)
 
     def read(self) -> Linear:
         best = self._linear(self.gemm)
+        if self._is_crossed(self.gemm):
+            reason = "Something is written between where its weight is widened and the product."
+            refuse(self.gemm, "written", reason)
         while readers := self._readers():
             node = min(readers)
             if not self._adds(node):
@@ -237,14 +250,16 @@ class _Reader:
         )
 
     def _is_crossed(self, last: fx.Node) -> bool:
-        """Whether anything is written to between the first GEMM and where the op will stand."""
-        waiting = set(self.builder.bands)
+        """Whether anything is written to between what is first read and where the op will stand."""
+        weights = [weight_of(node) for node in self.builder.bands if form_of(node) is not None]
+        read = {*self.builder.bands, *(node for one in weights for node in held_as(one).widening)}
+        waiting = set(read)
         for node in last.graph.nodes:
             if node is last:
                 return False
             if node in waiting:
                 waiting.discard(node)
-            elif len(waiting) < len(self.builder.bands) and mutates(node):
+            elif len(waiting) < len(read) and mutates(node):
                 return True
         return True
 

@@ -126,16 +126,19 @@ class LinearTrial:
         return next((g for g in self.gains if g.implementation == implementation), None)
 
 
-def choose(trials: Sequence[LinearTrial]) -> Regions:
+def choose(trials: Sequence[LinearTrial], counts: Sequence[int] = MEASURED_ROWS) -> Regions:
     """The regions that the trials of one problem speak for; their row counts rise.
 
     A row count belongs to ours where one of them won for certain. Of the runs of such row counts
-    the longest is taken, ended where gemv would come after flat. No repeatable win: the library.
+    the longest is taken, ended where gemv would come after flat, and before a gap in which one of
+    ``counts`` was not measured. No repeatable win: the library.
     """
     best: tuple[int, Regions] = (0, Regions())
     for start in range(len(trials)):
         run: list[tuple[int, str]] = []
         for trial in trials[start:]:
+            if run and any(run[-1][0] < rows < trial.rows for rows in counts):
+                break
             winner = _winner(trial, may_be_gemv=not run or run[-1][1] == GEMV)
             if winner == LIBRARY:
                 break

@@ -95,9 +95,13 @@ class Layer:
 
 
 def _laid(operand: torch.Tensor, mode: str) -> tuple[object, ...]:
-    """What of an operand a kernel depends on: of rows not how many."""
+    """What of an operand a kernel depends on: of rows not how many, but what Triton compiles for:
+    whether a number is one or a multiple of 16, which a pointer may be as well."""
     first = 1 if mode == ROWS else 0
-    return operand.dtype, operand.device, operand.shape[first:], operand.stride()[first:]
+    size, stride = operand.shape[first:], operand.stride()[first:]
+    numbers = (*operand.shape[:first], *operand.stride()[:first], operand.data_ptr())
+    special = tuple((number == 1, number % 16 == 0) for number in numbers)
+    return operand.dtype, operand.device, size, stride, special
 
 
 def _is_capturing(device: torch.device) -> bool:

@@ -68,24 +68,13 @@ def by_kernel(program: Program, spec: LinearSpec, lowered: Lowered) -> Run:
     return run
 
 
-_arrivals: dict[tuple[torch.device, int], torch.Tensor] = {}
-"""Counters by device and stream: launches on one stream never overlap, and leave zeros."""
-
-
 def _workspace(
     kernel: LinearKernel, c: torch.Tensor
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """What a split k needs of its own."""
+    """What a split k needs of its own, made at every call: what a call kept would be of the pool of
+    a CUDA graph, and a graph may be replayed on any stream, beside whatever runs there."""
     if kernel.spec.splits == 1:
         return None, None
     n, device = c.shape[1], c.device
     parts = torch.empty(kernel.part_elements(n), dtype=torch.float32, device=device)
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        # A graph may be replayed on any stream, beside whatever runs there.
-        return parts, torch.zeros(kernel.tiles(n), dtype=torch.int32, device=device)
-    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    arrivals = _arrivals.get((device, stream))
-    if arrivals is None or arrivals.numel() < kernel.tiles(n):
-        arrivals = torch.zeros(max(4096, kernel.tiles(n)), dtype=torch.int32, device=device)
-        _arrivals[device, stream] = arrivals
-    return parts, arrivals
+    return parts, torch.zeros(kernel.tiles(n), dtype=torch.int32, device=device)

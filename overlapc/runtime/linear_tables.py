@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 import torch
 
 from overlapc.errors import TargetError
+from overlapc.planning.linear import LinearEntry
 from overlapc.planning.linear_table import LinearTable, table_path
 from overlapc.runtime.machine import this_machine
 
@@ -24,26 +26,54 @@ def table_for(device: str) -> LinearTable | None:
 def fingerprint_of_tables() -> str:
     """Return a hash of what the tables here say that graphs are rewritten by; empty without any.
 
-    Equal for machines whose measurements led to the same regions, whatever was measured.
+    Equal for machines whose measurements led to the same regions, whatever was measured. A table
+    that cannot be used counts: sites say so.
     """
-    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    found = [said for device in devices if (said := _decisions(device))]
+    return _hash([_problems(device) or _said(_entries(device)) for device in _devices()])
+
+
+def _devices() -> list[str]:
+    return ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+def _hash(said: list[list[str]]) -> str:
+    found = [lines for lines in said if lines]
     return hashlib.sha256(repr(found).encode()).hexdigest()[:12] if found else ""
 
 
-def _decisions(device: str) -> list[str]:
+def _said(entries: Iterable[LinearEntry]) -> list[str]:
+    return sorted(f"{entry.problem} {entry.regions}" for entry in entries)
+
+
+def _problems(device: str) -> list[str]:
+    """Why the table of a device cannot be used, if so."""
     try:
-        table = table_for(device)
+        table_for(device)
     except TargetError as error:
         return [str(error)]
-    return sorted(f"{entry.problem} {entry.regions}" for entry in table.entries) if table else []
+    return []
+
+
+def _entries(device: str) -> tuple[LinearEntry, ...]:
+    try:
+        table = table_for(device)
+    except TargetError:
+        return ()
+    return table.entries if table else ()
+
+
+def _not_left_to_the_library(device: str) -> list[str]:
+    return _said(entry for entry in _entries(device) if not entry.regions.is_empty)
 
 
 def choices(digest: str, linear: str) -> str:
     """Return what the members of a group compare of their options, of which ``digest`` is the hash.
 
     Ranks that compute the same thing each for itself, such as where a router sends a token, would
-    come to differ if other implementations rounded it: so tables are compared as well.
+    come to differ if other implementations rounded it: so tables are compared as well. One that
+    cannot be used, or that nothing won in, leaves all to the library, as none does.
     """
-    tables = fingerprint_of_tables() if linear == "auto" else ""
+    if linear != "auto":
+        return digest
+    tables = _hash([_not_left_to_the_library(device) for device in _devices()])
     return f"{digest}+linear:{tables}" if tables else digest

@@ -173,10 +173,9 @@ TWO = replace(with_epilogue(GEMV, GATED), rows=2, dtype="float32", out="float32"
 )
 def test_a_mutant_is_caught(interpreted, spec, mutation):
     m = spec.rows - (spec.way == "flat")
-    with pytest.raises(AssertionError) as caught:
+    compared = "roundings explain|never written|fell outside|order of programs"
+    with pytest.raises(AssertionError, match=compared):
         interpreted("linear_cases.run", str(spec), m, 37, 300, mutate=mutation)
-    assert "no single" not in str(caught.value)
-    assert "SyntaxError" not in str(caught.value)
 
 
 def test_what_mutants_are_made_of_is_right(interpreted):

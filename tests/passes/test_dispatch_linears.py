@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import overlapc
 from overlapc.explaining import compilations_of
+from overlapc.graphs.linears import read_linear
 from overlapc.linear_tuning import layers_of
 from overlapc.passes import PIPELINE
 from overlapc.passes.base import Fuel
 from overlapc.planning.linear import LinearEntry, Regions
 from overlapc.planning.linear_table import LinearTable, table_path
-from overlapc.runtime.linear_tables import choices
+from overlapc.runtime.linear_tables import choices, fingerprint_of_tables
 from overlapc.runtime.machine import this_machine
 from tests.passes.catalogue import all_reduce
 from tests.targets import FAST_LINK, SLOW_LINK
@@ -209,9 +212,36 @@ def test_what_ranks_compare_follows_what_tables_say(explained):
         found.append(choices("digest", "auto"))
     assert found[0] == found[2] != found[1]
     assert choices("digest", "off") == "digest"
+    wins = found[2]
+    # Who has no table, or one of another version, computes all by the library as well.
+    for regions, changes in ((Regions(), {}), (Regions(1, 3, 9), {"versions": "torch 1.0"})):
+        before = fingerprint_of_tables()
+        stored(layers, regions, **changes)
+        assert choices("digest", "auto") == "digest"
+        assert fingerprint_of_tables() not in ("", before)
+    stored(layers, Regions(1, 3, 9))
+    assert choices("digest", "auto") == wins
     only = {"disable": ("hide_collectives", "split_all_reduces")}
     (_, after) = explained(shard, *shard_inputs(), target=SLOW_LINK, **only).graphs["inference"]
     assert found[2].removeprefix("digest") in after
+
+
+@pytest.mark.parametrize(
+    ("config", "code"),
+    [
+        ({}, "measured"),
+        ({"max_autotune": True}, "autotuned"),
+        ({"max_autotune_gemm": True}, "autotuned"),
+        ({"freezing": True}, "autotuned"),
+    ],
+    ids=str,
+)
+def test_what_was_measured_against_says_nothing_of_what_inductor_tunes(explained, config, code):
+    stored(layers_of(mlp, mlp_inputs()), Regions(1, 3, 9))
+    with torch._inductor.config.patch(config):
+        report, changes = changed(explained, mlp, *mlp_inputs())
+    decision = "kept" if config else "rewritten"
+    assert (said(report), changes) == ([(decision, code)] * 3, not config)
 
 
 REFUSED = {
@@ -232,15 +262,64 @@ def test_a_product_of_what_the_graph_computes_is_no_linear_layer(explained):
     assert result.report.sites == []
 
 
-def written_between(x, w, cache):
-    y = F.linear(x, w)
-    cache.copy_(y * 2)
-    return F.silu(cache) + 1
+def written_between(x, w):
+    y = x @ w
+    x.mul_(2)
+    return F.relu(y)
 
 
-def test_what_is_written_between_ends_a_layer(explained):
-    layers = layers_of(written_between, (bf16(ROWS, WIDE), bf16(INNER, WIDE), bf16(ROWS, INNER)))
-    assert all("silu" not in layer.problem.epilogue for layer in layers)
+def widen(w):
+    return torch.ops.prims.convert_element_type.default(w, torch.float32)
+
+
+def written_after_widening(x, w):
+    wide = widen(w)
+    w.mul_(2)
+    return x @ wide
+
+
+def permuted(x, w, order):
+    return x @ torch.ops.aten.permute.default(widen(w), order)
+
+
+def read(function, *inputs):
+    """The layer of a graph as it is traced, in which writes in place stay."""
+    graph = make_fx(function, tracing_mode="fake")(*inputs).graph
+    (gemm,) = (node for node in graph.nodes if node.target is torch.ops.aten.mm.default)
+    return read_linear(gemm, lambda layer: True)
+
+
+@pytest.mark.parametrize("looks", [True, False], ids=["", "mutant"])
+def test_what_is_written_between_ends_a_layer(monkeypatch, looks):
+    if not looks:
+        monkeypatch.setattr("overlapc.graphs.linears._Reader._is_crossed", lambda *_: False)
+    found = read(written_between, weight(ROWS, WIDE), weight(WIDE, INNER))
+    assert found.after == (() if looks else ("relu",))
+
+
+@pytest.mark.parametrize("looks", [True, False], ids=["", "mutant"])
+def test_a_weight_that_is_written_after_it_was_widened_is_refused(monkeypatch, looks):
+    if not looks:
+        monkeypatch.setattr("overlapc.graphs.linears._Reader._is_crossed", lambda *_: False)
+    held = torch.ones(WIDE, INNER, dtype=torch.int8)
+    found = read(written_after_widening, weight(ROWS, WIDE), held)
+    assert getattr(found, "code", "taken") == ("written" if looks else "taken")
+
+
+def test_a_permutation_that_changes_nothing_is_no_transposition():
+    """The mutant that looks for any permute reads a square weight transposed."""
+    for order, is_turned in (((0, 1), False), ((1, 0), True), ((-1, -2), True)):
+        function = partial(permuted, order=order)
+        found = read(function, weight(ROWS, WIDE), torch.ones(WIDE, WIDE, dtype=torch.int8))
+        assert ("permute" in str(found.program)) == is_turned
+
+
+@pytest.mark.parametrize("sizes", [(5, 0), (0, 5)], ids=str)
+@pytest.mark.parametrize("choice", ["flat", "auto"])
+def test_an_empty_weight_is_refused(explained, sizes, choice):
+    stored(layers_of(mlp, mlp_inputs()), Regions(1, 3, 9))
+    report, changes = changed(explained, plain, weight(3, sizes[0]), weight(*sizes), linear=choice)
+    assert (said(report), changes) == ([("refused", "empty")], False)
 
 
 def test_rows_that_vary_take_the_gemm_alone(explained):
@@ -297,11 +376,12 @@ def test_an_op_of_linear_layers_is_no_collective(explained):
     assert "control_deps" not in after
 
 
-def test_a_fault_leaves_the_program_as_it_was(explained, monkeypatch):
+@pytest.mark.parametrize("at", ["read_linear", "decide"])
+def test_a_fault_leaves_the_program_as_it_was(explained, monkeypatch, at):
     def fails(*arguments):
         raise ZeroDivisionError
 
-    monkeypatch.setattr("overlapc.passes.dispatch_linears.read_linear", fails)
+    monkeypatch.setattr(f"overlapc.passes.dispatch_linears.{at}", fails)
     report, changes = changed(explained, mlp, *mlp_inputs(), linear="flat")
     assert (said(report), changes) == ([("refused", "internal")] * 3, False)
 

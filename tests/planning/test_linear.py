@@ -110,9 +110,12 @@ def trial(rows, gemv=None, flat=None):
     [
         ([], Regions()),
         ([trial(1, 1.0, 1.01), trial(2, 0.9, 0.9)], Regions()),
-        ([trial(1, 1.5, 1.2), trial(2, 1.3, 1.3), trial(4, None, 1.1), trial(8, None, 0.9)],
-         Regions(1, 2, 5)),
-        ([trial(1, 1.0, 0.9), trial(2, 1.0, 1.2), trial(4, None, 1.2)], Regions(2, 2, 5)),
+        ([trial(1, 1.5, 1.2), trial(2, 1.3, 1.3), trial(3, None, 1.1), trial(4, None, 0.9)],
+         Regions(1, 2, 4)),
+        ([trial(1, 1.0, 0.9), trial(2, 1.0, 1.2), trial(3, None, 1.2)], Regions(2, 2, 4)),
+        # Nothing is said of rows that were not measured between two that were.
+        ([trial(1, 1.5), trial(64, None, 1.5)], Regions(1, 2, 2)),
+        ([trial(1, 1.5), trial(4, None, 1.5), trial(6, None, 1.5)], Regions(4, 4, 7)),
         # gemv after flat: flat goes on, as it has won too.
         ([trial(1, 1.1, 1.3), trial(2, 1.5, 1.2), trial(4, None, 1.0)], Regions(1, 1, 3)),
         # ... and ends where it has not.

@@ -101,6 +101,25 @@ def test_in_a_capture_nothing_is_loaded(monkeypatch):
     assert by_library_of(spec.site) == {linear.NOT_LOADED: 1}
 
 
+@pytest.mark.parametrize("loaded", ["", "offset", "row stride", "one row"])
+def test_what_triton_compiles_anew_was_not_loaded(monkeypatch, loaded):
+    """In a capture it would be compiled; of the same kind of rows it runs."""
+    monkeypatch.setattr("overlapc.runtime.machine.architecture_of", lambda device: "sm_90")
+    monkeypatch.setattr(linear, "by_kernel", lambda *_: lambda given: given[0] @ given[1])
+    x, w, longer = (torch.randn(*s).bfloat16() for s in ((5, 160), (160, N), (4 * 161,)))
+    other = {
+        "": x[:4],
+        "offset": longer[1:641].view(4, 160),
+        "row stride": longer.view(4, 161)[:, :160],
+        "one row": x[:1],
+    }[loaded]
+    spec = LayerSpec(MM, Regions(1, 1, 65), f"loaded {loaded}")
+    linear.OP([x[:5], w], spec.text())
+    monkeypatch.setattr(linear, "_is_capturing", lambda device: True)
+    linear.OP([other, w], spec.text())
+    assert by_library_of(spec.site) == ({linear.NOT_LOADED: 1} if loaded else {})
+
+
 def test_a_kernel_that_fails_leaves_its_calls_to_the_library(monkeypatch):
     tried = []
 
