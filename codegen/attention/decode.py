@@ -111,12 +111,15 @@ class DecodeKernel:
             return
         heads = sizes.heads // self.spec.groups
         scale_stride = 0 if k_scale is None or k_scale.numel() == 1 else 1
+        options = dict(self.module.OPTIONS)
+        if is_amd():  # which refuses options that it does not know
+            options.pop("maxnreg", None)
         self.module.KERNEL[(sizes.batch * heads * self.blocks(sizes.rows), splits)](
             q, k, v, out, lse, input_parts(self.spec.inputs, inputs, sizes), lengths, table,
             k_scale, v_scale, phi, sinks, redone, workspace.partials, workspace.arrived,
             heads, sizes.rows, keys, splits, q.stride(), k.stride(), v.stride(), out.stride(),
             0 if table is None else table.stride(0), scale_stride,
-            **self.module.CONSTANTS, **self.module.OPTIONS,
+            **self.module.CONSTANTS, **options,
         )  # fmt: skip
 
     def _misfit_of(self, workspace: Workspace, sizes: Sizes, splits: int) -> str:
@@ -145,3 +148,10 @@ def build_decode(spec: AttentionSpec, cache: Cache, tile: AttentionTile) -> Deco
     """
     cache.check(spec)
     return DecodeKernel(spec, cache, tile, *generated(decode_text(spec, cache, tile), KIND))
+
+
+def is_amd() -> bool:
+    """Return whether Triton compiles for AMD's GPUs here."""
+    import torch
+
+    return bool(torch.version.hip)

@@ -41,7 +41,7 @@ KERNEL = attention_decode
 CONSTANTS = {{
     "SCORES": {has_scores},
 {constants}}}
-OPTIONS = {{"num_warps": {warps}, "num_stages": {stages}, "maxnreg": {registers}}}
+OPTIONS = {{"num_warps": {warps}, "num_stages": {stages}{registers}}}
 '''
 
 
@@ -81,5 +81,5 @@ def decode_text(spec: AttentionSpec, cache: Cache, tile: AttentionTile) -> str:
         ),
         warps=tile.warps,
         stages=tile.stages,
-        registers=MOST_REGISTERS[tile.warps],
+        registers=f', "maxnreg": {most}' if (most := MOST_REGISTERS[tile.warps]) else "",
     )

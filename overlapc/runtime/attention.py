@@ -66,15 +66,19 @@ def _run(
     calls = calls_of(site)
     known = (spec, str(query.device))
     if runs_kernels(query.device.type) and known not in _failed:
+        from triton.errors import TritonError
+
         out, lse = _results(query, value)
         try:
-            tile = _tile(read, query.device)
-            build_attention(read, tile)(
-                query, key, value, out, inputs=inputs, lengths=lengths, phi=phi, sinks=sinks,
-                lse=lse, redone=counter_of(site, query.device),
-            )  # fmt: skip
-        except _failures() as error:
-            # Nothing was launched: what does not build, or does not fit the device, never starts.
+            kernel = build_attention(read, _tile(read, query.device))
+            with torch.cuda.device_of(query):
+                kernel(
+                    query, key, value, out, inputs=inputs, lengths=lengths, phi=phi, sinks=sinks,
+                    lse=lse, redone=counter_of(site, query.device),
+                )  # fmt: skip
+        except KernelError as error:  # these operands do not fit; others may
+            log.warning("torch computes a call of attention: %s", error)
+        except TritonError as error:  # nothing was launched, nor will be
             _failed[known] = str(error)
             log.warning("torch computes an attention that no kernel can: %s", error)
         else:
@@ -82,14 +86,6 @@ def _run(
             return out, lse
     calls[BY_TORCH] += 1
     return attention_by_torch(read, query, key, value, inputs, lengths, sinks)
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    """What is raised before a launch that cannot be."""
-    from triton.compiler.errors import CompilationError
-    from triton.runtime.errors import OutOfResources
-
-    return KernelError, CompilationError, OutOfResources
 
 
 def _results(query: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

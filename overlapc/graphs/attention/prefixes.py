@@ -7,7 +7,6 @@ by nobody, and need not be read.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -169,7 +168,7 @@ def _counted(versions: Versions, node: fx.Node, rows: int) -> tuple[fx.Node, int
     pair = call.get("input"), _other(call)
     plus = number(versions, pair[1])
     base = _read(versions, node, pair[0])
-    if plus is not None and math.isfinite(plus) and base is not None:
+    if plus is not None and float(plus).is_integer() and base is not None:
         found = _counted(versions, base, rows)
         if found is not None:
             return found[0], found[1] + int(plus if call.name == "add" else -plus)
