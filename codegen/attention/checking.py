@@ -56,10 +56,25 @@ def misfit(
     redone: Tensor | None,
 ) -> str:
     """Why a kernel of ``spec`` cannot take these; empty if it can. ``sides`` are q, k, v, out."""
+    return _misfit_of_sides(spec, sizes, sides) or misfit_of_others(
+        spec, sizes, inputs, lengths, phi, sinks, lse, redone
+    )
+
+
+def misfit_of_others(
+    spec: AttentionSpec,
+    sizes: Sizes,
+    inputs: Sequence[Tensor],
+    lengths: Tensor | None,
+    phi: Tensor | None,
+    sinks: Tensor | None,
+    lse: Tensor | None,
+    redone: Tensor | None,
+) -> str:
+    """The same of what every kernel of attention takes beside q, k, v and out."""
     heads = (sizes.heads,)
     return (
-        _misfit_of_sides(spec, sizes, sides)
-        or misfit_of_inputs(spec, sizes, inputs)
+        _misfit_of_inputs(spec, sizes, inputs)
         or misfit_of("lengths", lengths, (sizes.batch,), ("int32",), spec.lengths)
         or misfit_of("phi", phi, heads, ("float32",), spec.takes_phi)
         or misfit_of("sinks", sinks, heads, ("float32", "float16", "bfloat16"), spec.sinks)
@@ -94,7 +109,7 @@ def _misfit_of_sides(
     return ""
 
 
-def misfit_of_inputs(spec: AttentionSpec, sizes: Sizes, inputs: Sequence[Tensor]) -> str:
+def _misfit_of_inputs(spec: AttentionSpec, sizes: Sizes, inputs: Sequence[Tensor]) -> str:
     """Why these are not the inputs of the spec's program; empty if they are."""
     if len(inputs) != len(spec.inputs):
         return f"scores take {len(spec.inputs)} inputs, not {len(inputs)}"

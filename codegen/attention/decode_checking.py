@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from overlapc.codegen.attention.cache import Cache
-from overlapc.codegen.attention.checking import Sizes, misfit_of, misfit_of_inputs
+from overlapc.codegen.attention.checking import Sizes, misfit_of, misfit_of_others
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.kernel import INT32_LIMIT, name_of
 
@@ -32,18 +32,12 @@ def decode_misfit(
     scales: tuple[Tensor | None, Tensor | None],
 ) -> str:
     """Why a kernel cannot take these; empty if it can. ``sides`` are q, k, v, out."""
-    heads = (sizes.heads,)
     pages = (sizes.batch, -1 if table is None else table.shape[-1])
     return (
         _misfit_of_sides(spec, cache, sizes, sides)
         or _misfit_of_scales(cache, sizes.heads // spec.groups, scales)
         or misfit_of("table", table, pages, ("int32",), cache.page > 0)
-        or misfit_of_inputs(spec, sizes, inputs)
-        or misfit_of("lengths", lengths, (sizes.batch,), ("int32",), spec.lengths)
-        or misfit_of("phi", phi, heads, ("float32",), spec.takes_phi)
-        or misfit_of("sinks", sinks, heads, ("float32", "float16", "bfloat16"), spec.sinks)
-        or misfit_of("lse", lse, (sizes.batch, *heads, sizes.rows), ("float32",), lse is not None)
-        or misfit_of("redone", redone, (1,), ("int32",), not spec.is_online)
+        or misfit_of_others(spec, sizes, inputs, lengths, phi, sinks, lse, redone)
     )
 
 
