@@ -118,6 +118,7 @@ SPELLINGS = {
     "and nothing else": lambda own: (columns() <= own[:, None]) & torch.ones(1, KEYS).bool(),
 }
 OTHERS = {
+    "half a key less": lambda own: columns() <= own[:, None] - 0.5,
     "one more": lambda own: columns() <= own[:, None] + 1,
     "not its own": lambda own: columns() < own[:, None],
     "later ones": lambda own: columns() >= own[:, None],
