@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch.distributed as dist
 
 from overlapc.calibration import Progress, find_target, group_errors, target_name
 from overlapc.errors import ProblemError
-from overlapc.planning.candidates import top_plans
+from overlapc.planning.candidates import even_plans, top_plans
 from overlapc.planning.problem import Problem
 from overlapc.planning.schedule import Plan
 from overlapc.planning.target import Target, stored_path
@@ -19,8 +19,16 @@ from overlapc.reporting.records import Report
 from overlapc.runtime.measuring import Bench
 from overlapc.runtime.trials import Trials
 
-CANDIDATES = 3
-"""Plans that are run of each problem, ``serial`` among them, beside those of generated kernels."""
+CANDIDATES = 6
+"""The best by prediction of each problem, ``serial`` among them, that are run at all, beside even
+cuts and those of generated kernels."""
+
+FIRST_ROUNDS = 3
+"""After which only `FINALISTS` stay; the others are slower by more than rounds could mend."""
+
+FINALISTS = 3
+"""Plans that are measured afresh, beside ``serial``: who was lucky in the first rounds is not in
+later ones."""
 
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 25
 """In each of which every plan runs once: medians of fewer are noise, of more no better."""
@@ -53,7 +61,8 @@ def tune_chains(
     out, and those of float8. Every member calls it at the same time, with nothing else running, and
     gets rank 0's chains and target (by default the group's own, `find_target`). Plans that one
     member cannot run are left out on all. In each round every plan of a problem runs once; the
-    slowest rank counts, and of the rounds the median. Takes about ``seconds``. With ``save`` each
+    slowest rank counts, and of the rounds the median. After the first rounds the best few and
+    ``serial`` are measured afresh. Takes about ``seconds``. With ``save`` each
     member stores the target where `find_target` looks. Raises, on every member, GroupError where
     the group is gone or a member leaves, ProblemError where there is nothing to tune, TargetError
     where the target cannot be read or lacks a rate.
@@ -116,34 +125,53 @@ def _tuned(
     for index, problem in enumerate(problems):
         if progress:
             progress(f"{problem.kind} {problem.m}x{problem.n}x{problem.k}", index / len(problems))
-        plans = top_plans(problem, replace(target, tuned=()), CANDIDATES)
+        plans = _candidates(problem, replace(target, tuned=()))
         # Whoever cannot run a plan must not leave the others alone with its collectives.
         plans = [plan for plan in plans if not bench.slowest(0.0 if can_run(plan) else 1.0)]
         found.append(_best(bench, plans, run, seconds / len(problems)))
     return tuple(found)
 
 
+def _candidates(problem: Problem, target: Target) -> list[Plan]:
+    """Distinct plans, the best by prediction first."""
+    predicted = top_plans(problem, target, CANDIDATES)
+    cuts = {(plan.by, plan.rows) for plan in predicted if not plan.tile}
+    even = even_plans(problem, target)
+    return [*predicted, *(plan for plan in even if (plan.by, plan.rows) not in cuts)]
+
+
 def _best(bench: Bench, plans: Sequence[Plan], run: Runner, seconds: float) -> TunedPlan:
     """The plan that won; the serial one where none beats it by more than a tie."""
-
-    def round_of(order: Sequence[Plan]) -> dict[Plan, float]:
-        times = {}
-        for plan in order:
-            bench.rest()
-            times[plan] = bench.slowest(run(plan))
-        return times
-
-    # The first round warms up, and tells how many there is time for.
     start = bench.now()
-    round_of(plans)
-    once = bench.slowest(bench.now() - start)
-    rounds = range(max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(seconds / once))))
-    # Nobody always runs first: after each other, plans find different caches and links.
-    taken = [round_of([*plans[i % len(plans) :], *plans[: i % len(plans)]]) for i in rounds]
-    medians = {plan: statistics.median(t[plan] for t in taken) for plan in plans}
+    first = _medians(_rounds(bench, plans, run, 1 + FIRST_ROUNDS)[1:])  # one round warms up
+    taken = bench.slowest(bench.now() - start)
     serial = next(plan for plan in plans if plan.schedule == "serial")
-    best = min(plans, key=lambda plan: medians[plan])
+    ranked = sorted((plan for plan in plans if plan != serial), key=first.__getitem__)
+    finalists = [serial, *ranked[:FINALISTS]]
+    once = taken / (1 + FIRST_ROUNDS) * len(finalists) / len(plans)
+    rounds = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int((seconds - taken) / once)))
+    times = _rounds(bench, finalists, run, rounds)
+    medians = _medians(times)
+    best = min(finalists, key=lambda plan: medians[plan])
     # By rounds: what disturbs a round disturbs both.
-    if statistics.median(t[best] / t[serial] for t in taken) > 1 - TIE:
+    if statistics.median(t[best] / t[serial] for t in times) > 1 - TIE:
         best = serial
     return TunedPlan(best.problem, best.rows, medians[best], best.by, best.tile)
+
+
+def _rounds(
+    bench: Bench, plans: Sequence[Plan], run: Runner, count: int
+) -> list[dict[Plan, float]]:
+    """Seconds of the slowest rank for every plan, round by round."""
+
+    def seconds(plan: Plan) -> float:
+        bench.rest()
+        return bench.slowest(run(plan))
+
+    # Nobody always runs first: after each other, plans find different caches and links.
+    turns = [i % len(plans) for i in range(count)]
+    return [{plan: seconds(plan) for plan in [*plans[i:], *plans[:i]]} for i in turns]
+
+
+def _medians(rounds: Sequence[Mapping[Plan, float]]) -> dict[Plan, float]:
+    return {plan: statistics.median(times[plan] for times in rounds) for plan in rounds[0]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 
 from overlapc.planning.column_costs import costs_by
 from overlapc.planning.cost import Costs, advance
@@ -18,6 +19,9 @@ from overlapc.planning.target import Target
 
 MOST_GROUPS = 8
 """Cuts into more groups are considered only where the best one has them."""
+
+EVEN_GROUPS = (2, 4, 8)
+"""Groups of even cuts: enough to show where a prediction is off by more than noise."""
 
 
 def top_plans(problem: Problem, target: Target, count: int = 3) -> tuple[Plan, ...]:
@@ -43,6 +47,31 @@ def top_plans(problem: Problem, target: Target, count: int = 3) -> tuple[Plan, .
     ranked = sorted(best.values(), key=lambda plan: (plan.predicted_seconds, len(plan.rows)))
     chosen = [serial, *ranked[: max(0, count - 1)], *_kernels(problem, target)]
     return tuple(sorted(chosen, key=lambda plan: (plan.predicted_seconds, len(plan.rows))))
+
+
+def even_plans(problem: Problem, target: Target) -> tuple[Plan, ...]:
+    """Cuts into groups of like size, by rows and where possible by columns, whatever is predicted.
+
+    Measured beside `top_plans` they show where predictions are off: the best cuts by prediction
+    share what it gets wrong. None where the problem cannot be cut. Raises TargetError where the
+    target lacks a rate.
+    """
+    if not problem.m or why_not_cut(problem):
+        return ()
+    return tuple(
+        plan_rows(problem, target, rows, CANDIDATE, by=by)
+        for by in problem.dimensions
+        for rows in _even_cuts(costs_by(by, problem, target))
+    )
+
+
+def _even_cuts(costs: Costs) -> Iterator[tuple[int, ...]]:
+    unit = quantum(costs)
+    units = -(-costs.size // unit)
+    for groups in EVEN_GROUPS:
+        if groups <= units:
+            ends = [min(costs.size, unit * (units * i // groups)) for i in range(groups + 1)]
+            yield tuple(end - start for start, end in pairwise(ends))
 
 
 def _kernels(problem: Problem, target: Target) -> Iterator[Plan]:

@@ -6,7 +6,8 @@ from random import Random
 
 import pytest
 
-from overlapc.planning.candidates import best_by_groups, top_plans
+from overlapc.planning.candidates import EVEN_GROUPS, best_by_groups, even_plans, top_plans
+from overlapc.planning.cost import Costs
 from overlapc.planning.cuts import best_cut, quantum
 from overlapc.planning.problem import Problem
 from overlapc.planning.signaled import signaled_cuts
@@ -62,9 +63,8 @@ def test_the_top_plans_are_the_best_and_serial(kind: str) -> None:
         assert len({len(plan.rows) for plan in plans}) == len(plans)
         for before, after in pairwise(plans):
             assert before.predicted_seconds <= after.predicted_seconds
-        kinds = [kind, kind.removesuffix("_by_columns")] if kind in BY_COLUMNS else [kind]
         found = []
-        for costs in [costs_of(each, problem, target) for each in kinds]:
+        for costs in all_costs(kind, problem, target):
             if best := best_cut(costs, quantum(costs)):
                 found.append(chunked_timeline(costs, best)[-1].end)
         if found:
@@ -74,6 +74,28 @@ def test_the_top_plans_are_the_best_and_serial(kind: str) -> None:
     assert cut > 20
 
 
+@pytest.mark.parametrize("kind", CUTS)
+def test_even_plans_are_of_like_groups(kind: str) -> None:
+    random = Random(3)
+    cut = 0
+    for _ in range(60):
+        problem, target = random_problem(random, 2000, kind), random_target(random)
+        for plan in even_plans(problem, target):
+            costs = next(c for c in all_costs(kind, problem, target) if c.by == plan.by)
+            unit = quantum(costs)
+            assert len(plan.rows) in EVEN_GROUPS
+            assert sum(plan.rows) == costs.size
+            assert max(plan.rows) - min(plan.rows) <= 2 * unit - 1
+            assert all(rows % unit == 0 for rows in plan.rows[:-1])
+            cut += 1
+    assert cut > 20
+
+
+def all_costs(kind: str, problem: Problem, target: Target) -> list[Costs]:
+    kinds = [kind, kind.removesuffix("_by_columns")] if kind in BY_COLUMNS else [kind]
+    return [costs_of(each, problem, target) for each in kinds]
+
+
 def test_what_cannot_be_cut_has_one_plan() -> None:
     random = Random(2)
     target = random_target(random)
@@ -81,7 +103,10 @@ def test_what_cannot_be_cut_has_one_plan() -> None:
     for trivial in (replace(problem, world_size=1), replace(problem, n=0), replace(problem, m=7)):
         (plan,) = top_plans(trivial, target)
         assert plan.schedule == "serial"
-    assert top_plans(replace(problem, m=0), target) == ()
+        assert even_plans(trivial, target) == ()
+    assert (
+        top_plans(replace(problem, m=0), target) == even_plans(replace(problem, m=0), target) == ()
+    )
 
 
 def test_the_best_of_every_kernel_is_one_of_them() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch.distributed as dist
 
 from overlapc.calibration import stored_target
 from overlapc.errors import GroupError, ProblemError, TargetError
-from overlapc.planning.candidates import top_plans
+from overlapc.planning.candidates import even_plans, top_plans
 from overlapc.planning.problem import Problem
 from overlapc.planning.schedule import Plan
 from overlapc.planning.search import plan
@@ -24,7 +25,7 @@ from overlapc.planning.tiles import MOST_SUMS, Tile, tiles_for
 from overlapc.planning.tuned import TunedPlan
 from overlapc.reporting.records import Report
 from overlapc.runtime.trials import Trial
-from overlapc.tuning import tune_chains
+from overlapc.tuning import FEWEST_ROUNDS, FINALISTS, FIRST_ROUNDS, _candidates, tune_chains
 from tests.ranks import Ranks
 from tests.reporting.examples import make_site
 from tests.targets import SLOW_LINK, machine
@@ -192,23 +193,55 @@ def tuned_by(
     return tune_chains(problems, target=target, run=run, seconds=0.1, save=save), ran
 
 
+def in_turns(ran: Sequence[tuple[int, ...]], plans: int) -> set[tuple[int, ...]]:
+    """The plans of all rounds, of which each runs every one once, and none always first."""
+    rounds = [ran[i : i + plans] for i in range(0, len(ran), plans)]
+    assert all(set(each) == set(ran) and len(each) == plans for each in rounds)
+    assert len({each[0] for each in rounds}) == min(plans, len(rounds))
+    return set(ran)
+
+
 def test_the_fastest_on_the_slowest_rank_is_kept(pair: Ranks) -> None:
-    (problem, *_) = chains(2)
-    plans = top_plans(problem, SLOW_LINK)
-    by_groups = sorted((plan.rows for plan in plans), key=len)
-    assert len(by_groups) == 3
-    assert by_groups[0] == (problem.m,)
+    problem = replace(chains(2)[0], m=2048)
+    by_groups = sorted({plan.rows for plan in _candidates(problem, SLOW_LINK)}, key=len)
+    assert len(by_groups) > 1 + FINALISTS
     # Two groups cost rank 1 two seconds more: 1 + 2 against 2 + 1.
     (target, ran), (other, _) = pair.run(tuned_by, [problem], by_groups[1], SLOW_LINK)
     assert other == target
     (tuned,) = target.tuned
     assert tuned.problem == problem.resolved()
     assert tuned.rows == (problem.m,), "serial wins a tie"
-    # Interleaved: after the warm-up no plan always runs first, and each runs as often.
-    rounds = [ran[i : i + 3] for i in range(0, len(ran), 3)]
-    assert len(rounds) > 5
-    assert all(sorted(each, key=len) == by_groups for each in rounds)
-    assert len({each[0] for each in rounds[1:]}) == 3
+    plans = len(by_groups)
+    assert in_turns(ran[plans : plans * (1 + FIRST_ROUNDS)], plans) == set(by_groups)
+    afresh = ran[plans * (1 + FIRST_ROUNDS) :]
+    assert len(afresh) >= FEWEST_ROUNDS * (1 + FINALISTS)
+    finalists = sorted(in_turns(afresh, 1 + FINALISTS), key=len)
+    assert finalists[:2] == [(problem.m,), by_groups[1]]
+    # Who is slower than another in the first rounds does not run again before it.
+    slowest = max(len(rows) for rows in finalists)
+    assert slowest <= min(len(rows) for rows in set(by_groups) - set(finalists))
+
+
+def lucky_first(
+    rank: int, problem: Problem, lucky: tuple[int, ...], steady: tuple[int, ...]
+) -> Target:
+    """One plan is the quickest in the first rounds and the slowest later."""
+    seen: Counter[tuple[int, ...]] = Counter()
+
+    def run(plan: Plan) -> float:
+        seen[plan.rows] += 1
+        if plan.rows == lucky:
+            return 1.0 if seen[lucky] <= 1 + FIRST_ROUNDS else 9.0
+        return 2.0 if plan.rows == steady else 3.0
+
+    return tune_chains([problem], target=SLOW_LINK, run=run, seconds=0.1, save=False)
+
+
+def test_luck_in_the_first_rounds_does_not_win(pair: Ranks) -> None:
+    problem = replace(chains(2)[0], m=2048)
+    lucky, steady = (plan.rows for plan in even_plans(problem, SLOW_LINK)[:2])
+    for target in pair.run(lucky_first, problem, lucky, steady):
+        assert [(tuned.rows, tuned.seconds) for tuned in target.tuned] == [(steady, 2.0)]
 
 
 def test_a_cut_that_wins_is_what_is_planned(pair: Ranks) -> None:
