@@ -14,6 +14,12 @@ LEAST_SCORES = 32 * 1024
 """Rows, and rows by keys, from which fused surely won in benchmarks/results/attention.md. Below
 neither won clearly, and of one row (decode) Inductor's own is up to twice as fast."""
 
+LEAST_MASKED_BYTES = 32 << 20
+MOST_SHARED_ROWS = 128
+"""With a mask that is given, which lets no keys be skipped, fused surely won where scores are so
+large that no cache holds them, or where few rows share heads that eager repeats; between, it took
+0.90 to 1.09 of the time, as memory happened to lie. Same source."""
+
 
 OWN = ("unified", "online")
 """Choices of a kernel of our own."""
@@ -101,11 +107,20 @@ def decide(problem: AttentionProblem, choice: str) -> Verdict:
     if not problem.is_fused and _is_small(problem):
         reason = f"Fused it is not faster with {problem.rows} rows over {problem.keys} keys."
         return Verdict("kept", "too_small", reason)
+    if not problem.is_fused and problem.mask == "given" and not _gains_masked(problem):
+        mib = problem.score_bytes / (1 << 20)
+        reason = f"With a mask that is given, {mib:.3g} MiB of scores cost no more than fused."
+        return Verdict("kept", "too_small", reason)
     return _rewritten(problem)
 
 
 def _is_small(problem: AttentionProblem) -> bool:
     return problem.rows < LEAST_ROWS or problem.rows * problem.keys < LEAST_SCORES
+
+
+def _gains_masked(problem: AttentionProblem) -> bool:
+    shares = problem.groups > 1 and problem.rows <= MOST_SHARED_ROWS
+    return shares or problem.score_bytes >= LEAST_MASKED_BYTES
 
 
 def _why_unfused(problem: AttentionProblem) -> str:

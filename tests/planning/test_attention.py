@@ -10,7 +10,7 @@ from overlapc.planning.attention import AttentionProblem, decide
 
 PREFILL = AttentionProblem(
     batch=1,
-    heads=12,
+    heads=32,
     groups=1,
     rows=512,
     keys=512,
@@ -28,7 +28,9 @@ KEPT = {
     "device": ({"device": "cuda"}, "not_measured"),
     "dtype": ({"dtype": "bfloat16"}, "not_measured"),
     "decode": ({"rows": 1, "keys": 1 << 20}, "too_small"),
-    "few scores": ({"rows": 128, "keys": 128}, "too_small"),
+    "few scores": ({"rows": 128, "keys": 128, "mask": "causal"}, "too_small"),
+    "a mask over scores that caches hold": ({"heads": 31}, "too_small"),
+    "heads that many rows share": ({"heads": 16, "groups": 4}, "too_small"),
 }
 
 
@@ -46,6 +48,13 @@ def test_a_prefill_is_fused():
     assert "skips masked keys" in decide(replace(PREFILL, mask="causal"), "auto").reason
 
 
+def test_what_gains_little_is_fused_where_keys_are_skipped_or_heads_shared_by_few_rows():
+    small = replace(PREFILL, heads=16, groups=4)
+    assert decide(replace(small, mask="causal"), "auto").code == "fused"
+    assert decide(replace(small, mask="nothing"), "auto").code == "fused"
+    assert decide(replace(small, rows=128), "auto").code == "fused"
+
+
 def test_repeated_heads_are_taken_once_in_decode_too():
     assert decide(replace(PREFILL, is_fused=True, groups=4, rows=1), "auto").code == "fused_groups"
 
@@ -57,6 +66,6 @@ def test_what_is_fused_stays_unless_heads_are_repeated():
 
 
 def test_sizes_as_a_person_reads_them():
-    assert PREFILL.text() == "1x12x512x512x64 float32"
-    assert replace(PREFILL, groups=3, value_dim=32).text() == "1x12/4x512x512x64/32 float32"
-    assert PREFILL.score_bytes == 4 * 12 * 512 * 512
+    assert PREFILL.text() == "1x32x512x512x64 float32"
+    assert replace(PREFILL, groups=4, value_dim=32).text() == "1x32/8x512x512x64/32 float32"
+    assert PREFILL.score_bytes == 4 * 32 * 512 * 512
