@@ -57,6 +57,12 @@ def test_a_cache_is_read_up_to_its_length(interpreted, lengths, softmax):
     check(interpreted, spec, rows=2, lengths=lengths, redone=0)
 
 
+@pytest.mark.parametrize("spec", first(WINDOW, CAUSAL), ids=["window", "causal"])
+def test_a_sequence_may_end_beyond_its_cache(interpreted, spec):
+    # Its rows stand where they stood; a row of a window that lies beyond sees no key.
+    check(interpreted, replace(spec, lengths=True), rows=3, lengths=(102, 130))
+
+
 @pytest.mark.parametrize("groups", first(7, 1, 2, 5, 16, 64))
 def test_any_number_of_queries_shares_a_head(interpreted, groups):
     check(interpreted, replace(CAUSAL, groups=groups), batch=1, rows=2, keys=70)
