@@ -145,7 +145,7 @@ def attention_forward(
         elif SOFTMAX == "head":
             peak = nothing + tl.load(phi + head) * LOG2E
         elif SOFTMAX == "sink":
-            peak = sink
+            peak = or_zero(sink)
         elif SOFTMAX == "first_tile":
             at = tl.where(whole_begin < whole_stop, whole_begin, begin)
             peak, _, _ = visit_keys(

@@ -274,7 +274,7 @@ def attention_decode(
         elif SOFTMAX == "head":
             peak = tl.load(phi + head, mask=row_inside, other=0.0) * LOG2E
         elif SOFTMAX == "sink":
-            peak = sink
+            peak = or_zero(sink)
         elif SOFTMAX == "first_tile":  # noqa: SIM102 (one is known while compiling)
             if begin < stop:
                 peak, sums, total = visit_tile(
