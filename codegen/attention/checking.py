@@ -56,9 +56,23 @@ def misfit(
     redone: Tensor | None,
 ) -> str:
     """Why a kernel of ``spec`` cannot take these; empty if it can. ``sides`` are q, k, v, out."""
-    return _misfit_of_sides(spec, sizes, sides) or misfit_of_others(
-        spec, sizes, inputs, lengths, phi, sinks, lse, redone
+    named = {"lengths": lengths, "phi": phi, "sinks": sinks, "lse": lse, "redone": redone}
+    return (
+        _misfit_of_sides(spec, sizes, sides)
+        or misfit_of_others(spec, sizes, inputs, lengths, phi, sinks, lse, redone)
+        or misfit_of_devices(sides[0], named, inputs)
     )
+
+
+def misfit_of_devices(
+    q: Tensor, named: Mapping[str, Tensor | None], inputs: Sequence[Tensor] = ()
+) -> str:
+    """Why these cannot be read where ``q`` is; empty if they can."""
+    given = [*named.items(), *(("an input", tensor) for tensor in inputs)]
+    for name, tensor in given:
+        if tensor is not None and tensor.device != q.device:
+            return f"{name} is on {tensor.device}, not {q.device}"
+    return ""
 
 
 def misfit_of_others(

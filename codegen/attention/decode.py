@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from overlapc.codegen.attention.cache import Cache
 from overlapc.codegen.attention.checking import Sizes, sizes_of
-from overlapc.codegen.attention.decode_checking import decode_misfit
+from overlapc.codegen.attention.decode_checking import decode_misfit, misfit_of_memory
 from overlapc.codegen.attention.decode_module import KIND, decode_text
-from overlapc.codegen.attention.kernel import input_parts
+from overlapc.codegen.attention.kernel import fill_without_keys, input_parts
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile
 from overlapc.codegen.builder import generated
@@ -98,16 +98,13 @@ class DecodeKernel:
         why = decode_misfit(
             self.spec, self.cache, sizes, (q, k, v, out), inputs, lengths, phi, sinks, lse, redone,
             table, (k_scale, v_scale),
-        ) or self._misfit_of(workspace, sizes, splits)  # fmt: skip
+        ) or self._misfit_of(workspace, sizes, splits, q)  # fmt: skip
         if why:
             raise self._error(why)
         if not (sizes.batch and sizes.heads and sizes.rows):
             return
-        if not keys and not self.spec.sinks:
-            # A sum over no key is zero, in eager as well: there is no softmax to be NaN.
-            out.zero_()
-            if lse is not None:
-                lse.fill_(-float("inf"))
+        if not keys:
+            fill_without_keys(out, lse, sinks)
             return
         heads = sizes.heads // self.spec.groups
         scale_stride = 0 if k_scale is None or k_scale.numel() == 1 else 1
@@ -122,15 +119,14 @@ class DecodeKernel:
             **self.module.CONSTANTS, **options,
         )  # fmt: skip
 
-    def _misfit_of(self, workspace: Workspace, sizes: Sizes, splits: int) -> str:
+    def _misfit_of(self, workspace: Workspace, sizes: Sizes, splits: int, q: Tensor) -> str:
         units = sizes.batch * (sizes.heads // self.spec.groups) * self.blocks(sizes.rows)
         if not 0 < splits < 2**16:
             return f"{splits} CTAs cannot share the keys of a head"
-        if workspace.arrived.numel() < units:
-            return f"{workspace.arrived.numel()} counters are not enough for {units} blocks"
-        if splits > 1 and workspace.partials.numel() < units * splits * self._part:
-            return f"the workspace is too small for {splits} CTAs a block"
-        return ""
+        numbers = units * splits * self._part if splits > 1 else 0
+        return misfit_of_memory("counters", workspace.arrived, "int32", units, q) or (
+            misfit_of_memory("partial sums", workspace.partials, "float32", numbers, q)
+        )
 
     def _error(self, what: str) -> KernelError:
         return KernelError(

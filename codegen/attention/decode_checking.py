@@ -6,7 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from overlapc.codegen.attention.cache import Cache
-from overlapc.codegen.attention.checking import Sizes, misfit_of, misfit_of_others
+from overlapc.codegen.attention.checking import (
+    Sizes,
+    misfit_of,
+    misfit_of_devices,
+    misfit_of_others,
+)
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.kernel import INT32_LIMIT, name_of
 
@@ -33,11 +38,16 @@ def decode_misfit(
 ) -> str:
     """Why a kernel cannot take these; empty if it can. ``sides`` are q, k, v, out."""
     pages = (sizes.batch, -1 if table is None else table.shape[-1])
+    named = {
+        "table": table, "k_scale": scales[0], "v_scale": scales[1], "lengths": lengths, "phi": phi,
+        "sinks": sinks, "lse": lse, "redone": redone,
+    }  # fmt: skip
     return (
         _misfit_of_sides(spec, cache, sizes, sides)
         or _misfit_of_scales(cache, sizes.heads // spec.groups, scales)
         or misfit_of("table", table, pages, ("int32",), cache.page > 0)
         or misfit_of_others(spec, sizes, inputs, lengths, phi, sinks, lse, redone)
+        or misfit_of_devices(sides[0], named, inputs)
     )
 
 
@@ -70,6 +80,17 @@ def _misfit_of_sides(
     if cache.shares_values and not is_view:
         return "v is not the beginning of k, which it shares"
     return ""
+
+
+def misfit_of_memory(name: str, memory: Tensor, dtype: str, least: int, q: Tensor) -> str:
+    """Why a part of a workspace does not serve launches on ``q``; empty if it does."""
+    if name_of(memory) != dtype:
+        return f"{name} of the workspace are {name_of(memory)}, not {dtype}"
+    if not memory.is_contiguous():
+        return f"{name} of the workspace are not contiguous"
+    if memory.numel() < least:
+        return f"{memory.numel()} {name} of the workspace are not the {least} that are needed"
+    return misfit_of_devices(q, {f"{name} of the workspace": memory})
 
 
 def _misfit_of_scales(cache: Cache, heads: int, scales: tuple[Tensor | None, Tensor | None]) -> str:

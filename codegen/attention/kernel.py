@@ -66,11 +66,8 @@ class AttentionKernel:
             raise self._error(why)
         if not (sizes.batch and sizes.heads and sizes.rows):
             return
-        if not sizes.keys and not self.spec.sinks:
-            # A sum over no key is zero, in eager as well: there is no softmax to be NaN.
-            out.zero_()
-            if lse is not None:
-                lse.fill_(-float("inf"))
+        if not sizes.keys:
+            fill_without_keys(out, lse, sinks)
             return
         blocks = -(-sizes.rows // self.tile.block_m)
         self.module.KERNEL[(blocks * sizes.heads * sizes.batch,)](
@@ -100,6 +97,18 @@ def build_attention(spec: AttentionSpec, tile: AttentionTile) -> AttentionKernel
             remedy="use the decode kernel for few rows, or scaled_dot_product_attention",
         )
     return AttentionKernel(spec, tile, *generated(module_text(spec, tile), KIND))
+
+
+def fill_without_keys(out: Tensor, lse: Tensor | None, sinks: Tensor | None) -> None:
+    """Write what an attention over no key is: a sum of nothing is zero, in eager as well, whatever
+    the softmax makes of a sink alone."""
+    out.zero_()
+    if lse is None:
+        return
+    if sinks is None:
+        lse.fill_(-float("inf"))
+    else:
+        lse.copy_(sinks[:, None])
 
 
 def input_parts(

@@ -42,10 +42,12 @@ class AttentionSpec:
     after: int | None = None
     """Keys that it sees after its own: 0 is causal; None: all."""
     align: str = "top_left"
-    """Which key is row r's own: ``top_left`` key r, ``bottom_right`` the key so far from the last
-    one as the row is from the last row."""
+    """Which key is row r's own: ``top_left`` key r, ``bottom_right`` the key so far from the end of
+    the sequence as the row is from the last row."""
     lengths: bool = False
-    """Only the first ``lengths[batch]`` keys exist; int32, read on the device."""
+    """Of each batch the first ``lengths[batch]`` keys are its sequence; int32, read on the device.
+    One that is longer than there are keys is read as far as those go, and its rows stay where they
+    stand in it."""
     program: str = ""
     """Text of the ``Epilogue`` whose ``aten.mm.default`` is the scaled product and whose last value
     is the score, all in float32; inputs broadcast over batch and heads. Masks that are tensors are

@@ -20,7 +20,7 @@ from overlapc.codegen.templates.softmax import (
     or_zero,
     score_tile,
 )
-from overlapc.codegen.templates.visible import end_seen, first_seen, length_of, own_key
+from overlapc.codegen.templates.visible import end_of, end_seen, first_seen, length_of, own_key
 
 
 @triton.jit
@@ -114,12 +114,14 @@ def attention_forward(
     v = of_head(v, v_strides, batch, head // GROUPS)
 
     length = length_of(lengths, batch, keys)
-    own = own_key(row, rows, length, ALIGN)
+    sequence_end = end_of(lengths, batch, keys)
+    own = own_key(row, rows, sequence_end, ALIGN)
     first, end = first_seen(own, BEFORE), end_seen(own, length, AFTER)
     # Of the whole block: tiles from ``begin`` to ``stop`` are seen by some row, those from
     # ``whole_begin`` to ``whole_stop`` by every row and to their last key.
-    lowest = own_key(corner, rows, length, ALIGN)
-    highest = own_key(tl.minimum(corner + BLOCK_M, rows) - 1, rows, length, ALIGN)
+    lowest = own_key(corner, rows, sequence_end, ALIGN)
+    last_row = tl.minimum(corner + BLOCK_M, rows) - 1
+    highest = own_key(last_row, rows, sequence_end, ALIGN)
     begin = first_seen(lowest, BEFORE) // BLOCK_N * BLOCK_N
     stop = end_seen(highest, length, AFTER)
     whole_begin = tl.cdiv(first_seen(highest, BEFORE), BLOCK_N) * BLOCK_N
@@ -143,7 +145,7 @@ def attention_forward(
         elif SOFTMAX == "head":
             peak = nothing + tl.load(phi + head) * LOG2E
         elif SOFTMAX == "sink":
-            peak = sink
+            peak = or_zero(sink)
         elif SOFTMAX == "first_tile":
             at = tl.where(whole_begin < whole_stop, whole_begin, begin)
             peak, _, _ = visit_keys(

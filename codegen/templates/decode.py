@@ -18,7 +18,7 @@ from overlapc.codegen.templates.softmax import (
     or_zero,
     score_tile,
 )
-from overlapc.codegen.templates.visible import end_seen, first_seen, length_of, own_key
+from overlapc.codegen.templates.visible import end_of, end_seen, first_seen, length_of, own_key
 
 
 @triton.jit
@@ -211,13 +211,14 @@ def attention_decode(
     head = key_head * GROUPS + packed % GROUPS
 
     length = length_of(lengths, batch, keys)
-    own = own_key(row, rows, length, ALIGN)
+    sequence_end = end_of(lengths, batch, keys)
+    own = own_key(row, rows, sequence_end, ALIGN)
     first, end = first_seen(own, BEFORE), end_seen(own, length, AFTER)
     # Of the whole block: tiles from ``begin`` on are seen by some row, those from ``whole`` to
     # ``whole_stop`` by every row and to their last key.
-    lowest = own_key(corner // GROUPS, rows, length, ALIGN)
+    lowest = own_key(corner // GROUPS, rows, sequence_end, ALIGN)
     last_row = tl.minimum((corner + BLOCK_M - 1) // GROUPS, rows - 1)
-    highest = own_key(last_row, rows, length, ALIGN)
+    highest = own_key(last_row, rows, sequence_end, ALIGN)
     first_tile = first_seen(lowest, BEFORE) // BLOCK_N
     stop_tile = tl.cdiv(end_seen(highest, length, AFTER), BLOCK_N)
     tiles = tl.maximum(stop_tile - first_tile, 0)
@@ -273,7 +274,7 @@ def attention_decode(
         elif SOFTMAX == "head":
             peak = tl.load(phi + head, mask=row_inside, other=0.0) * LOG2E
         elif SOFTMAX == "sink":
-            peak = sink
+            peak = or_zero(sink)
         elif SOFTMAX == "first_tile":  # noqa: SIM102 (one is known while compiling)
             if begin < stop:
                 peak, sums, total = visit_tile(

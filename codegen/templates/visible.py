@@ -7,18 +7,25 @@ import triton.language as tl
 
 
 @triton.jit
-def length_of(lengths: tl.tensor, batch: tl.tensor, keys: tl.tensor) -> tl.tensor:
-    """How many keys there are in a batch; ``lengths`` may be None."""
-    length = keys
+def end_of(lengths: tl.tensor, batch: tl.tensor, keys: tl.tensor) -> tl.tensor:
+    """Where the sequence of a batch ends, perhaps beyond its keys; ``lengths`` may be None."""
+    end = keys
     if lengths is not None:
-        length = tl.minimum(tl.load(lengths + batch), keys)
-    return length
+        end = tl.load(lengths + batch)
+    return end
 
 
 @triton.jit
-def own_key(row: tl.tensor, rows: tl.tensor, length: tl.tensor, ALIGN: tl.constexpr) -> tl.tensor:
-    """The key at the row's own place; before the first key where rows outnumber keys."""
-    return row + (length - rows) if ALIGN == "bottom_right" else row
+def length_of(lengths: tl.tensor, batch: tl.tensor, keys: tl.tensor) -> tl.tensor:
+    """How many keys there are in a batch; ``lengths`` may be None."""
+    return tl.minimum(end_of(lengths, batch, keys), keys)
+
+
+@triton.jit
+def own_key(row: tl.tensor, rows: tl.tensor, end: tl.tensor, ALIGN: tl.constexpr) -> tl.tensor:
+    """The key at the row's own place in a sequence up to ``end``, there or not; before the first
+    key where rows outnumber the sequence."""
+    return row + (end - rows) if ALIGN == "bottom_right" else row
 
 
 @triton.jit

@@ -50,11 +50,11 @@ def _seen(
     rows, keys = scores.shape[-2:]
     key = torch.arange(keys, device=scores.device)
     row = torch.arange(rows, device=scores.device)[:, None]
-    length: Any = keys if lengths is None else lengths.clamp(max=keys).reshape(-1, 1, 1, 1)
-    own = row + (length - rows) if spec.align == "bottom_right" else row
+    end: Any = keys if lengths is None else lengths.reshape(-1, 1, 1, 1)
+    own = row + (end - rows) if spec.align == "bottom_right" else row
     parts = []
     if lengths is not None:
-        parts.append(key < length)
+        parts.append(key < end)
     if spec.before is not None:
         parts.append(key >= own - spec.before)
     if spec.after is not None:

@@ -59,13 +59,13 @@ def test_where_no_kernel_runs_a_site_is_kept():
     "change", [{}, {"after": 0}, {"before": 3, "after": 1, "align": "bottom_right"}], ids=str
 )
 @pytest.mark.parametrize("dead", ["nan", "zero"])
-@pytest.mark.parametrize("given", ["", "lengths", "sinks"])
+@pytest.mark.parametrize("given", ["", "lengths", "lengths beyond", "sinks"])
 def test_torch_computes_the_same(change, dead, given):
     torch.manual_seed(0)
-    takes = {given: True} if given else {}
+    takes = {given.partition(" ")[0]: True} if given else {}
     spec = AttentionSpec(**{**vars_of(SPEC), **change, **takes, "dead": dead})
     q, k, v = torch.randn(2, 4, 9, 8), torch.randn(2, 2, 7, 8), torch.randn(2, 2, 7, 12)
-    lengths = torch.tensor([0, 5]) if spec.lengths else None
+    lengths = torch.tensor([8, 12] if "beyond" in given else [0, 5]) if spec.lengths else None
     sinks = torch.randn(4) if spec.sinks else None
     found, sums = attention_by_torch(spec, q, k, v, (), lengths, sinks)
     wanted, wanted_sums = attention_oracle.attention(spec, q, k, v, lengths=lengths, sinks=sinks)

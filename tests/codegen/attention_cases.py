@@ -46,14 +46,16 @@ def run(
     redone: int | None = 0,
     kept: float = 0.7,
     values: float = 1.0,
+    first_sink: float | None = None,
     tile: tuple[int, int] = (16, 16),
     mutate: tuple[str, str] | None = None,
 ) -> float:
     """Raise AssertionError unless the kernel gives what float64 does; the largest error.
 
     ``heads`` are those of keys. ``spread`` multiplies queries, and ``scaled`` those of single rows;
-    ``values`` multiplies those; ``redone`` is how many rows are to be computed twice (None: at
-    least one). ``mutate`` is a text of a template or of the module and what to put in its place.
+    ``values`` multiplies those; ``first_sink`` is that of the first head; ``redone`` is how many
+    rows are to be computed twice (None: at least one). ``mutate`` is a text of a template or of the
+    module and what to put in its place.
     """
     spec = AttentionSpec.parse(text)
     torch.manual_seed(seed)
@@ -65,6 +67,8 @@ def run(
         given["q"][:, :, row] *= factor
     if spec.lengths:
         given["lengths"] = torch.tensor(lengths, dtype=torch.int32)
+    if first_sink is not None:
+        given["sinks"][0] = first_sink
     if spec.takes_phi:
         given["phi"] = torch.full((heads * spec.groups,), phi)
     # Rows and columns around the result, so that a store outside it is seen.
@@ -76,7 +80,8 @@ def run(
     kernel(**given, out=out, lse=lse, redone=counter)
     wanted, sums = oracle.attention(spec, **given)
     error = difference(out, wanted)
-    assert error <= ROUNDING[spec.dtype] * (1 + given["v"].double().abs().max()), f"error {error}"
+    largest = given["v"].double().abs().amax() if keys else 0.0
+    assert error <= ROUNDING[spec.dtype] * (1 + largest), f"error {error}"
     # The logarithm of how many masks a row is made of is lost in the least number.
     lost = sums.isfinite() & (sums < -1e30)
     lse, sums = lse.masked_fill(lost, 0.0), sums.masked_fill(lost, 0.0)

@@ -48,10 +48,10 @@ def visible(
     batch, heads, rows, keys = *q.shape[:3], k.shape[2]
     seen = torch.zeros(batch, heads, rows, keys, dtype=torch.bool)
     for b in range(batch):
-        length = keys if lengths is None else min(int(lengths[b]), keys)
+        end = keys if lengths is None else int(lengths[b])
         for r in range(rows):
-            own = r if spec.align == "top_left" else length - (rows - r)
-            for key in range(length):
+            own = r if spec.align == "top_left" else end - (rows - r)
+            for key in range(min(end, keys)):
                 early = spec.before is not None and key < own - spec.before
                 late = spec.after is not None and key > own + spec.after
                 seen[b, :, r, key] = not (early or late)

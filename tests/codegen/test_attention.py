@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 
 import pytest
@@ -26,7 +27,23 @@ CASES = {
     "a window": (WINDOW, {"rows": 45, "tile": (16, 32)}),
     "a window about the row": (replace(SPEC, before=3, after=5), {"rows": 45}),
     "lengths": (replace(WINDOW, lengths=True), {"lengths": (33, 0)}),
+    "lengths, of rows that see all": (replace(SPEC, lengths=True), {"lengths": (33, 0)}),
+    "lengths beyond the keys": (replace(WINDOW, lengths=True), {"lengths": (46, 60)}),
     "sinks": (replace(BRAIN, sinks=True, softmax="sink", groups=2), {}),
+    "a sink of nothing": (
+        replace(SPEC, sinks=True, softmax="sink", groups=2), {"first_sink": -math.inf},
+    ),
+    "a sink of nothing, rows of no key": (
+        replace(WINDOW, sinks=True, softmax="sink", lengths=True, groups=2, dead="zero"),
+        {"first_sink": -math.inf, "lengths": (45, 3)},
+    ),
+    "sinks without keys": (
+        replace(BRAIN, sinks=True, softmax="sink", groups=2),
+        {"first_sink": -math.inf, "keys": 0},
+    ),
+    "sinks of rows of no key": (
+        replace(HALF, program=programs.KEPT, sinks=True, groups=2), {"kept": 0.03},
+    ),
     "soft-cap": (replace(SPEC, program=programs.SOFT_CAP, softmax="bound", bound=1.5), {}),
     "inputs of every shape": (replace(SPEC, program=programs.EVERY_SHAPE, groups=2), {}),
     "rows of no key": (replace(SPEC, program=programs.KEPT), {"kept": 0.03}),
@@ -80,14 +97,18 @@ MUTANTS = {
     "no check of sums of values": ("values of which a sum overflows", " & is_finite", ""),
     "the least number becomes infinite": ("a finite mask, of whole rows too",
                                           "tl.where(is_mask, -2.3e38, score)", "score"),
+    "a sink of nothing is φ": ("a sink of nothing", "peak = or_zero(sink)", "peak = sink"),
     "no sinks": ("sinks", "sums = tl.exp2(sink - peak)", "sums = nothing"),
     "another head's keys": ("grouped, ragged heads", "k_strides, batch, head // GROUPS)",
                             "k_strides, batch, head * 0)"),
     "one key too many": ("causal from the first key", "own + (AFTER + 1)", "own + (AFTER + 2)"),
     "one key too few": ("a window", "tl.maximum(own - BEFORE, 0)",
                         "tl.maximum(own - BEFORE + 1, 0)"),
-    "aligned at the wrong end": ("causal from the last key", "row + (length - rows)", "row"),
-    "keys beyond the length": ("lengths", "tl.minimum(tl.load(lengths + batch), keys)", "keys"),
+    "aligned at the wrong end": ("causal from the last key", "row + (end - rows)", "row"),
+    "keys beyond the length": ("lengths, of rows that see all",
+                               "tl.minimum(end_of(lengths, batch, keys), keys)", "keys"),
+    "own keys move with the last one": ("lengths beyond the keys", "end = tl.load(lengths + batch)",
+                                        "end = tl.minimum(tl.load(lengths + batch), keys)"),
     "the last tile is taken whole": ("lengths", "AFTER) // BLOCK_N * BLOCK_N",
                                      "AFTER) // 1 * 1 + BLOCK_N"),
     "not rescaled": ("online", "total = total * shrunk[:, None]", "pass"),

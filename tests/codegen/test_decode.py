@@ -57,6 +57,12 @@ def test_a_cache_is_read_up_to_its_length(interpreted, lengths, softmax):
     check(interpreted, spec, rows=2, lengths=lengths, redone=0)
 
 
+@pytest.mark.parametrize("spec", first(WINDOW, CAUSAL), ids=["window", "causal"])
+def test_a_sequence_may_end_beyond_its_cache(interpreted, spec):
+    # Its rows stand where they stood; a row of a window that lies beyond sees no key.
+    check(interpreted, replace(spec, lengths=True), rows=3, lengths=(102, 130))
+
+
 @pytest.mark.parametrize("groups", first(7, 1, 2, 5, 16, 64))
 def test_any_number_of_queries_shares_a_head(interpreted, groups):
     check(interpreted, replace(CAUSAL, groups=groups), batch=1, rows=2, keys=70)
@@ -144,6 +150,13 @@ def test_scores_of_hundreds(interpreted, dtype, softmax):
 def test_a_sink_is_counted_once(interpreted, softmax, sink):
     spec = replace(CAUSAL, softmax=softmax, sinks=True)
     check(interpreted, spec, sinks=sink, rows=2, splits=4)
+
+
+@pytest.mark.parametrize("softmax", first("sink", "first_tile", "zero", "online"))
+@pytest.mark.parametrize("dead", first("zero", "nan"))
+def test_a_sink_of_nothing_is_none(interpreted, softmax, dead):
+    spec = replace(CAUSAL, softmax=softmax, sinks=True, dead=dead, lengths=True)
+    check(interpreted, spec, sinks=-float("inf"), rows=2, lengths=(100, 0), redone=0)
 
 
 @pytest.mark.parametrize("dead", first("nan", "zero"))
@@ -234,6 +247,9 @@ MUTANTS = {
     "the scale of the first head": (CAUSAL, NARROW, "run", {"heads": 2, "scale_per_head": True}, [
         ("tl.load(k_scale + key_head * scale_stride)", "tl.load(k_scale)")
     ]),
+    "half a per mille of a logarithm": (CAUSAL, PLAIN, "run", {}, [
+        ("tl.log2(sums)) * LN2", "tl.log2(sums)) * 0.6928")
+    ]),
     "a key's rest is left out": (replace(CAUSAL, head_dim=48), PLAIN, "run", {}, [
         ("product = tl.dot(rest_of_queries, rest.T, product, input_precision=PRECISION)",
          "product = product")
@@ -277,15 +293,22 @@ def test_what_no_kernel_reads_is_an_error(cache, spec, why):
 MISFITS = {
     "table is promised, and not given": {"table": None},
     "lengths is int64": {"lengths": "int64"},
-    "counters are not enough": {"arrived": 1},
-    "workspace is too small": {"partials": 1},
+    "1 counters of the workspace are not the 4 that are needed": {"arrived": 1},
+    "1 partial sums of the workspace are not": {"partials": 1},
+    "counters of the workspace are int64, not int32": {"arrived dtype": "int64"},
+    "partial sums of the workspace are float16, not float32": {"partials dtype": "float16"},
+    "counters of the workspace is on meta, not cpu": {"arrived device": "meta"},
+    "counters of the workspace are not contiguous": {"arrived step": 2},
+    "table is on meta, not cpu": {"device": "table"},
+    "lengths is on meta, not cpu": {"device": "lengths"},
+    "lse is on meta, not cpu": {"device": "lse"},
+    "an input is on meta, not cpu": {"device": "inputs"},
     "0 CTAs cannot share": {"splits": 0},
     "k is": {"k": "other head"},
     "q is of float16": {"q": "float16"},
 }
 
 
-@pytest.mark.parametrize("why", first(*MISFITS))
-def test_a_call_that_does_not_fit_is_an_error(interpreted, why):
-    message = interpreted("decode_cases.misfit", MISFITS[why])
-    assert why in message
+def test_calls_that_do_not_fit_are_errors(interpreted):
+    messages = interpreted("decode_cases.misfits", list(MISFITS.values()))
+    assert [why for why, text in zip(MISFITS, messages, strict=True) if why not in text] == []
