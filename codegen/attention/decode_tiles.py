@@ -5,10 +5,9 @@ from __future__ import annotations
 from overlapc.codegen.attention.cache import Cache, leading
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import LEAST_BLOCK, AttentionTile, padded
+from overlapc.planning.decode_splits import MOST_ROWS
 from overlapc.planning.tiles import sm_number
 
-MOST_ROWS = 64
-"""Packed rows of one CTA; more are several CTAs, each of which reads the keys."""
 SHARED_BYTES = {"sm_80": 163, "sm_89": 99, "sm_90": 227, "gfx942": 64}
 """KiB that one CTA may have, from the vendors' programming guides."""
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1}
