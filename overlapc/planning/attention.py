@@ -21,10 +21,10 @@ large that no cache holds them, or where few rows share heads that eager repeats
 0.90 to 1.09 of the time, as memory happened to lie. Same source."""
 
 
-LEAST_CACHE_BYTES = 4 << 20
-"""Of keys and values, from which a cache is read up to its length on processors: there the fused
-attention of one row took 1.5 ms ("sdpa llama decode 2048" in benchmarks/results/attention.md),
-beside which asking for the length and the call of an op are little; chosen, not measured."""
+LEAST_CACHE_BYTES = 16 << 20
+"""Of keys and values, from which a cache is read up to its length on processors. A fourth of them
+took 0.5 ms ("sdpa llama decode 2048" in benchmarks/results/attention.md), so that the call of an op
+is little beside them even where the cache is full; chosen, not measured."""
 
 OWN = ("unified", "online")
 """Choices of a kernel of our own."""

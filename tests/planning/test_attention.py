@@ -67,7 +67,7 @@ def test_what_is_fused_stays_unless_heads_are_repeated():
     assert decide(replace(grouped, undoes_repeats=True), "sdpa").code == "fused_groups"
 
 
-CACHE = replace(PREFILL, rows=1, keys=8192, groups=4, is_fused=True, prefix=True)
+CACHE = replace(PREFILL, rows=1, keys=16384, groups=4, is_fused=True, prefix=True)
 WHOLE = {
     "small": {"keys": 256},
     "spelled out": {"is_fused": False},
@@ -82,7 +82,7 @@ WHOLE = {
 def test_a_cache_is_read_up_to_its_length_where_torchs_attention_is_called():
     for change in ({}, {"undoes_repeats": True}, {"groups": 1}):
         assert decide(replace(CACHE, **change), "auto").code == "valid_keys"
-    assert "8192 keys" in decide(CACHE, "auto").reason
+    assert "16384 keys" in decide(CACHE, "auto").reason
     assert "4 copies" in decide(CACHE, "auto").reason
     assert "copies" not in decide(replace(CACHE, groups=1), "auto").reason
 
