@@ -37,11 +37,14 @@ class Case:
     keys: int
     dim: int
     mask: str
-    """"none", "causal" made in the graph, "padding": a tensor of finfo.min that is given."""
+    """"none", "causal" made in the graph, "padding": a tensor of finfo.min that is given, "length":
+    made in the graph of the position of the row, which the graph is given."""
     trains: bool = False
     is_fused: bool = False
     """It calls torch's attention, on heads that are repeated."""
     dtype: torch.dtype = torch.float32
+    held: int = 0
+    """Of "length": keys that the cache holds."""
 
 
 CASES = (
@@ -78,6 +81,9 @@ CASES = (
     Case("sdpa llama 512", 1, 16, 4, 512, 512, 64, "padding", is_fused=True),
     Case("sdpa llama 128", 1, 16, 4, 128, 128, 64, "padding", is_fused=True),
     Case("sdpa llama 2048", 1, 16, 4, 2048, 2048, 64, "padding", is_fused=True),
+    Case("sdpa llama cache of 8192 full", 1, 16, 4, 1, 8192, 64, "length", False, True, held=8192),
+    Case("sdpa llama 2048 of 8192", 1, 16, 4, 1, 8192, 64, "length", False, True, held=2048),
+    Case("sdpa llama 2048 of 8192 x4", 4, 16, 4, 1, 8192, 64, "length", False, True, held=2048),
     Case("llama 512 bfloat16", 1, 16, 4, 512, 512, 64, "causal", dtype=torch.bfloat16),
 )
 
@@ -98,6 +104,9 @@ def attention(case: Case) -> Callable[..., torch.Tensor]:
 
     def spelled(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
         groups = case.heads // case.key_heads
+        if case.mask == "length":
+            own = torch.arange(case.rows) + m
+            m = torch.arange(case.keys) <= own[None, None, :, None]
         if groups > 1:
             shape = (case.batch, case.key_heads, groups, case.keys, case.dim)
             k, v = (t[:, :, None].expand(shape).flatten(1, 2) for t in (k, v))
@@ -123,6 +132,8 @@ def inputs_of(case: Case) -> list[torch.Tensor]:
         torch.randn(case.batch, length, heads, case.dim, dtype=case.dtype).transpose(1, 2)
         for length, heads in sizes
     ]
+    if case.mask == "length":
+        return [*operands, torch.tensor(case.held - case.rows)]
     mask = torch.zeros(case.batch, 1, case.rows, case.keys, dtype=case.dtype)
     mask[..., : case.keys // 16] = torch.finfo(case.dtype).min
     return [*(t.requires_grad_(case.trains) for t in operands), mask]

@@ -150,6 +150,12 @@ def _add_calibrate(commands: Any) -> None:
         "for explain, at 1 to 64 rows, and let this machine's table remember which implementation "
         "beats the library where",
     )
+    calibrate.add_argument(
+        "--attention",
+        metavar="MODULE:CALLABLE",
+        help="instead, in one process, measure the attentions of that model over 512 to 128k keys, "
+        "and let this machine's table remember where a kernel of ours beats torch's",
+    )
     calibrate.set_defaults(run=_calibrate)
 
 
@@ -289,9 +295,27 @@ def _calibrate_linears(chosen: argparse.Namespace) -> None:
             print(describe(entry))
 
 
+def _calibrate_attentions(chosen: argparse.Namespace) -> None:
+    sys.path.insert(0, "")  # as for explain
+    from overlapc.attention_tuning import calibrate_attentions, describe, shapes_of
+
+    shapes = shapes_of(*_model_and_inputs(chosen.attention))
+    with Progress(transient=True, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=1.0)
+        table = calibrate_attentions(
+            shapes,
+            seconds=chosen.seconds,
+            progress=lambda stage, done: bar.update(task, description=stage, completed=done),
+        )
+    print(f"stored in {table.path(table.machine)} for {table.machine}")
+    for entry in table.entries:
+        if entry.problem in shapes:
+            print(describe(entry))
+
+
 def _calibrate(chosen: argparse.Namespace) -> None:
-    if chosen.linear:
-        _calibrate_linears(chosen)
+    if chosen.linear or chosen.attention:
+        (_calibrate_linears if chosen.linear else _calibrate_attentions)(chosen)
         return
     import torch
     import torch.distributed as dist

@@ -90,7 +90,7 @@ class Entry:
         Groups of backward graphs are left to their ops: a rank with a cold cache does not know
         them yet.
         """
-        options = choices(self.options.digest(), self.options.linear)
+        options = choices(self.options.digest(), self.options.linear, self.options.softmax)
         for name in sorted({s.group for s in self.sites if s.group and s.graph != "backward"}):
             group = groups.resolve(name)
             sends = self._sent_on(name)

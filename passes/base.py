@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from overlapc.graphs.collectives import group_of, kind_of
 from overlapc.graphs.nodes import fingerprint, tensor_facts, text, where
 from overlapc.options import Options
+from overlapc.planning.attention import AttentionProblem
 from overlapc.planning.linear import LinearProblem
 from overlapc.planning.target import Target
 from overlapc.reporting.dumps import GraphDump
@@ -57,6 +58,8 @@ class Compilation:
     """The graph is the body of a higher-order op, such as activation checkpointing."""
     layers: dict[str, Layer] = field(default_factory=dict)
     """Linear layers that were read, by the site's identifier."""
+    attentions: dict[str, AttentionProblem] = field(default_factory=dict)
+    """Attentions that a kernel of our own could compute, by the site's identifier."""
     modules: dict[str, str] = field(default_factory=dict)
     """Text of the Triton module that is generated for a site, by the site's identifier."""
 
@@ -67,7 +70,7 @@ class Compilation:
     @cached_property
     def choices(self) -> str:
         """What ops carry of the options, for the members of a group to compare."""
-        return choices(self.options.digest(), self.options.linear)
+        return choices(self.options.digest(), self.options.linear, self.options.softmax)
 
     def next_site_id(self) -> str:
         """Return the identifier of the next site: equal on every rank and in every run."""

@@ -14,16 +14,19 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from overlapc.errors import TargetError
 from overlapc.graphs.attention.matching import Attention, Fused, find_sites
-from overlapc.graphs.attention.placing import place, spec_of
+from overlapc.graphs.attention.placing import Lengths, place, spec_of
 from overlapc.graphs.attention.problems import problem_of
 from overlapc.graphs.attention.rewriting import fuse, take_heads_once
 from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.nodes import where
 from overlapc.passes.base import Compilation, Fuel
-from overlapc.planning.attention import Verdict, decide
+from overlapc.planning.attention import AttentionProblem, Verdict, decide
+from overlapc.planning.attention_choice import decide_on_gpu
 from overlapc.reporting.records import Site
 from overlapc.runtime.attention import counter_of
+from overlapc.runtime.attention_tables import attention_table
 
 log = logging.getLogger(__name__)
 
@@ -48,17 +51,21 @@ class RewriteAttention:
         for node, found in list(find_sites(graph)):
             verdict = _verdict(found, compilation)
             site = _report(node, found, verdict, compilation)
+            if not isinstance(found, Refusal) and not (own := problem_of(found)).why_only_torch:
+                compilation.attentions[site] = own
             if verdict.decision == "rewritten" and not isinstance(found, Refusal):
                 chosen.append((found, verdict, site))
+        known: Lengths = {}
         for found, verdict, site in reversed(chosen):
-            if isinstance(found, Fused):
-                take_heads_once(graph, found)
-            elif verdict.policy:
-                place(graph, found, spec_of(found, verdict.policy), site)
+            own = found.spelled if isinstance(found, Fused) else found
+            if verdict.policy and isinstance(own, Attention):
+                place(graph, own, spec_of(own, verdict.policy), site, known)
                 if not compilation.explains:
                     counter_of(site, found.query.value.device)
+            elif isinstance(found, Fused):
+                take_heads_once(graph, found)
             else:
-                fuse(graph, found)
+                fuse(graph, found.for_torch)
 
 
 def _verdict(found: Attention | Fused | Refusal, compilation: Compilation) -> Verdict:
@@ -66,10 +73,21 @@ def _verdict(found: Attention | Fused | Refusal, compilation: Compilation) -> Ve
         return Verdict("refused", found.code, found.reason)
     if compilation.is_body and compilation.graph_kind == "inference":
         return CHECKPOINTED
-    verdict = decide(problem_of(found), compilation.options.softmax)
+    verdict = _decided(problem_of(found), compilation.options.softmax)
     if verdict.decision == "rewritten" and not Fuel.take(compilation.options):
         return NO_FUEL
     return verdict
+
+
+def _decided(problem: AttentionProblem, choice: str) -> Verdict:
+    if choice != "auto" or problem.device != "cuda":
+        return decide(problem, choice)
+    try:
+        table = attention_table(problem.device)
+    except TargetError as error:
+        log.warning("attentions are chosen by prediction: %s", error)
+        table = None
+    return decide_on_gpu(problem, table)
 
 
 def _report(

@@ -37,7 +37,8 @@ MAY_IMPORT = {
     "backend": "dynamo errors options graphs passes reporting runtime sources targets ledger",
     "explaining": "backend dynamo options graphs passes reporting targets ledger",
     "linear_tuning": "errors planning passes runtime explaining calibration",
-    "cli": "errors planning reporting explaining calibration tuning linear_tuning",
+    "attention_tuning": "errors planning runtime explaining calibration",
+    "cli": "errors planning reporting explaining calibration tuning linear_tuning attention_tuning",
     "overlapc": "options planning reporting backend explaining calibration",
 }
 """Parts of the package in the order of their layers, and the parts that each may import."""

@@ -31,7 +31,8 @@ class Workspace:
     partials: Tensor
     """float32; what is in it does not matter."""
     arrived: Tensor
-    """int32, one for each block of rows; zero before the first launch, and after each."""
+    """int32, one for each block of rows; zero before the first launch, and after each. Empty where
+    one CTA computes each block."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,10 @@ class DecodeKernel:
         import torch
 
         units = q.shape[0] * (q.shape[1] // self.spec.groups) * self.blocks(q.shape[2])
-        size = units * splits * self._part if splits > 1 else 0
+        meeting = units if splits > 1 else 0  # one CTA a block meets nobody
         return Workspace(
-            torch.empty(size, dtype=torch.float32, device=q.device),
-            torch.zeros(units, dtype=torch.int32, device=q.device),
+            torch.empty(meeting * splits * self._part, dtype=torch.float32, device=q.device),
+            torch.zeros(meeting, dtype=torch.int32, device=q.device),
         )
 
     @property
@@ -123,7 +124,9 @@ class DecodeKernel:
         units = sizes.batch * (sizes.heads // self.spec.groups) * self.blocks(sizes.rows)
         if not 0 < splits < 2**16:
             return f"{splits} CTAs cannot share the keys of a head"
-        numbers = units * splits * self._part if splits > 1 else 0
+        if splits == 1:
+            return ""
+        numbers = units * splits * self._part
         return misfit_of_memory("counters", workspace.arrived, "int32", units, q) or (
             misfit_of_memory("partial sums", workspace.partials, "float32", numbers, q)
         )

@@ -5,10 +5,9 @@ from __future__ import annotations
 from overlapc.codegen.attention.cache import Cache, leading
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import LEAST_BLOCK, AttentionTile, padded
+from overlapc.planning.decode_splits import MOST_ROWS
 from overlapc.planning.shared_memory import shared_bytes
 
-MOST_ROWS = 64
-"""Packed rows of one CTA; more are several CTAs, each of which reads the keys."""
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1}
 MOST_STAGES = 4
 MOST_KEYS = 64

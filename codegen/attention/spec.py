@@ -61,6 +61,8 @@ class AttentionSpec:
     dead: str = "nan"
     """What a row gives that sees no key, or scores of minus infinity alone: ``nan`` as softmax
     does, or ``zero`` as torch's fused attention does."""
+    lse: bool = True
+    """Logarithms of sums are wanted beside the result, as a backward does."""
     precision: str = "ieee"
     """How float32 is multiplied: ``ieee``; ``tf32x3``, by matrix units in three parts, which lose
     little; ``tf32``, which rounds operands to 11 bits."""

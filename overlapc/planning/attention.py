@@ -21,10 +21,17 @@ large that no cache holds them, or where few rows share heads that eager repeats
 0.90 to 1.09 of the time, as memory happened to lie. Same source."""
 
 
+LEAST_CACHE_BYTES = 16 << 20
+"""Of keys and values, from which a cache is read up to its length on processors. A fourth of them
+took 0.5 ms ("sdpa llama decode 2048" in benchmarks/results/attention.md), so that the call of an op
+is little beside them even where the cache is full; chosen, not measured."""
+
 OWN = ("unified", "online")
 """Choices of a kernel of our own."""
 OWN_DIMS = {"float32": 128, "float16": 256, "bfloat16": 256}
 """The most columns of a head that stay in registers, by dtype; from the budgets of the tests."""
+MOST_DIM = 576
+"""Of heads that a call of our op may have, whoever computes it."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +56,30 @@ class AttentionProblem:
     """The last dimension of queries, keys and values has stride 1."""
     is_fused: bool = False
     """The graph calls torch's attention already."""
+    undoes_repeats: bool = False
+    """It does so on repeated heads, which torch's kernel would take once."""
+    why_only_torch: str = ""
+    """Why no other attention can take the place of torch's, as a sentence; empty if one can."""
+    prefix: bool = False
+    """Its mask says which keys of a cache are valid: a number on the device."""
     dead: str = ""
     """What eager gives a row that keeps no key, as ``masks.Mask`` says it; empty: there is none."""
     is_trained: bool = False
     """A gradient is wanted of queries, keys or values."""
     runs_kernels: bool = False
     """Generated kernels run on the device."""
+    is_static: bool = True
+    """No size varies."""
+    multiprocessors: int = 1
+    """Of the device."""
+    splits: int = 0
+    """CTAs among which a kernel of our own shares the keys; 0: rows are too many for it to."""
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of keys and values, each head once."""
+        elements = self.batch * self.heads // self.groups * self.keys
+        return elements * (self.head_dim + self.value_dim) * ITEM_BYTES.get(self.dtype, 4)
 
     @property
     def score_bytes(self) -> int:
@@ -78,8 +103,8 @@ class Verdict:
     code: str
     reason: str
     policy: str = ""
-    """Where φ comes from in a kernel of our own, as `codegen.attention.policies` names it; empty:
-    torch's attention is put in."""
+    """Where φ comes from in a kernel of our own, as `codegen.attention.policies` names it, wherever
+    our op finds that one runs; empty: torch's attention is put in."""
 
 
 def decide(problem: AttentionProblem, choice: str) -> Verdict:
@@ -90,10 +115,15 @@ def decide(problem: AttentionProblem, choice: str) -> Verdict:
     """
     if choice in OWN:
         return _own(problem, choice)
+    verdict = _by_torch(problem, choice)
+    return _of_prefix(problem) if _reads_prefix(problem, choice, verdict) else verdict
+
+
+def _by_torch(problem: AttentionProblem, choice: str) -> Verdict:
     if problem.dead and problem.device != "cpu":
         reason = "A row may keep no key, and what torch's kernels give it is known on processors."
         return Verdict("refused", "dead_rows", reason)
-    if problem.is_fused and problem.groups == 1:
+    if problem.is_fused and not problem.undoes_repeats:
         return Verdict("kept", "fused_already", "It calls torch's fused attention as it stands.")
     if choice != "auto":
         return _rewritten(problem)
@@ -112,6 +142,28 @@ def decide(problem: AttentionProblem, choice: str) -> Verdict:
         reason = f"With a mask that is given, {mib:.3g} MiB of scores cost no more than fused."
         return Verdict("kept", "too_small", reason)
     return _rewritten(problem)
+
+
+def _reads_prefix(problem: AttentionProblem, choice: str, verdict: Verdict) -> bool:
+    """Whether torch's attention is to be told how many keys are valid: on processors, where that
+    number is at hand, and where the fused one is called anyway."""
+    if not problem.prefix or problem.device != "cpu" or problem.is_trained:
+        return False
+    if problem.dtype not in OWN_DIMS or max(problem.head_dim, problem.value_dim) > MOST_DIM:
+        return False
+    is_called = verdict.decision == "rewritten" or verdict.code == "fused_already"
+    is_large = problem.cache_bytes >= LEAST_CACHE_BYTES
+    is_worth = (problem.device, problem.dtype) in MEASURED and is_large
+    return is_called and problem.head_dim == problem.value_dim and (choice != "auto" or is_worth)
+
+
+def _of_prefix(problem: AttentionProblem) -> Verdict:
+    copies = f", and each head of them once, not {problem.groups} copies" * (problem.groups > 1)
+    reason = (
+        f"Torch's fused attention reads as many of {problem.keys} keys as the mask says are valid"
+        f"{copies}."
+    )
+    return Verdict("rewritten", "valid_keys", reason, policy_of("unified", problem.dtype))
 
 
 def _is_small(problem: AttentionProblem) -> bool:
@@ -151,9 +203,9 @@ def policy_of(choice: str, dtype: str) -> str:
 
 
 def _own(problem: AttentionProblem, choice: str) -> Verdict:
-    why = _why_not_own(problem)
+    why = why_not_own(problem)
     if why:
-        return Verdict("kept", "no_own_kernel", f"There is no kernel of our own for it: {why}.")
+        return Verdict("kept", "no_own_kernel", why)
     policy = policy_of(choice, problem.dtype)
     how = {
         "online": "with a running maximum",
@@ -161,13 +213,30 @@ def _own(problem: AttentionProblem, choice: str) -> Verdict:
         "first_tile": "relative to the maximum of each row's first keys, and rows of too large or"
         " small a sum are computed twice",
     }[policy]
-    return Verdict("rewritten", choice, f"A kernel of our own makes its softmax {how}.", policy)
+    reason = f"A kernel of our own makes its softmax {how}{_decode(problem)}."
+    return Verdict("rewritten", choice, reason, policy)
 
 
-def _why_not_own(problem: AttentionProblem) -> str:
-    if problem.is_fused:
-        return "it is read where it is spelled out, and here torch's attention is called"
+def _decode(problem: AttentionProblem) -> str:
+    """What a reason says of few rows, and of a length."""
+    parts = [f"; decode, {problem.splits} splits"] if problem.splits else []
+    if problem.prefix:
+        parts.append(f"{'' if parts else '; it '}reads to a length on the device")
+    return ", ".join(parts)
+
+
+def why_not_own(problem: AttentionProblem) -> str:
+    """Return why no kernel of our own can compute an attention, as a sentence; empty if one can."""
+    if problem.why_only_torch:
+        return problem.why_only_torch
+    why = _why_no_kernel(problem)
+    return f"There is no kernel of our own for it: {why}." if why else ""
+
+
+def _why_no_kernel(problem: AttentionProblem) -> str:
     most = OWN_DIMS.get(problem.dtype, 0)
+    if most and problem.splits and problem.dtype != "float32":
+        most = MOST_DIM
     if max(problem.head_dim, problem.value_dim) > most:
         return f"heads of {problem.dtype} have more than {most} columns"
     if problem.is_trained or problem.is_mask_trained:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+MOST_ROWS = 64
+"""Packed rows, of all query heads that share one of keys, that one CTA holds."""
 START_TILES = 1.0
 """What a CTA costs before its first tile arrives, in the time of a tile; assumed, not measured."""
 MERGE_TILES = 0.25
@@ -44,10 +47,18 @@ def plan_splits(pairs: int, keys: int, block: int, multiprocessors: int) -> Spli
         raise ValueError(f"no keys can be shared out: {pairs=}, {keys=}, {block=}, "
                          f"{multiprocessors=}")  # fmt: skip
     tiles = -(-keys // block)
-    # Of all numbers of CTAs that share tiles alike, the least: at most two square roots of tiles.
-    each = {max(-(-tiles // count), 1) for count in range(1, max(tiles, 1) + 1)}
-    found = (Splits(tiles, size) for size in sorted(each, reverse=True))
+    found = (Splits(tiles, size) for size in _sizes(tiles))
     return min(found, key=lambda splits: rounds(splits, pairs, multiprocessors))
+
+
+def _sizes(tiles: int) -> Iterator[int]:
+    """How many tiles a CTA may take, falling; of all numbers of CTAs that share tiles alike, only
+    that of the least: at most two square roots of tiles."""
+    size = max(tiles, 1)
+    yield size
+    while size > 1:
+        size = -(-tiles // -(-tiles // (size - 1)))
+        yield size
 
 
 def rounds(splits: Splits, pairs: int, multiprocessors: int) -> float:

@@ -7,13 +7,14 @@ kernel can run it does, else the same is computed by torch's own ops.
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import torch
 
-from overlapc.codegen.attention.kernel import build_attention
 from overlapc.codegen.attention.spec import AttentionSpec
-from overlapc.codegen.attention.tiles import AttentionTile, tile_for
 from overlapc.errors import KernelError
+from overlapc.runtime.attention_kernels import is_decode, run_kernel
+from overlapc.runtime.attention_library import attention_by_fused, why_not_fused
 from overlapc.runtime.attention_program import attention_by_torch
 from overlapc.runtime.ops import calls_of
 
@@ -23,17 +24,17 @@ SCHEMA = (
     "(Tensor query, Tensor key, Tensor value, Tensor[] inputs, Tensor? lengths, Tensor? phi,"
     " Tensor? sinks, str spec, str site) -> (Tensor, Tensor)"
 )
-"""Operands as ``AttentionKernel`` takes them. Gives the result [batch, heads, rows, value_dim],
-rows before heads in memory, and the logarithms of sums, float32[batch, heads, rows]."""
+"""Operands as ``AttentionKernel`` takes them; ``lengths`` may be int32[1], of all sequences alike.
+Gives the result [batch, heads, rows, value_dim], rows before heads in memory, and the logarithms of
+sums, float32[batch, heads, rows], or float32[0] where the spec wants none."""
 
-INTERPRETED = AttentionTile(32, 32, 4, 1)
 BY_TORCH = "torch"
 """What calls are counted under that no kernel computed."""
 
 _library = torch.library.Library("overlapc", "FRAGMENT")
 _redone: dict[tuple[str, torch.device], torch.Tensor] = {}
-_failed: dict[tuple[str, str], str] = {}
-"""Why a kernel was given up, by spec and device."""
+_failed: dict[tuple[str, str, bool], str] = {}
+"""Why a kernel was given up, by spec, device, and whether it is that of few rows."""
 
 
 def redone_of(site: str) -> int:
@@ -64,17 +65,18 @@ def _run(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     read = AttentionSpec.parse(spec)
     calls = calls_of(site)
-    known = (spec, str(query.device))
+    if lengths is not None and lengths.shape[0] < query.shape[0]:
+        lengths = lengths.expand(query.shape[0]).contiguous()
+    known = (spec, str(query.device), is_decode(read, query.shape[2]))
     if runs_kernels(query.device.type) and known not in _failed:
         from triton.errors import TritonError
 
-        out, lse = _results(query, value)
+        out, lse = _results(read, query, value)
         try:
-            kernel = build_attention(read, _tile(read, query.device))
             with torch.cuda.device_of(query):
-                kernel(
-                    query, key, value, out, inputs=inputs, lengths=lengths, phi=phi, sinks=sinks,
-                    lse=lse, redone=counter_of(site, query.device),
+                way = run_kernel(
+                    read, query, key, value, out, lse if read.lse else None, inputs=inputs,
+                    lengths=lengths, phi=phi, sinks=sinks, redone=counter_of(site, query.device),
                 )  # fmt: skip
         except KernelError as error:  # these operands do not fit; others may
             log.warning("torch computes a call of attention: %s", error)
@@ -82,40 +84,30 @@ def _run(
             _failed[known] = str(error)
             log.warning("torch computes an attention that no kernel can: %s", error)
         else:
-            calls[read.softmax] += 1
+            calls[way] += 1
             return out, lse
     calls[BY_TORCH] += 1
-    return attention_by_torch(read, query, key, value, inputs, lengths, sinks)
+    if not read.lse and not why_not_fused(read):
+        out = attention_by_fused(read, query, key, value, inputs, lengths)
+        return out, query.new_empty(0, dtype=torch.float32)
+    out, lse = attention_by_torch(read, query, key, value, inputs, lengths, sinks)
+    return out, lse if read.lse else lse.new_empty(0)
 
 
-def _results(query: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _results(
+    spec: AttentionSpec, query: torch.Tensor, value: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     batch, heads, rows, _ = query.shape
     # Rows before heads, as whoever reads a result of attention wants it.
     out = query.new_empty((batch, rows, heads, value.shape[-1])).transpose(1, 2)
-    return out, query.new_empty((batch, heads, rows), dtype=torch.float32)
+    sums = (batch, heads, rows) if spec.lse else (0,)
+    return out, query.new_empty(sums, dtype=torch.float32)
 
 
 def _fake(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: object
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return _results(query, value)
-
-
-def _tile(spec: AttentionSpec, device: torch.device) -> AttentionTile:
-    if device.type != "cuda":
-        from overlapc.codegen.interpreting import correct_interpreter
-
-        correct_interpreter()
-        return INTERPRETED
-    return tile_for(spec, architecture_of(device))
-
-
-def architecture_of(device: torch.device) -> str:
-    """Return ``sm_<number>`` or ``gfx<name>`` of a GPU."""
-    properties = torch.cuda.get_device_properties(device)
-    if torch.version.hip:
-        return properties.gcnArchName.partition(":")[0]
-    return f"sm_{properties.major}{properties.minor}"
+    return _results(AttentionSpec.parse(rest[-2]), query, value)
 
 
 def counter_of(site: str, device: torch.device) -> torch.Tensor:

@@ -24,8 +24,8 @@ def attention_by_torch(
     """Return what the op does; scores are float32, or float64 where queries are."""
     wide = torch.promote_types(query.dtype, torch.float32)
     key, value = (side.repeat_interleave(spec.groups, 1).to(wide) for side in (key, value))
-    scores = _scores(spec, spec.scale * (query.to(wide) @ key.transpose(-1, -2)), inputs)
-    seen = _seen(spec, scores, lengths)
+    scores = scores_of(spec, spec.scale * (query.to(wide) @ key.transpose(-1, -2)), inputs)
+    seen = seen_by(spec, *scores.shape[-2:], lengths, scores.device)
     if seen is not None:
         scores = scores.masked_fill(~seen, -math.inf)
     if sinks is not None:
@@ -43,13 +43,12 @@ def attention_by_torch(
     return out.transpose(1, 2).contiguous().transpose(1, 2), lse.float()
 
 
-def _seen(
-    spec: AttentionSpec, scores: torch.Tensor, lengths: torch.Tensor | None
+def seen_by(
+    spec: AttentionSpec, rows: int, keys: int, lengths: torch.Tensor | None, device: torch.device
 ) -> torch.Tensor | None:
-    """Which keys each row sees, broadcast to the scores; None where that is all of them."""
-    rows, keys = scores.shape[-2:]
-    key = torch.arange(keys, device=scores.device)
-    row = torch.arange(rows, device=scores.device)[:, None]
+    """Return which keys each row sees, broadcast to [batch, heads, rows, keys]; None: all."""
+    key = torch.arange(keys, device=device)
+    row = torch.arange(rows, device=device)[:, None]
     end: Any = keys if lengths is None else lengths.reshape(-1, 1, 1, 1)
     own = row + (end - rows) if spec.align == "bottom_right" else row
     parts = []
@@ -65,9 +64,10 @@ def _seen(
     return seen
 
 
-def _scores(
+def scores_of(
     spec: AttentionSpec, product: torch.Tensor, inputs: Sequence[torch.Tensor]
 ) -> torch.Tensor:
+    """Return the scores that the program makes of the scaled product, broadcast to both."""
     values = [product]
     for call in spec.scores.calls[1:] if spec.scores else ():
         values.append(_value(call, values, inputs))

@@ -10,6 +10,7 @@ import torch
 from overlapc.errors import TargetError
 from overlapc.planning.linear import LinearEntry
 from overlapc.planning.linear_table import LinearTable, table_path
+from overlapc.runtime.attention_tables import attentions_won
 from overlapc.runtime.machine import this_machine
 
 
@@ -66,14 +67,16 @@ def _not_left_to_the_library(device: str) -> list[str]:
     return _said(entry for entry in _entries(device) if not entry.regions.is_empty)
 
 
-def choices(digest: str, linear: str) -> str:
+def choices(digest: str, linear: str, softmax: str = "off") -> str:
     """Return what the members of a group compare of their options, of which ``digest`` is the hash.
 
     Ranks that compute the same thing each for itself, such as where a router sends a token, would
     come to differ if other implementations rounded it: so tables are compared as well. One that
     cannot be used, or that nothing won in, leaves all to the library, as none does.
     """
-    if linear != "auto":
-        return digest
-    tables = _hash([_not_left_to_the_library(device) for device in _devices()])
-    return f"{digest}+linear:{tables}" if tables else digest
+    said = {"linear": _not_left_to_the_library if linear == "auto" else None,
+            "attention": attentions_won if softmax == "auto" else None}  # fmt: skip
+    for name, won in said.items():
+        tables = _hash([won(device) for device in _devices()]) if won else ""
+        digest += f"+{name}:{tables}" if tables else ""
+    return digest

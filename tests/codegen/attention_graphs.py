@@ -72,3 +72,10 @@ def run(name: str, choice: str) -> tuple[str, str, dict[str, int], str, float]:
     torch.testing.assert_close(found.isnan(), wanted.isnan())
     error = (found.double() - wanted).abs().nan_to_num(0.0).max().item()
     return site.decision, site.code, dict(site.calls), site.reason, error
+
+
+def decode(implementation: str, rows: int) -> Any:
+    """A Llama over a static cache, of which what it does not hold is NaN."""
+    from tests.attention import static_cache
+
+    return static_cache.decode("llama", implementation, "unified", rows=rows, poisoned=True)

@@ -56,13 +56,65 @@ def test_what_gains_little_is_fused_where_keys_are_skipped_or_heads_shared_by_fe
 
 
 def test_repeated_heads_are_taken_once_in_decode_too():
-    assert decide(replace(PREFILL, is_fused=True, groups=4, rows=1), "auto").code == "fused_groups"
+    repeated = replace(PREFILL, is_fused=True, groups=4, rows=1, undoes_repeats=True)
+    assert decide(repeated, "auto").code == "fused_groups"
 
 
 def test_what_is_fused_stays_unless_heads_are_repeated():
     assert decide(replace(PREFILL, is_fused=True), "sdpa").code == "fused_already"
     grouped = replace(PREFILL, is_fused=True, groups=4)
-    assert decide(grouped, "sdpa").code == "fused_groups"
+    assert decide(grouped, "sdpa").code == "fused_already"
+    assert decide(replace(grouped, undoes_repeats=True), "sdpa").code == "fused_groups"
+
+
+CACHE = replace(PREFILL, rows=1, keys=16384, groups=4, is_fused=True, prefix=True)
+WHOLE = {
+    "small": {"keys": 256},
+    "spelled out": {"is_fused": False},
+    "dtype": {"dtype": "bfloat16"},
+    "trained": {"is_trained": True},
+    "no prefix": {"prefix": False},
+    "other dim of values": {"value_dim": 32},
+    "device": {"device": "cuda"},
+}
+
+
+def test_a_cache_is_read_up_to_its_length_where_torchs_attention_is_called():
+    for change in ({}, {"undoes_repeats": True}, {"groups": 1}):
+        assert decide(replace(CACHE, **change), "auto").code == "valid_keys"
+    assert "16384 keys" in decide(CACHE, "auto").reason
+    assert "4 copies" in decide(CACHE, "auto").reason
+    assert "copies" not in decide(replace(CACHE, groups=1), "auto").reason
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_else_it_is_read_whole(name):
+    assert decide(replace(CACHE, **WHOLE[name]), "auto").code != "valid_keys"
+
+
+@pytest.mark.parametrize("name", ["small", "spelled out", "dtype"])
+def test_unless_asked_for(name):
+    assert decide(replace(CACHE, **WHOLE[name]), "sdpa").code == "valid_keys"
+
+
+def test_a_kernel_of_our_own_says_how_it_reads_keys():
+    own = replace(CACHE, device="cuda", runs_kernels=True, splits=16)
+    assert decide(own, "unified").reason.endswith(
+        "; decode, 16 splits, reads to a length on the device."
+    )
+    assert decide(replace(own, splits=0), "unified").reason.endswith(
+        "; it reads to a length on the device."
+    )
+    assert decide(replace(own, prefix=False), "unified").reason.endswith("; decode, 16 splits.")
+    assert decide(replace(own, why_only_torch="No."), "unified").reason == "No."
+
+
+@pytest.mark.parametrize(("dtype", "splits", "may"), [("bfloat16", 4, True), ("bfloat16", 0, False),
+                                                      ("float32", 4, False)])  # fmt: skip
+def test_heads_of_latent_attention_have_a_kernel_for_few_rows(dtype, splits, may):
+    latent = replace(PREFILL, head_dim=576, value_dim=512, splits=splits, dtype=dtype)
+    verdict = decide(replace(latent, runs_kernels=True), "unified")
+    assert (verdict.decision == "rewritten") == may
 
 
 def test_sizes_as_a_person_reads_them():

@@ -33,6 +33,8 @@ class Flat:
     value: Expression
     groups: int
     mask: Mask
+    repeated: tuple[Expression, Expression] | None = None
+    """Keys and values as the graph repeats their heads; None where it does not."""
 
 
 def four_dimensional(
@@ -54,15 +56,16 @@ def four_dimensional(
     once, groups = unrepeated(versions, key)
     values_once, others = unrepeated(versions, value)
     is_alike = groups == others and is_same(once.shape[:2], values_once.shape[:2])
-    if not is_alike or not takes_groups(query, mask.says == "given"):
+    if not is_alike or groups == 1:
         return Flat(query, key, value, 1, mask)
-    return Flat(query, once, values_once, groups, mask)
+    return Flat(query, once, values_once, groups, mask, (key, value))
 
 
 def takes_groups(query: Expression, has_mask: bool) -> bool:
     """Return whether a fused kernel of torch's takes heads of keys that queries share.
 
-    On GPUs none takes them beside a mask, and the unfused path would store all scores.
+    On GPUs none takes them beside a mask, and the unfused path would store all scores. Kernels of
+    our own always do.
     """
     return query.value.device.type == "cpu" or not has_mask
 
@@ -116,6 +119,11 @@ def is_dense(node: fx.Node, order: tuple[int, ...]) -> bool:
             return False
         expected = expected * value.shape[dim]
     return True
+
+
+def is_plain(value: torch.Tensor) -> bool:
+    """Return whether ``[batch, heads, rows, dim]`` is contiguous, as it is or rows before heads."""
+    return value.is_contiguous() or value.transpose(1, 2).is_contiguous()
 
 
 def _is_written(versions: Versions, node: fx.Node) -> bool:

@@ -34,8 +34,8 @@ class Mask:
     says: str
     """"nothing"; "causal": row i keeps the keys up to i; "given": what its parts say."""
     dead: str
-    """What eager gives a row that keeps no key: "nan", or the "mean" of all values; empty: there
-    is no such row."""
+    """What eager gives a row that keeps no key: "nan", or the "mean" of all values, or "zero" where
+    torch's attention is called; empty: there is no such row."""
     is_trained: bool
     """A gradient is wanted of it."""
 

@@ -11,13 +11,16 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 
+from overlapc.graphs.attention.calling import read_arguments
 from overlapc.graphs.attention.layouts import (
     four_dimensional,
     is_dense,
+    is_plain,
     layout_is_read,
     takes_groups,
 )
 from overlapc.graphs.attention.masks import Mask, read_mask
+from overlapc.graphs.attention.prefixes import Prefix, prefix_of
 from overlapc.graphs.attention.repeats import unrepeated
 from overlapc.graphs.attention.scores import Bias, Scores, read_scores
 from overlapc.graphs.attention.spelling import Call, read_call, tensor_of
@@ -59,12 +62,24 @@ class Attention:
     """Dimensions of the result in the order of ``node``; empty: as they are."""
     is_contiguous: bool
     """Somebody reads strides of the result: before ``order`` it is to be contiguous."""
+    repeated: tuple[Expression, Expression] | None = None
+    """Keys and values as the graph repeats their heads; None where it does not."""
+    prefix: Prefix | None = None
+    """What the mask says, where that is which keys of a cache are valid."""
 
     @property
     def is_trained(self) -> bool:
         """A gradient is wanted of queries, keys or values."""
         sides = (self.query, self.key, self.value)
         return torch.is_grad_enabled() and any(side.value.requires_grad for side in sides)
+
+    @property
+    def for_torch(self) -> Attention:
+        """The same with heads repeated where no fused kernel of torch's takes them once."""
+        if self.repeated is None or takes_groups(self.query, self.mask.says == "given"):
+            return self
+        key, value = self.repeated
+        return replace(self, key=key, value=value, groups=1, repeated=None)
 
 
 @dataclass(frozen=True)
@@ -77,6 +92,9 @@ class Fused:
     value: Expression
     """With each head once; all three as of ``Attention``."""
     groups: int
+    """How often the graph repeats heads that torch's kernel takes once."""
+    spelled: Attention | Refusal
+    """The same as one that is spelled out, for a kernel of our own, or why it is none."""
 
 
 ROOTS = ("softmax", "scaled_dot_product_attention", "multi_head_attention_forward")
@@ -179,6 +197,8 @@ def _assemble(
         weights.product.batch,
         weights.product.order,
         is_read,
+        flat.repeated,
+        prefix_of(versions, flat.mask.parts, rows, keys),
     )
     return _why_not_dead(found) or _why_not_readable(versions, found) or found
 
@@ -273,6 +293,7 @@ def _read_fused(versions: Versions, call: Call) -> Fused | Refusal:
     if query is None or key is None or value is None:
         reason = "An operand is no tensor, or was written through another view."
         return Refusal(call.node, "hidden_write", reason)
+    spelled = _as_spelled_out(versions, call, query, key, value)
     key, groups = unrepeated(versions, key)
     value, others = unrepeated(versions, value)
     is_grouped = call.get("enable_gqa") is True
@@ -284,4 +305,48 @@ def _read_fused(versions: Versions, call: Call) -> Fused | Refusal:
         for reader, source in side.read:
             if groups > 1 and versions.changes(source, after=reader, before=call.node):
                 groups = 1
-    return Fused(call.node, query, key, value, groups)
+    return Fused(call.node, query, key, value, groups, spelled)
+
+
+def _as_spelled_out(
+    versions: Versions, call: Call, query: Expression, key: Expression, value: Expression
+) -> Attention | Refusal:
+    """A call of torch's attention as the softmax and products that it stands for."""
+    sides = (query, key, value)
+    if any(not isinstance(side.value, FakeTensor) for side in sides):
+        reason = "Its operands are no plain tensors, and whose rules hold is not known."
+        return Refusal(call.node, "tensor_subclass", reason)
+    said = read_arguments(versions, call, query, key)
+    if isinstance(said, Refusal):
+        return said
+    frame = query.shape[:-2]
+    groups, repeated = said.groups, None
+    if groups == 1:
+        flat = four_dimensional(versions, query, key, value, said.mask, frame)
+        if isinstance(flat, Refusal):
+            return flat
+        key, value, groups, repeated = flat.key, flat.value, flat.groups, flat.repeated
+    is_read, result = layout_is_read(versions, call.node), tensor_of(call.node)
+    if result is None or (is_read and not is_plain(result)):
+        reason = "Somebody reads the strides of its result, which has gaps or an order of its own."
+        return Refusal(call.node, "layout_read", reason)
+    if result.dtype != query.value.dtype:
+        reason = "Under autocast its result has another dtype than its operands."
+        return Refusal(call.node, "autocast", reason)
+    found = Attention(
+        call.node,
+        query,
+        key,
+        value,
+        groups,
+        said.scale,
+        said.mask,
+        (call.node,),
+        frame,
+        frame,
+        (),
+        is_read and result.is_contiguous(),
+        repeated,
+        prefix_of(versions, said.mask.parts, query.shape[-2], key.shape[-2]),
+    )
+    return _why_not_readable(versions, found) or found

@@ -9,6 +9,7 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from overlapc.graphs.attention.matching import Attention
+from overlapc.graphs.attention.prefixes import Prefix
 from overlapc.graphs.attention.rewriting import as_spelled
 from overlapc.graphs.attention.scores import Bias, Fill
 from overlapc.graphs.attention.tensors import Expression
@@ -22,26 +23,39 @@ OF_SHAPE = {(False, False): "matrix", (False, True): "column", (True, False): "v
 def spec_of(found: Attention, policy: str) -> AttentionSpec:
     """Return what a kernel is to compute; KernelError where none can."""
     query, value = found.query.value, found.value.value
+    prefix = found.prefix
     return AttentionSpec(
         dtype=_name(query.dtype),
         head_dim=int(query.shape[-1]),
         value_dim=int(value.shape[-1]),
         groups=found.groups,
         scale=float(found.scale),
-        after=0 if found.mask.says == "causal" else None,
-        program=program_of([_mask(part) for part in found.mask.parts]),
+        before=prefix.before if prefix else None,
+        after=0 if prefix or found.mask.says == "causal" else None,
+        align="bottom_right" if prefix else "top_left",
+        lengths=prefix is not None,
+        program=program_of([_mask(part) for part in _parts(found)]),
         softmax=policy,
+        dead="zero" if found.mask.dead == "zero" else "nan",
+        lse=found.is_trained,
         precision="tf32x3" if query.dtype == torch.float32 and not torch.version.hip else "ieee",
     )
 
 
-def place(graph: fx.Graph, found: Attention, spec: AttentionSpec, site: str) -> None:
+Lengths = dict[tuple[fx.Node, object], fx.Node]
+"""By positions and batch, the lengths that a graph has: layers that share a mask share them."""
+
+
+def place(
+    graph: fx.Graph, found: Attention, spec: AttentionSpec, site: str, known: Lengths
+) -> None:
     """Let one call of ``overlapc.attention`` give the result, and erase the chain."""
     node = found.node
+    lengths = _lengths(graph, found.prefix, found.query.shape[0], known) if found.prefix else None
     with graph.inserting_before(node):
         sides = [side.emit(graph) for side in (found.query, found.key, found.value)]
-        inputs = [_tensor(part).emit(graph) for part in found.mask.parts]
-        args = (*sides, inputs, None, None, None, str(spec), site)
+        inputs = [_tensor(part).emit(graph) for part in _parts(found)]
+        args = (*sides, inputs, lengths, None, None, str(spec), site)
         both = add_call(graph, torch.ops.overlapc.attention.default, args, node)
         result = add_call(graph, operator.getitem, (both, 0), node)
         result = as_spelled(result, found).emit(graph)
@@ -49,6 +63,23 @@ def place(graph: fx.Graph, found: Attention, spec: AttentionSpec, site: str) -> 
     for dead in reversed(found.chain):
         if not dead.users:
             graph.erase_node(dead)
+
+
+def _lengths(graph: fx.Graph, prefix: Prefix, batch: object, known: Lengths) -> fx.Node:
+    """Lengths for every site below: rewrites go from the last site to the first."""
+    key = prefix.positions, batch if isinstance(batch, int) else None
+    if key not in known:
+        first = prefix.positions.next
+        while first.op == "placeholder":
+            first = first.next
+        with graph.inserting_before(first):
+            known[key] = prefix.emit_lengths(graph, batch)
+    return known[key]
+
+
+def _parts(found: Attention) -> tuple[Bias | Fill, ...]:
+    """The masks that a kernel has to be given: none where a length says it all."""
+    return () if found.prefix else found.mask.parts
 
 
 def _mask(part: Bias | Fill) -> Added | Filled:

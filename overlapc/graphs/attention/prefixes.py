@@ -15,6 +15,7 @@ from torch import fx
 from overlapc.graphs.attention.constants import constant, number
 from overlapc.graphs.attention.masks import WEAKEST_FILL
 from overlapc.graphs.attention.repeats import EXPANSIONS
+from overlapc.graphs.attention.scores import Bias, Fill
 from overlapc.graphs.attention.spelling import Call, tensor_of
 from overlapc.graphs.attention.tensors import COPIES, is_same
 from overlapc.graphs.attention.versions import Versions
@@ -40,14 +41,37 @@ class Prefix:
     before: int | None
     """Keys that a row sees before its own; None: all."""
 
-    def emit_lengths(self, graph: fx.Graph, batch: int) -> fx.Node:
-        """Put ``int32[batch]`` where the graph inserts now: how many keys some row sees."""
+    def emit_lengths(self, graph: fx.Graph, batch: object) -> fx.Node:
+        """Put ``int32[batch]`` where the graph inserts now: how many keys some row sees.
+
+        ``int32[1]``, which stands for all alike, where the batch varies.
+        """
         like = self.positions
         last = add_call(graph, torch.select, (like, 0, -1), like)
         length = add_call(graph, torch.add, (last, 1), like)
         narrow = add_call(graph, torch.Tensor.to, (length, torch.int32), like)
-        spread = add_call(graph, torch.Tensor.expand, (narrow, batch), like)
+        count = batch if isinstance(batch, int) else 1
+        spread = add_call(graph, torch.Tensor.expand, (narrow, count), like)
         return add_call(graph, torch.Tensor.contiguous, (spread,), like)
+
+
+def prefix_of(
+    versions: Versions, parts: tuple[Bias | Fill, ...], rows: object, keys: object
+) -> Prefix | None:
+    """Read what all masks of an attention say together; None as of ``read_prefix``."""
+    if len(parts) != 1 or not isinstance(rows, int) or not isinstance(keys, int):
+        return None
+    (part,) = parts
+    source = part.tensor if isinstance(part, Bias) else part.condition
+    leaves_out = part.factor >= 1 if isinstance(part, Bias) else part.is_kept
+    if source.calls or not leaves_out:
+        return None
+    is_added = isinstance(part, Bias)
+    return (
+        None
+        if is_added == (source.value.dtype == torch.bool)
+        else read_prefix(versions, source.node, rows, keys)
+    )
 
 
 def read_prefix(versions: Versions, mask: fx.Node, rows: int, keys: int) -> Prefix | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from overlapc.graphs.attention.matching import Attention, Fused
+from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.nodes import hint_of
 from overlapc.planning.attention import AttentionProblem
 from overlapc.runtime.attention import runs_kernels
+from overlapc.runtime.attention_kernels import multiprocessors, splits_for
 
 
 def problem_of(found: Attention | Fused) -> AttentionProblem:
@@ -13,21 +15,35 @@ def problem_of(found: Attention | Fused) -> AttentionProblem:
     query, key, value = (side.value for side in (found.query, found.key, found.value))
     sizes = [hint_of(size) for size in query.shape]
     is_spelled = isinstance(found, Attention)
+    own = found if is_spelled else found.spelled
     return AttentionProblem(
         batch=sizes[0] if len(sizes) == 4 else 1,
         heads=sizes[-3] if len(sizes) > 2 else 1,
-        groups=found.groups,
+        groups=found.groups if isinstance(own, Refusal) else own.groups,
         rows=sizes[-2],
         keys=hint_of(key.shape[-2]),
         head_dim=sizes[-1],
         value_dim=hint_of(value.shape[-1]),
         dtype=str(query.dtype).removeprefix("torch."),
         device=query.device.type,
-        mask=found.mask.says if is_spelled else "given",
+        mask="given" if isinstance(own, Refusal) else own.mask.says,
         is_mask_trained=is_spelled and found.mask.is_trained,
         is_dense=all(hint_of(side.stride(-1)) == 1 for side in (query, key, value)),
         is_fused=not is_spelled,
+        undoes_repeats=not is_spelled and found.groups > 1,
+        why_only_torch=own.reason if isinstance(own, Refusal) else "",
+        prefix=isinstance(own, Attention) and own.prefix is not None,
         dead=found.mask.dead if is_spelled else "",
-        is_trained=is_spelled and found.is_trained,
+        is_trained=isinstance(own, Attention) and own.is_trained,
         runs_kernels=runs_kernels(query.device.type),
+        is_static=all(isinstance(size, int) for size in (*query.shape, *key.shape)),
+        multiprocessors=multiprocessors(query.device),
+        splits=0 if isinstance(own, Refusal) else _splits(own),
     )
+
+
+def _splits(found: Attention) -> int:
+    """CTAs that share the keys of a block of rows, where sizes are as hinted; 0 of many rows."""
+    sides = [side.value for side in (found.query, found.key, found.value)]
+    shapes = [tuple(map(hint_of, side.shape)) for side in sides]
+    return splits_for(str(sides[0].dtype).removeprefix("torch."), *shapes, sides[0].device)

@@ -1,0 +1,154 @@
+"""Run an attention on random operands by a kernel of our own and as a graph calls torch's."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from overlapc.codegen.attention.spec import AttentionSpec
+from overlapc.planning.attention import policy_of
+from overlapc.planning.attention_table import AttentionShape, AttentionTrial
+from overlapc.planning.ratios import median_ratio, paired_ratios
+from overlapc.runtime.attention import BY_TORCH
+from overlapc.runtime.linear_trials import (
+    COLD_BYTES,
+    FEWEST_ROUNDS,
+    MOST_COPIES,
+    MOST_ROUNDS,
+    Clock,
+    on_device,
+    on_host,
+)
+from overlapc.runtime.ops import calls_of
+
+SITE = "trial of attention"
+MOST_BYTES = 2 << 30
+"""Of keys and values of one trial: chosen."""
+
+Operands = list[torch.Tensor]
+"""Queries, keys, values, a mask for torch, and lengths for ours."""
+
+
+@dataclass(frozen=True)
+class AttentionTrials:
+    """One shape on one device."""
+
+    shape: AttentionShape
+    device: torch.device
+    clock: Clock | None = None
+
+    def fits(self, keys: int) -> bool:
+        """Return whether operands of so many keys are small enough to try."""
+        return self._bytes(keys) <= MOST_BYTES
+
+    def trial(self, keys: int, seconds: float) -> AttentionTrial:
+        """Compare both over so many keys, all of them valid, for about so many seconds.
+
+        Keys and values are read from cold caches. Zeros where no kernel of ours ran.
+        """
+        clock = self.clock or (on_device if self.device.type == "cuda" else on_host)
+        runs: dict[str, Callable[[Sequence[torch.Tensor]], Any]] = {"library": self._library}
+        operands = self._operands(keys)
+        if self._runs_own(operands[0]):
+            runs["own"] = self._own
+        once = {name: clock(run, operands) for name, run in runs.items()}  # warms up as well
+        turn = len(operands) * sum(once.values())
+        rounds = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(seconds / turn) if turn else MOST_ROUNDS))
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        order = random.Random(keys)
+        for _ in range(rounds):
+            for name in order.sample(list(runs), len(runs)):
+                times[name].append(clock(runs[name], operands))
+        library = sorted(times["library"])[rounds // 2]
+        if "own" not in times:
+            return AttentionTrial(keys, library, 0.0, 0.0, 0.0)
+        ratio = median_ratio(paired_ratios(times["library"], times["own"]))
+        return AttentionTrial(keys, library, max(ratio.low, 0.0), ratio.median, ratio.high)
+
+    def _runs_own(self, operands: Operands) -> bool:
+        calls = calls_of(SITE)
+        before = calls[BY_TORCH]
+        self._own(operands)
+        return calls[BY_TORCH] == before
+
+    def _library(self, operands: Sequence[torch.Tensor]) -> torch.Tensor:
+        """As transformers compiles it: under a mask heads are repeated."""
+        query, key, value, mask, _ = operands
+        if self.shape.mask in ("given", "length"):
+            if self.shape.groups > 1:
+                key, value = (_repeated(side, self.shape.groups) for side in (key, value))
+            return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return F.scaled_dot_product_attention(
+            query, key, value, is_causal=self.shape.mask == "causal",
+            enable_gqa=self.shape.groups > 1,
+        )  # fmt: skip
+
+    def _own(self, operands: Sequence[torch.Tensor]) -> torch.Tensor:
+        query, key, value, mask, lengths = operands
+        is_given, has_length = self.shape.mask == "given", self.shape.mask == "length"
+        result, _ = torch.ops.overlapc.attention(
+            query, key, value, [mask] if is_given else [], lengths if has_length else None, None,
+            None, str(self._spec), SITE,
+        )  # fmt: skip
+        return result
+
+    @property
+    def _spec(self) -> AttentionSpec:
+        from overlapc.runtime.attention_masks import Filled, Input, program_of
+
+        shape, has_length = self.shape, self.shape.mask == "length"
+        kept = [Filled(Input("matrix", "bool"), -math.inf, True)] if shape.mask == "given" else []
+        return AttentionSpec(
+            shape.dtype,
+            shape.head_dim,
+            shape.value_dim,
+            groups=shape.groups,
+            scale=shape.head_dim**-0.5,
+            after=0 if has_length or shape.mask == "causal" else None,
+            align="bottom_right" if has_length else "top_left",
+            lengths=has_length,
+            program=program_of(kept),
+            softmax=policy_of("unified", shape.dtype),
+            lse=False,
+        )
+
+    def _bytes(self, keys: int) -> int:
+        s = self.shape
+        item = getattr(torch, s.dtype).itemsize
+        return s.batch * s.heads // s.groups * keys * (s.head_dim + s.value_dim) * item
+
+    def _operands(self, keys: int) -> list[Operands]:
+        """One list a call: keys and values differ."""
+        s, dtype = self.shape, getattr(torch, self.shape.dtype)
+        shared = s.heads // s.groups
+
+        def random_of(*sizes: int) -> torch.Tensor:
+            return torch.randn(sizes, device=self.device).to(dtype)
+
+        query = random_of(s.batch, s.heads, s.rows, s.head_dim)
+        own = torch.arange(s.rows, device=self.device)[:, None] + keys - s.rows
+        mask = (torch.arange(keys, device=self.device) <= own)[None, None]
+        lengths = torch.full((s.batch,), keys, dtype=torch.int32, device=self.device)
+        copies = max(2, min(MOST_COPIES, math.ceil(COLD_BYTES / max(1, self._bytes(keys)))))
+        return [
+            [
+                query,
+                random_of(s.batch, shared, keys, s.head_dim),
+                random_of(s.batch, shared, keys, s.value_dim),
+                mask,
+                lengths,
+            ]
+            for _ in range(copies)
+        ]
+
+
+def _repeated(side: torch.Tensor, groups: int) -> torch.Tensor:
+    batch, heads, keys, dim = side.shape
+    wide = side[:, :, None].expand(batch, heads, groups, keys, dim)
+    return wide.reshape(batch, heads * groups, keys, dim)

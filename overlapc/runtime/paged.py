@@ -1,0 +1,174 @@
+"""Attention over a cache that lies in pages, as a function to call: no graph of torch spells pages.
+
+Servers keep keys and values in pages of fixed size and a table that says which belong to a
+sequence. On GPUs the decode kernel looks pages up in its loop; elsewhere they are gathered.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from overlapc.codegen.attention.cache import Cache
+from overlapc.codegen.attention.spec import AttentionSpec
+from overlapc.errors import KernelError
+from overlapc.planning.attention import policy_of
+from overlapc.runtime.attention import BY_TORCH, runs_kernels
+from overlapc.runtime.attention_kernels import is_decode, run_decode
+from overlapc.runtime.attention_library import attention_by_fused
+from overlapc.runtime.attention_program import attention_by_torch
+from overlapc.runtime.ops import calls_of
+
+log = logging.getLogger(__name__)
+
+SITE = "paged_attention"
+"""What calls count under."""
+SCHEMA = (
+    "(Tensor query, Tensor keys, Tensor values, Tensor table, Tensor lengths, Tensor? k_scale,"
+    " Tensor? v_scale, str spec, str cache) -> Tensor"
+)
+
+_library = torch.library.Library("overlapc", "FRAGMENT")
+_failed: set[tuple[str, str, str]] = set()
+"""Specs, caches and devices whose kernel Triton could not build."""
+
+
+def paged_attention(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    table: torch.Tensor,
+    lengths: torch.Tensor,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
+    softmax: str = "unified",
+) -> torch.Tensor:
+    """Attend from the last rows of each sequence to the keys up to each row's own.
+
+    ``query`` is [batch, groups * heads, rows, dim], ``keys`` [pages, heads, page, dim] and
+    ``values`` [pages, heads, page, value_dim], of any strides; ``table`` int32[batch, most pages]
+    says which pages hold a sequence, in the order of its keys, and what stands behind those of its
+    length is not read; ``lengths`` is int32[batch], the row's own keys among them. A page holds a
+    power of two of keys, 16 to 256. ``scale`` is 1 / sqrt(dim) unless given; ``window`` is how many
+    keys before its own a row sees. Keys and values may be float8_e4m3fn beside a wider query, with
+    ``k_scale`` and ``v_scale``, float32[1] or [heads]. ``softmax`` is "unified" or "online", as the
+    option. Gives [batch, groups * heads, rows, value_dim]; has no gradient. May be called in what
+    torch.compile traces, and captured in a CUDA graph after a first call. KernelError on operands
+    that are none of this.
+    """
+    cache = Cache(
+        "" if keys.dtype == query.dtype else _name(keys.dtype), k_scale is not None, keys.shape[2]
+    )
+    spec = AttentionSpec(
+        _name(query.dtype),
+        query.shape[-1],
+        values.shape[-1],
+        groups=query.shape[1] // max(keys.shape[1], 1),
+        scale=query.shape[-1] ** -0.5 if scale is None else scale,
+        before=window,
+        after=0,
+        align="bottom_right",
+        lengths=True,
+        softmax=policy_of(softmax, _name(query.dtype)),
+        lse=False,
+        precision="tf32x3" if query.dtype == torch.float32 and not torch.version.hip else "ieee",
+    )
+    cache.check(spec)
+    return torch.ops.overlapc.paged_attention(
+        query, keys, values, table, lengths, k_scale, v_scale, str(spec), str(cache)
+    )
+
+
+def _run(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    table: torch.Tensor,
+    lengths: torch.Tensor,
+    k_scale: torch.Tensor | None,
+    v_scale: torch.Tensor | None,
+    spec: str,
+    cache: str,
+) -> torch.Tensor:
+    read, lies = AttentionSpec.parse(spec), Cache.parse(cache)
+    calls, known = calls_of(SITE), (spec, cache, str(query.device))
+    if runs_kernels(query.device.type) and known not in _failed and is_decode(read, query.shape[2]):
+        from triton.errors import TritonError
+
+        out = _fake(query, keys, values)
+        # What a first call made and kept would be memory of a CUDA graph: nothing is counted.
+        redone = None if read.is_online else query.new_zeros(1, dtype=torch.int32)
+        try:
+            with torch.cuda.device_of(query):
+                splits = run_decode(
+                    read, lies, query, keys, values, out, None, redone=redone, lengths=lengths,
+                    table=table, k_scale=k_scale, v_scale=v_scale,
+                )  # fmt: skip
+        except TritonError as error:  # nothing was launched, nor will be
+            _failed.add(known)
+            log.warning("torch gathers pages that no kernel can read: %s", error)
+        else:
+            calls[f"{read.softmax}, decode in {splits} splits"] += 1
+            return out
+    _check(read, lies, query, keys, table, lengths)
+    calls[BY_TORCH] += 1
+    used = torch.arange(table.shape[1], device=table.device) * lies.page < lengths[:, None]
+    pages = table.masked_fill(~used, 0)
+    sides = [
+        _gathered(side, pages, factor).to(query.dtype)
+        for side, factor in ((keys, k_scale), (values, v_scale))
+    ]
+    if read.head_dim == read.value_dim:
+        return attention_by_fused(read, query, *sides, (), lengths)
+    return attention_by_torch(read, query, *sides, (), lengths, None)[0]
+
+
+def _gathered(side: torch.Tensor, pages: torch.Tensor, factor: torch.Tensor | None) -> torch.Tensor:
+    """``[batch, heads, keys, dim]`` of every sequence."""
+    found = side[pages].transpose(1, 2).flatten(2, 3)
+    return found if factor is None else found.float() * factor.reshape(1, -1, 1, 1)
+
+
+def _check(
+    spec: AttentionSpec,
+    cache: Cache,
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    table: torch.Tensor,
+    lengths: torch.Tensor,
+) -> None:
+    """Raise KernelError where a kernel would."""
+    batch = query.shape[0]
+    wrong = ""
+    if query.shape[1] != spec.groups * keys.shape[1]:
+        wrong = f"{query.shape[1]} heads of queries are no multiple of {keys.shape[1]}"
+    for name, tensor, dims in (("table", table, 2), ("lengths", lengths, 1)):
+        fits = tensor.dim() == dims and tensor.shape[0] == batch and tensor.dtype == torch.int32
+        if not fits:
+            wrong = f"{name} is {_name(tensor.dtype)}{list(tensor.shape)}, not int32 of {batch}"
+    if wrong:
+        raise KernelError(
+            f"This call does not fit its kernel: {wrong}.",
+            where=f"{cache} of {spec}",
+            remedy="give operands as paged_attention says",
+        )
+
+
+def _fake(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *rest: object
+) -> torch.Tensor:
+    batch, heads, rows, _ = query.shape
+    return query.new_empty((batch, rows, heads, values.shape[-1])).transpose(1, 2)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+_library.define(f"paged_attention{SCHEMA}", tags=(torch.Tag.needs_fixed_stride_order,))
+_library.impl("paged_attention", _run, "CompositeExplicitAutograd")
+torch.library.register_fake("overlapc::paged_attention", _fake, lib=_library)

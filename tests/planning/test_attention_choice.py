@@ -1,0 +1,128 @@
+"""Where a kernel of our own is taken on a GPU: by a table of this machine, else by bytes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from overlapc.errors import TargetError
+from overlapc.planning.attention import AttentionProblem
+from overlapc.planning.attention_choice import (
+    LEAST_PREDICTED,
+    decide_on_gpu,
+    library_bytes,
+    own_bytes,
+)
+from overlapc.planning.attention_table import (
+    AttentionEntry,
+    AttentionTable,
+    AttentionTrial,
+    shape_of,
+)
+from overlapc.planning.tables import Machine
+
+LLAMA = AttentionProblem(
+    batch=1,
+    heads=32,
+    groups=4,
+    rows=1,
+    keys=8192,
+    head_dim=128,
+    value_dim=128,
+    dtype="bfloat16",
+    device="cuda",
+    mask="given",
+    is_fused=True,
+    prefix=True,
+    runs_kernels=True,
+    multiprocessors=132,
+    splits=16,
+)
+"""One token over a static cache, on an H100."""
+HERE = Machine("cuda", "some GPU, 132 SMs", "torch 2")
+
+
+def trial(keys, low, median=None):
+    return AttentionTrial(keys, 1e-4, low, median or low, (median or low) + 0.5)
+
+
+def table(*trials, problem=LLAMA):
+    return AttentionTable(HERE, (AttentionEntry(shape_of(problem), trials),))
+
+
+def test_a_static_cache_is_taken_for_the_copies_that_a_mask_costs():
+    verdict = decide_on_gpu(LLAMA, None)
+    assert (verdict.decision, verdict.code, verdict.policy) == ("rewritten", "predicted", "zero")
+    assert "copies each head of keys 4 times" in verdict.reason
+    assert "leaves 100 of 132 multiprocessors idle" in verdict.reason
+    assert "16 splits, reads to a length on the device" in verdict.reason
+
+
+LEFT = {
+    "no mask": {"mask": "nothing", "prefix": False},
+    "many heads that share nothing": {"groups": 1, "batch": 8},
+    "a small cache": {"keys": 64, "groups": 1},
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_where_bytes_speak_for_neither_torchs_stays(name):
+    problem = replace(LLAMA, **LEFT[name])
+    assert library_bytes(problem) / own_bytes(problem) < LEAST_PREDICTED
+    verdict = decide_on_gpu(problem, None)
+    assert (verdict.decision, verdict.code) == ("kept", "library")
+    assert "the margin is 1.5" in verdict.reason
+
+
+@pytest.mark.parametrize("change", [{"splits": 0, "rows": 512}, {"is_static": False}], ids=str)
+def test_what_is_not_predicted_stays(change):
+    assert decide_on_gpu(replace(LLAMA, **change), None).code == "not_measured"
+
+
+def test_what_no_kernel_of_ours_computes_is_decided_as_ever():
+    verdict = decide_on_gpu(replace(LLAMA, is_trained=True), None)
+    assert (verdict.decision, verdict.code) == ("kept", "fused_already")
+
+
+def test_a_measurement_counts_whatever_is_predicted():
+    loses = table(trial(8192, 1.01, 1.3))
+    assert decide_on_gpu(LLAMA, loses).code == "library"
+    plain = replace(LLAMA, mask="nothing", prefix=False)
+    wins = table(trial(8192, 1.02, 1.3), problem=plain)
+    verdict = decide_on_gpu(plain, wins)
+    assert (verdict.decision, verdict.code) == ("rewritten", "measured")
+    assert "Measured here: 1.30 times" in verdict.reason
+
+
+@pytest.mark.parametrize("change", [{"batch": 2}, {"rows": 2}, {"prefix": False}, {"groups": 8}])
+def test_a_measurement_is_of_one_shape(change):
+    other = replace(LLAMA, **change)
+    assert decide_on_gpu(other, table(trial(8192, 1.0))).code != "library"
+    assert decide_on_gpu(LLAMA, table(trial(8192, 1.0))).code == "library"
+
+
+def test_between_two_numbers_of_keys_both_have_to_be_won():
+    entry = AttentionEntry(shape_of(LLAMA), (trial(1024, 1.0), trial(4096, 2.0), trial(16384, 1.5)))
+    won = {keys: entry.gain_at(keys) for keys in (512, 1024, 2048, 4096, 8192, 16384, 20000)}
+    assert won == {512: None, 1024: None, 2048: None, 4096: 2.0, 8192: 1.5, 16384: 1.5, 20000: None}
+
+
+def test_a_table_is_read_back_and_by_its_own_machine_only(tmp_path):
+    kept = table(trial(512, 1.5), trial(1024, 0.0))
+    kept.save(tmp_path / "of.json")
+    assert AttentionTable.load(tmp_path / "of.json", HERE) == kept
+    with pytest.raises(TargetError, match=r"attentions is of some GPU.*--attention"):
+        AttentionTable.load(tmp_path / "of.json", replace(HERE, name="another GPU, 132 SMs"))
+
+
+@pytest.mark.parametrize("trials", [(trial(512, 1.0), trial(512, 1.0)), (trial(2, 1), trial(1, 1))])
+def test_trials_rise(trials):
+    with pytest.raises(ValueError, match="rise"):
+        AttentionEntry(shape_of(LLAMA), trials)
+
+
+@pytest.mark.parametrize("change", [{"keys": 0}, {"low": 2.0}, {"library_seconds": 0.0}], ids=str)
+def test_what_no_trial_says(change):
+    with pytest.raises(ValueError, match="trial"):
+        replace(trial(512, 1.0), **change)
