@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -190,6 +190,12 @@ def has_shape(item: Input, tensor: Tensor, m: int, n: int) -> bool:
         case "one":
             return tensor.numel() == 1 and shape != ()
     return shape == ()
+
+
+def special(numbers: Iterable[int]) -> tuple[tuple[bool, bool], ...]:
+    """What Triton compiles a kernel for of numbers, or addresses, that it is given: whether each is
+    one, or a multiple of 16."""
+    return tuple((number == 1, number % 16 == 0) for number in numbers)
 
 
 def name_of(tensor: Tensor) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from overlapc.codegen.kernel import special
 from overlapc.errors import KernelError
 from overlapc.planning.linear import LIBRARY
 from overlapc.planning.linear_tiles import rows_of_tile
@@ -95,13 +96,11 @@ class Layer:
 
 
 def _laid(operand: torch.Tensor, mode: str) -> tuple[object, ...]:
-    """What of an operand a kernel depends on: of rows not how many, but what Triton compiles for:
-    whether a number is one or a multiple of 16, which a pointer may be as well."""
+    """What of an operand a kernel depends on: of rows not how many, but what is compiled for."""
     first = 1 if mode == ROWS else 0
     size, stride = operand.shape[first:], operand.stride()[first:]
     numbers = (*operand.shape[:first], *operand.stride()[:first], operand.data_ptr())
-    special = tuple((number == 1, number % 16 == 0) for number in numbers)
-    return operand.dtype, operand.device, size, stride, special
+    return operand.dtype, operand.device, size, stride, special(numbers)
 
 
 def _is_capturing(device: torch.device) -> bool:

@@ -51,7 +51,8 @@ class Sender:
         Then nothing after it on that stream begins before it has ended; else it runs beside, until
         it is waited for.
         """
-        self.collective, self.options = collective, _options(collective, reduce, in_stream)
+        self.collective, self.reduce = collective, reduce
+        self.options = _options(collective, reduce, in_stream)
         self.dealt, self.is_mean = _options("all_to_all", "", in_stream), reduce == "avg"
 
     def start(

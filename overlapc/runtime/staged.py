@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from overlapc.codegen import Bands, Kernel
+from overlapc.codegen.kernel import special
 from overlapc.codegen.packing import Packing
 from overlapc.errors import KernelError
 from overlapc.planning.packed_order import PackedOrder
@@ -88,17 +88,16 @@ class StagedGemm:
         *,
         name: Hashable = None,
         max_polls: int = 0,
-        **operands: Any,
+        inputs: Sequence[torch.Tensor] = (),
     ) -> torch.Tensor:
         """Return the collective's result, [units, n] or the buffer of tiles, ready on the current
         stream.
 
-        ``operands``: what the kernel takes beside A and B. ``name``: of the communicator, which has
-        one communication stream. For ``KernelError``, with nothing sent, and the rest see
-        ``overlap``.
+        ``inputs``: what the epilogue reads. ``name``: of the communicator, which has one
+        communication stream. For ``KernelError``, with nothing sent, and the rest see ``overlap``.
         """
         device, n = a.device, b.shape[1]
-        needed = self._needed(device, n, name)
+        needed = self._needed((a, b, *inputs), name)
         with torch.cuda.device(device):
             is_warm(needed)
             ctas = resident_ctas(device, sms_for_comm)
@@ -107,8 +106,8 @@ class StagedGemm:
             stored = c.view(-1) if isinstance(self.bands, Packing) else c
             overlap(
                 lambda: self.kernel(
-                    a, b, stored, ctas=ctas, bands=signals.bands, counters=signals.counters,
-                    **operands,
+                    a, b, stored, ctas=ctas, inputs=inputs, bands=signals.bands,
+                    counters=signals.counters,
                 ),
                 signals,
                 collectives,
@@ -137,11 +136,18 @@ class StagedGemm:
             ) from error
         return c, result, calls
 
-    def _needed(self, device: torch.device, n: int, name: Hashable) -> frozenset[Hashable]:
-        unit_bytes = self._width(n) * getattr(torch, self.kernel.spec.out).itemsize
-        sizes = (part.computed.count * unit_bytes for part in self.parts)
-        sends = name, self.sender.collective, self.across
-        return warmth((self.kernel.spec, device), sends, sizes)
+    def _needed(self, operands: Sequence[torch.Tensor], name: Hashable) -> frozenset[Hashable]:
+        """What has to be loaded: the kernel, as Triton compiles it for A, B and inputs like these,
+        and what sends its groups, which is another function for each dtype and reduction."""
+        a, b = operands[:2]
+        numbers = [a.shape[1], b.shape[1]]
+        for tensor in operands:
+            numbers += *tensor.stride(), tensor.data_ptr()
+        kernel = self.kernel.spec, a.device, special(numbers)
+        unit_bytes = self._width(b.shape[1]) * getattr(torch, self.kernel.spec.out).itemsize
+        sent = (part.computed.count * unit_bytes for part in self.parts)
+        how = self.sender.collective, self.sender.reduce, self.kernel.spec.out, self.across
+        return warmth(kernel, (name, *how), sent)
 
     def _width(self, n: int) -> int:
         """Elements of a unit of C."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from overlapc.codegen import GemmSpec, build
-from overlapc.codegen.oracle import error_over_bound, random_operand
+from overlapc.codegen.oracle import error_over_bound, random_input, random_operand
 from overlapc.errors import SignalError
 from overlapc.runtime import signals, staged, streams
 from overlapc.runtime.layout import Dealing, producer_parts
@@ -111,7 +111,7 @@ def all_reduced(
         all_reduce(sent)
         return SimpleNamespace(wait=lambda: None)
 
-    sender: Any = SimpleNamespace(collective="all_reduce", start=start)
+    sender: Any = SimpleNamespace(collective="all_reduce", reduce="sum", start=start)
     users: Any = None
     parts = producer_parts(Dealing("all_reduce", 0, sum(rows), 2, 0), rows)
     gemm = staged.StagedGemm.of(kernel, sender, parts, result_units=sum(rows))
@@ -148,7 +148,7 @@ def check(
     torch.manual_seed(m)
     a = random_operand(spec.a, m, k, spec.dtype, "cpu")
     b = random_operand(spec.b, k, n, spec.dtype, "cpu")
-    bias = random_operand("row", 1, n, spec.dtype, "cpu")[0] if spec.bias else None
+    inputs = [random_input(item, m, n, "cpu") for item in spec.chain.inputs]
     built = build(spec)
 
     class Logged:
@@ -160,8 +160,8 @@ def check(
             built(*arguments, ctas=ctas, **named)
 
     kernel: Any = Logged()
-    out = all_reduced(kernel, a, b, rows, all_reduce, sms_for_comm, bias=bias)
-    assert error_over_bound(spec, a, b, bias, out / 2) <= 1
+    out = all_reduced(kernel, a, b, rows, all_reduce, sms_for_comm, inputs=inputs)
+    assert error_over_bound(spec, a, b, None, out / 2, inputs) <= 1
 
 
 def fail_in_the_middle(text: str) -> list[str]:

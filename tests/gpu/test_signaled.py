@@ -81,7 +81,7 @@ def all_reduced(
             all_reduce(sent)
             return SimpleNamespace(wait=lambda: None)
 
-        sender = SimpleNamespace(collective="all_reduce", start=start)
+        sender = SimpleNamespace(collective="all_reduce", reduce="sum", start=start)
     parts = producer_parts(Dealing("all_reduce", 0, sum(rows), 2, 0), rows)
     return StagedGemm.of(build(spec), sender, parts, result_units=sum(rows))(
         a, b, group, 8, **named

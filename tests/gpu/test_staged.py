@@ -47,7 +47,7 @@ class Sends:
     """Stands for the other ranks on the current stream."""
 
     def __init__(self, collective: str) -> None:
-        self.collective = collective
+        self.collective, self.reduce = collective, "sum"
 
     def start(self, group: Any, out, sent, receives, sends) -> Any:
         where = sent if self.collective == "all_reduce" else out

@@ -48,8 +48,9 @@ class Gemm:
     def tiles_n(self, n: int) -> int:
         return -(-n // BLOCK)
 
-    def __call__(self, a, b, c, *, ctas, bands, counters, scale) -> None:
+    def __call__(self, a, b, c, *, ctas, bands, counters, inputs) -> None:
         assert ctas == SMS - 2
+        (scale,) = inputs
         assert tuple(bands.tolist()) == self.bands.table
         self.gpu.load("GEMM")
 
@@ -76,8 +77,8 @@ class PackedGemm(Gemm):
 
     spec = replace(SPEC, order="packed")
 
-    def __call__(self, a, b, c, *, ctas, bands, counters, scale) -> None:
-        order = self.bands.order
+    def __call__(self, a, b, c, *, ctas, bands, counters, inputs) -> None:
+        (scale,), order = inputs, self.bands.order
         assert tuple(bands.tolist()) == self.bands.table
         assert c.shape == (order.elements,)
         self.gpu.load("GEMM")
@@ -96,7 +97,7 @@ class Sends:
     """Collectives among ranks of which number r has r + 1 times what this rank has."""
 
     def __init__(self, gpu: Gpu, collective: str) -> None:
-        self.gpu, self.collective, self.sent = gpu, collective, 0
+        self.gpu, self.collective, self.reduce, self.sent = gpu, collective, "sum", 0
 
     def start(self, group: Any, out, sent, receives, sends) -> Any:
         assert (group, tuple(receives), tuple(sends)) == ("group", (), ())
@@ -141,14 +142,18 @@ class Call:
         generator = torch.Generator().manual_seed(seed)
         self.a = torch.randn(self.units, K, generator=generator)
         self.b = torch.randn(K, N, generator=generator)
+        self.scale = torch.tensor(2.0)
 
     def __call__(self) -> torch.Tensor:
         group: Any = "group"
         with in_memory_of(self.gpu):
-            return self.gemm(self.a, self.b, group, 2, name="tp", scale=2.0)
+            return self.gemm(self.a, self.b, group, 2, name="tp", inputs=[self.scale])
+
+    def is_warm(self, name: str = "tp") -> bool:
+        return streams.is_warm(self.gemm._needed((self.a, self.b, self.scale), name))
 
     def expected(self) -> torch.Tensor:
-        c = 2.0 * (self.a @ self.b)
+        c = self.scale * (self.a @ self.b)
         return of_all_ranks(self.kind, columns.pack(c, RANKS) if self.axis else c)
 
     def read(self, out: torch.Tensor) -> torch.Tensor:
@@ -266,7 +271,6 @@ def test_a_collective_of_the_other_kind_is_not_warm():
         call()
         gpu.synchronize()
         other = Call(gpu, "all_to_all", 0, 0)
-        cpu = torch.device("cpu")
-        assert streams.is_warm(call.gemm._needed(cpu, N, "tp"))
-        assert not streams.is_warm(other.gemm._needed(cpu, N, "tp"))
-        assert not streams.is_warm(call.gemm._needed(cpu, N, "dp"))
+        assert call.is_warm()
+        assert not other.is_warm()
+        assert not call.is_warm("dp")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -55,8 +56,9 @@ class Gemm:
     def tiles_n(self, n: int) -> int:
         return -(-n // BLOCK)
 
-    def __call__(self, a, b, out, *, ctas, bands, counters, bias) -> None:
+    def __call__(self, a, b, out, *, ctas, bands, counters, inputs) -> None:
         assert ctas == SMS - LEFT
+        (bias,) = inputs
         self.gpu.load("GEMM")
         group_of = [group for group, rows in enumerate(ROWS) for _ in range(-(-rows // BLOCK))]
 
@@ -75,25 +77,36 @@ class Gemm:
 class Call:
     """Operands of a signaled GEMM, and an all-reduce of two ranks with equal ones."""
 
-    collective = "all_reduce"
+    collective, reduce = "all_reduce", "sum"
 
-    def __init__(self, gpu: Gpu, seed: int = 0, group: str = "tp") -> None:
+    def __init__(self, gpu: Gpu, seed: int = 0, group: str = "tp", n: int = N) -> None:
         self.gpu, self.group, self.sent = gpu, group, 0
         generator = torch.Generator().manual_seed(seed)
         self.a, self.b, self.bias = (
-            torch.randn(shape, generator=generator) for shape in ((sum(ROWS), K), (K, N), (N,))
+            torch.randn(shape, generator=generator) for shape in ((sum(ROWS), K), (K, n), (n,))
         )
 
     def expected(self) -> torch.Tensor:
         return self.a @ self.b + self.bias
 
     def __call__(self, kernel: Any = None, **named: Any) -> torch.Tensor:
-        parts = producer_parts(Dealing("all_reduce", 0, sum(ROWS), 2, 0), ROWS)
-        fakes: Any = (kernel or Gemm(self.gpu), self)
-        gemm = StagedGemm.of(*fakes, parts, result_units=sum(ROWS))
         users: Any = None
         with in_memory_of(self.gpu):
-            return gemm(self.a, self.b, users, LEFT, name=self.group, bias=self.bias, **named)
+            return self.gemm(ROWS, kernel or Gemm(self.gpu))(
+                self.a, self.b, users, LEFT, name=self.group, inputs=[self.bias], **named
+            )
+
+    def gemm(self, rows: tuple[int, ...], kernel: Any) -> StagedGemm:
+        parts = producer_parts(Dealing("all_reduce", 0, sum(rows), 2, 0), rows)
+        sender: Any = self
+        return StagedGemm.of(kernel, sender, parts, result_units=sum(rows))
+
+    def is_warm(self, rows: tuple[int, ...] = ROWS, spec: GemmSpec = SPEC) -> bool:
+        return streams.is_warm(self.needed(rows, spec))
+
+    def needed(self, rows: tuple[int, ...], spec: GemmSpec) -> Any:
+        gemm = self.gemm(rows, SimpleNamespace(spec=spec))
+        return gemm._needed((self.a, self.b, self.bias), self.group)
 
     def start(self, group: Any, out, sent, receives, sends) -> Any:
         """As a ``Sender`` does."""
@@ -108,7 +121,7 @@ class Call:
             self.gpu.gemm = None
 
     def _reduce(self, band: torch.Tensor) -> None:
-        first = int(band.storage_offset()) // N
+        first = int(band.storage_offset()) // band.shape[1]
         whole = self.expected()[first : first + len(band)]
         assert torch.allclose(band, whole), f"rows from {first} are sent before they are whole"
         band.mul_(2)
@@ -220,15 +233,59 @@ def test_a_first_call_in_a_capture_is_refused_before_anything_is_launched():
         graph.capture_end()
 
 
-def test_new_rows_of_known_sizes_are_warm():
+@pytest.fixture
+def loaded():
+    """A fake GPU that has run a call."""
     with device() as gpu:
-        assert Call(gpu)() is not None
+        call = Call(gpu)
+        call.use(call())
         gpu.synchronize()
-        sends = "tp", "all_reduce", 1
-        needed = streams.warmth((SPEC, torch.device("cpu")), sends, [4 * N * 17, 4 * N * 31])
-        assert streams.is_warm(needed)
-        for other in (needed | {("kernel", 1)}, streams.warmth(SPEC, sends, [1 << 30])):
-            assert not streams.is_warm(other)
+        yield gpu
+
+
+def test_new_rows_of_known_sizes_are_warm(loaded):
+    assert Call(loaded, seed=1).is_warm((17, 31))
+    assert not Call(loaded).is_warm((4 * sum(ROWS),))
+
+
+def odd(call: Call) -> Call:
+    """The same values where no 16 bytes begin."""
+    call.a = torch.cat([torch.zeros(1), call.a.flatten()])[1:].view(call.a.shape)
+    assert call.a.data_ptr() % 16
+    return call
+
+
+def averaging(call: Call) -> Call:
+    call.reduce = "avg"
+    return call
+
+
+UNLIKE: dict[str, Callable[[Gpu], Call]] = {
+    "another group": lambda gpu: Call(gpu, group="dp"),
+    "columns of which there are no 16": lambda gpu: Call(gpu, n=24),
+    "an address": lambda gpu: odd(Call(gpu)),
+    "a reduction": lambda gpu: averaging(Call(gpu)),
+}
+"""What Triton compiles anew, or a library sends by another function."""
+
+
+@pytest.mark.parametrize("what", UNLIKE)
+def test_what_is_not_loaded_is_refused_in_a_capture(what, loaded):
+    call = UNLIKE[what](loaded)
+    graph = Graph(loaded)
+    graph.capture_begin()
+    with pytest.raises(KernelError, match="during graph capture"):
+        call()
+    graph.capture_end()
+
+
+def test_what_another_dtype_was_sent_by_is_not_warm(loaded):
+    call, half = Call(loaded), replace(SPEC, out="bfloat16")
+    streams._warm.update(call.needed((256,), half))
+    assert call.is_warm((256,), half)
+    assert not call.is_warm((128,))  # as many bytes, by a kernel that is loaded
+    streams._warm.update(call.needed((128,), SPEC))
+    assert call.is_warm((128,))
 
 
 def test_a_gemm_that_cannot_be_launched_leaves_nothing_behind():
