@@ -6,17 +6,21 @@ import operator
 
 import torch
 from torch import fx
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from overlapc.graphs.attention.matching import Attention
 from overlapc.graphs.attention.rewriting import as_spelled
-from overlapc.graphs.attention.scores import Bias, Fill
+from overlapc.graphs.attention.scores import Bias, Fill, Step, tensors_of
+from overlapc.graphs.attention.sinks import Sinks
 from overlapc.graphs.attention.tensors import Expression
 from overlapc.graphs.nodes import add_call
-from overlapc.runtime.attention_masks import Added, AttentionSpec, Filled, Input, program_of
-
-OF_SHAPE = {(False, False): "matrix", (False, True): "column", (True, False): "vector"}
-"""By whether an input of scores has one row, and one key; else it is one number of a head."""
+from overlapc.runtime.attention_masks import (
+    Added,
+    Applied,
+    AttentionSpec,
+    Filled,
+    input_of,
+    program_of,
+)
 
 
 def spec_of(found: Attention, policy: str) -> AttentionSpec:
@@ -29,7 +33,8 @@ def spec_of(found: Attention, policy: str) -> AttentionSpec:
         groups=found.groups,
         scale=float(found.scale),
         after=0 if found.mask.says == "causal" else None,
-        program=program_of([_mask(part) for part in found.mask.parts]),
+        program=program_of([_step(step) for step in found.steps]),
+        sinks=found.sinks is not None,
         softmax=policy,
         precision="tf32x3" if query.dtype == torch.float32 and not torch.version.hip else "ieee",
     )
@@ -40,8 +45,9 @@ def place(graph: fx.Graph, found: Attention, spec: AttentionSpec, site: str) -> 
     node = found.node
     with graph.inserting_before(node):
         sides = [side.emit(graph) for side in (found.query, found.key, found.value)]
-        inputs = [_tensor(part).emit(graph) for part in found.mask.parts]
-        args = (*sides, inputs, None, None, None, str(spec), site)
+        inputs = [part.emit(graph) for step in found.steps for part in tensors_of(step)]
+        sinks = _sinks(found.sinks).emit(graph) if found.sinks else None
+        args = (*sides, inputs, None, None, sinks, str(spec), site)
         both = add_call(graph, torch.ops.overlapc.attention.default, args, node)
         result = add_call(graph, operator.getitem, (both, 0), node)
         result = as_spelled(result, found).emit(graph)
@@ -51,23 +57,17 @@ def place(graph: fx.Graph, found: Attention, spec: AttentionSpec, site: str) -> 
             graph.erase_node(dead)
 
 
-def _mask(part: Bias | Fill) -> Added | Filled:
-    if isinstance(part, Bias):
-        return Added(_input(part.tensor.value), part.factor)
-    return Filled(_input(part.condition.value), part.value, part.is_kept)
+def _step(step: Step) -> Added | Filled | Applied:
+    tensors = tuple(input_of(tensor.value) for tensor in tensors_of(step))
+    if isinstance(step, Bias):
+        return Added(*tensors, step.factor)
+    if isinstance(step, Fill):
+        return Filled(*tensors, step.value, step.is_kept)
+    return Applied(step.calls, tensors)
 
 
-def _tensor(part: Bias | Fill) -> Expression:
-    return part.tensor if isinstance(part, Bias) else part.condition
-
-
-def _input(value: torch.Tensor) -> Input:
-    if value.ndim == 0:
-        return Input("scalar", _name(value.dtype))
-    row = value.shape[-2] if value.ndim > 1 else 1
-    has_one_row = statically_known_true(row == 1)
-    has_one_key = statically_known_true(value.shape[-1] == 1)
-    return Input(OF_SHAPE.get((has_one_row, has_one_key), "one"), _name(value.dtype))
+def _sinks(sinks: Sinks) -> Expression:
+    return sinks.tensor if sinks.factor == 1 else sinks.tensor.then(torch.mul, sinks.factor)
 
 
 def _name(dtype: torch.dtype) -> str:

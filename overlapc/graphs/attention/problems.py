@@ -13,6 +13,7 @@ def problem_of(found: Attention | Fused) -> AttentionProblem:
     query, key, value = (side.value for side in (found.query, found.key, found.value))
     sizes = [hint_of(size) for size in query.shape]
     is_spelled = isinstance(found, Attention)
+    untold = found.untold if is_spelled else None
     return AttentionProblem(
         batch=sizes[0] if len(sizes) == 4 else 1,
         heads=sizes[-3] if len(sizes) > 2 else 1,
@@ -29,5 +30,6 @@ def problem_of(found: Attention | Fused) -> AttentionProblem:
         is_fused=not is_spelled,
         dead=found.mask.dead if is_spelled else "",
         is_trained=is_spelled and found.is_trained,
+        untold=(untold.code, untold.reason) if untold else None,
         runs_kernels=runs_kernels(query.device.type),
     )
