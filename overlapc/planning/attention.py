@@ -66,6 +66,8 @@ class AttentionProblem:
     """What eager gives a row that keeps no key, as ``masks.Mask`` says it; empty: there is none."""
     is_trained: bool = False
     """A gradient is wanted of queries, keys or values."""
+    untold: tuple[str, str] | None = None
+    """Code and reason where torch's attention cannot be told the same."""
     runs_kernels: bool = False
     """Generated kernels run on the device."""
     is_static: bool = True
@@ -120,6 +122,8 @@ def decide(problem: AttentionProblem, choice: str) -> Verdict:
 
 
 def _by_torch(problem: AttentionProblem, choice: str) -> Verdict:
+    if problem.untold is not None:
+        return Verdict("refused", *problem.untold)
     if problem.dead and problem.device != "cpu":
         reason = "A row may keep no key, and what torch's kernels give it is known on processors."
         return Verdict("refused", "dead_rows", reason)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,15 @@ def why_not_fused(spec: AttentionSpec) -> str:
         return f"heads of {spec.head_dim} meet values of {spec.value_dim}"
     calls = spec.scores.calls[1:] if spec.scores else ()
     others = {call.op for call in calls} - {ADDS, *FILLS}
-    return f"{min(others)} changes its scores" if others else ""
+    if others:
+        return f"{min(others)} changes its scores"
+    fills = [x for call in calls if call.op in FILLS for x in call.arguments if _is_number(x)]
+    scores = [value for value in fills if value > LOST]
+    return f"{scores[0]} is put in for scores" if scores else ""
+
+
+def _is_number(argument: object) -> TypeGuard[float]:
+    return isinstance(argument, (int, float)) and not isinstance(argument, bool)
 
 
 def attention_by_fused(

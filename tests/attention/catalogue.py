@@ -162,6 +162,34 @@ def upcast_operands(q, k, v):
     return s.softmax(-1).type(v.dtype) @ v
 
 
+def exp_over_sum(q, k, v, kept):
+    e = torch.exp((q @ k.mT).masked_fill(~kept, -INF))
+    return (e / e.sum(-1, keepdim=True)) @ v
+
+
+def exp_of_shifted(q, k, v, kept):
+    s = (q @ k.mT).masked_fill(~kept, -1e9)
+    s = s - s.max(-1, keepdim=True)[0].detach()
+    e = s.exp()
+    e /= e.sum(-1)[..., None]
+    return e @ v
+
+
+def exp_twice(q, k, v):
+    s = 0.3 * (q @ k.mT)
+    s = s - s.amax(dim=-1, keepdim=True)
+    return s.exp().div(s.exp().sum(dim=-1, keepdims=True)) @ v
+
+
+def exp_of_logarithms(q, k, v):
+    s = 0.3 * (q @ k.mT)
+    return torch.exp(s - torch.logsumexp(s, -1, keepdim=True)) @ v
+
+
+def log_softmax(q, k, v):
+    return F.log_softmax(q @ k.mT, dim=-1).exp() @ v
+
+
 def added(q, k, v, m):
     return (m + 0.3 * (q @ k.mT)).softmax(-1) @ v
 
@@ -323,6 +351,11 @@ REWRITTEN = {
     "matrices": Spelling(matrices, operands=two),
     "upcast": Spelling(upcast, operands=bfloat),
     "upcast_operands": Spelling(upcast_operands, operands=bfloat),
+    "exp_over_sum": Spelling(exp_over_sum, more=keep),
+    "exp_of_shifted": Spelling(exp_of_shifted, more=keep),
+    "exp_twice": Spelling(exp_twice),
+    "exp_of_logarithms": Spelling(exp_of_logarithms),
+    "log_softmax": Spelling(log_softmax),
     "added": Spelling(added, more=bias),
     "narrow_mask": Spelling(added, more=lambda: tuple(m.bfloat16() for m in bias())),
     "wide_mask": Spelling(upcast_then_added, more=bias, operands=bfloat),

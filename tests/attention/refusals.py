@@ -34,6 +34,37 @@ def sinks(q, k, v):
     return s.softmax(-1)[..., :-1] @ v
 
 
+def exp_over_sum_of_a_finite_mask(q, k, v, kept):
+    e = (q @ k.mT).masked_fill(~kept, -1e9).exp()
+    return (e / e.sum(-1, keepdim=True)) @ v
+
+
+def shifted_then_masked(q, k, v, kept):
+    s = q @ k.mT
+    e = (s - s.amax(-1, keepdim=True)).masked_fill(~kept, -1e9).exp()
+    return (e / e.sum(-1, keepdim=True)) @ v
+
+
+def exp_over_other_sum(q, k, v):
+    s = q @ k.mT
+    return (s.exp() / (2 * s).exp().sum(-1, keepdim=True)) @ v
+
+
+def exp_over_more_than_its_sum(q, k, v):
+    e = (q @ k.mT).exp()
+    return (e / (e.sum(-1, keepdim=True) + 1)) @ v
+
+
+def exp_over_sum_of_rows(q, k, v):
+    e = (q @ k.mT).exp()
+    return (e / e.sum(-2, keepdim=True)) @ v
+
+
+def less_another_maximum(q, k, v):
+    s = q @ k.mT
+    return (s - s.amax(-2, keepdim=True)).softmax(-1) @ v
+
+
 def over_rows(q, k, v):
     return (q @ k.mT).softmax(-2) @ v
 
@@ -133,6 +164,12 @@ LEFT = {
     "soft_cap": Spelling(soft_cap, "!score_function"),
     "scaled_by_row": Spelling(scaled_by_row, "!score_function"),
     "sinks": Spelling(sinks, "!sinks"),
+    "exp_over_sum_of_a_finite_mask": Spelling(exp_over_sum_of_a_finite_mask, "!dead_rows", keep),
+    "shifted_then_masked": Spelling(shifted_then_masked, "!dead_rows", keep),
+    "exp_over_other_sum": Spelling(exp_over_other_sum, ""),
+    "exp_over_more_than_its_sum": Spelling(exp_over_more_than_its_sum, ""),
+    "exp_over_sum_of_rows": Spelling(exp_over_sum_of_rows, "", operands=square),
+    "less_another_maximum": Spelling(less_another_maximum, "!scores_read", operands=square),
     "over_rows": Spelling(over_rows, "!softmax_dim"),
     "weights_returned": Spelling(weights_returned, "!weights_read"),
     "weights_masked": Spelling(weights_masked, "!weights_changed", more=bias),

@@ -75,7 +75,7 @@ MUTANTS: dict[str, tuple[ModuleType | type, str, Callable, Callable, str]] = {
         REWRITES,
         "infinite",
     ),
-    "weak fills are masks": (masks, "_why_not", nothing, LEAVES, "filled_weakly"),
+    "weak fills are masks": (masks, "_why_untold", nothing, LEAVES, "filled_weakly"),
     "scores are read by nobody": (matching, "_why_not_alone", nothing, LEAVES, "scores_read"),
     "every dtype will do": (matching, "_why_not_range", nothing, LEAVES, "narrowed"),
     "autocast is not seen": (matching, "_why_not_dtypes", nothing, LEAVES, "under_autocast"),

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import fx
 
+from overlapc.graphs.attention.functions import Function
 from overlapc.graphs.attention.masks import Mask
 from overlapc.graphs.attention.repeats import unrepeated
-from overlapc.graphs.attention.scores import Bias, Fill
+from overlapc.graphs.attention.scores import Step, with_tensors
 from overlapc.graphs.attention.spelling import tensor_of
 from overlapc.graphs.attention.tensors import COPIES, PERMUTATIONS, Expression, is_same
 from overlapc.graphs.attention.versions import Versions
@@ -74,21 +75,26 @@ def _merged(
     query: Expression, key: Expression, value: Expression, mask: Mask, frame: tuple[Any, ...]
 ) -> Flat:
     """Merge the second and third batch dimension: heads, and the queries that share one."""
-    parts = tuple(_merged_part(part, frame) for part in mask.parts)
+    parts = tuple(
+        step for step in merged_steps(mask.parts, frame) if not isinstance(step, Function)
+    )
     query, key, value = (side.then(torch.flatten, 1, 2) for side in (query, key, value))
     return Flat(query, key, value, 1, replace(mask, parts=parts))
 
 
-def _merged_part(part: Bias | Fill, frame: tuple[Any, ...]) -> Bias | Fill:
-    tensor = part.tensor if isinstance(part, Bias) else part.condition
+def merged_steps(steps: tuple[Step, ...], frame: tuple[Any, ...]) -> tuple[Step, ...]:
+    """Return steps on tensors that broadcast to four dimensions, where ``frame`` has three."""
+    if len(frame) < 3:
+        return steps
+    return tuple(with_tensors(step, lambda tensor: _merged_tensor(tensor, frame)) for step in steps)
+
+
+def _merged_tensor(tensor: Expression, frame: tuple[Any, ...]) -> Expression:
     for _ in range(5 - len(tensor.shape)):
         tensor = tensor.then(torch.unsqueeze, 0)
     if not is_same(tensor.shape[1:3], (1, 1)):
         tensor = tensor.shaped((tensor.shape[0], *frame[1:]), (tensor.shape[0], *frame[1:]))
-    tensor = tensor.then(torch.flatten, 1, 2)
-    return (
-        replace(part, tensor=tensor) if isinstance(part, Bias) else replace(part, condition=tensor)
-    )
+    return tensor.then(torch.flatten, 1, 2)
 
 
 def layout_is_read(versions: Versions, node: fx.Node) -> bool:

@@ -13,15 +13,13 @@ import torch
 from torch import fx
 
 from overlapc.graphs.attention.constants import constant, number
-from overlapc.graphs.attention.scores import Bias, Fill
+from overlapc.graphs.attention.scores import WEAKEST_FILL, Bias, Fill
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.collectives import Refusal
 
 FINITE_FILL = -1e38
 """Stands for any finite fill: scores are lost in it, so that a row of it alone is uniform; in the
 range of bfloat16."""
-WEAKEST_FILL = -1e9
-"""A fill above it might be no mask, but a score: chosen, what is common and far below any score."""
 
 HALF_MIN = torch.finfo(torch.float16).min
 
@@ -38,6 +36,8 @@ class Mask:
     torch's attention is called; empty: there is no such row."""
     is_trained: bool
     """A gradient is wanted of it."""
+    untold: Refusal | None = None
+    """Why torch's attention cannot be told it; a kernel of our own can."""
 
 
 def read_mask(
@@ -48,10 +48,12 @@ def read_mask(
     keys: object,
 ) -> Mask | Refusal:
     """Tell what the masks of a softmax over ``[..., rows, keys]`` scores of ``dtype`` say."""
+    untold = None
     for index, part in enumerate(parts):
-        refusal = _why_not(part, dtype, is_last=index + 1 == len(parts))
+        refusal = _why_not(part, dtype)
         if refusal:
             return refusal
+        untold = untold or _why_untold(part, dtype, is_last=index + 1 == len(parts))
     is_trained = torch.is_grad_enabled() and any(
         isinstance(part, Bias) and part.tensor.value.requires_grad for part in parts
     )
@@ -63,18 +65,18 @@ def read_mask(
                 return Refusal(part.tensor.node, "half_mask", reason)
     if said is None:
         dead = "nan" if any(_may_be_infinite(versions, part) for part in parts) else "mean"
-        return Mask(parts, "given", dead, is_trained)
+        return Mask(parts, "given", dead, is_trained, untold)
     is_off = said <= WEAKEST_FILL
-    if not said.any():
+    if not said.any() and untold is None:
         return Mask((), "nothing", "", False)
-    if _is_causal(said, is_off, rows, keys):
+    if untold is None and _is_causal(said, is_off, rows, keys):
         return Mask((), "causal", "", False)
     is_empty = is_off.all(-1)
     dead = "nan" if (said == -math.inf).all(-1).any() else "mean" if is_empty.any() else ""
-    return Mask(parts, "given", dead, is_trained)
+    return Mask(parts, "given", dead, is_trained, untold)
 
 
-def _why_not(part: Bias | Fill, dtype: torch.dtype, is_last: bool) -> Refusal | None:
+def _why_not(part: Bias | Fill, dtype: torch.dtype) -> Refusal | None:
     if isinstance(part, Bias):
         own = part.tensor.value.dtype
         if not own.is_floating_point or (own == torch.float64 and dtype != own):
@@ -86,11 +88,19 @@ def _why_not(part: Bias | Fill, dtype: torch.dtype, is_last: bool) -> Refusal | 
     node = part.condition.node
     if part.condition.value.dtype != torch.bool:
         return Refusal(node, "mask_dtype", "A condition is no tensor of booleans.")
+    if math.isfinite(part.value) or part.value == -math.inf:
+        return None
+    return Refusal(node, "weak_fill", f"Scores are filled with {part.value:g}, which is no score.")
+
+
+def _why_untold(part: Bias | Fill, dtype: torch.dtype, is_last: bool) -> Refusal | None:
+    if isinstance(part, Bias):
+        return None
     is_lost = part.value <= -1e30 or (part.value <= WEAKEST_FILL and is_last)
     if part.value == -math.inf or (is_lost and dtype != torch.float16):
         return None
     reason = f"A fill of {part.value:g} may be a score like others, which no mask can say."
-    return Refusal(node, "weak_fill", reason)
+    return Refusal(part.condition.node, "weak_fill", reason)
 
 
 def _constant(

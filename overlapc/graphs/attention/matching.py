@@ -12,17 +12,21 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 
 from overlapc.graphs.attention.calling import read_arguments
+from overlapc.graphs.attention.functions import Function
 from overlapc.graphs.attention.layouts import (
     four_dimensional,
     is_dense,
     is_plain,
     layout_is_read,
+    merged_steps,
     takes_groups,
 )
 from overlapc.graphs.attention.masks import Mask, read_mask
 from overlapc.graphs.attention.prefixes import Prefix, prefix_of
 from overlapc.graphs.attention.repeats import unrepeated
-from overlapc.graphs.attention.scores import Bias, Scores, read_scores
+from overlapc.graphs.attention.scores import Scores, Step, read_scores, tensors_of
+from overlapc.graphs.attention.sinks import Sinks
+from overlapc.graphs.attention.softmaxes import Softmax, read_softmax
 from overlapc.graphs.attention.spelling import Call, read_call, tensor_of
 from overlapc.graphs.attention.tensors import Expression, expression, is_cast, is_same
 from overlapc.graphs.attention.versions import Versions
@@ -66,11 +70,33 @@ class Attention:
     """Keys and values as the graph repeats their heads; None where it does not."""
     prefix: Prefix | None = None
     """What the mask says, where that is which keys of a cache are valid."""
+    program: tuple[Step, ...] = ()
+    """What is done to scaled scores before ``mask``."""
+    sinks: Sinks | None = None
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """All that is done to scaled scores."""
+        return (*self.program, *self.mask.parts)
+
+    @property
+    def untold(self) -> Refusal | None:
+        """Why torch's attention cannot be told the same; a kernel of our own can."""
+        if self.sinks is not None:
+            reason = "A column that is no key takes part in the softmax, not in torch's attention."
+            return Refusal(self.node, "sinks", reason)
+        if self.program:
+            names = ", ".join(s.name for s in self.program if isinstance(s, Function))
+            reason = f"Scores go through {names}, which torch's attention cannot do."
+            return Refusal(self.node, "score_function", reason)
+        return self.mask.untold
 
     @property
     def is_trained(self) -> bool:
-        """A gradient is wanted of queries, keys or values."""
-        sides = (self.query, self.key, self.value)
+        """A gradient is wanted of queries, keys or values, or of what scores are made of."""
+        beside = (tensor for step in self.program for tensor in tensors_of(step))
+        sinks = (self.sinks.tensor,) if self.sinks else ()
+        sides = (self.query, self.key, self.value, *beside, *sinks)
         return torch.is_grad_enabled() and any(side.value.requires_grad for side in sides)
 
     @property
@@ -97,7 +123,7 @@ class Fused:
     """The same as one that is spelled out, for a kernel of our own, or why it is none."""
 
 
-ROOTS = ("softmax", "scaled_dot_product_attention", "multi_head_attention_forward")
+ROOTS = ("softmax", "exp", "scaled_dot_product_attention", "multi_head_attention_forward")
 """Calls that an attention has exactly one of."""
 
 
@@ -127,8 +153,9 @@ def find_sites(graph: fx.Graph) -> Iterator[tuple[fx.Node, Attention | Fused | R
 
 
 def _read_site(versions: Versions, call: Call) -> Attention | Fused | Refusal | None:
-    if call.name == "softmax" and weighs_values(versions, call.node):
-        return _match(versions, call)
+    softmax = read_softmax(versions, call)
+    if softmax is not None and weighs_values(versions, softmax.node):
+        return _match(versions, softmax)
     if call.name == "scaled_dot_product_attention":
         return _read_fused(versions, call)
     if call.name == "multi_head_attention_forward":
@@ -137,16 +164,15 @@ def _read_site(versions: Versions, call: Call) -> Attention | Fused | Refusal | 
     return None
 
 
-def _match(versions: Versions, softmax: Call) -> Attention | Refusal | None:
-    value = tensor_of(softmax.node)
-    dim = softmax.get("dim")
+def _match(versions: Versions, softmax: Softmax) -> Attention | Refusal | None:
     scores = read_scores(versions, softmax)
-    if scores is None or value is None:
+    if scores is None:
         return None
-    if softmax.in_place or not isinstance(dim, int) or dim % value.ndim != value.ndim - 1:
+    if not softmax.is_over_keys:
         reason = "Its softmax is over another dimension than the keys."
         return Refusal(softmax.node, "softmax_dim", reason)
-    weights = read_weights(versions, softmax)
+    has_sinks = isinstance(scores, Scores) and scores.sinks is not None
+    weights = read_weights(versions, softmax, has_sinks=has_sinks)
     for part in (scores, weights):
         if isinstance(part, Refusal):
             return part
@@ -156,10 +182,11 @@ def _match(versions: Versions, softmax: Call) -> Attention | Refusal | None:
 
 
 def _assemble(
-    versions: Versions, softmax: Call, scores: Scores, weights: Weights
+    versions: Versions, softmax: Softmax, scores: Scores, weights: Weights
 ) -> Attention | Refusal:
     node, frame = weights.product.node, scores.frame
-    chain = tuple(sorted({*scores.nodes, *weights.nodes}, key=versions.index.__getitem__))
+    calls = {*scores.nodes, *softmax.nodes, *weights.nodes}
+    chain = tuple(sorted(calls, key=versions.index.__getitem__))
     values = weights.product.right.shaped(weights.product.batch, frame)
     refusal = _why_not_alone(chain, node) or _why_not_dtypes(softmax, scores, weights)
     if refusal:
@@ -177,6 +204,9 @@ def _assemble(
     mask = read_mask(versions, scores.masks, dtype, rows, keys)
     if isinstance(mask, Refusal):
         return mask
+    if softmax.is_by_exp and not scores.is_shifted and mask.dead == "mean":
+        reason = "Its exponentials of a row that keeps no key are zero, and so is their sum."
+        return Refusal(node, "dead_rows", reason)
     flat = four_dimensional(versions, query, key, values, mask, frame)
     if isinstance(flat, Refusal):
         return flat
@@ -199,6 +229,8 @@ def _assemble(
         is_read,
         flat.repeated,
         prefix_of(versions, flat.mask.parts, rows, keys),
+        merged_steps(scores.program, frame),
+        scores.sinks,
     )
     return _why_not_dead(found) or _why_not_readable(versions, found) or found
 
@@ -215,7 +247,7 @@ def _why_not_alone(chain: tuple[fx.Node, ...], last: fx.Node) -> Refusal | None:
     return None
 
 
-def _why_not_dtypes(softmax: Call, scores: Scores, weights: Weights) -> Refusal | None:
+def _why_not_dtypes(softmax: Softmax, scores: Scores, weights: Weights) -> Refusal | None:
     for product in (scores.product, weights.product):
         value = tensor_of(product.node)
         sides = (product.left.value, product.right.value)
@@ -230,10 +262,11 @@ def _why_not_dtypes(softmax: Call, scores: Scores, weights: Weights) -> Refusal 
     return _why_not_range(softmax, scores, weights.product.right.value.dtype)
 
 
-def _why_not_range(softmax: Call, scores: Scores, own: torch.dtype) -> Refusal | None:
+def _why_not_range(softmax: Softmax, scores: Scores, own: torch.dtype) -> Refusal | None:
     """Scores may only be widened: in a narrower dtype a mask that was finite may be infinite."""
     values = [tensor_of(node) for node in (*scores.nodes, softmax.node)]
-    widths = [DTYPES.index(value.dtype) for value in values if value is not None]
+    floats = [value.dtype for value in values if value is not None and value.dtype in DTYPES]
+    widths = list(map(DTYPES.index, floats))
     if widths != sorted(widths):
         reason = (
             "Scores are narrowed before their softmax, where a finite mask may become infinite."
@@ -270,8 +303,9 @@ def _why_not_dead(found: Attention) -> Refusal | None:
 
 def _why_not_readable(versions: Versions, found: Attention) -> Refusal | None:
     """Operands have to be, where the result is computed, what they were where they were read."""
-    parts = [part.tensor if isinstance(part, Bias) else part.condition for part in found.mask.parts]
-    sides = (found.query, found.key, found.value, *parts)
+    beside = [tensor for step in found.steps for tensor in tensors_of(step)]
+    sinks = (found.sinks.tensor,) if found.sinks else ()
+    sides = (found.query, found.key, found.value, *beside, *sinks)
     varying = [size for size in found.batch if isinstance(size, torch.SymInt)]
     is_regrouped = not is_same(found.batch, found.frame)
     if any(side.has_symbols for side in sides) or (is_regrouped and len(varying) > 1):

@@ -6,18 +6,22 @@ import operator
 
 import torch
 from torch import fx
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from overlapc.graphs.attention.matching import Attention
 from overlapc.graphs.attention.prefixes import Prefix
 from overlapc.graphs.attention.rewriting import as_spelled
-from overlapc.graphs.attention.scores import Bias, Fill
+from overlapc.graphs.attention.scores import Bias, Fill, Step, tensors_of
+from overlapc.graphs.attention.sinks import Sinks
 from overlapc.graphs.attention.tensors import Expression
 from overlapc.graphs.nodes import add_call
-from overlapc.runtime.attention_masks import Added, AttentionSpec, Filled, Input, program_of
-
-OF_SHAPE = {(False, False): "matrix", (False, True): "column", (True, False): "vector"}
-"""By whether an input of scores has one row, and one key; else it is one number of a head."""
+from overlapc.runtime.attention_masks import (
+    Added,
+    Applied,
+    AttentionSpec,
+    Filled,
+    input_of,
+    program_of,
+)
 
 
 def spec_of(found: Attention, policy: str) -> AttentionSpec:
@@ -34,7 +38,8 @@ def spec_of(found: Attention, policy: str) -> AttentionSpec:
         after=0 if prefix or found.mask.says == "causal" else None,
         align="bottom_right" if prefix else "top_left",
         lengths=prefix is not None,
-        program=program_of([_mask(part) for part in _parts(found)]),
+        program=program_of([_step(step) for step in _steps(found)]),
+        sinks=found.sinks is not None,
         softmax=policy,
         dead="zero" if found.mask.dead == "zero" else "nan",
         lse=found.is_trained,
@@ -54,8 +59,9 @@ def place(
     lengths = _lengths(graph, found.prefix, found.query.shape[0], known) if found.prefix else None
     with graph.inserting_before(node):
         sides = [side.emit(graph) for side in (found.query, found.key, found.value)]
-        inputs = [_tensor(part).emit(graph) for part in _parts(found)]
-        args = (*sides, inputs, lengths, None, None, str(spec), site)
+        inputs = [part.emit(graph) for step in _steps(found) for part in tensors_of(step)]
+        sinks = _sinks(found.sinks).emit(graph) if found.sinks else None
+        args = (*sides, inputs, lengths, None, sinks, str(spec), site)
         both = add_call(graph, torch.ops.overlapc.attention.default, args, node)
         result = add_call(graph, operator.getitem, (both, 0), node)
         result = as_spelled(result, found).emit(graph)
@@ -77,28 +83,22 @@ def _lengths(graph: fx.Graph, prefix: Prefix, batch: object, known: Lengths) -> 
     return known[key]
 
 
-def _parts(found: Attention) -> tuple[Bias | Fill, ...]:
-    """The masks that a kernel has to be given: none where a length says it all."""
-    return () if found.prefix else found.mask.parts
+def _steps(found: Attention) -> tuple[Step, ...]:
+    """What a kernel has to do to scores: no mask where a length says it all."""
+    return found.program if found.prefix else found.steps
 
 
-def _mask(part: Bias | Fill) -> Added | Filled:
-    if isinstance(part, Bias):
-        return Added(_input(part.tensor.value), part.factor)
-    return Filled(_input(part.condition.value), part.value, part.is_kept)
+def _step(step: Step) -> Added | Filled | Applied:
+    tensors = tuple(input_of(tensor.value) for tensor in tensors_of(step))
+    if isinstance(step, Bias):
+        return Added(*tensors, step.factor)
+    if isinstance(step, Fill):
+        return Filled(*tensors, step.value, step.is_kept)
+    return Applied(step.calls, tensors)
 
 
-def _tensor(part: Bias | Fill) -> Expression:
-    return part.tensor if isinstance(part, Bias) else part.condition
-
-
-def _input(value: torch.Tensor) -> Input:
-    if value.ndim == 0:
-        return Input("scalar", _name(value.dtype))
-    row = value.shape[-2] if value.ndim > 1 else 1
-    has_one_row = statically_known_true(row == 1)
-    has_one_key = statically_known_true(value.shape[-1] == 1)
-    return Input(OF_SHAPE.get((has_one_row, has_one_key), "one"), _name(value.dtype))
+def _sinks(sinks: Sinks) -> Expression:
+    return sinks.tensor if sinks.factor == 1 else sinks.tensor.then(torch.mul, sinks.factor)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -16,6 +16,7 @@ def problem_of(found: Attention | Fused) -> AttentionProblem:
     sizes = [hint_of(size) for size in query.shape]
     is_spelled = isinstance(found, Attention)
     own = found if is_spelled else found.spelled
+    untold = found.untold if is_spelled else None
     return AttentionProblem(
         batch=sizes[0] if len(sizes) == 4 else 1,
         heads=sizes[-3] if len(sizes) > 2 else 1,
@@ -35,6 +36,7 @@ def problem_of(found: Attention | Fused) -> AttentionProblem:
         prefix=isinstance(own, Attention) and own.prefix is not None,
         dead=found.mask.dead if is_spelled else "",
         is_trained=isinstance(own, Attention) and own.is_trained,
+        untold=(untold.code, untold.reason) if untold else None,
         runs_kernels=runs_kernels(query.device.type),
         is_static=all(isinstance(size, int) for size in (*query.shape, *key.shape)),
         multiprocessors=multiprocessors(query.device),

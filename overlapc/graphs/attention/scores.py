@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import fx
 
 from overlapc.graphs.attention.constants import number
+from overlapc.graphs.attention.functions import Function, trace_function
 from overlapc.graphs.attention.products import NAMES, Product, read_product
+from overlapc.graphs.attention.sinks import Sinks, is_shift, read_sinks
+from overlapc.graphs.attention.softmaxes import Softmax
 from overlapc.graphs.attention.spelling import Call, tensor_of
 from overlapc.graphs.attention.tensors import Expression, expression, is_cast, is_same, keeps_rows
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.collectives import Refusal
+from overlapc.runtime.attention_masks import CannotLower
 
 FURTHEST = 24
 """Calls between a product and its softmax: chosen, three times what any model in the tests has."""
+
+WEAKEST_FILL = -1e9
+"""A fill above it might be no mask, but a score: chosen, what is common and far below any score."""
 
 HIDDEN = "Scores are written through another view of them."
 
@@ -40,14 +48,39 @@ class Fill:
     """Scores stay where ``condition`` is true."""
 
 
+Step = Bias | Fill | Function
+"""What is done to scores, each with its tensors in the batch dimensions of ``Scores.frame``."""
+
+
+def tensors_of(step: Step) -> tuple[Expression, ...]:
+    """The tensors that a step takes beside scores."""
+    if isinstance(step, Function):
+        return step.inputs
+    return (step.tensor,) if isinstance(step, Bias) else (step.condition,)
+
+
+def with_tensors(step: Step, change: Callable[[Expression], Expression]) -> Step:
+    """Return a step on what ``change`` makes of its tensors."""
+    if isinstance(step, Function):
+        return replace(step, inputs=tuple(map(change, step.inputs)))
+    if isinstance(step, Bias):
+        return replace(step, tensor=change(step.tensor))
+    return replace(step, condition=change(step.condition))
+
+
 @dataclass(frozen=True)
 class Scores:
-    """``softmax(factor * product + masks)``."""
+    """``softmax(program(factor * product) + masks)``, perhaps with sinks beside."""
 
     product: Product
     factor: float
+    program: tuple[Step, ...]
+    """Up to the last ``Function``, in the order in which they are applied."""
     masks: tuple[Bias | Fill, ...]
-    """In the order in which they are applied, each in the batch dimensions of ``frame``."""
+    """After that."""
+    sinks: Sinks | None
+    is_shifted: bool
+    """The maximum of each row is subtracted, by the spelling itself and last of all."""
     frame: tuple[int | torch.SymInt, ...]
     """Leading sizes of what the softmax reads."""
     nodes: tuple[fx.Node, ...]
@@ -59,14 +92,27 @@ class _Walk:
     versions: Versions
     frame: tuple[int | torch.SymInt, ...]
     factor: float = 1.0
-    masks: list[Bias | Fill] = field(default_factory=list)
+    """Of what is walked to, up to the next function."""
+    steps: list[Step] = field(default_factory=list)
+    """From the softmax on."""
     nodes: list[fx.Node] = field(default_factory=list)
+    sinks: Sinks | None = None
+
+    is_shifted: bool = False
+
+    @property
+    def is_free(self) -> bool:
+        """What all scores of a row share changes nothing: softmax comes after, and masks."""
+        return self.sinks is None and not any(
+            isinstance(step, Function) or (isinstance(step, Fill) and step.value > WEAKEST_FILL)
+            for step in self.steps
+        )
 
 
-def read_scores(versions: Versions, softmax: Call) -> Scores | Refusal | None:
+def read_scores(versions: Versions, softmax: Softmax) -> Scores | Refusal | None:
     """Walk up from a softmax; None where no product stands above it."""
-    source = softmax.get("input")
-    node = versions.read(softmax.node, source) if isinstance(source, fx.Node) else None
+    source = softmax.scores
+    node = versions.read(softmax.reader, source)
     if node is None:
         return Refusal(softmax.node, "hidden_write", HIDDEN)
     if not leads_to_product(versions, node):
@@ -130,15 +176,89 @@ def _step(walk: _Walk, call: Call) -> fx.Node | Refusal:
     if call.name in ("masked_fill", "where"):
         return _filled(walk, call)
     if call.name == "cat":
-        return Refusal(node, "sinks", "A column that is no key takes part in the softmax.")
-    return _no_scores(call)
+        return _with_sinks(walk, call)
+    return _applied(walk, call)
+
+
+def _with_sinks(walk: _Walk, call: Call) -> fx.Node | Refusal:
+    found = None if walk.steps or walk.sinks else read_sinks(walk.versions, call, walk.frame)
+    if found is None:
+        reason = "A column that is no key takes part in the softmax, and is no number of each head."
+        return Refusal(call.node, "sinks", reason)
+    source, sinks = found
+    walk.sinks = replace(sinks, factor=walk.factor)
+    return source
+
+
+def _applied(walk: _Walk, call: Call) -> fx.Node | Refusal:
+    """Take up a function of scores; go on from its operand, or from the product if it has more."""
+    versions, node = walk.versions, call.node
+    operands = [s for s in node.all_input_nodes if _is_scores(versions, node, s)]
+    operands.sort(key=_is_condition)
+    product = _product_above(versions, node, operands[0]) if operands else None
+    if product is None or (call.in_place and call.get("input") not in operands):
+        return _no_scores(call)
+    nodes = _between(versions, product, node)
+    own = [s for s in operands if versions.read(node, s) in (product, *nodes)]
+    seen = versions.read(node, own[0])
+    if len(own) == 1 and seen is not None:
+        base, source, nodes = seen, own[0], [node]
+    else:
+        base = source = product
+    try:
+        found = trace_function(versions, base, nodes, lambda c, arg: _mask(walk, c, arg))
+    except (CannotLower, RuntimeError, TypeError) as error:
+        return _no_scores(call, f", and no kernel can: {error}")
+    walk.nodes.extend(one for one in reversed(nodes) if one is not node)
+    walk.steps.append(found.scaled(walk.factor))
+    walk.factor = 1.0
+    return source
+
+
+def _is_condition(node: fx.Node) -> bool:
+    value = tensor_of(node)
+    return value is not None and value.dtype == torch.bool
+
+
+def _product_above(versions: Versions, reader: fx.Node, source: fx.Node) -> fx.Node | None:
+    """The nearest product that scores are made of, by first operands first."""
+    node = versions.read(reader, source)
+    call, value = (versions.calls.get(node), tensor_of(node)) if node is not None else (None, None)
+    if node is None or call is None or value is None:
+        return None
+    if call.name in NAMES:
+        return node
+    for operand in node.all_input_nodes:
+        seen = versions.read(node, operand)
+        if seen is not None and _could_be_scores(seen, value) and leads_to_product(versions, seen):
+            return _product_above(versions, node, operand)
+    return None
+
+
+def _between(versions: Versions, product: fx.Node, last: fx.Node) -> list[fx.Node]:
+    """The calls by which ``last`` depends on ``product``, in their order, without that."""
+    depends = {product}
+    nodes = [n for n in versions.calls if versions.index[product] < versions.index[n]]
+    for node in nodes:
+        if versions.index[node] > versions.index[last]:
+            break
+        if any(versions.read(node, source) in depends for source in node.all_input_nodes):
+            depends.add(node)
+    needed, waiting = set(), [last]
+    while waiting:
+        node = waiting.pop()
+        if node in depends and node is not product and node not in needed:
+            needed.add(node)
+            seen = (versions.read(node, source) for source in node.all_input_nodes)
+            waiting.extend(one for one in seen if one is not None)
+    return sorted(needed, key=versions.index.__getitem__)
 
 
 def _arithmetic(walk: _Walk, call: Call) -> fx.Node | Refusal:
     pair = call.get("input"), call.get("other")
     kept = [arg for arg in pair if _is_scores(walk.versions, call.node, arg)]
-    if not kept:
-        return _no_scores(call)
+    if not kept or _is_made_of_one(walk.versions, call.node, kept):
+        return _applied(walk, call)
     scores, is_first = kept[0], kept[0] is pair[0]
     other = pair[1] if is_first else pair[0]
     if call.in_place and not is_first:
@@ -152,16 +272,24 @@ def _arithmetic(walk: _Walk, call: Call) -> fx.Node | Refusal:
         walk.factor /= value
         return scores
     if call.name in ("mul", "div") or not isinstance(alpha, int | float):
-        return _no_scores(call)
+        return _applied(walk, call)
     sign = -1.0 if call.name == "sub" else 1.0
     if value is not None and math.isfinite(value):  # what all scores share changes no softmax
+        if not walk.is_free:
+            return _applied(walk, call)
         walk.factor *= 1.0 if is_first else sign * alpha
         return scores
+    if call.name == "sub" and is_first and alpha == 1 and walk.is_free:
+        shifting = is_shift(walk.versions, call.node, scores, other)
+        if shifting:
+            walk.nodes.extend(shifting)
+            walk.is_shifted = walk.is_shifted or not walk.steps
+            return scores
     bias = _mask(walk, call, other)
     if bias is None:
-        return _no_scores(call)
+        return _applied(walk, call)
     on_bias, on_scores = (sign * alpha, 1.0) if is_first else (1.0, sign * alpha)
-    walk.masks.append(Bias(bias, walk.factor * on_bias))
+    walk.steps.append(Bias(bias, walk.factor * on_bias))
     walk.factor *= on_scores
     return scores
 
@@ -174,15 +302,23 @@ def _filled(walk: _Walk, call: Call) -> fx.Node | Refusal:
         mask, pair = call.get("condition"), (call.get("input"), call.get("other"))
         is_kept = _is_scores(versions, node, pair[0])
         scores, fill = pair if is_kept else pair[::-1]
-    value, condition = number(versions, fill), _mask(walk, call, mask)
-    if not _is_scores(versions, node, scores) or value is None or condition is None:
-        return _no_scores(call)
+    value = number(versions, fill)
+    kept = [arg for arg in (mask, scores, fill) if _is_scores(versions, node, arg)]
+    condition = _mask(walk, call, mask)
+    if kept != [scores] or value is None or condition is None:
+        return _applied(walk, call)
     if call.in_place and call.get("input") is not scores:
         return _overwritten(call)
     # A fill leaves nothing of what stands before it, not even where the factor is zero.
     scaled = value * walk.factor if walk.factor else math.nan
-    walk.masks.append(Fill(condition, scaled, is_kept))
+    walk.steps.append(Fill(condition, scaled, is_kept))
     return scores
+
+
+def _is_made_of_one(versions: Versions, reader: fx.Node, operands: list[fx.Node]) -> bool:
+    """Whether two operands are made of the same product."""
+    products = [_product_above(versions, reader, one) for one in operands]
+    return len(products) > 1 and len(set(products)) == 1
 
 
 def _is_scores(versions: Versions, reader: fx.Node, argument: object) -> bool:
@@ -220,17 +356,23 @@ def _ended(walk: _Walk, call: Call) -> Scores | Refusal:
         bias = _mask(walk, call, product.added)
         if bias is None:
             return _no_scores(call)
-        walk.masks.append(Bias(bias, walk.factor * product.beta))
+        walk.steps.append(Bias(bias, walk.factor * product.beta))
     factor = walk.factor * product.alpha
     if not math.isfinite(factor):
         return _no_scores(call)
-    masks, nodes = tuple(reversed(walk.masks)), tuple(reversed(walk.nodes))
-    return Scores(replace(product, added=None), factor, masks, walk.frame, nodes)
+    steps, nodes = walk.steps[::-1], tuple(reversed(walk.nodes))
+    functions = [at for at, step in enumerate(steps, 1) if isinstance(step, Function)]
+    end = functions[-1] if functions else 0
+    masks = tuple(step for step in steps[end:] if not isinstance(step, Function))
+    product = replace(product, added=None)
+    return Scores(
+        product, factor, tuple(steps[:end]), masks, walk.sinks, walk.is_shifted, walk.frame, nodes
+    )
 
 
-def _no_scores(call: Call) -> Refusal:
-    reason = f"{call.name} stands between product and softmax, which torch's attention cannot do."
-    return Refusal(call.node, "score_function", reason)
+def _no_scores(call: Call, why: str = "") -> Refusal:
+    reason = f"{call.name} stands between product and softmax, which torch's attention cannot do"
+    return Refusal(call.node, "score_function", f"{reason}{why}.")
 
 
 def _overwritten(call: Call) -> Refusal:

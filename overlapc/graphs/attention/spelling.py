@@ -21,6 +21,8 @@ ALIASES = {
     "special_softmax": "softmax",
     "swapaxes": "transpose",
     "swapdims": "transpose",
+    "concat": "cat",
+    "concatenate": "cat",
 }
 """Names of one op that torch offers several of."""
 
@@ -30,6 +32,12 @@ PARAMETERS = {
     "baddbmm": "input batch1 batch2",
     "einsum": "equation",
     "softmax": "input dim dtype",
+    "log_softmax": "input dim dtype",
+    "logsumexp": "input dim keepdim",
+    "sum": "input dim keepdim",
+    "max": "input dim keepdim",
+    "amax": "input dim keepdim",
+    "cat": "input dim",
     "dropout": "input p training inplace",
     "add": "input other",
     "sub": "input other",
@@ -45,10 +53,20 @@ PARAMETERS = {
 }
 """Positional parameters by canonical name; of other ops the first is ``input``."""
 
-RENAMED = {"self": "input", "mat2": "other", "train": "training", "x": "input", "y": "other"}
+RENAMED = {
+    "self": "input",
+    "mat2": "other",
+    "train": "training",
+    "x": "input",
+    "y": "other",
+    "tensors": "input",
+    "axis": "dim",
+    "keepdims": "keepdim",
+}
 """What some spellings call a parameter."""
 
-MATRIX_TRANSPOSES = ("mT", "T")
+ATTRIBUTES = ("mT", "T", "values")
+"""Those that are tensors made of tensors."""
 
 OVERWRITING = "iadd isub imul itruediv ifloordiv imod ipow imatmul iand ior ixor"
 OPERATORS_IN_PLACE = frozenset(OVERWRITING.split())
@@ -79,11 +97,14 @@ def read_call(node: fx.Node) -> Call | None:
     args = list(node.args)
     if name == "getattr":
         attribute = str(args[1])
-        if attribute not in MATRIX_TRANSPOSES:
+        if attribute not in ATTRIBUTES:
             return None
         return Call(node, ALIASES.get(attribute, attribute), False, {"input": args[0]})
     names = PARAMETERS.get(name, "input").split()
-    if name == "softmax" and getattr(node.target, "__module__", "") == "torch.nn.functional":
+    if (
+        name in ("softmax", "log_softmax")
+        and getattr(node.target, "__module__", "") == "torch.nn.functional"
+    ):
         names = ["input", "dim", "_stacklevel", "dtype"]
     if name == "where" and node.op == "call_method":
         names = ["input", "condition", "other"]

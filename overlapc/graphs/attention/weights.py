@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from torch import fx
 
 from overlapc.graphs.attention.products import NAMES, Product, read_product
+from overlapc.graphs.attention.softmaxes import Softmax
 from overlapc.graphs.attention.spelling import Call, tensor_of
-from overlapc.graphs.attention.tensors import is_cast, keeps_rows
+from overlapc.graphs.attention.tensors import is_cast, is_same, keeps_rows
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.collectives import Refusal
 
@@ -25,8 +26,11 @@ class Weights:
     """From the softmax down to the product, both among them."""
 
 
-def read_weights(versions: Versions, softmax: Call) -> Weights | Refusal:
-    """Walk down from a softmax to the one product that it is a factor of."""
+def read_weights(versions: Versions, softmax: Softmax, *, has_sinks: bool) -> Weights | Refusal:
+    """Walk down from a softmax to the one product that it is a factor of.
+
+    With sinks, which are its last column, that column is to be dropped on the way.
+    """
     node, nodes, spelled = softmax.node, [softmax.node], softmax.node
     for _ in range(FURTHEST):
         readers = list(dict.fromkeys(versions.readers[node]))
@@ -38,7 +42,12 @@ def read_weights(versions: Versions, softmax: Call) -> Weights | Refusal:
         call = versions.calls.get(reader)
         if call is None or reader.op == "output":
             return _read_by_others(node, readers)
+        if call.name == "getitem" and has_sinks and _drops_last(call):
+            node, has_sinks = reader, False
+            continue
         if call.name in NAMES:
+            if has_sinks:
+                return _sinks_weigh(call)
             product = read_product(versions, call, left=spelled)
             if isinstance(product, Refusal):
                 return product
@@ -81,14 +90,23 @@ def _why_changed(versions: Versions, call: Call) -> Refusal | None:
             return None
         reason = f"Dropout of {p} is active, and another kernel would draw other random numbers."
         return Refusal(call.node, "dropout", reason)
-    if call.name == "getitem" and _drops_last(call):
-        return Refusal(call.node, "sinks", "A column that is no key takes part in the softmax.")
     return _changed(call)
 
 
 def _drops_last(call: Call) -> bool:
+    """Whether a call leaves out the last column, and nothing else."""
     index = call.get("index")
-    return isinstance(index, tuple) and index[-1] == slice(None, -1, None)
+    new, old = tensor_of(call.node), tensor_of(call.get("input"))
+    if not isinstance(index, tuple) or new is None or old is None:
+        return False
+    *others, last = index
+    is_whole = all(part is Ellipsis or part == slice(None) for part in others)
+    is_begin = isinstance(last, slice) and last.start in (None, 0) and last.step in (None, 1)
+    return is_whole and is_begin and is_same(tuple(new.shape), (*old.shape[:-1], old.shape[-1] - 1))
+
+
+def _sinks_weigh(call: Call) -> Refusal:
+    return Refusal(call.node, "sinks", "A column of scores that is no key weighs a value.")
 
 
 def _changed(call: Call) -> Refusal:

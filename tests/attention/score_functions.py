@@ -1,0 +1,166 @@
+"""What stands between product and softmax that torch's attention has no word for: a line each."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from tests.attention import refusals
+from tests.attention.catalogue import (
+    INF,
+    B,
+    H,
+    K,
+    Q,
+    Spelling,
+    bfloat,
+    bias,
+    grouped,
+    keep,
+    pair,
+    repeat_kv,
+    square,
+)
+
+
+def capped_in_place(q, k, v, m):
+    s = q @ k.mT
+    s /= 5.0
+    s.tanh_()
+    s *= 5
+    s += m
+    return s.softmax(-1) @ v
+
+
+def capped_then_causal(q, k, v):
+    """As Gemma 2."""
+    s = torch.matmul(q, k.transpose(2, 3)) * 0.25
+    s = torch.tanh(s / 2.0) * 2.0
+    later = torch.ones(K, K, dtype=torch.bool).triu(1)
+    s = s + torch.zeros(K, K).masked_fill(later, torch.finfo(torch.float32).min)
+    return F.softmax(s, dim=-1, dtype=torch.float32).to(q.dtype) @ v
+
+
+def capped_groups(q, k, v):
+    s = q @ repeat_kv(k, 2).mT
+    return F.hardtanh(s, -2.0, 2.0).softmax(-1) @ repeat_kv(v, 2)
+
+
+def swish(q, k, v):
+    s = q @ k.mT
+    return (s * torch.sigmoid(s)).softmax(-1) @ v
+
+
+def leaky(q, k, v, m):
+    s = (q @ k.mT + m) / 3
+    return torch.where(s > 0, s, 0.1 * s).softmax(-1) @ v
+
+
+def shifted_square(q, k, v):
+    return ((q @ k.mT).clamp(-3, 3) + 1).square().softmax(-1) @ v
+
+
+def by_row_and_key(q, k, v):
+    s = (q @ k.mT) * q.sum(-1, keepdim=True)
+    return (s - k[..., 0][:, :, None, :] ** 2).relu().softmax(-1) @ v
+
+
+def masked_then_bent(q, k, v, kept):
+    s = (q @ k.mT).masked_fill(~kept, -INF)
+    return F.elu(s).softmax(-1) @ v
+
+
+def filled_between(q, k, v, kept):
+    """What is added before a fill that is a score is no shift of all."""
+    return (q @ k.mT + 5).masked_fill(~kept, 0.5).softmax(-1) @ v
+
+
+def bent_upcast(q, k, v):
+    return F.softsign((q @ k.mT).float()).softmax(-1).to(v.dtype) @ v
+
+
+def with_sinks(q, k, v, m, sinks):
+    """As gpt-oss."""
+    s = torch.matmul(q, k.transpose(2, 3)) * 0.3 + m
+    sinks = sinks.reshape(1, -1, 1, 1).expand(q.shape[0], -1, q.shape[-2], -1)
+    s = torch.cat([s, sinks], dim=-1)
+    s = s - s.max(dim=-1, keepdim=True).values
+    w = F.softmax(s, dim=-1, dtype=s.dtype)[..., :-1]
+    return F.dropout(w, p=0.0).to(v.dtype) @ v
+
+
+def scaled_sinks(q, k, v, sinks):
+    column = sinks[None, :, None, None].expand(B, H, Q, 1)
+    return (torch.cat((q @ k.mT, column), -1) * 0.5).softmax(-1)[:, :, :, :-1] @ v
+
+
+def shift_beside_sinks(q, k, v, sinks):
+    """A number that scores share and the sink does not."""
+    column = sinks[None, :, None, None].expand(B, H, Q, 1)
+    return torch.cat((q @ k.mT + 1.5, column), -1).softmax(-1)[..., :-1] @ v
+
+
+def sinks_of_heads():
+    return (torch.randn(H) * 2,)
+
+
+def weighty_sinks(q, k, v, sinks):
+    column = sinks[None, :, None, None].expand(B, H, Q, 1)
+    return torch.cat((q @ k.mT, column), -1).softmax(-1) @ F.pad(v, (0, 0, 0, 1))
+
+
+def sinks_of_rows(q, k, v, sinks):
+    column = sinks[None, :, None, None] * q[..., :1]
+    return torch.cat((q @ k.mT, column), -1).softmax(-1)[..., :-1] @ v
+
+
+def summed(q, k, v):
+    s = q @ k.mT
+    return (s * s.sum(-1, keepdim=True)).softmax(-1) @ v
+
+
+def rounded_down(q, k, v):
+    return ((q @ k.mT) // 2).softmax(-1) @ v
+
+
+def special(q, k, v):
+    return torch.special.erfcx(q @ k.mT).softmax(-1) @ v
+
+
+OWN = {
+    "soft_cap": Spelling(refusals.soft_cap, "score_function"),
+    "scaled_by_row": Spelling(refusals.scaled_by_row, "score_function"),
+    "filled_weakly": Spelling(refusals.filled_weakly, "weak_fill", keep),
+    "sinks": Spelling(refusals.sinks, "sinks"),
+    "capped_in_place": Spelling(capped_in_place, "score_function", bias),
+    "capped_then_causal": Spelling(capped_then_causal, "score_function", operands=square),
+    "capped_groups": Spelling(capped_groups, "score_function", operands=grouped),
+    "swish": Spelling(swish, "score_function"),
+    "leaky": Spelling(leaky, "score_function", bias),
+    "shifted_square": Spelling(shifted_square, "score_function"),
+    "by_row_and_key": Spelling(by_row_and_key, "score_function"),
+    "masked_then_bent": Spelling(masked_then_bent, "score_function", keep),
+    "filled_between": Spelling(filled_between, "score_function", keep),
+    "bent_upcast": Spelling(bent_upcast, "score_function", operands=bfloat),
+    "with_sinks": Spelling(with_sinks, "sinks", pair(bias, sinks_of_heads)),
+    "scaled_sinks": Spelling(scaled_sinks, "sinks", sinks_of_heads),
+    "shift_beside_sinks": Spelling(shift_beside_sinks, "sinks", sinks_of_heads),
+}
+"""What a kernel of our own takes; the code is the reason why torch's attention does not."""
+
+LEFT = {
+    "weighty_sinks": Spelling(weighty_sinks, "!sinks", sinks_of_heads),
+    "sinks_of_rows": Spelling(sinks_of_rows, "!sinks", sinks_of_heads),
+    "summed": Spelling(summed, "!scores_read"),
+    "rounded_down": Spelling(rounded_down, "!score_function"),
+    "special": Spelling(special, "!score_function"),
+}
+"""What neither takes."""
+
+SPEC = {
+    "soft_cap": ("aten.tanh.default", "scale=0.2 "),
+    "capped_then_causal": ("aten.tanh.default", "after=0 "),
+    "capped_groups": ("aten.hardtanh.default", "groups=2 "),
+    "with_sinks": ("sinks=1",),
+}
+"""What the spec of some has to say."""

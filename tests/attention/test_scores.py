@@ -1,0 +1,58 @@
+"""Functions of scores and sinks: found, lowered to a kernel's program, and computed as eager does.
+
+Here torch's own ops run the program that a kernel would run; the kernel itself is compared with
+float64 in ``tests/codegen``.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from overlapc.graphs.attention import problems
+from tests.attention.rewriting import rewrite
+from tests.attention.score_functions import LEFT, OWN, SPEC
+from tests.attention.test_catalogue import assert_alike, inputs_of, wide
+
+
+@pytest.fixture
+def own(monkeypatch):
+    """Sites are decided as where generated kernels run."""
+    monkeypatch.setattr(problems, "runs_kernels", lambda device: True)
+
+
+SHORT = ("capped_then_causal", "leaky", "filled_between", "with_sinks", "shift_beside_sinks")
+NAMES = [n if n in SHORT else pytest.param(n, marks=pytest.mark.long) for n in OWN]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_taken_by_a_kernel_of_our_own(own, name):
+    spelling = OWN[name]
+    operands, more = inputs_of(spelling)
+    done = rewrite(spelling.function, *operands, *more, softmax="unified")
+    assert done.codes == ["unified"]
+    assert done.calls("softmax") == 0
+    assert all(text in done.after[-1] for text in SPEC.get(name, ()))
+
+    found = done.function(*operands, *more)
+    eager = spelling.function(*operands, *more)
+    assert (found.dtype, found.stride()) == (eager.dtype, eager.stride())
+    wanted = spelling.function(*map(wide, operands), *map(wide, more)).double()
+    assert_alike(found, wanted, operands[0].dtype)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_torchs_attention_does_not_take_it(name):
+    spelling = OWN[name]
+    operands, more = inputs_of(spelling)
+    done = rewrite(spelling.function, *operands, *more)
+    assert done.codes == ["!" + spelling.code]
+    assert done.after == done.before
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_left_as_it_is(own, name):
+    spelling = LEFT[name]
+    operands, more = inputs_of(spelling)
+    done = rewrite(spelling.function, *operands, *more, softmax="unified")
+    assert done.codes == [spelling.code]
+    assert done.after == done.before
