@@ -40,39 +40,12 @@ class Bands:
     @classmethod
     def of(cls, rows: Sequence[int], block_m: int) -> Bands:
         """Bands of these rows from the top of C to its bottom; tiles belong to one band each."""
-        return cls.rotated(rows, block_m, 0)
-
-    @classmethod
-    def rotated(cls, rows: Sequence[int], block_m: int, by: int) -> Bands:
-        """The same bands, beginning with number ``by`` and going round: another one on each rank.
-
-        ``rows`` are still those from the top of C to its bottom. Not for plain collectives, which
-        meet by their order: all ranks would have to begin with one band.
-        """
         _require(bool(rows) and all(count > 0 for count in rows), rows, "a band has rows")
         whole = all(count % block_m == 0 for count in rows[:-1])
         _require(whole, rows, f"every band but the last is a multiple of {block_m} rows")
         starts = (0, *accumulate(rows))
-        bands = [(Run(at, at, count),) for at, count in zip(starts, rows, strict=False)]
-        return cls(tuple(bands[by:] + bands[:by]), block_m)
-
-    @classmethod
-    def staged(cls, rows: Sequence[int], ranks: int, block_m: int, first: int = 0) -> Bands:
-        """Bands that hold ``rows`` rows of each rank's part of A @ B, those of rank 0 on top.
-
-        Each is what a reduce-scatter takes, whose result is then the rank's own rows in order.
-        Inside a band the part of rank ``first`` is computed first, and the others go round from it.
-        """
-        _require(bool(rows) and all(count > 0 for count in rows), rows, "a band has rows")
-        starts, part = (0, *accumulate(rows)), sum(rows)
-        order = [(first + rank) % ranks for rank in range(ranks)]
-        return cls(
-            tuple(
-                tuple(Run(rank * part + at, ranks * at + rank * count, count) for rank in order)
-                for at, count in zip(starts, rows, strict=False)
-            ),
-            block_m,
-        )
+        runs = ((Run(at, at, count),) for at, count in zip(starts, rows, strict=False))
+        return cls(tuple(runs), block_m)
 
     @cached_property
     def rows(self) -> tuple[int, ...]:

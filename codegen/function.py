@@ -51,6 +51,9 @@ class Function:
     """A function in the making; ``add`` appends one call of the chain."""
 
     parts: ClassVar[Mapping[str, int]] = PARTS
+    truths: ClassVar[str] = "int8"
+    """How truths that are read are held: as bytes. Those of a tile do not fit the predicates of a
+    thread, to which int1 leads, and would be packed and unpacked on their way."""
 
     def __init__(self, inputs: Sequence[Input | None], dtype: str, most_products: int = 1) -> None:
         self.inputs = inputs
@@ -160,10 +163,10 @@ class Function:
         first = sum(self.parts[other.shape] for other in before)
         count = self.parts[item.shape]
         parts = ", ".join(f"inputs[{first + part}]" for part in range(count))
-        held = "int1" if item.dtype == BOOL else "float32"
+        name, held = f"in{index}", self.truths if item.dtype == BOOL else "float32"
         text = f"{self._read(item.shape, parts)}.to(tl.{held})"
-        self.lines.append(Line(f"in{index}", text, comment=f"{item.dtype} {item.shape}"))
-        return Value(f"in{index}", item.dtype, item.shape)
+        self.lines.append(Line(name, text, comment=f"{item.dtype} {item.shape}"))
+        return Value(f"({name} != 0)" if held == "int8" else name, item.dtype, item.shape)
 
     def _read(self, shape: str, parts: str) -> str:
         """The text that reads an input of ``parts``."""

@@ -23,8 +23,8 @@ def decode_tile(spec: AttentionSpec, cache: Cache, rows: int, architecture: str)
     most_rows = MOST_ROWS if wide <= 256 else LEAST_BLOCK
     packed = 1 << (max(rows * spec.groups, 1) - 1).bit_length()
     block_m = min(max(packed, LEAST_BLOCK), most_rows)
-    is_light = wide <= 128 and block_m == LEAST_BLOCK
     rest = padded(spec.head_dim - leading(spec.head_dim)) if spec.head_dim > wide else 0
+    is_light = wide + rest <= 128 and block_m == LEAST_BLOCK
     dims = leading(spec.head_dim) + rest + (0 if cache.shares_values else padded(spec.value_dim))
     of_key = dims * ITEM_BYTES[cache.of(spec)]
     budget = shared_bytes(architecture) * 2 // 3

@@ -36,6 +36,7 @@ class ScoreFunction(Function):
     """A function of a tile of scores in the making."""
 
     parts: ClassVar[Mapping[str, int]] = PARTS
+    truths: ClassVar[str] = "int1"
 
     def __init__(self, header: str, inputs: Sequence[Input | None], given: Sequence[str]) -> None:
         super().__init__(inputs, "float32")

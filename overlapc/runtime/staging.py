@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate, pairwise
 
 from overlapc.codegen import Bands
@@ -37,16 +36,6 @@ class Staging:
                 staged += rows
             groups.append(tuple(runs))
         return cls(tuple(groups))
-
-    @cached_property
-    def counts(self) -> tuple[int, ...]:
-        """Rows of each group."""
-        return tuple(sum(run.rows for run in runs) for runs in self.runs)
-
-    @cached_property
-    def groups(self) -> tuple[slice, ...]:
-        """Rows of the staging buffer that each group sends."""
-        return consecutive(0, self.counts)
 
     def bands(self, block_m: int, turned: int = 0) -> Bands:
         """What the kernel announces: the groups that have rows here.

@@ -20,6 +20,7 @@ from overlapc.codegen.builder import TEMPLATES, load
 from overlapc.codegen.interpreting import correct_interpreter
 from overlapc.codegen.oracle import error_over_bound, random_input, random_operand
 from overlapc.codegen.packing import Packing, unpack
+from tests.codegen.band_orders import rotated_bands, staged_bands
 
 correct_interpreter()
 
@@ -103,8 +104,8 @@ def announce(
     if way == "of":
         return Bands.of(groups or (m,), spec.block_m)
     if way == "rotated":
-        return Bands.rotated(groups, spec.block_m, number)
-    return Bands.staged(groups, number, spec.block_m, first=number - 1)
+        return rotated_bands(groups, spec.block_m, number)
+    return staged_bands(groups, number, spec.block_m, first=number - 1)
 
 
 def in_order(c: torch.Tensor, bands: Bands) -> torch.Tensor:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from overlapc.codegen import Bands
 from overlapc.codegen.bands import Run
 from overlapc.errors import KernelError
+from tests.codegen.band_orders import rotated_bands, staged_bands
 
 
 @st.composite
@@ -17,7 +18,7 @@ def bands(draw):
     whole = draw(st.lists(st.integers(1, 6), max_size=6))
     last = draw(st.integers(1, 3 * block_m))
     by = draw(st.integers(0, len(whole)))
-    return Bands.rotated([block_m * tiles for tiles in whole] + [last], block_m, by)
+    return rotated_bands([block_m * tiles for tiles in whole] + [last], block_m, by)
 
 
 def test_an_example():
@@ -33,13 +34,13 @@ def test_an_example():
 
 
 def test_a_rotated_example():
-    turned = Bands.rotated((32, 96, 22), 32, 1)
+    turned = rotated_bands((32, 96, 22), 32, 1)
     assert turned.rows == (96, 22, 32)
     assert turned.slices == (slice(32, 128), slice(128, 150), slice(0, 32))
 
 
 def test_a_staged_example():
-    staged = Bands.staged((32, 16), 2, 32, first=1)
+    staged = staged_bands((32, 16), 2, 32, first=1)
     assert staged.rows == (64, 32)
     assert staged.slices == (slice(0, 64), slice(64, 96))
     assert staged.runs == ((Run(48, 32, 32), Run(0, 0, 32)), (Run(80, 80, 16), Run(32, 64, 16)))
@@ -55,7 +56,7 @@ def test_slices_cover_the_rows_and_targets_the_tiles(bands, tiles_n):
 
 @given(st.integers(1, 4), st.lists(st.integers(1, 70), min_size=1, max_size=4), st.data())
 def test_a_staged_band_holds_the_same_rows_of_every_rank(ranks, rows, data):
-    staged = Bands.staged(rows, ranks, 16, first=data.draw(st.integers(0, ranks - 1)))
+    staged = staged_bands(rows, ranks, 16, first=data.draw(st.integers(0, ranks - 1)))
     part = sum(rows)
     source_of = {
         run.target + row: run.source + row

@@ -8,18 +8,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from overlapc.codegen import tiles
 from overlapc.codegen.packing import unpack
 from overlapc.planning.packed_order import PackedOrder
 from overlapc.planning.target import Target
-from overlapc.planning.tiles import tiles_for
-from overlapc.runtime import ops, reference
+from overlapc.planning.tiles import Tile, tiles_for
+from overlapc.runtime import kernels, ops, reference
 from overlapc.runtime.spec import ChainSpec
 from tests.ranks import Ranks
 from tests.runtime.chains import MM, call, chain, into, ragged
@@ -135,10 +136,12 @@ def test_a_first_call_in_a_capture_is_computed_by_the_library(one_rank):
 
 
 def test_a_kernel_that_is_too_large_is_left_to_the_library(one_rank, monkeypatch):
-    from overlapc.codegen import tiles
+    huge = Tile(128, 256, 128, 8, 8)
 
-    huge = {"block_m": 128, "block_n": 256, "block_k": 128, "warps": 8, "stages": 8}
-    monkeypatch.setattr(tiles, "_tile_beside", lambda *_, **__: huge)
+    def spec_for(*operands: Any, **named: Any) -> Any:
+        return replace(tiles.spec_for(*operands, **named), **asdict(huge))
+
+    monkeypatch.setattr(kernels, "spec_for", spec_for)
     spec, given = spec_of("gemm_reduce_scatter", 0, "gpu too large"), operands(2)
     with counted(spec) as (calls, why):
         for _ in range(2):

@@ -25,6 +25,7 @@ from overlapc.planning.signaled import (
 )
 from overlapc.planning.target import Target
 from overlapc.planning.timelines import Cut
+from tests.codegen.band_orders import staged_bands
 from tests.planning.machines import KERNELS, random_kernel
 from tests.planning.simulation import Place, finished, simulate, tile_places
 
@@ -155,7 +156,7 @@ def places_of(costs: KernelCosts, rows: Sequence[int]) -> list[Place]:
         bands = Bands.of(rows, tile.block_m)
     else:
         shares = [count // p.world_size for count in rows]
-        bands = Bands.staged(shares, p.world_size, tile.block_m, first=1)
+        bands = staged_bands(shares, p.world_size, tile.block_m, first=1)
     return tile_places(bands, row_tiles, tile.sweep)
 
 
