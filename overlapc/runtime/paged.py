@@ -15,7 +15,7 @@ from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.errors import KernelError
 from overlapc.planning.attention import OWN, policy_of
 from overlapc.runtime.attention import BY_TORCH, runs_kernels
-from overlapc.runtime.attention_kernels import is_decode, run_decode
+from overlapc.runtime.attention_kernels import decode_way, is_decode, run_decode
 from overlapc.runtime.attention_library import attention_by_fused
 from overlapc.runtime.attention_program import attention_by_torch
 from overlapc.runtime.ops import calls_of
@@ -118,7 +118,7 @@ def _run(
             _failed.add(known)
             log.warning("torch gathers pages that no kernel can read: %s", error)
         else:
-            calls[f"{read.softmax}, decode in {splits} splits"] += 1
+            calls[decode_way(read, splits)] += 1
             return out
     _check(read, lies, query, keys, table, lengths)
     calls[BY_TORCH] += 1

@@ -17,6 +17,9 @@ from tests.attention import catalogue
 
 correct_interpreter()
 
+MANY = 70
+"""Rows that are no decode."""
+
 
 def scaled_up(q: Any, k: Any, v: Any) -> Any:
     """Scores of hundreds."""
@@ -35,14 +38,14 @@ def biased(q: Any, k: Any, v: Any, bias: Any) -> Any:
     return torch.softmax(scores.float(), -1).to(v.dtype) @ v
 
 
-def _operands(dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
-    return [torch.randn(2, 3, size, 16).to(dtype) for size in (20, 40, 40)]
+def _operands(dtype: torch.dtype = torch.float32, rows: int = 20) -> list[torch.Tensor]:
+    return [torch.randn(2, 3, size, 16).to(dtype) for size in (rows, 40, 40)]
 
 
 def _dead() -> list[torch.Tensor]:
-    keep = torch.rand(2, 1, 20, 40) < 0.8
+    keep = torch.rand(2, 1, MANY, 40) < 0.8
     keep[0, 0, :3] = False
-    return [*_operands(), keep]
+    return [*_operands(rows=MANY), keep]
 
 
 PROGRAMS: dict[str, tuple[Callable[..., Any], Callable[[], Any]]] = {
@@ -50,7 +53,11 @@ PROGRAMS: dict[str, tuple[Callable[..., Any], Callable[[], Any]]] = {
     "causal": (catalogue.causal_by_indices, catalogue.square),
     "scaled up": (scaled_up, _operands),
     "dead rows": (padded, _dead),
-    "biased": (biased, lambda: [*_operands(torch.bfloat16), torch.randn(3, 1, 40).bfloat16()]),
+    "many scaled up": (scaled_up, lambda: _operands(rows=MANY)),
+    "biased": (
+        biased,
+        lambda: [*_operands(torch.bfloat16, MANY), torch.randn(3, 1, 40).bfloat16()],
+    ),
     "grouped": (catalogue.REWRITTEN["interleaved"].function, catalogue.grouped),
 }
 

@@ -84,7 +84,8 @@ def test_few_rows_are_a_decode(batch, rows, keys, way):
         call(SPEC, torch.empty(batch, 8, rows, 16), keys)
     assert launched == [way]
     splits = way.partition(" ")[2]
-    assert list(calls_of(SITE)) == [f"zero, decode in {splits} splits" if splits else "zero"]
+    said = "zero, decode, 1 split" if splits == "1" else f"zero, decode, {splits} splits"
+    assert list(calls_of(SITE)) == [said if splits else "zero"]
 
 
 def two_graphs(seed: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
