@@ -37,6 +37,13 @@ def test_rows_that_are_redone_are_reported(interpreted, name, way):  # noqa: F81
     assert error < 1e-4  # scores of a thousand have few bits left
 
 
+def test_rows_choose_the_kernel_of_each_call_in_one_graph(interpreted):  # noqa: F811
+    graphs, calls, error = interpreted("attention_graphs.varying", (1, 70, 3))
+    assert graphs == 1
+    assert calls == {FEW: 2, "zero, decode, 2 splits": 1, "zero": 1}
+    assert error < 2e-6
+
+
 def test_online_redoes_nothing(interpreted):  # noqa: F811
     *_, calls, reason, error = interpreted("attention_graphs.run", "many scaled up", "online")
     assert calls == {"online": 1}

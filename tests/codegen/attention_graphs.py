@@ -13,7 +13,9 @@ import torch
 
 import overlapc
 from overlapc.codegen.interpreting import correct_interpreter
+from overlapc.runtime.ops import calls_of
 from tests.attention import catalogue
+from tests.attention.rewriting import rewrite
 
 correct_interpreter()
 
@@ -86,3 +88,19 @@ def decode(implementation: str, rows: int) -> Any:
     from tests.attention import static_cache
 
     return static_cache.decode("llama", implementation, "unified", rows=rows, poisoned=True)
+
+
+def varying(rows: tuple[int, ...]) -> tuple[int, dict[str, int], float]:
+    """Graphs, calls and largest error of an attention that is called with other rows and keys."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        done = rewrite(
+            catalogue.functional, *catalogue.plain(5, 9), dynamic=True, softmax="unified"
+        )
+        errors = []
+        for count in rows:
+            inputs = catalogue.plain(count, count + 20)
+            wanted = catalogue.functional(*(t.double() for t in inputs))
+            errors.append((done.function(*inputs).double() - wanted).abs().max().item())
+    (site,) = done.sites
+    return len(done.after), dict(calls_of(site.id)), max(errors)
