@@ -78,7 +78,7 @@ def run_decode(
     out: torch.Tensor,
     lse: torch.Tensor | None,
     *,
-    redone: torch.Tensor,
+    redone: torch.Tensor | None,
     inputs: Sequence[torch.Tensor] = (),
     lengths: torch.Tensor | None = None,
     table: torch.Tensor | None = None,

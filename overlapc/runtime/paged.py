@@ -122,13 +122,13 @@ def _run(
             return out
     _check(read, lies, query, keys, table, lengths)
     calls[BY_TORCH] += 1
-    sides = [
+    k, v = (
         _gathered(side, table, lengths, factor).to(query.dtype)
         for side, factor in ((keys, k_scale), (values, v_scale))
-    ]
+    )
     if read.head_dim == read.value_dim:
-        return attention_by_fused(read, query, *sides, (), lengths)
-    return attention_by_torch(read, query, *sides, (), lengths, None)[0]
+        return attention_by_fused(read, query, k, v, (), lengths)
+    return attention_by_torch(read, query, k, v, (), lengths, None)[0]
 
 
 def _gathered(

@@ -110,9 +110,9 @@ def two_graphs(seed: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
 
 
 def wrong_replays() -> int:
-    """How many of 20 orders of work give a wrong result."""
+    """How many of 8 orders of work give a wrong result."""
     wrong = 0
-    for seed in range(20):
+    for seed in range(8):
         queries, results = two_graphs(seed)
         pairs = zip(queries, results, strict=True)
         wrong += any(not (result == q.flatten()[0]).all() for q, result in pairs)
@@ -150,8 +150,8 @@ def test_a_kernel_that_triton_cannot_build_leaves_others_alone(monkeypatch):
     monkeypatch.setattr(DecodeKernel, "__call__", fails)
     monkeypatch.setattr(AttentionKernel, "__call__", lambda *a, **n: launched.append("prefill"))
     calls_of(SITE).clear()
-    for _ in range(2):
-        found, _ = attention._run(q, k, v, [], None, None, None, str(SPEC), SITE)
+    found, _ = attention._run(q, k, v, [], None, None, None, str(SPEC), SITE)
+    attention._run(q, k, v, [], None, None, None, str(SPEC), SITE)
     attention._run(q.expand(1, 8, 40, 16), k, v, [], None, None, None, str(SPEC), SITE)
     assert launched == ["tried", "prefill"]
     assert dict(calls_of(SITE)) == {"torch": 2, "zero": 1}
