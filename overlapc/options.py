@@ -35,9 +35,10 @@ class Options:
     """"auto": what the planner predicts to pay; "off": no chain is touched; or one schedule forced
     at every chain."""
     softmax: str = "auto"
-    """Attention that is spelled out. "auto": torch's fused one where that was measured to pay;
-    "off": not looked at; "sdpa": the fused one wherever it gives the same; "unified": a kernel of
-    our own on GPUs that keeps no running maximum; "online": the same kernel, and keeps one."""
+    """Attention. "auto": torch's fused one where that was measured to pay, on GPUs a kernel of our
+    own where `overlapc calibrate --attention` measured it to, or much is predicted; "off": not
+    looked at; "sdpa": the fused one wherever it gives the same; "unified": a kernel of our own on
+    GPUs that keeps no running maximum; "online": the same kernel, and keeps one."""
     linear: str = "auto"
     """Linear layers of few rows. "auto": what `overlapc calibrate --linear` measured to beat the
     library here, nothing without it; "off": not looked at; "flat": what is generated, or another

@@ -1,4 +1,4 @@
-"""Softmax attention that is spelled out becomes torch's fused one, where that pays, or our own.
+"""Softmax attention becomes torch's fused one, where that pays, or our own op.
 
 It runs over what Dynamo gives, before autograd: gradients come from the kernel that is put in.
 

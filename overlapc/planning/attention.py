@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from overlapc.planning.decode_splits import decode_in
 from overlapc.planning.problem import ITEM_BYTES
 
 MEASURED = (("cpu", "float32"),)
@@ -223,7 +224,7 @@ def _own(problem: AttentionProblem, choice: str) -> Verdict:
 
 def _decode(problem: AttentionProblem) -> str:
     """What a reason says of few rows, and of a length."""
-    parts = [f"; decode, {problem.splits} splits"] if problem.splits else []
+    parts = [f"; {decode_in(problem.splits)}"] if problem.splits else []
     if problem.prefix:
         parts.append(f"{'' if parts else '; it '}reads to a length on the device")
     return ", ".join(parts)

@@ -35,6 +35,11 @@ class Splits:
         return tuple(range(at, min(at + self.tiles_each, self.tiles)) for at in starts)
 
 
+def decode_in(splits: int) -> str:
+    """Return what reports call a decode whose keys are shared out in so many splits."""
+    return f"decode, {splits} split{'s' * (splits > 1)}"
+
+
 def plan_splits(pairs: int, keys: int, block: int, multiprocessors: int) -> Splits:
     """Share ``keys`` of each of ``pairs`` sequences and heads out, in tiles of ``block`` keys.
 

@@ -18,7 +18,7 @@ from overlapc.codegen.attention.kernel import MOST_DIM, build_attention
 from overlapc.codegen.attention.spec import DTYPES, AttentionSpec
 from overlapc.codegen.attention.spec import MOST_DIM as WIDEST
 from overlapc.codegen.attention.tiles import AttentionTile, tile_for
-from overlapc.planning.decode_splits import MOST_ROWS, plan_splits
+from overlapc.planning.decode_splits import MOST_ROWS, decode_in, plan_splits
 from overlapc.runtime import machine
 
 INTERPRETED = AttentionTile(32, 32, 4, 1)
@@ -61,7 +61,12 @@ def run_kernel(
         spec, PLAIN, query, key, value, out, lse, inputs=inputs, lengths=lengths, phi=phi,
         sinks=sinks, redone=redone,
     )  # fmt: skip
-    return f"{spec.softmax}, decode in {splits} splits"
+    return decode_way(spec, splits)
+
+
+def decode_way(spec: AttentionSpec, splits: int) -> str:
+    """Return what calls of the decode kernel count under."""
+    return f"{spec.softmax}, {decode_in(splits)}"
 
 
 def run_decode(
@@ -73,7 +78,7 @@ def run_decode(
     out: torch.Tensor,
     lse: torch.Tensor | None,
     *,
-    redone: torch.Tensor,
+    redone: torch.Tensor | None,
     inputs: Sequence[torch.Tensor] = (),
     lengths: torch.Tensor | None = None,
     table: torch.Tensor | None = None,

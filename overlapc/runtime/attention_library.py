@@ -50,12 +50,26 @@ def attention_by_fused(
     lengths: torch.Tensor | None,
 ) -> torch.Tensor:
     """Return the result, rows before heads in memory; ``why_not_fused`` has to be empty."""
-    if lengths is not None and query.device.type == "cpu":
+    on_processor = query.device.type == "cpu"
+    if lengths is not None and on_processor:
         key, value, inputs, lengths = _cut(key, value, inputs, lengths)
+    return _fused(spec, query, key, value, inputs, lengths, takes_masked_groups=on_processor)
+
+
+def _fused(
+    spec: AttentionSpec,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    inputs: Sequence[torch.Tensor],
+    lengths: torch.Tensor | None,
+    *,
+    takes_masked_groups: bool,
+) -> torch.Tensor:
     keys = key.shape[2]
     is_causal = not spec.program and lengths is None and _is_causal(spec, query.shape[2], keys)
     mask = None if is_causal else _mask(spec, query, keys, inputs, lengths)
-    takes_groups = query.device.type == "cpu" or mask is None
+    takes_groups = takes_masked_groups or mask is None
     if not takes_groups:
         key, value = (side.repeat_interleave(spec.groups, 1) for side in (key, value))
     out = F.scaled_dot_product_attention(
@@ -75,12 +89,12 @@ def _cut(
 
     At least one key stays, so that it is a mask that leaves it out.
     """
-    keys = key.shape[2]
-    known = [min(length, keys) for length in lengths.tolist()]
-    longest = max(*known, 1)
+    keys, known = key.shape[2], lengths.tolist()
+    longest = max(min(max(known), keys), 1)
     key, value = (side[:, :, :longest] for side in (key, value))
     inputs = [x[..., :longest] if x.dim() and x.shape[-1] == keys else x for x in inputs]
-    return key, value, inputs, None if min(known) == longest else lengths
+    is_whole = all(length == longest for length in known)
+    return key, value, inputs, None if is_whole else lengths
 
 
 def _is_causal(spec: AttentionSpec, rows: int, keys: int) -> bool:

@@ -25,7 +25,8 @@ def attention_by_torch(
     wide = torch.promote_types(query.dtype, torch.float32)
     key, value = (side.repeat_interleave(spec.groups, 1).to(wide) for side in (key, value))
     scores = scores_of(spec, spec.scale * (query.to(wide) @ key.transpose(-1, -2)), inputs)
-    seen = seen_by(spec, *scores.shape[-2:], lengths, scores.device)
+    rows, keys = scores.shape[-2:]
+    seen = seen_by(spec, rows, keys, lengths, scores.device)
     if seen is not None:
         scores = scores.masked_fill(~seen, -math.inf)
     if sinks is not None:

@@ -13,9 +13,9 @@ import torch
 from overlapc.codegen.attention.cache import Cache
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.errors import KernelError
-from overlapc.planning.attention import policy_of
+from overlapc.planning.attention import OWN, policy_of
 from overlapc.runtime.attention import BY_TORCH, runs_kernels
-from overlapc.runtime.attention_kernels import is_decode, run_decode
+from overlapc.runtime.attention_kernels import decode_way, is_decode, run_decode
 from overlapc.runtime.attention_library import attention_by_fused
 from overlapc.runtime.attention_program import attention_by_torch
 from overlapc.runtime.ops import calls_of
@@ -60,6 +60,12 @@ def paged_attention(
     torch.compile traces, and captured in a CUDA graph after a first call. KernelError on operands
     that are none of this.
     """
+    if softmax not in OWN:
+        raise KernelError(
+            f"No attention over pages has softmax {softmax!r}.",
+            where="paged_attention",
+            remedy=f"choose one of {', '.join(OWN)}",
+        )
     cache = Cache(
         "" if keys.dtype == query.dtype else _name(keys.dtype), k_scale is not None, keys.shape[2]
     )
@@ -112,25 +118,29 @@ def _run(
             _failed.add(known)
             log.warning("torch gathers pages that no kernel can read: %s", error)
         else:
-            calls[f"{read.softmax}, decode in {splits} splits"] += 1
+            calls[decode_way(read, splits)] += 1
             return out
     _check(read, lies, query, keys, table, lengths)
     calls[BY_TORCH] += 1
-    used = torch.arange(table.shape[1], device=table.device) * lies.page < lengths[:, None]
-    pages = table.masked_fill(~used, 0)
-    sides = [
-        _gathered(side, pages, factor).to(query.dtype)
+    k, v = (
+        _gathered(side, table, lengths, factor).to(query.dtype)
         for side, factor in ((keys, k_scale), (values, v_scale))
-    ]
+    )
     if read.head_dim == read.value_dim:
-        return attention_by_fused(read, query, *sides, (), lengths)
-    return attention_by_torch(read, query, *sides, (), lengths, None)[0]
+        return attention_by_fused(read, query, k, v, (), lengths)
+    return attention_by_torch(read, query, k, v, (), lengths, None)[0]
 
 
-def _gathered(side: torch.Tensor, pages: torch.Tensor, factor: torch.Tensor | None) -> torch.Tensor:
-    """``[batch, heads, keys, dim]`` of every sequence."""
-    found = side[pages].transpose(1, 2).flatten(2, 3)
-    return found if factor is None else found.float() * factor.reshape(1, -1, 1, 1)
+def _gathered(
+    side: torch.Tensor, table: torch.Tensor, lengths: torch.Tensor, factor: torch.Tensor | None
+) -> torch.Tensor:
+    """``[batch, heads, keys, dim]`` of every sequence, zeros after its length."""
+    page, most = side.shape[2], table.shape[1]
+    used = torch.arange(most * page, device=table.device) < lengths[:, None]
+    found = side[table.masked_fill(~used[:, ::page], 0)].transpose(1, 2).flatten(2, 3)
+    if factor is not None:
+        found = found.float() * factor.reshape(1, -1, 1, 1)
+    return torch.where(used[:, None, :, None], found, torch.zeros((), dtype=found.dtype))
 
 
 def _check(

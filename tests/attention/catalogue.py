@@ -253,6 +253,20 @@ def causal_off_by_one(q, k, v):
     return (q @ k.mT).masked_fill(later, -INF).softmax(-1) @ v
 
 
+def written_mask(q, k, v):
+    """Zeros, before they are filled."""
+    m = torch.zeros(K, K)
+    m.masked_fill_(torch.ones(K, K, dtype=torch.bool).triu(1), -INF)
+    return (q @ k.mT + m).softmax(-1) @ v
+
+
+def written_causal(q, k, v):
+    """Causal, before the first key is kept for all and the first row keeps all."""
+    kept = torch.ones(K, K, dtype=torch.bool).tril()
+    kept[0] = True
+    return torch.where(kept, q @ k.mT, -INF).softmax(-1) @ v
+
+
 def nothing_masked(q, k, v):
     return (q @ k.mT + torch.zeros(1, 1, Q, K)).softmax(-1) @ v
 
@@ -371,6 +385,8 @@ REWRITTEN = {
     "causal_by_indices": Spelling(causal_by_indices, operands=square, says="is_causal=True"),
     "window": Spelling(window, operands=square, says="is_causal=False"),
     "causal_off_by_one": Spelling(causal_off_by_one, operands=square, says="is_causal=False"),
+    "written_mask": Spelling(written_mask, operands=square, says="is_causal=False"),
+    "written_causal": Spelling(written_causal, operands=square, says="is_causal=False"),
     "nothing_masked": Spelling(nothing_masked, says="attn_mask=None"),
     "idle_dropout": Spelling(idle_dropout),
     "grouped_queries": Spelling(

@@ -17,23 +17,35 @@ from tests.codegen.conftest import interpreted  # noqa: F401
 SPEC = AttentionSpec("float32", 8, 12, groups=2, scale=0.3)
 
 
-@pytest.mark.parametrize("name", ["plain", "causal", "dead rows", "biased", "grouped"])
+FEW = "zero, decode, 1 split"
+WAYS = {"plain": FEW, "causal": FEW, "grouped": FEW, "dead rows": "zero", "biased": "zero"}
+
+
+@pytest.mark.parametrize("name", WAYS)
 def test_a_compiled_program_runs_it(interpreted, name):  # noqa: F811
     decision, code, calls, reason, error = interpreted("attention_graphs.run", name, "unified")
-    assert (decision, code, calls) == ("rewritten", "unified", {"zero": 1})
+    assert (decision, code, calls) == ("rewritten", "unified", {WAYS[name]: 1})
     assert "second time" not in reason
     assert error < (3e-2 if name == "biased" else 2e-6)
 
 
-def test_rows_that_are_redone_are_reported(interpreted):  # noqa: F811
-    *_, calls, reason, error = interpreted("attention_graphs.run", "scaled up", "unified")
-    assert calls == {"zero": 1}
+@pytest.mark.parametrize(("name", "way"), [("scaled up", FEW), ("many scaled up", "zero")])
+def test_rows_that_are_redone_are_reported(interpreted, name, way):  # noqa: F811
+    *_, calls, reason, error = interpreted("attention_graphs.run", name, "unified")
+    assert calls == {way: 1}
     assert "rows were computed a second time." in reason
     assert error < 1e-4  # scores of a thousand have few bits left
 
 
+def test_rows_choose_the_kernel_of_each_call_in_one_graph(interpreted):  # noqa: F811
+    graphs, calls, error = interpreted("attention_graphs.varying", (1, 70, 3))
+    assert graphs == 1
+    assert calls == {FEW: 2, "zero, decode, 2 splits": 1, "zero": 1}
+    assert error < 2e-6
+
+
 def test_online_redoes_nothing(interpreted):  # noqa: F811
-    *_, calls, reason, error = interpreted("attention_graphs.run", "scaled up", "online")
+    *_, calls, reason, error = interpreted("attention_graphs.run", "many scaled up", "online")
     assert calls == {"online": 1}
     assert "second time" not in reason
     assert error < 1e-4

@@ -16,6 +16,7 @@ from overlapc.graphs.attention.matching import Attention, Fused, find_sites
 from overlapc.graphs.attention.prefixes import Prefix, read_prefix
 from overlapc.graphs.attention.scores import Bias
 from overlapc.graphs.attention.versions import Versions
+from tests.attention.rewriting import rewrite
 
 KEYS = 24
 BATCH = 2
@@ -180,6 +181,19 @@ def test_positions_that_are_overwritten_are_none():
     compiled, found = read(function, *operands(3))
     compiled(*operands(3), torch.tensor(7))
     assert found[0].prefix is None
+
+
+def test_a_mask_that_is_overwritten_is_none():
+    """What it says before is read from nowhere."""
+
+    def function(q, k, v, offset):
+        mask = columns() <= positions(3, offset)[:, None]
+        mask[..., 0] = False
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    done = rewrite(function, *operands(3), torch.tensor(7))
+    assert "lengths=1" not in done.after[-1]
+    assert done.after == done.before
 
 
 def test_positions_of_each_sequence_are_none():

@@ -13,9 +13,14 @@ import torch
 
 import overlapc
 from overlapc.codegen.interpreting import correct_interpreter
+from overlapc.runtime.ops import calls_of
 from tests.attention import catalogue
+from tests.attention.rewriting import rewrite
 
 correct_interpreter()
+
+MANY = 70
+"""Rows that are no decode."""
 
 
 def scaled_up(q: Any, k: Any, v: Any) -> Any:
@@ -35,14 +40,14 @@ def biased(q: Any, k: Any, v: Any, bias: Any) -> Any:
     return torch.softmax(scores.float(), -1).to(v.dtype) @ v
 
 
-def _operands(dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
-    return [torch.randn(2, 3, size, 16).to(dtype) for size in (20, 40, 40)]
+def _operands(dtype: torch.dtype = torch.float32, rows: int = 20) -> list[torch.Tensor]:
+    return [torch.randn(2, 3, size, 16).to(dtype) for size in (rows, 40, 40)]
 
 
 def _dead() -> list[torch.Tensor]:
-    keep = torch.rand(2, 1, 20, 40) < 0.8
+    keep = torch.rand(2, 1, MANY, 40) < 0.8
     keep[0, 0, :3] = False
-    return [*_operands(), keep]
+    return [*_operands(rows=MANY), keep]
 
 
 PROGRAMS: dict[str, tuple[Callable[..., Any], Callable[[], Any]]] = {
@@ -50,7 +55,11 @@ PROGRAMS: dict[str, tuple[Callable[..., Any], Callable[[], Any]]] = {
     "causal": (catalogue.causal_by_indices, catalogue.square),
     "scaled up": (scaled_up, _operands),
     "dead rows": (padded, _dead),
-    "biased": (biased, lambda: [*_operands(torch.bfloat16), torch.randn(3, 1, 40).bfloat16()]),
+    "many scaled up": (scaled_up, lambda: _operands(rows=MANY)),
+    "biased": (
+        biased,
+        lambda: [*_operands(torch.bfloat16, MANY), torch.randn(3, 1, 40).bfloat16()],
+    ),
     "grouped": (catalogue.REWRITTEN["interleaved"].function, catalogue.grouped),
 }
 
@@ -79,3 +88,19 @@ def decode(implementation: str, rows: int) -> Any:
     from tests.attention import static_cache
 
     return static_cache.decode("llama", implementation, "unified", rows=rows, poisoned=True)
+
+
+def varying(rows: tuple[int, ...]) -> tuple[int, dict[str, int], float]:
+    """Graphs, calls and largest error of an attention that is called with other rows and keys."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        done = rewrite(
+            catalogue.functional, *catalogue.plain(5, 9), dynamic=True, softmax="unified"
+        )
+        errors = []
+        for count in rows:
+            inputs = catalogue.plain(count, count + 20)
+            wanted = catalogue.functional(*(t.double() for t in inputs))
+            errors.append((done.function(*inputs).double() - wanted).abs().max().item())
+    (site,) = done.sites
+    return len(done.after), dict(calls_of(site.id)), max(errors)

@@ -111,7 +111,7 @@ def _constant(
     said = torch.zeros((), dtype=wide)
     for part in parts:
         source = part.tensor if isinstance(part, Bias) else part.condition
-        value = constant(versions, source.node)
+        value = constant(versions, source.node) if source.is_unwritten(versions) else None
         if value is None:
             return None
         for function, args in source.calls:

@@ -64,7 +64,7 @@ def prefix_of(
     (part,) = parts
     source = part.tensor if isinstance(part, Bias) else part.condition
     leaves_out = part.factor >= 1 if isinstance(part, Bias) else part.is_kept
-    if source.calls or not leaves_out:
+    if source.calls or not leaves_out or not source.is_unwritten(versions):
         return None
     is_added = isinstance(part, Bias)
     return (

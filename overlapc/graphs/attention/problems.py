@@ -46,6 +46,6 @@ def problem_of(found: Attention | Fused) -> AttentionProblem:
 
 def _splits(found: Attention) -> int:
     """CTAs that share the keys of a block of rows, where sizes are as hinted; 0 of many rows."""
-    sides = [side.value for side in (found.query, found.key, found.value)]
-    shapes = [tuple(map(hint_of, side.shape)) for side in sides]
-    return splits_for(str(sides[0].dtype).removeprefix("torch."), *shapes, sides[0].device)
+    query, *others = (side.value for side in (found.query, found.key, found.value))
+    q, k, v = (tuple(map(hint_of, side.shape)) for side in (query, *others))
+    return splits_for(str(query.dtype).removeprefix("torch."), q, k, v, query.device)

@@ -48,6 +48,13 @@ class Expression:
         flat = (item for _, args in self.calls for arg in args for item in _flat(arg))
         return any(isinstance(item, torch.SymInt) for item in flat)
 
+    def is_unwritten(self, versions: Versions) -> bool:
+        """Return whether nothing was written to its node, or a view on the way, before it is read.
+
+        What a call gave that made the node is then what is meant.
+        """
+        return all(versions.read(reader, source) is source for reader, source in self.read)
+
     def permuted(self, order: tuple[int, ...]) -> Expression:
         """Return it with its dimensions in another order."""
         base = self

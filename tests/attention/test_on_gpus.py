@@ -1,0 +1,159 @@
+"""What a graph on a GPU becomes, where one is said to be there: the op, its heads and lengths."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from overlapc.errors import TargetError
+from overlapc.passes import rewrite_attention
+from overlapc.planning.attention_table import (
+    AttentionEntry,
+    AttentionTable,
+    AttentionTrial,
+    shape_of,
+)
+from overlapc.planning.tables import Machine
+from tests.attention.catalogue import G, H, grouped_queries, repeat_kv
+from tests.attention.rewriting import rewrite
+
+KEYS = 8192
+
+
+def static_cache(q, k, v, offset):
+    """As transformers compiles it: heads are repeated under a mask of booleans."""
+    own = torch.arange(1, device=q.device) + offset
+    mask = torch.arange(KEYS, device=q.device)[None, None, None] <= own[:, None]
+    k, v = repeat_kv(k, H // G), repeat_kv(v, H // G)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def two_layers(q, k, v, offset):
+    own = torch.arange(1, device=q.device) + offset
+    mask = torch.arange(KEYS, device=q.device)[None, None, None] <= own[:, None]
+    k, v = repeat_kv(k, H // G), repeat_kv(v, H // G)
+    for _ in range(2):
+        q = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return q
+
+
+def operands(device="cpu"):
+    q, k = torch.empty(1, H, 1, 64, device=device), torch.empty(1, G, KEYS, 64, device=device)
+    return q, k, torch.empty_like(k), torch.tensor(5, device=device)
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """Attentions seem to be on an H100; of nothing there is a table."""
+    original, seen = rewrite_attention.problem_of, []
+
+    def problem_of(found):
+        problem = replace(
+            original(found), device="cuda", runs_kernels=True, multiprocessors=132, splits=16
+        )
+        seen.append(problem)
+        return problem
+
+    monkeypatch.setattr(rewrite_attention, "problem_of", problem_of)
+    monkeypatch.setattr(rewrite_attention, "attention_table", lambda device: None)
+    with torch.no_grad():
+        yield seen
+
+
+def test_a_static_cache_takes_the_op_with_a_length_and_each_head_once(on_gpu, golden):
+    done = rewrite(static_cache, *operands("meta"), softmax="auto")
+    assert done.codes == ["predicted"]
+    assert "8192, 64] meta" in done.after[-1]
+    golden(f"{done.sites[0].shape}\n{done.sites[0].reason}\n\n{done.after[-1].rstrip()}")
+
+
+def test_layers_share_a_length(on_gpu):
+    done = rewrite(two_layers, *operands("meta"), softmax="auto")
+    assert done.codes == ["predicted"] * 2
+    assert done.after[-1].count("overlapc.attention.default(") == 2
+    assert done.after[-1].count("select(") == 1
+
+
+def test_a_kernel_of_our_own_takes_heads_once_under_any_mask(on_gpu):
+    inputs = [torch.empty(2, h, n, 8, device="meta") for h, n in ((H, 6), (G, 9), (G, 9))]
+    mask = torch.empty(2, 1, 6, 9, device="meta")
+    done = rewrite(grouped_queries, *inputs, mask, softmax="unified")
+    assert done.codes == ["unified"]
+    assert f"groups={H // G} " in done.after[-1]
+
+
+def test_torchs_is_given_repeated_heads_there(on_gpu):
+    inputs = [torch.empty(2, h, n, 8, device="meta") for h, n in ((H, 6), (G, 9), (G, 9))]
+    done = rewrite(grouped_queries, *inputs, torch.ones(6, 9, device="meta").tril(), softmax="sdpa")
+    assert "enable_gqa=True" not in done.after[-1]
+
+
+@pytest.mark.parametrize(("low", "code"), [(1.5, "measured"), (0.9, "=library")])
+def test_a_table_decides(on_gpu, monkeypatch, low, code):
+    rewrite(static_cache, *operands(), softmax="auto")
+    trial = AttentionTrial(KEYS, 1e-4, low, low, low)
+    entry = AttentionEntry(shape_of(on_gpu[0]), (trial,))
+    table = AttentionTable(Machine("cuda", "here", ""), (entry,))
+    monkeypatch.setattr(rewrite_attention, "attention_table", lambda device: table)
+    done = rewrite(static_cache, *operands(), softmax="auto")
+    assert done.codes == [code]
+    assert (done.after == done.before) == (code[0] == "=")
+
+
+def test_a_table_of_another_machine_is_no_table(on_gpu, monkeypatch, caplog):
+    def foreign(device):
+        raise TargetError("It is of another GPU.", where="a file", remedy="measure")
+
+    monkeypatch.setattr(rewrite_attention, "attention_table", foreign)
+    assert rewrite(static_cache, *operands(), softmax="auto").codes == ["predicted"]
+    assert "another GPU" in caplog.text
+
+
+REFUSED = {
+    "dropout": (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, dropout_p=0.1), "Dropout"),
+    "one batch of keys": (
+        lambda q, k, v: F.scaled_dot_product_attention(q, k[:1], v[:1]), "broadcast",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_call_that_is_not_as_one_spelled_out_stays_torchs(on_gpu, name):
+    function, why = REFUSED[name]
+    inputs = [torch.empty(2, H, n, 8, device="meta") for n in (6, 9, 9)]
+    done = rewrite(function, *inputs, softmax="unified")
+    assert done.codes == ["=no_own_kernel"]
+    assert why in done.sites[0].reason
+    assert done.after == done.before
+
+
+CALLS = {
+    "nothing": lambda q, k, v: F.scaled_dot_product_attention(q, k, v),
+    "causal": lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3),
+    "booleans": lambda q, k, v: F.scaled_dot_product_attention(q, k, v, kept()),
+    "numbers": lambda q, k, v: F.scaled_dot_product_attention(q, k, v, kept() * 2.0 - 1),
+    "grouped": lambda q, k, v: F.scaled_dot_product_attention(
+        q, k[:, :G], v[:, :G], enable_gqa=True
+    ),
+}  # fmt: skip
+
+
+def kept():
+    """Of the first row nothing is kept: torch's attention gives zeros, unless numbers are added."""
+    made = torch.arange(54).reshape(6, 9) % 4 > 1
+    made[0] = False
+    return made
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_of_torchs_is_computed_as_torch_does(on_gpu, name):
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, H, n, 8) for n in (6, 9, 9)]
+    done = rewrite(CALLS[name], *inputs, softmax="unified")
+    assert done.codes == ["unified"]
+    assert "overlapc.attention" in done.after[-1]
+    wanted = CALLS[name](*(t.double() for t in inputs)).float()
+    torch.testing.assert_close(done.function(*inputs), wanted)

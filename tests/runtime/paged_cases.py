@@ -1,0 +1,94 @@
+"""Sequences in pages, and their attention in float64 by eager calls over each sequence alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from overlapc.runtime.paged import paged_attention
+
+PAGE = 16
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes of one call of two heads of keys."""
+
+    rows: int = 1
+    groups: int = 2
+    dim: int = 16
+    value_dim: int = 16
+    lengths: tuple[int, ...] = (50, 21)
+    dtype: str = "float32"
+    narrow: bool = False
+    """Keys and values are float8, with a scale for each head."""
+    window: int | None = None
+
+    @property
+    def allowed(self) -> float:
+        """The largest deviation that roundings lead to."""
+        return 2e-6 if self.dtype == "float32" else 3e-2
+
+
+def operands(case: Case) -> dict[str, Any]:
+    """Arguments of ``paged_attention``; NaN wherever nothing may be read."""
+    torch.manual_seed(0)
+    dtype = getattr(torch, case.dtype)
+    kept = torch.float8_e4m3fn if case.narrow else dtype
+    batch, most = len(case.lengths), 4
+    pages = batch * most + 3
+    query = torch.randn(batch, 2 * case.groups, case.rows, case.dim).to(dtype)
+    sides = [torch.full((pages, 2, PAGE, n), torch.nan) for n in (case.dim, case.value_dim)]
+    table = torch.randperm(pages)[: batch * most].view(batch, most).int()
+    for b, length in enumerate(case.lengths):
+        for key in range(length):
+            for side in sides:
+                side[table[b, key // PAGE], :, key % PAGE] = torch.randn(2, side.shape[-1])
+        table[b, -(-length // PAGE) :] = 2**30
+    found = {
+        "query": query,
+        "keys": sides[0].to(kept),
+        "values": sides[1].to(kept),
+        "table": table,
+        "lengths": torch.tensor(case.lengths, dtype=torch.int32),
+        "window": case.window,
+    }
+    if case.narrow:
+        found |= {"k_scale": torch.rand(2) + 0.5, "v_scale": torch.rand(2) + 0.5}
+    return found
+
+
+def error(case: Case, given: dict[str, Any] | None = None) -> float:
+    """The largest deviation of a call from float64; ``given`` in place of the case's own."""
+    wanted = _wanted(case, operands(case))
+    found = paged_attention(**(given or operands(case)))
+    assert found.shape == wanted.shape
+    assert found.dtype == getattr(torch, case.dtype)
+    assert torch.equal(found.isnan(), wanted.isnan())
+    return (found.double() - wanted).abs().nan_to_num().max().item()
+
+
+def _wanted(case: Case, given: dict[str, Any]) -> torch.Tensor:
+    results = []
+    for b, length in enumerate(case.lengths):
+        places = [(int(given["table"][b, key // PAGE]), key % PAGE) for key in range(length)]
+        sides = []
+        for name, scale in (("keys", "k_scale"), ("values", "v_scale")):
+            dim = given[name].shape[-1]
+            rows = [given[name][page, :, slot].double() for page, slot in places]
+            side = torch.stack(rows, 1) if rows else torch.zeros(2, 0, dim, dtype=torch.float64)
+            if case.narrow:
+                side = side * given[scale].double()[:, None, None]
+            sides.append(side.repeat_interleave(case.groups, 0))
+        scores = given["query"][b].double() @ sides[0].mT * case.dim**-0.5
+        own = torch.arange(case.rows)[:, None] + length - case.rows
+        key = torch.arange(length)
+        off = key > own
+        if case.window is not None:
+            off |= key < own - case.window
+        results.append(scores.masked_fill(off, -torch.inf).softmax(-1) @ sides[1])
+        if not length:
+            results[-1] = torch.full_like(results[-1], torch.nan)
+    return torch.stack(results)

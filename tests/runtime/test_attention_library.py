@@ -1,0 +1,81 @@
+"""A spec's attention by torch's fused one is the spec's, whatever masks and lengths it has."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from overlapc.codegen.attention.spec import AttentionSpec
+from overlapc.runtime import attention_library
+from overlapc.runtime.attention_library import attention_by_fused, why_not_fused
+from overlapc.runtime.attention_masks import Added, Filled, Input, program_of
+from tests.codegen import attention_oracle, score_programs
+
+SPEC = AttentionSpec("float32", 8, 8, groups=2, scale=0.3, lse=False)
+LAST = {"after": 0, "align": "bottom_right"}
+STRUCTURES = {
+    "all": {},
+    "causal": {"after": 0},
+    "of the last rows": LAST,
+    "a window": {**LAST, "before": 2},
+    "about the row": {"before": 3, "after": 1},
+}
+LONG = pytest.mark.long
+KEPT, BIAS = Input("matrix", "bool"), Input("vector", "float32")
+PROGRAMS = {
+    "": (),
+    "kept": (Filled(KEPT, -math.inf, True),),
+    "left out": (Filled(KEPT, -1e9, False),),
+    "biased": (Added(BIAS, 0.5), Filled(KEPT, -math.inf, True)),
+}
+LENGTHS = (None, (7, 7), (3, 3), (1, 5), (0, 4), (8, 9), (12, 12))
+"""Of 7 keys."""
+
+
+def operands(rows, program):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, heads, n, 8) for heads, n in ((4, rows), (2, 7), (2, 7)))
+    inputs = [
+        torch.randn(4, 1, 7) if part.tensor == BIAS else torch.rand(2, 1, rows, 7) < 0.7
+        for part in PROGRAMS[program]
+    ]
+    return q, k, v, inputs
+
+
+@pytest.mark.parametrize("dead", ["nan", pytest.param("zero", marks=LONG)])
+@pytest.mark.parametrize("rows", [1, 3, *(pytest.param(n, marks=LONG) for n in (7, 9))])
+@pytest.mark.parametrize(
+    "program", ["", "biased", *(pytest.param(name, marks=LONG) for name in ("kept", "left out"))]
+)
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_it_is_the_specs(structure, program, rows, dead):
+    spec = replace(SPEC, **STRUCTURES[structure], program=program_of(PROGRAMS[program]), dead=dead)
+    for ends in LENGTHS:
+        q, k, v, inputs = operands(rows, program)
+        own = replace(spec, lengths=ends is not None)
+        lengths = None if ends is None else torch.tensor(ends, dtype=torch.int32)
+        assert not why_not_fused(own)
+        wanted, _ = attention_oracle.attention(own, q, k, v, inputs=inputs, lengths=lengths)
+        for found in (
+            attention_by_fused(own, q, k, v, inputs, lengths),
+            # As where lengths stay on the device, and no kernel takes shared heads under a mask.
+            attention_library._fused(own, q, k, v, inputs, lengths, takes_masked_groups=False),
+        ):
+            torch.testing.assert_close(found, wanted.float(), equal_nan=True)
+            assert found.transpose(1, 2).is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"sinks": True}, "a sink"),
+        ({"value_dim": 4}, "heads of 8 meet values of 4"),
+        ({"program": score_programs.SOFT_CAP}, "changes its scores"),
+    ],
+    ids=str,
+)
+def test_what_it_cannot_say(change, why):
+    assert why in why_not_fused(replace(SPEC, **change))

@@ -1,0 +1,127 @@
+"""Calibration of attention: which shapes, how many keys, what is stored."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from overlapc import cli
+from overlapc.attention_tuning import calibrate_attentions, describe, shapes_of
+from overlapc.errors import ProblemError
+from overlapc.planning.attention_table import (
+    MEASURED_KEYS,
+    AttentionShape,
+    AttentionTable,
+    AttentionTrial,
+)
+from overlapc.runtime import attention_trials
+from overlapc.runtime.attention_trials import AttentionTrials
+from overlapc.runtime.machine import this_machine
+
+SHAPE = AttentionShape(1, 4, 2, 1, 16, 16, "float32", "length")
+
+
+@pytest.fixture(autouse=True)
+def private(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with torch.no_grad():
+        yield
+    torch._dynamo.reset()
+
+
+def decode_and_inputs():
+    """A token over a static cache, and another attention without a mask."""
+
+    def function(q, k, v, offset):
+        mask = torch.arange(64)[None, None, None] <= (torch.arange(1) + offset)[:, None]
+        first = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+        return first + F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+
+    q, k = torch.randn(1, 4, 1, 16), torch.randn(1, 2, 64, 16)
+    return function, (q, k, torch.randn(1, 2, 64, 16), torch.tensor(5))
+
+
+def test_each_shape_is_measured_once_at_every_number_of_keys():
+    asked = []
+
+    def measure(shape, keys, seconds):
+        asked.append((shape.mask, keys))
+        assert seconds == pytest.approx(18 / (2 * len(MEASURED_KEYS)))
+        return None if keys > 4096 else AttentionTrial(keys, 1e-5, 1.5, 1.5, 1.5)
+
+    table = calibrate_attentions(shapes_of(*decode_and_inputs()), seconds=18, measure=measure)
+    assert asked == [(mask, keys) for mask in ("length", "nothing") for keys in MEASURED_KEYS]
+    assert table.entries[0].problem == SHAPE
+    assert [trial.keys for trial in table.entries[0].trials] == [512, 1024, 2048, 4096]
+    machine = this_machine("cpu")
+    assert AttentionTable.load(AttentionTable.path(machine), machine) == table
+
+
+def test_a_shape_that_is_measured_again_is_replaced():
+    def at(low):
+        return lambda shape, keys, seconds: AttentionTrial(keys, 1e-5, low, low, low)
+
+    shapes = shapes_of(*decode_and_inputs())
+    calibrate_attentions(shapes, keys=(512,), measure=at(1.5))
+    table = calibrate_attentions(shapes[:1], keys=(512,), measure=at(0.5))
+    won = {entry.problem.mask: entry.trials[0].is_won for entry in table.entries}
+    assert won == {"nothing": True, "length": False}
+
+
+@pytest.mark.parametrize("mask", ["length", "given", "nothing"])
+def test_a_trial_compares_both_on_other_keys_each(mask, monkeypatch):
+    """What no kernel computes is not taken for ours: it would be torch against torch."""
+    monkeypatch.setattr(attention_trials, "COLD_BYTES", 1)
+    seen = []
+
+    def clock(run, operands):
+        assert len({one[1].data_ptr() for one in operands}) == len(operands) > 1
+        seen.append(run.__name__)
+        results.append(run(operands[0]))
+        return {"_library": 3.0, "_own": 2.0}[run.__name__]
+
+    shape = AttentionShape(2, 4, 2, 3, 16, 16, "float32", mask)
+    results: list[torch.Tensor] = []
+    trials = AttentionTrials(shape, torch.device("cpu"), clock)
+    found = trials.trial(40, 1.0)
+    assert set(seen) == {"_library"}
+    assert (found.low, found.median, found.high) == (0.0, 0.0, 0.0)
+    monkeypatch.setattr(AttentionTrials, "_runs_own", lambda self, operands: True)
+    results.clear()
+    found = trials.trial(40, 1.0)
+    assert (found.low, found.median, found.library_seconds) == (1.5, 1.5, 3.0)
+    torch.testing.assert_close(results[0], results[1])  # the first two run both on one operand
+
+
+def test_too_many_keys_are_not_tried():
+    trials = AttentionTrials(AttentionShape(64, 32, 1, 1, 128, 128, "float16", "length"),
+                             torch.device("cpu"))  # fmt: skip
+    assert trials.fits(1024)
+    assert not trials.fits(131072)
+
+
+def test_a_model_without_attention_is_said_to_have_none():
+    with pytest.raises(ProblemError, match="no attention"):
+        calibrate_attentions(shapes_of(torch.sin, (torch.randn(3),)))
+
+
+def test_the_command_measures_stores_and_prints(monkeypatch, capsys):
+    monkeypatch.setattr("overlapc.attention_tuning.MEASURED_KEYS", (64, 128))
+    monkeypatch.setattr(attention_trials, "COLD_BYTES", 1)
+    name = f"{__name__}:decode_and_inputs"
+    monkeypatch.setattr(cli, "_load", lambda given: decode_and_inputs if given == name else None)
+    assert cli.main(["calibrate", "--attention", name, "--seconds", "0.1"]) == 0
+    said = capsys.readouterr().out
+    assert str(AttentionTable.path(this_machine("cpu"))) in said
+    assert "1x4/2x1x~x16 float32, mask: length" in said
+    assert "128 keys: torch" in said
+    assert "no kernel of ours ran" in said
+
+
+def test_a_description_tells_what_is_taken():
+    trial = AttentionTrial(512, 1e-5, 1.1, 1.2, 1.3)
+    table = calibrate_attentions([SHAPE], keys=(512,), measure=lambda *_: trial, save=False)
+    assert describe(table.entries[0]).splitlines()[1].strip() == (
+        "512 keys: torch 10.0 us; ours 1.20x [1.10, 1.30], taken"
+    )
