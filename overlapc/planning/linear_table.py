@@ -15,7 +15,7 @@ from overlapc.errors import TargetError
 from overlapc.planning.linear import LinearEntry, LinearProblem
 from overlapc.planning.records import check_format, from_value, to_value
 
-FORMAT = 1
+FORMAT = 2
 """Version of the files; a newer one is refused."""
 KEY = "overlapc_linear"
 AGAIN = "run overlapc calibrate --linear on this machine, or compile with linear='off'"
