@@ -107,7 +107,7 @@ def values(deadline: Deadline, way: str, rows: int, pair: bool) -> dict[str, Any
         for m in {1, max(1, rows - 1), rows}:
             case = LinearCase.random(build_linear(spec), (m, n, k), "cuda")
             for _ in range(2):  # the second with counters that the first has left
-                case.c.fill_(torch.nan)
+                case.outs[0].fill_(torch.nan)
                 case.run()
                 errors[str(spec)] = max(errors.get(str(spec), 0.0), case.error())
     worst = max(errors, key=lambda text: errors[text])

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from overlapc.codegen.aot import DIVISIBLE, TRITON_NAMES, Binary, compile_kernel, input_parts
 from overlapc.codegen.linear_kernel import build_linear
-from overlapc.codegen.linear_spec import MOST_WEIGHTS, LinearSpec
+from overlapc.codegen.linear_spec import LinearSpec
 
-UNIT_STRIDES = {
-    "col": ("stride_wk", "stride_ok"),
-    "row": ("stride_wn", "stride_on"),
-    "strided": (),
-}
-"""Strides that are one, by the layout of a weight."""
-VARYING = ("M", "inputs")
+UNIT_STRIDES = {"col": 1, "row": 2, "strided": None}
+"""Which part of what a kernel is given for a weight is a stride of one, by the weight's layout."""
+VARYING = ("M",)
+
+Path = tuple[int, ...]
 
 
 def build_linear_for(spec: LinearSpec, architecture: str, *, aligned: bool = True) -> Binary:
@@ -25,28 +24,51 @@ def build_linear_for(spec: LinearSpec, architecture: str, *, aligned: bool = Tru
     """
     module = build_linear(spec).module
     names = list(module.KERNEL.arg_names)
-    constants: dict[Any, Any] = dict(module.CONSTANTS)
-    constants |= dict.fromkeys(("stride_xk", *UNIT_STRIDES[spec.weight]), 1)
-    if spec.weights < MOST_WEIGHTS:
-        constants |= {"other": None, "stride_ok": 0, "stride_on": 0}
+    constants: dict[Any, Any] = {**module.CONSTANTS, "stride_xk": 1}
     if spec.splits == 1:
         constants |= {"parts": None, "arrivals": None}
-    weight = f"*{TRITON_NAMES[spec.held or spec.dtype]}"
-    types = {"x": f"*{TRITON_NAMES[spec.dtype]}", "w": weight, "other": weight}
-    types |= {"c": f"*{TRITON_NAMES[spec.out]}", "parts": "*fp32", "arrivals": "*i32"}
-    signature: dict[str, Any] = {
+    types: dict[str, Any] = {"x": f"*{TRITON_NAMES[spec.dtype]}", "parts": "*fp32"}
+    types |= {"arrivals": "*i32", "sizes": ("i32",) * spec.results}
+    types |= {"outs": (f"*{TRITON_NAMES[spec.out]}",) * spec.results}
+    types["weights"], fixed = _weights(spec, names.index("weights"))
+    constants |= fixed
+    at = names.index("inputs")
+    each, strides = input_parts(spec.chain.inputs, at)
+    types["inputs"] = (each,) * spec.results
+    constants |= {
+        (at, result, part): value
+        for result in range(spec.results)
+        for (_, part), value in strides.items()
+    }
+    signature = {
         name: "constexpr" if name in constants else types.get(name, "i32") for name in names
     }
-    at = names.index("inputs")
-    signature["inputs"], strides = input_parts(spec.chain.inputs, at)
-    constants |= strides
     divisible = {}
     if aligned:
         free = [name for name in names if name not in (*constants, *VARYING)]
-        paths: list[tuple[int, ...]] = [(names.index(name),) for name in free]
-        parts = enumerate(signature["inputs"])
-        paths += [(at, part) for part, kind in parts if kind != "constexpr"]
+        paths = [path for name in free for path in _leaves(signature[name], (names.index(name),))]
         divisible = dict.fromkeys(paths, DIVISIBLE)
     return compile_kernel(
         module.KERNEL, signature, constants, divisible, architecture, module.OPTIONS
     )
+
+
+def _weights(spec: LinearSpec, at: int) -> tuple[tuple[Any, ...], dict[Path, int]]:
+    """Types of argument ``at``, and which strides in it are one."""
+    types = [f"*{TRITON_NAMES[spec.held or spec.dtype]}", "i32", "i32"]
+    if spec.scales:
+        types += [f"*{TRITON_NAMES[spec.scales]}", "i32", "i32"]
+    count, unit = spec.weights * spec.results, UNIT_STRIDES[spec.weight]
+    if unit is None:
+        return (tuple(types),) * count, {}
+    types[unit] = "constexpr"
+    return (tuple(types),) * count, {(at, index, unit): 1 for index in range(count)}
+
+
+def _leaves(kind: Any, path: Path) -> Iterator[Path]:
+    """The places of an argument's parts that vary."""
+    if isinstance(kind, tuple):
+        for index, part in enumerate(kind):
+            yield from _leaves(part, (*path, index))
+    elif kind != "constexpr":
+        yield path

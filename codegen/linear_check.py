@@ -26,38 +26,61 @@ class LinearCase:
     kernel: LinearKernel
     x: Tensor
     weights: list[Tensor]
-    c: Tensor
-    inputs: list[Tensor]
+    outs: list[Tensor]
+    inputs: list[list[Tensor]]
+    scales: list[Tensor]
     parts: Tensor
     arrivals: Tensor
 
     @classmethod
     def random(cls, kernel: LinearKernel, sizes: tuple[int, int, int], device: str) -> LinearCase:
-        """Of m, n, k."""
+        """Of m, n, k; further results have fewer columns each."""
         import torch
 
         (m, n, k), spec = sizes, kernel.spec
+        columns = [max(1, n - index * (n // 3 + 1)) for index in range(spec.results)]
+        of_weights = [size for size in columns for _ in range(spec.weights)]
+        poison = torch.full((), torch.nan, device=device).to(getattr(torch, spec.out))
         return cls(
             kernel,
             random_operand("row", m, k, spec.dtype, device),
-            [random_weight(spec, k, n, device) for _ in range(spec.weights)],
-            torch.full((m, n), torch.nan, device=device).to(getattr(torch, spec.out)),
-            [random_input(item, m, n, device) for item in spec.chain.inputs],
-            torch.full((max(1, kernel.part_elements(n)),), torch.nan, device=device),
-            torch.zeros(max(1, kernel.tiles(n)), dtype=torch.int32, device=device),
+            [random_weight(spec, k, size, device) for size in of_weights],
+            [poison.expand(m, size).contiguous() for size in columns],
+            [[random_input(i, m, size, device) for i in spec.chain.inputs] for size in columns],
+            [random_scales(spec, k, size, device) for size in of_weights if spec.scales],
+            torch.full((max(1, kernel.part_elements(columns)),), torch.nan, device=device),
+            torch.zeros(max(1, kernel.tiles(columns)), dtype=torch.int32, device=device),
         )
 
     def run(self) -> None:
         """Call the kernel."""
-        self.kernel(self.x, self.weights, self.c, inputs=self.inputs, parts=self.parts,
-                    arrivals=self.arrivals)  # fmt: skip
+        self.kernel(self.x, self.weights, self.outs, inputs=self.inputs, scales=self.scales,
+                    parts=self.parts, arrivals=self.arrivals)  # fmt: skip
 
     def error(self) -> float:
-        """Of C, over what roundings explain; infinite where a counter is not zero again."""
+        """Of every C, over what roundings explain; infinite where a counter is not zero again."""
         if self.arrivals.any():
             return float("inf")
-        held = [weight.to(self.x.dtype) for weight in self.weights]
-        return error_over_bound(self.kernel.spec, self.x, held, None, self.c, self.inputs)
+        spec, held = self.kernel.spec, self._held()
+        errors = []
+        for index, (c, inputs) in enumerate(zip(self.outs, self.inputs, strict=True)):
+            its = held[index * spec.weights : (index + 1) * spec.weights]
+            errors.append(error_over_bound(spec, self.x, its, None, c, inputs))
+        return max(errors)
+
+    def _held(self) -> list[Tensor]:
+        """What x is multiplied by: scales of groups are rounded with the weight, as in eager."""
+        spec = self.kernel.spec
+        wide = [weight.to(self.x.dtype) for weight in self.weights]
+        if not spec.scales:
+            return wide
+        if not spec.group:
+            return [w.double() * scale.double() for w, scale in zip(wide, self.scales, strict=True)]
+        each = [scale.repeat_interleave(spec.group, 0)[: len(self.x.T)] for scale in self.scales]
+        return [
+            (w.float() * scale.float()).to(self.x.dtype)
+            for w, scale in zip(wide, each, strict=True)
+        ]
 
 
 def random_weight(spec: LinearSpec, k: int, n: int, device: str) -> Tensor:
@@ -70,6 +93,16 @@ def random_weight(spec: LinearSpec, k: int, n: int, device: str) -> Tensor:
     # Into the strides of the operand: a cast keeps those of dense tensors alone.
     narrow = torch.empty_strided(wide.shape, wide.stride(), dtype=torch.int8, device=device)
     return narrow.copy_((wide * 32).clamp(-LARGEST_INTEGER, LARGEST_INTEGER).round())
+
+
+def random_scales(spec: LinearSpec, k: int, n: int, device: str) -> Tensor:
+    """Random scales of a weight ``[k, n]``, away from zero, of strides of their own."""
+    import torch
+
+    groups = -(-k // spec.group) if spec.group else 1
+    return (
+        (0.5 + torch.rand(n, 2 * groups, device=device)).to(getattr(torch, spec.scales))[:, ::2].t()
+    )
 
 
 def main(file: str) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from overlapc.codegen.kernel import name_of
-from overlapc.codegen.linear_spec import LinearSpec
+from overlapc.codegen.linear_spec import MOST_RESULTS, LinearSpec
 from overlapc.codegen.tiles import layout
 from overlapc.errors import KernelError
 from overlapc.planning.linear_tiles import rows_of_tile, splits_for, tile_for
@@ -19,25 +19,31 @@ if TYPE_CHECKING:
 
 def linear_spec_for(
     way: str, m: int, x: Tensor, weights: Sequence[Tensor], lowered: Lowered, *,
-    architecture: str, sms: int,
+    architecture: str, sms: int, scales: Sequence[Tensor] = (), group: int = 0,
 ) -> LinearSpec:  # fmt: skip
     """The kernel that computes a lowered chain of x[m, k] and each weight[k, n] in this way.
 
-    Tensors without content do. KernelError where none is generated for such operands.
+    More weights than the chain has are those of further results. Tensors without content do.
+    KernelError where none is generated for such operands.
     """
     dtype, held, laid = name_of(x), name_of(weights[0]), layout(weights[0])
     rows = rows_of_tile(way, m)
-    pair = len(weights) > 1
+    of_one = 1 + len(lowered.others)
+    results = len(weights) // of_one
+    pair = of_one > 1
     tile = tile_for(way, architecture, dtype, laid, rows=rows or 0, pair=pair, held=held)
     alike = all(layout(w) == laid and name_of(w) == held for w in weights)
-    if tile is None or rows is None or not alike:
+    alike = alike and len({name_of(scale) for scale in scales}) < 2
+    if tile is None or rows is None or not alike or results > MOST_RESULTS:
+        by = f"{len(weights)} {laid} weights" if len(weights) > 1 else f"a {laid} weight"
         raise KernelError(
-            f"No {way} of {m} rows is generated for {dtype} by a {laid} weight of {held} on "
+            f"No {way} of {m} rows is generated for {dtype} by {by} of {held} on "
             f"{architecture or 'this device'}.",
             where="the choice of a kernel for a linear layer",
             remedy="none is needed: the library computes it",
         )
-    k, n = weights[0].shape
+    k = len(weights[0])
+    n = sum(weight.shape[1] for weight in weights[::of_one])
     return LinearSpec(
         way, dtype, lowered.dtype, rows, tile.block_n, tile.block_k, tile.warps, tile.stages,
         splits_for(tile, n, k, sms),
@@ -45,4 +51,7 @@ def linear_spec_for(
         weight=laid,
         even_k=k % tile.block_k == 0,
         epilogue=str(lowered.epilogue),
+        results=results,
+        scales=name_of(scales[0]) if scales else "",
+        group=group,
     )  # fmt: skip

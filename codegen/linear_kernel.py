@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LinearKernel:
-    """``C = x @ weight``, with its epilogue, for every size that keeps the facts of ``spec``."""
+    """``C = x @ weight``, with its epilogue, for every size that keeps the facts of ``spec``;
+    or several of them in one launch."""
 
     spec: LinearSpec
     path: Path
@@ -29,74 +30,92 @@ class LinearKernel:
     module: ModuleType
     """The generated module, imported."""
 
-    def tiles(self, n: int) -> int:
-        """Tiles of n columns, and so counters that a launch of a split k needs."""
-        return -(-n // self.spec.block_n)
+    def tiles(self, sizes: Sequence[int]) -> int:
+        """Tiles of results of so many columns each: counters that a launch of a split k needs."""
+        return sum(-(-n // self.spec.block_n) for n in sizes)
 
-    def part_elements(self, n: int) -> int:
+    def part_elements(self, sizes: Sequence[int]) -> int:
         """Elements of float32 that a launch of a split k needs for its parts."""
         spec = self.spec
-        return self.tiles(n) * spec.splits * spec.weights * spec.rows * spec.block_n
+        return self.tiles(sizes) * spec.splits * spec.weights * spec.rows * spec.block_n
 
     def __call__(
         self,
         x: Tensor,
         weights: Sequence[Tensor],
-        c: Tensor,
+        outs: Sequence[Tensor],
         *,
-        inputs: Sequence[Tensor] = (),
+        inputs: Sequence[Sequence[Tensor]] = ((),),
+        scales: Sequence[Tensor] = (),
         parts: Tensor | None = None,
         arrivals: Tensor | None = None,
     ) -> Any:
         """Launch on the current stream; returns what Triton's launcher returns, None if C is empty.
 
-        x[m, k] and each weight[k, n] have any strides that fit the spec; C is contiguous [m, n].
-        ``inputs`` are the epilogue's, of any strides. A split k needs ``parts``, float32 of
+        x[m, k] and each weight[k, n] have any strides that fit the spec; each C of ``outs`` is
+        contiguous [m, n]. ``inputs`` are the epilogue's for each C, of any strides; ``scales`` of
+        each weight are [k / group, n], of any strides. A split k needs ``parts``, float32 of
         ``part_elements`` in any state, and ``arrivals``, int32 of ``tiles`` that are zero and will
         be zero again: no two launches that may overlap share them. KernelError where any of this
         does not hold.
         """
-        self._check(x, weights, c, inputs)
+        self._check(x, weights, outs, inputs, scales)
         spec = self.spec
-        (m, k), n = x.shape, c.shape[1]
-        if m == 0 or n == 0:
+        (m, k), sizes = x.shape, tuple(c.shape[1] for c in outs)
+        if m == 0 or sum(sizes) == 0:
             return None
-        self._check_workspace(n, parts, arrivals)
-        first, other = weights[0], weights[1] if spec.weights > 1 else None
-        more = other.stride() if other is not None else (0, 0)
+        self._check_workspace(sizes, parts, arrivals)
+        held = [(weight, *weight.stride()) for weight in weights]
+        if spec.scales:
+            pairs = zip(held, scales, strict=True)
+            held = [(*weight, scale, *scale.stride()) for weight, scale in pairs]
         values = [
-            part
-            for item, tensor in zip(spec.chain.inputs, inputs, strict=True)
-            for part in (tensor, *input_strides(item, tensor))
+            tuple(
+                part
+                for item, tensor in zip(spec.chain.inputs, given, strict=True)
+                for part in (tensor, *input_strides(item, tensor))
+            )
+            for given in inputs
         ]
-        return self.module.KERNEL[(self.tiles(n), spec.splits)](
-            x, first, other, c, tuple(values), parts, arrivals, m, n, k,
-            *x.stride(), *first.stride(), *more, **self.module.CONSTANTS, **self.module.OPTIONS,
+        return self.module.KERNEL[(self.tiles(sizes), spec.splits)](
+            x, tuple(held), tuple(outs), tuple(values), parts, arrivals, m, k, sizes,
+            *x.stride(), **self.module.CONSTANTS, **self.module.OPTIONS,
         )  # fmt: skip
 
     def _check(
-        self, x: Tensor, weights: Sequence[Tensor], c: Tensor, inputs: Sequence[Tensor]
+        self,
+        x: Tensor,
+        weights: Sequence[Tensor],
+        outs: Sequence[Tensor],
+        inputs: Sequence[Sequence[Tensor]],
+        scales: Sequence[Tensor],
     ) -> None:
         spec = self.spec
-        if x.dim() != 2 or len(weights) != spec.weights or any(w.dim() != 2 for w in weights):
-            raise self._error(f"it takes a matrix and {spec.weights} weights")
-        (m, k), n = x.shape, weights[0].shape[1]
+        count = spec.weights * spec.results
+        if x.dim() != 2 or len(weights) != count or any(w.dim() != 2 for w in weights):
+            raise self._error(f"it takes a matrix and {count} weights")
+        if not len(outs) == len(inputs) == spec.results:
+            raise self._error(f"it gives {spec.results} results")
+        m, k = x.shape
         if m > spec.rows:
             raise self._error(f"there are {m} rows, and at most {spec.rows} are promised")
-        if any(tuple(w.shape) != (k, n) for w in weights):
-            raise self._error(f"x{list(x.shape)} and {[list(w.shape) for w in weights]} do not fit")
-        if tuple(c.shape) != (m, n) or not c.is_contiguous():
-            raise self._error(f"C is not a contiguous [{m}, {n}]")
         held = spec.held or spec.dtype
         if name_of(x) != spec.dtype or any(name_of(w) != held for w in weights):
             raise self._error("the dtypes are not the spec's")
-        if name_of(c) != spec.out:
-            raise self._error(f"C is of {name_of(c)}")
         if spec.even_k and k % spec.block_k:
             raise self._error(f"k is {k}, not a multiple of {spec.block_k}")
-        for weight in weights:
+        sizes = [c.shape[-1] for c in outs for _ in range(spec.weights)]
+        for weight, n in zip(weights, sizes, strict=True):
+            if tuple(weight.shape) != (k, n):
+                raise self._error(f"x{list(x.shape)} and {list(weight.shape)} do not fit")
             self._check_strides(weight)
-        self._check_inputs(inputs, m, n)
+        for c, given in zip(outs, inputs, strict=True):
+            if c.dim() != 2 or len(c) != m or not c.is_contiguous():
+                raise self._error(f"C is not a contiguous [{m}, n]")
+            if name_of(c) != spec.out:
+                raise self._error(f"C is of {name_of(c)}")
+            self._check_inputs(given, m, c.shape[1])
+        self._check_scales(weights, scales)
 
     def _check_strides(self, weight: Tensor) -> None:
         spec, strides = self.spec, weight.stride()
@@ -105,6 +124,16 @@ class LinearKernel:
             raise self._error(f"a weight has strides {strides}, not the layout {spec.weight!r}")
         if spec.block_k * strides[0] + spec.block_n * strides[1] >= INT32_LIMIT:
             raise self._error(f"a tile of a weight with strides {strides} does not fit int32")
+
+    def _check_scales(self, weights: Sequence[Tensor], scales: Sequence[Tensor]) -> None:
+        spec = self.spec
+        if len(scales) != (len(weights) if spec.scales else 0):
+            raise self._error(f"scales of {spec.scales or 'no dtype'} are promised")
+        for weight, scale in zip(weights, scales, strict=bool(spec.scales)):
+            k, n = weight.shape
+            groups = -(-k // spec.group) if spec.group else 1
+            if name_of(scale) != spec.scales or tuple(scale.shape) != (groups, n):
+                raise self._error(f"scales are {name_of(scale)}{list(scale.shape)}")
 
     def _check_inputs(self, inputs: Sequence[Tensor], m: int, n: int) -> None:
         promised = self.spec.chain.inputs
@@ -116,15 +145,17 @@ class LinearKernel:
                     f"an input is {name_of(tensor)}{list(tensor.shape)}, not the promised {item}"
                 )
 
-    def _check_workspace(self, n: int, parts: Tensor | None, arrivals: Tensor | None) -> None:
+    def _check_workspace(
+        self, sizes: Sequence[int], parts: Tensor | None, arrivals: Tensor | None
+    ) -> None:
         if self.spec.splits == 1:
             return
         if parts is None or arrivals is None:
             raise self._error("a split k needs parts and arrivals")
-        if name_of(parts) != "float32" or parts.numel() < self.part_elements(n):
-            raise self._error(f"parts are not {self.part_elements(n)} of float32")
-        if name_of(arrivals) != "int32" or arrivals.numel() < self.tiles(n):
-            raise self._error(f"arrivals are not {self.tiles(n)} of int32")
+        if name_of(parts) != "float32" or parts.numel() < self.part_elements(sizes):
+            raise self._error(f"parts are not {self.part_elements(sizes)} of float32")
+        if name_of(arrivals) != "int32" or arrivals.numel() < self.tiles(sizes):
+            raise self._error(f"arrivals are not {self.tiles(sizes)} of int32")
 
     def _error(self, what: str) -> KernelError:
         return KernelError(

@@ -24,12 +24,14 @@ import triton.language as tl
 
 from overlapc.codegen.templates import operands, pointwise
 from overlapc.codegen.templates.{way} import {way}
+from overlapc.codegen.templates.layer import layer
 
 
 {epilogue}
 
-KERNEL = {way}
+KERNEL = layer
 CONSTANTS = {{
+    "PRODUCTS": {way},
     "EPILOGUE": epilogue,
 {constants}}}
 OPTIONS = {{"num_warps": {warps}, "num_stages": {stages}}}
@@ -37,8 +39,9 @@ OPTIONS = {{"num_warps": {warps}, "num_stages": {stages}}}
 
 
 def constants(spec: LinearSpec) -> dict[str, Constant]:
-    """The template's compile-time parameters for this spec, but its epilogue."""
+    """The template's compile-time parameters for this spec, but its functions."""
     return {
+        "RESULTS": spec.results,
         "ROWS": spec.rows,
         "BLOCK_N": spec.block_n,
         "BLOCK_K": spec.block_k,
@@ -47,6 +50,8 @@ def constants(spec: LinearSpec) -> dict[str, Constant]:
         "PAIR": spec.weights == MOST_WEIGHTS,
         "EVEN_K": spec.even_k,
         "SUM_K": spec.sum_k,
+        "SCALED": bool(spec.scales),
+        "GROUP": spec.group,
     }
 
 
@@ -72,8 +77,10 @@ def linear_module_text(spec: LinearSpec) -> str:
 def _summary(spec: LinearSpec) -> str:
     calls = len(spec.chain.calls) - spec.weights
     then = f" and {calls} calls after it" if calls else ""
-    by = f"{spec.weights} weights" if spec.weights > 1 else "a weight"
+    weights = spec.weights * spec.results
+    by = f"{weights} weights" if weights > 1 else "a weight"
     held = f" of {spec.held}" if spec.held else ""
+    scaled = ", scaled" if spec.scales else ""
     split = f", k in {spec.splits} parts" if spec.splits > 1 else ""
     rows = f"{spec.rows} rows" if spec.rows > 1 else "one row"
-    return f"{rows} of {spec.dtype} by {by}{held}{then}, to {spec.out}{split}."
+    return f"{rows} of {spec.dtype} by {by}{held}{scaled}{then}, to {spec.out}{split}."

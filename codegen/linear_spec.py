@@ -21,6 +21,9 @@ FLAT_ROWS = (8, 16, 32, 64)
 HELD = (*FLOATS, "int8")
 """Dtypes in which a weight may lie in memory; it is multiplied in the activations' dtype."""
 MOST_WEIGHTS = 2
+"""Whose products one epilogue takes."""
+MOST_RESULTS = 3
+"""Of one launch: queries, keys and values. Chosen; each is code of its own."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,10 @@ class LinearSpec:
 
     ``gemv`` multiplies on the ordinary cores, ``flat`` on the matrix units with the weight's
     columns as their M and the rows as their N. With two weights (gate and up) both products of
-    one x go into the epilogue. ``str(spec)`` is its canonical text and ``parse`` reads it back.
-    Sizes are not part of it: one kernel serves every m up to ``rows``, every n, and every k that
-    keeps ``even_k``.
+    one x go into the epilogue. With several results one launch computes as many layers of one x,
+    which differ in their columns alone. ``str(spec)`` is its canonical text and ``parse`` reads it
+    back. Sizes are not part of it: one kernel serves every m up to ``rows``, every n, and every k
+    that keeps ``even_k``.
     """
 
     way: str
@@ -60,6 +64,12 @@ class LinearSpec:
     """Whether k is a multiple of ``block_k``, so that no load is masked along k."""
     epilogue: str = ""
     """Text of the ``Epilogue`` that gives C; empty for the GEMM alone."""
+    results: int = 1
+    """How many layers of the same rows one launch computes, each by a weight of its own."""
+    scales: str = ""
+    """Dtype of what the weight is multiplied by before the product; empty where it is not."""
+    group: int = 0
+    """How many consecutive k share a scale, beside one for each column; 0 where all do."""
 
     def __post_init__(self) -> None:
         self._require(self.way in WAYS, f"way is one of {', '.join(WAYS)}")
@@ -78,6 +88,11 @@ class LinearSpec:
         self._require(self.stages > 0, "stages is positive")
         self._require(self.weight in LAYOUTS, f"weight is of {LAYOUTS}")
         self._require(1 <= self.weights <= MOST_WEIGHTS, f"it has at most {MOST_WEIGHTS} weights")
+        self._require(1 <= self.results <= MOST_RESULTS, f"it has at most {MOST_RESULTS} results")
+        self._require(min(self.weights, self.results) == 1, "one of several results has one weight")
+        self._require(self.scales in ("", *FLOATS), f"scales are of {', '.join(FLOATS)}")
+        self._require(self.group >= 0, "group is positive or zero")
+        self._require(bool(self.scales) or not self.group, "only scales come in groups")
 
     def __str__(self) -> str:
         return to_line(KIND, self)
@@ -97,7 +112,7 @@ class LinearSpec:
 
     @cached_property
     def weights(self) -> int:
-        """How many weights x is multiplied by."""
+        """How many weights x is multiplied by for one result."""
         return sum(call.op in GEMMS for call in self.chain.calls)
 
     @property

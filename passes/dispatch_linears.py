@@ -9,13 +9,16 @@ leaves the graph as it was. Without a measurement there are no sites.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import fx
 from torch._inductor import config as inductor_config
 
+from overlapc.codegen.linear_spec import MOST_RESULTS
 from overlapc.errors import KernelError, TargetError
 from overlapc.graphs.collectives import Refusal
+from overlapc.graphs.joint_linears import join, may_join
 from overlapc.graphs.linears import Linear, linear_gemms, read_linear
 from overlapc.graphs.nodes import tensor_facts, where
 from overlapc.graphs.replacing import replace_linear
@@ -60,7 +63,8 @@ class DispatchLinears:
             return
         tables: dict[str, LinearTable | str | None] = {}
         taken: set[fx.Node] = set()
-        for gemm in list(linear_gemms(graph)):
+        gemms = list(linear_gemms(graph))
+        for index, gemm in enumerate(gemms):
             facts = tensor_facts(gemm)
             if gemm in taken or facts is None:
                 continue
@@ -69,7 +73,8 @@ class DispatchLinears:
             table = tables[facts.device]
             if table is None:
                 continue
-            found, verdict = judge(gemm, table, choice)
+            later = [one for one in gemms[index + 1 :] if one not in taken]
+            found, verdict = judge(gemm, table, choice, later)
             if not isinstance(found, Refusal):
                 taken |= {one.node for one in found.gemms}
             self._settle(graph, gemm, found, verdict, compilation)
@@ -103,11 +108,18 @@ class DispatchLinears:
                 replace_linear(graph, found, spec.text())
 
 
-def judge(gemm: fx.Node, table: LinearTable | str, choice: str) -> tuple[Linear | Refusal, Verdict]:
-    """Read the layer that begins with a GEMM, as far as one op may take it, and decide on it."""
+def judge(
+    gemm: fx.Node, table: LinearTable | str, choice: str, later: Sequence[fx.Node] = ()
+) -> tuple[Linear | Refusal, Verdict]:
+    """Read the layer that begins with a GEMM, as far as one op may take it, with those of the same
+    rows among ``later`` GEMMs that one launch computes beside it, and decide on it."""
     try:
         found = read_linear(gemm, takes)
+        if isinstance(found, Linear):
+            found = with_others(found, later)
         return found, decide(found, table, choice)
+    except KernelError as error:  # of how its weight is scaled
+        return Refusal(gemm, "weight", error.what), Verdict("refused", "weight", error.what)
     except Exception as error:  # nothing is changed yet: the program is compiled without us
         log.exception("a fault of overlapc at %s", where(gemm))
         reason = f"A fault of overlapc, which its log tells, please report it: {error!r}."
@@ -120,13 +132,44 @@ def takes(layer: Linear) -> bool:
     Only a generated kernel gains by it. Where rows vary the library may have to compute them, and
     Inductor, which would fuse that work, could not.
     """
-    if layer.gemms[0].device == "cpu" or not layer.is_static:
-        return False
+    return may_fuse(layer) and layer.is_static and is_lowered(layer)
+
+
+def may_fuse(layer: Linear) -> bool:
+    """Whether more than one GEMM of a layer may be worth one op: a launch is one of a device."""
+    return layer.gemms[0].device != "cpu"
+
+
+def is_lowered(layer: Linear) -> bool:
+    """Whether one kernel computes all of it."""
     try:
         lowered_layer(layer.program, layer.meta_operands)
     except KernelError:
         return False
     return True
+
+
+def with_others(layer: Linear, later: Sequence[fx.Node]) -> Linear:
+    """Return a layer joined with as many of later GEMMs as one launch computes alike."""
+    for gemm in later if may_fuse(layer) and len(layer.gemms) == 1 else ():
+        if len(layer.results) == MOST_RESULTS:
+            break
+        if not may_join(layer, gemm):
+            continue
+        other = read_linear(gemm, takes)
+        if isinstance(other, Refusal) or _kind(other) != _kind(layer):
+            continue
+        joint = join(layer, other)
+        if joint is not None and is_lowered(joint):
+            layer = joint
+    return layer
+
+
+def _kind(layer: Linear) -> tuple[object, ...]:
+    """What layers of one launch have in common beside their rows."""
+    (gemm, *more) = layer.gemms
+    own = more if len(layer.results) == 1 else ()
+    return gemm.dtype, layer.layout, layer.held, layer.after, len(own)
 
 
 def decide(found: Linear | Refusal, table: LinearTable | str, choice: str) -> Verdict:
@@ -167,9 +210,11 @@ def problem_of(layer: Linear) -> LinearProblem:
         gemm.k,
         gemm.dtype,
         layer.layout,
-        len(layer.gemms),
+        len(layer.gemms) // len(layer.results),
         layer.held,
         " ".join(layer.after),
+        tuple(other.n for other in layer.gemms[1:]) if len(layer.results) > 1 else (),
+        layer.scaled,
     )
 
 

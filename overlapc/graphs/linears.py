@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
 
 import torch
 from torch import fx
@@ -22,19 +21,16 @@ from overlapc.graphs.bands import (
 from overlapc.graphs.chain import Result, meta_operand, operand_shape
 from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.gemms import Gemm, add_gemm, form_of, left_of, read_gemm, rows_of
+from overlapc.graphs.held_weights import Held, held_as
 from overlapc.graphs.nodes import through, value_of
 from overlapc.graphs.walking import Walk, dims_or_refuse, ordered
-from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, mapped
+from overlapc.runtime.parts import parts_of
+from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step, mapped
 from overlapc.runtime.widening import loaded, widened
 
 aten = torch.ops.aten
-prims = torch.ops.prims
 
 GEMMS = (aten.mm.default, aten.addmm.default)
-TURNS = frozenset({aten.permute.default, aten.t.default, aten.transpose.int, aten.alias.default})
-"""What may stand between a parameter and its GEMM."""
-NARROW = ("int8", "float8_e4m3fn", "float8_e5m2")
-"""Dtypes of weights that are widened before they are multiplied."""
 
 Takes = Callable[["Linear"], bool]
 """Whether an op may take a layer with as much behind it."""
@@ -45,12 +41,13 @@ class Linear:
     """What one op takes the place of."""
 
     gemms: tuple[Gemm, ...]
-    """One, or two of the same rows."""
+    """Of the same rows: one, two of one result, or one for each of several results."""
     program: Program
     operands: tuple[Operand, ...]
-    result: Result
+    results: tuple[Result, ...]
+    """In the order in which the program keeps them."""
     dead: tuple[fx.Node, ...] = field(default=(), repr=False)
-    """What goes once the result has taken its node's place, in program order."""
+    """What goes once each result has taken its node's place, in program order."""
 
     @property
     def meta_operands(self) -> list[torch.Tensor]:
@@ -68,27 +65,41 @@ class Linear:
 
     @property
     def after(self) -> tuple[str, ...]:
-        """The ops after its GEMMs by their names, without views."""
-        names = [step.op.split(".")[1] for step in loaded(self.program).program.steps]
+        """The ops after a result's GEMMs by their names, without views; of all results alike."""
+        (first, *_) = parts_of(self.program)
+        names = [step.op.split(".")[1] for step in loaded(first).program.steps]
         return tuple(name for name in names if name not in ("mm", "addmm", "reshape"))
 
     @property
     def layout(self) -> str:
         """How its weights lie as [k, n]: "row", "col", or "strided"."""
-        found = {_layout(held_as(weight_of(gemm.node))) for gemm in self.gemms}
+        found = {_held(gemm.node).layout for gemm in self.gemms}
         return found.pop() if len(found) == 1 else "strided"
 
     @property
     def held(self) -> str:
         """The dtype of its weights in memory; empty where GEMMs read them as they are."""
-        its = held_as(weight_of(self.gemms[0].node))
-        return _dtype(its.node) if its.is_narrow else ""
+        return _held(self.gemms[0].node).dtype
+
+    @property
+    def scaled(self) -> str:
+        """How its weights are scaled before the product: by columns, or groups of so many k.
+
+        Empty where they are not; KernelError where no kernel scales them so.
+        """
+        its = loaded(parts_of(self.program)[0])
+        weight = its.held[0].operand if its.held else 0
+        scales = its.scales(self.meta_operands, weight)
+        if scales is None:
+            return ""
+        groups, k = len(scales), self.gemms[0].k
+        return "columns" if groups == 1 else f"groups of {k // groups}"
 
 
 def linear_gemms(graph: fx.Graph) -> Iterator[fx.Node]:
     """Yield every GEMM by a matrix that the graph is given and does not compute, in order."""
     for node in graph.nodes:
-        if node.target in GEMMS and is_given(weight_of(node)):
+        if node.target in GEMMS and held_as(weight_of(node)) is not None:
             yield node
 
 
@@ -101,60 +112,10 @@ def weight_of(gemm: fx.Node) -> fx.Node:
     return weight
 
 
-def is_given(node: fx.Node) -> bool:
-    """Return whether a weight is an input of the graph or a constant, or a view of one; it may lie
-    there in a narrower dtype."""
-    while node.target in TURNS or _widens(node):
-        (node,) = node.all_input_nodes
-    return node.op in ("placeholder", "get_attr")
-
-
-def _widens(node: fx.Node) -> bool:
-    is_cast = node.target is prims.convert_element_type.default
-    return is_cast and _dtype(node.all_input_nodes[0]) in NARROW
-
-
-@dataclass(frozen=True)
-class Held:
-    """How a weight lies in memory: as its GEMM reads it, or narrower."""
-
-    node: fx.Node
-    """What the op is given."""
-    is_narrow: bool = False
-    is_turned: bool = False
-    """The GEMM reads it transposed."""
-    widening: tuple[fx.Node, ...] = ()
-    """The calls between, in program order."""
-
-
-def held_as(weight: fx.Node) -> Held:
-    """Return how the right operand of a GEMM is held."""
-    if _widens(weight):
-        return Held(weight.all_input_nodes[0], True, False, (weight,))
-    if _transposes(weight) and _widens(weight.all_input_nodes[0]):
-        (wide,) = weight.all_input_nodes
-        return Held(wide.all_input_nodes[0], True, True, (wide, weight))
-    return Held(weight)
-
-
-def _transposes(node: fx.Node) -> bool:
-    if node.target is not aten.permute.default:
-        return False
-    order = cast("Sequence[int]", node.args[1])
-    return [dim % 2 for dim in order] == [1, 0]
-
-
-def _dtype(node: fx.Node) -> str:
-    return str(value_of(node).dtype).removeprefix("torch.")
-
-
-def _layout(its: Held) -> str:
-    value = value_of(its.node)
-    strides = value.t().stride() if its.is_turned else value.stride()
-    if not is_static(strides):
-        return "strided"
-    rows, columns = strides
-    return "row" if columns == 1 else "col" if rows == 1 else "strided"
+def _held(gemm: fx.Node) -> Held:
+    its = held_as(weight_of(gemm))
+    assert its is not None, "the weight is given"
+    return its
 
 
 def read_linear(gemm: fx.Node, takes: Takes) -> Linear | Refusal:
@@ -242,17 +203,17 @@ class _Reader:
             self.builder.restore(saved)
 
     def _is_sibling(self, node: fx.Node) -> bool:
-        if node.target not in GEMMS or not is_given(weight_of(node)):
+        if node.target not in GEMMS or held_as(weight_of(node)) is None:
             return False
         ours, other = value_of(weight_of(self.gemm)), value_of(weight_of(node))
-        return _rows_key(left_of(node)) == _rows_key(left_of(self.gemm)) and (
+        return rows_key(left_of(node)) == rows_key(left_of(self.gemm)) and (
             ours.shape == other.shape
         )
 
     def _is_crossed(self, last: fx.Node) -> bool:
         """Whether anything is written to between what is first read and where the op will stand."""
-        weights = [weight_of(node) for node in self.builder.bands if form_of(node) is not None]
-        read = {*self.builder.bands, *(node for one in weights for node in held_as(one).widening)}
+        held = [_held(node) for node in self.builder.bands if form_of(node) is not None]
+        read = {*self.builder.bands, *(node for one in held for node in one.widening)}
         waiting = set(read)
         for node in last.graph.nodes:
             if node is last:
@@ -267,14 +228,14 @@ class _Reader:
         builder, band = self.builder, self.builder.bands[last]
         dims = None if last is self.gemm else dims_or_refuse(last, band)
         gemms = [node for node in builder.bands if form_of(node) is not None]
-        program, operands = _merged(builder.program(None, [band.ref]), builder.operands)
-        casts, between = [], set[fx.Node]()
-        for weight in dict.fromkeys(weight_of(gemm) for gemm in gemms):
-            its = held_as(weight)
-            if its.is_narrow:
-                at = operands.index(Operand(weight, WHOLE))
+        program, operands = merged(builder.program(None, [band.ref]), builder.operands)
+        calls, between = dict[int, list[Step]](), set[fx.Node]()
+        for gemm in gemms:
+            its, weight = _held(gemm), Operand(weight_of(gemm), WHOLE)
+            if its.widening and weight in operands:
+                at = operands.index(weight)
                 operands[at] = Operand(its.node, WHOLE)
-                casts.append((at, value_of(weight).dtype, its.is_turned))
+                calls[at] = its.steps(lambda node: _whole(operands, node))
                 between |= set(its.widening)
         mine = set(builder.bands)
         # Who else reads a widened weight goes on to read it.
@@ -283,26 +244,34 @@ class _Reader:
                 mine.add(node)
         return Linear(
             tuple(read_gemm(node) for node in gemms),
-            widened(program, casts) if casts else program,
+            widened(program, calls, len(operands)) if calls else program,
             tuple(operands),
-            Result(last, dims),
+            (Result(last, dims),),
             ordered(mine, last.graph),
         )
 
 
-def _rows_key(node: fx.Node) -> tuple[object, ...]:
+def _whole(operands: list[Operand], node: fx.Node) -> Ref:
+    """The operand that is a node's tensor whole; it is added where it is none."""
+    operand = Operand(node, WHOLE)
+    if operand not in operands:
+        operands.append(operand)
+    return Ref("operand", operands.index(operand))
+
+
+def rows_key(node: fx.Node) -> tuple[object, ...]:
     """Equal for tensors that are one another's copies: views in the same shape of one tensor."""
     source, _ = through(node, is_view)
     return source, tuple(str(size) for size in value_of(node).shape)
 
 
-def _merged(program: Program, operands: Sequence[Operand]) -> tuple[Program, list[Operand]]:
+def merged(program: Program, operands: Sequence[Operand]) -> tuple[Program, list[Operand]]:
     """Let a program take each tensor once, in whatever views it is spelled."""
     first: dict[tuple[object, ...], int] = {}
     kept: list[Operand] = []
     places = []
     for operand in operands:
-        key = (*_rows_key(operand.node), operand.mode, operand.shape)
+        key = (*rows_key(operand.node), operand.mode, operand.shape)
         if operand.mode != ROWS or key not in first:
             first[key] = len(kept)
             kept.append(operand)

@@ -16,6 +16,7 @@ from overlapc.graphs.chain import Chain, Result
 from overlapc.graphs.linears import Linear
 from overlapc.graphs.nodes import add_call, value_of
 from overlapc.graphs.readers import read_tiles
+from overlapc.graphs.walking import ordered
 from overlapc.planning.packed_order import PackedOrder
 
 aten = torch.ops.aten
@@ -48,16 +49,23 @@ def replace_chain(
 
 
 def replace_linear(graph: fx.Graph, linear: Linear, spec: str) -> None:
-    """Insert the op of linear layers where its result stands, use that, and erase the layer."""
-    node = linear.result.node
-    with graph.inserting_before(node):
+    """Insert the op of linear layers where its last result stands, use its results, and erase the
+    layers. What reads one of several before that moves behind the op."""
+    (*_, last) = ordered({result.node for result in linear.results}, graph)
+    is_one = len(linear.results) == 1
+    target = torch.ops.overlapc.linear.default if is_one else torch.ops.overlapc.linears.default
+    with graph.inserting_before(last):
         sizes = _Sizes(graph, {})
         operands = [_given(graph, operand, sizes) for operand in linear.operands]
-        target = torch.ops.overlapc.linear.default
-        value = add_call(graph, target, (operands, spec), like=linear.gemms[0].node)
-        node.replace_all_uses_with(_shaped(graph, value, linear.result, sizes))
+        op = add_call(graph, target, (operands, spec), like=linear.gemms[0].node)
+        for index, result in enumerate(linear.results):
+            like = result.node
+            value = op if is_one else add_call(graph, operator.getitem, (op, index), like=like)
+            result.node.replace_all_uses_with(_shaped(graph, value, result, sizes))
     for old in reversed(linear.dead):
         graph.erase_node(old)
+    if not is_one:
+        stable_topological_sort(graph)
 
 
 def _given(graph: fx.Graph, operand: Operand, sizes: _Sizes) -> fx.Node:

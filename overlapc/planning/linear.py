@@ -35,18 +35,29 @@ class LinearProblem:
     """Dtype of the weight in memory; empty where it is that of the rows."""
     epilogue: str = ""
     """Names of the ops after the GEMM, separated by spaces."""
+    more: tuple[int, ...] = ()
+    """Columns of further results of the same rows, which one launch computes beside."""
+    scaled: str = ""
+    """How the weight is scaled before the product; empty where it is not."""
 
     def __post_init__(self) -> None:
-        if min(self.n, self.k, self.weights) < 1:
+        if min(self.n, self.k, self.weights, *self.more) < 1:
             raise ValueError(f"n, k and weights are above zero, unlike {self.n}, {self.k}")
 
     def text(self, rows: int | str) -> str:
         """Sizes as a person reads them, for so many rows."""
         times = f"{self.weights}x" if self.weights > 1 else ""
+        columns = "+".join(map(str, (self.n, *self.more)))
         held = f" by {self.held}" if self.held else ""
+        scaled = f" scaled in {self.scaled}" if self.scaled else ""
         count = len(self.epilogue.split())
         then = f", then {count} op{'s' * (count > 1)}" if count else ""
-        return f"{rows}x{times}{self.n}x{self.k} {self.dtype}{held}{then}"
+        return f"{rows}x{times}{columns}x{self.k} {self.dtype}{held}{scaled}{then}"
+
+    @property
+    def columns(self) -> int:
+        """Of all results together."""
+        return self.n + sum(self.more)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class LinearRates:
 
 def weight_bytes(problem: LinearProblem) -> int:
     """Of what every row count has to read."""
-    return problem.weights * problem.n * problem.k * BYTES[problem.held or problem.dtype]
+    return problem.weights * problem.columns * problem.k * BYTES[problem.held or problem.dtype]
 
 
 def least_seconds(
@@ -40,9 +40,9 @@ def least_seconds(
 ) -> float:
     """No run of this implementation takes less, launch aside: reading, or else multiplying."""
     item = BYTES[problem.dtype]
-    moved = weight_bytes(problem) + rows * (problem.k + problem.n) * item
+    moved = weight_bytes(problem) + rows * (problem.k + problem.columns) * item
     computed = {GEMV: rows, FLAT: rows_of_tile(FLAT, rows) or rows, LIBRARY: rows}[implementation]
-    flops = 2.0 * problem.weights * computed * problem.n * problem.k
+    flops = 2.0 * problem.weights * computed * problem.columns * problem.k
     rate = rates.ordinary if implementation == GEMV else rates.matrix
     share = ASSUMED_SHARE if implementation == FLAT else 1.0
     return max(moved / rates.read, flops / (share * rate))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -25,11 +26,12 @@ from overlapc.runtime.linear_ways import on_processor
 from overlapc.runtime.ops import by_library_of, calls_of
 from overlapc.runtime.program import ROWS
 
-NAME = "linear"
+NAME, NAME_OF_SEVERAL = "linear", "linears"
 SCHEMA = "(Tensor[] operands, str spec) -> Tensor"
-"""``operands`` are those of the spec's program; the result is its one value, contiguous."""
+"""``operands`` are those of the spec's program; the result is its one value, contiguous. The op of
+several gives a list of them."""
 
-Run = Callable[[Sequence[torch.Tensor]], torch.Tensor]
+Run = Callable[[Sequence[torch.Tensor]], Any]
 
 NOT_LOADED = "It had not run before a graph was captured, and in a capture nothing is loaded."
 
@@ -51,10 +53,13 @@ class Layer:
     def __post_init__(self) -> None:
         self.rows_of = self.spec.program.modes.index(ROWS)
         compute = function(self.spec.program)
-        self.library: Run = lambda operands: compute(operands, ())[0].contiguous()
+        if len(self.spec.program.kept) == 1:
+            self.library: Run = lambda operands: compute(operands, ())[0].contiguous()
+        else:
+            self.library = lambda operands: [one.contiguous() for one in compute(operands, ())]
 
-    def __call__(self, operands: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Compute the result."""
+    def __call__(self, operands: Sequence[torch.Tensor]) -> Any:
+        """Compute the result, or the list of several."""
         rows = operands[self.rows_of].shape[0]
         way = self.spec.regions.implementation(rows)
         if way != LIBRARY:
@@ -66,7 +71,7 @@ class Layer:
         self.calls[LIBRARY] += 1
         return self.library(operands)
 
-    def _by(self, way: str, rows: int, operands: Sequence[torch.Tensor]) -> torch.Tensor | str:
+    def _by(self, way: str, rows: int, operands: Sequence[torch.Tensor]) -> Any:
         """The result in that way, or why there is none."""
         key = (way, rows_of_tile(way, rows), *map(_laid, operands, self.spec.program.modes))
         found = self.ready.get(key)
@@ -92,7 +97,7 @@ class Layer:
         chosen = linear_kernel_spec(
             self.spec.program, operands, way, rows, architecture=architecture, sms=sms
         )
-        return by_kernel(self.spec.program, *chosen)
+        return by_kernel(*chosen)
 
 
 def _laid(operand: torch.Tensor, mode: str) -> tuple[object, ...]:
@@ -110,7 +115,7 @@ def _is_capturing(device: torch.device) -> bool:
 _layers: dict[str, Layer] = {}
 
 
-def _run(operands: list[torch.Tensor], spec: str) -> torch.Tensor:
+def _run(operands: list[torch.Tensor], spec: str) -> Any:
     layer = _layers.get(spec)
     if layer is None:
         parsed = LayerSpec.parse(spec)
@@ -119,14 +124,16 @@ def _run(operands: list[torch.Tensor], spec: str) -> torch.Tensor:
     return layer(operands)
 
 
-def _fake(operands: list[torch.Tensor], spec: str) -> torch.Tensor:
-    (value,) = function(LayerSpec.parse(spec).program)(operands, ())
-    return operands[0].new_empty(value.shape, dtype=value.dtype)
+def _fake(operands: list[torch.Tensor], spec: str) -> Any:
+    values = function(LayerSpec.parse(spec).program)(operands, ())
+    made = [operands[0].new_empty(value.shape, dtype=value.dtype) for value in values]
+    return made if len(made) > 1 else made[0]
 
 
-# Inductor may not change the order of strides: a weight is most often a transposed view.
-_library.define(f"{NAME}{SCHEMA}", tags=(torch.Tag.needs_fixed_stride_order,))
-_library.impl(NAME, _run, "CompositeExplicitAutograd")
-torch.library.register_fake(f"overlapc::{NAME}", _fake, lib=_library)
+for _name, _schema in ((NAME, SCHEMA), (NAME_OF_SEVERAL, f"{SCHEMA}[]")):
+    # Inductor may not change the order of strides: a weight is most often a transposed view.
+    _library.define(f"{_name}{_schema}", tags=(torch.Tag.needs_fixed_stride_order,))
+    _library.impl(_name, _run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"overlapc::{_name}", _fake, lib=_library)
 
-OP = torch.ops.overlapc.linear.default
+OP, SEVERAL = torch.ops.overlapc.linear.default, torch.ops.overlapc.linears.default

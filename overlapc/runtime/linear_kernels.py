@@ -3,78 +3,136 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from overlapc.codegen.linear_choice import linear_spec_for
 from overlapc.codegen.linear_kernel import LinearKernel, build_linear
-from overlapc.codegen.linear_spec import MOST_WEIGHTS, LinearSpec
+from overlapc.codegen.linear_spec import MOST_RESULTS, MOST_WEIGHTS, LinearSpec
 from overlapc.codegen.lowering import Lowered
 from overlapc.errors import KernelError
 from overlapc.runtime.kernels import lowered_program
+from overlapc.runtime.parts import parts_of
 from overlapc.runtime.program import Program
-from overlapc.runtime.widening import loaded
+from overlapc.runtime.widening import Loaded, loaded
 
-Run = Callable[[Sequence[torch.Tensor]], torch.Tensor]
+Tensors = Sequence[torch.Tensor]
+Run = Callable[[Tensors], torch.Tensor | list[torch.Tensor]]
+"""From operands to the result, or to each of several."""
+
+
+@dataclass(frozen=True)
+class LoweredLayer:
+    """A layer as one launch: of each result what is read, and what follows its product."""
+
+    loaded: tuple[Loaded, ...]
+    lowered: tuple[Lowered, ...]
+    """Alike but for the operands."""
+
+    def x(self, operands: Tensors) -> torch.Tensor:
+        """The rows."""
+        return operands[self.lowered[0].a]
+
+    def weights(self, operands: Tensors) -> list[torch.Tensor]:
+        """Every weight as ``[k, n]``, of one result after the other."""
+        found = []
+        for its, one in zip(self.loaded, self.lowered, strict=True):
+            given = its.operands(operands)
+            found += [given[index] for index in (one.b, *one.others)]
+        return found
+
+    def scales(self, operands: Tensors) -> list[torch.Tensor]:
+        """The scales of every weight as ``[groups, n]``; empty where none is scaled.
+
+        KernelError where they are unlike.
+        """
+        pairs = zip(self.loaded, self.lowered, strict=True)
+        found = [its.scales(operands, w) for its, one in pairs for w in (one.b, *one.others)]
+        scales = [scale for scale in found if scale is not None]
+        if scales and (len(scales) < len(found) or len({len(scale) for scale in scales}) > 1):
+            raise _unlike("weights are scaled unlike")
+        return scales
+
+    def inputs(self, operands: Tensors) -> list[list[torch.Tensor]]:
+        """What each result's epilogue reads."""
+        return [[operands[index] for index in one.operands] for one in self.lowered]
+
+
+def lowered_layer(program: Program, operands: Tensors) -> LoweredLayer:
+    """Return a layer as one kernel's, which widens its weights; ``KernelError`` where it is not.
+    Fake operands do."""
+    its = tuple(loaded(part) for part in parts_of(program))
+    lowered = tuple(
+        lowered_program(one.program, one.operands(operands), MOST_WEIGHTS) for one in its
+    )
+    kinds = {(str(one.epilogue), one.dtype, one.a, len(one.others)) for one in lowered}
+    if len(kinds) > 1 or len(its) > MOST_RESULTS or (len(its) > 1 and lowered[0].others):
+        raise _unlike(f"{len(its)} results are not computed alike, each by one weight")
+    found = LoweredLayer(its, lowered)
+    found.scales(operands)
+    return found
 
 
 def linear_kernel_spec(
-    program: Program, operands: Sequence[torch.Tensor], way: str, rows: int, *,
-    architecture: str, sms: int,
-) -> tuple[LinearSpec, Lowered]:  # fmt: skip
+    program: Program, operands: Tensors, way: str, rows: int, *, architecture: str, sms: int
+) -> tuple[LinearSpec, LoweredLayer]:
     """The kernel that computes a program of so many rows in this way. Fake operands do.
 
     KernelError where none does.
     """
-    lowered = lowered_layer(program, operands)
-    operands = loaded(program).operands(operands)
-    weights = [operands[index] for index in (lowered.b, *lowered.others)]
+    its = lowered_layer(program, operands)
+    weights, scales = its.weights(operands), its.scales(operands)
+    group = len(weights[0]) // len(scales[0]) if scales and len(scales[0]) > 1 else 0
     spec = linear_spec_for(
-        way, rows, operands[lowered.a], weights, lowered, architecture=architecture, sms=sms
-    )
-    return spec, lowered
+        way, rows, its.x(operands), weights, its.lowered[0],
+        architecture=architecture, sms=sms, scales=scales, group=group,
+    )  # fmt: skip
+    return spec, its
 
 
-def lowered_layer(program: Program, operands: Sequence[torch.Tensor]) -> Lowered:
-    """Return a layer as one kernel's, which widens its weights; ``KernelError`` where it is not."""
-    its = loaded(program)
-    return lowered_program(its.program, its.operands(operands), MOST_WEIGHTS)
-
-
-def by_kernel(program: Program, spec: LinearSpec, lowered: Lowered) -> Run:
+def by_kernel(spec: LinearSpec, its: LoweredLayer) -> Run:
     """Return a run of the whole program by its kernel; it loads and launches at the first call."""
     from triton.errors import TritonError
 
-    kernel, its = build_linear(spec), loaded(program)
+    kernel = build_linear(spec)
     out = getattr(torch, spec.out)
 
-    def run(operands: Sequence[torch.Tensor]) -> torch.Tensor:
-        operands = its.operands(operands)
-        x = operands[lowered.a]
-        weights = [operands[index] for index in (lowered.b, *lowered.others)]
-        c = torch.empty((x.shape[0], weights[0].shape[1]), dtype=out, device=x.device)
-        inputs = [operands[index] for index in lowered.operands]
-        parts, arrivals = _workspace(kernel, c)
+    def run(operands: Tensors) -> torch.Tensor | list[torch.Tensor]:
+        x, weights = its.x(operands), its.weights(operands)
+        sizes = [weight.shape[1] for weight in weights[:: spec.weights]]
+        outs = [torch.empty((len(x), n), dtype=out, device=x.device) for n in sizes]
+        parts, arrivals = _workspace(kernel, sizes, x.device)
         try:
-            kernel(x, weights, c, inputs=inputs, parts=parts, arrivals=arrivals)
+            kernel(
+                x, weights, outs, inputs=its.inputs(operands), scales=its.scales(operands),
+                parts=parts, arrivals=arrivals,
+            )  # fmt: skip
         except TritonError as error:  # it cannot be compiled, or takes too much of the device
             raise KernelError(
                 f"Triton cannot run its kernel: {error}.",
                 where=str(spec),
                 remedy="none is needed: the library computes it",
             ) from error
-        return c
+        return outs if spec.results > 1 else outs[0]
 
     return run
 
 
 def _workspace(
-    kernel: LinearKernel, c: torch.Tensor
+    kernel: LinearKernel, sizes: Sequence[int], device: torch.device
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """What a split k needs of its own, made at every call: what a call kept would be of the pool of
     a CUDA graph, and a graph may be replayed on any stream, beside whatever runs there."""
     if kernel.spec.splits == 1:
         return None, None
-    n, device = c.shape[1], c.device
-    parts = torch.empty(kernel.part_elements(n), dtype=torch.float32, device=device)
-    return parts, torch.zeros(kernel.tiles(n), dtype=torch.int32, device=device)
+    parts = torch.empty(kernel.part_elements(sizes), dtype=torch.float32, device=device)
+    return parts, torch.zeros(kernel.tiles(sizes), dtype=torch.int32, device=device)
+
+
+def _unlike(what: str) -> KernelError:
+    return KernelError(
+        f"No kernel computes it: {what}.",
+        where="the choice of a generated kernel",
+        remedy="none is needed: the library computes what would be its",
+    )

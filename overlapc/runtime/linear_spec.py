@@ -21,15 +21,15 @@ class LayerSpec:
     """
 
     program: Program
-    """Its first step is a GEMM; it keeps one value, the result."""
+    """It keeps its results: one, or one of each layer of the same rows."""
     regions: Regions
     """By the rows of the call."""
     site: str = ""
     """Identifier of the site, under which calls are counted."""
 
     def __post_init__(self) -> None:
-        if self.program.sent is not None or len(self.program.kept) != 1:
-            raise ValueError("the program of a linear layer gives one value")
+        if self.program.sent is not None or not self.program.kept:
+            raise ValueError("the program of a linear layer gives its results")
 
     @cached_property
     def key(self) -> str:

@@ -16,9 +16,10 @@ from overlapc.planning.linear import LIBRARY, MOST_ROWS, OURS, Gain, LinearTrial
 from overlapc.planning.linear_tiles import FLAT, GEMV
 from overlapc.planning.ratios import median_ratio, paired_ratios
 from overlapc.runtime.execution import fill, function, overload
-from overlapc.runtime.linear import OP
+from overlapc.runtime.linear import OP, SEVERAL
 from overlapc.runtime.linear_spec import LayerSpec
 from overlapc.runtime.ops import calls_of
+from overlapc.runtime.parts import parts_of
 from overlapc.runtime.program import ROWS, Program
 from overlapc.runtime.widening import loaded
 
@@ -124,7 +125,8 @@ class LinearTrials:
 
 def _by_op(text: str) -> Call:
     """As a graph calls it: what torch's dispatcher takes counts."""
-    return lambda operands: OP(list(operands), text)
+    op = OP if len(LayerSpec.parse(text).program.kept) == 1 else SEVERAL
+    return lambda operands: op(list(operands), text)
 
 
 def graph_of(program: Program) -> fx.GraphModule:
@@ -136,15 +138,15 @@ def graph_of(program: Program) -> fx.GraphModule:
         args = tuple(fill(arg, operands, values) for arg in step.args)
         named = {name: fill(arg, operands, values) for name, arg in step.kwargs}
         values.append(graph.call_function(overload(step.op), args, named))
-    (result,) = program.kept
-    graph.output(values[result.index])
+    results = [values[result.index] for result in program.kept]
+    graph.output(tuple(results) if len(results) > 1 else results[0])
     return fx.GraphModule(torch.nn.Module(), graph)
 
 
 def weights_of(program: Program) -> tuple[int, ...]:
     """Which operands of a program are the right operands of its GEMMs."""
     places = {"aten.mm.default": 1, "aten.addmm.default": 2}
-    steps = loaded(program).program.steps
+    steps = [step for part in parts_of(program) for step in loaded(part).program.steps]
     found = [step.args[places[step.op]] for step in steps if step.op in places]
     return tuple(dict.fromkeys(ref.index for ref in found))
 

@@ -16,8 +16,8 @@ from overlapc.runtime.program import Program, Step
 
 aten = torch.ops.aten
 
-Run = Callable[[Sequence[torch.Tensor]], torch.Tensor]
-"""From a program's operands to its result."""
+Run = Callable[[Sequence[torch.Tensor]], torch.Tensor | list[torch.Tensor]]
+"""From a program's operands to its result, or to each of several."""
 
 
 def on_processor(program: Program, way: str) -> Run:
@@ -34,10 +34,11 @@ def on_processor(program: Program, way: str) -> Run:
             return multiply(args[0], args[1], args[2])
         return op(*args, **kwargs)
 
-    (result,) = program.kept
+    places = [result.index for result in program.kept]
 
-    def run(operands: Sequence[torch.Tensor]) -> torch.Tensor:
-        return trace(program, operands, call)[result.index]
+    def run(operands: Sequence[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
+        values = trace(program, operands, call)
+        return [values[at] for at in places] if len(places) > 1 else values[places[0]]
 
     return run
 

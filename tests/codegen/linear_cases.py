@@ -40,7 +40,7 @@ shuffled_programs: Any = _beside("gemm_cases").shuffled_programs
 def run(
     text: str, *sizes: int, seed: int = 0, mutate: tuple[str, str] | None = None, calls: int = 2
 ) -> None:
-    """Raise AssertionError unless the kernel of a spec computes C[m, n] over k.
+    """Raise AssertionError unless the kernel of a spec computes every C[m, n] over k.
 
     Its programs run in random order, ``calls`` times: what a call leaves must do for the next.
     """
@@ -51,28 +51,33 @@ def run(
         kernel = mutant(kernel, mutate)
     m, n, k = sizes
     case = LinearCase.random(kernel, (m, n, k), "cpu")
-    margin = 3 * n
-    around = torch.full((m * n + 2 * margin,), torch.nan).to(case.c.dtype)
-    case = replace(case, c=around[margin : margin + m * n].view(m, n))
+    around = [torch.full((c.numel() + 6 * n,), torch.nan).to(c.dtype) for c in case.outs]
+    outs = [
+        it[3 * n : 3 * n + c.numel()].view_as(c) for it, c in zip(around, case.outs, strict=True)
+    ]
+    case = replace(case, outs=outs)
     generator, before = random.Random(seed), None
     for _ in range(calls):
-        around.fill_(torch.nan)
+        for each in around:
+            each.fill_(torch.nan)
         with shuffled_programs(generator):
             case.run()
-        assert not case.c.float().isnan().any(), "an element of C was never written"
-        outside = torch.cat((around[:margin], around[margin + m * n :])).float()
-        assert outside.isnan().all(), "a store fell outside C"
+        written = [int((~each.float().isnan()).sum()) for each in around]
+        assert not any(c.float().isnan().any() for c in outs), "an element of C was never written"
+        assert written == [c.numel() for c in outs], "a store fell outside C"
         error = case.error()
         assert error <= 1, f"{error} of what roundings explain"
-        assert before is None or torch.equal(before, case.c), "the order of programs changes C"
-        before = case.c.clone()
+        found = torch.cat([c.flatten() for c in outs])
+        assert before is None or torch.equal(before, found), "the order of programs changes C"
+        before = found
 
 
 def mutant(kernel: LinearKernel, change: tuple[str, str]) -> LinearKernel:
     """The kernel on templates, or in a module, in which one text is replaced."""
     old, new = change
     way = kernel.spec.way
-    files = [kernel.path, TEMPLATES / f"{way}.py", TEMPLATES / "rows.py"]
+    names = (way, "weights", "rows", "layer")
+    files = [kernel.path, *(TEMPLATES / f"{name}.py" for name in names)]
     file = next((path for path in files if old in path.read_text()), None)
     assert file is not None, f"there is no single {old!r} to mutate"
     text = file.read_text()
@@ -82,12 +87,16 @@ def mutant(kernel: LinearKernel, change: tuple[str, str]) -> LinearKernel:
     changed = load(path)
     if file == kernel.path:
         return replace(kernel, module=changed)
-    template = changed
-    if file.stem == "rows":
-        template = load(TEMPLATES / f"{way}.py")
-        template.__dict__.update(conclude=changed.conclude, part_of_k=changed.part_of_k)
+    products, whole = (load(TEMPLATES / f"{name}.py") for name in (way, "layer"))
+    for template in (products, whole):
+        known = template.__dict__
+        known.update({name: its for name, its in changed.__dict__.items() if name in known})
     module = ModuleType(path.stem)
-    module.__dict__.update(load(kernel.path).__dict__, KERNEL=getattr(template, way))
+    module.__dict__.update(load(kernel.path).__dict__, KERNEL=whole.layer)
+    module.__dict__["CONSTANTS"] = {
+        **module.__dict__["CONSTANTS"],
+        "PRODUCTS": products.__dict__[way],
+    }
     return replace(kernel, module=module)
 
 
@@ -112,7 +121,7 @@ def misfit(text: str, change: dict[str, Any]) -> None:
     if "arrivals" in change:
         case = replace(case, arrivals=case.arrivals[: change["arrivals"]])
     if "strided" in change:
-        case = replace(case, c=torch.empty(64, spec.rows, dtype=case.c.dtype).t())
+        case = replace(case, outs=[torch.empty(64, spec.rows, dtype=case.outs[0].dtype).t()])
     case.run()
 
 
@@ -167,7 +176,9 @@ def op_of_int8(rows: int, is_turned: bool, sizes: list[tuple[int, int]]) -> list
     o, v = (lambda i: Ref("operand", i)), (lambda i: Ref("value", i))
     steps = (Step("aten.mm.default", (o(0), o(1))), Step("aten.mul.Tensor", (v(0), o(2))))
     program = Program((ROWS, WHOLE, WHOLE), steps, None, (v(1),))
-    program = widened(program, [(1, torch.bfloat16, is_turned)])
+    calls = [Step("prims.convert_element_type.default", (o(1), torch.bfloat16))]
+    calls += [Step("aten.permute.default", (v(0), (1, 0)))] * is_turned
+    program = widened(program, {1: calls}, 3)
     spec = LayerSpec(program, FORCED, f"int8 {rows} {is_turned}")
     errors = []
     for n, k in sizes:

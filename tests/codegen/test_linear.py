@@ -27,6 +27,9 @@ GATED = Epilogue(
         call("aten.mul.Tensor", value(1), value(2)),
     ),
 )
+PRODUCT = Epilogue(
+    (), (MM, call("aten.mm.default", A, UP), call("aten.mul.Tensor", value(0), value(1)))
+)
 EPILOGUES = {
     "bias": Epilogue((bfloat16("vector"),), (call("aten.addmm.default", given(0), A, B),)),
     "gelu": Epilogue((), (MM, call("aten.gelu.default", value(0)))),
@@ -101,6 +104,27 @@ def test_narrow_weights_are_widened_as_they_are_loaded(interpreted, spec, held):
 
 
 @BOTH
+@pytest.mark.parametrize("splits", [1, 4])
+@pytest.mark.parametrize("name", ["", "bias"])
+def test_three_results_of_one_launch(interpreted, spec, splits, name):
+    """Of which each has columns, and so tiles, of its own."""
+    spec = with_epilogue(spec, EPILOGUES[name]) if name else spec
+    interpreted("linear_cases.run", str(replace(spec, results=3, splits=splits)), 1, *RAGGED)
+
+
+SCALES = [("float32", 0), ("bfloat16", 64), ("float32", 8), ("float32", 50), ("float32", 1)]
+"""Dtype, and how many k share one: all, whole steps of either kernel, parts of a step, one."""
+
+
+@BOTH
+@pytest.mark.parametrize(("scales", "group"), SCALES, ids=str)
+def test_scales_are_multiplied_into_the_weight(interpreted, spec, scales, group):
+    rows = {1: 2, 8: 8}[spec.rows]
+    spec = replace(with_epilogue(spec, PRODUCT), held="int8", rows=rows, splits=2)
+    interpreted("linear_cases.run", str(replace(spec, scales=scales, group=group)), 2, *RAGGED)
+
+
+@BOTH
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 64, 128), (1, 33, 0)], ids=str)
 def test_degenerate_sizes(interpreted, spec, sizes):
     even = sizes[2] % spec.block_k == 0
@@ -134,7 +158,7 @@ def test_every_number_of_rows_with_every_epilogue(interpreted, weight, name):
 
 FLAT_MUTANTS = {
     "no mask along k": ("k_inside = k < end - start", "k_inside = k < end - start + BLOCK_K"),
-    "the other weight twice": ("tl.load(other + o_offsets", "tl.load(w + o_offsets"),
+    "the other weight twice": ("o = corner(other,", "o = corner(weight,"),
     "rows and columns": ("tl.trans(first), tl.trans(second)",
                          "tl.reshape(first, (ROWS, BLOCK_N)), tl.reshape(second, (ROWS, BLOCK_N))"),
     "no step along k of x": ("        x += BLOCK_K * stride_xk\n", ""),
@@ -156,10 +180,28 @@ FLAT_MUTANTS = {
 GEMV_MUTANTS = {
     "the first row twice": ("tl.load(x + stride_xm + k", "tl.load(x + k"),
     "no mask along k": ("k_inside = k < end - start", "k_inside = k < end - start + BLOCK_K"),
-    "no step of the weight": ("        w += BLOCK_K * stride_wk\n", ""),
-    "the second weight is the first": ("x, other + column", "x, w + column"),
+    "no step of the weight": ("        w += BLOCK_K * weight[1]\n", ""),
+    "the second weight is the first": ("x, other, rows_left", "x, weight, rows_left"),
+}
+SEVERAL_MUTANTS = {
+    "one weight of all results": ("x, weights[at], weights[at]", "x, weights[0], weights[0]"),
+    "results apart": (
+        "before += tl.cdiv(sizes[at], BLOCK_N)",
+        "before += 2 + sizes[at] // BLOCK_N",
+    ),
+    "another's input": ("outs[at], inputs[at]", "outs[at], inputs[0]"),
+}
+SCALED_MUTANTS = {
+    "the first group's scales": ("(start // GROUP)", "(start * 0)"),
+    "scales of the first columns": (
+        "columns = (column + tl.arange(0, BLOCK_N))",
+        "columns = tl.arange(0, BLOCK_N)",
+    ),
+    "not scaled": ("block.to(tl.float32) * scales.to(tl.float32)", "block.to(tl.float32)"),
 }
 PAIR = replace(with_epilogue(FLAT, GATED), splits=4, dtype="float32", out="float32")
+SEVERAL = replace(with_epilogue(FLAT, EPILOGUES["bias"]), results=3)
+SCALED = replace(FLAT, held="int8", scales="float32", group=64)
 TWO = replace(with_epilogue(GEMV, GATED), rows=2, dtype="float32", out="float32")
 
 
@@ -167,9 +209,16 @@ TWO = replace(with_epilogue(GEMV, GATED), rows=2, dtype="float32", out="float32"
     ("spec", "mutation"),
     [
         *((PAIR, one) for one in FLAT_MUTANTS.values()),
+        *((SEVERAL, one) for one in SEVERAL_MUTANTS.values()),
+        *((SCALED, one) for one in SCALED_MUTANTS.values()),
         *((TWO, one) for one in GEMV_MUTANTS.values()),
     ],
-    ids=[*FLAT_MUTANTS, *(f"gemv: {name}" for name in GEMV_MUTANTS)],
+    ids=[
+        *FLAT_MUTANTS,
+        *SEVERAL_MUTANTS,
+        *SCALED_MUTANTS,
+        *(f"gemv: {name}" for name in GEMV_MUTANTS),
+    ],
 )
 def test_a_mutant_is_caught(interpreted, spec, mutation):
     m = spec.rows - (spec.way == "flat")
@@ -179,7 +228,7 @@ def test_a_mutant_is_caught(interpreted, spec, mutation):
 
 
 def test_what_mutants_are_made_of_is_right(interpreted):
-    for spec in (PAIR, TWO):
+    for spec in (PAIR, TWO, SEVERAL, SCALED):
         interpreted("linear_cases.run", str(spec), spec.rows, 37, 300)
 
 
@@ -202,6 +251,9 @@ def test_a_text_is_read_back(spec):
         {"splits": 3},
         {"stages": 0},
         {"weight": "diagonal"},
+        {"results": 4},
+        {"scales": "int8"},
+        {"group": 8},
     ],
     ids=str,
 )

@@ -48,7 +48,8 @@ def chosen(
     w = torch.empty(n, k, device="meta", dtype=kind).t()
     w = torch.empty(k, n, device="meta", dtype=kind) if layout == "row" else w
     function = function_of(chain, dtype, 2)
-    lowered = Lowered(chain, function.values[-1].dtype, 0, 1, (), (), "")
+    others = tuple(range(2, 1 + function.products))
+    lowered = Lowered(chain, function.values[-1].dtype, 0, 1, (), (), "", others=others)
     weights = [w] * function.products
     return linear_spec_for(
         way, rows, x, weights, lowered, architecture=architecture, sms=SMS[architecture]
@@ -132,6 +133,30 @@ def test_narrow_weights_keep_the_budgets(architecture, held):
     for way in (FLAT, GEMV):
         for rows in TILE_ROWS[way]:
             check(architecture, chosen(way, rows, architecture, held=held))
+
+
+BESIDE = [
+    (FLAT, 8, "sm_90", {"results": 3}),
+    (FLAT, 64, "sm_90", {"held": "int8", "scales": "bfloat16", "group": 32}),
+    *(
+        pytest.param(way, rows, architecture, change, marks=pytest.mark.long)
+        for architecture in ARCHITECTURES
+        for way in (FLAT, GEMV)
+        for rows in TILE_ROWS[way]
+        for change in (
+            {"results": 3},
+            {"held": "int8", "scales": "float32"},
+            {"held": "int8", "scales": "bfloat16", "group": 32},
+            {"held": "int8", "scales": "bfloat16", "group": 128},
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("way", "rows", "architecture", "change"), BESIDE, ids=str)
+def test_several_results_and_scales_keep_the_budgets(way, rows, architecture, change):
+    spec = chosen(way, rows, architecture, held=change.get("held", ""))
+    check(architecture, replace(spec, **change))
 
 
 def test_columns_that_are_few_split_k():

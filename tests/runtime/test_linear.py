@@ -158,6 +158,25 @@ def test_a_text_is_read_back():
     assert spec.key == LayerSpec(ADDMM, Regions(1, 2, 7), "b").key
 
 
+def test_every_result_of_one_op():
+    """In each way what single ops give, contiguous, and counted once."""
+    o = [Ref("operand", index) for index in range(5)]
+    steps = (Step("aten.mm.default", (o[0], o[1])), Step("aten.addmm.default", (o[2], o[0], o[3])),
+             Step("aten.mm.default", (o[0], o[4])))  # fmt: skip
+    modes = (ROWS, *[WHOLE] * 4)
+    program = Program(modes, steps, None, (Ref("value", 0), Ref("value", 1), Ref("value", 2)))
+    spec = LayerSpec(program, FORCED, "several")
+    w, v, u = torch.randn(K, N), torch.randn(7, K).t(), torch.randn(K, N)
+    for m, way in ((1, GEMV), (5, FLAT), (70, LIBRARY), (0, LIBRARY)):
+        x, b = torch.randn(m, K), torch.randn(7)
+        found = linear.SEVERAL([x, w, b, v, u], spec.text())
+        for one, wanted in zip(found, (x @ w, x @ v + b, x @ u), strict=True):
+            close(one, wanted)
+            assert one.is_contiguous()
+        assert calls_of(spec.site).pop(way) >= 1
+    torch.library.opcheck(linear.SEVERAL, ([torch.randn(3, K), w, b, v, u], spec.text()))
+
+
 # Whole graphs
 
 
@@ -255,6 +274,64 @@ def test_weights_of_int8(spelled):
         torch.testing.assert_close(run(x, w, scale).double(), wanted, rtol=1e-4, atol=1e-2)
         w.neg_()
     assert sites()[-1].shape == f"3x{N}x{K} float32 by int8"
+    assert sites()[-1].calls == {FLAT: 2}
+
+
+class Qkv(nn.Module):
+    """Of grouped heads, of which each is read by something else."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(K, N), nn.Linear(K, 8), nn.Linear(K, 8)
+
+    def forward(self, x):
+        return self.q(x).sin().sum(-1) * (self.k(x) * self.v(x).exp()).sum(-1)
+
+
+@pytest.mark.parametrize("trains", [False, True], ids=["inference", "training"])
+def test_layers_of_the_same_rows_are_one_op(monkeypatch, trains):
+    """Where a launch is one of a device: here a processor is taken to be one."""
+    monkeypatch.setattr("overlapc.passes.dispatch_linears.may_fuse", lambda layer: True)
+    monkeypatch.setattr("overlapc.passes.dispatch_linears.takes", lambda layer: False)
+    model, x = Qkv(), torch.randn(5, K)
+    run = compiled(model)
+    with torch.set_grad_enabled(trains):
+        found, wanted = run(x), model(x)
+        close(found, wanted)
+        if trains:
+            leaves = list(model.parameters())
+            pairs = zip(
+                *(torch.autograd.grad(one.sum(), leaves) for one in (found, wanted)), strict=True
+            )
+            for one, other in pairs:
+                close(one, other)
+    kind = "forward" if trains else "inference"
+    (site,) = [site for site in sites() if "+" in site.shape and site.graph == kind]
+    assert (site.shape, site.calls) == (f"5x{N}+8+8x{K} float32", {FLAT: 1})
+    model.k.weight.data.mul_(-1)
+    with torch.set_grad_enabled(trains):
+        close(run(x), model(x))
+
+
+@pytest.mark.parametrize("kind", ["columns", "groups", "whole", "places"])
+def test_weights_that_are_scaled_before_the_product(kind):
+    """As torchao dequantises; changed in place they are seen."""
+    x, w = torch.randn(3, K), torch.randint(-127, 128, (N, K), dtype=torch.int8)
+    scale = torch.rand(
+        {"columns": (N, 1), "groups": (N, 10, 1), "whole": (), "places": (N, K)}[kind]
+    )
+
+    def layer(x, w, scale):
+        wide = w.view(N, 10, 15) if kind == "groups" else w
+        return F.linear(x, (wide.to(torch.float32) * scale).view(N, K))
+
+    run = compiled(layer)
+    for _ in range(2):
+        torch.testing.assert_close(run(x, w, scale), layer(x, w, scale), rtol=1e-4, atol=1e-2)
+        w.neg_()
+        scale.mul_(0.5)
+    scaled = {"groups": "groups of 15", "places": "groups of 1"}.get(kind, "columns")
+    assert sites()[-1].shape.endswith(f"by int8 scaled in {scaled}")
     assert sites()[-1].calls == {FLAT: 2}
 
 

@@ -1,0 +1,64 @@
+"""The launch of a linear layer of few rows: which columns of which result a CTA computes."""
+
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
+# (Triton's builtins raise when Python calls them; pyright concludes that they never return.)
+import triton
+import triton.language as tl
+
+from overlapc.codegen.templates.rows import conclude, part_of_k
+
+
+@triton.jit
+def columns(
+    x: tl.tensor, weight: tl.tuple, other: tl.tuple, c: tl.tensor, inputs: tl.tuple,
+    parts: tl.tensor, arrivals: tl.tensor,
+    column: tl.tensor, M: tl.tensor, N: tl.tensor, K: tl.tensor,
+    stride_xm: tl.tensor, stride_xk: tl.tensor,
+    PRODUCTS: tl.constexpr, EPILOGUE: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr, PAIR: tl.constexpr,
+    EVEN_K: tl.constexpr, SUM_K: tl.constexpr, SCALED: tl.constexpr, GROUP: tl.constexpr,
+) -> None:  # fmt: skip
+    """Compute BLOCK_N columns of one result from ``column`` on, or this CTA's part of k of them."""
+    begin, end = part_of_k(K, tl.program_id(1), BLOCK_K, SPLITS)
+    first, second = PRODUCTS(
+        x, weight, other, M, N - column, column, begin, end, stride_xm, stride_xk,
+        ROWS, BLOCK_N, BLOCK_K, STAGES, PAIR, EVEN_K, SUM_K, SCALED, GROUP,
+    )  # fmt: skip
+    conclude(first, second, c, inputs, parts, arrivals, column, M, N,
+             EPILOGUE, ROWS, BLOCK_N, SPLITS, PAIR)  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["M"])
+def layer(
+    x: tl.tensor, weights: tl.tuple, outs: tl.tuple, inputs: tl.tuple,
+    parts: tl.tensor, arrivals: tl.tensor,
+    M: tl.tensor, K: tl.tensor, sizes: tl.tuple,
+    stride_xm: tl.tensor, stride_xk: tl.tensor,
+    PRODUCTS: tl.constexpr, EPILOGUE: tl.constexpr, RESULTS: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr,
+    PAIR: tl.constexpr, EVEN_K: tl.constexpr, SUM_K: tl.constexpr, SCALED: tl.constexpr,
+    GROUP: tl.constexpr,
+) -> None:  # fmt: skip
+    """``outs[i] = EPILOGUE(x[M, K] @ weights[i], inputs[i])`` of ``sizes[i]`` columns each; with
+    PAIR one result, of both weights.
+
+    The grid is (tiles of BLOCK_N columns of all results in turn, SPLITS); M is at most ROWS and no
+    part of the compiled kernel. ``parts`` and ``arrivals`` are for SPLITS above one: see
+    ``conclude``.
+    """
+    before = 0
+    for at in tl.static_range(RESULTS):
+        column = (tl.program_id(0) - before) * BLOCK_N
+        if RESULTS == 1:
+            columns(
+                x, weights[0], weights[PAIR], outs[0], inputs[0], parts, arrivals,
+                column, M, sizes[0], K, stride_xm, stride_xk, PRODUCTS, EPILOGUE, ROWS, BLOCK_N,
+                BLOCK_K, SPLITS, STAGES, PAIR, EVEN_K, SUM_K, SCALED, GROUP,
+            )  # fmt: skip
+        elif (column >= 0) & (column < sizes[at]):
+            columns(
+                x, weights[at], weights[at], outs[at], inputs[at], parts, arrivals,
+                column, M, sizes[at], K, stride_xm, stride_xk, PRODUCTS, EPILOGUE, ROWS, BLOCK_N,
+                BLOCK_K, SPLITS, STAGES, PAIR, EVEN_K, SUM_K, SCALED, GROUP,
+            )  # fmt: skip
+        before += tl.cdiv(sizes[at], BLOCK_N)

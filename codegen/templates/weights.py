@@ -1,0 +1,54 @@
+"""How a linear layer reads a weight: a tuple of a pointer and strides along k and n, and where the
+weight is scaled before it is multiplied the same three of its scales.
+
+Scales are one for each column and ``GROUP`` consecutive k; GROUP 0 stands for all of k.
+"""
+
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
+# (Triton's builtins raise when Python calls them; pyright concludes that they never return.)
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def corner(weight: tl.tuple, column: tl.tensor, k: tl.tensor) -> tl.tensor:
+    """Where ``weight[k, column]`` lies.
+
+    Only the corner of a tile may lie 2^31 elements away; inside a tile int32 is enough.
+    """
+    return weight[0] + column.to(tl.int64) * weight[2] + k.to(tl.int64) * weight[1]
+
+
+@triton.jit
+def by_column(
+    weight: tl.tuple, column: tl.tensor, n: tl.tensor, n_inside: tl.tensor
+) -> tl.tensor:  # fmt: skip
+    """The scale of each column, which may be applied to sums as well: float32."""
+    places = weight[3] + (column + n).to(tl.int64) * weight[5]
+    return tl.load(places, mask=n_inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def widened(
+    block: tl.tensor, weight: tl.tuple, column: tl.tensor, start: tl.tensor, n_inside: tl.tensor,
+    inside: tl.tensor, dtype: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    SCALED: tl.constexpr, GROUP: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """A block [n, k] from ``column`` and ``start`` on in the dtype in which it is multiplied.
+
+    Times its scales, if those change along k, and rounded once, as eager rounds what it multiplies.
+    """
+    if SCALED and GROUP > 0:
+        columns = (column + tl.arange(0, BLOCK_N)).to(tl.int64) * weight[5]
+        if GROUP % BLOCK_K == 0:
+            # Scales are too few to lie 2^31 elements away along k.
+            places = weight[3] + columns + (start // GROUP) * weight[4]
+            scales = tl.load(places, mask=n_inside, other=0.0)[:, None]
+        else:
+            groups = ((start + tl.arange(0, BLOCK_K)) // GROUP).to(tl.int64) * weight[4]
+            places = weight[3] + columns[:, None] + groups[None, :]
+            scales = tl.load(places, mask=inside, other=0.0)
+        result = (block.to(tl.float32) * scales.to(tl.float32)).to(dtype)
+    else:
+        result = block.to(dtype)
+    return result
