@@ -5,12 +5,10 @@ from __future__ import annotations
 from overlapc.codegen.attention.cache import Cache, leading
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import LEAST_BLOCK, AttentionTile, padded
-from overlapc.planning.tiles import sm_number
+from overlapc.planning.shared_memory import shared_bytes
 
 MOST_ROWS = 64
 """Packed rows of one CTA; more are several CTAs, each of which reads the keys."""
-SHARED_BYTES = {"sm_80": 163, "sm_89": 99, "sm_90": 227, "gfx942": 64}
-"""KiB that one CTA may have, from the vendors' programming guides."""
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1}
 MOST_STAGES = 4
 MOST_KEYS = 64
@@ -42,12 +40,3 @@ def decode_tile(spec: AttentionSpec, cache: Cache, rows: int, architecture: str)
         # Triton divides them between the numbers of pages and what is loaded from there.
         stages = 2 * stages - 1
     return AttentionTile(block_m, block_n, 4 if is_light else 8, stages)
-
-
-def shared_bytes(architecture: str) -> int:
-    """Shared memory of one CTA of a device, as of the newest listed that is no newer."""
-    if architecture.startswith("gfx"):
-        return SHARED_BYTES["gfx942"] * 1024
-    number = sm_number(architecture)
-    known = [name for name in SHARED_BYTES if 0 < sm_number(name) <= number]
-    return SHARED_BYTES[known[-1] if known else "sm_89"] * 1024

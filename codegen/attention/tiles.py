@@ -46,6 +46,13 @@ AMD = {64: (128, 64, 4, 1), 128: (128, 64, 4, 1), 256: (64, 32, 4, 1)}
 AMD_FLOAT = {64: (64, 32, 8, 2), 128: (32, 16, 4, 1), 256: (16, 16, 4, 1)}
 
 
+def _family(number: int) -> str:
+    """The first architecture with the matrix units of ``sm_<number>``: those of 120 are old ones."""
+    if number >= 120:
+        return "sm_80"
+    return "sm_100" if number >= 100 else "sm_90" if number >= 90 else "sm_80"
+
+
 def tile_for(spec: AttentionSpec, architecture: str) -> AttentionTile:
     """A tile for ``sm_<number>`` or ``gfx<name>``: of the largest whose machine code keeps within
     registers and shared memory, as the tests check. None was timed. KernelError where none does.
@@ -56,8 +63,7 @@ def tile_for(spec: AttentionSpec, architecture: str) -> AttentionTile:
     elif is_float:
         known = NVIDIA_FLOAT
     else:
-        number = sm_number(architecture)
-        known = NVIDIA["sm_100" if number >= 100 else "sm_90" if number >= 90 else "sm_80"]
+        known = NVIDIA[_family(sm_number(architecture))]
     wide = max(spec.head_dim, spec.value_dim)
     fitting = [columns for columns in known if columns >= wide]
     if not fitting:
