@@ -47,7 +47,7 @@ AMD_FLOAT = {64: (64, 32, 8, 2), 128: (32, 16, 4, 1), 256: (16, 16, 4, 1)}
 
 
 def _family(number: int) -> str:
-    """The first architecture with the matrix units of ``sm_<number>``: those of 120 are old ones."""
+    """The first architecture with the matrix units of ``sm_<number>``: 120 has old ones."""
     if number >= 120:
         return "sm_80"
     return "sm_100" if number >= 100 else "sm_90" if number >= 90 else "sm_80"

@@ -36,8 +36,11 @@ def test_every_listed_device_has_what_its_vendor_says():
 
 @pytest.mark.parametrize(
     ("architecture", "kib"),
-    [("sm_88", 99), ("sm_101", 227), ("sm_122", 99), ("sm_70", 64), ("sm_130", 48), ("gfx1100", 64)],
-)
+    [
+        ("sm_88", 99), ("sm_101", 227), ("sm_122", 99), ("sm_70", 64), ("sm_130", 48),
+        ("gfx1100", 64),
+    ],
+)  # fmt: skip
 def test_one_that_is_not_listed_has_the_least_of_its_generation(architecture, kib):
     assert shared_bytes(architecture) == kib * 1024
 
