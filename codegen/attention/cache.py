@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.records import from_line, to_line
 from overlapc.errors import KernelError
+from overlapc.planning.linear_tiles import FP8_SINCE
+from overlapc.planning.tiles import sm_number
 
 KIND = "cache"
 NARROW = ("float8_e4m3fn",)
@@ -52,6 +54,12 @@ class Cache:
     def of(self, spec: AttentionSpec) -> str:
         """The dtype of K and V."""
         return self.dtype or spec.dtype
+
+    def comes_as_bytes(self, spec: AttentionSpec, architecture: str) -> bool:
+        """Whether a kernel is given it as uint8, and takes its bits apart: where ``sm_<number>``
+        does not convert its dtype."""
+        number = sm_number(architecture)
+        return self.of(spec) in NARROW and 0 < number < FP8_SINCE
 
     def _require(self, holds: bool, rule: str, spec: AttentionSpec) -> None:
         if not holds:

@@ -20,6 +20,7 @@ from overlapc.codegen.builder import generated
 from overlapc.errors import KernelError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -94,6 +95,8 @@ class DecodeKernel:
         whatever its length: ``planning.decode_splits`` says how many pay. Equal calls give equal
         bits; another ``splits`` may add in another order. KernelError where this does not hold.
         """
+        import torch
+
         keys = k.shape[-2] if table is None else table.shape[-1] * self.cache.page
         sizes = replace(sizes_of(q, k, v), keys=keys)
         why = decode_misfit(
@@ -107,6 +110,8 @@ class DecodeKernel:
         if not keys:
             fill_without_keys(out, lse, sinks)
             return
+        if self.cache.comes_as_bytes(self.spec, sm_of(q.device)):
+            k, v = k.view(torch.uint8), v.view(torch.uint8)
         heads = sizes.heads // self.spec.groups
         scale_stride = 0 if k_scale is None or k_scale.numel() == 1 else 1
         options = dict(self.module.OPTIONS)
@@ -147,6 +152,16 @@ def build_decode(spec: AttentionSpec, cache: Cache, tile: AttentionTile) -> Deco
     """
     cache.check(spec)
     return DecodeKernel(spec, cache, tile, *generated(decode_text(spec, cache, tile), KIND))
+
+
+def sm_of(device: torch.device) -> str:
+    """Return ``sm_<number>`` of a GPU of NVIDIA, and nothing of other devices."""
+    import torch
+
+    if device.type != "cuda" or is_amd():
+        return ""
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
 
 
 def is_amd() -> bool:

@@ -21,6 +21,8 @@ def build_decode_for(kernel: DecodeKernel, architecture: str, *, lse: bool = Fal
     spec, cache, module = kernel.spec, kernel.cache, kernel.module
     names = list(module.KERNEL.arg_names)
     own, kept = f"*{TRITON_NAMES[spec.dtype]}", f"*{TRITON_NAMES[cache.of(spec)]}"
+    if cache.comes_as_bytes(spec, architecture):
+        kept = "*u8"
     given: dict[str, str] = {"q": own, "out": own, "k": kept, "v": kept}
     given |= {"partials": "*fp32", "arrived": "*i32"}
     optional = {

@@ -11,15 +11,15 @@ from overlapc.codegen.attention.module import (
     softmax_constants,
 )
 from overlapc.codegen.attention.spec import AttentionSpec
-from overlapc.codegen.attention.tiles import AttentionTile, padded
+from overlapc.codegen.attention.tiles import LEAST_BLOCK, AttentionTile, padded
 
 KIND = "decode"
 LEAST_TILES = 2
 """Steps of a CTA below which fewer CTAs share the keys; chosen: a CTA costs about one to start."""
-MOST_REGISTERS = {4: 232, 8: None}
-"""Of a thread, by warps; chosen by what the tests build without spills. Left to itself the
-assembler of NVIDIA spills a few of four warps for the sake of CTAs that find no shared memory; that
-of AMD does not ask."""
+MOST_REGISTERS = 232
+"""Of a thread; chosen by what the tests build without spills. Left to itself the assembler of
+NVIDIA spills a few of four warps, and of eight that take 16 keys a step, for the sake of CTAs that
+find no shared memory; others it builds worse with a limit. That of AMD does not ask."""
 
 TEXT = '''\
 """{summary}
@@ -68,6 +68,7 @@ def decode_text(spec: AttentionSpec, cache: Cache, tile: AttentionTile) -> str:
     """
     constants = decode_constants(spec, cache, tile)
     dims = "x".join(str(dim) for dim in dict.fromkeys((spec.head_dim, spec.value_dim)))
+    is_limited = tile.warps == 4 or tile.block_n == LEAST_BLOCK
     pages = f" in pages of {cache.page}" if cache.page else ""
     return TEXT.format(
         summary=f"{spec.dtype} decode attention of heads of {dims} over {cache.of(spec)}{pages}, "
@@ -81,5 +82,5 @@ def decode_text(spec: AttentionSpec, cache: Cache, tile: AttentionTile) -> str:
         ),
         warps=tile.warps,
         stages=tile.stages,
-        registers=f', "maxnreg": {most}' if (most := MOST_REGISTERS[tile.warps]) else "",
+        registers=f', "maxnreg": {MOST_REGISTERS}' if is_limited else "",
     )

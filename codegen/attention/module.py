@@ -5,6 +5,7 @@ from __future__ import annotations
 from overlapc.codegen.attention.scores import scores_text
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile, padded
+from overlapc.codegen.attention.visibility import masks_tell
 from overlapc.codegen.promotion import CannotLower
 from overlapc.errors import KernelError
 
@@ -57,6 +58,7 @@ def softmax_constants(spec: AttentionSpec) -> dict[str, Constant]:
         "SOFTMAX": spec.softmax,
         "BOUND": spec.bound,
         "DEAD": spec.dead,
+        "MASKS_TELL": masks_tell(spec.scores),
         "LEAST": safe.least,
         "LEAST_EACH": safe.least_each,
         "MOST": safe.most,

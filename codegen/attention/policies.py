@@ -20,6 +20,9 @@ class Policy:
     takes: str = ""
     """What the kernel is given for it: "" nothing, "bound" a number of the spec, "phi" a float32
     tensor of one number a query head, "sinks" those of the attention."""
+    is_own_score: bool = False
+    """It is a score of the row itself, and so not above its maximum: whatever is lost beside it is
+    lost beside that, and a row has no weight only where it sees no key."""
 
 
 POLICIES = {
@@ -28,7 +31,7 @@ POLICIES = {
     "bound": Policy("a number known while compiling, such as a bound of the scores", "bound"),
     "head": Policy("a number for each query head, loaded: measured on other inputs", "phi"),
     "sink": Policy("the sink of the head, which is a part of the sum itself", "sinks"),
-    "first_tile": Policy("the maximum over the first keys that the row sees"),
+    "first_tile": Policy("the maximum over the first keys that the row sees", is_own_score=True),
 }
 
 

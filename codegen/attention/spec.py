@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from overlapc.codegen.attention.policies import ONLINE, POLICIES, SAFE_SUMS, SafeSums
@@ -121,7 +121,9 @@ class AttentionSpec:
     @property
     def safe_sums(self) -> SafeSums:
         """Where a row need not be redone."""
-        return SAFE_SUMS[self.dtype]
+        safe = SAFE_SUMS[self.dtype]
+        is_own = POLICIES[self.softmax].is_own_score
+        return replace(safe, least=0.0, least_each=0.0) if is_own else safe
 
     def _require(self, holds: bool, rule: str) -> None:
         if not holds:

@@ -17,6 +17,8 @@ from overlapc.codegen.templates.softmax import (
     all_finite,
     divided,
     is_exact,
+    keeping_none,
+    keeps_key,
     or_zero,
     score_tile,
 )
@@ -87,7 +89,7 @@ def attention_forward(
     SCORES: tl.constexpr, SCALE: tl.constexpr, GROUPS: tl.constexpr,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
     BEFORE: tl.constexpr, AFTER: tl.constexpr, ALIGN: tl.constexpr,
-    SOFTMAX: tl.constexpr, BOUND: tl.constexpr, DEAD: tl.constexpr,
+    SOFTMAX: tl.constexpr, BOUND: tl.constexpr, DEAD: tl.constexpr, MASKS_TELL: tl.constexpr,
     LEAST: tl.constexpr, LEAST_EACH: tl.constexpr, MOST: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     STAGES: tl.constexpr,
@@ -153,6 +155,28 @@ def attention_forward(
                 v_strides, place, first, end, length, inputs, "maximum", True, 1, SCORES, SCALE,
                 BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
             )  # fmt: skip
+            # Rows that see none of these take the first that they do see.
+            waits = row_inside & (end > first) & (peak == float("-inf"))
+            start = begin
+            while (start < stop) & (tl.sum(waits.to(tl.int32), 0) > 0):
+                column = start + tl.arange(0, BLOCK_N)
+                tile = (batch, head, row, row_inside, column, column < length)
+                is_seen = True
+                if MASKS_TELL:
+                    kept = keeps_key(
+                        tile, first, end, inputs, SCORES, BEFORE, AFTER, BLOCK_M, BLOCK_N
+                    )
+                    is_seen = tl.sum((waits & kept).to(tl.int32), 0) > 0
+                if is_seen:
+                    found, _, _ = visit_keys(
+                        peak, nothing, total, start, tl.minimum(start + BLOCK_N, stop), queries, k,
+                        v, k_strides, v_strides, place, first, end, length, inputs, "maximum",
+                        True, 1, SCORES, SCALE, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION,
+                        BLOCK_N, BLOCK_D, BLOCK_V,
+                    )  # fmt: skip
+                    peak = tl.where(waits, found, peak)
+                    waits = waits & (peak == float("-inf"))
+                start += BLOCK_N
             peak = or_zero(peak)
         sums = tl.exp2(sink - peak)
 
@@ -187,9 +211,21 @@ def attention_forward(
         # Read back: Triton 3.6 cannot reduce sums of tensor memory (sm_100) to a branch.
         written = load_tile(out, corner, out_strides, row_inside, BLOCK_M, VALUE_DIM, BLOCK_V, True)
         is_finite = all_finite(written.to(tl.float32))
-        is_good = is_exact(sums, seen, LEAST, LEAST_EACH, MOST) & is_finite
+        counted = seen
+        if SOFTMAX == "sink":  # which is no more than the row's maximum
+            counted = tl.where(sink > float("-inf"), 0, seen)
+        is_good = is_exact(sums, counted, LEAST, LEAST_EACH, MOST) & is_finite
         is_alive = (seen > 0) | (sink > float("-inf"))
         is_bad = row_inside & is_alive & (is_good == 0)
+        # A row of no weight may see no key, and has been computed then.
+        if SOFTMAX == "first_tile":
+            is_bad = is_bad & (sums != 0.0)
+        elif MASKS_TELL:
+            unseen = keeping_none(
+                is_bad & (sums == 0.0), begin, stop, place, first, end, length, inputs, SCORES,
+                BEFORE, AFTER, BLOCK_M, BLOCK_N,
+            )  # fmt: skip
+            is_bad = is_bad & (unseen == 0)
         if tl.sum(is_bad.to(tl.int32), 0) > 0:
             nothing_yet = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
             highest_score, _, _ = visit_keys(

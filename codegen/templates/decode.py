@@ -15,6 +15,8 @@ from overlapc.codegen.templates.softmax import (
     all_finite,
     divided,
     is_exact,
+    keeping_none,
+    keeps_key,
     or_zero,
     score_tile,
 )
@@ -62,6 +64,21 @@ def load_part(
 
 
 @triton.jit
+def widened(part: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
+    """What was loaded, in the dtype of the queries; bytes are float8_e4m3fn.
+
+    So they come to devices that do not convert it: in place as bits of float16 they are 2^-8 of
+    themselves, subnormal numbers as well, and the one pattern beyond the largest is NaN.
+    """
+    if part.dtype == tl.uint8:
+        size = (part & 0x7F).to(tl.uint16)
+        bits = (size << 7) | ((part & 0x80).to(tl.uint16) << 8)
+        number = bits.to(tl.float16, bitcast=True) * 256.0
+        part = tl.where(size == 0x7F, float("nan"), number)
+    return part.to(dtype)
+
+
+@triton.jit
 def visit_tile(
     peak: tl.tensor, sums: tl.tensor, total: tl.tensor, tile: tl.tensor,
     query: tl.tuple, cache: tl.tuple, place: tl.tuple, inputs: tl.tuple,
@@ -73,9 +90,10 @@ def visit_tile(
     """Take a tile of keys into (peak, sums, total) of packed rows.
 
     STEP is ``fixed``: weights are relative to peak, which stays; ``first``: to the tile's maximum,
-    which peak becomes; ``online``: to the maximum so far, and sums and total are rescaled. Where
-    nothing is rescaled ``sums`` keeps the tile's columns apart: to add up a row costs a round
-    between warps, and the loop is spared it. IS_CUT: not every row sees every key.
+    which peak becomes; ``online``: to the maximum so far, and sums and total are rescaled;
+    ``maximum``: peak alone is raised. Where nothing is rescaled ``sums`` keeps the tile's columns
+    apart: to add up a row costs a round between warps, and the loop is spared it. IS_CUT: not every
+    row sees every key.
     """
     queries, rest_of_queries, scale = query
     k, v, k_strides, v_strides, table, length = cache
@@ -83,18 +101,19 @@ def visit_tile(
     column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = column < length
     at = of_keys(k, k_strides, table, tile, length, BLOCK_N, PAGE)
-    keys = load_part(at, inside, k_strides[3], 0, HEAD_DIM, BLOCK_D, IS_CUT).to(queries.dtype)
+    keys = load_part(at, inside, k_strides[3], 0, HEAD_DIM, BLOCK_D, IS_CUT)
+    keys = widened(keys, queries.dtype)
     product = tl.dot(queries, keys.T, input_precision=PRECISION)
     if BLOCK_REST > 0:
         rest = load_part(at, inside, k_strides[3], BLOCK_D, HEAD_DIM, BLOCK_REST, IS_CUT)
-        rest = rest.to(queries.dtype)
+        rest = widened(rest, queries.dtype)
         product = tl.dot(rest_of_queries, rest.T, product, input_precision=PRECISION)
     if SHARED:
         values = keys
-    else:
+    elif STEP != "maximum":
         at = of_keys(v, v_strides, table, tile, length, BLOCK_N, PAGE)
         values = load_part(at, inside, v_strides[3], 0, VALUE_DIM, BLOCK_V, IS_CUT)
-        values = values.to(queries.dtype)
+        values = widened(values, queries.dtype)
 
     keys_of_tile = (batch, head, row, row_inside, column, inside)
     score = score_tile(
@@ -108,15 +127,18 @@ def visit_tile(
         sums = sums * shrunk
         total = total * shrunk[:, None]
     elif STEP == "first":
-        peak = or_zero(tl.max(score, 1))
-        base = peak
-    # Summed as they are rounded: what overflows or is lost shows in the sum.
-    weights = tl.exp2(score - base[:, None]).to(queries.dtype)
-    if STEP == "online":
-        sums += tl.sum(weights.to(tl.float32), 1)
-    else:
-        sums += weights.to(tl.float32)
-    total = tl.dot(weights, values, total, input_precision=PRECISION)
+        peak = tl.max(score, 1)
+        base = or_zero(peak)
+    elif STEP == "maximum":
+        peak = tl.maximum(peak, tl.max(score, 1))
+    if STEP != "maximum":
+        # Summed as they are rounded: what overflows or is lost shows in the sum.
+        weights = tl.exp2(score - base[:, None]).to(queries.dtype)
+        if STEP == "online":
+            sums += tl.sum(weights.to(tl.float32), 1)
+        else:
+            sums += weights.to(tl.float32)
+        total = tl.dot(weights, values, total, input_precision=PRECISION)
     return peak, sums, total
 
 
@@ -185,7 +207,7 @@ def attention_decode(
     SCORES: tl.constexpr, SCALE: tl.constexpr, GROUPS: tl.constexpr,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, SHARED: tl.constexpr, PAGE: tl.constexpr,
     BEFORE: tl.constexpr, AFTER: tl.constexpr, ALIGN: tl.constexpr,
-    SOFTMAX: tl.constexpr, BOUND: tl.constexpr, DEAD: tl.constexpr,
+    SOFTMAX: tl.constexpr, BOUND: tl.constexpr, DEAD: tl.constexpr, MASKS_TELL: tl.constexpr,
     LEAST: tl.constexpr, LEAST_EACH: tl.constexpr, MOST: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_REST: tl.constexpr,
     BLOCK_V: tl.constexpr, LEAST_TILES: tl.constexpr,
@@ -275,7 +297,8 @@ def attention_decode(
             peak = tl.load(phi + head, mask=row_inside, other=0.0) * LOG2E
         elif SOFTMAX == "sink":
             peak = or_zero(sink)
-        elif SOFTMAX == "first_tile":  # noqa: SIM102 (one is known while compiling)
+        elif SOFTMAX == "first_tile":
+            peak = nothing - float("inf")
             if begin < stop:
                 peak, sums, total = visit_tile(
                     peak, sums, total, begin, query, cache, place, inputs, "first", True, SCORES,
@@ -283,6 +306,30 @@ def attention_decode(
                     BLOCK_REST, BLOCK_V, PAGE,
                 )  # fmt: skip
                 begin += 1
+                # Rows that see none of these take the first of the part that they do see.
+                waits = row_inside & (peak == float("-inf"))
+                waits = waits & (first < stop * BLOCK_N) & (end > begin * BLOCK_N)
+                tile = begin
+                while (tile < stop) & (tl.sum(waits.to(tl.int32), 0) > 0):
+                    column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+                    keys_of_tile = (batch, head[:, None], row, row_inside, column, column < length)
+                    is_seen = True
+                    if MASKS_TELL:
+                        kept = keeps_key(
+                            keys_of_tile, first, end, inputs, SCORES, BEFORE, AFTER, BLOCK_M,
+                            BLOCK_N,
+                        )  # fmt: skip
+                        is_seen = tl.sum((waits & kept).to(tl.int32), 0) > 0
+                    if is_seen:
+                        found, _, _ = visit_tile(
+                            peak, sums, total, tile, query, cache, place, inputs, "maximum", True,
+                            SCORES, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N,
+                            BLOCK_D, BLOCK_REST, BLOCK_V, PAGE,
+                        )  # fmt: skip
+                        peak = tl.where(waits, found, peak)
+                        waits = waits & (peak == float("-inf"))
+                    tile += 1
+            peak = or_zero(tl.where(peak == float("-inf"), own_sink, peak))
 
     whole = tl.cdiv(first_seen(highest, BEFORE), BLOCK_N)
     whole = tl.minimum(tl.maximum(whole, begin), stop)
@@ -306,6 +353,9 @@ def attention_decode(
         sums = tl.sum(sums, 1) + tl.exp2(own_sink - peak)
         # A total may have overflowed, and shrinking the sum would hide it.
         sums = tl.where(sums <= MOST, sums, float("inf"))
+        if SOFTMAX == "first_tile":
+            # Rows that see no key of the part say nothing of where φ lies.
+            peak = tl.where(sums == 0.0, float("-inf"), peak)
 
     is_last = parts == 1
     if parts > 1:
@@ -327,9 +377,22 @@ def attention_decode(
 
     if not IS_ONLINE:
         seen = tl.maximum(end - first, 0)
-        is_good = is_exact(sums, seen, LEAST, LEAST_EACH, MOST) & all_finite(total)
+        counted = seen
+        if SOFTMAX == "sink":  # which is no more than the row's maximum
+            counted = tl.where(sink > float("-inf"), 0, seen)
+        is_good = is_exact(sums, counted, LEAST, LEAST_EACH, MOST) & all_finite(total)
         is_alive = (seen > 0) | (sink > float("-inf"))
         is_bad = row_inside & is_alive & (is_good == 0)
+        # A row of no weight may see no key, and has been computed then.
+        if SOFTMAX == "first_tile":
+            is_bad = is_bad & (sums != 0.0)
+        elif MASKS_TELL:
+            unseen = keeping_none(
+                is_bad & (sums == 0.0), first_tile * BLOCK_N, (first_tile + tiles) * BLOCK_N,
+                (batch, head[:, None], row, row_inside), first, end, length, inputs, SCORES,
+                BEFORE, AFTER, BLOCK_M, BLOCK_N,
+            )  # fmt: skip
+            is_bad = is_bad & (unseen == 0)
         if tl.sum(is_bad.to(tl.int32), 0) > 0:
             redone_peak = sink
             redone_sums = tl.where(sink == float("-inf"), 0.0, 1.0)

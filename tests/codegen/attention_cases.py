@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from triton.runtime.interpreter import interpreter_builder
 
 from overlapc.codegen.attention.kernel import AttentionKernel, build_attention
 from overlapc.codegen.attention.spec import AttentionSpec
@@ -47,15 +48,18 @@ def run(
     kept: float = 0.7,
     values: float = 1.0,
     first_sink: float | None = None,
+    hidden: int | Mapping[int, int] = 0,
+    far: float = 0.0,
     tile: tuple[int, int] = (16, 16),
     mutate: tuple[str, str] | None = None,
 ) -> float:
     """Raise AssertionError unless the kernel gives what float64 does; the largest error.
 
     ``heads`` are those of keys. ``spread`` multiplies queries, and ``scaled`` those of single rows;
-    ``values`` multiplies those; ``first_sink`` is that of the first head; ``redone`` is how many
-    rows are to be computed twice (None: at least one). ``mutate`` is a text of a template or of the
-    module and what to put in its place.
+    ``values`` multiplies those; ``first_sink`` is that of the first head; masks keep
+    none of the first ``hidden`` keys (of single rows, and all others, where it says which), and
+    scores are ``far`` from zero; ``redone`` is how many rows are to be computed twice (None: at
+    least one). ``mutate`` is a text of a template or of the module and what to put in its place.
     """
     spec = AttentionSpec.parse(text)
     torch.manual_seed(seed)
@@ -63,6 +67,9 @@ def run(
     kernel = mutant(kernel, mutate) if mutate else kernel
     given = operands(spec, batch, heads, rows, keys, spread, kept)
     given["v"] = given["v"] * values
+    hide(given["inputs"], hidden)
+    if far:
+        given["q"][..., 0], given["k"][..., 0] = far / spec.scale, 1.0
     for row, factor in (scaled or {}).items():
         given["q"][:, :, row] *= factor
     if spec.lengths:
@@ -92,6 +99,45 @@ def run(
     count = counter.item() - 100
     assert count == redone if redone is not None else count > 0, f"{count} rows were redone"
     return error
+
+
+def hide(inputs: list[torch.Tensor], hidden: int | Mapping[int, int]) -> None:
+    """Let masks of truths keep no key before ``hidden``, or those rows none and all others all."""
+    for mask in inputs:
+        if isinstance(hidden, int):
+            mask[..., :hidden] &= hidden == 0
+            continue
+        mask.fill_(True)
+        for row, first in hidden.items():
+            mask[..., row, :first] = False
+
+
+def keys_read(text: str, *, hidden: Mapping[int, int], **sizes: int) -> int:
+    """How many numbers of K one call loads."""
+    spec = AttentionSpec.parse(text)
+    torch.manual_seed(0)
+    kernel = build_attention(spec, TILE)
+    given = operands(spec, sizes["batch"], 1, sizes["rows"], sizes["keys"], 1.0, 1.0)
+    hide(given["inputs"], hidden)
+    storage = given["k"].untyped_storage()
+    low, high = storage.data_ptr(), storage.data_ptr() + storage.nbytes()
+    builder: Any = interpreter_builder
+    original, count = builder.create_masked_load, 0
+
+    def counting(pointers: Any, mask: Any, *others: Any) -> Any:
+        nonlocal count
+        places = pointers.data[mask.data.astype(bool)]
+        count += int(((places >= low) & (places < high)).sum())
+        return original(pointers, mask, *others)
+
+    builder.create_masked_load = counting
+    try:
+        out = given["v"].new_empty((*given["q"].shape[:3], spec.value_dim))
+        kernel(**given, out=out, redone=torch.zeros(1, dtype=torch.int32))
+    finally:
+        builder.create_masked_load = original
+    assert torch.equal(out.isnan(), oracle.attention(spec, **given)[0].isnan())
+    return count
 
 
 def difference(found: torch.Tensor, wanted: torch.Tensor) -> float:

@@ -12,10 +12,14 @@ from dataclasses import dataclass, replace
 from itertools import product
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import torch
+import triton
+import triton.language as tl
 from triton.runtime.interpreter import interpreter_builder
 
+from overlapc.codegen.attention import decode
 from overlapc.codegen.attention.cache import Cache
 from overlapc.codegen.attention.decode import DecodeKernel, Workspace, build_decode
 from overlapc.codegen.attention.spec import AttentionSpec
@@ -23,6 +27,7 @@ from overlapc.codegen.attention.tiles import AttentionTile
 from overlapc.codegen.builder import TEMPLATES, load
 from overlapc.codegen.epilogue import Call, Epilogue, Input, Ref
 from overlapc.codegen.interpreting import correct_interpreter
+from overlapc.codegen.templates.decode import widened
 from overlapc.errors import KernelError
 
 correct_interpreter()
@@ -44,7 +49,8 @@ class Case:
     splits: int = 3
     lengths: tuple[int, ...] = ()
     mask: str = ""
-    """"", "bool", "bias" (of rows and keys), "slopes" (of heads, by a vector of keys)."""
+    """"", "bool", "padding" (of the first 40 keys of the first sequence), "bias" (of rows and
+    keys), "slopes" (of heads, by a vector of keys)."""
     factor: float = 1.0
     """Multiplied into the scores."""
     offset: float = 0.0
@@ -60,6 +66,8 @@ class Case:
     redone: int | None = None
     """How many rows must be computed again; None: any number."""
     seed: int = 0
+    architecture: str = ""
+    """Of the device that the kernel takes this one for."""
 
 
 @dataclass
@@ -88,7 +96,8 @@ class Run:
         if self.named["lse"] is not None:
             self.named["lse"].fill_(torch.nan)
         self.named["redone"].zero_()
-        with shuffled_grid(random.Random(seed)):
+        device = patch.object(decode, "sm_of", lambda _: self.case.architecture)
+        with shuffled_grid(random.Random(seed)), device:
             self.kernel(*self.sides, splits=self.case.splits, workspace=self.workspace,
                         **self.named)  # fmt: skip
 
@@ -274,7 +283,7 @@ PRODUCT = Call("aten.mm.default", (Ref("gemm", 0), Ref("gemm", 1)))
 def program_of(case: Case) -> str:
     """The scores of a case as an epilogue's text."""
     match case.mask:
-        case "bool":
+        case "bool" | "padding":
             fill = Call("aten.where.ScalarOther", (Ref("input", 0), Ref("value", 0), -float("inf")))
             return str(Epilogue((Input("matrix", "bool"),), (PRODUCT, fill)))
         case "bias":
@@ -292,6 +301,10 @@ def inputs_of(case: Case, query_heads: int) -> list[torch.Tensor]:
         case "bool":
             kept = torch.rand(case.batch, 1, case.rows, case.keys) < 0.5
             kept[0, 0, 0] = case.batch == 1 or case.rows == 1  # else a row of nothing
+            return [kept]
+        case "padding":
+            kept = torch.ones(case.batch, 1, case.rows, case.keys, dtype=torch.bool)
+            kept[0, ..., :40] = False
             return [kept]
         case "bias":
             return [torch.randn(case.batch, 1, case.rows, case.keys)]
@@ -313,7 +326,7 @@ def reference(
     k, v = (side.repeat_interleave(spec.groups, 1) for side in (k, v))
     scores = q @ k.mT * spec.scale
     size = (q.abs() @ k.abs().mT * spec.scale).amax(-1, keepdim=True)
-    if case.mask == "bool":
+    if case.mask in ("bool", "padding"):
         scores = scores.masked_fill(~inputs[0], -torch.inf)
     elif inputs:
         scores = scores + inputs[0].double()
@@ -391,6 +404,22 @@ CALLS = {"run": run, "bits": bits, "bytes_read": bytes_read}
 def call(name: str, spec: str, cache: str, case: dict[str, Any], **named: Any) -> Any:
     """Do one of ``CALLS`` on a case given as plain values: tests send it to another process."""
     return CALLS[name](spec, cache, Case(**case), **named)
+
+
+@triton.jit
+def _widen_all(bytes_of, out):
+    at = tl.arange(0, 256)
+    tl.store(out + at, widened(tl.load(bytes_of + at), tl.float16))
+
+
+def numbers_of_bytes_differ() -> list[int]:
+    """Bytes whose number in the kernel is not that of float8_e4m3fn."""
+    codes = torch.arange(256, dtype=torch.uint8)
+    found = torch.zeros(256, dtype=torch.float16)
+    _widen_all[(1,)](codes, found)
+    wanted = codes.view(torch.float8_e4m3fn).to(torch.float16)
+    same = (found == wanted) | (found.isnan() & wanted.isnan())
+    return codes[~same].tolist()
 
 
 def misfits(changes: list[dict[str, Any]]) -> list[str]:

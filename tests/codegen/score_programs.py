@@ -29,6 +29,7 @@ ALIBI = program("vector:float32", ("add.Tensor", "%0", "@0"))
 ADDED = program("matrix:float32", ("add.Tensor", "%0", "@0"))
 KEPT = program("matrix:bool", ("where.ScalarOther", "@0", "%0", -math.inf))
 KEPT_FINITE = program("matrix:bool", ("where.ScalarOther", "@0", "%0", -3.4e38))
+KEPT_BY_SCORE = program("", ("le.Scalar", "%0", 2.2), ("where.ScalarSelf", "%1", -math.inf, "%0"))
 EVERY_SHAPE = program(
     "matrix:bfloat16 column:float32 vector:bool one:float16 scalar:float32",
     ("mul.Tensor", "%0", "@4"),

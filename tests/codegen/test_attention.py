@@ -50,6 +50,19 @@ CASES = {
     "rows of no key, as torch's own": (
         replace(HALF, program=programs.KEPT, dead="zero"), {"kept": 0.03},
     ),
+    "rows of no key, by their scores": (replace(SPEC, program=programs.KEPT_BY_SCORE), {}),
+    "many keys of float16": (
+        replace(HALF, dtype="float16"),
+        {"batch": 1, "rows": 4, "keys": 20000, "spread": 8.0, "tile": (16, 32768)},
+    ),
+    "many keys of float16, beside sinks": (
+        replace(HALF, sinks=True, softmax="sink"),
+        {"batch": 1, "rows": 2, "keys": 20000, "spread": 0.0, "first_sink": 12.0,
+         "tile": (16, 4096)},
+    ),
+    "first keys that a mask hides": (
+        replace(HALF, program=programs.KEPT), {"hidden": 18, "far": 40.0},
+    ),
     "online": (replace(SPEC, softmax="online", sinks=True), {"scaled": {3: 300.0}}),
     "φ of each head": (replace(BRAIN, softmax="head"), {"phi": 3.0}),
 }  # fmt: skip
@@ -88,7 +101,13 @@ def test_rows_that_left_the_safe_range_are_redone(interpreted, spec, named):
 MUTANTS = {
     "a row is not redone": ("one row above", "if count > 0:", "if count > 1000:"),
     "dead rows are redone": (
-        "rows of no key", 'is_bad & (highest_score > float("-inf"))', "is_bad",
+        "rows of no key, by their scores", 'is_bad & (highest_score > float("-inf"))', "is_bad",
+    ),
+    "φ of hidden keys is zero": (
+        "first keys that a mask hides", "peak = tl.where(waits, found, peak)", "peak = peak",
+    ),
+    "sums of each key beside sinks": (
+        "many keys of float16, beside sinks", 'tl.where(sink > float("-inf"), 0, seen)', "seen",
     ),
     "no check of small sums": ("all below φ", "(sums >= least) & (sums <= MOST)", "sums <= MOST"),
     "no check of each key": (
@@ -126,6 +145,17 @@ def test_a_mutant_is_caught(interpreted, case, old, new):
         interpreted("attention_cases.run", str(spec), **named, mutate=(old, new))
     for harmless in ("no single", "SyntaxError", "ImportError", "NameError"):
         assert harmless not in str(caught.value)
+
+
+@pytest.mark.parametrize("policy", ["zero", "first_tile"])
+def test_rows_that_masks_leave_no_key_cost_no_walk(interpreted, policy):
+    spec = replace(SPEC, program=programs.KEPT, softmax=policy)
+    sizes = {"batch": 1, "rows": 16, "keys": 64}
+    plain, with_dead = (
+        interpreted("attention_cases.keys_read", str(spec), **sizes, hidden=hidden)
+        for hidden in ({}, {3: 64})
+    )
+    assert plain == with_dead
 
 
 DIMS = [(64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (256, 256), (16, 64)]

@@ -116,6 +116,17 @@ def test_dtypes(interpreted, dtype, cache):
     check(interpreted, spec, cache, rows=2, scale_per_head=True)
 
 
+def test_every_byte_is_the_number_that_it_is_in_fp8(interpreted):
+    assert interpreted("decode_cases.numbers_of_bytes_differ") == []
+
+
+@pytest.mark.parametrize("dtype", first("bfloat16", "float16", "float32"))
+def test_fp8_on_devices_that_do_not_convert_it(interpreted, dtype):
+    spec = replace(CAUSAL, dtype=dtype, lengths=True)
+    case = {"rows": 2, "lengths": (100, 37), "architecture": "sm_80"}
+    check(interpreted, spec, replace(NARROW, page=16), **case)
+
+
 @pytest.mark.parametrize("layout", first("strided", "bshd"))
 def test_strides(interpreted, layout):
     check(interpreted, CAUSAL, rows=2, layout=layout)
@@ -136,6 +147,30 @@ def test_scores_far_from_phi_are_computed_again(interpreted, softmax, offset):
     # phi of each head is measured where the scores are, and the first tile is there itself.
     redone = 0 if softmax in ("head", "first_tile") else ROWS_OF_ALL
     check(interpreted, spec, offset=offset, redone=redone)
+
+
+@pytest.mark.parametrize("mask", first("padding", ""))
+def test_parts_whose_first_keys_are_hidden_are_not_computed_again(interpreted, mask):
+    # By a mask before the first keys, or because all keys of a part stand after a row's own.
+    spec = replace(CAUSAL, dtype="float16", softmax="first_tile")
+    case = {"rows": 4, "keys": 98, "splits": 7, "offset": -300.0, "mask": mask}
+    check(interpreted, spec, redone=0, **case)
+
+
+def test_many_keys_of_float16(interpreted):
+    spec = replace(CAUSAL, dtype="float16", softmax="first_tile", groups=2)
+    check(interpreted, spec, batch=1, keys=20000, block_n=32768, factor=8.0, redone=0)
+
+
+@pytest.mark.parametrize("softmax", first("zero", "first_tile"))
+def test_rows_that_masks_leave_no_key_cost_no_walk(interpreted, softmax):
+    spec = replace(SPEC, softmax=softmax)
+    case = {"rows": 2, "mask": "bool", "redone": 0}  # of the first batch, row 0 keeps no key
+    of_keys, of_values = check(interpreted, spec, call="bytes_read", **case)
+    once = 2 * 100 * 32 * 4
+    assert of_values == once
+    # A part looks for the first keys of a row of which it hides those of one tile.
+    assert of_keys - once in range(1 if softmax == "zero" else 3 * 2 * 16 * 32 * 4 + 1)
 
 
 @pytest.mark.parametrize("dtype", first("bfloat16", "float16", "float32"))

@@ -37,11 +37,11 @@ def triton_cache(tmp_path_factory):
         yield
 
 
-def check(spec: AttentionSpec, cache: Cache, architecture: str, rows: int = 1, spilled: int = 0):
+def check(spec: AttentionSpec, cache: Cache, architecture: str, rows: int = 1):
     """Raise AssertionError unless a kernel keeps its budgets; its machine code."""
     tile = decode_tile(spec, cache, rows, architecture)
     binary = build_decode_for(build_decode(spec, cache, tile), architecture)
-    assert binary.spilled_bytes <= spilled, f"{binary.registers} registers and a spill"
+    assert binary.spilled_bytes == 0, f"{binary.registers} registers and a spill"
     assert binary.shared_bytes <= SHARED_BYTES[architecture]
     assert binary.registers <= (512 if architecture.startswith("gfx") else 255)
     if architecture.startswith("sm_"):
@@ -104,18 +104,13 @@ CASES = {
     "heads of 256 of float32": (replace(WIDE, dtype="float32"), Cache(), 1),
 }  # fmt: skip
 
-SPILLED = {("latent, 128 heads, pages", "sm_89"): 8}
-"""Bytes, of the one case that is not within its registers yet."""
-
 
 @pytest.mark.long
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("name", CASES)
 def test_every_case_on_every_device_keeps_the_budgets(name, architecture):
     spec, cache, rows = CASES[name]
-    if cache.dtype and architecture == "sm_80":
-        pytest.skip("devices before sm_89 have no fp8")
-    check(spec, cache, architecture, rows, SPILLED.get((name, architecture), 0))
+    check(spec, cache, architecture, rows)
 
 
 def arrival_faults(ptx: str) -> list[str]:
