@@ -54,7 +54,8 @@ def build_for(spec: GemmSpec, architecture: str, *, aligned: bool = True) -> Bin
     """
     module = build(spec).module
     names = list(module.KERNEL.arg_names)
-    signature, constants = _signature(spec, names, module.CONSTANTS)
+    fixed = {**module.CONSTANTS, "IS_AMD": architecture.startswith("gfx")}
+    signature, constants = _signature(spec, names, fixed)
     divisible = {}
     if aligned:
         free = (name for name in names if name not in (*constants, *VARYING, "inputs"))

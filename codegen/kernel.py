@@ -81,7 +81,7 @@ class Kernel:
         ]
         return self.module.KERNEL[(ctas,)](
             *operands, c, tuple(parts), bands, counters, m, n, k, *a.stride(), *b.stride(), ctas,
-            **self.module.CONSTANTS, **self.module.OPTIONS,
+            **self.module.CONSTANTS, IS_AMD=is_amd(), **self.module.OPTIONS,
         )  # fmt: skip
 
     def _descriptors(self, a: Tensor, b: Tensor) -> tuple[Any, Any]:
@@ -190,6 +190,13 @@ def has_shape(item: Input, tensor: Tensor, m: int, n: int) -> bool:
         case "one":
             return tensor.numel() == 1 and shape != ()
     return shape == ()
+
+
+def is_amd() -> bool:
+    """Return whether Triton compiles for AMD's GPUs here."""
+    import torch
+
+    return bool(torch.version.hip)
 
 
 def special(numbers: Iterable[int]) -> tuple[tuple[bool, bool], ...]:

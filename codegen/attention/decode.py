@@ -17,6 +17,7 @@ from overlapc.codegen.attention.kernel import fill_without_keys, input_parts
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile
 from overlapc.codegen.builder import generated
+from overlapc.codegen.kernel import is_amd
 from overlapc.errors import KernelError
 
 if TYPE_CHECKING:
@@ -162,10 +163,3 @@ def sm_of(device: torch.device) -> str:
         return ""
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm_{major}{minor}"
-
-
-def is_amd() -> bool:
-    """Return whether Triton compiles for AMD's GPUs here."""
-    import torch
-
-    return bool(torch.version.hip)

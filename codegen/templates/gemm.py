@@ -90,7 +90,7 @@ def band_gemm(
     A_LAYOUT: tl.constexpr, B_LAYOUT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SWEEP: tl.constexpr,
     EVEN_K: tl.constexpr, PRECISION: tl.constexpr, SUM_K: tl.constexpr,
-    COUNTER_STRIDE: tl.constexpr,
+    COUNTER_STRIDE: tl.constexpr, IS_AMD: tl.constexpr,
 ) -> None:  # fmt: skip
     """``c = EPILOGUE(a[M, K] @ b[K, N], inputs)`` on ``num_ctas`` programs.
 
@@ -146,4 +146,4 @@ def band_gemm(
             elements = c + (rows + moved).to(tl.int64)[:, None] * N + columns[None, :]
         tl.store(elements, result, mask=rows_inside[:, None] & columns_inside[None, :])
         if SIGNALS:
-            publish(counters, group, COUNTER_STRIDE)
+            publish(counters, group, COUNTER_STRIDE, IS_AMD)

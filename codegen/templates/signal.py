@@ -5,12 +5,21 @@ import triton.language as tl
 
 
 @triton.jit
-def publish(counters: tl.tensor, group: tl.tensor, COUNTER_STRIDE: tl.constexpr) -> None:
+def publish(
+    counters: tl.tensor, group: tl.tensor, COUNTER_STRIDE: tl.constexpr, IS_AMD: tl.constexpr
+) -> None:
     """Add one to the counter of ``group``, after every store of this CTA, at device scope.
 
     Only one thread adds, and its release orders only what happens before it: the barrier makes
     that every store of the CTA. A TMA store would escape both, so the caller must not use one.
     """
+    if IS_AMD:
+        # There a barrier orders what waves of one CTA see, and a release waits for the stores of
+        # its own wave alone: each has to wait for its own.
+        tl.inline_asm_elementwise(
+            "s_waitcnt vmcnt(0)\n\tv_mov_b32 $0, 0", "=v,~{memory}", [], tl.int32,
+            is_pure=False, pack=1,
+        )  # fmt: skip
     tl.debug_barrier()
     tl.atomic_add(counters + group * COUNTER_STRIDE, 1, sem="release", scope="gpu")
 

@@ -35,13 +35,13 @@ MUTANTS = {
     "no mask on the store": ("tl.store(elements, result, mask=rows_inside[:, None] & "
                              "columns_inside[None, :])", "tl.store(elements, result)"),
     "no mask along k": ("k_inside = k < K - start", "k_inside = k < K + BLOCK_K"),
-    "no bump": ("publish(counters, group, COUNTER_STRIDE)", "pass"),
+    "no bump": ("publish(counters, group, COUNTER_STRIDE, IS_AMD)", "pass"),
     "bump before the store": (
         "        columns_inside = columns < N\n",
         "        columns_inside = columns < N\n"
-        "        publish(counters, group, COUNTER_STRIDE)\n",
+        "        publish(counters, group, COUNTER_STRIDE, IS_AMD)\n",
     ),
-    "a wrong counter stride": ("group, COUNTER_STRIDE)", "group, COUNTER_STRIDE // 2)"),
+    "a wrong counter stride": ("group, COUNTER_STRIDE,", "group, COUNTER_STRIDE // 2,"),
     "a result kept in float16": ("tl.store(elements, result,",
                                  "tl.store(elements, result.to(tl.float16).to(tl.float32),"),
     "the first tile again": ("tl.range(tl.program_id(0), tiles_m", "tl.range(0, tiles_m"),

@@ -119,8 +119,8 @@ def check(architecture: str, spec: GemmSpec, stack: int = 0) -> None:
     assert matrix_instruction(architecture, spec) in binary.assembly
     loads = loading_instruction(architecture, spec)
     assert loads in binary.assembly, f"operands are not loaded by {loads}"
-    if architecture.startswith("sm_"):
-        assert signal_order_faults(binary.assembly, spec.signals) == []
+    faults = signal_order_faults if architecture.startswith("sm_") else amd_order_faults
+    assert faults(binary.assembly, spec.signals) == []
 
 
 def matrix_instruction(architecture: str, spec: GemmSpec) -> str:
@@ -298,6 +298,51 @@ def is_release(line: str) -> bool:
     return bool(re.search(r"\b(red|atom)\.global\.gpu\.release\.add|"
                           r"\b(red|atom)\.(release\.gpu\.global|global\.release\.gpu)\.add|"
                           r"\b(red|atom)\.release\.gpu\.(global\.)?add", line))  # fmt: skip
+
+
+AMD_STORE = r"\b(global|buffer|flat)_store"
+
+
+def amd_order_faults(text: str, signals: bool) -> list[str]:
+    """What is wrong with the order stores of C -> each wave's wait for its own -> CTA barrier ->
+    write-back of the release -> add in this AMDGCN.
+
+    A barrier alone holds no store back, and a release waits for the stores of one wave.
+    """
+    lines = text.splitlines()
+    adds = [at for at, line in enumerate(lines) if re.search(r"\bglobal_atomic_add\b", line)]
+    if len(adds) != signals:
+        return [f"{len(adds)} adds"]
+    faults = []
+    for add in adds:
+        barrier = last_line(r"\bs_barrier\b", lines, add)
+        store = last_line(AMD_STORE, lines, barrier)
+        waits = any(re.search(r"vmcnt\(0\)", line) for line in lines[store:barrier])
+        released = " ".join(line.split()[0] for line in lines[barrier:add] if line.split())
+        faults += ["no wave waits for its stores before the barrier"] * (not waits)
+        faults += ["an add that is no release"] * ("buffer_wbl2 s_waitcnt" not in released)
+        late = any(re.search(AMD_STORE, line) for line in lines[barrier:add])
+        faults += ["a store behind the barrier"] * late
+    return faults
+
+
+def test_a_wrong_order_is_caught_on_amd():
+    text = build_for(CDNA, "gfx942").assembly
+    assert amd_order_faults(text, signals=True) == []
+    assert amd_order_faults(text, signals=False)
+    lines = text.splitlines()
+    add = next(at for at, line in enumerate(lines) if "global_atomic_add" in line)
+    barrier = last_line(r"\bs_barrier\b", lines, add)
+    store = last_line(AMD_STORE, lines, barrier)
+    hasty = [line for line in lines[store:barrier] if "vmcnt(0)" not in line]
+    relaxed = [line for line in lines[barrier:add] if "buffer_wbl2" not in line]
+    for mutant in (
+        [*lines[:store], *hasty, *lines[barrier:]],
+        [*lines[:barrier], *relaxed, *lines[add:]],
+        [*lines[: barrier + 1], lines[store], *lines[barrier + 1 :]],
+        [*lines[: add + 1], lines[add], *lines[add + 1 :]],
+    ):
+        assert amd_order_faults("\n".join(mutant), signals=True)
 
 
 @pytest.fixture(scope="module")
