@@ -36,10 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=9.0, help="wall-clock budget")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     given = parser.parse_args(arguments)
-    import torch
-
-    if not torch.cuda.is_available():
-        print("nothing measured: torch.cuda.is_available() is false here", file=sys.stderr)
+    if why := why_not():
+        print(f"nothing measured: {why}", file=sys.stderr)
         return NO_GPU
     worker = Worker()
     try:
@@ -47,6 +45,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         worker.close()
     return FAILED if failures else 0
+
+
+def why_not() -> str:
+    """Why nothing can be measured here; empty if something can."""
+    for name in ("torch", "triton"):
+        try:
+            import_module(name)
+        except ImportError as error:
+            return f"{sys.executable} cannot import {name}: {error}"
+    import torch
+
+    return "" if torch.cuda.is_available() else "torch.cuda.is_available() is false here"
 
 
 def measure(part: str, page: Page, runner: Runner, minutes: float) -> int:

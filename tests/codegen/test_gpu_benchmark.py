@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +32,13 @@ def test_without_a_gpu_it_says_so_in_one_line(capsys):
     assert capsys.readouterr().err == (
         "nothing measured: torch.cuda.is_available() is false here\n"
     )
+
+
+@pytest.mark.parametrize("name", ["torch", "triton"])
+def test_a_python_that_lacks_what_is_measured_says_so(name, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    assert gpu.main(["gemm"]) == 2
+    assert f"nothing measured: {sys.executable} cannot import {name}: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[], ["sorting"], ["gemm", "--minutes", "nine"]], ids=str)
