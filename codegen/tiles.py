@@ -112,7 +112,8 @@ def _leaves_registers(
     if by_tma:
         return chain is None or _is_light(chain)
     even_k = depth % tile.block_k == 0
-    return chain is None and "strided" not in layouts and (layouts[1] == "col" or even_k)
+    is_bare = chain is None or (len(chain.calls) == 1 and not chain.inputs)
+    return is_bare and "strided" not in layouts and (layouts[1] == "col" or even_k)
 
 
 def _sparing(tile: Tile, known: Sequence[Tile], architecture: str) -> Tile:

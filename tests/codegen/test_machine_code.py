@@ -21,7 +21,7 @@ from overlapc.codegen.templates import signal
 from overlapc.codegen.tiles import spec_for
 from overlapc.errors import KernelError
 from overlapc.planning.tiles import SPARING_SUMS, Tile, sums, tiles_for
-from tests.codegen.epilogue_cases import MODELS, SCALED, chain_of
+from tests.codegen.epilogue_cases import MM, MODELS, SCALED, chain_of
 
 WIDE, ROOMY = tiles_for("sm_90", "bfloat16")[:2]
 TMA = GemmSpec("bfloat16", "bfloat16", **asdict(WIDE), loads="descriptors")
@@ -224,6 +224,15 @@ def test_configurations_keep_the_budgets(tile: Tile):
     spec = of_tile("sm_90", "bfloat16", tile, 128, by_row=False)
     assert {name: getattr(spec, name) for name in asdict(tile)} == asdict(tile)
     check("sm_90", spec)
+
+
+def test_the_widest_tile_is_kept_for_a_product_that_is_all_of_a_chain():
+    wide = max(tiles_for("sm_80", "bfloat16"), key=lambda tile: tile.elements)
+    spec = on_device(Epilogue((), (MM,)), "bfloat16", "sm_80", wide)
+    assert spec.tile == wide
+    check("sm_80", spec)
+    # Addresses leave no registers to more than that.
+    assert on_device(MODELS["residual"], "bfloat16", "sm_80", wide).tile != wide
 
 
 @pytest.mark.long
