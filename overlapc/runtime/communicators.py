@@ -44,7 +44,8 @@ _numbers = count()
 def communicator(
     group: dist.ProcessGroup, sms: int, device: torch.device, seconds: float
 ) -> Communicator | str:
-    """The communicator beside ``group`` with at most ``sms`` CTAs, or why there is none.
+    """The communicator beside ``group`` with at most ``sms`` CTAs, or any for 0; or why there is
+    none.
 
     The first call makes it, outside graph captures: every member calls this with the same ``sms``
     at the same place among the group's ops, before it sends anything of that op. Members say to
@@ -126,7 +127,8 @@ def beside(
     """
     store = groups.store_beside(group, name)
     options: Any = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
-    options.config.max_ctas = sms
+    if sms:  # of none a kernel leaves none: it has ended before anything is sent
+        options.config.max_ctas = sms
     options.global_ranks_in_group = dist.get_process_group_ranks(group)
     options.group_name = f"overlapc_{group.group_name}_{name}"
     theirs = group._get_backend(device)

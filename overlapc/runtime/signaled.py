@@ -101,7 +101,8 @@ class Signaled:
                 return [self._run(built, operands, beside)], ""
             except KernelError as error:
                 built = error.what
-                if not torch.cuda.is_current_stream_capturing():
+                is_short = isinstance(error.__cause__, torch.OutOfMemoryError)
+                if not is_short and not torch.cuda.is_current_stream_capturing():
                     self.built[key] = built  # it would fail again
         return self.library(operands, beside.group), _told(built)
 

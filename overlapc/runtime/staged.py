@@ -101,8 +101,7 @@ class StagedGemm:
         with torch.cuda.device(device):
             is_warm(needed)
             ctas = resident_ctas(device, sms_for_comm)
-            c, result, collectives = self._memory(a, n, group)
-            signals = Signals.zeroed(self.bands, self.kernel.tiles_n(n), device)
+            c, result, collectives, signals = self._memory(a, n, group)
             stored = c.view(-1) if isinstance(self.bands, Packing) else c
             overlap(
                 lambda: self.kernel(
@@ -119,8 +118,8 @@ class StagedGemm:
 
     def _memory(
         self, a: torch.Tensor, n: int, group: dist.ProcessGroup
-    ) -> tuple[torch.Tensor, torch.Tensor, list[Collective]]:
-        """What the GEMM writes, what the collectives give, and they: with all memory they use."""
+    ) -> tuple[torch.Tensor, torch.Tensor, list[Collective], Signals]:
+        """What the GEMM writes, what the collectives give, they, and the counters: all memory."""
         dtype = getattr(torch, self.kernel.spec.out)
         try:
             c = a.new_empty(self.units[0], self._width(n), dtype=dtype)
@@ -128,13 +127,14 @@ class StagedGemm:
             if self.sender.collective != "all_reduce":
                 result = a.new_empty(self.units[1], n // self.across, dtype=dtype)
             calls = staged_collectives(self.parts, c, result, self.sender, group, self.across)
+            signals = Signals.zeroed(self.bands, self.kernel.tiles_n(n), a.device)
         except torch.OutOfMemoryError as error:
             raise KernelError(
                 f"There is no memory to stage the GEMM in: {error}",
                 where=f"{self.units[0]}x{n} {self.kernel.spec.out}",
                 remedy="use the chunked schedule, which holds one group at a time",
             ) from error
-        return c, result, calls
+        return c, result, calls, signals
 
     def _needed(self, operands: Sequence[torch.Tensor], name: Hashable) -> frozenset[Hashable]:
         """What has to be loaded: the kernel, as Triton compiles it for A, B and inputs like these,

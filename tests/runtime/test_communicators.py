@@ -199,6 +199,9 @@ def test_it_is_made_once_with_at_most_so_many_ctas_and_used_at_once(fake_group, 
     assert group.used == [("comm(-3)", [(1,)])]
     assert asked(fake_group, SMS + 1, CUDA) is not found
     assert len(nccl) == 2
+    # NCCL takes no limit of zero.
+    assert isinstance(asked(fake_group, 0, CUDA), Communicator)
+    assert nccl[-1][2].config.max_ctas is None
 
 
 def test_it_is_not_made_during_a_capture(fake_group, nccl, monkeypatch):

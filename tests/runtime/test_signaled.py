@@ -21,6 +21,7 @@ from overlapc.runtime import communicators, ops, reference, signaled, staged
 from overlapc.runtime.program import ROWS, WHOLE, Program, Step
 from overlapc.runtime.sending import Sender
 from overlapc.runtime.signaled import Signaled
+from overlapc.runtime.signals import Signals
 from overlapc.runtime.spec import ChainSpec
 from tests.ranks import Ranks
 from tests.runtime.chains import MM, call, chain, errors_of, poisoned, ragged
@@ -277,6 +278,38 @@ def test_too_little_shared_memory_is_found_once_and_said(ranks):
         ((reason, count),) = why.items()
         assert "out of resource: shared memory" in reason
         assert (count, launched) == (3, 1)
+
+
+def short_of_memory(rank: int) -> tuple[list[float], dict, dict]:
+    """Errors of three calls, by whom they were computed and why, where rank 1 has no memory for
+    the counters of the second."""
+    case, calls = CASES["all-to-all"], []
+    forget()
+    counts = ops.calls_of(case.spec.site), ops.by_library_of(case.spec.site)
+    for each in counts:
+        each.clear()
+    zeroed = Signals.zeroed
+
+    def fails_second(*given: Any) -> Signals:
+        calls.append(1)
+        if rank == 1 and len(calls) == 2:
+            raise torch.OutOfMemoryError("tried to allocate 2 MiB")
+        return zeroed(*given)
+
+    with (
+        pretended_gpu(), ragged(4, cut="signaled"), poisoned(),
+        patch.object(Signals, "zeroed", fails_second),
+    ):  # fmt: skip
+        errors = [errors_of(case.spec, case.operands(rank))[0] for _ in range(3)]
+    return errors, dict(counts[0]), dict(counts[1])
+
+
+def test_a_call_without_memory_is_computed_by_the_library_and_the_next_is_not(ranks):
+    for rank, (errors, calls, why) in enumerate(ranks.run(short_of_memory)):
+        assert max(errors) < BOUND
+        assert calls == ({"signaled": 2, "chunked": 1} if rank == 1 else {"signaled": 3})
+        assert all("no memory to stage" in reason for reason in why)
+        assert sum(why.values()) == (rank == 1)
 
 
 def captures(rank: int) -> tuple[list[float], list[str], list[set[str]]]:
