@@ -49,7 +49,8 @@ class Choice:
 
 def choose_on_gpu(problem: AttentionProblem, table: AttentionTable | None) -> Choice:
     """Choose for one attention that both can compute; None: nothing was measured here."""
-    entry = table.entry(shape_of(problem)) if table and problem.is_static else None
+    is_measurable = problem.is_static and problem.untold is None
+    entry = table.entry(shape_of(problem)) if table and is_measurable else None
     if entry is not None:
         gain = entry.gain_at(problem.keys)
         if gain is None:

@@ -231,3 +231,28 @@ def test_a_static_cache_of_a_llama(implementation, rows):
     assert len(found) == 1
     assert found[0].groups == 2
     assert found[0].keys == (BATCH, 2, KEYS, 16), "heads of keys are taken as the cache has them"
+
+
+def test_a_batch_that_varies_has_one_length():
+    def function(q, k, v, offset):
+        mask = columns() <= positions(1, offset)[None, None, :, None]
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    def batch(size):
+        torch.manual_seed(0)
+        shapes = [(size, 4, rows, 8) for rows in (1, KEYS, KEYS)]
+        made = [torch.randn(shape) for shape in shapes]
+        for one in made:
+            torch._dynamo.mark_dynamic(one, 0)
+        return made
+
+    offset = torch.tensor(7)
+    with torch.no_grad():
+        done = rewrite(function, *batch(2), offset)
+        assert done.codes == ["valid_keys"]
+        for size in (3, 5):
+            inputs = batch(size)
+            wanted = function(*(t.double() for t in inputs), offset)
+            torch.testing.assert_close(done.function(*inputs, offset).double(), wanted,
+                                       atol=1e-5, rtol=1e-5)  # fmt: skip
+    assert len(done.after) == 1

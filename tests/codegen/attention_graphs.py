@@ -87,7 +87,7 @@ def decode(implementation: str, rows: int) -> Any:
     """A Llama over a static cache, of which what it does not hold is NaN."""
     from tests.attention import static_cache
 
-    return static_cache.decode("llama", implementation, "unified", rows=rows, poisoned=True)
+    return static_cache.decode("llama", implementation, "unified", rows=rows)
 
 
 def varying(rows: tuple[int, ...]) -> tuple[int, dict[str, int], float]:

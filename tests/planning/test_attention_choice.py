@@ -102,6 +102,13 @@ def test_a_measurement_is_of_one_shape(change):
     assert decide_on_gpu(LLAMA, table(trial(8192, 1.0))).code == "library"
 
 
+def test_what_torch_cannot_be_told_was_not_measured_against_it():
+    capped = replace(LLAMA, is_fused=False, untold=("score_function", "It is capped."))
+    assert decide_on_gpu(capped, table(trial(8192, 1.0))).code == "predicted"
+    verdict = decide_on_gpu(replace(capped, mask="nothing", prefix=False), None)
+    assert (verdict.decision, verdict.code) == ("refused", "score_function")
+
+
 def test_between_two_numbers_of_keys_both_have_to_be_won():
     entry = AttentionEntry(shape_of(LLAMA), (trial(1024, 1.0), trial(4096, 2.0), trial(16384, 1.5)))
     won = {keys: entry.gain_at(keys) for keys in (512, 1024, 2048, 4096, 8192, 16384, 20000)}
