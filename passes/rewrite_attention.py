@@ -59,7 +59,7 @@ class RewriteAttention:
         for found, verdict, site in reversed(chosen):
             own = found.spelled if isinstance(found, Fused) else found
             if verdict.policy and isinstance(own, Attention):
-                place(graph, own, spec_of(own, verdict.policy), site, known)
+                place(graph, own, spec_of(own, verdict.policy, verdict.phi), site, known)
                 if not compilation.explains:
                     counter_of(site, found.query.value.device)
             elif isinstance(found, Fused):
