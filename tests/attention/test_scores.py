@@ -22,7 +22,14 @@ def own(monkeypatch):
     monkeypatch.setattr(problems, "runs_kernels", lambda device: True)
 
 
-SHORT = ("capped_then_causal", "leaky", "filled_between", "with_sinks", "shift_beside_sinks")
+SHORT = (
+    "capped_then_causal",
+    "leaky",
+    "doubled",
+    "filled_between",
+    "with_sinks",
+    "shift_beside_sinks",
+)
 NAMES = [n if n in SHORT else pytest.param(n, marks=pytest.mark.long) for n in OWN]
 
 
