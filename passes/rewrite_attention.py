@@ -16,6 +16,7 @@ from torch import fx
 
 from overlapc.errors import TargetError
 from overlapc.graphs.attention.matching import Attention, Fused, find_sites
+from overlapc.graphs.attention.modules import find_modules, spell_out
 from overlapc.graphs.attention.placing import Lengths, place, spec_of
 from overlapc.graphs.attention.problems import problem_of
 from overlapc.graphs.attention.rewriting import fuse, take_heads_once
@@ -47,9 +48,10 @@ class RewriteAttention:
         """Match all, decide, then rewrite from the last to the first: operands stand before."""
         if compilation.is_disabled(self.name) or compilation.options.softmax == "off":
             return
+        decided = _spell_out_modules(graph, compilation)
         chosen = []
         for node, found in list(find_sites(graph)):
-            verdict = _verdict(found, compilation)
+            found, verdict = decided.get(node) or (found, _verdict(found, compilation))
             site = _report(node, found, verdict, compilation)
             if not isinstance(found, Refusal) and not (own := problem_of(found)).why_only_torch:
                 compilation.attentions[site] = own
@@ -59,13 +61,36 @@ class RewriteAttention:
         for found, verdict, site in reversed(chosen):
             own = found.spelled if isinstance(found, Fused) else found
             if verdict.policy and isinstance(own, Attention):
-                place(graph, own, spec_of(own, verdict.policy), site, known)
+                place(graph, own, spec_of(own, verdict.policy, verdict.phi), site, known)
                 if not compilation.explains:
                     counter_of(site, found.query.value.device)
             elif isinstance(found, Fused):
                 take_heads_once(graph, found)
             else:
                 fuse(graph, found.for_torch)
+
+
+Decided = dict[fx.Node, tuple[Attention | Fused | Refusal, Verdict]]
+"""By the node of a site, or by the call of a module that stays as it is."""
+
+
+def _spell_out_modules(graph: fx.Graph, compilation: Compilation) -> Decided:
+    """Put the calls of each module in its place whose attention is to be rewritten."""
+    decided: Decided = {}
+    for call in find_modules(graph):
+        spelled = spell_out(graph, call)
+        if isinstance(spelled, Refusal):
+            decided[call] = spelled, _verdict(spelled, compilation)
+            continue
+        own = [(node, found) for node, found in find_sites(graph) if node in spelled.nodes]
+        for node, found in own[:1]:
+            verdict = _verdict(found, compilation)
+            decided[node if verdict.decision == "rewritten" else call] = found, verdict
+        if call in decided or not own:
+            spelled.restore(graph)
+        else:
+            spelled.keep(graph)
+    return decided
 
 
 def _verdict(found: Attention | Fused | Refusal, compilation: Compilation) -> Verdict:

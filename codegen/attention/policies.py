@@ -59,3 +59,6 @@ SAFE_SUMS = {
     "float16": SafeSums(2.0**-6, 2.0**100, 2.0**-14),
 }
 """By the dtype of the weights, which is that of the values."""
+
+LARGEST = {"float32": 2.0**127, "bfloat16": 2.0**127, "float16": 65504.0}
+"""Weights up to which are numbers of the dtype."""

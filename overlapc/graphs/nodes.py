@@ -186,7 +186,7 @@ def add_call(
     node = graph.call_function(target, args, dict(kwargs or {}))
     node.meta = {key: value for key, value in like.meta.items() if key not in VALUE_KEYS}
     values = fx.map_arg((args,), value_of)[0]
-    with _fake_mode(like):
+    with fake_mode(like):
         key = BEFORE_AUTOGRAD if BEFORE_AUTOGRAD in like.meta else "val"
         node.meta[key] = target(*values, **fx.map_arg(node.kwargs, value_of))
     return node
@@ -196,7 +196,8 @@ VALUE_KEYS = ("val", "tensor_meta", "eager_input_vals", BEFORE_AUTOGRAD)
 """What a node's meta says of its value."""
 
 
-def _fake_mode(node: fx.Node) -> Any:
+def fake_mode(node: fx.Node) -> Any:
+    """Return the mode that a node's fake value belongs to, as a context; none if it is no fake."""
     value = value_of(node)
     leaves = value if isinstance(value, list | tuple) else [value]
     modes = [leaf.fake_mode for leaf in leaves if isinstance(leaf, FakeTensor)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from overlapc.planning.attention_policy import UNKNOWN, KnownScores, choose_source
 from overlapc.planning.decode_splits import decode_in
 from overlapc.planning.problem import ITEM_BYTES
 
@@ -71,6 +72,8 @@ class AttentionProblem:
     """Code and reason where torch's attention cannot be told the same."""
     runs_kernels: bool = False
     """Generated kernels run on the device."""
+    scores: KnownScores = UNKNOWN
+    """What is known of them."""
     is_static: bool = True
     """No size varies."""
     multiprocessors: int = 1
@@ -108,6 +111,8 @@ class Verdict:
     policy: str = ""
     """Where φ comes from in a kernel of our own, as `codegen.attention.policies` names it, wherever
     our op finds that one runs; empty: torch's attention is put in."""
+    phi: float = 0.0
+    """φ, where the policy takes a number of the spec."""
 
 
 def decide(problem: AttentionProblem, choice: str) -> Verdict:
@@ -201,25 +206,17 @@ def _rewritten(problem: AttentionProblem) -> Verdict:
 
 
 def policy_of(choice: str, dtype: str) -> str:
-    """Return where φ comes from: weights of float16 hold too few powers of two for a fixed one."""
-    if choice == "online":
-        return choice
-    return "first_tile" if dtype == "float16" else "zero"
+    """Return where φ comes from where nothing is known of the scores."""
+    return choose_source(UNKNOWN, dtype, choice).policy
 
 
 def _own(problem: AttentionProblem, choice: str) -> Verdict:
     why = why_not_own(problem)
     if why:
         return Verdict("kept", "no_own_kernel", why)
-    policy = policy_of(choice, problem.dtype)
-    how = {
-        "online": "with a running maximum",
-        "zero": "relative to φ = 0, and rows of too large or small a sum are computed twice",
-        "first_tile": "relative to the maximum of each row's first keys, and rows of too large or"
-        " small a sum are computed twice",
-    }[policy]
-    reason = f"A kernel of our own makes its softmax {how}{_decode(problem)}."
-    return Verdict("rewritten", choice, reason, policy)
+    source = choose_source(problem.scores, problem.dtype, choice)
+    reason = f"A kernel of our own makes its softmax {source.how}{_decode(problem)}."
+    return Verdict("rewritten", choice, reason, source.policy, source.phi)
 
 
 def _decode(problem: AttentionProblem) -> str:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from overlapc.codegen.attention.spec import ALIGNMENTS, AttentionSpec
+from overlapc.codegen.epilogue import Call, Ref
 from overlapc.runtime.attention_program import scores_of, seen_by
 
 ADDS = "aten.add.Tensor"
@@ -29,12 +30,19 @@ def why_not_fused(spec: AttentionSpec) -> str:
     if spec.head_dim != spec.value_dim:
         return f"heads of {spec.head_dim} meet values of {spec.value_dim}"
     calls = spec.scores.calls[1:] if spec.scores else ()
-    others = {call.op for call in calls} - {ADDS, *FILLS}
+    others = {call.op for index, call in enumerate(calls) if not _is_mask(call, index)}
     if others:
         return f"{min(others)} changes its scores"
     fills = [x for call in calls if call.op in FILLS for x in call.arguments if _is_number(x)]
     scores = [value for value in fills if value > LOST]
     return f"{scores[0]} is put in for scores" if scores else ""
+
+
+def _is_mask(call: Call, index: int) -> bool:
+    """Whether a call adds something to scores of value ``index``, or puts something in for them."""
+    score = Ref("value", index)
+    values = [x for x in call.arguments if isinstance(x, Ref) and x.kind == "value"]
+    return call.op in (ADDS, *FILLS) and values == [score]
 
 
 def _is_number(argument: object) -> TypeGuard[float]:

@@ -9,15 +9,17 @@ from typing import Any
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from overlapc.codegen.attention.bounds import bounds_of, safe_phi
 from overlapc.codegen.attention.scores import PRODUCT, scores_text
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.epilogue import Call, Dtype, Epilogue, Input, Ref
 from overlapc.codegen.promotion import CannotLower
+from overlapc.planning.attention_policy import KnownScores
 
 AtenCall = Call
 __all__ = [
     "Added", "Applied", "AtenCall", "AttentionSpec", "CannotLower", "Dtype", "Filled", "Input",
-    "Ref", "input_of", "program_of", "why_not_lowered",
+    "KnownScores", "Ref", "input_of", "known_scores", "program_of", "why_not_lowered",
 ]  # fmt: skip
 
 OF_SHAPE = {(False, False): "matrix", (False, True): "column", (True, False): "vector"}
@@ -61,6 +63,13 @@ def program_of(steps: Sequence[Added | Filled | Applied]) -> str:
         calls += [_renumbered(call, values, before) for call in applied.calls]
         inputs += applied.tensors
     return str(Epilogue(tuple(inputs), tuple(calls))) if steps else ""
+
+
+def known_scores(steps: Sequence[Added | Filled | Applied], dtype: str) -> KnownScores:
+    """Return what ``steps`` on any product say of scores whose weights are of ``dtype``."""
+    program = program_of(steps)
+    least, most = bounds_of(Epilogue.parse(program).calls[1:] if program else ())
+    return KnownScores(least, most, safe_phi(dtype, (least, most)))
 
 
 def why_not_lowered(calls: Sequence[Call], tensors: Sequence[torch.Tensor]) -> str:

@@ -187,7 +187,7 @@ LEFT = {
     "half_mask": Spelling(half_mask, "!half_mask", keep, half),
     "filled_weakly": Spelling(filled_weakly, "!weak_fill", more=keep),
     "filled_above": Spelling(filled_above, "!weak_fill", more=keep),
-    "module": Spelling(module, "!multi_head_module"),
+    "module": Spelling(module, "=fused_already"),
     "routing": Spelling(routing, ""),
     "pooling": Spelling(pooling, ""),
 }

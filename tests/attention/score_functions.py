@@ -56,6 +56,11 @@ def leaky(q, k, v, m):
     return torch.where(s > 0, s, 0.1 * s).softmax(-1) @ v
 
 
+def doubled(q, k, v, m):
+    s = q @ k.mT
+    return (s + s + m).softmax(-1) @ v
+
+
 def shifted_square(q, k, v):
     return ((q @ k.mT).clamp(-3, 3) + 1).square().softmax(-1) @ v
 
@@ -137,6 +142,7 @@ OWN = {
     "capped_groups": Spelling(capped_groups, "score_function", operands=grouped),
     "swish": Spelling(swish, "score_function"),
     "leaky": Spelling(leaky, "score_function", bias),
+    "doubled": Spelling(doubled, "score_function", bias),
     "shifted_square": Spelling(shifted_square, "score_function"),
     "by_row_and_key": Spelling(by_row_and_key, "score_function"),
     "masked_then_bent": Spelling(masked_then_bent, "score_function", keep),

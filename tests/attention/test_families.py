@@ -8,6 +8,7 @@ import torch
 pytest.importorskip("transformers", reason="needs the extra 'models'")
 
 import overlapc
+from overlapc.graphs.attention import problems
 from tests.attention.families import FAMILIES, LENGTH, TOKENS, VOCABULARY, build, in_float64, result
 from tests.attention.rewriting import rewrite
 
@@ -32,15 +33,17 @@ def padding():
     return mask
 
 
-def check(name, attention, **inputs):
+def check(name, attention, choice="sdpa", **inputs):
     """Sites as the table says, and errors no larger than twice those of eager."""
     family = FAMILIES[name]
     model = build(family, attention)
     wanted_codes = family.spelled if attention == "eager" else family.fused
+    if choice == "unified":
+        wanted_codes = ["unified"] * len(family.spelled)
     with torch.no_grad():
         wide = result(in_float64(model)(tokens(), **inputs))
         eager = result(model(tokens(), **inputs))
-        done = rewrite(lambda t: result(model(t, **inputs)), tokens())
+        done = rewrite(lambda t: result(model(t, **inputs)), tokens(), softmax=choice)
         found = done.function(tokens())
     assert done.codes == list(wanted_codes)
     # Rows that keep no key: a mask that is finite in float32 is not where float64 is narrowed.
@@ -67,6 +70,21 @@ def test_every_family(name, attention):
 @pytest.mark.parametrize(("name", "attention"), CASES)
 def test_every_family_padded_on_the_left(name, attention):
     check(name, attention, attention_mask=padding())
+
+
+@pytest.fixture
+def own(monkeypatch):
+    """Sites are decided as where generated kernels run."""
+    monkeypatch.setattr(problems, "runs_kernels", lambda device: True)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_is_taken_by_a_kernel_of_our_own(own, name):
+    """Its program of scores runs here, by torch's ops."""
+    done = check(name, "eager", "unified")
+    assert done.calls("overlapc.attention.default") == len(done.sites)
+    check(name, "eager", "unified", attention_mask=padding())
 
 
 @pytest.mark.long

@@ -7,8 +7,10 @@ float64 in ``tests/codegen``.
 from __future__ import annotations
 
 import pytest
+import torch
 
 from overlapc.graphs.attention import problems
+from tests.attention.catalogue import H, Spelling, functional, keep, plain
 from tests.attention.rewriting import rewrite
 from tests.attention.score_functions import LEFT, OWN, SPEC
 from tests.attention.test_catalogue import assert_alike, inputs_of, wide
@@ -20,7 +22,14 @@ def own(monkeypatch):
     monkeypatch.setattr(problems, "runs_kernels", lambda device: True)
 
 
-SHORT = ("capped_then_causal", "leaky", "filled_between", "with_sinks", "shift_beside_sinks")
+SHORT = (
+    "capped_then_causal",
+    "leaky",
+    "doubled",
+    "filled_between",
+    "with_sinks",
+    "shift_beside_sinks",
+)
 NAMES = [n if n in SHORT else pytest.param(n, marks=pytest.mark.long) for n in OWN]
 
 
@@ -56,3 +65,41 @@ def test_left_as_it_is(own, name):
     done = rewrite(spelling.function, *operands, *more, softmax="unified")
     assert done.codes == [spelling.code]
     assert done.after == done.before
+
+
+SOURCES = {
+    "capped_then_causal": ("softmax=bound bound=0.0 ", "its scores lie between -2 and 2"),
+    "with_sinks": ("softmax=sink ", "relative to each head's sink"),
+    "leaky": ("softmax=zero ", "relative to φ = 0, and rows"),
+    "positions": ("softmax=online ", "a bias of each head may move a row's scores anywhere"),
+    "capped_and_masked": ("softmax=bound bound=0.0 ", "no row is computed twice"),
+    "half": ("softmax=first_tile ", "the maximum of each row's first keys"),
+}
+"""What a site's spec says of φ, and its reason."""
+
+
+def positions(q, k, v, slopes):
+    distance = torch.arange(k.shape[-2])
+    return (q @ k.mT + slopes[:, None, None] * distance).softmax(-1) @ v
+
+
+def capped_and_masked(q, k, v, kept):
+    s = 5 * torch.tanh((q @ k.mT) / 5)
+    return (s + torch.where(kept, 0.0, -1e30)).softmax(-1) @ v
+
+
+MORE = {
+    "positions": Spelling(positions, more=lambda: (torch.rand(H),)),
+    "capped_and_masked": Spelling(capped_and_masked, more=keep),
+    "half": Spelling(functional, operands=lambda: plain(dtype=torch.float16)),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_where_phi_comes_from(own, name):
+    spelling = {**OWN, **MORE}[name]
+    operands, more = inputs_of(spelling)
+    done = rewrite(spelling.function, *operands, *more, softmax="unified")
+    text, reason = SOURCES[name]
+    assert text in done.after[-1]
+    assert reason in done.sites[0].reason

@@ -13,7 +13,9 @@ import torch
 from torch import fx
 
 from overlapc.graphs.attention.constants import constant, number
+from overlapc.graphs.attention.repeats import EXPANSIONS
 from overlapc.graphs.attention.scores import WEAKEST_FILL, Bias, Fill
+from overlapc.graphs.attention.tensors import CASTS, COPIES, ORDERED
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.collectives import Refusal
 
@@ -21,6 +23,8 @@ FINITE_FILL = -1e38
 """Stands for any finite fill: scores are lost in it, so that a row of it alone is uniform; in the
 range of bfloat16."""
 
+PASSED = (*ORDERED, *COPIES, *CASTS, *EXPANSIONS)
+"""Calls that a mask passes as it is, or in part."""
 HALF_MIN = torch.finfo(torch.float16).min
 
 
@@ -38,6 +42,8 @@ class Mask:
     """A gradient is wanted of it."""
     untold: Refusal | None = None
     """Why torch's attention cannot be told it; a kernel of our own can."""
+    only_leaves_out: bool = True
+    """It changes no score of a key that a row keeps."""
 
 
 def read_mask(
@@ -65,7 +71,8 @@ def read_mask(
                 return Refusal(part.tensor.node, "half_mask", reason)
     if said is None:
         dead = "nan" if any(_may_be_infinite(versions, part) for part in parts) else "mean"
-        return Mask(parts, "given", dead, is_trained, untold)
+        leaves_out = all(_only_leaves_out(versions, part) for part in parts)
+        return Mask(parts, "given", dead, is_trained, untold, leaves_out)
     is_off = said <= WEAKEST_FILL
     if not said.any() and untold is None:
         return Mask((), "nothing", "", False)
@@ -73,7 +80,8 @@ def read_mask(
         return Mask((), "causal", "", False)
     is_empty = is_off.all(-1)
     dead = "nan" if (said == -math.inf).all(-1).any() else "mean" if is_empty.any() else ""
-    return Mask(parts, "given", dead, is_trained, untold)
+    leaves_out = not said.masked_fill(is_off, 0.0).any()
+    return Mask(parts, "given", dead, is_trained, untold, leaves_out)
 
 
 def _why_not(part: Bias | Fill, dtype: torch.dtype) -> Refusal | None:
@@ -131,6 +139,34 @@ def _is_causal(said: torch.Tensor, is_off: torch.Tensor, rows: object, keys: obj
         return False
     later = torch.ones(rows, rows, dtype=torch.bool).triu(1)
     return bool((is_off == later).all()) and not said.masked_fill(is_off, 0.0).any()
+
+
+def _only_leaves_out(versions: Versions, part: Bias | Fill) -> bool:
+    """Whether a mask that is an input of some kind is none but of fills, as far as is told."""
+    if isinstance(part, Fill):
+        return part.value <= WEAKEST_FILL
+    return part.factor > 0 and _is_of_fills(versions, part.tensor.node)
+
+
+def _is_of_fills(versions: Versions, node: fx.Node) -> bool:
+    """Whether a tensor is zero where it does not take a score away."""
+    call = versions.calls.get(node)
+    if call is None:
+        return False
+    source = call.get("input")
+    seen = versions.read(node, source) if isinstance(source, fx.Node) else None
+    if call.name in ("where", "masked_fill"):
+        names = ("input", "other") if call.name == "where" else ("input", "value")
+        sides = [number(versions, call.get(name)) for name in names]
+        fills = [value is not None and value <= WEAKEST_FILL for value in sides]
+        zeros = [value == 0 for value in sides]
+        if call.name == "masked_fill" and seen is not None:
+            zeros[0] = zeros[0] or _is_of_fills(versions, seen)
+        return all(a or b for a, b in zip(fills, zeros, strict=True))
+    if call.name in ("zeros_like", "new_zeros", "zeros"):
+        return True
+    is_kept = call.name in PASSED and not call.in_place
+    return is_kept and seen is not None and _is_of_fills(versions, seen)
 
 
 def _may_be_infinite(versions: Versions, part: Bias | Fill) -> bool:

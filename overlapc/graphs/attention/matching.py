@@ -22,6 +22,7 @@ from overlapc.graphs.attention.layouts import (
     takes_groups,
 )
 from overlapc.graphs.attention.masks import Mask, read_mask
+from overlapc.graphs.attention.modules import CLOSED, MODULE
 from overlapc.graphs.attention.prefixes import Prefix, prefix_of
 from overlapc.graphs.attention.repeats import unrepeated
 from overlapc.graphs.attention.scores import Scores, Step, read_scores, tensors_of
@@ -123,7 +124,7 @@ class Fused:
     """The same as one that is spelled out, for a kernel of our own, or why it is none."""
 
 
-ROOTS = ("softmax", "exp", "scaled_dot_product_attention", "multi_head_attention_forward")
+ROOTS = ("softmax", "exp", "scaled_dot_product_attention", MODULE, *CLOSED)
 """Calls that an attention has exactly one of."""
 
 
@@ -158,8 +159,11 @@ def _read_site(versions: Versions, call: Call) -> Attention | Fused | Refusal | 
         return _match(versions, softmax)
     if call.name == "scaled_dot_product_attention":
         return _read_fused(versions, call)
-    if call.name == "multi_head_attention_forward":
-        reason = "nn.MultiheadAttention is one call here, and chooses its own kernel."
+    if call.name == MODULE and call.node.users:
+        reason = "nn.MultiheadAttention is one call here, and is read as what it calls."
+        return Refusal(call.node, "multi_head_module", reason)
+    if call.name in CLOSED:
+        reason = f"{call.name} is a kernel of torch's for more than the attention."
         return Refusal(call.node, "multi_head_module", reason)
     return None
 

@@ -7,25 +7,22 @@ import operator
 import torch
 from torch import fx
 
+from overlapc.graphs.attention.known_scores import as_lowered
 from overlapc.graphs.attention.matching import Attention
 from overlapc.graphs.attention.prefixes import Prefix
 from overlapc.graphs.attention.rewriting import as_spelled
-from overlapc.graphs.attention.scores import Bias, Fill, Step, tensors_of
+from overlapc.graphs.attention.scores import Step, tensors_of
 from overlapc.graphs.attention.sinks import Sinks
 from overlapc.graphs.attention.tensors import Expression
 from overlapc.graphs.nodes import add_call
-from overlapc.runtime.attention_masks import (
-    Added,
-    Applied,
-    AttentionSpec,
-    Filled,
-    input_of,
-    program_of,
-)
+from overlapc.runtime.attention_masks import AttentionSpec, program_of
 
 
-def spec_of(found: Attention, policy: str) -> AttentionSpec:
-    """Return what a kernel is to compute; KernelError where none can."""
+def spec_of(found: Attention, policy: str, phi: float = 0.0) -> AttentionSpec:
+    """Return what a kernel is to compute; KernelError where none can.
+
+    ``phi`` is for a policy that takes a number.
+    """
     query, value = found.query.value, found.value.value
     prefix = found.prefix
     return AttentionSpec(
@@ -38,9 +35,10 @@ def spec_of(found: Attention, policy: str) -> AttentionSpec:
         after=0 if prefix or found.mask.says == "causal" else None,
         align="bottom_right" if prefix else "top_left",
         lengths=prefix is not None,
-        program=program_of([_step(step) for step in _steps(found)]),
+        program=program_of(list(map(as_lowered, _steps(found)))),
         sinks=found.sinks is not None,
         softmax=policy,
+        bound=phi,
         dead="zero" if found.mask.dead == "zero" else "nan",
         lse=found.is_trained,
         precision="tf32x3" if query.dtype == torch.float32 and not torch.version.hip else "ieee",
@@ -86,15 +84,6 @@ def _lengths(graph: fx.Graph, prefix: Prefix, batch: object, known: Lengths) -> 
 def _steps(found: Attention) -> tuple[Step, ...]:
     """What a kernel has to do to scores: no mask where a length says it all."""
     return found.program if found.prefix else found.steps
-
-
-def _step(step: Step) -> Added | Filled | Applied:
-    tensors = tuple(input_of(tensor.value) for tensor in tensors_of(step))
-    if isinstance(step, Bias):
-        return Added(*tensors, step.factor)
-    if isinstance(step, Fill):
-        return Filled(*tensors, step.value, step.is_kept)
-    return Applied(step.calls, tensors)
 
 
 def _sinks(sinks: Sinks) -> Expression:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from overlapc.graphs.attention.known_scores import scores_of
 from overlapc.graphs.attention.matching import Attention, Fused
 from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.nodes import hint_of
 from overlapc.planning.attention import AttentionProblem
+from overlapc.planning.attention_policy import UNKNOWN
 from overlapc.runtime.attention import runs_kernels
 from overlapc.runtime.attention_kernels import multiprocessors, splits_for
 
@@ -38,6 +40,7 @@ def problem_of(found: Attention | Fused) -> AttentionProblem:
         is_trained=isinstance(own, Attention) and own.is_trained,
         untold=(untold.code, untold.reason) if untold else None,
         runs_kernels=runs_kernels(query.device.type),
+        scores=UNKNOWN if isinstance(own, Refusal) else scores_of(own),
         is_static=all(isinstance(size, int) for size in (*query.shape, *key.shape)),
         multiprocessors=multiprocessors(query.device),
         splits=0 if isinstance(own, Refusal) else _splits(own),

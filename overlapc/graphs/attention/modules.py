@@ -1,0 +1,186 @@
+"""``nn.MultiheadAttention``, which is one call in a graph, as the calls that it makes.
+
+Torch's own function is run on the fake tensors of the graph, and what it calls is written down.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+from torch.overrides import TorchFunctionMode
+
+from overlapc.graphs.attention.spelling import read_call, tensor_of
+from overlapc.graphs.collectives import Refusal
+from overlapc.graphs.nodes import BEFORE_AUTOGRAD, VALUE_KEYS, fake_mode, value_of
+
+MODULE = "multi_head_attention_forward"
+CLOSED = ("_native_multi_head_attention", "_transformer_encoder_layer_fwd")
+"""Kernels of torch's that hold an attention and its linear layers, or all of a layer."""
+
+
+@dataclass(frozen=True)
+class SpelledOut:
+    """A module whose call nobody reads any more, and the calls before it that stand for it."""
+
+    call: fx.Node
+    value: fx.Node
+    """What reads the first result of the call."""
+    nodes: tuple[fx.Node, ...]
+    result: fx.Node
+
+    def restore(self, graph: fx.Graph) -> None:
+        """Make the graph what it was."""
+        self.result.replace_all_uses_with(self.value)
+        for node in reversed(self.nodes):
+            graph.erase_node(node)
+
+    def keep(self, graph: fx.Graph) -> None:
+        """Take the call away."""
+        for user in list(self.call.users):
+            graph.erase_node(user)
+        graph.erase_node(self.call)
+
+
+def find_modules(graph: fx.Graph) -> list[fx.Node]:
+    """Return the calls that modules are."""
+    calls = (read_call(node) for node in graph.nodes)
+    return [call.node for call in calls if call is not None and call.name == MODULE]
+
+
+def spell_out(graph: fx.Graph, node: fx.Node) -> SpelledOut | Refusal:
+    """Put the calls that a module makes in its place; it stays, and nobody reads it."""
+    parts = {user.args[1]: user for user in node.users if user.target is operator.getitem}
+    if len(parts) != len(node.users) or 0 not in parts:
+        return Refusal(node, "multi_head_module", "Its result is not read as a pair.")
+    weights = parts.get(1)
+    if weights is not None and weights.users:
+        reason = "Attention weights are read by others, and torch's attention does not give them."
+        return Refusal(node, "weights_read", reason)
+    recorder = _Recorder(graph, node)
+    wanted = tensor_of(parts[0])
+    try:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), recorder.known)
+        with graph.inserting_before(node), fake_mode(parts[0]), recorder:
+            found, _ = _forward(*args, **kwargs)
+        why = "" if wanted is not None and _is_alike(found, wanted) else "it gave something else"
+    except (CannotSpell, RuntimeError, TypeError, ValueError, AssertionError) as error:
+        found, why = None, f"{error}"
+    if why or found is None:
+        recorder.undo()
+        reason = f"nn.MultiheadAttention is one call here, which could not be spelled out: {why}."
+        return Refusal(node, "multi_head_module", reason)
+    result = recorder.node_of(found)
+    nodes = recorder.needed(result)
+    parts[0].replace_all_uses_with(result)
+    return SpelledOut(node, parts[0], nodes, result)
+
+
+class CannotSpell(Exception):
+    """Its text says why, without a full stop."""
+
+
+def _is_alike(found: object, wanted: torch.Tensor) -> bool:
+    if not isinstance(found, torch.Tensor):
+        return False
+    facts = [(tuple(t.shape), t.stride(), t.dtype) for t in (found, wanted)]
+    return facts[0] == facts[1]
+
+
+# The function asks first whether somebody else is to run it, and would be told of the recorder.
+_forward = FunctionType(
+    F.multi_head_attention_forward.__code__,
+    {**F.multi_head_attention_forward.__globals__, "has_torch_function": lambda _: False},
+    argdefs=F.multi_head_attention_forward.__defaults__,
+)
+
+
+class _Recorder(TorchFunctionMode):
+    """Puts what runs under it into a graph, before a node and with its origin."""
+
+    def __init__(self, graph: fx.Graph, before: fx.Node) -> None:
+        super().__init__()
+        self.graph = graph
+        self.before = before
+        self.nodes: list[fx.Node] = []
+        self._node_of: dict[int, fx.Node] = {}
+        self._alive: list[object] = []
+
+    def known(self, node: fx.Node) -> Any:
+        """The value of a node of the graph; the node is remembered by it."""
+        value = value_of(node)
+        if not isinstance(value, torch.Tensor):
+            raise CannotSpell("a number that it is given is computed in the graph")
+        self._node_of[id(value)] = node
+        return value
+
+    def node_of(self, tensor: torch.Tensor) -> fx.Node:
+        """The node that gives a tensor."""
+        if id(tensor) not in self._node_of:
+            raise CannotSpell("a tensor comes from nowhere")
+        return self._node_of[id(tensor)]
+
+    def needed(self, result: fx.Node) -> tuple[fx.Node, ...]:
+        """Erase what is not read on the way to ``result``; return the rest."""
+        for node in reversed(self.nodes):
+            if node is not result and not node.users:
+                self.graph.erase_node(node)
+                self.nodes.remove(node)
+        return tuple(self.nodes)
+
+    def undo(self) -> None:
+        """Erase all."""
+        for node in reversed(self.nodes):
+            self.graph.erase_node(node)
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        value = func(*args, **kwargs)
+        if isinstance(value, torch.Tensor):
+            self._put(func, args, kwargs, value)
+        elif isinstance(value, tuple | list) and any(isinstance(v, torch.Tensor) for v in value):
+            whole = self._put(func, args, kwargs, value)
+            for index, part in enumerate(value):
+                self._add("call_function", operator.getitem, (whole, index), {}, part)
+        return value
+
+    def _put(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> fx.Node:
+        name = getattr(func, "__name__", "")
+        places = torch.utils._pytree.tree_map(self._place, (args, kwargs))
+        if getattr(torch.Tensor, name, None) is not func:
+            return self._add("call_function", func, *places, value)
+        if not name.startswith("__"):
+            return self._add("call_method", name, *places, value)
+        target = getattr(operator, name.strip("_"), None)
+        if target is None:
+            raise CannotSpell(f"it calls {name}")
+        return self._add("call_function", target, *places, value)
+
+    def _place(self, argument: Any) -> Any:
+        if isinstance(argument, torch.SymInt | torch.SymFloat | torch.SymBool):
+            raise CannotSpell("a size varies")
+        return self.node_of(argument) if isinstance(argument, torch.Tensor) else argument
+
+    def _add(
+        self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any
+    ) -> fx.Node:
+        node = self.graph.create_node(op, target, tuple(args), kwargs)
+        meta = self.before.meta.items()
+        node.meta = {key: item for key, item in meta if key not in VALUE_KEYS}
+        node.meta[BEFORE_AUTOGRAD] = value
+        self.nodes.append(node)
+        self._node_of[id(value)] = node
+        self._alive.append(value)
+        return node
