@@ -76,6 +76,7 @@ def module_text(spec: AttentionSpec, tile: AttentionTile) -> str:
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
         "STAGES": tile.stages,
+        "ONES": 0 if spec.dtype == "float32" else tile.ones,
     }
     lines = (f'    "{name}": {literal(value)},\n' for name, value in constants.items())
     return TEXT.format(

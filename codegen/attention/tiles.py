@@ -23,6 +23,9 @@ class AttentionTile:
     warps: int
     stages: int
     """Depth of the software pipeline that loads keys and values."""
+    ones: int = 0
+    """Columns of ones by which weights of 16 bits are multiplied, for matrix units to add up rows;
+    0: they are added one by one. For kernels of many rows."""
 
 
 def padded(dim: int) -> int:
@@ -32,7 +35,7 @@ def padded(dim: int) -> int:
 
 NVIDIA = {
     "sm_80": {64: (128, 64, 8, 2), 128: (64, 64, 8, 2), 256: (64, 32, 8, 2)},
-    "sm_90": {64: (128, 128, 8, 2), 128: (128, 64, 8, 3), 256: (64, 32, 8, 2)},
+    "sm_90": {64: (128, 128, 8, 2, 16), 128: (128, 64, 8, 3, 16), 256: (64, 32, 8, 2, 16)},
     "sm_100": {
         64: (64, 64, 8, 2),
         128: (128, 64, 8, 3),
@@ -40,7 +43,9 @@ NVIDIA = {
         256: (64, 64, 8, 2),
     },
 }
-"""Of 16 bits, by the first architecture that takes them and the most columns of a head."""
+"""Of 16 bits, by the first architecture that takes them and the most columns of a head. Of
+sm_90, products with ones leave 377 of 574 instructions of a loop over 128 keys, and are 3 to 12 %
+more products; on sm_80 they would be a quarter more."""
 NVIDIA_FLOAT = {64: (32, 32, 8, 1), 128: (16, 16, 8, 1)}
 AMD = {64: (128, 64, 4, 1), 128: (128, 64, 4, 1), 256: (64, 32, 4, 1)}
 AMD_FLOAT = {64: (64, 32, 8, 2), 128: (32, 16, 4, 1), 256: (16, 16, 4, 1)}

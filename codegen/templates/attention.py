@@ -16,11 +16,13 @@ from overlapc.codegen.templates.softmax import (
     LOG2E,
     all_finite,
     divided,
+    gathered_sums,
     is_exact,
     keeping_none,
     keeps_key,
     or_zero,
     score_tile,
+    spread_sums,
 )
 from overlapc.codegen.templates.visible import end_of, end_seen, first_seen, length_of, own_key
 
@@ -39,6 +41,8 @@ def visit_keys(
 
     STEP is ``maximum``: peak alone is raised; ``fixed``: weights are relative to peak, which stays;
     ``online``: it is raised, and sums and total are rescaled. IS_CUT: not every row sees every key.
+    ``sums`` in columns (see ``spread_sums``) are products with ones: matrix units add what else
+    each thread has to widen and add, and no warp waits for others.
     STAGES deep are loads begun before they are needed.
     """
     for start in tl.range(begin, stop, BLOCK_N, num_stages=STAGES, disable_licm=STAGES == 1):
@@ -56,13 +60,17 @@ def visit_keys(
                 higher = tl.maximum(peak, tl.max(score, 1))
                 base = or_zero(higher)
                 shrunk = tl.exp2(peak - base)
-                sums = sums * shrunk
+                sums = sums * (shrunk[:, None] if len(sums.shape) == 2 else shrunk)
                 total = total * shrunk[:, None]
                 peak = higher
             values = load_tile(v, start, v_strides, inside, BLOCK_N, VALUE_DIM, BLOCK_V, IS_CUT)
             # Summed as they are rounded: what overflows or is lost shows in the sum.
             weights = tl.exp2(score - base[:, None]).to(v.dtype.element_ty)
-            sums += tl.sum(weights.to(tl.float32), 1)
+            if len(sums.shape) == 2:
+                ones = tl.full((BLOCK_N, sums.shape[1]), 1.0, tl.float32)
+                sums = tl.dot(weights, ones.to(v.dtype.element_ty), sums)
+            else:
+                sums += tl.sum(weights.to(tl.float32), 1)
             total = tl.dot(weights, values, total, input_precision=PRECISION)
     return peak, sums, total
 
@@ -92,7 +100,7 @@ def attention_forward(
     SOFTMAX: tl.constexpr, BOUND: tl.constexpr, DEAD: tl.constexpr, MASKS_TELL: tl.constexpr,
     LEAST: tl.constexpr, LEAST_EACH: tl.constexpr, MOST: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
-    STAGES: tl.constexpr,
+    STAGES: tl.constexpr, ONES: tl.constexpr,
 ) -> None:  # fmt: skip
     """``out = softmax(scores) @ v`` for queries ``q``; see ``AttentionSpec``.
 
@@ -179,6 +187,7 @@ def attention_forward(
                 start += BLOCK_N
             peak = or_zero(peak)
         sums = tl.exp2(sink - peak)
+    sums = spread_sums(sums, ONES, BLOCK_M)
 
     if BEFORE is not None:
         peak, sums, total = visit_keys(
@@ -197,6 +206,7 @@ def attention_forward(
         BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
     )  # fmt: skip
 
+    sums = gathered_sums(sums)
     out = of_head(out, out_strides, batch, head)
     if lse is not None:
         lse += (batch.to(tl.int64) * heads + head) * rows
@@ -238,12 +248,13 @@ def attention_forward(
             count = tl.sum(is_bad.to(tl.int32), 0)
             if count > 0:
                 peak = or_zero(highest_score)
-                peak, sums, total = visit_keys(
-                    peak, tl.exp2(sink - peak), nothing_yet, begin, stop, queries, k, v,
-                    k_strides, v_strides, place, first, end, length, inputs, "fixed", True, 1,
-                    SCORES, SCALE, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D,
-                    BLOCK_V,
+                sums_again = spread_sums(tl.exp2(sink - peak), ONES, BLOCK_M)
+                peak, sums_again, total = visit_keys(
+                    peak, sums_again, nothing_yet, begin, stop, queries, k, v, k_strides,
+                    v_strides, place, first, end, length, inputs, "fixed", True, 1, SCORES, SCALE,
+                    BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
                 )  # fmt: skip
+                sums = gathered_sums(sums_again)
                 write_rows(
                     out, lse, peak, sums, total, corner, row, is_bad, out_strides, DEAD, VALUE_DIM,
                     BLOCK_M, BLOCK_V,

@@ -89,6 +89,20 @@ def is_exact(
 
 
 @triton.jit
+def spread_sums(sums: tl.tensor, ONES: tl.constexpr, BLOCK_M: tl.constexpr) -> tl.tensor:
+    """Sums of rows as a loop carries them: with ONES, in so many equal columns."""
+    if ONES > 0:
+        sums = sums[:, None] + tl.zeros((BLOCK_M, ONES), tl.float32)
+    return sums
+
+
+@triton.jit
+def gathered_sums(sums: tl.tensor) -> tl.tensor:
+    """The sums of ``spread_sums``, ``[rows]``."""
+    return tl.max(sums, 1) if len(sums.shape) == 2 else sums
+
+
+@triton.jit
 def all_finite(total: tl.tensor) -> tl.tensor:
     """Whether each row of sums is finite, ``[rows]``."""
     return tl.sum(total * 0.0, 1) == 0.0

@@ -51,6 +51,7 @@ def run(
     hidden: int | Mapping[int, int] = 0,
     far: float = 0.0,
     tile: tuple[int, int] = (16, 16),
+    ones: int = 0,
     mutate: tuple[str, str] | None = None,
 ) -> float:
     """Raise AssertionError unless the kernel gives what float64 does; the largest error.
@@ -63,7 +64,7 @@ def run(
     """
     spec = AttentionSpec.parse(text)
     torch.manual_seed(seed)
-    kernel = build_attention(spec, AttentionTile(*tile, 4, 1))
+    kernel = build_attention(spec, AttentionTile(*tile, 4, 1, ones))
     kernel = mutant(kernel, mutate) if mutate else kernel
     given = operands(spec, batch, heads, rows, keys, spread, kept)
     given["v"] = given["v"] * values

@@ -64,6 +64,10 @@ CASES = {
         replace(HALF, program=programs.KEPT), {"hidden": 18, "far": 40.0},
     ),
     "online": (replace(SPEC, softmax="online", sinks=True), {"scaled": {3: 300.0}}),
+    "sums by products": (replace(BRAIN, after=0, sinks=True), {"rows": 45, "ones": 16}),
+    "online, sums by products": (
+        replace(BRAIN, softmax="online", sinks=True), {"spread": 100.0, "ones": 16},
+    ),
     "φ of each head": (replace(BRAIN, softmax="head"), {"phi": 3.0}),
 }  # fmt: skip
 
@@ -76,6 +80,9 @@ def test_values(interpreted, spec, named):
 REDONE = {
     # As in OPT, whose scores reach ±500.
     "scores of hundreds": (replace(BRAIN, dtype="bfloat16"), {"spread": 300.0, "redone": None}),
+    "scores of hundreds, sums by products": (
+        replace(HALF, softmax="zero"), {"spread": 300.0, "redone": None, "ones": 16},
+    ),
     "one row above": (SPEC, {"scaled": {3: 400.0}, "redone": 2}),
     "all below φ": (replace(SPEC, softmax="bound", bound=90.0), {"redone": ROWS}),
     "all above φ": (replace(SPEC, softmax="bound", bound=-90.0), {"redone": ROWS}),
@@ -117,6 +124,10 @@ MUTANTS = {
     "the least number becomes infinite": ("a finite mask, of whole rows too",
                                           "tl.where(is_mask, -2.3e38, score)", "score"),
     "a sink of nothing is φ": ("a sink of nothing", "peak = or_zero(sink)", "peak = sink"),
+    "not of ones": ("sums by products", "sums.shape[1]), 1.0,", "sums.shape[1]), 0.9,"),
+    "sums by products are not rescaled": (
+        "online, sums by products", "(shrunk[:, None] if", "(1.0 if",
+    ),
     "no sinks": ("sinks", "sums = tl.exp2(sink - peak)", "sums = nothing"),
     "another head's keys": ("grouped, ragged heads", "k_strides, batch, head // GROUPS)",
                             "k_strides, batch, head * 0)"),

@@ -5,7 +5,6 @@ The loop without a running maximum has to be the shorter one: there is nothing e
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 import pytest
@@ -15,6 +14,7 @@ from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile, tile_for
 from overlapc.errors import KernelError
 from tests.codegen import score_programs as programs
+from tests.codegen.machine_loops import Loop, loops_of
 from tests.codegen.test_machine_code import SHARED_BYTES
 
 SPEC = AttentionSpec("bfloat16", 128, 128, groups=4, scale=128**-0.5, after=0)
@@ -70,28 +70,31 @@ def test_a_tile_that_is_too_large_is_noticed():
     assert binary.spilled_bytes > 0
 
 
-def longest_loop(assembly: str) -> list[str]:
-    """PTX instructions of the longest loop without a loop inside."""
-    lines = [line.partition("//")[0].strip() for line in assembly.splitlines()]
-    lines = [line for line in lines if line and line[0] not in ".{}"]
-    labels = {line[:-1]: at for at, line in enumerate(lines) if re.fullmatch(r"\$L__BB\w+:", line)}
-    loops = []
-    for at, line in enumerate(lines):
-        found = re.search(r"bra(?:\.uni)?\s+(\$\w+);", line)
-        if found and labels.get(found[1], at) < at:
-            body = lines[labels[found[1]] + 1 : at]
-            if not any(re.fullmatch(r"\$L__BB\w+:", inner) for inner in body):
-                loops.append(body)
-    return max(loops, key=len)
+SQUARE = AttentionTile(128, 128, 8, 2, ones=16)
+"""Not what heads of 128 take, but what studies count instructions of."""
+MOST_OF_ONLINE = 0.70
+"""Instructions a tile of the loop without a running maximum may take, of those with one."""
 
 
-def test_the_loop_without_a_running_maximum_is_shorter():
-    everything_whole = replace(SPEC, after=None)
-    tile = tile_for(SPEC, "sm_90")
-    loops = {
-        policy: longest_loop(
-            build_for(replace(everything_whole, softmax=policy), tile, "sm_90").assembly
-        )
-        for policy in ("zero", "online")
-    }
-    assert len(loops["zero"]) < 0.8 * len(loops["online"])
+@pytest.mark.parametrize(
+    "tile", [SQUARE, pytest.param(tile_for(SPEC, "sm_90"), marks=pytest.mark.long)], ids=str
+)
+def test_the_loop_over_keys_has_no_maximum_and_adds_up_nothing(tile):
+    unified, online = (first_loop(replace(SPEC, after=None, softmax=s), tile) for s in POLICIES)
+    assert unified.count("HGMMA") == online.count("HGMMA") > 0
+    assert unified.count("FMNMX|SHFL|FADD|F2F") == 0
+    scores = tile.block_m * tile.block_n // (tile.warps * 32)
+    assert unified.count("FMUL") == unified.count("MUFU.EX2") == scores  # the scale of each
+    assert online.count("FMNMX") > 0  # what is counted is there to be found
+    assert online.count("SHFL") > 0
+    share = len(unified.instructions) / len(online.instructions)
+    assert share <= MOST_OF_ONLINE, f"{share:.2f} of the instructions of a running maximum"
+
+
+POLICIES = ("zero", "online")
+
+
+def first_loop(spec: AttentionSpec, tile: AttentionTile) -> Loop:
+    """The loop over keys that all rows see: the first one that multiplies matrices."""
+    binary = build_for(spec, tile, "sm_90")
+    return next(loop for loop in loops_of(binary.cubin) if loop.count("HGMMA"))
