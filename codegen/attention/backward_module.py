@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from overlapc.codegen.attention.derivative import derivative_text
@@ -47,61 +47,95 @@ class Part:
     template: str
     """Its file in ``templates/``, and its function without ``attention_``."""
     summary: str
-    visits_scores: bool = True
-    """It makes scores again, and their derivative."""
+    functions: tuple[str, ...] = ("scores", "derivative")
+    """What of scores it makes."""
+    without: tuple[str, ...] = ()
+    """Shared constants that it does not take."""
 
 
 PARTS: Mapping[str, Part] = {
-    "rows": Part("gradient_rows", "What a backward takes of each row", visits_scores=False),
+    "rows": Part(
+        "gradient_rows",
+        "What a backward takes of each row",
+        functions=(),
+        without=(
+            "SCALE",
+            "GROUPS",
+            "HEAD_DIM",
+            "BEFORE",
+            "AFTER",
+            "ALIGN",
+            "PRECISION",
+            "BLOCK_D",
+            "BLOCK_N",
+            "STAGES",
+        ),
+    ),
+    "shares": Part(
+        "gradient_shares",
+        "Weights of rows of which the logarithm has lost the sum",
+        functions=("scores",),
+        without=("VALUE_DIM", "DEAD", "BLOCK_V", "STAGES"),
+    ),
     "keys": Part("gradient_keys", "Gradients of keys and values"),
     "queries": Part("gradient_queries", "Gradients of queries"),
 }
-OF_ROWS = ("VALUE_DIM", "BLOCK_V")
-"""What of the shared constants a kernel takes that visits no scores."""
+INPUT = Part(
+    "gradient_inputs", "Gradients of a tensor that scores are made of", without=("STAGES",)
+)
+SUMS = {"matrix": "heads", "vector": "rows"}
+"""What the kernel of an input sums over, by its shape; over keys where it has none."""
+
+
+def parts_of(spec: AttentionSpec, of_inputs: Iterable[int]) -> list[str]:
+    """The kernels of a backward that gives the gradients of these inputs as well."""
+    own = [part for part in PARTS if part != "shares" or spec.inputs]
+    return own + [f"input {index}" for index in of_inputs]
+
+
+def input_of(part: str) -> int | None:
+    """Of which input a part gives the gradient."""
+    return int(part.removeprefix("input ")) if part.startswith("input ") else None
 
 
 def of_gradients(spec: AttentionSpec) -> AttentionSpec:
-    """The spec without what only the forward asks: where φ comes from."""
-    return replace(spec, softmax=ONLINE, bound=0.0)
+    """The spec without what only the forward asks: where φ comes from, and what is kept."""
+    return replace(spec, softmax=ONLINE, bound=0.0, lse=True)
 
 
 def backward_text(spec: AttentionSpec, part: str, tile: AttentionTile) -> str:
     """A readable, importable Python module; KernelError where scores have no derivative."""
-    own, spec = PARTS[part], of_gradients(spec)
+    of = input_of(part)
+    own, spec = PARTS.get(part, INPUT), of_gradients(spec)
     constants: dict[str, Constant] = {**shared_constants(spec), "DEAD": spec.dead}
     constants |= {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "STAGES": tile.stages}
-    functions = ""
-    if own.visits_scores:
-        functions = _functions(spec)
-    else:
-        constants = {
-            name: value
-            for name, value in constants.items()
-            if name in (*OF_ROWS, "DEAD", "BLOCK_M")
-        }
-    lines = [f'    "{name}": {literal(value)},\n' for name, value in constants.items()]
-    if own.visits_scores:
-        lines += [
-            f'    "{name.upper()}": {name if f"def {name}(" in functions else None},\n'
-            for name in ("scores", "derivative")
-        ]
+    if of is not None:
+        constants["SUMS"] = SUMS.get(spec.inputs[of].shape, "keys")
+    functions = _functions(spec, own.functions, of)
+    lines = [
+        f'    "{name}": {literal(value)},\n'
+        for name, value in constants.items()
+        if name not in own.without
+    ]
+    lines += [f'    "{name.upper()}": {name if spec.scores else None},\n' for name in own.functions]
     return TEXT.format(
         summary=f"{own.summary}: {spec.dtype} attention, {spec.head_dim}x{spec.value_dim}.",
         spec=literal(str(spec)),
         template=own.template,
         kernel=f"attention_{own.template}",
-        functions=functions,
+        functions="".join(f"\n{text}\n" for text in functions),
         constants="".join(lines),
         warps=tile.warps,
         stages=tile.stages,
     )
 
 
-def _functions(spec: AttentionSpec) -> str:
-    """The texts of scores and their derivative: none where the product is the score."""
+def _functions(spec: AttentionSpec, names: Iterable[str], of: int | None) -> list[str]:
+    """Texts of scores and their derivative: none where the product is the score."""
     if not spec.scores:
-        return ""
+        return []
     try:
-        return f"\n{lowered_scores(spec)}\n\n{derivative_text(spec.scores)}\n"
+        texts = {"scores": lowered_scores(spec), "derivative": derivative_text(spec.scores, of)}
     except CannotLower as error:
         raise not_generated(spec, str(error)) from None
+    return [texts[name] for name in names]

@@ -10,6 +10,7 @@ import triton.language as tl
 from overlapc.codegen.templates.gradient_tiles import gradient_tile, load_rows
 from overlapc.codegen.templates.head_tiles import load_tile, of_head, store_tile
 from overlapc.codegen.templates.visible import (
+    end_of,
     end_row_seeing,
     end_seen,
     first_row_seeing,
@@ -24,7 +25,7 @@ def visit_rows(
     k_total: tl.tensor, v_total: tl.tensor, begin: tl.tensor, stop: tl.tensor, keys: tl.tensor,
     values: tl.tensor, q: tl.tensor, slopes: tl.tensor, lse: tl.tensor, delta: tl.tensor,
     shares: tl.tensor, q_strides: tl.tuple, slopes_strides: tl.tuple, place: tl.tuple,
-    rows: tl.tensor, length: tl.tensor, inputs: tl.tuple,
+    rows: tl.tensor, length: tl.tensor, until: tl.tensor, inputs: tl.tuple,
     IS_CUT: tl.constexpr, STAGES: tl.constexpr, SCORES: tl.constexpr, DERIVATIVE: tl.constexpr,
     SCALE: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, ALIGN: tl.constexpr,
     DEAD: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, PRECISION: tl.constexpr,
@@ -42,7 +43,7 @@ def visit_rows(
         slope = load_tile(slopes, start, slopes_strides, inside, BLOCK_M, VALUE_DIM, BLOCK_V,
                           IS_CUT)  # fmt: skip
         base, row_delta, share = load_rows(lse, delta, shares, row, inside, DEAD)
-        own = own_key(row, rows, length, ALIGN)
+        own = own_key(row, rows, until, ALIGN)
         first, end = first_seen(own, BEFORE), end_seen(own, length, AFTER)
         tile = (place[0], place[1], row, inside, place[2], place[3])
         weights, gradient = gradient_tile(
@@ -78,7 +79,7 @@ def attention_gradient_keys(
     kept = heads // GROUPS
     head_of_keys = program // blocks % kept
     batch = program // blocks // kept
-    length = length_of(lengths, batch, keys)
+    length, until = length_of(lengths, batch, keys), end_of(lengths, batch, keys)
     column = corner + tl.arange(0, BLOCK_N)
     inside = column < length
     k = of_head(k, k_strides, batch, head_of_keys)
@@ -88,7 +89,7 @@ def attention_gradient_keys(
 
     # Blocks of rows from ``begin`` to ``stop`` see some of these keys, those from ``whole_begin``
     # to ``whole_stop`` all of them.
-    shift = own_key(corner * 0, rows, length, ALIGN)
+    shift = own_key(corner * 0, rows, until, ALIGN)
     last = tl.minimum(corner + BLOCK_N, length) - 1
     begin = first_row_seeing(corner, shift, AFTER) // BLOCK_M * BLOCK_M
     stop = tl.where(corner < length, end_row_seeing(last, shift, rows, BEFORE), 0)
@@ -113,21 +114,21 @@ def attention_gradient_keys(
             k_total, v_total = visit_rows(
                 k_total, v_total, begin, tl.minimum(whole_begin, stop), own_keys, values, own_q,
                 own_slopes, lse + heads_rows, delta + heads_rows, own_shares, q_strides,
-                slopes_strides, place, rows, length, inputs, True, STAGES, SCORES, DERIVATIVE,
-                SCALE, BEFORE, AFTER, ALIGN, DEAD, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_M,
-                BLOCK_D, BLOCK_V,
+                slopes_strides, place, rows, length, until, inputs, True, STAGES, SCORES,
+                DERIVATIVE, SCALE, BEFORE, AFTER, ALIGN, DEAD, HEAD_DIM, VALUE_DIM, PRECISION,
+                BLOCK_M, BLOCK_D, BLOCK_V,
             )  # fmt: skip
         k_total, v_total = visit_rows(
             k_total, v_total, whole_begin, whole_stop, own_keys, values, own_q,
             own_slopes, lse + heads_rows, delta + heads_rows, own_shares, q_strides,
-            slopes_strides, place, rows, length, inputs, False, STAGES, SCORES, DERIVATIVE,
+            slopes_strides, place, rows, length, until, inputs, False, STAGES, SCORES, DERIVATIVE,
             SCALE, BEFORE, AFTER, ALIGN, DEAD, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_M,
             BLOCK_D, BLOCK_V,
         )  # fmt: skip
         k_total, v_total = visit_rows(
             k_total, v_total, tl.maximum(whole_begin, whole_stop), stop, own_keys, values, own_q,
             own_slopes, lse + heads_rows, delta + heads_rows, own_shares, q_strides,
-            slopes_strides, place, rows, length, inputs, True, STAGES, SCORES, DERIVATIVE,
+            slopes_strides, place, rows, length, until, inputs, True, STAGES, SCORES, DERIVATIVE,
             SCALE, BEFORE, AFTER, ALIGN, DEAD, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_M,
             BLOCK_D, BLOCK_V,
         )  # fmt: skip

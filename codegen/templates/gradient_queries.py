@@ -7,7 +7,7 @@ import triton.language as tl
 
 from overlapc.codegen.templates.gradient_tiles import gradient_tile, load_rows
 from overlapc.codegen.templates.head_tiles import load_tile, of_head, store_tile
-from overlapc.codegen.templates.visible import end_seen, first_seen, length_of, own_key
+from overlapc.codegen.templates.visible import end_of, end_seen, first_seen, length_of, own_key
 
 
 @triton.jit
@@ -72,11 +72,11 @@ def attention_gradient_queries(
         own_shares = shares + heads_rows
     row_facts = load_rows(lse + heads_rows, delta + heads_rows, own_shares, row, row_inside, DEAD)
 
-    length = length_of(lengths, batch, keys)
-    own = own_key(row, rows, length, ALIGN)
+    length, until = length_of(lengths, batch, keys), end_of(lengths, batch, keys)
+    own = own_key(row, rows, until, ALIGN)
     first, end = first_seen(own, BEFORE), end_seen(own, length, AFTER)
-    lowest = own_key(corner, rows, length, ALIGN)
-    highest = own_key(tl.minimum(corner + BLOCK_M, rows) - 1, rows, length, ALIGN)
+    lowest = own_key(corner, rows, until, ALIGN)
+    highest = own_key(tl.minimum(corner + BLOCK_M, rows) - 1, rows, until, ALIGN)
     begin = first_seen(lowest, BEFORE) // BLOCK_N * BLOCK_N
     stop = end_seen(highest, length, AFTER)
     whole_begin = tl.cdiv(first_seen(highest, BEFORE), BLOCK_N) * BLOCK_N

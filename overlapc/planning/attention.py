@@ -69,6 +69,8 @@ class AttentionProblem:
     """A gradient is wanted of queries, keys or values."""
     untold: tuple[str, str] | None = None
     """Code and reason where torch's attention cannot be told the same."""
+    why_no_gradient: str = ""
+    """Why kernels of our own cannot give the gradients that are wanted; empty: they can."""
     runs_kernels: bool = False
     """Generated kernels run on the device."""
     is_static: bool = True
@@ -123,6 +125,10 @@ def decide(problem: AttentionProblem, choice: str) -> Verdict:
 
 
 def _by_torch(problem: AttentionProblem, choice: str) -> Verdict:
+    if problem.dead and problem.is_trained:
+        # The backward of torch's kernel takes the weights of such a row for other ones.
+        reason = "A row may keep no key, and torch's fused attention has another gradient there."
+        return Verdict("refused", "dead_rows", reason)
     if problem.untold is not None:
         return Verdict("refused", *problem.untold)
     if problem.dead and problem.device != "cpu":
@@ -218,7 +224,10 @@ def _own(problem: AttentionProblem, choice: str) -> Verdict:
         "first_tile": "relative to the maximum of each row's first keys, and rows of too large or"
         " small a sum are computed twice",
     }[policy]
-    reason = f"A kernel of our own makes its softmax {how}{_decode(problem)}."
+    trained = ""
+    if problem.is_trained or problem.is_mask_trained:
+        trained = "; its gradients are made by kernels of our own"
+    reason = f"A kernel of our own makes its softmax {how}{_decode(problem)}{trained}."
     return Verdict("rewritten", choice, reason, policy)
 
 
@@ -244,6 +253,6 @@ def _why_no_kernel(problem: AttentionProblem) -> str:
         most = MOST_DIM
     if max(problem.head_dim, problem.value_dim) > most:
         return f"heads of {problem.dtype} have more than {most} columns"
-    if problem.is_trained or problem.is_mask_trained:
-        return "a gradient is wanted, and it has no backward"
+    if problem.why_no_gradient:
+        return problem.why_no_gradient
     return "" if problem.runs_kernels else f"generated kernels do not run on {problem.device}"

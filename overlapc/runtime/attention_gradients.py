@@ -13,11 +13,15 @@ import torch
 
 from overlapc.codegen.attention.backward import build_backward
 from overlapc.codegen.attention.backward_tiles import backward_tile_for
+from overlapc.codegen.attention.derivative import derivative
+from overlapc.codegen.attention.kernel import MOST_DIM
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile
+from overlapc.codegen.promotion import CannotLower
 from overlapc.errors import KernelError
-from overlapc.runtime.attention import BY_TORCH, architecture_of, runs_kernels
+from overlapc.runtime.attention import BY_TORCH, runs_kernels
 from overlapc.runtime.attention_gradient_program import gradients_by_torch
+from overlapc.runtime.attention_kernels import architecture, interprets
 from overlapc.runtime.ops import calls_of
 
 log = logging.getLogger(__name__)
@@ -40,6 +44,20 @@ _failed: dict[tuple[str, str], str] = {}
 """Why kernels were given up, by spec and device."""
 
 
+def why_no_gradient(spec: AttentionSpec, of_inputs: Sequence[bool]) -> str:
+    """Return why the op cannot give gradients, of which inputs too; empty if it can."""
+    if max(spec.head_dim, spec.value_dim) > MOST_DIM:
+        return f"a gradient is wanted, and heads have more than {MOST_DIM} columns"
+    try:
+        if spec.scores:
+            derivative(spec.scores)
+            for index in _true(of_inputs):
+                derivative(spec.scores, index)
+    except CannotLower as error:
+        return f"a gradient is wanted, and {error}"
+    return ""
+
+
 def _run(
     slopes: torch.Tensor,
     sums_slopes: torch.Tensor | None,
@@ -57,6 +75,14 @@ def _run(
 ) -> list[torch.Tensor]:
     read = AttentionSpec.parse(spec)
     known = (spec, str(query.device))
+    if not read.lse:
+        raise KernelError(
+            "Gradients of an attention are made from logarithms of sums, and it kept none.",
+            where=site,
+            remedy="give a spec with lse=1",
+        )
+    if lengths is not None and lengths.shape[0] < query.shape[0]:
+        lengths = lengths.expand(query.shape[0]).contiguous()
     if runs_kernels(query.device.type) and known not in _failed:
         from triton.errors import TritonError
 
@@ -99,18 +125,33 @@ def _by_kernels(
     def tile_of(own: AttentionSpec, part: str) -> AttentionTile:
         return _tile(own, part, query.device)
 
-    every = _results(query, key, value, inputs, sinks, [True] * 3 + list(wanted[3:]))
-    backward = build_backward(spec, tile_of)
+    # Keys and values come together.
+    asked = [wanted[0], True, True, *wanted[3:]]
+    made = iter(_results(query, key, value, inputs, sinks, asked))
+    every = [next(made) if is_asked else None for is_asked in asked]
+    of_inputs = wanted[3:-1]
+    backward = build_backward(spec, tile_of, _true(of_inputs))
     delta = backward(
-        query, key, value, out, sums, slopes, q_gradient=every[0] if wanted[0] else None,
-        k_gradient=every[1], v_gradient=every[2], inputs=inputs, lengths=lengths, sinks=sinks,
+        query, key, value, out, sums, slopes, q_gradient=every[0],
+        k_gradient=_given(every[1]), v_gradient=_given(every[2]), input_gradients=every[3:-1],
+        inputs=inputs, lengths=lengths, sinks=sinks,
         lse_gradient=None if sums_slopes is None else sums_slopes.contiguous(),
     )  # fmt: skip
-    if sinks is not None and wanted[-1]:
+    of_sinks = every[-1]
+    if sinks is not None and of_sinks is not None:
         # A sink has a weight and no value: what it adds to the gradient is its part of delta.
         weight = torch.exp(sinks.float()[:, None] - sums)
-        every[-1].copy_(-(weight * delta).sum((0, 2)))
-    return [*(side for side, is_wanted in zip(every, wanted, strict=False) if is_wanted)]
+        of_sinks.copy_(-(weight * delta).sum((0, 2)))
+    return [_given(side) for side, is_wanted in zip(every, wanted, strict=True) if is_wanted]
+
+
+def _given(tensor: torch.Tensor | None) -> torch.Tensor:
+    assert tensor is not None
+    return tensor
+
+
+def _true(which: Sequence[bool]) -> tuple[int, ...]:
+    return tuple(index for index, is_true in enumerate(which) if is_true)
 
 
 def _results(
@@ -155,9 +196,10 @@ def _fake(
 
 
 def _tile(spec: AttentionSpec, part: str, device: torch.device) -> AttentionTile:
-    if device.type == "cuda":
-        return backward_tile_for(spec, architecture_of(device), part)
-    return INTERPRETED
+    if device.type != "cuda":
+        interprets()
+        return INTERPRETED
+    return backward_tile_for(spec, architecture(device), part)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
