@@ -125,6 +125,7 @@ def test_options_name_it():
 def test_a_compiled_program_trains_by_it(interpreted, name, leaves):  # noqa: F811
     found = interpreted("attention_training.run", name, "unified", *leaves)
     decision, code, calls, reason, error = found
-    assert (decision, code, calls) == ("rewritten", "unified", {"zero": 1, "backward": 1})
+    assert (decision, code, calls["backward"]) == ("rewritten", "unified", 1)
+    assert "torch" not in calls
     assert "its gradients are made by kernels of our own" in reason
     assert error < (1e-2 if name == "biased" else 1e-6)  # of bfloat16
