@@ -5,6 +5,7 @@ Runs in a process of the ``interpreted`` fixture, so it imports Triton freely.
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from overlapc.codegen.builder import TEMPLATES, cache_dir
 from overlapc.codegen.interpreting import correct_interpreter
 from tests.codegen import attention_oracle as oracle
 from tests.codegen.attention_cases import difference, mutated, operands
+from tests.codegen.decode_cases import shuffled_grid
 
 correct_interpreter()
 
@@ -51,33 +53,13 @@ def run(
     a text of a template or of a module and what to put in its place.
     """
     spec = AttentionSpec.parse(text)
-    torch.manual_seed(seed)
-    given = operands(spec, batch, heads, rows, keys, spread, kept)
-    if spec.inputs and str(spec.inputs[0]) == "matrix:float32":
-        sizes = (batch, heads * spec.groups, rows, keys)
-        own = [1 if index in shared else size for index, size in enumerate(sizes)]
-        given["inputs"][0] = torch.randn(own)
-    if spec.lengths:
-        given["lengths"] = torch.tensor(lengths, dtype=torch.int32)
-    out, lse = forward(spec, given, tile)
-    slopes = torch.randn(out.shape).to(out.dtype).transpose(1, 2).contiguous().transpose(1, 2)
-    of_sums = torch.randn(lse.shape) if sums else None
-    wanted = by_autograd(spec, given, slopes, of_sums)
+    given, left = prepare(
+        spec, batch, heads, rows, keys, seed, spread, lengths, kept, tile, sums, shared
+    )
+    wanted = by_autograd(spec, given, left["slopes"], left["lse_gradient"])
     floats = [index for index, item in enumerate(spec.inputs) if item.dtype != "bool"]
     backward = made(spec, tile, floats, mutate)
-    results, around = {}, {}
-    for name in SIDES:
-        results[name], around[name] = inside_of(given[name])
-    of_inputs = [
-        torch.full_like(tensor, torch.nan) if index in floats else None
-        for index, tensor in enumerate(given["inputs"])
-    ]
-    backward(
-        *(given[name] for name in SIDES), out, lse, slopes, lse_gradient=of_sums,
-        inputs=given["inputs"], lengths=given.get("lengths"), sinks=given.get("sinks"),
-        input_gradients=of_inputs,
-        **{f"{name}_gradient": result for name, result in results.items()},
-    )  # fmt: skip
+    results, of_inputs, around = gradients(backward, given, left)
     errors = {name: error_of(results[name], wanted[name], spec.dtype, spread) for name in results}
     for index in floats:
         found, own = of_inputs[index], spec.inputs[index].dtype
@@ -89,6 +71,84 @@ def run(
         beside = around[name].isnan().sum() - result.isnan().sum()
         assert beside == around[name].numel() - result.numel(), "a store beside it"
     return max(errors.values())
+
+
+def bits(
+    text: str,
+    batch: int = 2,
+    heads: int = 1,
+    rows: int = 20,
+    keys: int = 45,
+    *,
+    orders: int = 3,
+    tile: tuple[int, int] = (16, 16),
+    shared: tuple[int, ...] = (),
+    kept: float = 0.7,
+) -> None:
+    """Raise AssertionError unless every order of programs gives the same bits."""
+    spec = AttentionSpec.parse(text)
+    given, left = prepare(spec, batch, heads, rows, keys, 0, 1.0, (), kept, tile, False, shared)
+    floats = [index for index, item in enumerate(spec.inputs) if item.dtype != "bool"]
+    backward = made(spec, tile, floats)
+
+    def all_of() -> list[torch.Tensor]:
+        results, of_inputs, _ = gradients(backward, given, left)
+        return [*results.values(), *(found for found in of_inputs if found is not None)]
+
+    first = all_of()
+    for order in range(orders):
+        with shuffled_grid(random.Random(order)):
+            again = all_of()
+        for one, other in zip(first, again, strict=True):
+            assert torch.equal(one.nan_to_num(7.0), other.nan_to_num(7.0)), "other bits"
+
+
+def prepare(
+    spec: AttentionSpec,
+    batch: int,
+    heads: int,
+    rows: int,
+    keys: int,
+    seed: int,
+    spread: float,
+    lengths: tuple[int, ...],
+    kept: float,
+    tile: tuple[int, int],
+    sums: bool,
+    shared: tuple[int, ...],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Operands of the forward, and what the backward takes beside them."""
+    torch.manual_seed(seed)
+    given = operands(spec, batch, heads, rows, keys, spread, kept)
+    if spec.inputs and str(spec.inputs[0]) == "matrix:float32":
+        sizes = (batch, heads * spec.groups, rows, keys)
+        own = [1 if index in shared else size for index, size in enumerate(sizes)]
+        given["inputs"][0] = torch.randn(own)
+    if spec.lengths:
+        given["lengths"] = torch.tensor(lengths, dtype=torch.int32)
+    out, lse = forward(spec, given, tile)
+    slopes = torch.randn(out.shape).to(out.dtype).transpose(1, 2).contiguous().transpose(1, 2)
+    of_sums = torch.randn(lse.shape) if sums else None
+    return given, {"out": out, "lse": lse, "slopes": slopes, "lse_gradient": of_sums}
+
+
+def gradients(
+    backward: AttentionBackward, given: dict[str, Any], left: dict[str, Any]
+) -> tuple[dict[str, torch.Tensor], list[torch.Tensor | None], dict[str, torch.Tensor]]:
+    """Those of q, k and v, of inputs, and all that the first lie in: poisoned before."""
+    results, around = {}, {}
+    for name in SIDES:
+        results[name], around[name] = inside_of(given[name])
+    of_inputs = [
+        torch.full_like(tensor, torch.nan) if tensor.is_floating_point() else None
+        for tensor in given["inputs"]
+    ]
+    backward(
+        *(given[name] for name in SIDES), **left, inputs=given["inputs"],
+        lengths=given.get("lengths"), sinks=given.get("sinks"), input_gradients=of_inputs,
+        **{f"{name}_gradient": result for name, result in results.items()},
+    )  # fmt: skip
+    return results, of_inputs, around
 
 
 def forward(
