@@ -65,82 +65,85 @@ class AttentionBackward:
         does not hold.
         """
         sizes = sizes_of(q, k, v)
-        sides = (q, k, v, out)
+        of_q = q if q_gradient is None else q_gradient
         why = (
-            misfit(self.spec, sizes, sides, inputs, lengths, None, sinks, lse, None)
-            or misfit_of_sides(self.spec, sizes, (q_gradient if q_gradient is not None else q,
-                                                  k_gradient, v_gradient, slopes))
-        )  # fmt: skip
-        for tensor, gradient in zip(inputs, input_gradients, strict=False):
-            if gradient is not None and gradient.shape != tensor.shape:
-                why = why or f"{list(gradient.shape)} is no gradient of {list(tensor.shape)}"
+            misfit(self.spec, sizes, (q, k, v, out), inputs, lengths, None, sinks, lse, None)
+            or misfit_of_sides(self.spec, sizes, (of_q, k_gradient, v_gradient, slopes))
+            or _misfit_of_gradients(inputs, input_gradients)
+        )
         if why:
             raise self._error(why)
-        delta = lse.new_empty(lse.shape)
-        poison = lse.new_zeros(lse.shape[:2])
-        if not delta.numel() or not sizes.keys:
+        if not lse.numel() or not sizes.keys:
             for gradient in (q_gradient, k_gradient, v_gradient, *input_gradients):
                 if gradient is not None:
                     gradient.zero_()
-            return delta.zero_()
-        self._launch("rows", sizes)(
-            out, slopes, lse, lse_gradient, delta, poison, sizes.heads, sizes.rows, out.stride(),
+            return lse.new_zeros(lse.shape) if lse_gradient is None else -lse_gradient
+        delta, poison = lse.new_empty(lse.shape), lse.new_zeros(lse.shape[:2])
+        counts = (sizes.heads, sizes.rows, sizes.keys)
+        of_rows, of_keys = sizes.heads * sizes.batch, sizes.heads // self.spec.groups * sizes.batch
+        self._launch(
+            "rows", self._blocks("rows", sizes)[0] * of_rows,
+            out, slopes, lse, lse_gradient, delta, poison, *counts[:2], out.stride(),
             slopes.stride(),
         )  # fmt: skip
         parts = input_parts(self.spec.inputs, inputs, sizes)
         shares = lse.new_empty(lse.shape) if "shares" in self.modules else None
         if shares is not None:
-            self._launch("shares", sizes)(
-                q, k, lse, shares, parts, lengths, sinks, sizes.heads, sizes.rows, sizes.keys,
-                q.stride(), k.stride(),
+            self._launch(
+                "shares", self._blocks("shares", sizes)[0] * of_rows,
+                q, k, lse, shares, parts, lengths, sinks, *counts, q.stride(), k.stride(),
             )  # fmt: skip
-        self._launch("keys", sizes)(
-            q, k, v, slopes, lse, delta, poison, shares, k_gradient, v_gradient, parts, lengths,
-            sizes.heads, sizes.rows, sizes.keys, q.stride(), k.stride(), v.stride(),
-            slopes.stride(), k_gradient.stride(), v_gradient.stride(),
+        left = (q, k, v, slopes, lse, delta)
+        strides = (q.stride(), k.stride(), v.stride(), slopes.stride())
+        self._launch(
+            "keys", self._blocks("keys", sizes)[1] * of_keys,
+            *left, poison, shares, k_gradient, v_gradient, parts, lengths, *counts, *strides,
+            k_gradient.stride(), v_gradient.stride(),
         )  # fmt: skip
         if q_gradient is not None:
-            self._launch("queries", sizes)(
-                q, k, v, slopes, lse, delta, shares, q_gradient, parts, lengths,
-                sizes.heads, sizes.rows, sizes.keys, q.stride(), k.stride(), v.stride(),
-                slopes.stride(), q_gradient.stride(),
+            self._launch(
+                "queries", self._blocks("queries", sizes)[0] * of_rows,
+                *left, shares, q_gradient, parts, lengths, *counts, *strides, q_gradient.stride(),
             )  # fmt: skip
+        common = (*left, shares), (parts, lengths, *counts), strides
         for index, gradient in enumerate(input_gradients):
-            if gradient is None:
-                continue
-            part, item = f"input {index}", self.spec.inputs[index]
-            whole, own = partial_sums(item, gradient, sizes)
-            sums_heads = SUMS.get(item.shape) == "heads"
-            shared = (sizes.heads // own[1], sizes.batch // own[0]) if sums_heads else (1, 1)
-            self._launch(part, sizes, own)(
-                q, k, v, slopes, lse, delta, shares, whole, parts, lengths,
-                sizes.heads, sizes.rows, sizes.keys, own[1], *shared, q.stride(), k.stride(),
-                v.stride(), slopes.stride(), whole.stride(),
-            )  # fmt: skip
-            if whole.data_ptr() != gradient.data_ptr():
-                shape = (1,) * (4 - gradient.dim()) + tuple(gradient.shape)
-                gradient.copy_(whole.sum_to_size(shape).view(gradient.shape))
+            if gradient is not None:
+                self._sum_input(index, gradient, sizes, *common)
         return delta
 
-    def _launch(
-        self, part: str, sizes: Sizes, of: tuple[int, int, int, int] | None = None
-    ) -> Callable[..., None]:
-        """Call it with what the kernel of a part takes but for constants; ``of``: the sizes of the
-        gradient of an input."""
-        module, tile = self.modules[part], self.tiles[part]
-        rows, keys = -(-sizes.rows // tile.block_m), -(-sizes.keys // tile.block_n)
-        programs = rows * sizes.heads * sizes.batch
-        if part == "keys":
-            programs = keys * (sizes.heads // self.spec.groups) * sizes.batch
-        if of is not None:
-            # One row or key is one block: of itself, or what all are summed to.
-            blocks = (rows if of[2] > 1 else 1) * (keys if of[3] > 1 else 1)
-            programs = blocks * of[0] * of[1]
+    def _sum_input(
+        self,
+        index: int,
+        gradient: Tensor,
+        sizes: Sizes,
+        sides: tuple[Tensor | None, ...],
+        others: tuple[object, ...],
+        strides: tuple[object, ...],
+    ) -> None:
+        """Write the gradient of one input, of whatever the kernel takes before and after it."""
+        item = self.spec.inputs[index]
+        sums = sums_of(item, gradient, sizes)
+        batches, heads, *own = sums.shape
+        is_heads = SUMS.get(item.shape) == "heads"
+        shared = (sizes.heads // heads, sizes.batch // batches) if is_heads else (1, 1)
+        rows, keys = self._blocks(f"input {index}", sizes)
+        # One row or key is one block: of itself, or what all are summed to.
+        blocks = (rows if own[0] > 1 else 1) * (keys if own[1] > 1 else 1)
+        self._launch(
+            f"input {index}", blocks * heads * batches,
+            *sides, sums, *others, heads, *shared, *strides, sums.stride(),
+        )  # fmt: skip
+        if sums.data_ptr() != gradient.data_ptr():
+            gradient.copy_(sums.sum_to_size(_wide_shape(gradient)).view(gradient.shape))
 
-        def launch(*arguments: object) -> None:
-            module.KERNEL[(programs,)](*arguments, **module.CONSTANTS, **module.OPTIONS)
+    def _blocks(self, part: str, sizes: Sizes) -> tuple[int, int]:
+        """Of rows and of keys."""
+        tile = self.tiles[part]
+        return -(-sizes.rows // tile.block_m), -(-sizes.keys // tile.block_n)
 
-        return launch
+    def _launch(self, part: str, programs: int, *arguments: object) -> None:
+        module = self.modules[part]
+        module.KERNEL[(programs,)](*arguments, **module.CONSTANTS, **module.OPTIONS)
 
     def _error(self, what: str) -> KernelError:
         return KernelError(
@@ -177,22 +180,31 @@ def _built(spec: AttentionSpec, tiles: tuple[tuple[str, AttentionTile], ...]) ->
     return AttentionBackward(spec, dict(tiles), modules)
 
 
-def partial_sums(
-    item: Input, gradient: Tensor, sizes: Sizes
-) -> tuple[Tensor, tuple[int, int, int, int]]:
-    """Where a kernel writes the gradient of an input, of four dimensions, and their sizes.
+def sums_of(item: Input, gradient: Tensor, sizes: Sizes) -> Tensor:
+    """Where a kernel writes what it sums of the gradient of an input, of four dimensions.
 
     It is the gradient itself where only heads and batches are summed; else float32 sums of each
-    head, of which torch makes the rest.
+    head, of which torch makes the rest, always in the same order.
     """
-    every = (sizes.batch, sizes.heads)
-    shape = (1,) * (4 - gradient.dim()) + tuple(gradient.shape)
-    own = {
-        "heads": (shape[0], shape[1], sizes.rows, sizes.keys),
-        "rows": (*every, 1, sizes.keys),
-    }.get(SUMS.get(item.shape, "keys"), (*every, sizes.rows, 1))
-    if own == shape:
-        return gradient.view(shape), own
     import torch
 
-    return gradient.new_empty(own, dtype=torch.float32), own
+    every = (sizes.batch, sizes.heads)
+    own = _wide_shape(gradient)
+    shape = {
+        "heads": (*own[:2], sizes.rows, sizes.keys),
+        "rows": (*every, 1, sizes.keys),
+        "keys": (*every, sizes.rows, 1),
+    }[SUMS.get(item.shape, "keys")]
+    is_whole = item.shape == "matrix" and shape == own
+    return gradient.view(own) if is_whole else gradient.new_empty(shape, dtype=torch.float32)
+
+
+def _wide_shape(tensor: Tensor) -> tuple[int, ...]:
+    return (1,) * (4 - tensor.dim()) + tuple(tensor.shape)
+
+
+def _misfit_of_gradients(inputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> str:
+    for tensor, gradient in zip(inputs, gradients, strict=False):
+        if gradient is not None and gradient.shape != tensor.shape:
+            return f"{list(gradient.shape)} is no gradient of {list(tensor.shape)}"
+    return ""
