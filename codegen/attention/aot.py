@@ -39,25 +39,38 @@ def build_for(spec: AttentionSpec, tile: AttentionTile, architecture: str) -> Bi
         **{name: None for name, is_given in absent.items() if not is_given},
         **{(names.index(name), NEVER_ONE): 1 for name in STRIDES},
     }
-    parts: list[str] = []
-    for item in spec.inputs:
-        parts += [f"*{TRITON_NAMES[item.dtype]}", *["i32"] * (PARTS[item.shape] - 1)]
-        if item.shape in ("matrix", "vector"):  # keys follow one another
-            constants[names.index("inputs"), len(parts) - 1] = 1
-            parts[-1] = "constexpr"
-    signature["inputs"] = tuple(parts)
+    return build_module(spec, module, signature, constants, architecture)
+
+
+def build_module(
+    spec: AttentionSpec,
+    module: Any,
+    signature: dict[str, Any],
+    constants: dict[Any, Any],
+    architecture: str,
+) -> Binary:
+    """Build a generated module of an attention: inputs are added to what is said of arguments."""
+    names = list(module.KERNEL.arg_names)
+    if "inputs" in names:
+        parts: list[str] = []
+        for item in spec.inputs:
+            parts += [f"*{TRITON_NAMES[item.dtype]}", *["i32"] * (PARTS[item.shape] - 1)]
+            if item.shape in ("matrix", "vector"):  # keys follow one another
+                constants[names.index("inputs"), len(parts) - 1] = 1
+                parts[-1] = "constexpr"
+        signature["inputs"] = tuple(parts)
     signature |= {name: "constexpr" for name in names if name in constants}
+    ordered = {name: signature[name] for name in names}
     paths: list[tuple[int, ...]] = [
-        (names.index(name),) for name, kind in signature.items() if str(kind).startswith("*")
+        (names.index(name),) for name, kind in ordered.items() if str(kind).startswith("*")
     ]
-    tuples = {name: kinds for name, kinds in signature.items() if isinstance(kinds, tuple)}
+    tuples = {name: kinds for name, kinds in ordered.items() if isinstance(kinds, tuple)}
     paths += [
         (names.index(name), part)
         for name, kinds in tuples.items()
         for part, kind in enumerate(kinds)
         if kind != "constexpr"
     ]
-    ordered = {name: signature[name] for name in names}
     attributes = dict.fromkeys(paths, DIVISIBLE)
     return compile_kernel(
         module.KERNEL, ordered, constants, attributes, architecture, module.OPTIONS

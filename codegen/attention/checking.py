@@ -58,7 +58,7 @@ def misfit(
     """Why a kernel of ``spec`` cannot take these; empty if it can. ``sides`` are q, k, v, out."""
     named = {"lengths": lengths, "phi": phi, "sinks": sinks, "lse": lse, "redone": redone}
     return (
-        _misfit_of_sides(spec, sizes, sides)
+        misfit_of_sides(spec, sizes, sides)
         or misfit_of_others(spec, sizes, inputs, lengths, phi, sinks, lse, redone)
         or misfit_of_devices(sides[0], named, inputs)
     )
@@ -97,7 +97,7 @@ def misfit_of_others(
     )
 
 
-def _misfit_of_sides(
+def misfit_of_sides(
     spec: AttentionSpec, sizes: Sizes, sides: tuple[Tensor, Tensor, Tensor, Tensor]
 ) -> str:
     batch, rows, keys = sizes.batch, sizes.rows, sizes.keys

@@ -1,4 +1,4 @@
-"""The text of the Triton functions between Q @ K^T and softmax, and of their derivative.
+"""The text of the Triton function between Q @ K^T and softmax.
 
 Scores are float32, whatever Q and K are: no call rounds but one that casts. That is how torch's
 fused kernels add a mask, and no less exact than eager, which rounds every step to the dtype of Q.
@@ -25,11 +25,6 @@ SCORES = '''\
 def scores(product, tile, inputs):
     """Scores, of float32, from the scaled product of queries and keys."""
 '''
-DERIVATIVE = '''\
-@triton.jit
-def derivative(product, gradient, tile, inputs):
-    """The gradient of the scaled product from that of the scores, both of float32."""
-'''
 
 
 class ScoreFunction(Function):
@@ -49,8 +44,10 @@ class ScoreFunction(Function):
         if last.dtype not in FLOATS:
             raise CannotLower(f"scores of {last.dtype} are none")
         body = "".join(map(line_text, self.lines))
-        result = f"score_inputs.in_range({last.text})" if self.inputs else last.text
-        return f"{self.header}{body}    return {result}\n"
+        return f"{self.header}{body}    return {self._result(last.text)}\n"
+
+    def _result(self, last: str) -> str:
+        return f"score_inputs.in_range({last})" if self.inputs else last
 
     def _read(self, shape: str, parts: str) -> str:
         if shape == "scalar":
@@ -64,12 +61,13 @@ def scores_text(program: Epilogue) -> str:
     ``tile`` is as in ``templates/score_inputs.py``; ``inputs`` is flat, ``PARTS`` of each.
     """
     function = ScoreFunction(SCORES, program.inputs, ["product"])
-    for call in _after_product(program):
+    for call in after_product(program):
         function.add(call)
     return function.text()
 
 
-def _after_product(program: Epilogue) -> tuple[Call, ...]:
+def after_product(program: Epilogue) -> tuple[Call, ...]:
+    """The calls of a program but its first; ``CannotLower`` where that is no product."""
     first, *calls = program.calls
     if first != PRODUCT:
         raise CannotLower(f"a program of scores begins with {PRODUCT.op} and not {first.op}")

@@ -45,6 +45,24 @@ def end_seen(own: tl.tensor, length: tl.tensor, AFTER: tl.constexpr) -> tl.tenso
 
 
 @triton.jit
+def first_row_seeing(key: tl.tensor, shift: tl.tensor, AFTER: tl.constexpr) -> tl.tensor:
+    """The first row that sees a key or a later one; ``shift`` is the own key of row zero."""
+    return key * 0 if AFTER is None else tl.maximum(key - AFTER - shift, 0)
+
+
+@triton.jit
+def end_row_seeing(
+    key: tl.tensor, shift: tl.tensor, rows: tl.tensor, BEFORE: tl.constexpr
+) -> tl.tensor:
+    """The first row after those that see a key or an earlier one."""
+    if BEFORE is None:
+        result = key * 0 + rows
+    else:
+        result = tl.minimum(tl.maximum(key + (BEFORE + 1) - shift, 0), rows)
+    return result
+
+
+@triton.jit
 def is_seen(
     column: tl.tensor, column_inside: tl.tensor, first: tl.tensor, end: tl.tensor,
     BEFORE: tl.constexpr, AFTER: tl.constexpr,

@@ -25,7 +25,14 @@ NAMES = {
 COMMUNICATING = ("overlapc", "_c10d_functional", "_dtensor")
 """Namespaces whose ops all communicate, but for these."""
 
-SILENT = frozenset({"_c10d_functional::wait_tensor", "overlapc::linear", "overlapc::attention"})
+SILENT = frozenset(
+    {
+        "_c10d_functional::wait_tensor",
+        "overlapc::linear",
+        "overlapc::attention",
+        "overlapc::attention_backward",
+    }
+)
 
 
 @dataclass(frozen=True)

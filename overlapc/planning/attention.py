@@ -70,6 +70,8 @@ class AttentionProblem:
     """A gradient is wanted of queries, keys or values."""
     untold: tuple[str, str] | None = None
     """Code and reason where torch's attention cannot be told the same."""
+    why_no_gradient: str = ""
+    """Why kernels of our own cannot give the gradients that are wanted; empty: they can."""
     runs_kernels: bool = False
     """Generated kernels run on the device."""
     scores: KnownScores = UNKNOWN
@@ -128,6 +130,10 @@ def decide(problem: AttentionProblem, choice: str) -> Verdict:
 
 
 def _by_torch(problem: AttentionProblem, choice: str) -> Verdict:
+    if problem.dead and problem.is_trained:
+        # The backward of torch's kernel takes the weights of such a row for other ones.
+        reason = "A row may keep no key, and torch's fused attention has another gradient there."
+        return Verdict("refused", "dead_rows", reason)
     if problem.untold is not None:
         return Verdict("refused", *problem.untold)
     if problem.dead and problem.device != "cpu":
@@ -215,7 +221,10 @@ def _own(problem: AttentionProblem, choice: str) -> Verdict:
     if why:
         return Verdict("kept", "no_own_kernel", why)
     source = choose_source(problem.scores, problem.dtype, choice)
-    reason = f"A kernel of our own makes its softmax {source.how}{_decode(problem)}."
+    trained = ""
+    if problem.is_trained or problem.is_mask_trained:
+        trained = "; its gradients are made by kernels of our own"
+    reason = f"A kernel of our own makes its softmax {source.how}{_decode(problem)}{trained}."
     return Verdict("rewritten", choice, reason, source.policy, source.phi)
 
 
@@ -241,6 +250,6 @@ def _why_no_kernel(problem: AttentionProblem) -> str:
         most = MOST_DIM
     if max(problem.head_dim, problem.value_dim) > most:
         return f"heads of {problem.dtype} have more than {most} columns"
-    if problem.is_trained or problem.is_mask_trained:
-        return "a gradient is wanted, and it has no backward"
+    if problem.why_no_gradient:
+        return problem.why_no_gradient
     return "" if problem.runs_kernels else f"generated kernels do not run on {problem.device}"

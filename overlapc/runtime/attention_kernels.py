@@ -95,7 +95,7 @@ def run_decode(
     """
     device = query.device
     if device.type != "cuda":
-        _interprets()
+        interprets()
     tile = decode_tile_on(spec, cache, query.shape[2], device)
     kernel = build_decode(spec, cache, tile)
     units = query.shape[0] * (query.shape[1] // spec.groups) * kernel.blocks(query.shape[2])
@@ -149,24 +149,26 @@ def decode_tile_on(
     """Return the tile of the decode kernel on a device, interpreted ones among them."""
     if device.type != "cuda":
         return INTERPRETED_DECODE
-    return decode_tile(spec, cache, rows, _architecture(device))
+    return decode_tile(spec, cache, rows, architecture(device))
 
 
 def _tile(spec: AttentionSpec, device: torch.device) -> AttentionTile:
     if device.type != "cuda":
-        _interprets()
+        interprets()
         return INTERPRETED
-    return tile_for(spec, _architecture(device))
+    return tile_for(spec, architecture(device))
 
 
-def _interprets() -> None:
+def interprets() -> None:
+    """Put Triton's interpreter right in this process."""
     from overlapc.codegen.interpreting import correct_interpreter
 
     correct_interpreter()
 
 
 @lru_cache(maxsize=64)
-def _architecture(device: torch.device) -> str:
+def architecture(device: torch.device) -> str:
+    """Return ``sm_<number>`` or ``gfx<name>`` of a GPU, from memory."""
     return machine.architecture_of(device)
 
 

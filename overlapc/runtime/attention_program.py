@@ -22,19 +22,9 @@ def attention_by_torch(
     sinks: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return what the op does; scores are float32, or float64 where queries are."""
-    wide = torch.promote_types(query.dtype, torch.float32)
-    key, value = (side.repeat_interleave(spec.groups, 1).to(wide) for side in (key, value))
-    scores = scores_of(spec, spec.scale * (query.to(wide) @ key.transpose(-1, -2)), inputs)
-    rows, keys = scores.shape[-2:]
-    seen = seen_by(spec, rows, keys, lengths, scores.device)
-    if seen is not None:
-        scores = scores.masked_fill(~seen, -math.inf)
-    if sinks is not None:
-        column = sinks.to(scores.dtype).reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
-        scores = torch.cat((scores, column), -1)
-    weights = torch.softmax(scores, -1)
-    if spec.dead == "zero":
-        weights = weights.masked_fill((scores == -math.inf).all(-1, keepdim=True), 0.0)
+    _, scores, _ = masked_scores(spec, query, key, inputs, lengths)
+    weights, scores = weights_of(spec, scores, sinks)
+    value = value.repeat_interleave(spec.groups, 1).to(weights.dtype)
     out = (weights[..., : key.shape[2]] @ value).to(query.dtype)
     lse = (
         torch.logsumexp(scores, -1)
@@ -42,6 +32,36 @@ def attention_by_torch(
         else scores.new_full(scores.shape[:-1], -math.inf)
     )
     return out.transpose(1, 2).contiguous().transpose(1, 2), lse.float()
+
+
+def masked_scores(
+    spec: AttentionSpec,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    inputs: Sequence[torch.Tensor],
+    lengths: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Return the scaled product, scores, and which keys each row sees; None: all of them."""
+    wide = torch.promote_types(query.dtype, torch.float32)
+    key = key.repeat_interleave(spec.groups, 1).to(wide)
+    product = spec.scale * (query.to(wide) @ key.transpose(-1, -2))
+    scores = scores_of(spec, product, inputs)
+    rows, keys = scores.shape[-2:]
+    seen = seen_by(spec, rows, keys, lengths, scores.device)
+    return product, scores if seen is None else scores.masked_fill(~seen, -math.inf), seen
+
+
+def weights_of(
+    spec: AttentionSpec, scores: torch.Tensor, sinks: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the softmax, and the scores that it is of: the last column is that of sinks."""
+    if sinks is not None:
+        column = sinks.to(scores.dtype).reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        scores = torch.cat((scores, column), -1)
+    weights = torch.softmax(scores, -1)
+    if spec.dead == "zero":
+        weights = weights.masked_fill((scores == -math.inf).all(-1, keepdim=True), 0.0)
+    return weights, scores
 
 
 def seen_by(
@@ -69,10 +89,18 @@ def scores_of(
     spec: AttentionSpec, product: torch.Tensor, inputs: Sequence[torch.Tensor]
 ) -> torch.Tensor:
     """Return the scores that the program makes of the scaled product, broadcast to both."""
-    values = [product]
-    for call in spec.scores.calls[1:] if spec.scores else ():
+    calls = spec.scores.calls[1:] if spec.scores else ()
+    return values_of(calls, [product], inputs)[-1]
+
+
+def values_of(
+    calls: Sequence[Call], given: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Return the values of a program by torch's ops: those that are given, then one a call."""
+    values = list(given)
+    for call in calls:
         values.append(_value(call, values, inputs))
-    return values[-1]
+    return values
 
 
 def _value(

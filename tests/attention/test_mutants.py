@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from types import ModuleType
 
 import pytest
 import torch
 
-from overlapc.graphs.attention import masks, matching, repeats, rewriting, scores, weights
+from overlapc.graphs.attention import masks, matching, problems, repeats, rewriting, scores, weights
 from overlapc.graphs.attention.spelling import Call
 from overlapc.graphs.attention.versions import Versions
+from overlapc.passes import rewrite_attention
 from tests.attention import test_catalogue
 
 real_step = scores._step
 real_constant = masks._constant
+real_problem = problems.problem_of
 
 
 def through(node_name):
@@ -51,6 +54,10 @@ def as_it_was(graph, result, mask):
     return result
 
 
+def untrained(found):
+    return replace(real_problem(found), is_trained=False)
+
+
 def any_repeat(versions, call: Call, dim):
     return (repeats.as_it_stands(versions, call.node, call.get("input")), 2)
 
@@ -83,9 +90,9 @@ MUTANTS: dict[str, tuple[ModuleType | type, str, Callable, Callable, str]] = {
     "nothing writes in place": (Versions, "read", current, REWRITES, "written_and_ignored"),
     "nobody reads strides": (matching, "layout_is_read", never, REWRITES, "viewed_result"),
     "gradients of dead rows": (
-        matching,
-        "_why_not_dead",
-        nothing,
+        rewrite_attention,
+        "problem_of",
+        untrained,
         test_catalogue.test_no_gradient_is_taken_where_a_row_may_keep_no_key,
         "additive",
     ),

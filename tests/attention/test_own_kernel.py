@@ -111,3 +111,21 @@ def test_without_keys_eager_gives_zeros(keys):
 def test_options_name_it():
     with pytest.raises(overlapc.errors.OptionError, match="unified"):
         overlapc.explain(functional, {"softmax": "unfied"})
+
+
+@pytest.mark.parametrize(
+    ("name", "leaves"),
+    [
+        ("biased", (0, 1, 2, 3)),
+        pytest.param("causal", (0, 1, 2), marks=pytest.mark.long),
+        pytest.param("dead rows", (1, 2), marks=pytest.mark.long),
+        pytest.param("grouped", (0,), marks=pytest.mark.long),
+    ],
+)
+def test_a_compiled_program_trains_by_it(interpreted, name, leaves):  # noqa: F811
+    found = interpreted("attention_training.run", name, "unified", *leaves)
+    decision, code, calls, reason, error = found
+    assert (decision, code, calls["backward"]) == ("rewritten", "unified", 1)
+    assert "torch" not in calls
+    assert "its gradients are made by kernels of our own" in reason
+    assert error < (1e-2 if name == "biased" else 1e-6)  # of bfloat16

@@ -10,6 +10,8 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -25,6 +27,8 @@ from tests.codegen import attention_oracle as oracle
 
 correct_interpreter()
 
+OTHERS = ("decode", "gradient")
+"""What files of templates begin with that the forward of many rows does not use."""
 TILE = AttentionTile(16, 16, 4, 1)
 ROUNDING = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}
 """Of the largest value: some roundings of weights, and the one of the result. Chosen."""
@@ -186,25 +190,34 @@ def an_input(
 
 def mutant(kernel: AttentionKernel, change: tuple[str, str]) -> AttentionKernel:
     """The kernel with one text of its module or of the templates replaced."""
+    # Without the other kernels of attention, which say some things alike.
+    used = [path for path in TEMPLATES.glob("*.py") if not path.stem.startswith(OTHERS)]
+    (module,) = mutated([kernel.path.read_text()], change, kernel.path.parent, used)
+    return replace(kernel, module=module)
+
+
+def mutated(
+    modules: list[str], change: tuple[str, str], folder: Path, used: list[Path]
+) -> list[ModuleType]:
+    """Generated modules with one text of one of them, or of the templates ``used``, replaced."""
     old, new = change
-    folder = kernel.path.parent / "mutants"
-    folder.mkdir(exist_ok=True)
-    # Without the other kernel of attention, which says some things alike.
-    used = (path for path in TEMPLATES.glob("*.py") if path.stem != "decode")
     sources = {path.stem: path.read_text() for path in used}
-    module = kernel.path.read_text()
-    assert sum(old in text for text in (module, *sources.values())) == 1, "no single such text"
+    assert sum(old in text for text in (*modules, *sources.values())) == 1, "no single such text"
     name = f"mutant_{abs(hash(change))}"
     package = f"overlapc.codegen.{name}"
     spec = importlib.util.spec_from_loader(package, loader=None, is_package=True)
     assert spec is not None
     root = importlib.util.module_from_spec(spec)
-    root.__path__ = [str(folder / name)]
-    (folder / name).mkdir(exist_ok=True)
+    folder = folder / "mutants" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    root.__path__ = [str(folder)]
     for stem, text in sources.items():
         text = text.replace(old, new).replace("overlapc.codegen.templates", package)
-        (folder / name / f"{stem}.py").write_text(text)
+        (folder / f"{stem}.py").write_text(text)
     sys.modules[package] = root
-    path = folder / f"{name}.py"
-    path.write_text(module.replace(old, new).replace("overlapc.codegen.templates", package))
-    return replace(kernel, path=path, module=load(path))
+    found = []
+    for index, text in enumerate(modules):
+        path = folder.with_name(f"{name}_{index}.py")
+        path.write_text(text.replace(old, new).replace("overlapc.codegen.templates", package))
+        found.append(load(path))
+    return found

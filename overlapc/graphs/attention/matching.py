@@ -236,7 +236,7 @@ def _assemble(
         merged_steps(scores.program, frame),
         scores.sinks,
     )
-    return _why_not_dead(found) or _why_not_readable(versions, found) or found
+    return _why_not_readable(versions, found) or found
 
 
 def _why_not_alone(chain: tuple[fx.Node, ...], last: fx.Node) -> Refusal | None:
@@ -295,14 +295,6 @@ def _in_dtype(versions: Versions, side: Expression, dtype: torch.dtype) -> Expre
     if base is None or base.value.dtype != dtype or not is_wider:
         return None
     return replace(base.replayed(side.calls), read=(*base.read, *side.read))
-
-
-def _why_not_dead(found: Attention) -> Refusal | None:
-    """The backward of torch's kernel takes the weights of a row without a key for other ones."""
-    if found.is_trained and found.mask.dead:
-        reason = "A row may keep no key, and torch's fused attention has another gradient there."
-        return Refusal(found.node, "dead_rows", reason)
-    return None
 
 
 def _why_not_readable(versions: Versions, found: Attention) -> Refusal | None:

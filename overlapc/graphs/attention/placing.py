@@ -40,13 +40,18 @@ def spec_of(found: Attention, policy: str, phi: float = 0.0) -> AttentionSpec:
         softmax=policy,
         bound=phi,
         dead="zero" if found.mask.dead == "zero" else "nan",
-        lse=found.is_trained,
+        lse=found.is_trained or found.mask.is_trained,
         precision="tf32x3" if query.dtype == torch.float32 and not torch.version.hip else "ieee",
     )
 
 
 Lengths = dict[tuple[fx.Node, object], fx.Node]
 """By positions and batch, the lengths that a graph has: layers that share a mask share them."""
+
+
+def inputs_of(found: Attention) -> list[Expression]:
+    """Return what scores are made of beside queries and keys, in the order of the spec."""
+    return [part for step in _steps(found) for part in tensors_of(step)]
 
 
 def place(
@@ -57,7 +62,7 @@ def place(
     lengths = _lengths(graph, found.prefix, found.query.shape[0], known) if found.prefix else None
     with graph.inserting_before(node):
         sides = [side.emit(graph) for side in (found.query, found.key, found.value)]
-        inputs = [part.emit(graph) for step in _steps(found) for part in tensors_of(step)]
+        inputs = [side.emit(graph) for side in inputs_of(found)]
         sinks = _sinks(found.sinks).emit(graph) if found.sinks else None
         args = (*sides, inputs, lengths, None, sinks, str(spec), site)
         both = add_call(graph, torch.ops.overlapc.attention.default, args, node)

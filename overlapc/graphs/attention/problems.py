@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import torch
+
 from overlapc.graphs.attention.known_scores import scores_of
 from overlapc.graphs.attention.matching import Attention, Fused
+from overlapc.graphs.attention.placing import inputs_of, spec_of
 from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.nodes import hint_of
 from overlapc.planning.attention import AttentionProblem
 from overlapc.planning.attention_policy import UNKNOWN
 from overlapc.runtime.attention import runs_kernels
+from overlapc.runtime.attention_gradients import why_no_gradient
 from overlapc.runtime.attention_kernels import multiprocessors, splits_for
 
 
@@ -39,6 +43,7 @@ def problem_of(found: Attention | Fused) -> AttentionProblem:
         dead=found.mask.dead if is_spelled else "",
         is_trained=isinstance(own, Attention) and own.is_trained,
         untold=(untold.code, untold.reason) if untold else None,
+        why_no_gradient=_why_no_gradient(own) if isinstance(own, Attention) else "",
         runs_kernels=runs_kernels(query.device.type),
         scores=UNKNOWN if isinstance(own, Refusal) else scores_of(own),
         is_static=all(isinstance(size, int) for size in (*query.shape, *key.shape)),
@@ -52,3 +57,12 @@ def _splits(found: Attention) -> int:
     query, *others = (side.value for side in (found.query, found.key, found.value))
     q, k, v = (tuple(map(hint_of, side.shape)) for side in (query, *others))
     return splits_for(str(query.dtype).removeprefix("torch."), q, k, v, query.device)
+
+
+def _why_no_gradient(found: Attention) -> str:
+    if not torch.is_grad_enabled():
+        return ""
+    of_inputs = [side.value.requires_grad for side in inputs_of(found)]
+    if not found.is_trained and not any(of_inputs):
+        return ""
+    return why_no_gradient(spec_of(found, "online"), of_inputs)

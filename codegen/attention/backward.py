@@ -1,0 +1,210 @@
+"""The backward of a generated attention as something to call: checks its operands, then launches.
+
+It makes the weights again from the logarithms of sums that the forward left. Every sum is made by
+one program in a fixed order: the same call gives the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from overlapc.codegen.attention.backward_module import SUMS, backward_text, of_gradients, parts_of
+from overlapc.codegen.attention.checking import Sizes, misfit, misfit_of_sides, sizes_of
+from overlapc.codegen.attention.kernel import MOST_DIM, input_parts
+from overlapc.codegen.attention.spec import AttentionSpec
+from overlapc.codegen.attention.tiles import AttentionTile
+from overlapc.codegen.builder import generated
+from overlapc.codegen.epilogue import Input
+from overlapc.errors import KernelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+KIND = "attention_backward"
+
+
+@dataclass(frozen=True)
+class AttentionBackward:
+    """The gradients of the attention of ``spec``."""
+
+    spec: AttentionSpec
+    """Without its policy: that only matters to the forward."""
+    tiles: Mapping[str, AttentionTile]
+    modules: Mapping[str, ModuleType]
+    """By the names that ``parts_of`` gives, as the tiles."""
+
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        slopes: Tensor,
+        *,
+        q_gradient: Tensor | None,
+        k_gradient: Tensor,
+        v_gradient: Tensor,
+        input_gradients: Sequence[Tensor | None] = (),
+        inputs: Sequence[Tensor] = (),
+        lengths: Tensor | None = None,
+        sinks: Tensor | None = None,
+        lse_gradient: Tensor | None = None,
+    ) -> Tensor:
+        """Launch on the current stream, and write every element of the gradients.
+
+        Operands are those of ``AttentionKernel``, with what it made of them; ``slopes``, the
+        gradient of ``out``, and the other gradients are shaped as what they are of and have any
+        strides; of inputs, those for which it was built are given, in their places.
+        ``lse_gradient`` is None or contiguous. Returns float32[batch, groups * heads, rows]: of
+        each row the sum of ``out * slopes``, less ``lse_gradient``. KernelError where any of this
+        does not hold.
+        """
+        sizes = sizes_of(q, k, v)
+        of_q = q if q_gradient is None else q_gradient
+        why = (
+            misfit(self.spec, sizes, (q, k, v, out), inputs, lengths, None, sinks, lse, None)
+            or misfit_of_sides(self.spec, sizes, (of_q, k_gradient, v_gradient, slopes))
+            or _misfit_of_gradients(inputs, input_gradients)
+        )
+        if why:
+            raise self._error(why)
+        if not lse.numel() or not sizes.keys:
+            for gradient in (q_gradient, k_gradient, v_gradient, *input_gradients):
+                if gradient is not None:
+                    gradient.zero_()
+            return lse.new_zeros(lse.shape) if lse_gradient is None else -lse_gradient
+        delta, poison = lse.new_empty(lse.shape), lse.new_zeros(lse.shape[:2])
+        counts = (sizes.heads, sizes.rows, sizes.keys)
+        of_rows, of_keys = sizes.heads * sizes.batch, sizes.heads // self.spec.groups * sizes.batch
+        self._launch(
+            "rows", self._blocks("rows", sizes)[0] * of_rows,
+            out, slopes, lse, lse_gradient, delta, poison, *counts[:2], out.stride(),
+            slopes.stride(),
+        )  # fmt: skip
+        parts = input_parts(self.spec.inputs, inputs, sizes)
+        shares = lse.new_empty(lse.shape) if "shares" in self.modules else None
+        if shares is not None:
+            self._launch(
+                "shares", self._blocks("shares", sizes)[0] * of_rows,
+                q, k, lse, shares, parts, lengths, sinks, *counts, q.stride(), k.stride(),
+            )  # fmt: skip
+        left = (q, k, v, slopes, lse, delta)
+        strides = (q.stride(), k.stride(), v.stride(), slopes.stride())
+        self._launch(
+            "keys", self._blocks("keys", sizes)[1] * of_keys,
+            *left, poison, shares, k_gradient, v_gradient, parts, lengths, *counts, *strides,
+            k_gradient.stride(), v_gradient.stride(),
+        )  # fmt: skip
+        if q_gradient is not None:
+            self._launch(
+                "queries", self._blocks("queries", sizes)[0] * of_rows,
+                *left, shares, q_gradient, parts, lengths, *counts, *strides, q_gradient.stride(),
+            )  # fmt: skip
+        common = (*left, shares), (parts, lengths, *counts), strides
+        for index, gradient in enumerate(input_gradients):
+            if gradient is not None:
+                self._sum_input(index, gradient, sizes, *common)
+        return delta
+
+    def _sum_input(
+        self,
+        index: int,
+        gradient: Tensor,
+        sizes: Sizes,
+        sides: tuple[Tensor | None, ...],
+        others: tuple[object, ...],
+        strides: tuple[object, ...],
+    ) -> None:
+        """Write the gradient of one input, of whatever the kernel takes before and after it."""
+        item = self.spec.inputs[index]
+        sums = sums_of(item, gradient, sizes)
+        batches, heads, *own = sums.shape
+        is_heads = SUMS.get(item.shape) == "heads"
+        shared = (sizes.heads // heads, sizes.batch // batches) if is_heads else (1, 1)
+        rows, keys = self._blocks(f"input {index}", sizes)
+        # One row or key is one block: of itself, or what all are summed to.
+        blocks = (rows if own[0] > 1 else 1) * (keys if own[1] > 1 else 1)
+        self._launch(
+            f"input {index}", blocks * heads * batches,
+            *sides, sums, *others, heads, *shared, *strides, sums.stride(),
+        )  # fmt: skip
+        if sums.data_ptr() != gradient.data_ptr():
+            gradient.copy_(sums.sum_to_size(_wide_shape(gradient)).view(gradient.shape))
+
+    def _blocks(self, part: str, sizes: Sizes) -> tuple[int, int]:
+        """Of rows and of keys."""
+        tile = self.tiles[part]
+        return -(-sizes.rows // tile.block_m), -(-sizes.keys // tile.block_n)
+
+    def _launch(self, part: str, programs: int, *arguments: object) -> None:
+        module = self.modules[part]
+        module.KERNEL[(programs,)](*arguments, **module.CONSTANTS, **module.OPTIONS)
+
+    def _error(self, what: str) -> KernelError:
+        return KernelError(
+            f"This call does not fit its kernels: {what}.",
+            where=f"the backward of {self.spec}",
+            remedy="build kernels for these operands, or let torch compute the gradients",
+        )
+
+
+def build_backward(
+    spec: AttentionSpec,
+    tile_of: Callable[[AttentionSpec, str], AttentionTile],
+    of_inputs: Iterable[int] = (),
+) -> AttentionBackward:
+    """The backward of ``spec``, with the tile of each part; compiles nothing for a device.
+
+    It gives gradients of q, k, v and of the inputs of these indices.
+    KernelError where scores cannot be lowered or have no derivative, heads are too wide, or Triton
+    is missing.
+    """
+    spec = of_gradients(spec)
+    return _built(spec, tuple((part, tile_of(spec, part)) for part in parts_of(spec, of_inputs)))
+
+
+@lru_cache(maxsize=512)
+def _built(spec: AttentionSpec, tiles: tuple[tuple[str, AttentionTile], ...]) -> AttentionBackward:
+    if max(spec.head_dim, spec.value_dim) > MOST_DIM:
+        raise KernelError(
+            f"Heads of more than {MOST_DIM} have no backward kernel.",
+            where=str(spec),
+            remedy="let torch compute the gradients",
+        )
+    modules = {part: generated(backward_text(spec, part, tile), KIND)[1] for part, tile in tiles}
+    return AttentionBackward(spec, dict(tiles), modules)
+
+
+def sums_of(item: Input, gradient: Tensor, sizes: Sizes) -> Tensor:
+    """Where a kernel writes what it sums of the gradient of an input, of four dimensions.
+
+    It is the gradient itself where only heads and batches are summed; else float32 sums of each
+    head, of which torch makes the rest, always in the same order.
+    """
+    import torch
+
+    every = (sizes.batch, sizes.heads)
+    own = _wide_shape(gradient)
+    shape = {
+        "heads": (*own[:2], sizes.rows, sizes.keys),
+        "rows": (*every, 1, sizes.keys),
+        "keys": (*every, sizes.rows, 1),
+    }[SUMS.get(item.shape, "keys")]
+    is_whole = item.shape == "matrix" and shape == own
+    return gradient.view(own) if is_whole else gradient.new_empty(shape, dtype=torch.float32)
+
+
+def _wide_shape(tensor: Tensor) -> tuple[int, ...]:
+    return (1,) * (4 - tensor.dim()) + tuple(tensor.shape)
+
+
+def _misfit_of_gradients(inputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> str:
+    for tensor, gradient in zip(inputs, gradients, strict=False):
+        if gradient is not None and gradient.shape != tensor.shape:
+            return f"{list(gradient.shape)} is no gradient of {list(tensor.shape)}"
+    return ""

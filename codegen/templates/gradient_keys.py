@@ -1,0 +1,142 @@
+"""Gradients of keys and values: a CTA for each block of keys of each head of them, which walks over
+the rows of all query heads that share it, in their order. So sums are the same whoever runs first.
+"""
+
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
+# (Triton's builtins raise when Python calls them; pyright concludes that they never return.)
+import triton
+import triton.language as tl
+
+from overlapc.codegen.templates.gradient_tiles import gradient_tile, load_rows
+from overlapc.codegen.templates.head_tiles import load_tile, of_head, store_tile
+from overlapc.codegen.templates.visible import (
+    end_of,
+    end_row_seeing,
+    end_seen,
+    first_row_seeing,
+    first_seen,
+    length_of,
+    own_key,
+)
+
+
+@triton.jit
+def visit_rows(
+    k_total: tl.tensor, v_total: tl.tensor, begin: tl.tensor, stop: tl.tensor, keys: tl.tensor,
+    values: tl.tensor, q: tl.tensor, slopes: tl.tensor, lse: tl.tensor, delta: tl.tensor,
+    shares: tl.tensor, q_strides: tl.tuple, slopes_strides: tl.tuple, place: tl.tuple,
+    rows: tl.tensor, length: tl.tensor, until: tl.tensor, inputs: tl.tuple,
+    IS_CUT: tl.constexpr, STAGES: tl.constexpr, SCORES: tl.constexpr, DERIVATIVE: tl.constexpr,
+    SCALE: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, ALIGN: tl.constexpr,
+    DEAD: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
+    """Add to both totals what the rows from ``begin`` to ``stop`` of one query head do.
+
+    ``place`` is (batch, query head, keys, which of them are inside). IS_CUT: not every row sees
+    every key.
+    """
+    for start in tl.range(begin, stop, BLOCK_M, num_stages=STAGES, disable_licm=STAGES == 1):
+        row = start + tl.arange(0, BLOCK_M)
+        inside = row < rows
+        queries = load_tile(q, start, q_strides, inside, BLOCK_M, HEAD_DIM, BLOCK_D, IS_CUT)
+        slope = load_tile(slopes, start, slopes_strides, inside, BLOCK_M, VALUE_DIM, BLOCK_V,
+                          IS_CUT)  # fmt: skip
+        base, row_delta, share = load_rows(lse, delta, shares, row, inside, DEAD)
+        own = own_key(row, rows, until, ALIGN)
+        first, end = first_seen(own, BEFORE), end_seen(own, length, AFTER)
+        tile = (place[0], place[1], row, inside, place[2], place[3])
+        weights, gradient = gradient_tile(
+            queries, keys, values, slope, base, row_delta, share, tile, first, end, inputs, SCORES,
+            DERIVATIVE, SCALE, BEFORE, AFTER, shares is not None, IS_CUT, PRECISION,
+        )  # fmt: skip
+        weights, gradient = weights.to(slope.dtype), gradient.to(queries.dtype)
+        v_total = tl.dot(tl.trans(weights), slope, v_total, input_precision=PRECISION)
+        k_total = tl.dot(tl.trans(gradient), queries, k_total, input_precision=PRECISION)
+    return k_total, v_total
+
+
+@triton.jit
+def attention_gradient_keys(
+    q: tl.tensor, k: tl.tensor, v: tl.tensor, slopes: tl.tensor, lse: tl.tensor, delta: tl.tensor,
+    poison: tl.tensor, shares: tl.tensor, k_gradient: tl.tensor, v_gradient: tl.tensor,
+    inputs: tl.tuple, lengths: tl.tensor, heads: tl.tensor, rows: tl.tensor, keys: tl.tensor,
+    q_strides: tl.tuple, k_strides: tl.tuple, v_strides: tl.tuple, slopes_strides: tl.tuple,
+    k_gradient_strides: tl.tuple, v_gradient_strides: tl.tuple,
+    SCORES: tl.constexpr, DERIVATIVE: tl.constexpr, SCALE: tl.constexpr, GROUPS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
+    ALIGN: tl.constexpr, DEAD: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, STAGES: tl.constexpr,
+) -> None:  # fmt: skip
+    """Write ``k_gradient`` and ``v_gradient``, every element; see ``AttentionSpec``.
+
+    One program for each block of keys of each head of keys of each batch; ``heads`` are of queries.
+    ``lse``, ``delta``, ``poison`` and ``shares`` are those of ``attention_gradient_rows``.
+    """
+    blocks = tl.cdiv(keys, BLOCK_N)
+    program = tl.program_id(0)
+    corner = program % blocks * BLOCK_N
+    kept = heads // GROUPS
+    head_of_keys = program // blocks % kept
+    batch = program // blocks // kept
+    length, until = length_of(lengths, batch, keys), end_of(lengths, batch, keys)
+    column = corner + tl.arange(0, BLOCK_N)
+    inside = column < length
+    k = of_head(k, k_strides, batch, head_of_keys)
+    v = of_head(v, v_strides, batch, head_of_keys)
+    own_keys = load_tile(k, corner, k_strides, inside, BLOCK_N, HEAD_DIM, BLOCK_D, True)
+    values = load_tile(v, corner, v_strides, inside, BLOCK_N, VALUE_DIM, BLOCK_V, True)
+
+    # Blocks of rows from ``begin`` to ``stop`` see some of these keys, those from ``whole_begin``
+    # to ``whole_stop`` all of them.
+    shift = own_key(corner * 0, rows, until, ALIGN)
+    last = tl.minimum(corner + BLOCK_N, length) - 1
+    begin = first_row_seeing(corner, shift, AFTER) // BLOCK_M * BLOCK_M
+    stop = tl.where(corner < length, end_row_seeing(last, shift, rows, BEFORE), 0)
+    whole_begin = tl.cdiv(first_row_seeing(corner + BLOCK_N - 1, shift, AFTER), BLOCK_M) * BLOCK_M
+    whole_stop = end_row_seeing(corner, shift, rows, BEFORE) // BLOCK_M * BLOCK_M
+    whole_stop = tl.where(corner + BLOCK_N <= length, whole_stop, 0)
+
+    k_total = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    v_total = tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
+    for member in tl.range(0, GROUPS):
+        head = head_of_keys * GROUPS + member
+        heads_rows = (batch.to(tl.int64) * heads + head) * rows
+        own_q = of_head(q, q_strides, batch, head)
+        own_slopes = of_head(slopes, slopes_strides, batch, head)
+        own_shares = shares
+        if shares is not None:
+            own_shares = shares + heads_rows
+        if DEAD == "nan":
+            v_total += tl.load(poison + batch * heads + head)
+        place = (batch, head, column, inside)
+        if AFTER is not None:
+            k_total, v_total = visit_rows(
+                k_total, v_total, begin, tl.minimum(whole_begin, stop), own_keys, values, own_q,
+                own_slopes, lse + heads_rows, delta + heads_rows, own_shares, q_strides,
+                slopes_strides, place, rows, length, until, inputs, True, STAGES, SCORES,
+                DERIVATIVE, SCALE, BEFORE, AFTER, ALIGN, DEAD, HEAD_DIM, VALUE_DIM, PRECISION,
+                BLOCK_M, BLOCK_D, BLOCK_V,
+            )  # fmt: skip
+        k_total, v_total = visit_rows(
+            k_total, v_total, whole_begin, whole_stop, own_keys, values, own_q,
+            own_slopes, lse + heads_rows, delta + heads_rows, own_shares, q_strides,
+            slopes_strides, place, rows, length, until, inputs, False, STAGES, SCORES, DERIVATIVE,
+            SCALE, BEFORE, AFTER, ALIGN, DEAD, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_M,
+            BLOCK_D, BLOCK_V,
+        )  # fmt: skip
+        k_total, v_total = visit_rows(
+            k_total, v_total, tl.maximum(whole_begin, whole_stop), stop, own_keys, values, own_q,
+            own_slopes, lse + heads_rows, delta + heads_rows, own_shares, q_strides,
+            slopes_strides, place, rows, length, until, inputs, True, STAGES, SCORES, DERIVATIVE,
+            SCALE, BEFORE, AFTER, ALIGN, DEAD, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_M,
+            BLOCK_D, BLOCK_V,
+        )  # fmt: skip
+
+    all_inside = column < keys
+    k_gradient = of_head(k_gradient, k_gradient_strides, batch, head_of_keys)
+    v_gradient = of_head(v_gradient, v_gradient_strides, batch, head_of_keys)
+    store_tile(k_gradient, corner, k_gradient_strides, all_inside, k_total * SCALE, BLOCK_N,
+               HEAD_DIM, BLOCK_D)  # fmt: skip
+    store_tile(v_gradient, corner, v_gradient_strides, all_inside, v_total, BLOCK_N, VALUE_DIM,
+               BLOCK_V)  # fmt: skip

@@ -1,0 +1,47 @@
+"""What the backward of an attention takes of each row, in the order in which rows lie."""
+
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
+# (Triton's builtins raise when Python calls them; pyright concludes that they never return.)
+import triton
+import triton.language as tl
+
+from overlapc.codegen.templates.head_tiles import load_tile, of_head
+
+
+@triton.jit
+def attention_gradient_rows(
+    out: tl.tensor, slopes: tl.tensor, lse: tl.tensor, lse_gradient: tl.tensor, delta: tl.tensor,
+    poison: tl.tensor, heads: tl.tensor, rows: tl.tensor, out_strides: tl.tuple,
+    slopes_strides: tl.tuple, VALUE_DIM: tl.constexpr, DEAD: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr,
+) -> None:  # fmt: skip
+    """``delta``: the sum of ``out`` times its gradient ``slopes``, less the gradient of ``lse``.
+
+    One program for each block of rows of each query head of each batch. ``lse``, its gradient (or
+    None) and ``delta`` are contiguous [batch, heads, rows]. ``poison[batch, heads]``, zeroed
+    before, becomes NaN where a row of the head has no weight, and DEAD says that this is NaN.
+    """
+    blocks = tl.cdiv(rows, BLOCK_M)
+    program = tl.program_id(0)
+    corner = program % blocks * BLOCK_M
+    head = program // blocks % heads
+    batch = program // blocks // heads
+    row = corner + tl.arange(0, BLOCK_M)
+    inside = row < rows
+    own = load_tile(
+        of_head(out, out_strides, batch, head), corner, out_strides, inside, BLOCK_M, VALUE_DIM,
+        BLOCK_V, True,
+    )  # fmt: skip
+    slope = load_tile(
+        of_head(slopes, slopes_strides, batch, head), corner, slopes_strides, inside, BLOCK_M,
+        VALUE_DIM, BLOCK_V, True,
+    )  # fmt: skip
+    place = batch.to(tl.int64) * heads + head
+    total = tl.sum(own.to(tl.float32) * slope.to(tl.float32), 1)
+    if lse_gradient is not None:
+        total -= tl.load(lse_gradient + place * rows + row, mask=inside, other=0.0)
+    tl.store(delta + place * rows + row, total, mask=inside)
+    if DEAD == "nan":
+        sums = tl.load(lse + place * rows + row, mask=inside, other=0.0)
+        if tl.min(sums, 0) == float("-inf"):
+            tl.store(poison + place, float("nan"))  # whoever writes it writes the same

@@ -1,0 +1,68 @@
+"""What a weight is to be multiplied by where the logarithm of its row's sum has lost the sum."""
+
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
+# (Triton's builtins raise when Python calls them; pyright concludes that they never return.)
+import triton
+import triton.language as tl
+
+from overlapc.codegen.templates.head_tiles import load_tile, of_head
+from overlapc.codegen.templates.softmax import LOG2E, score_tile
+from overlapc.codegen.templates.visible import end_of, end_seen, first_seen, length_of, own_key
+
+LOST = tl.constexpr(4096.0)
+"""From here on a logarithm in float32 is known to 2^-12 or worse, and below -2^24 not at all: that
+of a row which a finite mask leaves no key is the mask, and says nothing of how many keys there are.
+"""
+
+
+@triton.jit
+def attention_gradient_shares(
+    q: tl.tensor, k: tl.tensor, lse: tl.tensor, shares: tl.tensor, inputs: tl.tuple,
+    lengths: tl.tensor, sinks: tl.tensor, heads: tl.tensor, rows: tl.tensor, keys: tl.tensor,
+    q_strides: tl.tuple, k_strides: tl.tuple,
+    SCORES: tl.constexpr, SCALE: tl.constexpr, GROUPS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BEFORE: tl.constexpr, AFTER: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+) -> None:  # fmt: skip
+    """``shares``, contiguous [batch, heads, rows] as ``lse``: one over the sum of ``exp(score -
+    lse)`` of each row, which is taken to be one where ``lse`` has lost little.
+
+    One program for each block of rows of each query head of each batch.
+    """
+    blocks = tl.cdiv(rows, BLOCK_M)
+    program = tl.program_id(0)
+    corner = program % blocks * BLOCK_M
+    head = program // blocks % heads
+    batch = program // blocks // heads
+    row = corner + tl.arange(0, BLOCK_M)
+    inside = row < rows
+    heads_rows = (batch.to(tl.int64) * heads + head) * rows
+    log = tl.load(lse + heads_rows + row, mask=inside, other=0.0)
+    is_lost = (tl.abs(log) > LOST) & (tl.abs(log) < float("inf"))
+    share = tl.full((BLOCK_M,), 1.0, tl.float32)
+    if tl.sum(is_lost.to(tl.int32), 0) > 0:
+        q = of_head(q, q_strides, batch, head)
+        k = of_head(k, k_strides, batch, head // GROUPS)
+        queries = load_tile(q, corner, q_strides, inside, BLOCK_M, HEAD_DIM, BLOCK_D, True)
+        length, until = length_of(lengths, batch, keys), end_of(lengths, batch, keys)
+        own = own_key(row, rows, until, ALIGN)
+        first, end = first_seen(own, BEFORE), end_seen(own, length, AFTER)
+        lowest = own_key(corner, rows, until, ALIGN)
+        highest = own_key(tl.minimum(corner + BLOCK_M, rows) - 1, rows, until, ALIGN)
+        begin = first_seen(lowest, BEFORE) // BLOCK_N * BLOCK_N
+        stop = end_seen(highest, length, AFTER)
+        base = tl.where(is_lost, log * LOG2E, 0.0)
+        sums = tl.zeros((BLOCK_M,), tl.float32)
+        if sinks is not None:
+            sums = tl.exp2(tl.load(sinks + head).to(tl.float32) * LOG2E - base)
+        for start in tl.range(begin, stop, BLOCK_N, num_stages=1):
+            column = start + tl.arange(0, BLOCK_N)
+            seen = column < length
+            own_keys = load_tile(k, start, k_strides, seen, BLOCK_N, HEAD_DIM, BLOCK_D, True)
+            product = tl.dot(queries, own_keys.T, input_precision=PRECISION)
+            tile = (batch, head, row, inside, column, seen)
+            score = score_tile(product, tile, first, end, inputs, SCORES, SCALE, BEFORE, AFTER,
+                               True)  # fmt: skip
+            sums += tl.sum(tl.exp2(score - base[:, None]), 1)
+        share = tl.where(is_lost, 1.0 / sums, share)
+    tl.store(shares + heads_rows + row, share, mask=inside)

@@ -1,0 +1,234 @@
+"""The op that gives the gradients of an attention, and how autograd comes to call it.
+
+It takes what the forward left: its result and the logarithms of sums, and no weights.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from overlapc.codegen.attention.backward import build_backward
+from overlapc.codegen.attention.backward_tiles import backward_tile_for
+from overlapc.codegen.attention.derivative import derivative
+from overlapc.codegen.attention.kernel import MOST_DIM
+from overlapc.codegen.attention.spec import AttentionSpec
+from overlapc.codegen.attention.tiles import AttentionTile
+from overlapc.codegen.promotion import CannotLower
+from overlapc.errors import KernelError
+from overlapc.runtime.attention import BY_TORCH, runs_kernels
+from overlapc.runtime.attention_gradient_program import gradients_by_torch
+from overlapc.runtime.attention_kernels import architecture, interprets
+from overlapc.runtime.ops import calls_of
+
+log = logging.getLogger(__name__)
+
+SCHEMA = (
+    "(Tensor slopes, Tensor? sums_slopes, Tensor query, Tensor key, Tensor value, Tensor out,"
+    " Tensor sums, Tensor[] inputs, Tensor? lengths, Tensor? sinks, bool[] wanted, str spec,"
+    " str site) -> Tensor[]"
+)
+"""``slopes`` and ``sums_slopes`` are the gradients of what the forward gave, ``out`` and ``sums``.
+Gives those of query, key, value, each input and sinks that are ``wanted``, in this order; those of
+the first three with rows before heads in memory."""
+
+INTERPRETED = AttentionTile(32, 32, 4, 1)
+BACKWARD = "backward"
+"""What calls are counted under that kernels computed."""
+
+_library = torch.library.Library("overlapc", "FRAGMENT")
+_failed: dict[tuple[str, str], str] = {}
+"""Why kernels were given up, by spec and device."""
+
+
+def why_no_gradient(spec: AttentionSpec, of_inputs: Sequence[bool]) -> str:
+    """Return why the op cannot give gradients, of which inputs too; empty if it can."""
+    if max(spec.head_dim, spec.value_dim) > MOST_DIM:
+        return f"a gradient is wanted, and heads have more than {MOST_DIM} columns"
+    try:
+        if spec.scores:
+            derivative(spec.scores)
+            for index in _true(of_inputs):
+                derivative(spec.scores, index)
+    except CannotLower as error:
+        return f"a gradient is wanted, and {error}"
+    return ""
+
+
+def _run(
+    slopes: torch.Tensor,
+    sums_slopes: torch.Tensor | None,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    sums: torch.Tensor,
+    inputs: list[torch.Tensor],
+    lengths: torch.Tensor | None,
+    sinks: torch.Tensor | None,
+    wanted: Sequence[bool],
+    spec: str,
+    site: str,
+) -> list[torch.Tensor]:
+    read = AttentionSpec.parse(spec)
+    known = (spec, str(query.device))
+    if not read.lse:
+        raise KernelError(
+            "Gradients of an attention are made from logarithms of sums, and it kept none.",
+            where=site,
+            remedy="give a spec with lse=1",
+        )
+    if lengths is not None and lengths.shape[0] < query.shape[0]:
+        lengths = lengths.expand(query.shape[0]).contiguous()
+    if runs_kernels(query.device.type) and known not in _failed:
+        from triton.errors import TritonError
+
+        try:
+            with torch.cuda.device_of(query):
+                found = _by_kernels(
+                    read, slopes, sums_slopes, query, key, value, out, sums, inputs, lengths,
+                    sinks, wanted,
+                )  # fmt: skip
+        except KernelError as error:  # these operands do not fit; others may
+            log.warning("torch computes the gradients of a call of attention: %s", error)
+        except TritonError as error:  # nothing was launched, nor will be
+            _failed[known] = str(error)
+            log.warning("torch computes the gradients of an attention: %s", error)
+        else:
+            calls_of(site)[BACKWARD] += 1
+            return found
+    calls_of(site)[BY_TORCH] += 1
+    found = gradients_by_torch(
+        read, slopes, sums_slopes, query, key, value, inputs, lengths, sinks, wanted
+    )
+    kept = _results(query, key, value, inputs, sinks, wanted)
+    return [result.copy_(gradient) for result, gradient in zip(kept, found, strict=True)]
+
+
+def _by_kernels(
+    spec: AttentionSpec,
+    slopes: torch.Tensor,
+    sums_slopes: torch.Tensor | None,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    sums: torch.Tensor,
+    inputs: list[torch.Tensor],
+    lengths: torch.Tensor | None,
+    sinks: torch.Tensor | None,
+    wanted: Sequence[bool],
+) -> list[torch.Tensor]:
+    def tile_of(own: AttentionSpec, part: str) -> AttentionTile:
+        return _tile(own, part, query.device)
+
+    # Keys and values come together.
+    asked = [wanted[0], True, True, *wanted[3:]]
+    made = iter(_results(query, key, value, inputs, sinks, asked))
+    every = [next(made) if is_asked else None for is_asked in asked]
+    of_inputs = wanted[3:-1]
+    backward = build_backward(spec, tile_of, _true(of_inputs))
+    delta = backward(
+        query, key, value, out, sums, slopes, q_gradient=every[0],
+        k_gradient=_given(every[1]), v_gradient=_given(every[2]), input_gradients=every[3:-1],
+        inputs=inputs, lengths=lengths, sinks=sinks,
+        lse_gradient=None if sums_slopes is None else sums_slopes.contiguous(),
+    )  # fmt: skip
+    of_sinks = every[-1]
+    if sinks is not None and of_sinks is not None:
+        # A sink has a weight and no value: what it adds to the gradient is its part of delta.
+        weight = torch.exp(sinks.float()[:, None] - sums)
+        of_sinks.copy_(-(weight * delta).sum((0, 2)))
+    return [_given(side) for side, is_wanted in zip(every, wanted, strict=True) if is_wanted]
+
+
+def _given(tensor: torch.Tensor | None) -> torch.Tensor:
+    assert tensor is not None
+    return tensor
+
+
+def _true(which: Sequence[bool]) -> tuple[int, ...]:
+    return tuple(index for index, is_true in enumerate(which) if is_true)
+
+
+def _results(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    inputs: Sequence[torch.Tensor],
+    sinks: torch.Tensor | None,
+    wanted: Sequence[bool],
+) -> list[torch.Tensor]:
+    """New tensors for the gradients that are wanted."""
+
+    def each() -> Iterator[torch.Tensor]:
+        for side, is_wanted in zip((query, key, value), wanted, strict=False):
+            if is_wanted:
+                batch, heads, rows, dim = side.shape
+                yield side.new_empty((batch, rows, heads, dim)).transpose(1, 2)
+        more = [*inputs, sinks]
+        for given, is_wanted in zip(more, wanted[3:], strict=True):
+            if is_wanted and given is not None:
+                yield given.new_empty(given.shape)
+
+    return list(each())
+
+
+def _fake(
+    slopes: torch.Tensor,
+    sums_slopes: torch.Tensor | None,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    out: torch.Tensor,
+    sums: torch.Tensor,
+    inputs: list[torch.Tensor],
+    lengths: torch.Tensor | None,
+    sinks: torch.Tensor | None,
+    wanted: Sequence[bool],
+    spec: str,
+    site: str,
+) -> list[torch.Tensor]:
+    return _results(query, key, value, inputs, sinks, wanted)
+
+
+def _tile(spec: AttentionSpec, part: str, device: torch.device) -> AttentionTile:
+    if device.type != "cuda":
+        interprets()
+        return INTERPRETED
+    return backward_tile_for(spec, architecture(device), part)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    query, key, value, more, lengths, _, sinks, spec, site = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(query, key, value, *output, lengths, sinks, *more)
+    ctx.spec, ctx.site = spec, site
+
+
+def _backward(
+    ctx: Any, slopes: torch.Tensor | None, sums_slopes: torch.Tensor | None
+) -> tuple[Any, ...]:
+    query, key, value, out, sums, lengths, sinks, *inputs = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    wanted = [*needs[:3], *needs[3], needs[6]]
+    slopes = torch.zeros_like(out) if slopes is None else slopes
+    found = iter(
+        torch.ops.overlapc.attention_backward(
+            slopes, sums_slopes, query, key, value, out, sums, inputs, lengths, sinks, wanted,
+            ctx.spec, ctx.site,
+        )
+    )  # fmt: skip
+    each = [next(found) if is_wanted else None for is_wanted in wanted]
+    return (*each[:3], each[3:-1], None, None, each[-1], None, None)
+
+
+_library.define(f"attention_backward{SCHEMA}", tags=(torch.Tag.needs_fixed_stride_order,))
+_library.impl("attention_backward", _run, "CompositeExplicitAutograd")
+torch.library.register_fake("overlapc::attention_backward", _fake, lib=_library)
+torch.library.register_autograd(
+    "overlapc::attention", _backward, setup_context=_setup, lib=_library
+)

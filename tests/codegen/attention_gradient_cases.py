@@ -1,0 +1,211 @@
+"""One backward of a generated attention in the interpreter, against autograd of eager in float64.
+
+Runs in a process of the ``interpreted`` fixture, so it imports Triton freely.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from overlapc.codegen.attention.backward import AttentionBackward, build_backward
+from overlapc.codegen.attention.backward_module import backward_text
+from overlapc.codegen.attention.kernel import build_attention
+from overlapc.codegen.attention.spec import AttentionSpec
+from overlapc.codegen.attention.tiles import AttentionTile
+from overlapc.codegen.builder import TEMPLATES, cache_dir
+from overlapc.codegen.interpreting import correct_interpreter
+from tests.codegen import attention_oracle as oracle
+from tests.codegen.attention_cases import difference, mutated, operands
+from tests.codegen.decode_cases import shuffled_grid
+
+correct_interpreter()
+
+ROUNDING = {"float32": 1e-6, "float16": 6e-4, "bfloat16": 5e-3}
+"""Of the largest gradient: roundings of weights, of gradients of scores and of the result. Chosen.
+"""
+SIDES = ("q", "k", "v")
+
+
+def run(
+    text: str,
+    batch: int = 2,
+    heads: int = 1,
+    rows: int = 20,
+    keys: int = 45,
+    *,
+    seed: int = 0,
+    spread: float = 1.0,
+    lengths: tuple[int, ...] = (),
+    kept: float = 0.7,
+    tile: tuple[int, int] = (16, 16),
+    sums: bool = False,
+    shared: tuple[int, ...] = (),
+    mutate: tuple[str, str] | None = None,
+) -> float:
+    """Raise AssertionError unless the gradients are those of float64; the largest error.
+
+    ``heads`` are those of keys; ``sums``: logarithms of sums have a gradient as well; ``shared``:
+    dimensions in which the first input has one element for all, of two or more. ``mutate`` is
+    a text of a template or of a module and what to put in its place.
+    """
+    spec = AttentionSpec.parse(text)
+    given, left = prepare(
+        spec, batch, heads, rows, keys, seed, spread, lengths, kept, tile, sums, shared
+    )
+    wanted = by_autograd(spec, given, left["slopes"], left["lse_gradient"])
+    floats = [index for index, item in enumerate(spec.inputs) if item.dtype != "bool"]
+    backward = made(spec, tile, floats, mutate)
+    results, of_inputs, around = gradients(backward, given, left)
+    errors = {name: error_of(results[name], wanted[name], spec.dtype, spread) for name in results}
+    for index in floats:
+        found, own = of_inputs[index], spec.inputs[index].dtype
+        assert found is not None
+        rougher = max(own, spec.dtype, key=ROUNDING.__getitem__)
+        errors[f"input {index}"] = error_of(found, wanted[str(index)], rougher, spread)
+    assert max(errors.values()) <= 1.0, f"errors in units of what is allowed: {errors}"
+    for name, result in results.items():
+        beside = around[name].isnan().sum() - result.isnan().sum()
+        assert beside == around[name].numel() - result.numel(), "a store beside it"
+    return max(errors.values())
+
+
+def bits(
+    text: str,
+    batch: int = 2,
+    heads: int = 1,
+    rows: int = 20,
+    keys: int = 45,
+    *,
+    orders: int = 3,
+    tile: tuple[int, int] = (16, 16),
+    shared: tuple[int, ...] = (),
+    kept: float = 0.7,
+) -> None:
+    """Raise AssertionError unless every order of programs gives the same bits."""
+    spec = AttentionSpec.parse(text)
+    given, left = prepare(spec, batch, heads, rows, keys, 0, 1.0, (), kept, tile, False, shared)
+    floats = [index for index, item in enumerate(spec.inputs) if item.dtype != "bool"]
+    backward = made(spec, tile, floats)
+
+    def all_of() -> list[torch.Tensor]:
+        results, of_inputs, _ = gradients(backward, given, left)
+        return [*results.values(), *(found for found in of_inputs if found is not None)]
+
+    first = all_of()
+    for order in range(orders):
+        with shuffled_grid(random.Random(order)):
+            again = all_of()
+        for one, other in zip(first, again, strict=True):
+            assert torch.equal(one.nan_to_num(7.0), other.nan_to_num(7.0)), "other bits"
+
+
+def prepare(
+    spec: AttentionSpec,
+    batch: int,
+    heads: int,
+    rows: int,
+    keys: int,
+    seed: int,
+    spread: float,
+    lengths: tuple[int, ...],
+    kept: float,
+    tile: tuple[int, int],
+    sums: bool,
+    shared: tuple[int, ...],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Operands of the forward, and what the backward takes beside them."""
+    torch.manual_seed(seed)
+    given = operands(spec, batch, heads, rows, keys, spread, kept)
+    if spec.inputs and str(spec.inputs[0]) == "matrix:float32":
+        sizes = (batch, heads * spec.groups, rows, keys)
+        own = [1 if index in shared else size for index, size in enumerate(sizes)]
+        given["inputs"][0] = torch.randn(own)
+    if spec.lengths:
+        given["lengths"] = torch.tensor(lengths, dtype=torch.int32)
+    out, lse = forward(spec, given, tile)
+    slopes = torch.randn(out.shape).to(out.dtype).transpose(1, 2).contiguous().transpose(1, 2)
+    of_sums = torch.randn(lse.shape) if sums else None
+    return given, {"out": out, "lse": lse, "slopes": slopes, "lse_gradient": of_sums}
+
+
+def gradients(
+    backward: AttentionBackward, given: dict[str, Any], left: dict[str, Any]
+) -> tuple[dict[str, torch.Tensor], list[torch.Tensor | None], dict[str, torch.Tensor]]:
+    """Those of q, k and v, of inputs, and all that the first lie in: poisoned before."""
+    results, around = {}, {}
+    for name in SIDES:
+        results[name], around[name] = inside_of(given[name])
+    of_inputs = [
+        torch.full_like(tensor, torch.nan) if tensor.is_floating_point() else None
+        for tensor in given["inputs"]
+    ]
+    backward(
+        *(given[name] for name in SIDES), **left, inputs=given["inputs"],
+        lengths=given.get("lengths"), sinks=given.get("sinks"), input_gradients=of_inputs,
+        **{f"{name}_gradient": result for name, result in results.items()},
+    )  # fmt: skip
+    return results, of_inputs, around
+
+
+def forward(
+    spec: AttentionSpec, given: dict[str, Any], tile: tuple[int, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The result and the logarithms of sums by the generated kernel, poisoned before."""
+    batch, every, rows, _ = given["q"].shape
+    out = torch.full((batch, rows, every, spec.value_dim), torch.nan, dtype=given["q"].dtype)
+    out, lse = out.transpose(1, 2), torch.full((batch, every, rows), torch.nan)
+    redone = torch.zeros(1, dtype=torch.int32)
+    build_attention(spec, AttentionTile(*tile, 4, 1))(**given, out=out, lse=lse, redone=redone)
+    return out, lse
+
+
+def by_autograd(
+    spec: AttentionSpec, given: dict[str, Any], slopes: torch.Tensor, of_sums: torch.Tensor | None
+) -> dict[str, torch.Tensor]:
+    """Gradients of eager in float64."""
+    leaves = {name: given[name].double().requires_grad_() for name in SIDES}
+    inputs = [oracle._wide(tensor) for tensor in given["inputs"]]
+    for index, tensor in enumerate(inputs):
+        if tensor.is_floating_point():
+            leaves[str(index)] = tensor.detach().clone().requires_grad_()
+            inputs[index] = leaves[str(index)]
+    sides = {name: leaves[name] for name in SIDES}
+    out, lse = oracle.attention(spec, **{**given, **sides, "inputs": inputs})
+    loss = (out * slopes.double()).sum()
+    if of_sums is not None:
+        loss = loss + (lse * of_sums.double()).sum()
+    return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+
+
+def inside_of(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A poisoned tensor of the same shape with gaps between rows, and all that it lies in."""
+    batch, heads, rows, dim = tensor.shape
+    around = torch.full((batch, rows + 2, heads, dim + 3), torch.nan, dtype=tensor.dtype)
+    return around.transpose(1, 2)[:, :, 1:-1, 1:-2], around
+
+
+def error_of(found: torch.Tensor, wanted: torch.Tensor, dtype: str, spread: float = 1.0) -> float:
+    """In units of what is allowed, which goes by the largest gradient and by the scores."""
+    size = wanted.nan_to_num(0.0, 0.0, 0.0).abs().max().item() if wanted.numel() else 0.0
+    allowed = ROUNDING[dtype] * (1 + size) * max(1.0, spread)
+    return difference(found, wanted) / allowed if found.numel() else 0.0
+
+
+def made(
+    spec: AttentionSpec,
+    tile: tuple[int, int],
+    of_inputs: list[int],
+    mutate: tuple[str, str] | None = None,
+) -> AttentionBackward:
+    own = AttentionTile(*tile, 4, 1)
+    built = build_backward(spec, lambda spec, part: own, of_inputs)
+    if mutate is None:
+        return built
+    texts = [backward_text(spec, part, own) for part in built.modules]
+    used = [path for path in TEMPLATES.glob("*.py") if path.stem not in ("attention", "decode")]
+    modules = mutated(texts, mutate, cache_dir() / "kernels", used)
+    return replace(built, modules=dict(zip(built.modules, modules, strict=True)))

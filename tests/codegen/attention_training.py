@@ -1,0 +1,49 @@
+"""Programs compiled with attention of our own that want gradients, in Triton's interpreter.
+
+Runs in a process of the ``interpreted`` fixture.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+import overlapc
+from tests.codegen.attention_graphs import PROGRAMS
+
+
+def run(name: str, choice: str, *leaves: int) -> tuple[str, str, dict[str, int], str, float]:
+    """Decision, code, calls and reason of the one site, and the largest error against float64.
+
+    ``leaves`` are the arguments of which a gradient is wanted: by default q, k and v.
+    """
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    function, make = PROGRAMS[name]
+    inputs = make()
+    before = len(overlapc.report().sites)
+    compiled: Any = torch.compile(function, backend="overlapc", options={"softmax": choice})
+    places = leaves or (0, 1, 2)
+    found = _gradients(compiled, inputs, places)
+    wide = [t.detach().double() if t.is_floating_point() else t for t in inputs]
+    wanted = _gradients(function, wide, places)
+    (site,) = overlapc.report().sites[before:]
+    errors = []
+    for one, other, place in zip(found, wanted, places, strict=True):
+        assert one.dtype == inputs[place].dtype
+        torch.testing.assert_close(one.isnan(), other.isnan())
+        size = 1 + other.nan_to_num(0.0).abs().max()
+        errors.append(((one.double() - other).abs().nan_to_num(0.0).max() / size).item())
+    return site.decision, site.code, dict(site.calls), site.reason, max(errors)
+
+
+def _gradients(
+    function: Any, inputs: list[torch.Tensor], places: tuple[int, ...]
+) -> list[torch.Tensor]:
+    """Gradients of a sum with random weights, the result itself first."""
+    leaves = [t.detach().requires_grad_(i in places) for i, t in enumerate(inputs)]
+    result = function(*leaves)
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.randn(result.shape, generator=generator).to(result.dtype)
+    return list(torch.autograd.grad(result, [leaves[i] for i in places], weights))

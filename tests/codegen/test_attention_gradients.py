@@ -1,0 +1,175 @@
+"""Gradients of generated attention, in Triton's interpreter, against those of eager in float64."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from overlapc.codegen.attention.spec import AttentionSpec
+from tests.codegen import score_programs as programs
+from tests.codegen.pairs import all_pairs
+
+SPEC = AttentionSpec("float32", 16, 16, scale=0.25)
+HALF = replace(SPEC, dtype="float16", softmax="first_tile")
+BRAIN = replace(SPEC, dtype="bfloat16")
+CAUSAL = replace(SPEC, after=0, align="bottom_right")
+WINDOW = replace(CAUSAL, before=9)
+
+BIAS = programs.program("matrix:float32", ("add.Tensor", "%0", "@0"))
+LEAST = programs.program(
+    "matrix:bool matrix:float32", ("where.ScalarOther", "@0", "@1", -3.4e38),
+    ("add.Tensor", "%0", "%1"),
+)  # fmt: skip
+"""A mask of the least number, of every row, where a bias stands otherwise."""
+
+CASES = {
+    "grouped, ragged heads": (replace(SPEC, groups=3, head_dim=20, value_dim=33), {"heads": 2}),
+    "causal from the first key": (replace(HALF, after=0), {"rows": 45, "sums": True}),
+    "causal from the last key": (replace(CAUSAL, dtype="bfloat16"), {"tile": (32, 16)}),
+    "more rows than keys": (replace(CAUSAL, groups=2), {"rows": 45, "keys": 20}),
+    "a window": (WINDOW, {"rows": 45, "tile": (16, 32)}),
+    "lengths": (replace(WINDOW, lengths=True, dead="zero"), {"lengths": (60, 0)}),
+    "no keys in a batch": (replace(SPEC, lengths=True), {"lengths": (33, 0)}),
+    "sinks": (replace(BRAIN, sinks=True, softmax="sink", groups=2), {"sums": True}),
+    "soft-cap": (replace(SPEC, program=programs.SOFT_CAP, softmax="bound", bound=1.5), {}),
+    "inputs of every shape": (replace(SPEC, program=programs.EVERY_SHAPE, groups=2), {}),
+    "rows of no key": (replace(SPEC, program=programs.KEPT, after=0), {"kept": 0.2}),
+    "rows of no key, as torch's own": (
+        replace(HALF, program=programs.KEPT, dead="zero"), {"kept": 0.03},
+    ),
+    "a bias of each head and batch": (replace(CAUSAL, program=BIAS, groups=2), {}),
+    "a bias of each row and key": (replace(WINDOW, program=BIAS, dtype="float16", groups=2), {
+        "shared": (0, 1), "tile": (32, 16),
+    }),
+    "a bias of each head": (replace(SPEC, program=BIAS, lengths=True, groups=2), {
+        "shared": (0,), "lengths": (45, 20),
+    }),
+    "slopes of each head and key": (replace(CAUSAL, program=programs.ALIBI), {"heads": 2}),
+    "a finite mask, of whole rows too": (
+        replace(SPEC, program=programs.KEPT_FINITE, after=3), {"kept": 0.0, "rows": 45},
+    ),
+    "a finite mask that is added": (replace(SPEC, program=LEAST), {"kept": 0.0}),
+    "scores of hundreds": (replace(SPEC, softmax="online"), {"spread": 100.0}),
+}  # fmt: skip
+
+
+QUICK = (
+    "causal from the first key", "more rows than keys", "a bias of each row and key",
+    "a finite mask, of whole rows too",
+)  # fmt: skip
+
+
+def each(cases, quick):
+    """All of them by name, those that are not quick marked long."""
+    for name, case in cases.items():
+        yield pytest.param(*case, id=name, marks=() if name in quick else pytest.mark.long)
+
+
+@pytest.mark.parametrize(("spec", "named"), each(CASES, QUICK))
+def test_values(interpreted, spec, named):
+    interpreted("attention_gradient_cases.run", str(spec), **named)
+
+
+MUTANTS = {
+    "no delta": ("plain", "PRECISION) - delta[:, None])", "PRECISION))"),
+    "no derivative of scores": (
+        "soft-cap", "DERIVATIVE(product * SCALE, gradient, tile, inputs)", "gradient",
+    ),
+    "the first head of a group alone": (
+        "grouped, ragged heads", "head_of_keys * GROUPS + member", "head_of_keys * GROUPS",
+    ),
+    "half of a group": ("sinks", "tl.range(0, GROUPS)", "tl.range(0, GROUPS // 2)"),
+    "logarithms of another base": (
+        "plain", 'other=float("inf")) * LOG2E', 'other=float("inf"))',
+    ),
+    "keys without their scale": ("plain", "k_total * SCALE", "k_total"),
+    "queries without their scale": ("plain", "total * SCALE, BLOCK_M", "total, BLOCK_M"),
+    "no gradient of sums": ("sinks", "total -= tl.load(", "total -= 0.0 * tl.load("),
+    "rows of too late a window": ("a window", "key + (BEFORE + 1) - shift", "key - shift"),
+    "rows of too early a key": ("causal from the first key", "key - AFTER - shift, 0)",
+                                "key + 24 - shift, 0)"),
+    "rows aligned at the wrong end": ("more rows than keys",
+                                      "own_key(corner * 0, rows, until, ALIGN)", "corner * 0"),
+    "keys beyond the length": ("no keys in a batch", "tl.where(corner < length, end_row",
+                               "tl.where(corner < keys, end_row"),
+    "rows of no key are passed over": ("rows of no key", 'poison + place, float("nan")',
+                                       "poison + place, 0.0"),
+    "what is not seen has a gradient": ("more rows than keys",
+                                        "gradient = tl.where(seen, gradient, 0.0)", "pass"),
+    "weights of rows that are not there": (
+        "rows of no key, as torch's own", 'tl.where(base == float("-inf"), float("inf"), base)',
+        "base",
+    ),
+    "sums that are lost stay lost": ("a finite mask, of whole rows too",
+                                     "tl.where(is_lost, 1.0 / sums, share)", "share"),
+    "one head of those that share a bias": ("a bias of each row and key",
+                                            "own_head + step % same_heads", "own_head"),
+    "one batch of those that share a bias": ("a bias of each head",
+                                             "own_batch + step // same_heads", "own_batch"),
+    "the first keys of a slope alone": ("inputs of every shape",
+                                        "start + step * BLOCK_N", "start"),
+    "the first rows of a slope alone": ("slopes of each head and key",
+                                        "corner + step * BLOCK_M", "corner"),
+    "tiles that are seen are passed over": (
+        "a bias of each head and batch", "start < end_seen(before_last, keys, AFTER)",
+        "start + 16 < end_seen(before_last, keys, AFTER)",
+    ),
+}  # fmt: skip
+QUICK_MUTANTS = ("rows of too early a key", "what is not seen has a gradient")
+
+
+@pytest.mark.parametrize(("case", "old", "new"), each(MUTANTS, QUICK_MUTANTS))
+def test_a_mutant_is_caught(interpreted, case, old, new):
+    spec, named = CASES[case]
+    with pytest.raises(AssertionError) as caught:
+        interpreted("attention_gradient_cases.run", str(spec), **named, mutate=(old, new))
+    for harmless in ("no single", "SyntaxError", "ImportError", "NameError", "CompilationError"):
+        assert harmless not in str(caught.value)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", ["grouped, ragged heads", "inputs of every shape",
+                                  "a bias of each row and key", "rows of no key"])  # fmt: skip
+def test_the_order_of_programs_shows_in_no_bit(interpreted, case):
+    """Sums by atomics would show it, and partial results that one program reads of another."""
+    spec, named = CASES[case]
+    interpreted("attention_gradient_cases.bits", str(spec), **named)
+
+
+FEATURES = {
+    "dtype": ["float32", "float16", "bfloat16"],
+    "dims": [(16, 16), (20, 33), (64, 32)],
+    "groups": [1, 2, 3],
+    "structure": [
+        {}, {"after": 0}, {"after": 0, "align": "bottom_right"}, {"before": 5, "after": 0},
+        {"before": 3, "after": 4}, {"lengths": True},
+        {"lengths": True, "after": 0, "align": "bottom_right"},
+    ],
+    "program": [
+        "", programs.SOFT_CAP, programs.ALIBI, programs.ADDED, programs.KEPT, programs.KEPT_FINITE,
+        programs.EVERY_SHAPE, LEAST,
+    ],
+    "sinks": [False, True],
+    "dead": ["nan", "zero"],
+    "sizes": [{}, {"rows": 45, "keys": 20}, {"rows": 1}, {"rows": 33, "keys": 32}],
+    "tile": [(16, 16), (32, 16), (16, 32)],
+    "kept": [0.0, 0.1, 0.8],
+    "sums": [False, True],
+}  # fmt: skip
+MATRIX = all_pairs(FEATURES)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("index", range(len(MATRIX)))
+def test_every_pair_of_features(interpreted, index):
+    row = MATRIX[index]
+    spec = replace(
+        SPEC, dtype=row["dtype"], head_dim=row["dims"][0], value_dim=row["dims"][1],
+        groups=row["groups"], program=row["program"], sinks=row["sinks"], dead=row["dead"],
+        softmax="online", **row["structure"],
+    )  # fmt: skip
+    named = {name: row[name] for name in ("tile", "kept", "sums")}
+    if spec.lengths:
+        named["lengths"] = (60, 17)
+    interpreted("attention_gradient_cases.run", str(spec), **named, **row["sizes"])
