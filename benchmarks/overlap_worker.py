@@ -177,7 +177,8 @@ def predicted(pair: Pair, group: dist.ProcessGroup, target: Any) -> Prediction:
     ]
     calls = {name: count for site in sites for name, count in site.calls.items()}
     if plan.schedule != "serial" and set(calls) != {plan.schedule}:
-        raise AssertionError(f"planned {plan}, and ran {calls}")
+        ran = [str(site.plan) for site in overlapc.report().sites if site.calls]
+        raise AssertionError(f"planned {plan}, and ran {calls or ran}")
     return Prediction(
         plan.schedule,
         plan.rows,

@@ -108,7 +108,7 @@ def run(
 
 def hide(inputs: list[torch.Tensor], hidden: int | Mapping[int, int]) -> None:
     """Let masks of truths keep no key before ``hidden``, or those rows none and all others all."""
-    for mask in inputs:
+    for mask in (given for given in inputs if given.dtype == torch.bool):
         if isinstance(hidden, int):
             mask[..., :hidden] &= hidden == 0
             continue

@@ -119,7 +119,7 @@ def test_values_and_gradients(part, two_ranks):
     ids=["few", "all"],
 )
 def test_values_and_gradients_where_every_size_varies(names, two_ranks):
-    for found in two_ranks.run(compare, names, PIPELINE, True, timeout=110):
+    for found in two_ranks.run(compare, names, PIPELINE, True, timeout=3 * len(names) + 90):
         assert {name: error for name, (error, _) in found.items() if not error < 1} == {}
         gone = {name for name, (_, sites) in found.items() if "rewritten" not in sites}
         assert gone <= set(STANDS_IN_THE_WAY)
