@@ -11,9 +11,11 @@ CHOOSING = ("where",)
 
 
 def masks_tell(program: Epilogue | None) -> bool:
-    """Whether a score that is minus infinity where the product is zero is so for every product that
-    is a number. Then a kernel need not read keys to learn what a row does not see."""
-    return program is None or all(map(_tells, program.calls[1:]))
+    """Whether there are masks, and a score that is minus infinity where the product is zero is so
+    for every product that is a number: a kernel need not read keys to learn what they hide."""
+    if program is None or not program.inputs:
+        return False
+    return all(map(_tells, program.calls[1:]))
 
 
 def _tells(call: Call) -> bool:

@@ -15,11 +15,11 @@ from overlapc.codegen.templates.softmax import (
     LN2,
     LOG2E,
     all_finite,
+    any_keeps_key,
     divided,
     gathered_sums,
     is_exact,
     keeping_none,
-    keeps_key,
     or_zero,
     score_tile,
     spread_sums,
@@ -157,24 +157,18 @@ def attention_forward(
         elif SOFTMAX == "sink":
             peak = or_zero(sink)
         elif SOFTMAX == "first_tile":
-            at = tl.where(whole_begin < whole_stop, whole_begin, begin)
-            peak, _, _ = visit_keys(
-                sink, nothing, total, at, tl.minimum(at + BLOCK_N, stop), queries, k, v, k_strides,
-                v_strides, place, first, end, length, inputs, "maximum", True, 1, SCORES, SCALE,
-                BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
-            )  # fmt: skip
-            # Rows that see none of these take the first that they do see.
-            waits = row_inside & (end > first) & (peak == float("-inf"))
-            start = begin
-            while (start < stop) & (tl.sum(waits.to(tl.int32), 0) > 0):
-                column = start + tl.arange(0, BLOCK_N)
-                tile = (batch, head, row, row_inside, column, column < length)
+            # Of those that every row sees; a row that masks leave none of them takes the next ones.
+            start = tl.where(whole_begin < whole_stop, whole_begin, begin)
+            peak = sink
+            waits = row_inside & (end > first)
+            left = tl.cdiv(stop - begin, BLOCK_N)
+            while (left > 0) & (tl.sum(waits.to(tl.int32), 0) > 0):
                 is_seen = True
                 if MASKS_TELL:
-                    kept = keeps_key(
-                        tile, first, end, inputs, SCORES, BEFORE, AFTER, BLOCK_M, BLOCK_N
-                    )
-                    is_seen = tl.sum((waits & kept).to(tl.int32), 0) > 0
+                    is_seen = any_keeps_key(
+                        waits, start, place, first, end, length, inputs, SCORES, BEFORE, AFTER,
+                        BLOCK_M, BLOCK_N,
+                    )  # fmt: skip
                 if is_seen:
                     found, _, _ = visit_keys(
                         peak, nothing, total, start, tl.minimum(start + BLOCK_N, stop), queries, k,
@@ -185,6 +179,8 @@ def attention_forward(
                     peak = tl.where(waits, found, peak)
                     waits = waits & (peak == float("-inf"))
                 start += BLOCK_N
+                start = tl.where(start < stop, start, begin)
+                left -= 1
             peak = or_zero(peak)
         sums = tl.exp2(sink - peak)
     sums = spread_sums(sums, ONES, BLOCK_M)

@@ -13,10 +13,10 @@ from overlapc.codegen.templates.softmax import (
     LN2,
     LOG2E,
     all_finite,
+    any_keeps_key,
     divided,
     is_exact,
     keeping_none,
-    keeps_key,
     or_zero,
     score_tile,
 )
@@ -308,27 +308,25 @@ def attention_decode(
                 begin += 1
                 # Rows that see none of these take the first of the part that they do see.
                 waits = row_inside & (peak == float("-inf"))
+                waits = waits & (end > first)
                 waits = waits & (first < stop * BLOCK_N) & (end > begin * BLOCK_N)
-                tile = begin
-                while (tile < stop) & (tl.sum(waits.to(tl.int32), 0) > 0):
-                    column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-                    keys_of_tile = (batch, head[:, None], row, row_inside, column, column < length)
+                next_tile = begin
+                while (next_tile < stop) & (tl.sum(waits.to(tl.int32), 0) > 0):
                     is_seen = True
                     if MASKS_TELL:
-                        kept = keeps_key(
-                            keys_of_tile, first, end, inputs, SCORES, BEFORE, AFTER, BLOCK_M,
-                            BLOCK_N,
+                        is_seen = any_keeps_key(
+                            waits, next_tile * BLOCK_N, (batch, head[:, None], row, row_inside),
+                            first, end, length, inputs, SCORES, BEFORE, AFTER, BLOCK_M, BLOCK_N,
                         )  # fmt: skip
-                        is_seen = tl.sum((waits & kept).to(tl.int32), 0) > 0
                     if is_seen:
                         found, _, _ = visit_tile(
-                            peak, sums, total, tile, query, cache, place, inputs, "maximum", True,
-                            SCORES, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N,
-                            BLOCK_D, BLOCK_REST, BLOCK_V, PAGE,
+                            peak, sums, total, next_tile, query, cache, place, inputs, "maximum",
+                            True, SCORES, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION,
+                            BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V, PAGE,
                         )  # fmt: skip
                         peak = tl.where(waits, found, peak)
                         waits = waits & (peak == float("-inf"))
-                    tile += 1
+                    next_tile += 1
             peak = or_zero(tl.where(peak == float("-inf"), own_sink, peak))
 
     whole = tl.cdiv(first_seen(highest, BEFORE), BLOCK_N)

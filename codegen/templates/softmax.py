@@ -51,6 +51,19 @@ def keeps_key(
 
 
 @triton.jit
+def any_keeps_key(
+    rows: tl.tensor, start: tl.tensor, place: tl.tuple, first: tl.tensor, end: tl.tensor,
+    length: tl.tensor, inputs: tl.tuple, SCORES: tl.constexpr, BEFORE: tl.constexpr,
+    AFTER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Whether masks leave some of ``rows`` a key of the tile from ``start`` on."""
+    column = start + tl.arange(0, BLOCK_N)
+    tile = (place[0], place[1], place[2], place[3], column, column < length)
+    kept = keeps_key(tile, first, end, inputs, SCORES, BEFORE, AFTER, BLOCK_M, BLOCK_N)
+    return tl.sum((rows & kept).to(tl.int32), 0) > 0
+
+
+@triton.jit
 def keeping_none(
     rows: tl.tensor, begin: tl.tensor, stop: tl.tensor, place: tl.tuple, first: tl.tensor,
     end: tl.tensor, length: tl.tensor, inputs: tl.tuple, SCORES: tl.constexpr,

@@ -107,10 +107,11 @@ def run(
 
 
 def hide(inputs: list[torch.Tensor], hidden: int | Mapping[int, int]) -> None:
-    """Let masks of truths keep no key before ``hidden``, or those rows none and all others all."""
-    for mask in (given for given in inputs if given.dtype == torch.bool):
+    """Let masks keep no key before ``hidden``, or those rows none and all others all; 0: as they
+    are."""
+    for mask in inputs if hidden else ():
         if isinstance(hidden, int):
-            mask[..., :hidden] &= hidden == 0
+            mask[..., :hidden] = False
             continue
         mask.fill_(True)
         for row, first in hidden.items():

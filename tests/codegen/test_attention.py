@@ -164,7 +164,7 @@ def test_rows_that_masks_leave_no_key_cost_no_walk(interpreted, policy):
     sizes = {"batch": 1, "rows": 16, "keys": 64}
     plain, with_dead = (
         interpreted("attention_cases.keys_read", str(spec), **sizes, hidden=hidden)
-        for hidden in ({}, {3: 64})
+        for hidden in ({3: 0}, {3: 64})
     )
     assert plain == with_dead
 
