@@ -169,6 +169,28 @@ def test_rows_that_masks_leave_no_key_cost_no_walk(interpreted, policy):
     assert plain == with_dead
 
 
+SAFE = {"bfloat16": [-58.0, -30.0, -4.0, 0.3, 4.0, 30.0, 60.0], "float16": [-2.0, 0.3, 4.0, 10.5]}
+"""Distances of the maximum above φ, in nats, at which rows of 1024 scores of N(0, 1) are kept."""
+FAR = {"bfloat16": [-80.0, 82.0, 88.0], "float16": [-20.0, -8.0, 11.5]}
+"""Those at which they are redone."""
+MOST_ERROR = 1.5
+"""Beside that of online softmax."""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("is_decode", [False, True], ids=["forward", "decode"])
+@pytest.mark.parametrize("dtype", SAFE)
+def test_errors_at_every_distance_of_phi(interpreted, dtype, is_decode):
+    spec = AttentionSpec(dtype, 64, 64, scale=0.125)
+    for distance, is_kept in [(d, True) for d in SAFE[dtype]] + [(d, False) for d in FAR[dtype]]:
+        named = {"is_decode": is_decode}
+        ((error, redone),) = interpreted(
+            "attention_cases.errors_by_phi", str(spec), [distance], **named
+        )
+        assert error <= MOST_ERROR, f"{error:.2f} at {distance}"
+        assert redone == (0 if is_kept else 32), f"{redone} rows are redone at {distance}"
+
+
 DIMS = [(64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (256, 256), (16, 64)]
 POLICIES = ["online", "zero", "bound", "head", "first_tile", "sink"]
 STRUCTURES = [
