@@ -177,7 +177,7 @@ def predicted(pair: Pair, group: dist.ProcessGroup, target: Any) -> Prediction:
     ]
     calls = {name: count for site in sites for name, count in site.calls.items()}
     if plan.schedule != "serial" and set(calls) != {plan.schedule}:
-        ran = [str(site.plan) for site in overlapc.report().sites if site.calls]
+        ran = [f"{site.plan} [{site.code}], {site.calls}" for site in overlapc.report().sites]
         raise AssertionError(f"planned {plan}, and ran {calls or ran}")
     return Prediction(
         plan.schedule,
