@@ -233,6 +233,8 @@ def _decode(problem: AttentionProblem) -> str:
     parts = [f"; {decode_in(problem.splits)}"] if problem.splits else []
     if problem.prefix:
         parts.append(f"{'' if parts else '; it '}reads to a length on the device")
+    elif parts and problem.mask == "given":
+        parts.append("reads all keys, for its mask tells no length")
     return ", ".join(parts)
 
 

@@ -105,7 +105,11 @@ def test_a_kernel_of_our_own_says_how_it_reads_keys():
     assert decide(replace(own, splits=0), "unified").reason.endswith(
         "; it reads to a length on the device."
     )
-    assert decide(replace(own, prefix=False), "unified").reason.endswith("; decode, 16 splits.")
+    assert decide(replace(own, prefix=False), "unified").reason.endswith(
+        "; decode, 16 splits, reads all keys, for its mask tells no length."
+    )
+    plain = replace(own, prefix=False, mask="nothing")
+    assert decide(plain, "unified").reason.endswith("; decode, 16 splits.")
     assert decide(replace(own, why_only_torch="No."), "unified").reason == "No."
 
 
