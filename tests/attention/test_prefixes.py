@@ -30,6 +30,8 @@ class Read:
     groups: int
     keys: tuple[int, ...]
     """Sizes of the keys that its attention reads."""
+    why: str
+    """Why there is no prefix."""
 
 
 def read(function, *inputs):
@@ -44,7 +46,9 @@ def read(function, *inputs):
         rows, keys = site.query.shape[-2], site.key.shape[-2]
         mask = mask_of(site)
         prefix = read_prefix(versions, mask, rows, keys)
-        found.append(Read(prefix, site.groups, tuple(site.key.shape)))
+        why = prefix if isinstance(prefix, str) else ""
+        prefix = None if isinstance(prefix, str) else prefix
+        found.append(Read(prefix, site.groups, tuple(site.key.shape), why))
         output = next(iter(reversed(graph.nodes)))
         with graph.inserting_before(output):
             lengths = prefix.emit_lengths(graph, BATCH) if prefix else mask
@@ -134,6 +138,14 @@ OTHERS = {
 }
 
 
+WHY = {"a condition of its own": "another condition beside, such as padding"}
+MOVED = {
+    "half a key less", "one more", "not its own", "later ones", "rows backwards", "rows shuffled",
+    "rows two apart", "a window without an end",
+}  # fmt: skip
+"""Those that compare the numbers of keys with anything."""
+
+
 def attention(spelling, rows, *, added):
     def function(q, k, v, offset):
         mask = spelling(positions(rows, offset))
@@ -169,6 +181,8 @@ def test_another_mask_is_none(name):
     compiled, found = read(attention(OTHERS[name], 3, added=False), *operands(3))
     compiled(*operands(3), torch.tensor(7))
     assert found[0].prefix is None
+    assert WHY.get(name, "other positions" if name in MOVED else "") in found[0].why
+    assert bool(found[0].why) == (name in WHY or name in MOVED)
 
 
 def test_positions_that_are_overwritten_are_none():
@@ -205,6 +219,7 @@ def test_positions_of_each_sequence_are_none():
     compiled, found = read(function, *operands(3))
     compiled(*operands(3), torch.tensor([7, 9]))
     assert found[0].prefix is None
+    assert "other positions" in found[0].why
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])

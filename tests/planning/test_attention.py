@@ -92,6 +92,14 @@ def test_else_it_is_read_whole(name):
     assert decide(replace(CACHE, **WHOLE[name]), "auto").code != "valid_keys"
 
 
+@pytest.mark.parametrize("choice", ["auto", "unified"])
+def test_why_a_cache_is_read_whole_is_said(choice):
+    whole = replace(CACHE, prefix=False, why_whole="of padding", runs_kernels=True)
+    assert decide(whole, choice).reason.endswith(
+        "All keys are read, however many a cache holds: of padding."
+    )
+
+
 @pytest.mark.parametrize("name", ["small", "spelled out", "dtype"])
 def test_unless_asked_for(name):
     assert decide(replace(CACHE, **WHOLE[name]), "sdpa").code == "valid_keys"
@@ -105,11 +113,7 @@ def test_a_kernel_of_our_own_says_how_it_reads_keys():
     assert decide(replace(own, splits=0), "unified").reason.endswith(
         "; it reads to a length on the device."
     )
-    assert decide(replace(own, prefix=False), "unified").reason.endswith(
-        "; decode, 16 splits, reads all keys, for its mask tells no length."
-    )
-    plain = replace(own, prefix=False, mask="nothing")
-    assert decide(plain, "unified").reason.endswith("; decode, 16 splits.")
+    assert decide(replace(own, prefix=False), "unified").reason.endswith("; decode, 16 splits.")
     assert decide(replace(own, why_only_torch="No."), "unified").reason == "No."
 
 

@@ -69,11 +69,17 @@ class Attention:
     """Somebody reads strides of the result: before ``order`` it is to be contiguous."""
     repeated: tuple[Expression, Expression] | None = None
     """Keys and values as the graph repeats their heads; None where it does not."""
-    prefix: Prefix | None = None
-    """What the mask says, where that is which keys of a cache are valid."""
+    length: Prefix | str = ""
+    """What the mask says, where that is which keys of a cache are valid, or why it is not; empty
+    where it does not look like it."""
     program: tuple[Step, ...] = ()
     """What is done to scaled scores before ``mask``."""
     sinks: Sinks | None = None
+
+    @property
+    def prefix(self) -> Prefix | None:
+        """Which keys of a cache are valid, where the mask says that and nothing else."""
+        return self.length if isinstance(self.length, Prefix) else None
 
     @property
     def steps(self) -> tuple[Step, ...]:
