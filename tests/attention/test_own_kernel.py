@@ -44,6 +44,16 @@ def test_rows_choose_the_kernel_of_each_call_in_one_graph(interpreted):  # noqa:
     assert error < 2e-6
 
 
+@pytest.mark.parametrize("rows", [2, pytest.param(15, marks=pytest.mark.long)])
+def test_padding_is_a_mask_beside_a_length(interpreted, rows):  # noqa: F811
+    graph, calls, error = interpreted("attention_graphs.padded_cache", rows)
+    assert "lengths=1" in graph
+    assert "aten.where.ScalarOther" in graph
+    assert len(calls) == 1
+    assert "decode" in next(iter(calls))
+    assert error < 2e-6
+
+
 def test_online_redoes_nothing(interpreted):  # noqa: F811
     *_, calls, reason, error = interpreted("attention_graphs.run", "many scaled up", "online")
     assert calls == {"online": 1}

@@ -78,7 +78,7 @@ class Attention:
 
     @property
     def prefix(self) -> Prefix | None:
-        """Which keys of a cache are valid, where the mask says that and nothing else."""
+        """Which keys of a cache are valid, where the mask says that."""
         return self.length if isinstance(self.length, Prefix) else None
 
     @property
@@ -238,7 +238,7 @@ def _assemble(
         weights.product.order,
         is_read,
         flat.repeated,
-        prefix_of(versions, flat.mask.parts, rows, keys),
+        prefix_of(versions, flat.mask, rows, keys),
         merged_steps(scores.program, frame),
         scores.sinks,
     )
@@ -383,6 +383,6 @@ def _as_spelled_out(
         (),
         is_read and result.is_contiguous(),
         repeated,
-        prefix_of(versions, said.mask.parts, query.shape[-2], key.shape[-2]),
+        prefix_of(versions, said.mask, query.shape[-2], key.shape[-2]),
     )
     return _why_not_readable(versions, found) or found

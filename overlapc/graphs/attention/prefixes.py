@@ -13,9 +13,9 @@ import torch
 from torch import fx
 
 from overlapc.graphs.attention.constants import constant, number
-from overlapc.graphs.attention.masks import WEAKEST_FILL
+from overlapc.graphs.attention.masks import WEAKEST_FILL, Mask
 from overlapc.graphs.attention.repeats import EXPANSIONS
-from overlapc.graphs.attention.scores import Bias, Fill
+from overlapc.graphs.attention.scores import Bias
 from overlapc.graphs.attention.spelling import Call, tensor_of
 from overlapc.graphs.attention.tensors import COPIES, is_same
 from overlapc.graphs.attention.versions import Versions
@@ -40,6 +40,8 @@ class Prefix:
     """An integer tensor ``[rows]``, written to by nobody."""
     before: int | None
     """Keys that a row sees before its own; None: all."""
+    says_all: bool = True
+    """The mask says nothing else; if it does, such as padding, it stays beside the length."""
 
     def emit_lengths(self, graph: fx.Graph, batch: object) -> fx.Node:
         """Put ``int32[batch]`` where the graph inserts now: how many keys some row sees.
@@ -55,10 +57,9 @@ class Prefix:
         return add_call(graph, torch.Tensor.contiguous, (spread,), like)
 
 
-def prefix_of(
-    versions: Versions, parts: tuple[Bias | Fill, ...], rows: object, keys: object
-) -> Prefix | str:
-    """Read what all masks of an attention say together; a text as of ``read_prefix``."""
+def prefix_of(versions: Versions, mask: Mask, rows: object, keys: object) -> Prefix | str:
+    """Read what the mask of an attention says; a text as of ``read_prefix``."""
+    parts = mask.parts
     if len(parts) != 1 or not isinstance(rows, int) or not isinstance(keys, int):
         return ""
     (part,) = parts
@@ -67,14 +68,17 @@ def prefix_of(
     is_mask = isinstance(part, Bias) != (source.value.dtype == torch.bool)
     if source.calls or not leaves_out or not is_mask or not source.is_unwritten(versions):
         return ""
-    return read_prefix(versions, source.node, rows, keys)
+    found = read_prefix(versions, source.node, rows, keys)
+    if isinstance(found, Prefix) and not found.says_all and mask.dead == "mean":
+        return "a row that keeps no key is the mean of all, and padding may leave it none"
+    return found
 
 
 def read_prefix(versions: Versions, mask: fx.Node, rows: int, keys: int) -> Prefix | str:
     """Read a mask ``[..., rows, keys]``, of booleans that keep or numbers that are added.
 
-    Where it says anything else than which keys come before a row's own, why; empty where it does
-    not look like a length at all.
+    Where it does not say which keys come before a row's own, why; empty where it does not look like
+    a length at all.
     """
     kept = _kept(versions, mask)
     if kept is None:
@@ -84,7 +88,7 @@ def read_prefix(versions: Versions, mask: fx.Node, rows: int, keys: int) -> Pref
     ends = [found for found in conditions if isinstance(found, _End)]
     begins = [found for found in conditions if isinstance(found, _Begin)]
     if len(ends) == 1 and len(ends) + len(begins) < len(conditions):
-        return "its mask has another condition beside, such as padding"
+        return Prefix(ends[0].positions, None, says_all=False)
     if len(ends) + len(begins) < len(conditions) or len(ends) != 1 or len(begins) > 1:
         is_moved = any(_compares_keys(versions, node, keys) for node in nodes)
         return "its mask compares them with other positions than those of the last rows" * is_moved
