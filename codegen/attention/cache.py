@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.records import from_line, to_line
@@ -34,6 +35,7 @@ class Cache:
         return to_line(KIND, self)
 
     @classmethod
+    @lru_cache(maxsize=1024)
     def parse(cls, text: str) -> Cache:
         """Read what ``str`` printed; KernelError on any other text."""
         return from_line(KIND, cls, text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from overlapc.codegen.attention.policies import ONLINE, POLICIES, SAFE_SUMS, SafeSums
 from overlapc.codegen.epilogue import Epilogue, Input
@@ -94,8 +94,9 @@ class AttentionSpec:
         return to_line(KIND, self)
 
     @classmethod
+    @lru_cache(maxsize=1024)
     def parse(cls, text: str) -> AttentionSpec:
-        """Read what ``str`` printed; KernelError on any other text."""
+        """Read what ``str`` printed; KernelError on any other text. An op does so at each call."""
         return from_line(KIND, cls, text)
 
     @cached_property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from overlapc.planning.attention_policy import UNKNOWN, KnownScores, choose_source
 from overlapc.planning.decode_splits import decode_in
@@ -64,6 +64,8 @@ class AttentionProblem:
     """Why no other attention can take the place of torch's, as a sentence; empty if one can."""
     prefix: bool = False
     """Its mask says which keys of a cache are valid: a number on the device."""
+    why_whole: str = ""
+    """Why it does not, where it looks like it."""
     dead: str = ""
     """What eager gives a row that keeps no key, as ``masks.Mask`` says it; empty: there is none."""
     is_trained: bool = False
@@ -123,10 +125,13 @@ def decide(problem: AttentionProblem, choice: str) -> Verdict:
     ``choice`` is option ``softmax``: "auto", "sdpa" to take the fused one wherever it may be, or
     "unified" or "online" to take a kernel of our own.
     """
-    if choice in OWN:
-        return _own(problem, choice)
-    verdict = _by_torch(problem, choice)
-    return _of_prefix(problem) if _reads_prefix(problem, choice, verdict) else verdict
+    verdict = _own(problem, choice) if choice in OWN else _by_torch(problem, choice)
+    if choice not in OWN and _reads_prefix(problem, choice, verdict):
+        verdict = _of_prefix(problem)
+    if not problem.why_whole or verdict.decision == "refused":
+        return verdict
+    whole = f"All keys are read, however many a cache holds: {problem.why_whole}."
+    return replace(verdict, reason=f"{verdict.reason} {whole}")
 
 
 def _by_torch(problem: AttentionProblem, choice: str) -> Verdict:

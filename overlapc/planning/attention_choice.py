@@ -28,7 +28,8 @@ AUTO = "auto"
 def decide_on_gpu(problem: AttentionProblem, table: AttentionTable | None) -> Verdict:
     """Decide on an attention of a GPU under option ``softmax="auto"``."""
     left = decide(problem, AUTO)
-    if why_not_own(problem):
+    is_trained = problem.is_trained or problem.is_mask_trained  # of a backward nothing is known
+    if is_trained or why_not_own(problem):
         return left
     choice = choose_on_gpu(problem, table)
     if not choice.is_own:

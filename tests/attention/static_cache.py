@@ -42,11 +42,18 @@ class Decoded:
 
 
 def decode(
-    family: str, implementation: str, choice: str, *, rows: int = 1, by_inductor: bool = True
+    family: str,
+    implementation: str,
+    choice: str,
+    *,
+    rows: int = 1,
+    by_inductor: bool = True,
+    padded: bool = False,
 ) -> Decoded:
     """Decode ``STEPS`` times ``rows`` tokens, compiled once, after a prompt that eager reads.
 
     What the compiled one's cache does not hold yet is NaN, which a weight of zero would not hide.
+    ``padded``: the first sequence starts two tokens later, as its mask of padding says.
     Without ``by_inductor`` torch runs what the passes leave as it stands, which compiles faster.
     """
     import transformers
@@ -56,14 +63,17 @@ def decode(
     torch.manual_seed(1)
     prompt = torch.randint(3, VOCABULARY, (BATCH, PROMPT))
     tokens = torch.randint(3, VOCABULARY, (STEPS, BATCH, rows))
+    kept = torch.ones(BATCH, LONGEST, dtype=torch.long)
+    kept[0, :2] = 0
+    masks = {"attention_mask": kept} if padded else {}
     before, sites, found = len(overlapc.report().sites), [], {}
     called = {site: Counter(calls) for site, calls in ops._calls.items()}
     for name in ("compiled", "eager", "wide"):
         own: Any = in_float64(model) if name == "wide" else model
         cache: Any = transformers.StaticCache(config=own.config, max_cache_len=LONGEST)
         with torch.no_grad():
-            own(prompt, past_key_values=cache, use_cache=True)
-            step: Any = partial(_logits, own, cache)
+            own(prompt, past_key_values=cache, use_cache=True, **masks)
+            step: Any = partial(_logits, own, cache, masks)
             if name == "compiled":
                 for layer in cache.layers:
                     layer.keys[:, :, PROMPT:] = layer.values[:, :, PROMPT:] = torch.nan
@@ -80,8 +90,8 @@ def decode(
     return Decoded(**found, sites=own)
 
 
-def _logits(model: Any, cache: Any, ids: torch.Tensor) -> torch.Tensor:
-    return model(ids, past_key_values=cache, use_cache=True).logits
+def _logits(model: Any, cache: Any, masks: dict[str, Any], ids: torch.Tensor) -> torch.Tensor:
+    return model(ids, past_key_values=cache, use_cache=True, **masks).logits
 
 
 def _passes_alone(choice: str, sites: list[Site]) -> Callable[..., Any]:

@@ -18,7 +18,7 @@ SPEC = AttentionSpec("float32", 8, 12, groups=2, scale=0.3)
 
 
 FEW = "zero, decode, 1 split"
-WAYS = {"plain": FEW, "causal": FEW, "grouped": FEW, "dead rows": "zero", "biased": "zero"}
+WAYS = {"plain": FEW, "causal": FEW, "grouped": FEW, "dead rows": "zero", "biased": "online"}
 
 
 @pytest.mark.parametrize("name", WAYS)
@@ -38,9 +38,19 @@ def test_rows_that_are_redone_are_reported(interpreted, name, way):  # noqa: F81
 
 
 def test_rows_choose_the_kernel_of_each_call_in_one_graph(interpreted):  # noqa: F811
-    graphs, calls, error = interpreted("attention_graphs.varying", (1, 70, 3))
+    graphs, calls, error = interpreted("attention_graphs.varying", (2, 70, 3))
     assert graphs == 1
-    assert calls == {FEW: 2, "zero, decode, 2 splits": 1, "zero": 1}
+    assert calls == {FEW: 3, "zero": 1}  # the graph was traced by a call of few rows
+    assert error < 2e-6
+
+
+@pytest.mark.parametrize("rows", [2, pytest.param(15, marks=pytest.mark.long)])
+def test_padding_is_a_mask_beside_a_length(interpreted, rows):  # noqa: F811
+    graph, calls, error = interpreted("attention_graphs.padded_cache", rows)
+    assert "lengths=1" in graph
+    assert "aten.where.ScalarOther" in graph
+    assert len(calls) == 1
+    assert "decode" in next(iter(calls))
     assert error < 2e-6
 
 

@@ -30,6 +30,8 @@ class Read:
     groups: int
     keys: tuple[int, ...]
     """Sizes of the keys that its attention reads."""
+    why: str
+    """Why there is no prefix."""
 
 
 def read(function, *inputs):
@@ -44,7 +46,9 @@ def read(function, *inputs):
         rows, keys = site.query.shape[-2], site.key.shape[-2]
         mask = mask_of(site)
         prefix = read_prefix(versions, mask, rows, keys)
-        found.append(Read(prefix, site.groups, tuple(site.key.shape)))
+        why = prefix if isinstance(prefix, str) else ""
+        prefix = None if isinstance(prefix, str) else prefix
+        found.append(Read(prefix, site.groups, tuple(site.key.shape), why))
         output = next(iter(reversed(graph.nodes)))
         with graph.inserting_before(output):
             lengths = prefix.emit_lengths(graph, BATCH) if prefix else mask
@@ -88,6 +92,7 @@ def as_mask(prefix: Prefix, lengths: torch.Tensor, rows: int, keys: int) -> torc
 def check(found: Read, rows: int) -> torch.Tensor:
     """Raise AssertionError unless the lengths say what the mask does; return them."""
     assert found.prefix is not None
+    assert found.prefix.says_all
     said, lengths = found.results
     kept = said if said.dtype == torch.bool else said == 0
     assert lengths.dtype == torch.int32
@@ -134,6 +139,16 @@ OTHERS = {
 }
 
 
+MORE = ("a condition of its own",)
+"""Those that say a length and something else."""
+MOVED = {
+    "half a key less", "one more", "not its own", "later ones", "rows backwards", "rows shuffled",
+    "rows two apart", "a window without an end",
+}  # fmt: skip
+"""Those that compare the numbers of keys with anything."""
+MOVED_WHY = "its mask compares them with other positions than those of the last rows"
+
+
 def attention(spelling, rows, *, added):
     def function(q, k, v, offset):
         mask = spelling(positions(rows, offset))
@@ -168,7 +183,12 @@ def test_a_spelling_is_a_length(name, added, rows):
 def test_another_mask_is_none(name):
     compiled, found = read(attention(OTHERS[name], 3, added=False), *operands(3))
     compiled(*operands(3), torch.tensor(7))
+    if name in MORE:
+        assert found[0].prefix is not None
+        assert not found[0].prefix.says_all
+        return
     assert found[0].prefix is None
+    assert found[0].why == MOVED_WHY * (name in MOVED)
 
 
 def test_positions_that_are_overwritten_are_none():
@@ -205,6 +225,7 @@ def test_positions_of_each_sequence_are_none():
     compiled, found = read(function, *operands(3))
     compiled(*operands(3), torch.tensor([7, 9]))
     assert found[0].prefix is None
+    assert "other positions" in found[0].why
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -256,3 +277,41 @@ def test_a_batch_that_varies_has_one_length():
             torch.testing.assert_close(done.function(*inputs, offset).double(), wanted,
                                        atol=1e-5, rtol=1e-5)  # fmt: skip
     assert len(done.after) == 1
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_padding_stays_a_mask_beside_the_length(rows):
+    """What the cache does not hold is NaN, and a sequence of padding alone gives zeros."""
+
+    def function(q, k, v, offset, kept):
+        mask = (columns() <= positions(rows, offset)[None, None, :, None]) & kept[:, None, None]
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    torch.manual_seed(0)
+    kept = torch.ones(BATCH, KEYS, dtype=torch.bool)
+    kept[0, :5] = False
+    kept[1] = False
+    inputs = operands(rows)
+    with torch.no_grad():
+        done = rewrite(function, *inputs, torch.tensor(7), kept)
+        assert done.codes == ["valid_keys"]
+        for offset in (7, 12):
+            wanted = function(*(t.double() for t in inputs), torch.tensor(offset), kept)
+            poisoned = [side.clone() for side in inputs]
+            for side in poisoned[1:]:
+                side[:, :, offset + rows :] = torch.nan
+            found = done.function(*poisoned, torch.tensor(offset), kept)
+            torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_where_such_a_row_is_the_mean_of_all_values_they_are_all_read():
+    def function(q, k, v, offset, kept):
+        mask = (columns() <= positions(1, offset)[None, None, :, None]) & kept[:, None, None]
+        added = torch.where(mask, 0.0, torch.finfo(torch.float32).min)
+        return torch.softmax(q @ k.mT + added, -1) @ v
+
+    with torch.no_grad():
+        kept = torch.rand(BATCH, KEYS) < 0.5
+        done = rewrite(function, *operands(1), torch.tensor(7), kept)
+    assert done.codes == ["fused"]
+    assert "padding may leave it none" in done.sites[0].reason

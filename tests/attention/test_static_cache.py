@@ -29,6 +29,14 @@ def test_only_what_a_cache_holds_is_read(golden):
     golden(done.text())
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("rows", [1, 3])
+def test_so_it_is_under_padding(rows):
+    done = static_cache.decode("llama", "sdpa", "sdpa", rows=rows, by_inductor=False, padded=True)
+    check(done)
+    assert {site.code for site in done.sites} == {"valid_keys"}
+
+
 def test_a_cache_that_is_read_whole_is_caught(monkeypatch):
     whole = lambda key, value, inputs, lengths: (key, value, inputs, lengths)  # noqa: E731
     monkeypatch.setattr(attention_library, "_cut", whole)

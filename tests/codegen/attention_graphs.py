@@ -104,3 +104,24 @@ def varying(rows: tuple[int, ...]) -> tuple[int, dict[str, int], float]:
             errors.append((done.function(*inputs).double() - wanted).abs().max().item())
     (site,) = done.sites
     return len(done.after), dict(calls_of(site.id)), max(errors)
+
+
+def padded_cache(rows: int) -> tuple[str, dict[str, int], float]:
+    """Spec, calls and largest error of rows over a cache under padding; NaN beyond its length."""
+    torch.manual_seed(0)
+    keys, kept = 40, torch.ones(2, 40, dtype=torch.bool)
+    kept[0, :20] = kept[1] = False  # a sequence of padding alone gives zeros
+
+    def function(q: Any, k: Any, v: Any, offset: Any) -> Any:
+        own = (torch.arange(rows) + offset)[None, None, :, None]
+        mask = (torch.arange(keys)[None, None, None, :] <= own) & kept[:, None, None]
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    q, k, v = (torch.randn(2, 4, n, 16) for n in (rows, keys, keys))
+    offset = torch.tensor(25)
+    wanted = function(q.double(), k.double(), v.double(), offset)
+    k[:, :, 25 + rows :] = v[:, :, 25 + rows :] = torch.nan
+    with torch.no_grad():
+        done = rewrite(function, q, k, v, offset, softmax="unified")
+        error = (done.function(q, k, v, offset).double() - wanted).abs().max().item()
+    return done.after[-1], dict(calls_of(done.sites[0].id)), error

@@ -92,6 +92,14 @@ def test_else_it_is_read_whole(name):
     assert decide(replace(CACHE, **WHOLE[name]), "auto").code != "valid_keys"
 
 
+@pytest.mark.parametrize("choice", ["auto", "unified"])
+def test_why_a_cache_is_read_whole_is_said(choice):
+    whole = replace(CACHE, prefix=False, why_whole="of padding", runs_kernels=True)
+    assert decide(whole, choice).reason.endswith(
+        "All keys are read, however many a cache holds: of padding."
+    )
+
+
 @pytest.mark.parametrize("name", ["small", "spelled out", "dtype"])
 def test_unless_asked_for(name):
     assert decide(replace(CACHE, **WHOLE[name]), "sdpa").code == "valid_keys"

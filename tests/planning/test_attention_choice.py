@@ -80,9 +80,13 @@ def test_what_is_not_predicted_stays(change):
     assert decide_on_gpu(replace(LLAMA, **change), None).code == "not_measured"
 
 
-def test_what_no_kernel_of_ours_computes_is_decided_as_ever():
-    verdict = decide_on_gpu(replace(LLAMA, is_trained=True), None)
-    assert (verdict.decision, verdict.code) == ("kept", "fused_already")
+@pytest.mark.parametrize(
+    "change", [{"is_trained": True}, {"is_mask_trained": True}, {"runs_kernels": False}], ids=str
+)
+def test_what_no_kernel_of_ours_computes_or_is_trained_is_decided_as_ever(change):
+    for known in (None, table(trial(8192, 2.0))):
+        verdict = decide_on_gpu(replace(LLAMA, **change), known)
+        assert (verdict.decision, verdict.code) == ("kept", "fused_already")
 
 
 def test_a_measurement_counts_whatever_is_predicted():

@@ -53,7 +53,7 @@ def gpu_that_computes(gpu: fake_gpu.Gpu, launched: list[str]) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, fake_gpu.present(gpu):
         patch.setattr(attention, "runs_kernels", lambda device: True)
         patch.setattr(attention, "_redone", {})
-        patch.setattr(attention_kernels, "_interprets", lambda: None)
+        patch.setattr(attention_kernels, "interprets", lambda: None)
         patch.setattr(attention_kernels, "multiprocessors", lambda device: H100)
         patch.setattr(DecodeKernel, "__call__", decode)
         patch.setattr(AttentionKernel, "__call__", prefill)
@@ -146,7 +146,7 @@ def test_a_kernel_that_triton_cannot_build_leaves_others_alone(monkeypatch):
 
     monkeypatch.setattr(attention, "_failed", {})
     monkeypatch.setattr(attention, "runs_kernels", lambda device: True)
-    monkeypatch.setattr(attention_kernels, "_interprets", lambda: None)
+    monkeypatch.setattr(attention_kernels, "interprets", lambda: None)
     monkeypatch.setattr(DecodeKernel, "__call__", fails)
     monkeypatch.setattr(AttentionKernel, "__call__", lambda *a, **n: launched.append("prefill"))
     calls_of(SITE).clear()

@@ -69,11 +69,17 @@ class Attention:
     """Somebody reads strides of the result: before ``order`` it is to be contiguous."""
     repeated: tuple[Expression, Expression] | None = None
     """Keys and values as the graph repeats their heads; None where it does not."""
-    prefix: Prefix | None = None
-    """What the mask says, where that is which keys of a cache are valid."""
+    length: Prefix | str = ""
+    """What the mask says, where that is which keys of a cache are valid, or why it is not; empty
+    where it does not look like it."""
     program: tuple[Step, ...] = ()
     """What is done to scaled scores before ``mask``."""
     sinks: Sinks | None = None
+
+    @property
+    def prefix(self) -> Prefix | None:
+        """Which keys of a cache are valid, where the mask says that."""
+        return self.length if isinstance(self.length, Prefix) else None
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -232,7 +238,7 @@ def _assemble(
         weights.product.order,
         is_read,
         flat.repeated,
-        prefix_of(versions, flat.mask.parts, rows, keys),
+        prefix_of(versions, flat.mask, rows, keys),
         merged_steps(scores.program, frame),
         scores.sinks,
     )
@@ -377,6 +383,6 @@ def _as_spelled_out(
         (),
         is_read and result.is_contiguous(),
         repeated,
-        prefix_of(versions, said.mask.parts, query.shape[-2], key.shape[-2]),
+        prefix_of(versions, said.mask, query.shape[-2], key.shape[-2]),
     )
     return _why_not_readable(versions, found) or found

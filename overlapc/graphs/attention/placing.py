@@ -25,15 +25,16 @@ def spec_of(found: Attention, policy: str, phi: float = 0.0) -> AttentionSpec:
     """
     query, value = found.query.value, found.value.value
     prefix = found.prefix
+    is_prefix = prefix is not None and prefix.says_all
     return AttentionSpec(
         dtype=_name(query.dtype),
         head_dim=int(query.shape[-1]),
         value_dim=int(value.shape[-1]),
         groups=found.groups,
         scale=float(found.scale),
-        before=prefix.before if prefix else None,
-        after=0 if prefix or found.mask.says == "causal" else None,
-        align="bottom_right" if prefix else "top_left",
+        before=prefix.before if prefix and is_prefix else None,
+        after=0 if is_prefix or found.mask.says == "causal" else None,
+        align="bottom_right" if is_prefix else "top_left",
         lengths=prefix is not None,
         program=program_of(list(map(as_lowered, _steps(found)))),
         sinks=found.sinks is not None,
@@ -88,7 +89,7 @@ def _lengths(graph: fx.Graph, prefix: Prefix, batch: object, known: Lengths) -> 
 
 def _steps(found: Attention) -> tuple[Step, ...]:
     """What a kernel has to do to scores: no mask where a length says it all."""
-    return found.program if found.prefix else found.steps
+    return found.program if found.prefix and found.prefix.says_all else found.steps
 
 
 def _sinks(sinks: Sinks) -> Expression:

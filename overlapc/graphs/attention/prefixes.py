@@ -13,9 +13,9 @@ import torch
 from torch import fx
 
 from overlapc.graphs.attention.constants import constant, number
-from overlapc.graphs.attention.masks import WEAKEST_FILL
+from overlapc.graphs.attention.masks import WEAKEST_FILL, Mask
 from overlapc.graphs.attention.repeats import EXPANSIONS
-from overlapc.graphs.attention.scores import Bias, Fill
+from overlapc.graphs.attention.scores import Bias
 from overlapc.graphs.attention.spelling import Call, tensor_of
 from overlapc.graphs.attention.tensors import COPIES, is_same
 from overlapc.graphs.attention.versions import Versions
@@ -40,6 +40,8 @@ class Prefix:
     """An integer tensor ``[rows]``, written to by nobody."""
     before: int | None
     """Keys that a row sees before its own; None: all."""
+    says_all: bool = True
+    """The mask says nothing else; if it does, such as padding, it stays beside the length."""
 
     def emit_lengths(self, graph: fx.Graph, batch: object) -> fx.Node:
         """Put ``int32[batch]`` where the graph inserts now: how many keys some row sees.
@@ -55,41 +57,58 @@ class Prefix:
         return add_call(graph, torch.Tensor.contiguous, (spread,), like)
 
 
-def prefix_of(
-    versions: Versions, parts: tuple[Bias | Fill, ...], rows: object, keys: object
-) -> Prefix | None:
-    """Read what all masks of an attention say together; None as of ``read_prefix``."""
+def prefix_of(versions: Versions, mask: Mask, rows: object, keys: object) -> Prefix | str:
+    """Read what the mask of an attention says; a text as of ``read_prefix``."""
+    parts = mask.parts
     if len(parts) != 1 or not isinstance(rows, int) or not isinstance(keys, int):
-        return None
+        return ""
     (part,) = parts
     source = part.tensor if isinstance(part, Bias) else part.condition
     leaves_out = part.factor >= 1 if isinstance(part, Bias) else part.is_kept
-    if source.calls or not leaves_out or not source.is_unwritten(versions):
-        return None
-    is_added = isinstance(part, Bias)
-    return (
-        None
-        if is_added == (source.value.dtype == torch.bool)
-        else read_prefix(versions, source.node, rows, keys)
-    )
+    is_mask = isinstance(part, Bias) != (source.value.dtype == torch.bool)
+    if source.calls or not leaves_out or not is_mask or not source.is_unwritten(versions):
+        return ""
+    found = read_prefix(versions, source.node, rows, keys)
+    if isinstance(found, Prefix) and not found.says_all and mask.dead == "mean":
+        return "a row that keeps no key is the mean of all, and padding may leave it none"
+    return found
 
 
-def read_prefix(versions: Versions, mask: fx.Node, rows: int, keys: int) -> Prefix | None:
+def read_prefix(versions: Versions, mask: fx.Node, rows: int, keys: int) -> Prefix | str:
     """Read a mask ``[..., rows, keys]``, of booleans that keep or numbers that are added.
 
-    None where it says anything else than which keys come before a row's own.
+    Where it does not say which keys come before a row's own, why; empty where it does not look like
+    a length at all.
     """
     kept = _kept(versions, mask)
     if kept is None:
-        return None
-    conditions = [_condition(versions, node, rows, keys) for node in _conjuncts(versions, kept)]
+        return ""
+    nodes = _conjuncts(versions, kept)
+    conditions = [_condition(versions, node, rows, keys) for node in nodes]
     ends = [found for found in conditions if isinstance(found, _End)]
     begins = [found for found in conditions if isinstance(found, _Begin)]
+    if len(ends) == 1 and len(ends) + len(begins) < len(conditions):
+        return Prefix(ends[0].positions, None, says_all=False)
     if len(ends) + len(begins) < len(conditions) or len(ends) != 1 or len(begins) > 1:
-        return None
+        is_moved = any(_compares_keys(versions, node, keys) for node in nodes)
+        return "its mask compares them with other positions than those of the last rows" * is_moved
     if begins and begins[0].positions is not ends[0].positions:
-        return None
+        return "its window is about other positions than those that it ends at"
     return Prefix(ends[0].positions, begins[0].before if begins else None)
+
+
+def _compares_keys(versions: Versions, node: fx.Node, keys: int) -> bool:
+    """Whether it compares the numbers of keys with what is known when the graph runs."""
+    call = versions.calls.get(node)
+    if call is None or call.name not in TURNED:
+        return False
+    sides = [_read(versions, node, side) for side in (call.get("input"), _other(call))]
+    if not all(isinstance(side, fx.Node) for side in sides):
+        return False
+    known = [side is not None and constant(versions, side) is not None for side in sides]
+    return any(side is not None and _is_keys(versions, side, keys) for side in sides) and not all(
+        known
+    )
 
 
 @dataclass(frozen=True)

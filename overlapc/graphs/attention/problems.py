@@ -40,6 +40,7 @@ def problem_of(found: Attention | Fused) -> AttentionProblem:
         undoes_repeats=not is_spelled and found.groups > 1,
         why_only_torch=own.reason if isinstance(own, Refusal) else "",
         prefix=isinstance(own, Attention) and own.prefix is not None,
+        why_whole=own.length if isinstance(own, Attention) and isinstance(own.length, str) else "",
         dead=found.mask.dead if is_spelled else "",
         is_trained=isinstance(own, Attention) and own.is_trained,
         untold=(untold.code, untold.reason) if untold else None,
