@@ -172,6 +172,8 @@ def test_every_pair_of_features(interpreted, index):
         softmax="online", **row["structure"],
     )  # fmt: skip
     named = {name: row[name] for name in ("tile", "kept", "sums")}
+    if "e+38" in spec.program:  # of which eager's logarithm of a sum has lost the sum
+        named["sums"] = False
     if spec.lengths:
         named["lengths"] = (60, 17)
     interpreted("attention_gradient_cases.run", str(spec), **named, **row["sizes"])
