@@ -2,21 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from overlapc.codegen.attention.spec import AttentionSpec
-from overlapc.codegen.attention.tiles import AttentionTile, padded
+from overlapc.codegen.attention.tiles import AttentionTile, family_of
+from overlapc.errors import KernelError
 from overlapc.planning.tiles import sm_number
 
-NVIDIA = {
-    "sm_80": {64: (64, 64, 8, 1), 128: (32, 64, 8, 1), 256: (16, 32, 8, 1)},
-    "sm_90": {64: (64, 64, 8, 2), 128: (64, 64, 8, 1), 256: (32, 32, 8, 1)},
+Table = Mapping[int, tuple[int, int, int, int]]
+"""By the most columns of a head."""
+
+NVIDIA: Mapping[str, Table] = {
+    "keys": {64: (64, 64, 8, 1), 128: (32, 64, 8, 1), 256: (32, 32, 8, 1)},
+    "queries": {64: (64, 64, 8, 1), 128: (64, 64, 8, 1), 256: (32, 32, 8, 1)},
+    "input": {64: (32, 64, 8, 1), 128: (32, 64, 8, 1), 256: (16, 32, 8, 1)},
 }
-"""Of 16 bits, by the first architecture that takes them and the most columns of a head."""
+"""Of 16 bits, by part."""
+AMPERE = {**NVIDIA, "keys": {**NVIDIA["keys"], 64: (32, 64, 8, 1)}}
+"""The same of the first matrix units that take them."""
+NVIDIA_FLOAT: Mapping[str, Table] = {
+    "keys": {64: (32, 32, 8, 1), 128: (16, 16, 8, 1)},
+    "queries": {64: (32, 32, 8, 1), 128: (16, 16, 4, 1)},
+    "input": {64: (16, 32, 4, 1)},
+}
+AMD: Mapping[str, Table] = {
+    "keys": {64: (64, 64, 4, 1), 128: (32, 64, 4, 1), 256: (32, 32, 4, 1)},
+    "queries": {64: (64, 64, 4, 1), 128: (64, 64, 4, 1), 256: (32, 32, 4, 1)},
+    "input": {64: (32, 64, 4, 1), 128: (32, 64, 4, 1), 256: (16, 32, 4, 1)},
+}
+AMD_FLOAT: Mapping[str, Table] = {
+    "keys": {64: (32, 32, 4, 1), 128: (16, 32, 4, 1)},
+    "queries": {64: (32, 32, 4, 1), 128: (16, 32, 4, 1)},
+    "input": {64: (16, 32, 4, 1)},
+}
+MOST_COLUMNS = {"float32": 128, "float16": 256, "bfloat16": 256}
+"""Of a head whose backward these tables know, on every device."""
+MOST_INPUT_COLUMNS = {**MOST_COLUMNS, "float32": 64}
+"""The same where a gradient is wanted of what scores are made of: wider ones of float32 spill."""
+OF_ROWS = AttentionTile(32, 16, 4, 1)
 
 
 def backward_tile_for(spec: AttentionSpec, architecture: str, part: str) -> AttentionTile:
-    """A tile for ``sm_<number>`` or ``gfx<name>``; KernelError where none keeps to registers."""
+    """A tile for ``sm_<number>`` or ``gfx<name>``: one of which the tests check that machine code
+    keeps within registers and shared memory. None was timed. KernelError where none does."""
     if part == "rows":
-        return AttentionTile(32, 16, 4, 1)
-    known = NVIDIA["sm_90" if sm_number(architecture) >= 90 else "sm_80"]
-    wide = padded(max(spec.head_dim, spec.value_dim))
-    return AttentionTile(*known[max(64, wide)])
+        return OF_ROWS
+    part = "queries" if part == "shares" else part.partition(" ")[0]
+    is_float = spec.dtype == "float32"
+    if architecture.startswith("gfx"):
+        known = (AMD_FLOAT if is_float else AMD)[part]
+    elif is_float:
+        known = NVIDIA_FLOAT[part]
+    else:
+        is_old = family_of(sm_number(architecture)) == "sm_80"
+        known = (AMPERE if is_old else NVIDIA)[part]
+    wide = max(spec.head_dim, spec.value_dim)
+    fitting = [columns for columns in known if columns >= wide]
+    if not fitting:
+        raise KernelError(
+            f"Backward of heads of {wide} columns of {spec.dtype} do not fit {architecture}.",
+            where=str(spec),
+            remedy="let torch compute the gradients, or use a dtype of 16 bits",
+        )
+    return AttentionTile(*known[min(fitting)])

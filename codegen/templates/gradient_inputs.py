@@ -114,7 +114,7 @@ def attention_gradient_inputs(
         count = tl.cdiv(tl.maximum(stop - corner, 0), BLOCK_M)
 
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for step in tl.range(0, count, num_stages=1):
+    for step in tl.range(0, count, num_stages=1, disable_licm=True):
         batch, head, row_at, key_at = own_batch, own_head, corner, start
         if SUMS == "heads":
             batch, head = own_batch + step // same_heads, own_head + step % same_heads

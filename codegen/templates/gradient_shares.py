@@ -55,7 +55,7 @@ def attention_gradient_shares(
         sums = tl.zeros((BLOCK_M,), tl.float32)
         if sinks is not None:
             sums = tl.exp2(tl.load(sinks + head).to(tl.float32) * LOG2E - base)
-        for start in tl.range(begin, stop, BLOCK_N, num_stages=1):
+        for start in tl.range(begin, stop, BLOCK_N, num_stages=1, disable_licm=True):
             column = start + tl.arange(0, BLOCK_N)
             seen = column < length
             own_keys = load_tile(k, start, k_strides, seen, BLOCK_N, HEAD_DIM, BLOCK_D, True)

@@ -12,9 +12,12 @@ from typing import Any
 import torch
 
 from overlapc.codegen.attention.backward import build_backward
-from overlapc.codegen.attention.backward_tiles import backward_tile_for
+from overlapc.codegen.attention.backward_tiles import (
+    MOST_COLUMNS,
+    MOST_INPUT_COLUMNS,
+    backward_tile_for,
+)
 from overlapc.codegen.attention.derivative import derivative
-from overlapc.codegen.attention.kernel import MOST_DIM
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile
 from overlapc.codegen.promotion import CannotLower
@@ -46,8 +49,10 @@ _failed: dict[tuple[str, str], str] = {}
 
 def why_no_gradient(spec: AttentionSpec, of_inputs: Sequence[bool]) -> str:
     """Return why the op cannot give gradients, of which inputs too; empty if it can."""
-    if max(spec.head_dim, spec.value_dim) > MOST_DIM:
-        return f"a gradient is wanted, and heads have more than {MOST_DIM} columns"
+    most = (MOST_INPUT_COLUMNS if any(of_inputs) else MOST_COLUMNS)[spec.dtype]
+    if max(spec.head_dim, spec.value_dim) > most:
+        of = " of a mask" if any(of_inputs) else ""
+        return f"a gradient{of} is wanted, and heads of {spec.dtype} have more than {most} columns"
     try:
         if spec.scores:
             derivative(spec.scores)

@@ -138,7 +138,10 @@ def test_an_op_without_a_derivative_says_so():
         replace(SPEC, program=program), [False]
     )
     assert why_no_gradient(replace(SPEC, program=programs.ADDED), [True]) == ""
-    assert "columns" in why_no_gradient(replace(SPEC, head_dim=512), [])
+    assert "more than 128 columns" in why_no_gradient(replace(SPEC, head_dim=129), [])
+    assert why_no_gradient(replace(SPEC, head_dim=128), []) == ""
+    wide = replace(SPEC, head_dim=65, program=programs.ADDED)
+    assert "of a mask is wanted" in why_no_gradient(wide, [True])
 
 
 @pytest.mark.parametrize("name", ["added", "filled"])

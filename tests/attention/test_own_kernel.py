@@ -130,6 +130,7 @@ def test_options_name_it():
         pytest.param("causal", (0, 1, 2), marks=pytest.mark.long),
         pytest.param("dead rows", (1, 2), marks=pytest.mark.long),
         pytest.param("grouped", (0,), marks=pytest.mark.long),
+        pytest.param("in a checkpoint", (0, 1, 2), marks=pytest.mark.long),
     ],
 )
 def test_a_compiled_program_trains_by_it(interpreted, name, leaves):  # noqa: F811

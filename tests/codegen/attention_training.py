@@ -10,7 +10,10 @@ from typing import Any
 import torch
 
 import overlapc
+from tests.attention import catalogue
 from tests.codegen.attention_graphs import PROGRAMS
+
+PROGRAMS = {**PROGRAMS, "in a checkpoint": (catalogue.in_checkpoint, catalogue.plain)}
 
 
 def run(name: str, choice: str, *leaves: int) -> tuple[str, str, dict[str, int], str, float]:

@@ -24,6 +24,7 @@ LEAST = programs.program(
 """A mask of the least number, of every row, where a bias stands otherwise."""
 
 CASES = {
+    "plain": (SPEC, {}),
     "grouped, ragged heads": (replace(SPEC, groups=3, head_dim=20, value_dim=33), {"heads": 2}),
     "causal from the first key": (replace(HALF, after=0), {"rows": 45, "sums": True}),
     "causal from the last key": (replace(CAUSAL, dtype="bfloat16"), {"tile": (32, 16)}),
@@ -91,8 +92,9 @@ MUTANTS = {
                                 "key + 24 - shift, 0)"),
     "rows aligned at the wrong end": ("more rows than keys",
                                       "own_key(corner * 0, rows, until, ALIGN)", "corner * 0"),
-    "keys beyond the length": ("no keys in a batch", "tl.where(corner < length, end_row",
-                               "tl.where(corner < keys, end_row"),
+    "keys beyond the length": (
+        "no keys in a batch", "column < length\n    k = of_head", "column < keys\n    k = of_head",
+    ),
     "rows of no key are passed over": ("rows of no key", 'poison + place, float("nan")',
                                        "poison + place, 0.0"),
     "what is not seen has a gradient": ("more rows than keys",
@@ -170,6 +172,8 @@ def test_every_pair_of_features(interpreted, index):
         softmax="online", **row["structure"],
     )  # fmt: skip
     named = {name: row[name] for name in ("tile", "kept", "sums")}
+    if "e+38" in spec.program:  # of which eager's logarithm of a sum has lost the sum
+        named["sums"] = False
     if spec.lengths:
         named["lengths"] = (60, 17)
     interpreted("attention_gradient_cases.run", str(spec), **named, **row["sizes"])

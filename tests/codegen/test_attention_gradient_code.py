@@ -1,0 +1,70 @@
+"""Machine code of an attention's backward, built ahead of time: no kernel of the tables spills."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from overlapc.codegen.attention.backward_aot import build_backward_for
+from overlapc.codegen.attention.backward_module import parts_of
+from overlapc.codegen.attention.backward_tiles import (
+    MOST_COLUMNS,
+    MOST_INPUT_COLUMNS,
+    backward_tile_for,
+)
+from overlapc.codegen.attention.spec import AttentionSpec
+from overlapc.codegen.attention.tiles import AttentionTile
+from overlapc.errors import KernelError
+from tests.codegen import score_programs as programs
+from tests.codegen.test_attention_machine_code import (
+    MATRIX,
+    SPEC,
+    triton_cache,  # noqa: F401
+)
+from tests.codegen.test_machine_code import SHARED_BYTES
+
+CHANGES = {
+    "causal": {},
+    "everything": {
+        "before": 1024, "align": "bottom_right", "program": programs.SOFT_CAP, "sinks": True,
+        "lengths": True,
+    },
+    "biased": {"program": programs.ADDED},
+}  # fmt: skip
+DIMS = [(64, 64), (80, 80), (128, 128), (192, 128), (256, 256)]
+
+
+def check(spec: AttentionSpec, part: str, architecture: str) -> None:
+    """Raise AssertionError unless the machine code keeps its budgets."""
+    tile = backward_tile_for(spec, architecture, part)
+    binary = build_backward_for(spec, part, tile, architecture)
+    assert binary.spilled_bytes == 0, f"{binary.registers} registers and {binary.spilled_bytes} B"
+    assert binary.shared_bytes <= SHARED_BYTES[architecture]
+    if spec.dtype != "float32" and part in ("keys", "queries"):
+        own = "mma.sync" if architecture == "sm_90" and tile.block_m < 64 else MATRIX[architecture]
+        assert own in binary.assembly
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("dims", DIMS, ids=str)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("architecture", list(SHARED_BYTES))
+def test_every_budget(architecture, dtype, dims, change):
+    precision = "tf32x3" if dtype == "float32" and architecture != "gfx942" else "ieee"
+    spec = replace(SPEC, dtype=dtype, head_dim=dims[0], value_dim=dims[1], precision=precision)
+    spec = replace(spec, **CHANGES[change])
+    if max(dims) > MOST_COLUMNS[dtype]:
+        with pytest.raises(KernelError, match="do not fit"):
+            backward_tile_for(spec, architecture, "keys")
+        return
+    is_trained = change == "biased" and max(dims) <= MOST_INPUT_COLUMNS[dtype]
+    for part in parts_of(spec, [0] if is_trained else []):
+        check(spec, part, architecture)
+
+
+@pytest.mark.long
+def test_a_tile_that_is_too_large_is_noticed():
+    binary = build_backward_for(SPEC, "keys", AttentionTile(128, 128, 4, 1), "sm_90")
+    assert binary.spilled_bytes > 0
