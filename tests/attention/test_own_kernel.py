@@ -51,6 +51,22 @@ def test_online_redoes_nothing(interpreted):  # noqa: F811
     assert error < 1e-4
 
 
+def test_a_calibrated_model_takes_a_number_for_each_head(interpreted):  # noqa: F811
+    before, after = interpreted("attention_graphs.calibrated", "llama")
+    assert before[:3] == ("unified", ["zero"], 0)
+    assert after[:3] == ("calibrated", ["head"], 0)
+    assert max(before[3], after[3]) < 1e-5
+
+
+@pytest.mark.long
+def test_scores_of_hundreds_are_redone_until_prompts_have_told_of_them(interpreted):  # noqa: F811
+    before, after = interpreted("attention_graphs.calibrated", "opt")
+    assert before[:2] == ("unified", ["zero"])
+    assert before[2] > 50
+    assert after[:3] == ("calibrated", ["online"], 0)
+    assert max(before[3], after[3]) < 1e-3
+
+
 def test_its_op_is_no_collective():
     """Nothing is put between it and its neighbours, and nobody compares what it sends."""
     graph = torch.fx.Graph()
