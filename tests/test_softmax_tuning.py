@@ -31,17 +31,17 @@ def private(tmp_path, monkeypatch):
     torch._dynamo.reset()
 
 
-def calibrated(model, **named):
+def calibrated(model, batches=BATCHES, **named):
     """What was seen of the attentions of a model that is one graph."""
     torch._dynamo.reset()
-    (table,) = calibrate_softmax(model, [((tokens,), {}) for tokens in BATCHES], **named)
+    (table,) = calibrate_softmax(model, [((tokens,), {}) for tokens in batches], **named)
     (graph,) = table.graphs
     return graph.sites
 
 
-def check_ranges(model, sites):
+def check_ranges(model, sites, batches=BATCHES):
     """Every head is what the model computed in float64 says."""
-    wide = [model.double().scores(tokens) for tokens in BATCHES]
+    wide = [model.double().scores(tokens) for tokens in batches]
     model.float()
     assert len(sites) == len(wide[0])
     for layer, site in enumerate(sites):
@@ -78,19 +78,17 @@ def test_a_model_is_calibrated_and_compiled_with_it():
 
 def test_scores_of_hundreds_have_no_phi():
     model = opt()
-    (site,) = sites = calibrated(model)
-    check_ranges(model, sites)
+    (site,) = sites = calibrated(model, BATCHES[1:])
+    check_ranges(model, sites, BATCHES[1:])
     assert max(head.most for head in site.heads) > 300
     assert min(head.least for head in site.heads) < -300
     assert site.policy == "online"
     assert describe(site).count("φ none") >= 1
-    (found,) = rewrite(model, BATCHES[0], softmax="unified").sites
-    assert (found.decision, found.code) == ("rewritten", "calibrated")
-    assert "with a running maximum, for" in found.reason
+    assert "with a running maximum, for" in describe(site)
 
 
 def model_and_batches():
-    return llama(layers=1), BATCHES
+    return llama(layers=1), BATCHES[:1]
 
 
 def test_the_command_stores_and_prints(monkeypatch, capsys):
@@ -104,7 +102,7 @@ def test_the_command_stores_and_prints(monkeypatch, capsys):
     assert said.count("slack") == 4
     (graph,) = SoftmaxTable.load(path).graphs
     assert graph.weights in said
-    assert [head.rows for head in graph.sites[0].heads] == [2 * (12 + 31)] * 4
+    assert [head.rows for head in graph.sites[0].heads] == [2 * 12] * 4
 
 
 @pytest.mark.parametrize("returned", [3, (1, 2, 3), (llama,)], ids=["3", "three", "one"])
