@@ -53,9 +53,7 @@ class RewriteAttention:
         chosen = []
         sites = list(find_sites(graph))
         for index, (node, found) in enumerate(sites):
-            own = found.spelled if isinstance(found, Fused) else found
-            text = text_of(own) if isinstance(own, Attention) else ""
-            seen = compilation.calibration.site(index, len(sites), text)
+            seen = _seen(found, compilation, index, len(sites))
             found, verdict = decided.get(node) or (found, _verdict(found, compilation, seen))
             site = _report(node, found, verdict, compilation)
             if not isinstance(found, Refusal) and not (own := problem_of(found)).why_only_torch:
@@ -101,10 +99,21 @@ def _spell_out_modules(graph: fx.Graph, compilation: Compilation) -> Decided:
     return decided
 
 
+def _seen(
+    found: Attention | Fused | Refusal, compilation: Compilation, index: int, count: int
+) -> SiteScores | str:
+    """What prompts said of one of so many sites, or why that is of no use; empty: nothing."""
+    own = found.spelled if isinstance(found, Fused) else found
+    if not isinstance(own, Attention):
+        return ""
+    known = compilation.calibration
+    return known.site(index, count, text_of(own)) if known.sites else known.problem
+
+
 def _verdict(
     found: Attention | Fused | Refusal, compilation: Compilation, seen: SiteScores | str = ""
 ) -> Verdict:
-    """Decide on a site; ``seen`` is what prompts said of it, or why that is of no use."""
+    """Decide on a site, by what prompts said of it as well, or why that is of no use."""
     if isinstance(found, Refusal):
         return Verdict("refused", found.code, found.reason)
     if compilation.is_body and compilation.graph_kind == "inference":

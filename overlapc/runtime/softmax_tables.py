@@ -25,7 +25,7 @@ class Calibration:
     def site(self, index: int, count: int, attention: str) -> SiteScores | str:
         """Of one of so many attentions of the graph, or why it cannot be used: empty without one.
 
-        ``attention`` is what `score_ranges.attention_text` says of it.
+        ``attention`` is what `score_watching.attention_text` says of it.
         """
         if not self.sites:
             return self.problem
