@@ -2,7 +2,7 @@
 
 Tables: what reading and products reach here; kernels against float64; decode steps over caches in
 one tensor and in pages; a static cache that is not full, as transformers reads it; prefill; scores
-so wide that every row is computed twice.
+so wide that every row is computed twice; gradients.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from overlapc.planning.target import Target
 
 BOUNDS, CHECKED = "Bounds", "Values"
 DECODE, CACHE, PREFILL = "Decode", "A static cache that is not full", "Prefill"
-REDONE = "Rows that are computed twice"
-TABLES = (BOUNDS, CHECKED, DECODE, CACHE, PREFILL, REDONE)
+REDONE, TRAINED = "Rows that are computed twice", "Forward and gradients"
+TABLES = (BOUNDS, CHECKED, DECODE, CACHE, PREFILL, REDONE, TRAINED)
 
 SPEED = "benchmarks.gpu_attention_speed"
 K = 1024
@@ -38,6 +38,8 @@ LONG = (
     PrefillShape(2, 8, 4 * K, 64), PrefillShape(1, 1, 8 * K), PrefillShape(1, 4, 32 * K),
     PrefillShape(8, 4, 512), PrefillShape(1, 2, 4 * K, 256),
 )  # fmt: skip
+LEARNT = (PrefillShape(1, 4, 4 * K), PrefillShape(4, 1, 2 * K), PrefillShape(1, 4, 8 * K))
+"""Of which gradients are wanted too."""
 WIDE = 150.0
 """Standard deviation of the scores of `REDONE`: they reach what those of OPT do."""
 WIDE_DECODE = tuple(DecodeShape(*sizes, spread=WIDE) for sizes in ((8, 4, 8 * K), (1, 4, 32 * K)))
@@ -79,6 +81,9 @@ def rows(done: Done, shipped: Target) -> Iterator[Row]:
     yield from (_prefill(shape, flops, with_flex=shape == LONG[0]) for shape in LONG[:4])
     yield from (_decode(shape, read, table=REDONE) for shape in WIDE_DECODE)
     yield from (_prefill(shape, flops, table=REDONE) for shape in WIDE_PREFILL)
+    for shape in LEARNT:
+        given = {"shape": shape, "rate": flops}
+        yield Row(TRAINED, str(shape), f"{SPEED}.trained", given)
     for shapes in more[WITH_FLEX - 1 :]:
         yield from (_decode(shape, read) for shape in shapes)
     yield from (_prefill(shape, flops) for shape in LONG[4:])
@@ -123,6 +128,9 @@ def summary(done: Done) -> list[dict[str, Any]]:
     lines += _with_goal("prefill: of best sdpa", prefill, "of best sdpa", 0.9)
     for column in ("unified over online", "again", "share of the bound"):
         lines += line(f"prefill: {column}", prefill, column)
+    trained = good(done.get(TRAINED, ()))
+    for column in ("of best sdpa", "share of the bound"):
+        lines += line(f"forward and gradients: {column}", trained, column)
     redone = [{"redone": float(row["redone"])} for row in (*decode, *prefill)]
     lines += line("rows of a call computed twice, of normal scores", redone, "redone")
     return lines + line("all computed twice: of online", good(done.get(REDONE, ())),

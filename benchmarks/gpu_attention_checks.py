@@ -18,12 +18,18 @@ from overlapc.codegen.attention.scores import PRODUCT
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import tile_for
 from overlapc.codegen.epilogue import Call, Epilogue, Input, Ref
+from overlapc.runtime.attention_gradients import BACKWARD
 from overlapc.runtime.attention_kernels import run_decode
 from overlapc.runtime.attention_program import attention_by_torch, masked_scores
+from overlapc.runtime.ops import calls_of
 
 SIZES = (2, 2, 300, 700)
 """Batch, heads of keys, rows, keys: no whole tiles."""
 DECODE_SIZES = (3, 2, 1, 1500)
+GRADIENT_SIZES = (2, 2, 300, 460)
+GRADIENT_STEPS = 4
+"""Roundings of the largest element of a gradient that its elements may be off by: chosen."""
+SITE = "benchmarks.gpu_attention_checks"
 PAGE = 16
 """Keys of a page, as most servers have it; it is no whole tile, so that each key's is looked up."""
 STEPS = {"float32": 2.0**-20, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -120,6 +126,20 @@ DECODE: Mapping[str, Case] = {
     ),
 }
 
+GRADIENTS: Mapping[str, Case] = {
+    "bfloat16, causal, 4 queries a head": Case(replace(CAUSAL, groups=4)),
+    "float16": Case(replace(HALF, after=0)),
+    "float32": Case(replace(BRAIN, dtype="float32", precision="tf32x3")),
+    "a window": Case(replace(CAUSAL, before=100)),
+    "lengths": Case(replace(CAUSAL, lengths=True, dead="zero"), lengths=(0.6, 1.0)),
+    "trained slopes": Case(replace(BRAIN, program=SLOPES)),
+    "soft-cap": Case(replace(BRAIN, program=CAP, softmax="bound")),
+    "sinks": Case(replace(CAUSAL, sinks=True, softmax="sink")),
+    "64 columns, float16": Case(replace(HALF, head_dim=64, value_dim=64, groups=3)),
+    "80 columns": Case(replace(CAUSAL, head_dim=80, value_dim=80)),
+    "192 columns, values of 128": Case(replace(CAUSAL, head_dim=192)),
+}
+
 Launch = Callable[[Case, "Given", torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 
@@ -171,12 +191,43 @@ def decode(case: Case) -> float:
     return error if same else math.inf
 
 
+def gradients(case: Case) -> float:
+    """The largest error of a gradient, by kernels, over a few roundings of its largest element."""
+    given = operands(case, GRADIENT_SIZES)
+    others = [*given.named["inputs"], given.named["sinks"]]
+    leaves = [one for one in (given.q, given.k, given.v, *others) if _is_number(one)]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    rest = (given.named["inputs"], given.named["lengths"])
+    before = calls_of(SITE)[BACKWARD]
+    out, _ = torch.ops.overlapc.attention(
+        given.q, given.k, given.v, *rest, None, given.named["sinks"], str(case.spec), SITE
+    )
+    slopes = torch.randn_like(out)
+    found = torch.autograd.grad(out, leaves, slopes)
+    if calls_of(SITE)[BACKWARD] == before:
+        raise WrongResult(f"no kernel made the gradients: {case.spec}")
+    wide = {id(leaf): leaf.detach().double().requires_grad_() for leaf in leaves}
+    q, k, v, *others = (wide.get(id(one), one) for one in (given.q, given.k, given.v, *others))
+    wanted, _ = attention_by_torch(case.spec, q, k, v, others[:-1], rest[1], others[-1])
+    exact = torch.autograd.grad(wanted, list(wide.values()), slopes.double())
+    allowed = GRADIENT_STEPS * STEPS[case.spec.dtype]
+    pairs = zip(found, exact, strict=True)
+    return max(
+        (((a.double() - b).abs().max() / (allowed * b.abs().max())).item() for a, b in pairs)
+    )
+
+
+def _is_number(tensor: torch.Tensor | None) -> bool:
+    return tensor is not None and tensor.is_floating_point()
+
+
 CHECKS: Mapping[str, tuple[Callable[[Case], float], Mapping[str, Case]]] = {
     "prefill": (prefill, PREFILL),
     "decode": (decode, DECODE),
+    "gradients": (gradients, GRADIENTS),
 }
-"""Every kernel of attention: what checks it, and on what. A new one has to be added here, as that
-of gradients."""
+"""Every kernel of attention: what checks it, and on what. A new one has to be added here."""
 
 
 def values(deadline: Deadline, kind: str, name: str) -> dict[str, Any]:
@@ -301,5 +352,5 @@ def _added(
     spec: AttentionSpec, q: torch.Tensor, k: torch.Tensor, inputs: list[torch.Tensor]
 ) -> torch.Tensor:
     """How large scores of nothing are: what masks add, where they do not leave keys out."""
-    scores = masked_scores(spec, torch.zeros_like(q), torch.zeros_like(k), inputs, None)
+    _, scores, _ = masked_scores(spec, torch.zeros_like(q), torch.zeros_like(k), inputs, None)
     return scores.masked_fill(scores == -math.inf, 0.0).abs().amax(-1, keepdim=True)

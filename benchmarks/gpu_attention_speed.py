@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.deadline import Deadline
-from benchmarks.gpu_attention_checks import Held
+from benchmarks.gpu_attention_checks import SITE, Held
 from benchmarks.gpu_attention_peers import (
     Operands,
     as_transformers,
@@ -19,6 +19,7 @@ from benchmarks.gpu_attention_peers import (
     flex_peer,
     sdpa_peers,
 )
+from benchmarks.gpu_chains import WrongResult
 from benchmarks.gpu_device import DTYPE, architecture
 from benchmarks.gpu_speed import cell, raw
 from benchmarks.gpu_timing import measure_on_device
@@ -27,7 +28,9 @@ from overlapc.codegen.attention.cache import Cache
 from overlapc.codegen.attention.kernel import build_attention
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import tile_for
+from overlapc.runtime.attention_gradients import BACKWARD
 from overlapc.runtime.attention_kernels import run_decode
+from overlapc.runtime.ops import calls_of
 
 HEADS, DIM = 8, 128
 """Of keys, and of a head, as in Llama 3 and Qwen 3."""
@@ -277,23 +280,12 @@ def prefill(
     deadline: Deadline, shape: PrefillShape, rate: float, with_flex: bool
 ) -> dict[str, Any]:
     """Many rows against every peer, and the time of the products at the rate of a large one."""
-    dtype = getattr(torch, DTYPE)
-    torch.manual_seed(shape.rows)
-    sides = tuple(
-        torch.empty(shape.batch, heads, shape.rows, shape.dim, dtype=dtype, device="cuda").normal_()
-        for heads in (HEADS * shape.groups, HEADS, HEADS)
-    )
-    q, k, v = sides
-    q *= shape.spread
+    q, k, v = random_sides(shape)
     out = torch.empty_like(q)
     redone = torch.zeros(1, dtype=torch.int32, device="cuda")
-    spec = AttentionSpec(
-        DTYPE, shape.dim, shape.dim, groups=shape.groups, scale=shape.dim**-0.5,
-        after=0 if shape.is_causal else None,
-    )  # fmt: skip
 
     def ours(softmax: str) -> Callable[[], object]:
-        its = replace(spec, softmax=softmax)
+        its = replace(spec_of(shape), softmax=softmax)
         kernel = build_attention(its, tile_for(its, architecture()))
         return lambda: kernel(q, k, v, out, redone=redone)
 
@@ -314,6 +306,63 @@ def prefill(
         **twice(runs[OURS], redone),
         **raw(samples),
     }
+
+
+def trained(deadline: Deadline, shape: PrefillShape, rate: float) -> dict[str, Any]:
+    """A forward and its gradients, by our op and by each of torch's backends."""
+    sides = random_sides(shape)
+    slopes = torch.randn_like(sides[0])
+    for side in sides:
+        side.requires_grad_()
+    before = calls_of(SITE)[BACKWARD]
+
+    def with_gradients(attention: Callable[[Operands], Any]) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(attention(sides), sides, slopes)
+
+    def ours(softmax: str) -> Callable[[], object]:
+        text = str(replace(spec_of(shape), softmax=softmax))
+        op = torch.ops.overlapc.attention
+        return with_gradients(lambda its: op(*its, [], None, None, None, text, SITE)[0])
+
+    runs = {name: ours(softmax) for name, softmax in softmaxes(shape.spread)}
+    peers, why_not = sdpa_peers(sides, is_causal=shape.is_causal)
+    for name, peer in peers.items():
+        try:
+            with_gradients(peer)()
+        except RuntimeError as error:  # some run forwards only
+            why_not[name] = said(error)
+        else:
+            runs[name] = with_gradients(peer)
+    samples = timed(runs, deadline, seed=shape.rows)
+    if calls_of(SITE)[BACKWARD] == before:
+        raise WrongResult("no kernel made the gradients")
+    # Of the forward two products, and five of the gradients.
+    flops = 3.5 * shape.flops
+    return {
+        "row": str(shape),
+        "TFLOP/s": flops / samples.median(OURS) / 1e12,
+        **bounded(samples, flops / rate if rate else 0.0),
+        **against(samples, why_not),
+        **raw(samples),
+    }
+
+
+def random_sides(shape: PrefillShape) -> Operands:
+    """Normal random queries, keys and values."""
+    dtype = getattr(torch, DTYPE)
+    torch.manual_seed(shape.rows)
+    q, k, v = (
+        torch.empty(shape.batch, heads, shape.rows, shape.dim, dtype=dtype, device="cuda").normal_()
+        for heads in (HEADS * shape.groups, HEADS, HEADS)
+    )
+    return q * shape.spread, k, v
+
+
+def spec_of(shape: PrefillShape) -> AttentionSpec:
+    """Of its attention."""
+    after = 0 if shape.is_causal else None
+    return replace(SPEC, head_dim=shape.dim, value_dim=shape.dim, groups=shape.groups,
+                   scale=shape.dim**-0.5, after=after)  # fmt: skip
 
 
 def product(deadline: Deadline) -> dict[str, Any]:

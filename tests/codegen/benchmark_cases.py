@@ -37,11 +37,13 @@ from benchmarks.emulated_link import EmulatedLink
 from benchmarks.gpu_report import Page
 from benchmarks.gpu_shapes import Shape
 from benchmarks.paired import Samples
+from overlapc.codegen.attention.backward import build_backward
 from overlapc.codegen.attention.decode import build_decode
 from overlapc.codegen.attention.kernel import build_attention
 from overlapc.codegen.interpreting import correct_interpreter
 from overlapc.planning.tiles import Tile
 from overlapc.runtime import (
+    attention_gradients,
     attention_kernels,
     communicators,
     linear_trials,
@@ -245,12 +247,14 @@ def small_attention() -> Iterator[None]:
     with (
         pretended_gpu(),
         mock.patch.dict(checks.CHECKS, narrow),
-        mock.patch.multiple(checks, SIZES=(2, 1, 20, 45), DECODE_SIZES=(3, 1, 1, 90)),
+        mock.patch.multiple(checks, SIZES=(2, 1, 20, 45), DECODE_SIZES=(3, 1, 1, 90),
+                            GRADIENT_SIZES=(2, 1, 18, 37)),
         mock.patch.multiple(gpu_attention_speed, **SMALL),
         mock.patch.multiple(
             gpu_attention, K=32, SIZES=((2, 1), (1, 2), (3, 1), (1, 1)), WITH_FLEX=1,
             STATIC=((2, 64, 20, 4),), LONG=(shape(1, 2, 40, DIM), shape(1, 1, 24, DIM, False)),
             WIDE_DECODE=(gpu_attention_speed.DecodeShape(1, 2, 64, spread=300.0),),
+            LEARNT=(shape(1, 2, 20, DIM),),
             WIDE_PREFILL=(shape(1, 1, 32, DIM, spread=300.0),),
         ),
         mock.patch.object(gpu_linear, "READ_BYTES", 1 << 12),
@@ -296,9 +300,13 @@ def a_wrong_attention_is_seen(kind: str, name: str, wrong: str) -> list[dict[str
     def decode(spec: Any, cache: Any, tile: Any) -> Any:
         return build_decode(WRONG[wrong](spec), cache, tile)
 
+    def backward(spec: Any, *rest: Any) -> Any:
+        return build_backward(WRONG[wrong](spec), *rest)
+
     with small_attention():
         right = gpu_worker.attempt(row)
         with (
+            mock.patch.object(attention_gradients, "build_backward", backward),
             mock.patch.object(gpu_attention_checks, "build_attention", attention),
             mock.patch.object(attention_kernels, "build_decode", decode),
         ):

@@ -102,6 +102,8 @@ def test_rows_of_attention_are_measured_and_written(interpreted, tmp_path, first
     assert cache["of inductor"][0] > 0
     prefill, *_ = measured(result[gpu_attention.PREFILL])
     assert prefill["redone"] == 0
+    (trained,) = measured(result[gpu_attention.TRAINED])
+    assert {"ours", "online", "sdpa", "sdpa math"} <= set(trained["ms"])
     wide = measured(result[gpu_attention.REDONE])
     assert [row["redone"] > 0 for row in wide] == [True] * len(wide)
     assert all("first keys" in row["ms"] for row in wide)
@@ -126,6 +128,8 @@ def measured(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             pytest.param(*case, marks=pytest.mark.long)
             for case in (
                 ("decode", "pages", "scale"),
+                ("gradients", "trained slopes", "scale"),
+                ("gradients", "bfloat16, causal, 4 queries a head", "one key too many"),
                 ("prefill", "slopes", "no mask"),
                 ("prefill", "scores of hundreds", "nothing is redone"),
                 ("decode", "scores of hundreds", "nothing is redone"),
