@@ -92,7 +92,7 @@ def backend(
     # Dumps are written by passes, and what fuel is left is no property of a graph.
     if chosen.dump or chosen.fuel >= 0:
         patches["force_disable_caches"] = True
-    for before in rewrite_before_autograd(graph_module, chosen):
+    for before in rewrite_before_autograd(graph_module, chosen, example_inputs):
         entry.add(before.graph_id, before.sites, {})
     compiled = compile_fx(graph_module, list(example_inputs), config_patches=patches)
     return ledger.agreeing(cast("Callable[..., Any]", compiled), entry)

@@ -156,6 +156,14 @@ def _add_calibrate(commands: Any) -> None:
         help="instead, in one process, measure the attentions of that model over 512 to 128k keys, "
         "and let this machine's table remember where a kernel of ours beats torch's",
     )
+    calibrate.add_argument(
+        "--softmax",
+        metavar="MODULE:CALLABLE",
+        help="instead, in one process, call the model that it returns with the batches that it "
+        "returns beside it (a tuple of inputs, or a list of tuples, dicts of named inputs or "
+        "tensors, one for each call), and remember a number for each head of its attentions that "
+        "softmax='unified' takes scores relative to",
+    )
     calibrate.set_defaults(run=_calibrate)
 
 
@@ -213,7 +221,7 @@ def _make_fake_group(world_size: int) -> None:
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
 
 
-def _model_and_inputs(name: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+def _returned(name: str) -> Any:
     """Call what ``MODULE:CALLABLE`` names; its own exceptions pass through."""
     function = _load(name)
     try:
@@ -226,7 +234,12 @@ def _model_and_inputs(name: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
             where=name,
             remedy="give a callable that takes nothing and returns (model, args)",
         ) from error
-    match function():
+    return function()
+
+
+def _model_and_inputs(name: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """What ``MODULE:CALLABLE`` returns, for one call."""
+    match _returned(name):
         case (model, tuple() | list() as args):
             return model, tuple(args), {}
         case (model, tuple() | list() as args, dict() as kwargs):
@@ -313,10 +326,49 @@ def _calibrate_attentions(chosen: argparse.Namespace) -> None:
             print(describe(entry))
 
 
+def _calibrate_softmax(chosen: argparse.Namespace) -> None:
+    sys.path.insert(0, "")  # as for explain
+    from overlapc.planning.softmax_table import table_path
+    from overlapc.softmax_tuning import batches_of, calibrate_softmax, describe
+
+    match _returned(chosen.softmax):
+        case (model, inputs):
+            batches = batches_of(inputs)
+        case (model, tuple() | list() as args, dict() as kwargs):
+            batches = [(tuple(args), kwargs)]
+        case other:
+            raise CommandError(
+                f"It returned {type(other).__name__}, not (model, batches).",
+                where=chosen.softmax,
+                remedy="return the model, and a tuple of inputs or a list of one for each call",
+            )
+    with Progress(transient=True, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=1.0)
+        tables = calibrate_softmax(
+            model,
+            batches,
+            progress=lambda stage, done: bar.update(task, description=stage, completed=done),
+        )
+    for table in tables:
+        for graph in table.graphs:
+            print(f"stored in {table_path(table.structure)} for weights {graph.weights}")
+            for site in graph.sites:
+                print(describe(site))
+
+
+INSTEAD = {
+    "linear": _calibrate_linears,
+    "attention": _calibrate_attentions,
+    "softmax": _calibrate_softmax,
+}
+"""What is calibrated in place of the group's target, by option."""
+
+
 def _calibrate(chosen: argparse.Namespace) -> None:
-    if chosen.linear or chosen.attention:
-        (_calibrate_linears if chosen.linear else _calibrate_attentions)(chosen)
-        return
+    for name, run in INSTEAD.items():
+        if getattr(chosen, name):
+            run(chosen)
+            return
     import torch
     import torch.distributed as dist
     from torch.distributed.distributed_c10d import get_node_local_rank

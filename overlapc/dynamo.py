@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import fx
@@ -15,14 +16,21 @@ from overlapc.passes import BEFORE_AUTOGRAD
 from overlapc.passes.base import Compilation, run_passes
 from overlapc.planning.target import Target
 from overlapc.reporting.records import BEFORE_AUTOGRAD as STAGE
+from overlapc.runtime.softmax_tables import calibration_of
+from overlapc.runtime.weights import weights_in
 
 
 def rewrite_before_autograd(
-    graph_module: fx.GraphModule, options: Options, *, explains: bool = False
+    graph_module: fx.GraphModule,
+    options: Options,
+    inputs: Sequence[Any] = (),
+    *,
+    explains: bool = False,
 ) -> Iterator[Compilation]:
     """Run the passes that come before autograd over a graph and the bodies that it calls.
 
     Rewrites in place; yields a compilation, with its sites, for each graph that was looked at.
+    ``inputs`` are those of the graph: by its weights it is known whether prompts calibrated it.
     """
     kind = _kind(graph_module.graph)
     for graph in (*subgraphs(graph_module.graph), graph_module.graph):
@@ -32,10 +40,19 @@ def rewrite_before_autograd(
         compilation = Compilation(
             options, kind, _no_target, explains=explains, stage=STAGE, is_body=is_body
         )
+        if _may_take_own(graph, options) and not is_body:
+            compilation.calibration = calibration_of(weights_in(inputs))
         run_passes(BEFORE_AUTOGRAD, graph, compilation)
         if graph.owning_module is not None:
             graph.owning_module.recompile()
         yield compilation
+
+
+def _may_take_own(graph: fx.Graph, options: Options) -> bool:
+    """Whether a kernel of our own may be chosen whose φ prompts can tell."""
+    values = [value_of(node) for node in graph.nodes if node.op == "placeholder"]
+    is_on_gpu = any(isinstance(value, torch.Tensor) and value.is_cuda for value in values)
+    return options.softmax == "unified" or (options.softmax == "auto" and is_on_gpu)
 
 
 def _kind(graph: fx.Graph) -> str:

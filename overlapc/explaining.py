@@ -72,7 +72,7 @@ def compilations_of(
             if any(isinstance(v, torch.Tensor) and v.is_meta for v in inputs):
                 # Folding takes what a graph returns on the meta device for computed by nothing.
                 patches["joint_graph_constant_folding"] = False
-            found.extend(rewrite_before_autograd(graph_module, chosen, explains=True))
+            found.extend(rewrite_before_autograd(graph_module, chosen, inputs, explains=True))
             stub = _stub(chosen, found)
             compiled = compile_fx(graph_module, list(inputs), stub, config_patches=patches)
             return cast("Callable[..., Any]", compiled)

@@ -20,6 +20,7 @@ from overlapc.reporting.dumps import GraphDump
 from overlapc.reporting.records import Site
 from overlapc.runtime.linear_spec import LayerSpec
 from overlapc.runtime.linear_tables import choices
+from overlapc.runtime.softmax_tables import NOT_CALIBRATED, Calibration
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,8 @@ class Compilation:
     """Linear layers that were read, by the site's identifier."""
     attentions: dict[str, AttentionProblem] = field(default_factory=dict)
     """Attentions that a kernel of our own could compute, by the site's identifier."""
+    calibration: Calibration = NOT_CALIBRATED
+    """What prompts said of the graph's attentions."""
     modules: dict[str, str] = field(default_factory=dict)
     """Text of the Triton module that is generated for a site, by the site's identifier."""
 

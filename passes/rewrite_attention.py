@@ -10,14 +10,14 @@ Attention that is kept or refused leaves the graph as it was.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx
 
 from overlapc.errors import TargetError
 from overlapc.graphs.attention.matching import Attention, Fused, find_sites
 from overlapc.graphs.attention.modules import find_modules, spell_out
-from overlapc.graphs.attention.placing import Lengths, place, spec_of
+from overlapc.graphs.attention.placing import Lengths, place, spec_of, text_of
 from overlapc.graphs.attention.problems import problem_of
 from overlapc.graphs.attention.rewriting import fuse, take_heads_once
 from overlapc.graphs.collectives import Refusal
@@ -25,8 +25,9 @@ from overlapc.graphs.nodes import where
 from overlapc.passes.base import Compilation, Fuel
 from overlapc.planning.attention import AttentionProblem, Verdict, decide
 from overlapc.planning.attention_choice import decide_on_gpu
+from overlapc.planning.softmax import SiteScores
 from overlapc.reporting.records import Site
-from overlapc.runtime.attention import counter_of
+from overlapc.runtime.attention import counter_of, phi_on
 from overlapc.runtime.attention_tables import attention_table
 
 log = logging.getLogger(__name__)
@@ -50,8 +51,10 @@ class RewriteAttention:
             return
         decided = _spell_out_modules(graph, compilation)
         chosen = []
-        for node, found in list(find_sites(graph)):
-            found, verdict = decided.get(node) or (found, _verdict(found, compilation))
+        sites = list(find_sites(graph))
+        for index, (node, found) in enumerate(sites):
+            seen = _seen(found, compilation, index, len(sites))
+            found, verdict = decided.get(node) or (found, _verdict(found, compilation, seen))
             site = _report(node, found, verdict, compilation)
             if not isinstance(found, Refusal) and not (own := problem_of(found)).why_only_torch:
                 compilation.attentions[site] = own
@@ -61,9 +64,12 @@ class RewriteAttention:
         for found, verdict, site in reversed(chosen):
             own = found.spelled if isinstance(found, Fused) else found
             if verdict.policy and isinstance(own, Attention):
-                place(graph, own, spec_of(own, verdict.policy, verdict.phi), site, known)
+                spec = spec_of(own, verdict.policy, verdict.phi)
+                place(graph, own, spec, site, known, verdict.of_heads)
                 if not compilation.explains:
                     counter_of(site, found.query.value.device)
+                    if verdict.of_heads:
+                        phi_on(verdict.of_heads, found.query.value.device)
             elif isinstance(found, Fused):
                 take_heads_once(graph, found)
             else:
@@ -93,14 +99,33 @@ def _spell_out_modules(graph: fx.Graph, compilation: Compilation) -> Decided:
     return decided
 
 
-def _verdict(found: Attention | Fused | Refusal, compilation: Compilation) -> Verdict:
+def _seen(
+    found: Attention | Fused | Refusal, compilation: Compilation, index: int, count: int
+) -> SiteScores | str:
+    """What prompts said of one of so many sites, or why that is of no use; empty: nothing."""
+    own = found.spelled if isinstance(found, Fused) else found
+    if not isinstance(own, Attention):
+        return ""
+    known = compilation.calibration
+    return known.site(index, count, text_of(own)) if known.sites else known.problem
+
+
+def _verdict(
+    found: Attention | Fused | Refusal, compilation: Compilation, seen: SiteScores | str = ""
+) -> Verdict:
+    """Decide on a site, by what prompts said of it as well, or why that is of no use."""
     if isinstance(found, Refusal):
         return Verdict("refused", found.code, found.reason)
     if compilation.is_body and compilation.graph_kind == "inference":
         return CHECKPOINTED
-    verdict = _decided(problem_of(found), compilation.options.softmax)
+    problem = problem_of(found)
+    if not isinstance(seen, str):
+        problem = replace(problem, prompts=seen)
+    verdict = _decided(problem, compilation.options.softmax)
     if verdict.decision == "rewritten" and not Fuel.take(compilation.options):
         return NO_FUEL
+    if isinstance(seen, str) and seen and verdict.policy:
+        return replace(verdict, reason=f"{verdict.reason} {seen}")
     return verdict
 
 

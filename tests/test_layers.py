@@ -33,12 +33,14 @@ MAY_IMPORT = {
     "tuning": "errors planning reporting runtime calibration",
     "targets": "errors planning runtime calibration",
     "ledger": "errors options reporting runtime targets",
-    "dynamo": "errors options planning graphs passes reporting",
+    "dynamo": "errors options planning graphs passes reporting runtime",
     "backend": "dynamo errors options graphs passes reporting runtime sources targets ledger",
     "explaining": "backend dynamo options graphs passes reporting targets ledger",
     "linear_tuning": "errors planning passes runtime explaining calibration",
     "attention_tuning": "errors planning runtime explaining calibration",
-    "cli": "errors planning reporting explaining calibration tuning linear_tuning attention_tuning",
+    "softmax_tuning": "errors planning graphs runtime calibration",
+    "cli": "errors planning reporting explaining calibration tuning linear_tuning attention_tuning"
+    " softmax_tuning",
     "overlapc": "options planning reporting backend explaining calibration",
 }
 """Parts of the package in the order of their layers, and the parts that each may import."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from overlapc.planning.attention_policy import UNKNOWN, KnownScores, choose_source
+from overlapc.planning.attention_policy import BOUND, ONLINE, UNKNOWN, KnownScores, choose_source
 from overlapc.planning.decode_splits import decode_in
 from overlapc.planning.problem import ITEM_BYTES
+from overlapc.planning.softmax import SiteScores
 
 MEASURED = (("cpu", "float32"),)
 """Where ``python -m benchmarks.attention`` has compared the two, and fused won."""
@@ -82,6 +83,8 @@ class AttentionProblem:
     """No size varies."""
     multiprocessors: int = 1
     """Of the device."""
+    prompts: SiteScores | None = None
+    """What a user's prompts said of its scores, where that is known."""
     splits: int = 0
     """CTAs among which a kernel of our own shares the keys; 0: rows are too many for it to."""
 
@@ -117,6 +120,8 @@ class Verdict:
     our op finds that one runs; empty: torch's attention is put in."""
     phi: float = 0.0
     """φ, where the policy takes a number of the spec."""
+    of_heads: tuple[float, ...] = ()
+    """φ of each head, where it takes those."""
 
 
 def decide(problem: AttentionProblem, choice: str) -> Verdict:
@@ -226,10 +231,16 @@ def _own(problem: AttentionProblem, choice: str) -> Verdict:
     if why:
         return Verdict("kept", "no_own_kernel", why)
     source = choose_source(problem.scores, problem.dtype, choice)
-    trained = ""
+    rest = _decode(problem)
     if problem.is_trained or problem.is_mask_trained:
-        trained = "; its gradients are made by kernels of our own"
-    reason = f"A kernel of our own makes its softmax {source.how}{_decode(problem)}{trained}."
+        rest += "; its gradients are made by kernels of our own"
+    prompts = problem.prompts
+    # What a graph proves is better than what prompts showed.
+    may_be_told = choice != ONLINE and source.policy != BOUND
+    if prompts is not None and prompts.policy and may_be_told:
+        reason = f"A kernel of our own makes its softmax {prompts.text()}{rest}."
+        return Verdict("rewritten", "calibrated", reason, prompts.policy, of_heads=prompts.phi)
+    reason = f"A kernel of our own makes its softmax {source.how}{rest}."
     return Verdict("rewritten", choice, reason, source.policy, source.phi)
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,7 +10,7 @@ from typing import Any, ClassVar, Protocol, Self
 
 from overlapc.cache import cache_dir
 from overlapc.errors import TargetError
-from overlapc.planning.records import check_format, from_value, to_value
+from overlapc.planning.stored import fingerprint, read, write
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,7 @@ class Machine:
     @property
     def fingerprint(self) -> str:
         """Twelve hex digits that change with any of it."""
-        return _hash(to_value(self))
+        return fingerprint(self)
 
     def __str__(self) -> str:
         return f"{self.name} with {self.versions}"
@@ -73,7 +70,7 @@ class MeasuredTable:
     @cached_property
     def fingerprint(self) -> str:
         """Twelve hex digits that change with any content."""
-        return _hash(to_value(self))
+        return fingerprint(self)
 
     def entry(self, problem: Any) -> Any:
         """What is known of exactly this problem; None where nothing is."""
@@ -87,13 +84,7 @@ class MeasuredTable:
 
     def save(self, path: str | Path) -> None:
         """Write a file that `load` reads; its folder is made if needed, the write is atomic."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        unfinished.write_text(
-            json.dumps({self.KEY: self.FORMAT, **to_value(self)}, indent=1) + "\n"
-        )
-        unfinished.replace(path)
+        write(Path(path), self.KEY, self.FORMAT, self)
 
     @classmethod
     def load(cls, path: str | Path, machine: Machine) -> Self:
@@ -101,7 +92,7 @@ class MeasuredTable:
 
         Raises TargetError for what is not found, not ours, or of another machine or version.
         """
-        table = cls._read(Path(path))
+        table = read(Path(path), cls.KEY, cls.FORMAT, cls, f"table of {cls.ABOUT}", cls.AGAIN)
         if table.machine != machine:
             raise TargetError(
                 f"The table of {cls.ABOUT} is of {table.machine}, and this is {machine}.",
@@ -115,23 +106,3 @@ class MeasuredTable:
         """Where calibration keeps the table of a device; one of another version lies there too."""
         named = re.sub(r"[^a-z0-9]+", "-", machine.name.lower()).strip("-")
         return cache_dir() / cls.FOLDER / f"{machine.device}-{named}.json"
-
-    @classmethod
-    def _read(cls, path: Path) -> Self:
-        try:
-            content = json.loads(path.read_text())
-            if not isinstance(content, dict) or cls.KEY not in content:
-                raise ValueError(f"it is no table of {cls.ABOUT}")
-            check_format(content.pop(cls.KEY), cls.FORMAT)
-            return from_value(cls, content)
-        except (OSError, ValueError) as error:
-            raise TargetError(
-                f"The table of {cls.ABOUT} cannot be read: {error}.",
-                where=str(path),
-                remedy=cls.AGAIN,
-            ) from error
-
-
-def _hash(value: object) -> str:
-    text = json.dumps(value, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -7,9 +7,11 @@ kernel can run it does, else the same is computed by torch's own ops.
 from __future__ import annotations
 
 import logging
+from functools import lru_cache
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.errors import KernelError
@@ -21,12 +23,13 @@ from overlapc.runtime.ops import calls_of
 log = logging.getLogger(__name__)
 
 SCHEMA = (
-    "(Tensor query, Tensor key, Tensor value, Tensor[] inputs, Tensor? lengths, Tensor? phi,"
+    "(Tensor query, Tensor key, Tensor value, Tensor[] inputs, Tensor? lengths, float[]? phi,"
     " Tensor? sinks, str spec, str site) -> (Tensor, Tensor)"
 )
-"""Operands as ``AttentionKernel`` takes them; ``lengths`` may be int32[1], of all sequences alike.
-Gives the result [batch, heads, rows, value_dim], rows before heads in memory, and the logarithms of
-sums, float32[batch, heads, rows], or float32[0] where the spec wants none."""
+"""Operands as ``AttentionKernel`` takes them, but φ of each head as numbers; ``lengths`` may be
+int32[1], of all sequences alike. Gives the result [batch, heads, rows, value_dim], rows before
+heads in memory, and the logarithms of sums, float32[batch, heads, rows], or float32[0] where the
+spec wants none."""
 
 BY_TORCH = "torch"
 """What calls are counted under that no kernel computed."""
@@ -58,7 +61,7 @@ def _run(
     value: torch.Tensor,
     inputs: list[torch.Tensor],
     lengths: torch.Tensor | None,
-    phi: torch.Tensor | None,
+    phi: list[float] | None,
     sinks: torch.Tensor | None,
     spec: str,
     site: str,
@@ -76,7 +79,8 @@ def _run(
             with torch.cuda.device_of(query):
                 way = run_kernel(
                     read, query, key, value, out, lse if read.lse else None, inputs=inputs,
-                    lengths=lengths, phi=phi, sinks=sinks, redone=counter_of(site, query.device),
+                    lengths=lengths, sinks=sinks, redone=counter_of(site, query.device),
+                    phi=phi_on(tuple(phi), query.device) if phi else None,
                 )  # fmt: skip
         except KernelError as error:  # these operands do not fit; others may
             log.warning("torch computes a call of attention: %s", error)
@@ -118,6 +122,13 @@ def counter_of(site: str, device: torch.device) -> torch.Tensor:
     if (site, device) not in _redone:
         _redone[site, device] = torch.zeros(1, dtype=torch.int32, device=device)
     return _redone[site, device]
+
+
+@lru_cache(maxsize=4096)
+def phi_on(numbers: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Return φ of each head, float32 on a device. Made as counters are: when a site is compiled."""
+    with unset_fake_temporarily():
+        return torch.tensor(numbers, dtype=torch.float32, device=device)
 
 
 _library.define(f"attention{SCHEMA}", tags=(torch.Tag.needs_fixed_stride_order,))

@@ -51,7 +51,7 @@ def rewrite(
 
     def backend(module: fx.GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
         before.extend(texts(module))
-        for compilation in rewrite_before_autograd(module, chosen):
+        for compilation in rewrite_before_autograd(module, chosen, examples):
             sites.extend(compilation.sites)
         after.extend(texts(module))
         return module

@@ -61,6 +61,23 @@ def test_online_redoes_nothing(interpreted):  # noqa: F811
     assert error < 1e-4
 
 
+def test_a_calibrated_model_takes_a_number_for_each_head(interpreted):  # noqa: F811
+    *found, error = interpreted("attention_graphs.calibrated", "llama", 1)
+    assert found == ["calibrated", ["head"], 0]
+    assert error < 1e-5
+
+
+@pytest.mark.long
+def test_scores_of_hundreds_are_redone_until_prompts_have_told_of_them(interpreted):  # noqa: F811
+    code, ways, redone, error = interpreted("attention_graphs.calibrated", "opt", 0)
+    assert (code, ways) == ("unified", ["zero"])
+    assert redone > 50
+    assert error < 1e-3
+    *found, error = interpreted("attention_graphs.calibrated", "opt", 2)
+    assert found == ["calibrated", ["online"], 0]
+    assert error < 1e-3
+
+
 def test_its_op_is_no_collective():
     """Nothing is put between it and its neighbours, and nobody compares what it sends."""
     graph = torch.fx.Graph()

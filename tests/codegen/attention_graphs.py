@@ -5,7 +5,9 @@ Runs in a process of the ``interpreted`` fixture.
 
 from __future__ import annotations
 
+import copy
 import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +15,10 @@ import torch
 
 import overlapc
 from overlapc.codegen.interpreting import correct_interpreter
+from overlapc.runtime.attention import redone_of
 from overlapc.runtime.ops import calls_of
-from tests.attention import catalogue
+from overlapc.softmax_tuning import calibrate_softmax
+from tests.attention import catalogue, small_models
 from tests.attention.rewriting import rewrite
 
 correct_interpreter()
@@ -125,3 +129,28 @@ def padded_cache(rows: int) -> tuple[str, dict[str, int], float]:
         done = rewrite(function, q, k, v, offset, softmax="unified")
         error = (done.function(q, k, v, offset).double() - wanted).abs().max().item()
     return done.after[-1], dict(calls_of(done.sites[0].id)), error
+
+
+def calibrated(name: str, batches: int) -> tuple[str, list[str], int, float]:
+    """The code, what ran, redone rows and the error against float64 of a small model that so many
+    batches have calibrated."""
+    model = {"llama": small_models.llama, "opt": small_models.opt}[name](layers=1)
+    tokens = small_models.prompts(24, 17)
+    if batches:
+        calibrate_softmax(model, [((one,), {}) for one in tokens[:batches]])
+    return _compiled(model, tokens[0])
+
+
+def _compiled(model: Any, tokens: torch.Tensor) -> tuple[str, list[str], int, float]:
+    torch._dynamo.reset()
+    before = {
+        site.id: (Counter(site.calls), redone_of(site.id)) for site in overlapc.report().sites
+    }
+    with torch.no_grad():
+        found = torch.compile(model, backend="overlapc", options={"softmax": "unified"})(tokens)
+        wanted = copy.deepcopy(model).double()(tokens)
+    site = overlapc.report().sites[-1]
+    calls, redone = before.get(site.id, (Counter[str](), 0))
+    ran = [way.split(",")[0] for way in (Counter(site.calls) - calls).elements()]
+    error = (found - wanted).abs().max().item()
+    return site.code, ran, redone_of(site.id) - redone, error

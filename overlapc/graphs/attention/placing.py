@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import fx
 
+from overlapc.errors import KernelError
 from overlapc.graphs.attention.known_scores import as_lowered
 from overlapc.graphs.attention.matching import Attention
 from overlapc.graphs.attention.prefixes import Prefix
@@ -14,8 +17,9 @@ from overlapc.graphs.attention.rewriting import as_spelled
 from overlapc.graphs.attention.scores import Step, tensors_of
 from overlapc.graphs.attention.sinks import Sinks
 from overlapc.graphs.attention.tensors import Expression
-from overlapc.graphs.nodes import add_call
+from overlapc.graphs.nodes import add_call, hint_of
 from overlapc.runtime.attention_masks import AttentionSpec, program_of
+from overlapc.runtime.score_watching import attention_text
 
 
 def spec_of(found: Attention, policy: str, phi: float = 0.0) -> AttentionSpec:
@@ -46,6 +50,14 @@ def spec_of(found: Attention, policy: str, phi: float = 0.0) -> AttentionSpec:
     )
 
 
+def text_of(found: Attention) -> str:
+    """Return what φ of its heads depends on beside the weights; empty where no kernel can run."""
+    try:
+        return attention_text(spec_of(found, "online"), hint_of(found.query.shape[1]))
+    except KernelError:
+        return ""
+
+
 Lengths = dict[tuple[fx.Node, object], fx.Node]
 """By positions and batch, the lengths that a graph has: layers that share a mask share them."""
 
@@ -56,16 +68,21 @@ def inputs_of(found: Attention) -> list[Expression]:
 
 
 def place(
-    graph: fx.Graph, found: Attention, spec: AttentionSpec, site: str, known: Lengths
+    graph: fx.Graph,
+    found: Attention,
+    spec: AttentionSpec,
+    site: str,
+    known: Lengths,
+    of_heads: Sequence[float] = (),
 ) -> None:
-    """Let one call of ``overlapc.attention`` give the result, and erase the chain."""
+    """Let one call of ``overlapc.attention`` give the result, and erase the chain.
+
+    ``of_heads`` is φ of each, where the spec's policy takes those.
+    """
     node = found.node
-    lengths = _lengths(graph, found.prefix, found.query.shape[0], known) if found.prefix else None
+    operands = operands_of(graph, found, known, of_heads)
     with graph.inserting_before(node):
-        sides = [side.emit(graph) for side in (found.query, found.key, found.value)]
-        inputs = [side.emit(graph) for side in inputs_of(found)]
-        sinks = _sinks(found.sinks).emit(graph) if found.sinks else None
-        args = (*sides, inputs, lengths, None, sinks, str(spec), site)
+        args = (*operands, str(spec), site)
         both = add_call(graph, torch.ops.overlapc.attention.default, args, node)
         result = add_call(graph, operator.getitem, (both, 0), node)
         result = as_spelled(result, found).emit(graph)
@@ -73,6 +90,18 @@ def place(
     for dead in reversed(found.chain):
         if not dead.users:
             graph.erase_node(dead)
+
+
+def operands_of(
+    graph: fx.Graph, found: Attention, known: Lengths, of_heads: Sequence[float] = ()
+) -> tuple[Any, ...]:
+    """Put what ``overlapc.attention`` takes, up to its sinks, before the result."""
+    lengths = _lengths(graph, found.prefix, found.query.shape[0], known) if found.prefix else None
+    with graph.inserting_before(found.node):
+        sides = [side.emit(graph) for side in (found.query, found.key, found.value)]
+        inputs = [side.emit(graph) for side in inputs_of(found)]
+        sinks = _sinks(found.sinks).emit(graph) if found.sinks else None
+        return (*sides, inputs, lengths, list(of_heads) or None, sinks)
 
 
 def _lengths(graph: fx.Graph, prefix: Prefix, batch: object, known: Lengths) -> fx.Node:
