@@ -20,7 +20,11 @@ from benchmarks.deadline import Deadline
 from benchmarks.gpu_report import HIDDEN, Page, cell
 from benchmarks.gpu_worker import Row, Runner, Worker
 
-PARTS = {"gemm": "benchmarks.gpu_gemm", "linear": "benchmarks.gpu_linear"}
+PARTS = {
+    "gemm": "benchmarks.gpu_gemm",
+    "linear": "benchmarks.gpu_linear",
+    "model": "benchmarks.gpu_model",
+}
 """Modules with ``rows`` and ``tables``, by part."""
 FAILED, NO_GPU = 1, 2
 """Exit codes where a row failed, and where nothing could be measured."""
