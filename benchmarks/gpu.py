@@ -24,6 +24,7 @@ PARTS = {
     "attention": "benchmarks.gpu_attention",
     "gemm": "benchmarks.gpu_gemm",
     "linear": "benchmarks.gpu_linear",
+    "model": "benchmarks.gpu_model",
 }
 """Modules with ``rows`` and ``tables``, by part."""
 FAILED, NO_GPU = 1, 2

@@ -71,7 +71,7 @@ def by_inductor(x: torch.Tensor, w: torch.Tensor, **changes: Any) -> Linear:
 def packed(x: torch.Tensor, weights: list[torch.Tensor]) -> Linear:
     """oneDNN with weights that it has laid out anew: a second copy that sees no change of them."""
     reorder = torch.ops.mkldnn._reorder_linear_weight
-    held = {w.data_ptr(): reorder(w.to_mkldnn(), len(x)) for w in weights}
+    held = {w.data_ptr(): reorder(w, len(x)) for w in weights}
     compute = torch.ops.mkldnn._linear_pointwise
 
     def run(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
@@ -94,7 +94,7 @@ def candidates(case: Case) -> dict[str, Callable[[], object]]:
     templates = {"max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"}
     with suppress(Exception):  # not every build of torch has them
         ways["inductor's templates"] = by_inductor(x, weights[0], **templates)
-    with suppress(RuntimeError):
+    if torch.backends.mkldnn.is_available():
         ways["oneDNN, packed"] = packed(x, weights)
 
     def in_turn(way: Linear) -> Callable[[], object]:

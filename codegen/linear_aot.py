@@ -25,9 +25,12 @@ def build_linear_for(spec: LinearSpec, architecture: str, *, aligned: bool = Tru
     module = build_linear(spec).module
     names = list(module.KERNEL.arg_names)
     constants: dict[Any, Any] = {**module.CONSTANTS, "stride_xk": 1}
+    if not spec.gain:
+        constants |= {"gain": None}
     if spec.splits == 1:
         constants |= {"parts": None, "arrivals": None}
     types: dict[str, Any] = {"x": f"*{TRITON_NAMES[spec.dtype]}", "parts": "*fp32"}
+    types |= {"gain": f"*{TRITON_NAMES[spec.gain or spec.dtype]}"}
     types |= {"arrivals": "*i32", "sizes": ("i32",) * spec.results}
     types |= {"outs": (f"*{TRITON_NAMES[spec.out]}",) * spec.results}
     types["weights"], fixed = _weights(spec, names.index("weights"))

@@ -29,6 +29,7 @@ class LinearCase:
     outs: list[Tensor]
     inputs: list[list[Tensor]]
     scales: list[Tensor]
+    gain: Tensor | None
     parts: Tensor
     arrivals: Tensor
 
@@ -48,6 +49,7 @@ class LinearCase:
             [poison.expand(m, size).contiguous() for size in columns],
             [[random_input(i, m, size, device) for i in spec.chain.inputs] for size in columns],
             [random_scales(spec, k, size, device) for size in of_weights if spec.scales],
+            random_operand("row", 1, k, spec.gain, device)[0] if spec.gain else None,
             torch.full((max(1, kernel.part_elements(columns)),), torch.nan, device=device),
             torch.zeros(max(1, kernel.tiles(columns)), dtype=torch.int32, device=device),
         )
@@ -55,7 +57,7 @@ class LinearCase:
     def run(self) -> None:
         """Call the kernel."""
         self.kernel(self.x, self.weights, self.outs, inputs=self.inputs, scales=self.scales,
-                    parts=self.parts, arrivals=self.arrivals)  # fmt: skip
+                    gain=self.gain, parts=self.parts, arrivals=self.arrivals)  # fmt: skip
 
     def error(self) -> float:
         """Of every C, over what roundings explain; infinite where a counter is not zero again."""
@@ -65,8 +67,16 @@ class LinearCase:
         errors = []
         for index, (c, inputs) in enumerate(zip(self.outs, self.inputs, strict=True)):
             its = held[index * spec.weights : (index + 1) * spec.weights]
-            errors.append(error_over_bound(spec, self.x, its, None, c, inputs))
+            errors.append(error_over_bound(spec, self._rows(), its, None, c, inputs))
         return max(errors)
+
+    def _rows(self) -> Tensor:
+        """What is multiplied: rows and gain are rounded together, the norm scales in float64."""
+        if not self.kernel.spec.norm:
+            return self.x
+        rows = self.x if self.gain is None else (self.x.float() * self.gain.float())
+        mean = self.x.double().square().mean(1, keepdim=True)
+        return rows.to(self.x.dtype).double() / (mean + self.kernel.spec.eps).sqrt()
 
     def _held(self) -> list[Tensor]:
         """What x is multiplied by: scales of groups are rounded with the weight, as in eager."""

@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 def linear_spec_for(
     way: str, m: int, x: Tensor, weights: Sequence[Tensor], lowered: Lowered, *,
     architecture: str, sms: int, scales: Sequence[Tensor] = (), group: int = 0,
+    eps: float | None = None, gain: Tensor | None = None,
 ) -> LinearSpec:  # fmt: skip
     """The kernel that computes a lowered chain of x[m, k] and each weight[k, n] in this way.
 
-    More weights than the chain has are those of further results. Tensors without content do.
+    With ``eps`` rows are normed. More weights than the chain has are those of further results.
+    Tensors without content do.
     KernelError where none is generated for such operands.
     """
     dtype, held, laid = name_of(x), name_of(weights[0]), layout(weights[0])
@@ -54,4 +56,7 @@ def linear_spec_for(
         results=results,
         scales=name_of(scales[0]) if scales else "",
         group=group,
+        norm=eps is not None,
+        eps=eps or 0.0,
+        gain="" if gain is None else name_of(gain),
     )  # fmt: skip

@@ -37,7 +37,8 @@ class LinearKernel:
     def part_elements(self, sizes: Sequence[int]) -> int:
         """Elements of float32 that a launch of a split k needs for its parts."""
         spec = self.spec
-        return self.tiles(sizes) * spec.splits * spec.weights * spec.rows * spec.block_n
+        each = spec.rows * (spec.weights * spec.block_n + spec.norm)
+        return self.tiles(sizes) * spec.splits * each
 
     def __call__(
         self,
@@ -47,6 +48,7 @@ class LinearKernel:
         *,
         inputs: Sequence[Sequence[Tensor]] = ((),),
         scales: Sequence[Tensor] = (),
+        gain: Tensor | None = None,
         parts: Tensor | None = None,
         arrivals: Tensor | None = None,
     ) -> Any:
@@ -54,12 +56,14 @@ class LinearKernel:
 
         x[m, k] and each weight[k, n] have any strides that fit the spec; each C of ``outs`` is
         contiguous [m, n]. ``inputs`` are the epilogue's for each C, of any strides; ``scales`` of
-        each weight are [k / group, n], of any strides. A split k needs ``parts``, float32 of
+        each weight are [k / group, n], of any strides, ``gain`` of normed rows is contiguous [k].
+        A split k needs ``parts``, float32 of
         ``part_elements`` in any state, and ``arrivals``, int32 of ``tiles`` that are zero and will
         be zero again: no two launches that may overlap share them. KernelError where any of this
         does not hold.
         """
         self._check(x, weights, outs, inputs, scales)
+        self._check_gain(x, gain)
         spec = self.spec
         (m, k), sizes = x.shape, tuple(c.shape[1] for c in outs)
         if m == 0 or sum(sizes) == 0:
@@ -78,7 +82,7 @@ class LinearKernel:
             for given in inputs
         ]
         return self.module.KERNEL[(self.tiles(sizes), spec.splits)](
-            x, tuple(held), tuple(outs), tuple(values), parts, arrivals, m, k, sizes,
+            x, tuple(held), tuple(outs), tuple(values), gain, parts, arrivals, m, k, sizes,
             *x.stride(), **self.module.CONSTANTS, **self.module.OPTIONS,
         )  # fmt: skip
 
@@ -124,6 +128,15 @@ class LinearKernel:
             raise self._error(f"a weight has strides {strides}, not the layout {spec.weight!r}")
         if spec.block_k * strides[0] + spec.block_n * strides[1] >= INT32_LIMIT:
             raise self._error(f"a tile of a weight with strides {strides} does not fit int32")
+
+    def _check_gain(self, x: Tensor, gain: Tensor | None) -> None:
+        if (gain is not None) != bool(self.spec.gain):
+            raise self._error(f"a gain of {self.spec.gain or 'no dtype'} is promised")
+        if gain is None:
+            return
+        is_row = tuple(gain.shape) == (x.shape[1],) and gain.is_contiguous()
+        if name_of(gain) != self.spec.gain or not is_row:
+            raise self._error(f"a gain is {name_of(gain)}{list(gain.shape)}")
 
     def _check_scales(self, weights: Sequence[Tensor], scales: Sequence[Tensor]) -> None:
         spec = self.spec

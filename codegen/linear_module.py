@@ -52,6 +52,9 @@ def constants(spec: LinearSpec) -> dict[str, Constant]:
         "SUM_K": spec.sum_k,
         "SCALED": bool(spec.scales),
         "GROUP": spec.group,
+        "NORM": spec.norm,
+        "GAIN": bool(spec.gain),
+        "EPS": spec.eps,
     }
 
 
@@ -83,4 +86,5 @@ def _summary(spec: LinearSpec) -> str:
     scaled = ", scaled" if spec.scales else ""
     split = f", k in {spec.splits} parts" if spec.splits > 1 else ""
     rows = f"{spec.rows} rows" if spec.rows > 1 else "one row"
+    rows = f"{rows}, normed," if spec.norm else rows
     return f"{rows} of {spec.dtype} by {by}{held}{scaled}{then}, to {spec.out}{split}."

@@ -70,6 +70,11 @@ class LinearSpec:
     """Dtype of what the weight is multiplied by before the product; empty where it is not."""
     group: int = 0
     """How many consecutive k share a scale, beside one for each column; 0 where all do."""
+    norm: bool = False
+    """Whether rows are divided by the root of the mean of their squares, and ``eps``."""
+    eps: float = 0.0
+    gain: str = ""
+    """Dtype of what normed rows are multiplied by along k; empty where they are not."""
 
     def __post_init__(self) -> None:
         self._require(self.way in WAYS, f"way is one of {', '.join(WAYS)}")
@@ -93,6 +98,8 @@ class LinearSpec:
         self._require(self.scales in ("", *FLOATS), f"scales are of {', '.join(FLOATS)}")
         self._require(self.group >= 0, "group is positive or zero")
         self._require(bool(self.scales) or not self.group, "only scales come in groups")
+        self._require(self.gain in ("", *FLOATS), f"a gain is of {', '.join(FLOATS)}")
+        self._require(self.norm or not (self.gain or self.eps), "only normed rows have a gain")
 
     def __str__(self) -> str:
         return to_line(KIND, self)

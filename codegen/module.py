@@ -40,7 +40,7 @@ OPTIONS = {{"num_warps": {warps}, "num_stages": {stages}}}
 '''
 
 
-Constant = int | bool | str | None
+Constant = int | float | bool | str | None
 
 
 def constants(spec: GemmSpec) -> dict[str, Constant]:

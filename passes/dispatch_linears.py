@@ -21,6 +21,7 @@ from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.joint_linears import join, may_join
 from overlapc.graphs.linears import Linear, linear_gemms, read_linear
 from overlapc.graphs.nodes import tensor_facts, where
+from overlapc.graphs.normed_linears import with_norm
 from overlapc.graphs.replacing import replace_linear
 from overlapc.passes.base import Compilation, Fuel, Layer
 from overlapc.planning.linear import FORCED, LinearProblem, Regions
@@ -116,7 +117,7 @@ def judge(
     try:
         found = read_linear(gemm, takes)
         if isinstance(found, Linear):
-            found = with_others(found, later)
+            found = with_norm_before(with_others(found, later))
         return found, decide(found, table, choice)
     except KernelError as error:  # of how its weight is scaled
         return Refusal(gemm, "weight", error.what), Verdict("refused", "weight", error.what)
@@ -163,6 +164,14 @@ def with_others(layer: Linear, later: Sequence[fx.Node]) -> Linear:
         if joint is not None and is_lowered(joint):
             layer = joint
     return layer
+
+
+def with_norm_before(layer: Linear) -> Linear:
+    """Return a layer with the norm of its rows, where one kernel computes both."""
+    if not may_fuse(layer) or not layer.is_static:
+        return layer
+    normed = with_norm(layer)
+    return normed if normed is not None and is_lowered(normed) else layer
 
 
 def _kind(layer: Linear) -> tuple[object, ...]:
@@ -215,6 +224,7 @@ def problem_of(layer: Linear) -> LinearProblem:
         " ".join(layer.after),
         tuple(other.n for other in layer.gemms[1:]) if len(layer.results) > 1 else (),
         layer.scaled,
+        layer.before,
     )
 
 

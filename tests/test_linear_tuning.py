@@ -53,6 +53,24 @@ def test_each_problem_is_measured_once_at_every_row_count():
     assert [(site.decision, site.code) for site in report.sites] == [("rewritten", "measured")] * 3
 
 
+def test_models_that_a_table_changes_compute_the_same():
+    """At row counts of every region, without compiling again."""
+
+    def measure(layer, rows, seconds):
+        gains = [Gain(FLAT, 1.5, 1.5, 1.5)] * (rows < 9) + [Gain(GEMV, 2.0, 2.0, 2.0)] * (rows < 3)
+        return LinearTrial(rows, 1e-5, tuple(gains))
+
+    calibrate_linears(layers_of(*model_and_inputs()), measure=measure)
+    model, _ = model_and_inputs()
+    run = torch.compile(model, backend="overlapc", dynamic=True)
+    for rows in (4, 2, 8, 9, 64, 65):
+        x = torch.randn(rows, 24)
+        with torch.compiler.set_stance("default" if rows == 4 else "fail_on_recompile"):
+            torch.testing.assert_close(run(x), model(x), rtol=1e-4, atol=1e-5)
+    sites = [site for site in overlapc.report().sites if site.code == "measured"]
+    assert [site.calls for site in sites[-3:]] == [{FLAT: 2, GEMV: 1, LIBRARY: 3}] * 3
+
+
 def test_no_win_leaves_the_library():
     def measure(layer, rows, seconds):
         return LinearTrial(rows, 1e-5, (Gain(FLAT, 0.9, 1.1, 1.3), Gain(GEMV, 0.5, 0.5, 0.5)))

@@ -13,17 +13,19 @@ from overlapc.codegen.templates.weights import by_column, corner, widened
 
 @triton.jit
 def flat(
-    x: tl.tensor, weight: tl.tuple, other: tl.tuple,
+    x: tl.tensor, weight: tl.tuple, other: tl.tuple, gain: tl.tensor,
     rows_left: tl.tensor, columns_left: tl.tensor,
     column: tl.tensor, begin: tl.tensor, end: tl.tensor,
     stride_xm: tl.tensor, stride_xk: tl.tensor,
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
     PAIR: tl.constexpr, EVEN_K: tl.constexpr, SUM_K: tl.constexpr,
-    SCALED: tl.constexpr, GROUP: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """The float32 products [ROWS, BLOCK_N] of one weight, or two, over k from begin to end.
+    SCALED: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr, GAIN: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
+    """The float32 products [ROWS, BLOCK_N] of one weight, or two, over k from begin to end; with
+    NORM also the sum of each row's squares there.
 
-    Rows from ``rows_left`` on and columns from ``columns_left`` on are read as zero, never touched.
+    Where GAIN rows are multiplied by ``gain[k]`` first, and rounded. Rows from ``rows_left`` on and
+    columns from ``columns_left`` on are read as zero, never touched.
     """
     m = tl.arange(0, ROWS)
     n = tl.arange(0, BLOCK_N)
@@ -39,6 +41,7 @@ def flat(
     o = corner(other, column, begin)
     first = tl.full((BLOCK_N, ROWS), 0.0, tl.float32)
     second = tl.full((BLOCK_N, ROWS), 0.0, tl.float32)
+    squares = tl.full((BLOCK_K if NORM else 1, ROWS), 0.0, tl.float32)
     for start in tl.range(begin, end, BLOCK_K, num_stages=STAGES):
         x_mask, w_mask = x_inside, w_inside
         if not EVEN_K:
@@ -46,6 +49,12 @@ def flat(
             x_mask = x_inside & k_inside[:, None]
             w_mask = w_inside & k_inside[None, :]
         x_block = tl.load(x + x_offsets, mask=x_mask, other=0.0)
+        if NORM:
+            wide = x_block.to(tl.float32)
+            squares += wide * wide
+            if GAIN:
+                gains = tl.load(gain + start + k, mask=k < end - start, other=0.0).to(tl.float32)
+                x_block = (wide * gains[:, None]).to(x_block.dtype)
         w_block = tl.load(w + w_offsets, mask=w_mask, other=0.0)
         w_block = widened(w_block, weight, column, start, n_inside, w_mask, x_block.dtype,
                           BLOCK_N, BLOCK_K, SCALED, GROUP)  # fmt: skip
@@ -64,4 +73,4 @@ def flat(
         first *= by_column(weight, column, n, n_inside)[:, None]
         if PAIR:
             second *= by_column(other, column, n, n_inside)[:, None]
-    return tl.trans(first), tl.trans(second)
+    return tl.trans(first), tl.trans(second), tl.sum(squares, 0)

@@ -38,23 +38,32 @@ def store(
 
 @triton.jit
 def conclude(
-    first: tl.tensor, second: tl.tensor, c: tl.tensor, inputs: tl.tuple,
+    first: tl.tensor, second: tl.tensor, squares: tl.tensor, c: tl.tensor, inputs: tl.tuple,
     parts: tl.tensor, arrivals: tl.tensor,
-    column: tl.tensor, M: tl.tensor, N: tl.tensor,
+    column: tl.tensor, M: tl.tensor, N: tl.tensor, K: tl.tensor,
     EPILOGUE: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
-    SPLITS: tl.constexpr, PAIR: tl.constexpr,
+    SPLITS: tl.constexpr, PAIR: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr,
 ) -> None:  # fmt: skip
     """Store C from the products [ROWS, BLOCK_N] of this CTA's part of k.
+
+    With NORM they are scaled by row before the epilogue, from the sums of squares: what is the
+    same for all of a row may as well be multiplied after the sum over k.
 
     With SPLITS above one every CTA leaves its part in ``parts``; the one that arrives last adds
     them in the order of k, so that the sum never depends on who came when, and sets the counter
     of its tile back to zero for the next launch.
     """
     if SPLITS == 1:
+        if NORM:
+            scale = tl.rsqrt(squares / K + EPS)[:, None]
+            first *= scale
+            second *= scale
         store(first, second, c, inputs, column, M, N, EPILOGUE, ROWS, BLOCK_N, PAIR)
     else:
         SIZE: tl.constexpr = ROWS * BLOCK_N
-        EACH: tl.constexpr = SIZE * 2 if PAIR else SIZE
+        SUMS: tl.constexpr = SIZE * 2 if PAIR else SIZE
+        EACH: tl.constexpr = SUMS + ROWS if NORM else SUMS
+        rows = tl.arange(0, ROWS)
         tile = tl.program_id(0)
         places = tl.arange(0, ROWS)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
         slots = parts + tile.to(tl.int64) * (SPLITS * EACH)
@@ -62,6 +71,8 @@ def conclude(
         tl.store(mine + places, first)
         if PAIR:
             tl.store(mine + SIZE + places, second)
+        if NORM:
+            tl.store(mine + SUMS + rows, squares)
         # One thread adds, and its release orders what happens before it: the barrier makes that
         # every store of the CTA.
         tl.debug_barrier()
@@ -70,10 +81,17 @@ def conclude(
             tl.debug_barrier()
             total = tl.full((ROWS, BLOCK_N), 0.0, tl.float32)
             other = tl.full((ROWS, BLOCK_N), 0.0, tl.float32)
+            square = tl.full((ROWS,), 0.0, tl.float32)
             # Past the L1 cache, which knows nothing of other multiprocessors.
             for split in tl.static_range(SPLITS):
                 total += tl.load(slots + split * EACH + places, cache_modifier=".cg")
                 if PAIR:
                     other += tl.load(slots + split * EACH + SIZE + places, cache_modifier=".cg")
+                if NORM:
+                    square += tl.load(slots + split * EACH + SUMS + rows, cache_modifier=".cg")
+            if NORM:
+                scale = tl.rsqrt(square / K + EPS)[:, None]
+                total *= scale
+                other *= scale
             tl.store(arrivals + tile, 0)
             store(total, other, c, inputs, column, M, N, EPILOGUE, ROWS, BLOCK_N, PAIR)

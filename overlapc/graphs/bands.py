@@ -172,7 +172,7 @@ class Builder:
     def view(self, node: fx.Node, band: Band) -> Band:
         """Add a view that keeps the order of elements, of a value that is known."""
         shape = shape_of(node)
-        lead = lead_of(shape, self.rows)
+        lead = lead_of(shape, self.rows, band.rest)
         if lead is None:
             refuse(node, "view_mixes_rows", f"{node.target} mixes rows and columns in a dimension.")
         ref, rest = band.ref, shape[lead:]
@@ -281,12 +281,20 @@ def shape_of(node: fx.Node) -> tuple[int | torch.SymInt, ...]:
     return tuple(value.shape)
 
 
-def lead_of(shape: Sequence[Any], rows: int | torch.SymInt) -> int | None:
-    """Return how many leading dimensions hold the rows; None if no whole number does."""
-    for lead in range(1, len(shape) + 1):
-        if statically_known_true(prod(shape[:lead]) == rows):
-            return lead
-    return None
+def lead_of(
+    shape: Sequence[Any], rows: int | torch.SymInt, rest: Sequence[Any] | None = None
+) -> int | None:
+    """Return how many leading dimensions hold the rows; None if no whole number does.
+
+    Where a dimension of size one may be either, those with ``rest`` behind them, or else the first.
+    """
+    leads = [
+        lead
+        for lead in range(1, len(shape) + 1)
+        if statically_known_true(prod(shape[:lead]) == rows)
+    ]
+    with_rest = [lead for lead in leads if rest is not None and same(shape[lead:], rest)]
+    return (with_rest or leads or [None])[0]
 
 
 def same(left: Sequence[Any], right: Sequence[Any]) -> bool:

@@ -26,7 +26,8 @@ def join(layer: Linear, other: Linear) -> Linear | None:
     nodes = [result.node for result in results]
     operands = [*layer.operands, *other.operands]
     reached = descendants(nodes)
-    if any(operand.node in reached for operand in operands) or _is_crossed(layer, other):
+    mine = {*layer.dead, *other.dead, *nodes}
+    if any(operand.node in reached for operand in operands) or is_crossed(mine):
         return None
     program, kept = merged(_beside(layer.program, other.program), operands)
     graph = nodes[0].graph
@@ -45,11 +46,9 @@ def _beside(one: Program, other: Program) -> Program:
     return Program((*one.modes, *other.modes), steps, None, (*one.kept, *map(place, other.kept)))
 
 
-def _is_crossed(layer: Linear, other: Linear) -> bool:
-    """Whether anything is written to between the first call of either and the last."""
-    mine = {*layer.dead, *other.dead, *(result.node for result in (*layer.results, *other.results))}
-    (first, *_), last = (found := ordered(mine, next(iter(mine)).graph)), found[-1]
-    node = first
+def is_crossed(nodes: set[fx.Node]) -> bool:
+    """Whether anything is written to between the first of some calls and the last."""
+    (node, *_), last = (found := ordered(nodes, next(iter(nodes)).graph)), found[-1]
     while node is not last:
         if mutates(node):
             return True

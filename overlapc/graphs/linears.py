@@ -24,9 +24,11 @@ from overlapc.graphs.gemms import Gemm, add_gemm, form_of, left_of, read_gemm, r
 from overlapc.graphs.held_weights import Held, held_as
 from overlapc.graphs.nodes import through, value_of
 from overlapc.graphs.walking import Walk, dims_or_refuse, ordered
+from overlapc.runtime.norming import GEMMS as ROWS_OF
+from overlapc.runtime.norming import unnormed
 from overlapc.runtime.parts import parts_of
 from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step, mapped
-from overlapc.runtime.widening import loaded, widened
+from overlapc.runtime.widening import Loaded, loaded, widened
 
 aten = torch.ops.aten
 
@@ -59,6 +61,22 @@ class Linear:
         ]
 
     @property
+    def left(self) -> int:
+        """Which operand its GEMMs take rows from."""
+        step = next(step for step in self._first.program.steps if step.op in ROWS_OF)
+        return step.args[ROWS_OF[step.op]].index
+
+    @property
+    def before(self) -> str:
+        """What is done to the rows before the product; empty where nothing is."""
+        return "rms_norm" if unnormed(parts_of(self.program)[0])[1] else ""
+
+    @property
+    def _first(self) -> Loaded:
+        """What a kernel computes of its first result."""
+        return loaded(unnormed(parts_of(self.program)[0])[0])
+
+    @property
     def is_static(self) -> bool:
         """Whether all its sizes are numbers."""
         return all(gemm.static for gemm in self.gemms)
@@ -66,8 +84,7 @@ class Linear:
     @property
     def after(self) -> tuple[str, ...]:
         """The ops after a result's GEMMs by their names, without views; of all results alike."""
-        (first, *_) = parts_of(self.program)
-        names = [step.op.split(".")[1] for step in loaded(first).program.steps]
+        names = [step.op.split(".")[1] for step in self._first.program.steps]
         return tuple(name for name in names if name not in ("mm", "addmm", "reshape"))
 
     @property
@@ -87,7 +104,7 @@ class Linear:
 
         Empty where they are not; KernelError where no kernel scales them so.
         """
-        its = loaded(parts_of(self.program)[0])
+        its = self._first
         weight = its.held[0].operand if its.held else 0
         scales = its.scales(self.meta_operands, weight)
         if scales is None:

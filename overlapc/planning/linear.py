@@ -39,6 +39,8 @@ class LinearProblem:
     """Columns of further results of the same rows, which one launch computes beside."""
     scaled: str = ""
     """How the weight is scaled before the product; empty where it is not."""
+    before: str = ""
+    """What is done to the rows before the product; empty where nothing is."""
 
     def __post_init__(self) -> None:
         if min(self.n, self.k, self.weights, *self.more) < 1:
@@ -52,7 +54,8 @@ class LinearProblem:
         scaled = f" scaled in {self.scaled}" if self.scaled else ""
         count = len(self.epilogue.split())
         then = f", then {count} op{'s' * (count > 1)}" if count else ""
-        return f"{rows}x{times}{columns}x{self.k} {self.dtype}{held}{scaled}{then}"
+        normed = ", normed" if self.before else ""
+        return f"{rows}x{times}{columns}x{self.k} {self.dtype}{normed}{held}{scaled}{then}"
 
     @property
     def columns(self) -> int:

@@ -33,6 +33,8 @@ several gives a list of them."""
 
 Run = Callable[[Sequence[torch.Tensor]], Any]
 
+MOST_KNOWN = 256
+"""Ways in which operands of a layer lay that are kept; chosen: 64 row counts of a few layouts."""
 NOT_LOADED = "It had not run before a graph was captured, and in a capture nothing is loaded."
 
 _library = torch.library.Library("overlapc", "FRAGMENT")
@@ -49,6 +51,8 @@ class Layer:
     """Those that the library computed in place of another implementation, by the reason."""
     ready: dict[tuple[object, ...], Run | str] = field(default_factory=dict)
     """By way, rows of its tile, and how the operands lie: what runs, or why nothing does."""
+    known: dict[object, Run] = field(default_factory=dict)
+    """What ran of operands that lay just so: to find it again takes a microsecond."""
 
     def __post_init__(self) -> None:
         self.rows_of = self.spec.program.modes.index(ROWS)
@@ -60,10 +64,16 @@ class Layer:
 
     def __call__(self, operands: Sequence[torch.Tensor]) -> Any:
         """Compute the result, or the list of several."""
-        rows = operands[self.rows_of].shape[0]
+        x = operands[self.rows_of]
+        rows = x.shape[0]
         way = self.spec.regions.implementation(rows)
         if way != LIBRARY:
-            found = self._by(way, rows, operands)
+            # A processor's ways take any layout; of an address Triton asks what it is modulo 16.
+            lying = way if x.is_cpu and way in self.known else _lying(x, operands)
+            run = self.known.get(lying)
+            found = (
+                self._by(way, rows, operands, lying) if run is None else self._run(run, operands)
+            )
             if not isinstance(found, str):
                 self.calls[way] += 1
                 return found
@@ -71,19 +81,29 @@ class Layer:
         self.calls[LIBRARY] += 1
         return self.library(operands)
 
-    def _by(self, way: str, rows: int, operands: Sequence[torch.Tensor]) -> Any:
+    def _run(self, run: Run, operands: Sequence[torch.Tensor]) -> Any:
+        try:
+            return run(operands)
+        except KernelError as error:
+            self.known.clear()
+            return error.what
+
+    def _by(self, way: str, rows: int, operands: Sequence[torch.Tensor], lying: object) -> Any:
         """The result in that way, or why there is none."""
         key = (way, rows_of_tile(way, rows), *map(_laid, operands, self.spec.program.modes))
         found = self.ready.get(key)
         if isinstance(found, str):
             return found
         try:
-            if found is not None:
-                return found(operands)
-            if _is_capturing(operands[self.rows_of].device):
-                return NOT_LOADED
-            found = self.ready[key] = self._made(way, rows, operands)
-            return found(operands)
+            if found is None:
+                if _is_capturing(operands[self.rows_of].device):
+                    return NOT_LOADED
+                found = self.ready[key] = self._made(way, rows, operands)
+            result = found(operands)
+            if len(self.known) == MOST_KNOWN:
+                self.known.clear()
+            self.known[lying] = found
+            return result
         except KernelError as error:
             self.ready[key] = error.what
             return error.what
@@ -92,12 +112,19 @@ class Layer:
         device = operands[self.rows_of].device
         architecture = machine.architecture_of(device)
         if device.type == "cpu" and not architecture:
-            return on_processor(self.spec.program, way)
+            self.known[way] = run = on_processor(self.spec.program, way)
+            return run
         sms = machine.multiprocessors(device)
         chosen = linear_kernel_spec(
             self.spec.program, operands, way, rows, architecture=architecture, sms=sms
         )
         return by_kernel(*chosen)
+
+
+def _lying(x: torch.Tensor, operands: Sequence[torch.Tensor]) -> object:
+    """Equal for calls that one run computes; unlike ``_laid`` quick to make, and often unequal for
+    calls that one run computes too."""
+    return (x.device, *[(o.shape, o.stride(), o.data_ptr() & 15, o.dtype) for o in operands])
 
 
 def _laid(operand: torch.Tensor, mode: str) -> tuple[object, ...]:

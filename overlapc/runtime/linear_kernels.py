@@ -13,6 +13,7 @@ from overlapc.codegen.linear_spec import MOST_RESULTS, MOST_WEIGHTS, LinearSpec
 from overlapc.codegen.lowering import Lowered
 from overlapc.errors import KernelError
 from overlapc.runtime.kernels import lowered_program
+from overlapc.runtime.norming import Norm, unnormed
 from overlapc.runtime.parts import parts_of
 from overlapc.runtime.program import Program
 from overlapc.runtime.widening import Loaded, loaded
@@ -29,6 +30,8 @@ class LoweredLayer:
     loaded: tuple[Loaded, ...]
     lowered: tuple[Lowered, ...]
     """Alike but for the operands."""
+    norm: Norm | None = None
+    """What is done to the rows first."""
 
     def x(self, operands: Tensors) -> torch.Tensor:
         """The rows."""
@@ -54,6 +57,11 @@ class LoweredLayer:
             raise _unlike("weights are scaled unlike")
         return scales
 
+    def gain(self, operands: Tensors) -> torch.Tensor | None:
+        """What normed rows are multiplied by."""
+        has_gain = self.norm is not None and self.norm.gain is not None
+        return operands[self.norm.gain].contiguous() if has_gain else None
+
     def inputs(self, operands: Tensors) -> list[list[torch.Tensor]]:
         """What each result's epilogue reads."""
         return [[operands[index] for index in one.operands] for one in self.lowered]
@@ -62,14 +70,20 @@ class LoweredLayer:
 def lowered_layer(program: Program, operands: Tensors) -> LoweredLayer:
     """Return a layer as one kernel's, which widens its weights; ``KernelError`` where it is not.
     Fake operands do."""
-    its = tuple(loaded(part) for part in parts_of(program))
+    read = [unnormed(part) for part in parts_of(program)]
+    its, norms = tuple(loaded(part) for part, _ in read), {norm for _, norm in read}
     lowered = tuple(
         lowered_program(one.program, one.operands(operands), MOST_WEIGHTS) for one in its
     )
     kinds = {(str(one.epilogue), one.dtype, one.a, len(one.others)) for one in lowered}
     if len(kinds) > 1 or len(its) > MOST_RESULTS or (len(its) > 1 and lowered[0].others):
         raise _unlike(f"{len(its)} results are not computed alike, each by one weight")
-    found = LoweredLayer(its, lowered)
+    (norm, *others) = norms
+    if others:
+        raise _unlike("its rows are normed unlike")
+    found = LoweredLayer(its, lowered, norm)
+    if norm is not None and found.x(operands).dtype == torch.float16:
+        raise _unlike("rows of float16 may overflow before they are divided by their root")
     found.scales(operands)
     return found
 
@@ -87,6 +101,7 @@ def linear_kernel_spec(
     spec = linear_spec_for(
         way, rows, its.x(operands), weights, its.lowered[0],
         architecture=architecture, sms=sms, scales=scales, group=group,
+        eps=its.norm.eps if its.norm else None, gain=its.gain(operands),
     )  # fmt: skip
     return spec, its
 
@@ -106,7 +121,7 @@ def by_kernel(spec: LinearSpec, its: LoweredLayer) -> Run:
         try:
             kernel(
                 x, weights, outs, inputs=its.inputs(operands), scales=its.scales(operands),
-                parts=parts, arrivals=arrivals,
+                gain=its.gain(operands), parts=parts, arrivals=arrivals,
             )  # fmt: skip
         except TritonError as error:  # it cannot be compiled, or takes too much of the device
             raise KernelError(

@@ -18,6 +18,7 @@ from overlapc.planning.ratios import median_ratio, paired_ratios
 from overlapc.runtime.execution import fill, function, overload
 from overlapc.runtime.linear import OP, SEVERAL
 from overlapc.runtime.linear_spec import LayerSpec
+from overlapc.runtime.norming import unnormed
 from overlapc.runtime.ops import calls_of
 from overlapc.runtime.parts import parts_of
 from overlapc.runtime.program import ROWS, Program
@@ -146,7 +147,7 @@ def graph_of(program: Program) -> fx.GraphModule:
 def weights_of(program: Program) -> tuple[int, ...]:
     """Which operands of a program are the right operands of its GEMMs."""
     places = {"aten.mm.default": 1, "aten.addmm.default": 2}
-    steps = [step for part in parts_of(program) for step in loaded(part).program.steps]
+    steps = [step for part in parts_of(program) for step in loaded(unnormed(part)[0]).program.steps]
     found = [step.args[places[step.op]] for step in steps if step.op in places]
     return tuple(dict.fromkeys(ref.index for ref in found))
 

@@ -12,7 +12,7 @@ import torch
 
 from overlapc.planning.linear_tiles import FLAT, GEMV
 from overlapc.runtime.execution import trace
-from overlapc.runtime.program import Program, Step
+from overlapc.runtime.program import WHOLE, Program, Step
 
 aten = torch.ops.aten
 
@@ -23,6 +23,11 @@ Run = Callable[[Sequence[torch.Tensor]], torch.Tensor | list[torch.Tensor]]
 def on_processor(program: Program, way: str) -> Run:
     """Return a run of a program whose GEMMs are computed in that way, and the rest as it stands."""
     multiply = _WAYS[way]
+    if (alone := _alone(program)) is not None:
+        bias, x, w = alone
+        if bias is None:
+            return lambda given: multiply(None, given[x], given[w])
+        return lambda given: multiply(given[bias].reshape(-1), given[x], given[w])
 
     def call(
         step: Step, op: torch._ops.OpOverload, args: list[Any], kwargs: Mapping[str, Any]
@@ -41,6 +46,22 @@ def on_processor(program: Program, way: str) -> Run:
         return [values[at] for at in places] if len(places) > 1 else values[places[0]]
 
     return run
+
+
+def _alone(program: Program) -> tuple[int | None, int, int] | None:
+    """Which operands are bias, rows and weight of a program that is one GEMM; None where it is not.
+
+    Walking over a program takes as long as a small GEMM.
+    """
+    (step, *more) = program.steps
+    if more or step.kwargs or len(program.kept) > 1:
+        return None
+    places = [ref.index for ref in step.args]
+    if step.op == "aten.mm.default":
+        return None, places[0], places[1]
+    if step.op == "aten.addmm.default" and program.modes[places[0]] == WHOLE:
+        return places[0], places[1], places[2]
+    return None
 
 
 def vectors(bias: torch.Tensor | None, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:

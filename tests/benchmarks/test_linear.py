@@ -25,6 +25,7 @@ def test_all_ways_compute_the_layer(rows, monkeypatch):
     found = candidates(Case("tiny", rows, 24, 32, torch.float32))
     assert {PEER, AGAIN, "library", "swapped"} <= set(found)
     assert ("vectors" in found) == (rows == 1)
+    assert ("oneDNN, packed" in found) == torch.backends.mkldnn.is_available()
     values = [call() for call in found.values()]
     for value in values:
         torch.testing.assert_close(value, values[0])

@@ -191,3 +191,50 @@ def op_of_int8(rows: int, is_turned: bool, sizes: list[tuple[int, int]]) -> list
     assert sum(calls_of(spec.site).values()) == len(sizes)
     assert "library" not in calls_of(spec.site)
     return errors
+
+
+def op_of_normed_rows(rows: int) -> tuple[float, float, dict[str, int]]:
+    """Run one op of an RMSNorm and two layers; its error and eager's, over float64, and its calls.
+
+    Rows are large in some columns, as residual streams are.
+    """
+    from overlapc.planning.linear import FORCED
+    from overlapc.runtime import linear, machine
+    from overlapc.runtime.execution import function
+    from overlapc.runtime.linear_spec import LayerSpec
+    from overlapc.runtime.ops import calls_of
+    from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
+
+    machine.architecture_of = lambda device: "sm_90"
+    machine.multiprocessors = lambda device: 12
+    torch.manual_seed(rows)
+    o, v = (lambda i: Ref("operand", i)), (lambda i: Ref("value", i))
+    cast = "prims.convert_element_type.default"
+    steps = (
+        Step(cast, (o(0), torch.float32)),
+        Step("aten.pow.Tensor_Scalar", (v(0), 2)),
+        Step("aten.mean.dim", (v(1), (-1,), True)),
+        Step("aten.add.Tensor", (v(2), 1e-5)),
+        Step("aten.rsqrt.default", (v(3),)),
+        Step("aten.mul.Tensor", (v(0), v(4))),
+        Step(cast, (v(5), torch.bfloat16)),
+        Step("aten.mul.Tensor", (o(3), v(6))),
+        Step("aten.mm.default", (v(7), o(1))),
+        Step("aten.mm.default", (v(7), o(2))),
+    )
+    program = Program((ROWS, WHOLE, WHOLE, WHOLE), steps, None, (v(8), v(9)))
+    k = 2100
+    x = (torch.randn(rows, k) * (1 + 500 * (torch.rand(k) > 0.999))).bfloat16()
+    weights = [torch.randn(n, k).bfloat16().t() for n in (75, 40)]
+    operands = [x, *weights, (1 + 0.2 * torch.randn(k)).bfloat16()]
+    spec = LayerSpec(program, FORCED, f"normed {rows}")
+    wide = x.double()
+    normed = wide / (wide.square().mean(1, keepdim=True) + 1e-5).sqrt() * operands[3].double()
+
+    def error(found: list[torch.Tensor]) -> float:
+        pairs = zip(found, weights, strict=True)
+        errors = [c.double() - normed @ w.double() for c, w in pairs]
+        return torch.cat([e.flatten() for e in errors]).square().mean().sqrt().item()
+
+    ours, eagers = linear.SEVERAL(operands, spec.text()), function(program)(operands, ())
+    return error(ours), error(list(eagers)), dict(calls_of(spec.site))

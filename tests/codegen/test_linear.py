@@ -112,6 +112,16 @@ def test_three_results_of_one_launch(interpreted, spec, splits, name):
     interpreted("linear_cases.run", str(replace(spec, results=3, splits=splits)), 1, *RAGGED)
 
 
+@BOTH
+@pytest.mark.parametrize("splits", [1, 4])
+@pytest.mark.parametrize("gain", ["", "float32"])
+def test_rows_are_normed_after_the_sum(interpreted, spec, splits, gain):
+    rows = {1: 2, 8: 8}[spec.rows]
+    spec = replace(with_epilogue(spec, PRODUCT), rows=rows, splits=splits)
+    spec = replace(spec, norm=True, eps=0.001, gain=gain)
+    interpreted("linear_cases.run", str(spec), 2, *RAGGED)
+
+
 SCALES = [("float32", 0), ("bfloat16", 64), ("float32", 8), ("float32", 50), ("float32", 1)]
 """Dtype, and how many k share one: all, whole steps of either kernel, parts of a step, one."""
 
@@ -199,8 +209,15 @@ SCALED_MUTANTS = {
     ),
     "not scaled": ("block.to(tl.float32) * scales.to(tl.float32)", "block.to(tl.float32)"),
 }
+NORM_MUTANTS = {
+    "no mean": ("squares / K + EPS", "squares + EPS"),
+    "nothing added": ("squares / K + EPS", "squares / K"),
+    "the first gains": ("gain + start + k", "gain + k"),
+    "squares of gained rows": ("squares += wide * wide", "squares += wide"),
+}
 PAIR = replace(with_epilogue(FLAT, GATED), splits=4, dtype="float32", out="float32")
 SEVERAL = replace(with_epilogue(FLAT, EPILOGUES["bias"]), results=3)
+NORMED = replace(FLAT, norm=True, eps=0.5, gain="float16")
 SCALED = replace(FLAT, held="int8", scales="float32", group=64)
 TWO = replace(with_epilogue(GEMV, GATED), rows=2, dtype="float32", out="float32")
 
@@ -211,12 +228,14 @@ TWO = replace(with_epilogue(GEMV, GATED), rows=2, dtype="float32", out="float32"
         *((PAIR, one) for one in FLAT_MUTANTS.values()),
         *((SEVERAL, one) for one in SEVERAL_MUTANTS.values()),
         *((SCALED, one) for one in SCALED_MUTANTS.values()),
+        *((NORMED, one) for one in NORM_MUTANTS.values()),
         *((TWO, one) for one in GEMV_MUTANTS.values()),
     ],
     ids=[
         *FLAT_MUTANTS,
         *SEVERAL_MUTANTS,
         *SCALED_MUTANTS,
+        *NORM_MUTANTS,
         *(f"gemv: {name}" for name in GEMV_MUTANTS),
     ],
 )
@@ -228,7 +247,7 @@ def test_a_mutant_is_caught(interpreted, spec, mutation):
 
 
 def test_what_mutants_are_made_of_is_right(interpreted):
-    for spec in (PAIR, TWO, SEVERAL, SCALED):
+    for spec in (PAIR, TWO, SEVERAL, SCALED, NORMED):
         interpreted("linear_cases.run", str(spec), spec.rows, 37, 300)
 
 
@@ -254,6 +273,7 @@ def test_a_text_is_read_back(spec):
         {"results": 4},
         {"scales": "int8"},
         {"group": 8},
+        {"eps": 0.5},
     ],
     ids=str,
 )
@@ -297,3 +317,11 @@ def test_the_op_of_one_spec_takes_other_sizes_too(interpreted, rows, is_turned):
     """Of which k is even or not, and columns few enough to split k or not."""
     sizes = [(75, 2100), (40, 2048), (75, 2100)]
     assert max(interpreted("linear_cases.op_of_int8", rows, is_turned, sizes)) < 0.05
+
+
+@pytest.mark.parametrize(("rows", "way"), [(2, "gemv"), (16, "flat")])
+def test_a_norm_after_the_sum_rounds_no_more_than_eager_does(interpreted, rows, way):
+    """Root mean squares over float64: the mutant that leaves out the gain is off by far more."""
+    ours, eagers, calls = interpreted("linear_cases.op_of_normed_rows", rows)
+    assert calls == {way: 1}
+    assert 0 < ours < 1.2 * eagers

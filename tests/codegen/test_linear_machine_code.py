@@ -148,6 +148,8 @@ BESIDE = [
             {"held": "int8", "scales": "float32"},
             {"held": "int8", "scales": "bfloat16", "group": 32},
             {"held": "int8", "scales": "bfloat16", "group": 128},
+            {"norm": True, "eps": 1e-5, "gain": "bfloat16"},
+            {"norm": True, "eps": 1e-5, "gain": "bfloat16", "results": 3},
         )
     ),
 ]

@@ -73,6 +73,28 @@ def qkv_and_more(x, q, k, v, w):
     return F.linear(x, q).sin(), F.linear(x, k), F.linear(x.cos(), w), F.linear(x, v)
 
 
+def rms_norm(x, g):
+    """As Llama spells it."""
+    wide = x.to(torch.float32)
+    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
+    return g * wide.to(x.dtype)
+
+
+def normed_mlp(x, g, gate, up):
+    y = rms_norm(x, g)
+    return x, F.silu(F.linear(y, gate)) * F.linear(y, up)
+
+
+def normed_qkv(x, g, q, k, v):
+    y = F.rms_norm(x, x.shape[-1:], g, 1e-6)
+    return x + 1, F.linear(y, q), F.linear(y, k), F.linear(y, v)
+
+
+def norm_read_twice(x, g, w):
+    y = rms_norm(x, g)
+    return y, F.linear(y, w)
+
+
 def three(x, q, k, v):
     return F.linear(x, q) * F.linear(x, k) * F.linear(x, v)
 
@@ -150,6 +172,12 @@ READ = {
                   bf16(INNER)), [(1, "")]),
     "qkv_and_more": (qkv_and_more, (bf16(ROWS, WIDE), bf16(INNER, WIDE), bf16(16, WIDE),
                                     bf16(16, WIDE), bf16(8, WIDE)), [(1, "sin"), (1, ""), (1, "")]),
+    "normed_mlp": (normed_mlp, (bf16(4, 1, WIDE), bf16(WIDE), bf16(INNER, WIDE),
+                                bf16(INNER, WIDE)), [(2, "mul")]),
+    "normed_qkv": (normed_qkv, (bf16(1, 1, WIDE), bf16(WIDE), bf16(INNER, WIDE), bf16(16, WIDE),
+                                bf16(16, WIDE)), [(1, "")]),
+    "norm_read_twice": (norm_read_twice, (bf16(4, WIDE), bf16(WIDE), bf16(INNER, WIDE)),
+                        [(1, "")]),
     "cast": (cast, (bf16(ROWS, WIDE), bf16(INNER, WIDE)), None),
 }  # fmt: skip
 """A function, its inputs, and of each site how many weights it has and what comes last."""

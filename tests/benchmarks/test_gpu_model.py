@@ -1,0 +1,80 @@
+"""The part of a whole model: every way decodes the same, on a toy of one layer on a processor."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks import gpu_model
+from benchmarks.deadline import Deadline
+from benchmarks.gpu_model import SPEED, TABLE_ROWS, WAYS, calibrate, rows, tables
+from benchmarks.gpu_worker import attempt
+from overlapc.planning.linear import Regions
+from overlapc.planning.target import Target
+
+TOY = {
+    "num_hidden_layers": 1,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 128,
+}
+
+
+@pytest.fixture
+def toy(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    changes = {"SHAPE": TOY, "PROMPT": 5, "STEPS": 2, "DEVICE": "cpu", "MOST_ROUNDS": 7,
+               "CALIBRATION_SECONDS": 0.1, "DTYPE": torch.float32, "BATCHES": (2,)}  # fmt: skip
+    for name, value in changes.items():
+        monkeypatch.setattr(gpu_model, name, value)
+    monkeypatch.setattr("overlapc.runtime.linear_trials.COLD_BYTES", 1)
+    gpu_model.decoder.cache_clear()
+    yield
+    gpu_model.decoder.cache_clear()
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("factor", [1, 2], ids=["", "mutant"])
+def test_a_way_is_compared_and_timed_beside_both_peers(toy, monkeypatch, factor):
+    """Of what is not compiled here; what decodes something else is no result."""
+    calls = []
+
+    def uncompiled(batch, name):
+        def step(ids):
+            calls.append(name)
+            logits = gpu_model.decoder(batch).step(ids)
+            return logits * factor if name in WAYS else logits
+
+        return step
+
+    monkeypatch.setattr(gpu_model, "compiled", uncompiled)
+    row = attempt(next(row for row in rows({}, Target.load("h100-nvlink")) if row.table == SPEED))
+    if factor > 1:
+        assert "WrongResult" in row["error"]
+        return
+    assert row["off by"] == 0
+    assert row["tokens/s"] > 0
+    assert len(row["of inductor"]) == 3
+    assert len(set(map(calls.count, set(calls)))) == 1, "all decode as often"
+
+
+@pytest.mark.long
+def test_every_row_of_a_run_is_measured(toy):
+    done = {TABLE_ROWS: [], SPEED: []}
+    target = Target.load("h100-nvlink")
+    for row in rows(done, target):
+        done[row.table].append(attempt(row))
+    assert not [row for found in done.values() for row in found if "error" in row]
+    assert max(row["off by"] for row in done[SPEED]) < 1e-5
+    assert len(done[SPEED]) == len(WAYS)
+    assert list(tables(done, target)) == [SPEED, TABLE_ROWS]
+
+
+@pytest.mark.long
+def test_the_table_is_of_every_layer_of_a_step(toy, monkeypatch):
+    monkeypatch.setattr("overlapc.linear_tuning.choose", lambda trials: Regions(1, 1, 3))
+    row = calibrate(Deadline.after(0.1), 2)
+    assert row["layers"] >= 5
+    assert "flat 1..2 rows" in row["found"]
