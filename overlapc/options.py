@@ -38,7 +38,8 @@ class Options:
     """Attention. "auto": torch's fused one where that was measured to pay, on GPUs a kernel of our
     own where `overlapc calibrate --attention` measured it to, or much is predicted; "off": not
     looked at; "sdpa": the fused one wherever it gives the same; "unified": a kernel of our own on
-    GPUs that keeps no running maximum; "online": the same kernel, and keeps one."""
+    GPUs that keeps no running maximum where the scores let it, as the reason of each site says;
+    "online": the same kernel, and keeps one."""
     linear: str = "auto"
     """Linear layers of few rows. "auto": what `overlapc calibrate --linear` measured to beat the
     library here, nothing without it; "off": not looked at; "flat": what is generated, or another

@@ -29,6 +29,31 @@ def test_a_compiled_program_runs_it(interpreted, name):  # noqa: F811
     assert error < (3e-2 if name == "biased" else 2e-6)
 
 
+FUNCTIONS = {"soft-cap": "bound", "sinks": "sink"}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_of_scores(interpreted, name):  # noqa: F811
+    *_, code, calls, reason, error = interpreted("attention_graphs.run", name, "unified")
+    assert (code, calls) == ("unified", {f"{FUNCTIONS[name]}, decode, 1 split": 1})
+    assert "second time" not in reason
+    assert error < 2e-6
+
+
+@pytest.mark.long
+def test_positions_that_no_number_holds_for_keep_the_maximum(interpreted):  # noqa: F811
+    *_, calls, _, error = interpreted("attention_graphs.run", "positions", "unified")
+    assert calls == {"online": 1}
+    assert error < 1e-4  # of scores of a thousand
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(24))
+def test_functions_that_are_drawn(interpreted, seed):  # noqa: F811
+    name, error = interpreted("attention_graphs.drawn", seed)
+    assert error < 1e-4, name
+
+
 @pytest.mark.parametrize(("name", "way"), [("scaled up", FEW), ("many scaled up", "zero")])
 def test_rows_that_are_redone_are_reported(interpreted, name, way):  # noqa: F811
     *_, calls, reason, error = interpreted("attention_graphs.run", name, "unified")

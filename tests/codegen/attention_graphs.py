@@ -18,7 +18,7 @@ from overlapc.codegen.interpreting import correct_interpreter
 from overlapc.runtime.attention import redone_of
 from overlapc.runtime.ops import calls_of
 from overlapc.softmax_tuning import calibrate_softmax
-from tests.attention import catalogue, small_models
+from tests.attention import catalogue, random_scores, score_functions, small_models
 from tests.attention.rewriting import rewrite
 
 correct_interpreter()
@@ -65,6 +65,15 @@ PROGRAMS: dict[str, tuple[Callable[..., Any], Callable[[], Any]]] = {
         lambda: [*_operands(torch.bfloat16, MANY), torch.randn(3, 1, 40).bfloat16()],
     ),
     "grouped": (catalogue.REWRITTEN["interleaved"].function, catalogue.grouped),
+    "soft-cap": (score_functions.capped_then_causal, catalogue.square),
+    "sinks": (
+        score_functions.with_sinks,
+        lambda: [*catalogue.plain(), *catalogue.bias(), *score_functions.sinks_of_heads()],
+    ),
+    "positions": (
+        catalogue.added,
+        lambda: [*_operands(rows=MANY), torch.rand(3, 1, 1) * 40 * torch.arange(40.0)],
+    ),
 }
 
 
@@ -85,6 +94,20 @@ def run(name: str, choice: str) -> tuple[str, str, dict[str, int], str, float]:
     torch.testing.assert_close(found.isnan(), wanted.isnan())
     error = (found.double() - wanted).abs().nan_to_num(0.0).max().item()
     return site.decision, site.code, dict(site.calls), site.reason, error
+
+
+def drawn(seed: int) -> tuple[str, float]:
+    """What was drawn, and the largest error of a random function of scores, of the values' size."""
+    chosen = random_scores.draw(seed)
+    inputs = (*random_scores.operands(seed), *chosen.beside)
+    with torch.no_grad():
+        done = rewrite(chosen.function, *inputs, softmax="unified")
+        found = done.function(*inputs)
+        wide = [t.double() if t.is_floating_point() else t for t in inputs]
+        wanted = chosen.function(*wide)
+    torch.testing.assert_close(found.isnan(), wanted.isnan())
+    error = (found.double() - wanted).abs().nan_to_num(0.0).max().item()
+    return chosen.name, error / max(wanted.nan_to_num(0.0).abs().max().item(), 1e-30)
 
 
 def decode(implementation: str, rows: int) -> Any:
