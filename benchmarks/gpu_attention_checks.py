@@ -325,7 +325,7 @@ class Held:
             sides.append(held)
         if cache.shares_values:
             sides[1] = sides[0][..., : v.shape[3]]
-        return cls(*sides, order.view(batch, pages).int())
+        return cls(sides[0], sides[1], order.view(batch, pages).int())
 
 
 def reference(case: Case, given: Given) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

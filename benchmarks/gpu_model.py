@@ -28,7 +28,7 @@ from overlapc.planning.target import Target
 TABLE_ROWS, SPEED = "Linear layers, measured first", "Tokens a second"
 TABLES = (TABLE_ROWS, SPEED)
 
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "num_hidden_layers": 32,
     "hidden_size": 4096,
     "intermediate_size": 14336,
@@ -80,9 +80,11 @@ class Decoder:
     def run(self, step: Step) -> torch.Tensor:
         """Decode ``STEPS`` tokens; the last logits."""
         self.rewind()
+        logits = None
         for ids in self.tokens:
             torch.compiler.cudagraph_mark_step_begin()
             logits = step(ids)
+        assert logits is not None
         return logits.clone()
 
 
@@ -95,10 +97,12 @@ def decoder(batch: int) -> Decoder:
     # Every way is another compilation of the same code.
     torch._dynamo.config.recompile_limit = 64
     longest = PROMPT + STEPS
-    config = LlamaConfig(**SHAPE, max_position_embeddings=longest, attn_implementation="sdpa")
+    named: dict[str, Any] = {"max_position_embeddings": longest, "attn_implementation": "sdpa"}
+    config = LlamaConfig(**SHAPE, **named)
     torch.manual_seed(0)
     with torch.device(DEVICE):
-        model = LlamaForCausalLM(config).to(DTYPE).eval()
+        model: Any = LlamaForCausalLM(config)
+        model = model.to(DTYPE).eval()
         prompt = torch.randint(SHAPE["vocab_size"], (batch, PROMPT))
         tokens = torch.randint(SHAPE["vocab_size"], (STEPS, batch, 1))
         cache = StaticCache(config=config, max_cache_len=longest)

@@ -59,8 +59,9 @@ class LoweredLayer:
 
     def gain(self, operands: Tensors) -> torch.Tensor | None:
         """What normed rows are multiplied by."""
-        has_gain = self.norm is not None and self.norm.gain is not None
-        return operands[self.norm.gain].contiguous() if has_gain else None
+        if self.norm is None or self.norm.gain is None:
+            return None
+        return operands[self.norm.gain].contiguous()
 
     def inputs(self, operands: Tensors) -> list[list[torch.Tensor]]:
         """What each result's epilogue reads."""

@@ -32,12 +32,11 @@ def scores_of(found: Attention) -> KnownScores:
 
 def as_lowered(step: Step) -> Added | Filled | Applied:
     """Return a step in the terms of a kernel's program."""
-    tensors = tuple(input_of(tensor.value) for tensor in tensors_of(step))
     if isinstance(step, Bias):
-        return Added(*tensors, step.factor)
+        return Added(input_of(step.tensor.value), step.factor)
     if isinstance(step, Fill):
-        return Filled(*tensors, step.value, step.is_kept)
-    return Applied(step.calls, tensors)
+        return Filled(input_of(step.condition.value), step.value, step.is_kept)
+    return Applied(step.calls, tuple(input_of(tensor.value) for tensor in tensors_of(step)))
 
 
 def _differs_by_head(step: Bias) -> bool:

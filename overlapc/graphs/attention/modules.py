@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from overlapc.graphs.attention.spelling import read_call, tensor_of
 from overlapc.graphs.collectives import Refusal
@@ -158,15 +159,15 @@ class _Recorder(TorchFunctionMode):
 
     def _put(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> fx.Node:
         name = getattr(func, "__name__", "")
-        places = torch.utils._pytree.tree_map(self._place, (args, kwargs))
+        placed, named = tree_map(self._place, (args, kwargs))
         if getattr(torch.Tensor, name, None) is not func:
-            return self._add("call_function", func, *places, value)
+            return self._add("call_function", func, placed, named, value)
         if not name.startswith("__"):
-            return self._add("call_method", name, *places, value)
+            return self._add("call_method", name, placed, named, value)
         target = getattr(operator, name.strip("_"), None)
         if target is None:
             raise CannotSpell(f"it calls {name}")
-        return self._add("call_function", target, *places, value)
+        return self._add("call_function", target, placed, named, value)
 
     def _place(self, argument: Any) -> Any:
         if isinstance(argument, torch.SymInt | torch.SymFloat | torch.SymBool):
