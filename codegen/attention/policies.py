@@ -53,7 +53,8 @@ class SafeSums:
 
 
 SAFE_SUMS = {
-    "float32": SafeSums(2.0**-80, 2.0**100),
+    # What is between a score and φ is rounded too, which shows where weights are exact.
+    "float32": SafeSums(2.0**-24, 2.0**24),
     "bfloat16": SafeSums(2.0**-80, 2.0**100),
     # Of 2^-14, the least normal number, a mean weight keeps all its bits.
     "float16": SafeSums(2.0**-6, 2.0**100, 2.0**-14),
