@@ -51,7 +51,7 @@ AMD = {64: (128, 64, 4, 1), 128: (128, 64, 4, 1), 256: (64, 32, 4, 1)}
 AMD_FLOAT = {64: (64, 32, 8, 2), 128: (32, 16, 4, 1), 256: (16, 16, 4, 1)}
 
 
-def family_of(number: int) -> str:
+def _family(number: int) -> str:
     """The first architecture with the matrix units of ``sm_<number>``: 120 has old ones."""
     if number >= 120:
         return "sm_80"
@@ -68,7 +68,7 @@ def tile_for(spec: AttentionSpec, architecture: str) -> AttentionTile:
     elif is_float:
         known = NVIDIA_FLOAT
     else:
-        known = NVIDIA[family_of(sm_number(architecture))]
+        known = NVIDIA[_family(sm_number(architecture))]
     wide = max(spec.head_dim, spec.value_dim)
     fitting = [columns for columns in known if columns >= wide]
     if not fitting:

@@ -182,3 +182,18 @@ def test_a_compiled_program_trains_by_it(interpreted, name, leaves):  # noqa: F8
     assert "torch" not in calls
     assert "its gradients are made by kernels of our own" in reason
     assert error < (1e-2 if name == "biased" else 1e-6)  # of bfloat16
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("name", "attention", "padded"),
+    [("llama", "eager", False), ("llama", "eager", True), ("gemma2", "eager", False),
+     ("gpt_oss", "eager", False), ("llama", "sdpa", False), ("bloom", "eager", False)],
+)  # fmt: skip
+def test_a_family_trains_by_it(interpreted, name, attention, padded):  # noqa: F811
+    found = interpreted("attention_training.family", name, attention, padded)
+    codes, calls, error = found
+    assert set(codes) == {"unified"}
+    assert calls["backward"] == len(codes)
+    assert "torch" not in calls
+    assert error < 1e-5

@@ -83,7 +83,7 @@ def bits(
     rows: int = 20,
     keys: int = 45,
     *,
-    orders: int = 3,
+    orders: int = 2,
     tile: tuple[int, int] = (16, 16),
     shared: tuple[int, ...] = (),
     kept: float = 0.7,

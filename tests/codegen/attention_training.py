@@ -5,6 +5,8 @@ Runs in a process of the ``interpreted`` fixture.
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from typing import Any
 
 import torch
@@ -50,3 +52,38 @@ def _gradients(
     generator = torch.Generator().manual_seed(1)
     weights = torch.randn(result.shape, generator=generator).to(result.dtype)
     return list(torch.autograd.grad(result, [leaves[i] for i in places], weights))
+
+
+def family(name: str, attention: str, padded: bool) -> tuple[list[str], dict[str, int], float]:
+    """Codes and calls of the sites of a model that is trained, and the largest error of the
+    gradient of a parameter against eager in float64, relative to the largest element of it.
+
+    ``padded`` on the left, against float32.
+    """
+    from tests.attention import families
+
+    torch._dynamo.reset()
+    model = families.build(families.FAMILIES[name], attention)
+    tokens = torch.randint(0, families.VOCABULARY, (families.TOKENS, families.LENGTH))
+    mask = torch.ones_like(tokens)
+    if padded:
+        mask[0, :3] = 0
+    before = len(overlapc.report().sites)
+    compiled: Any = torch.compile(model, backend="overlapc", options={"softmax": "unified"})
+    # In float64 eager gives rows of padding NaN: the mask of a model is the least of float32.
+    wide = copy.deepcopy(model) if padded else families.in_float64(model)
+    for own in (compiled, wide):
+        logits = families.result(own(tokens, attention_mask=mask))
+        weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
+        (logits * weights * mask[..., None]).sum().backward()
+    errors = [
+        ((one.grad.double() - other.grad).abs().max() / (1e-3 + other.grad.abs().max())).item()
+        for one, other in zip(model.parameters(), wide.parameters(), strict=True)
+        if one.grad is not None and other.grad is not None
+    ]
+    sites = overlapc.report().sites[before:]
+    calls: Counter[str] = Counter()
+    for site in sites:
+        calls.update(site.calls)
+    assert len(errors) > 5
+    return [site.code for site in sites], dict(calls), max(errors)

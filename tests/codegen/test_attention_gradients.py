@@ -63,8 +63,10 @@ QUICK = (
 
 def each(cases, quick):
     """All of them by name, those that are not quick marked long."""
-    for name, case in cases.items():
-        yield pytest.param(*case, id=name, marks=() if name in quick else pytest.mark.long)
+    return [
+        pytest.param(*case, id=name, marks=() if name in quick else pytest.mark.long)
+        for name, case in cases.items()
+    ]
 
 
 @pytest.mark.parametrize(("spec", "named"), each(CASES, QUICK))
