@@ -17,6 +17,10 @@ LEAST_SCORES = 32 * 1024
 """Rows, and rows by keys, from which fused surely won in benchmarks/results/attention.md. Below
 neither won clearly, and of one row (decode) Inductor's own is up to twice as fast."""
 
+LEAST_KEYS = 16
+"""Float32 numbers of the widest vectors of processors. Over fewer keys without a mask that is
+given, rows of NaN alone were seen to become zeros in torch 2.13."""
+
 LEAST_MASKED_BYTES = 32 << 20
 MOST_SHARED_ROWS = 128
 """With a mask that is given, which lets no keys be skipped, fused surely won where scores are so
@@ -151,6 +155,11 @@ def _by_torch(problem: AttentionProblem, choice: str) -> Verdict:
         return Verdict("refused", "dead_rows", reason)
     if problem.is_fused and not problem.undoes_repeats:
         return Verdict("kept", "fused_already", "It calls torch's fused attention as it stands.")
+    if _loses_nan(problem):
+        reason = (
+            f"Torch's attention over fewer than {LEAST_KEYS} keys may lose a NaN of its queries."
+        )
+        return Verdict("refused", "few_keys", reason)
     if choice != "auto":
         return _rewritten(problem)
     why = _why_unfused(problem)
@@ -190,6 +199,11 @@ def _of_prefix(problem: AttentionProblem) -> Verdict:
         f"{copies}."
     )
     return Verdict("rewritten", "valid_keys", reason, policy_of("unified", problem.dtype))
+
+
+def _loses_nan(problem: AttentionProblem) -> bool:
+    is_alone = problem.device == "cpu" and not problem.is_fused and problem.mask != "given"
+    return is_alone and problem.keys < LEAST_KEYS
 
 
 def _is_small(problem: AttentionProblem) -> bool:

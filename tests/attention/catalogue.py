@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-B, H, G, Q, K, D = 2, 4, 2, 6, 9, 8
+B, H, G, Q, K, D = 2, 4, 2, 6, 17, 8
 INF, MIN = math.inf, torch.finfo(torch.float32).min
 
 

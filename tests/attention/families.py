@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-TOKENS, LENGTH, VOCABULARY = 2, 12, 128
+TOKENS, LENGTH, VOCABULARY = 2, 20, 128
 
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,

@@ -13,6 +13,7 @@ from tests.attention.catalogue import (
     bias,
     in_checkpoint,
     plain,
+    square,
     twice,
 )
 from tests.attention.refusals import LEFT
@@ -108,7 +109,7 @@ def test_a_mask_whose_gradient_is_wanted_keeps_its_attention():
 
 
 def test_one_that_feeds_another():
-    operands = plain(9, 9)
+    operands = square()
     done = rewrite(twice, *operands)
     assert done.codes == ["fused", "fused"]
     wanted = twice(*map(wide, operands))

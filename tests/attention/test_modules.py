@@ -10,7 +10,7 @@ from overlapc.graphs.attention import modules, problems
 from tests.attention.rewriting import rewrite
 from tests.attention.test_catalogue import assert_alike
 
-WIDTH, HEADS, BATCH, ROWS, KEYS = 16, 4, 2, 6, 9
+WIDTH, HEADS, BATCH, ROWS, KEYS = 16, 4, 2, 16, 19
 
 
 def made(**named):

@@ -129,3 +129,11 @@ def test_sizes_as_a_person_reads_them():
     assert PREFILL.text() == "1x32x512x512x64 float32"
     assert replace(PREFILL, groups=4, value_dim=32).text() == "1x32/8x512x512x64/32 float32"
     assert PREFILL.score_bytes == 4 * 32 * 512 * 512
+
+
+def test_few_keys_on_processors_may_lose_a_nan():
+    few = replace(PREFILL, rows=4096, keys=15, mask="nothing")
+    assert decide(few, "sdpa").code == decide(few, "auto").code == "few_keys"
+    assert decide(replace(few, keys=16), "sdpa").code == "fused"
+    assert decide(replace(few, mask="given"), "sdpa").code == "fused"
+    assert decide(replace(few, device="cuda"), "sdpa").code == "fused"

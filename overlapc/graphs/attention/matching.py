@@ -242,7 +242,7 @@ def _assemble(
         merged_steps(scores.program, frame),
         scores.sinks,
     )
-    return _why_not_readable(versions, found) or found
+    return _why_not_computed(versions, found) or found
 
 
 def _why_not_alone(chain: tuple[fx.Node, ...], last: fx.Node) -> Refusal | None:
@@ -301,6 +301,13 @@ def _in_dtype(versions: Versions, side: Expression, dtype: torch.dtype) -> Expre
     if base is None or base.value.dtype != dtype or not is_wider:
         return None
     return replace(base.replayed(side.calls), read=(*base.read, *side.read))
+
+
+def _why_not_computed(versions: Versions, found: Attention) -> Refusal | None:
+    sizes = (*found.query.shape, *found.key.shape, *found.value.shape)
+    if any(isinstance(size, int) and size == 0 for size in sizes):
+        return Refusal(found.node, "empty", "It has no keys, no rows or no columns.")
+    return _why_not_readable(versions, found)
 
 
 def _why_not_readable(versions: Versions, found: Attention) -> Refusal | None:
@@ -385,4 +392,4 @@ def _as_spelled_out(
         repeated,
         prefix_of(versions, said.mask, query.shape[-2], key.shape[-2]),
     )
-    return _why_not_readable(versions, found) or found
+    return _why_not_computed(versions, found) or found
