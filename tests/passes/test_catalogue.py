@@ -23,7 +23,6 @@ STANDS_IN_THE_WAY = {
     "slices": ("!dynamic_parts",),
     "joined_slices": ("!dynamic_parts",),
     "joined_view": ("!dynamic_shape",),
-    "padded_heads": ("!dynamic_columns",),
     "dispatch_batches": ("!dynamic_shape",),
     "few_experts": ("!dynamic_shape", "gemm_all_to_all"),
     "grouped_batches": ("!dynamic_shape", "gemm_all_to_all"),
@@ -34,7 +33,6 @@ STANDS_IN_THE_WAY = {
     "scatter_heads_first": ("!dynamic_shape",),
     "einsum_scattered": ("!dynamic_columns",),
     "einsum_gathered": ("!dynamic_columns",),
-    "trimmed_sequence": ("!dynamic_shape",),
     "trimmed_residual": ("!trimmed",),
 }
 """What is refused where columns vary as well as rows."""
