@@ -348,7 +348,7 @@ def _refused(
 ) -> Site:
     return Site(
         id=compilation.next_site_id(),
-        kind=chain.kind if chain else kind_of(start),
+        kind=chain.kind if chain else refusal.kind or kind_of(start),
         graph=compilation.graph_kind,
         where=where(chain.gemms[0].node if chain else start),
         group=group_of(start),

@@ -147,6 +147,8 @@ def _reshaped(shape: Sequence[int], to: tuple[Dim, ...] | None) -> tuple[int, ..
     if to is None:
         return tuple(shape)
     sizes = [_hint(dim) for dim in to]
+    if 0 in sizes and len(sizes) == len(shape):  # no number of elements says what is left
+        return tuple(own if size == -1 else size for own, size in zip(shape, sizes, strict=True))
     rest = prod(size for size in sizes if size != -1)
     return tuple(prod(shape) // max(rest, 1) if size == -1 else size for size in sizes)
 

@@ -42,6 +42,8 @@ class Refusal:
     node: fx.Node
     code: str
     reason: str
+    kind: str = ""
+    """Of the chain that it would have been part of; empty where the collective alone says that."""
 
 
 @dataclass(frozen=True)

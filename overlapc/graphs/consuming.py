@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
@@ -60,7 +60,7 @@ def read_consumer(collective: Collective, ranks: int) -> Chain | Refusal:
     try:
         return _consumer(collective, ranks)
     except Refused as ended:
-        return ended.refusal
+        return replace(ended.refusal, kind=KINDS[collective.name])
 
 
 def _consumer(collective: Collective, ranks: int) -> Chain:

@@ -64,6 +64,14 @@ def without_padding(split: Split) -> Padded:
     return Padded(split, 0)
 
 
+def pads_what_varies(node: fx.Node) -> bool:
+    """Return whether a node pads by an amount that is no number."""
+    return node.target is aten.constant_pad_nd.default and any(
+        not isinstance(size, int)
+        for size in node.args[1]  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
+    )
+
+
 def keeps_zeros(builder: Builder) -> bool:
     """Return whether rows of zeros in every operand by rows give rows of zeros."""
     return all(_keeps_zeros(step, builder) for step in builder.steps)

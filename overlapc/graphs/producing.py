@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from math import prod
 
 import torch
@@ -31,7 +32,13 @@ from overlapc.graphs.collectives import Collective, Refusal, is_ours
 from overlapc.graphs.gemms import form_of, read_gemm, rows_of
 from overlapc.graphs.nodes import descendants, is_random, through, where
 from overlapc.graphs.packing import Split, packed, turns_rows
-from overlapc.graphs.padding import Padded, keeps_zeros, with_zeros, without_padding
+from overlapc.graphs.padding import (
+    Padded,
+    keeps_zeros,
+    pads_what_varies,
+    with_zeros,
+    without_padding,
+)
 from overlapc.graphs.walking import (
     FARTHEST,
     Walk,
@@ -60,7 +67,7 @@ def read_producer(collective: Collective, ranks: int) -> Chain | Refusal:
     try:
         return _producer(collective, ranks)
     except Refused as ended:
-        return ended.refusal
+        return replace(ended.refusal, kind=KINDS[collective.name])
 
 
 def _producer(collective: Collective, ranks: int) -> Chain:
@@ -141,7 +148,12 @@ def _refuse_producer(top: fx.Node) -> None:
         refuse(top, "dynamic_parts", reason)
     if top.target is operator.getitem and is_ours(top.all_input_nodes[0]):
         refuse(top, "taken", f"What is sent is what another chain gives, at {where(top)}.")
-    if (culprit := _mixing(top)) is not None:
+    if _nearest(top, lambda node: node.target is aten._int_mm.default) is not None:
+        refuse(top, "dtype", "GEMMs of whole numbers are not planned: torch runs it as it is.")
+    if (culprit := _nearest(top, _mixes)) is not None:
+        if pads_what_varies(culprit):
+            reason = "How many rows are padded varies, and only a fixed number is rewritten."
+            refuse(top, "padded", reason)
         refuse(
             top,
             "not_rowwise",
@@ -267,17 +279,22 @@ def _sent_dims(collective: Collective, split: Split, band: Band) -> tuple[Dim, .
     return refuse(collective.wait, "dynamic_shape", reason)
 
 
-def _mixing(top: fx.Node) -> fx.Node | None:
-    """The nearest node from which on the rows of a GEMM above are not kept apart."""
+def _nearest(top: fx.Node, is_sought: Callable[[fx.Node], bool]) -> fx.Node | None:
+    """The nearest of those sought, from ``top`` on up through what keeps rows apart."""
     seen, waiting = {top}, [top]
     while waiting and len(seen) < FARTHEST:
         node = waiting.pop(0)
-        if not keeps_rows(node) and _gemm_above(node):
+        if is_sought(node):
             return node
         if keeps_rows(node):
             waiting += [source for source in node.all_input_nodes if source not in seen]
             seen.update(waiting)
     return None
+
+
+def _mixes(node: fx.Node) -> bool:
+    """Whether from a node on the rows of a GEMM above are not kept apart."""
+    return not keeps_rows(node) and _gemm_above(node)
 
 
 def _gemm_above(node: fx.Node) -> bool:

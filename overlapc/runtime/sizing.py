@@ -71,7 +71,7 @@ def problem_of(
     columns = prod(sent.shape) // m if m else prod(sent.shape[1:])
     # A rank that has no rows now decides as those that have some.
     flops = sum(gemm.flops for gemm in gemms) if m else sum(2 * g.n * g.k for g in gemms)
-    other = -(-flops // (2 * max(m, 1) * columns)) if columns else 0
+    other = -(-flops // (2 * max(m, 1) * columns)) if columns else _other_size(spec, gemms)
     dealt = spec.axis == 0 and spec.collective != "all_reduce" and units % world_size == 0
     return Problem(
         m=m,
@@ -91,6 +91,11 @@ def problem_of(
         deals_unevenly=bool(receives) and not spec.is_consumer,
         takes_map=spec.takes_map,
     )
+
+
+def _other_size(spec: ChainSpec, gemms: Sequence[_Gemm]) -> int:
+    """Columns of GEMMs that contract nothing, or what those contract that have no columns."""
+    return sum(gemm.n if spec.is_consumer else gemm.k for gemm in gemms)
 
 
 def column_operands(

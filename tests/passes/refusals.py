@@ -230,6 +230,15 @@ def whole_numbers(x, w):
     return all_reduce(x @ w.t())
 
 
+def whole_numbers_gemm(x, w):
+    return all_reduce(torch._int_mm(x, w).float())
+
+
+def padded_by_what_varies(x, w):
+    y = x @ w.t()
+    return reduce_scatter(F.pad(y, (0, 0, 0, -y.shape[0] % RANKS)))
+
+
 def unlike(x, w, v):
     return all_reduce((x @ w.t()).float() + x.double() @ v.t())
 
@@ -397,6 +406,9 @@ REFUSALS = {
     "padded_columns": Spelling(padded_columns, lambda: (x3(), weight()), ("!padded",)),
     "padded_between": Spelling(padded_between, lambda: (x2(), weight()), ("!not_rowwise",)),
     "padded_part_twice": Spelling(padded_part_twice, lambda: (x2(), weight()), ("!not_rowwise",)),
+    "padded_by_what_varies": Spelling(
+        padded_by_what_varies, lambda: (varying(x2()), weight()), ("!padded",)
+    ),
     "padded_groups": Spelling(
         padded_groups,
         lambda: (
@@ -433,6 +445,14 @@ REFUSALS = {
     ),
     "part_read": Spelling(part_read, lambda: (x2(), weight()), ("!no_gemm",)),
     "many_ops": Spelling(many_ops, lambda: (x3(), weight()), ("!too_long",), None, 1),
+    "whole_numbers_gemm": Spelling(
+        whole_numbers_gemm,
+        lambda: (
+            torch.randint(-9, 9, (512, 64), dtype=torch.int8),
+            torch.randint(-9, 9, (64, 128), dtype=torch.int8),
+        ),
+        ("!dtype",),
+    ),
     "complex": Spelling(
         complex_numbers,
         lambda: (x2(torch.complex64), weight(torch.complex64)),

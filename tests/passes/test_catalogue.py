@@ -23,7 +23,6 @@ STANDS_IN_THE_WAY = {
     "slices": ("!dynamic_parts",),
     "joined_slices": ("!dynamic_parts",),
     "joined_view": ("!dynamic_shape",),
-    "padded_heads": ("!dynamic_columns",),
     "dispatch_batches": ("!dynamic_shape",),
     "few_experts": ("!dynamic_shape", "gemm_all_to_all"),
     "grouped_batches": ("!dynamic_shape", "gemm_all_to_all"),
@@ -34,7 +33,6 @@ STANDS_IN_THE_WAY = {
     "scatter_heads_first": ("!dynamic_shape",),
     "einsum_scattered": ("!dynamic_columns",),
     "einsum_gathered": ("!dynamic_columns",),
-    "trimmed_sequence": ("!dynamic_shape",),
     "trimmed_residual": ("!trimmed",),
 }
 """What is refused where columns vary as well as rows."""
@@ -157,6 +155,29 @@ def test_a_refusal_blames_what_rearranges_rows_and_not_the_sum_after_it(explaine
     spelling = REFUSALS["turned_residual"]
     (site,) = explained(spelling.function, *inputs_of(spelling), **OPTIONS).report.sites
     assert site.reason.startswith("aten.permute.default stands between the GEMM and")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "says"),
+    [
+        ("heads_from_ranks", "all_to_all_gemm", "contracts"),
+        ("combined_tokens", "gemm_all_to_all", "does not keep rows apart"),
+        ("padded_by_what_varies", "gemm_reduce_scatter", "padded varies"),
+        ("whole_numbers_gemm", "gemm_all_reduce", "whole numbers"),
+    ],
+)
+def test_a_refusal_says_which_side_of_a_collective_and_why(name, kind, says, explained):
+    spelling = REFUSALS[name]
+    with torch.no_grad():
+        (site,) = explained(spelling.function, *inputs_of(spelling), **OPTIONS).report.sites
+    assert site.kind == kind
+    assert says in site.reason
+
+
+def test_a_contraction_over_nothing_has_rows_all_the_same(explained):
+    values = torch.randn(8, 0), torch.randn(40, 0)
+    (site,) = explained(REWRITES["gather_rows"].function, *values, **OPTIONS).report.sites
+    assert site.shape.startswith("16x40x0 ")
 
 
 @pytest.mark.parametrize("capacity", [2, 1 << 17])
