@@ -1,7 +1,8 @@
-"""Whether a kernel of our own computes an attention on a GPU: by measurement, else by prediction.
+"""Whether a kernel of our own computes an attention on a GPU: where it was measured to be faster.
 
-Bytes are what few rows over many keys cost. Prediction counts those that each way reads and writes,
-and how much of the memory's rate its CTAs can ask for; no torch.
+Where nothing was measured the library's stays, and the reason says whether a trial is worth while.
+Bytes are what few rows over many keys cost: a prediction counts those that each way reads and
+writes, and how much of the memory's rate its CTAs can ask for; no torch.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ none of ours was timed."""
 LAUNCH_BYTES = 13e6
 """What a launch costs, in bytes: 4 us of the 3.35 TB/s of targets/h100-nvlink.json."""
 LEAST_PREDICTED = 1.5
-"""How many times as fast as torch's a kernel of ours has to be predicted where it was not measured:
+"""How many times as fast as torch's a kernel of ours has to be predicted to be worth a trial:
 chosen, wider than what the assumed shares may be wrong by."""
+TRY = "but none has run here: overlapc calibrate --attention tries it"
 
 
 AUTO = "auto"
@@ -65,12 +67,15 @@ def choose_on_gpu(problem: AttentionProblem, table: AttentionTable | None) -> Ch
     ratio = library_bytes(problem) / own_bytes(problem)
     if ratio < LEAST_PREDICTED:
         reason = (
-            f"Predicted {ratio:.2g} times as fast as torch's attention, and where nothing was "
-            f"measured the margin is {LEAST_PREDICTED:g}."
+            f"Predicted {ratio:.2g} times as fast as torch's attention, and a trial is worth while "
+            f"from {LEAST_PREDICTED:g} on."
         )
         return Choice(False, "library", reason)
     why = _why_slow(problem)
-    return Choice(True, "predicted", f"Predicted {ratio:.2g} times as fast as torch's: {why}.")
+    reason = (
+        f"A kernel of ours is predicted {ratio:.2g} times as fast as torch's, for {why}, {TRY}."
+    )
+    return Choice(False, "predicted", reason)
 
 
 def own_bytes(problem: AttentionProblem) -> float:

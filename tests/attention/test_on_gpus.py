@@ -64,15 +64,15 @@ def on_gpu(monkeypatch):
 
 
 def test_a_static_cache_takes_the_op_with_a_length_and_each_head_once(on_gpu, golden):
-    done = rewrite(static_cache, *operands("meta"), softmax="auto")
-    assert done.codes == ["predicted"]
+    done = rewrite(static_cache, *operands("meta"), softmax="unified")
+    assert done.codes == ["unified"]
     assert "8192, 64] meta" in done.after[-1]
     golden(f"{done.sites[0].shape}\n{done.sites[0].reason}\n\n{done.after[-1].rstrip()}")
 
 
 def test_layers_share_a_length(on_gpu):
-    done = rewrite(two_layers, *operands("meta"), softmax="auto")
-    assert done.codes == ["predicted"] * 2
+    done = rewrite(two_layers, *operands("meta"), softmax="unified")
+    assert done.codes == ["unified"] * 2
     assert done.after[-1].count("overlapc.attention.default(") == 2
     assert done.after[-1].count("select(") == 1
 
@@ -108,7 +108,7 @@ def test_a_table_of_another_machine_is_no_table(on_gpu, monkeypatch, caplog):
         raise TargetError("It is of another GPU.", where="a file", remedy="measure")
 
     monkeypatch.setattr(rewrite_attention, "attention_table", foreign)
-    assert rewrite(static_cache, *operands(), softmax="auto").codes == ["predicted"]
+    assert rewrite(static_cache, *operands(), softmax="auto").codes == ["=predicted"]
     assert "another GPU" in caplog.text
 
 
