@@ -19,6 +19,7 @@ from overlapc.graphs.bands import (
     Builder,
     Dim,
     Refused,
+    Sum,
     Turn,
     is_static,
     is_view,
@@ -26,11 +27,12 @@ from overlapc.graphs.bands import (
     refuse,
     same,
     shape_of,
+    size_of,
 )
 from overlapc.graphs.chain import Chain, Padding, Result
 from overlapc.graphs.collectives import Collective, Refusal, is_ours
 from overlapc.graphs.gemms import form_of, read_gemm, rows_of
-from overlapc.graphs.nodes import descendants, is_random, through, where
+from overlapc.graphs.nodes import descendants, is_random, through, value_of, where
 from overlapc.graphs.packing import Split, packed, turns_rows
 from overlapc.graphs.padding import (
     Padded,
@@ -72,9 +74,6 @@ def read_producer(collective: Collective, ranks: int) -> Chain | Refusal:
 
 def _producer(collective: Collective, ranks: int) -> Chain:
     is_reduced = collective.name == "all_reduce"
-    if collective.asked:
-        reason = f"The size of what is received is asked for before it has come. {FEWER}"
-        refuse(collective.start, "dynamic_shape", reason)
     laid = Split(collective.source, 0) if is_reduced else packed(collective.source, ranks)
     padded = Padded(laid, 0) if is_reduced else without_padding(laid)
     split = padded.split
@@ -90,7 +89,7 @@ def _producer(collective: Collective, ranks: int) -> Chain:
     if len({(gemm.m, gemm.dtype) for gemm in gemms}) > 1:
         refuse(top, "unlike_gemms", "The sum is of GEMMs with different rows or dtypes.")
     packing = between(split.whole, collective.start)
-    sizes = builder.sizes()
+    sizes = {**builder.sizes(), **_asked(collective, builder)}
     ends = {collective.start, collective.wait, *sizes}
     mine = {*builder.bands, *views, *packing}
     dead, kept = dead_and_kept(builder, mine, ends, collective.start.graph)
@@ -161,6 +160,22 @@ def _refuse_producer(top: fx.Node) -> None:
             "apart.",
         )
     refuse(top, "no_gemm", f"What is sent is computed by {top.target}, not the result of a GEMM.")
+
+
+def _asked(collective: Collective, builder: Builder) -> dict[fx.Node, Dim]:
+    """What says a size of what is received, which is asked for before it has come."""
+    band = builder.bands.get(collective.source)
+    own = band.dims if band is not None else None
+    said: dict[fx.Node, Dim] = {}
+    for node in collective.asked:
+        place = node.args[1]
+        assert isinstance(place, int)
+        dim = Sum(collective.receives) if place == 0 else own[place] if own is not None else None
+        if dim is None or not statically_known_true(size_of(dim) == value_of(node)):
+            reason = f"The size of what is received is asked for before it has come. {FEWER}"
+            refuse(collective.start, "dynamic_shape", reason)
+        said[node] = dim
+    return said
 
 
 def _check_acyclic(
