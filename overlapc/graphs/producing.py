@@ -81,7 +81,7 @@ def _producer(collective: Collective, ranks: int) -> Chain:
     top, views = through(split.whole, _only_moves) if is_reduced else (split.whole, ())
     walk = Walk(lambda node: form_of(node) is not None)
     if not walk.leads(top):
-        _refuse_producer(top)
+        _refuse_producer(top, is_turned=split.whole is not collective.source)
     first = walk.first_end(top)
     builder = Builder(rows_of(first))
     band = walk.build(builder, top)
@@ -137,7 +137,8 @@ def _only_moves(node: fx.Node) -> bool:
     return is_view(node) or permutation(node) is not None or node.target is aten.clone.default
 
 
-def _refuse_producer(top: fx.Node) -> None:
+def _refuse_producer(top: fx.Node, *, is_turned: bool) -> None:
+    """``is_turned``: ``top`` is rearranged for the collective."""
     if is_random(top):
         refuse(top, "random", RANDOM)
     if top.op == "placeholder":
@@ -153,6 +154,13 @@ def _refuse_producer(top: fx.Node) -> None:
         if pads_what_varies(culprit):
             reason = "How many rows are padded varies, and only a fixed number is rewritten."
             refuse(top, "padded", reason)
+        if is_turned and permutation(culprit) is not None:
+            reason = (
+                f"{culprit.target} rearranges the GEMM's result, and what is scattered is "
+                "rearranged again, of which one is read. Remedy: scatter the result along the "
+                "dimension as the GEMM gives it, and permute each part."
+            )
+            refuse(top, "turned_twice", reason)
         refuse(
             top,
             "not_rowwise",
@@ -231,7 +239,11 @@ def _axis(split: Split, band: Band, collective: Collective) -> tuple[int, tuple[
     if split.dim == band.lead:
         return 1, ()
     if split.dim > band.lead:
-        refuse(split.whole, "inner_dimension", "It is scattered along an inner dimension.")
+        reason = (
+            "It is scattered along an inner dimension: of columns that are several, or of a "
+            "batched GEMM, whose batches and rows alone may be."
+        )
+        refuse(split.whole, "inner_dimension", reason)
     if split.dim and band.dims is None:
         refuse(split.whole, "dynamic_shape", f"Nothing says the sizes of what is sent. {FEWER}")
     return 0, tuple((band.dims or ())[: split.dim])
