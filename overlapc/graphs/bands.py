@@ -56,7 +56,14 @@ class Size:
     factor: int = 1
 
 
-Dim = int | fx.Node | Size
+@dataclass(frozen=True)
+class Sum:
+    """The sum of sizes."""
+
+    parts: tuple[int | fx.Node, ...]
+
+
+Dim = int | fx.Node | Size | Sum
 """A size as an argument of a node to be made."""
 
 
@@ -331,6 +338,8 @@ def size_of(dim: Dim) -> int | torch.SymInt:
     """Return what an argument says."""
     if isinstance(dim, Size):
         return dim.factor * shape_of(dim.node)[dim.dim]
+    if isinstance(dim, Sum):
+        return sum(size_of(part) for part in dim.parts)
     return value_of(dim) if isinstance(dim, fx.Node) else dim
 
 

@@ -71,7 +71,7 @@ def _consumer(collective: Collective, ranks: int) -> Chain:
     readers = _readers(base, split.unturned)
     below, walk, gemms = readers.below, readers.walk, readers.gemms
     if not gemms:
-        _refuse_consumer(base, readers.ends)
+        _refuse_consumer(base, readers.ends, is_turned=split.whole is not collective.wait)
     are_batched = is_batched(gemms[0])
     gemms = [node for node in gemms if is_batched(node) == are_batched]
     builder = consumer_builder(collective, split, base, ranks, gemms)
@@ -199,7 +199,8 @@ def _is_free(gemm: fx.Node, below: set[fx.Node], walk: Walk) -> bool:
     return True
 
 
-def _refuse_consumer(base: fx.Node, ends: list[fx.Node]) -> None:
+def _refuse_consumer(base: fx.Node, ends: list[fx.Node], *, is_turned: bool) -> None:
+    """``is_turned``: ``base`` is what has come in another arrangement."""
     for gemm in ends:
         right = [n for n in gemm.all_input_nodes if n is not left_of(gemm)]
         if any(_reaches(node, base) for node in right):
@@ -217,6 +218,13 @@ def _refuse_consumer(base: fx.Node, ends: list[fx.Node]) -> None:
                     "What is gathered is contracted by the GEMM: every element of the result needs "
                     "all of it.",
                 )
+            if is_turned:
+                reason = (
+                    "What is received is rearranged twice before the GEMM, of which one is read. "
+                    "Remedy: permute each rank's part, and gather that along the dimension that "
+                    "it then has."
+                )
+                refuse(gemm, "turned_twice", reason)
             refuse(
                 gemm,
                 "not_rowwise",

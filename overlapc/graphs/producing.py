@@ -19,6 +19,7 @@ from overlapc.graphs.bands import (
     Builder,
     Dim,
     Refused,
+    Sum,
     Turn,
     is_static,
     is_view,
@@ -26,11 +27,12 @@ from overlapc.graphs.bands import (
     refuse,
     same,
     shape_of,
+    size_of,
 )
 from overlapc.graphs.chain import Chain, Padding, Result
 from overlapc.graphs.collectives import Collective, Refusal, is_ours
 from overlapc.graphs.gemms import form_of, read_gemm, rows_of
-from overlapc.graphs.nodes import descendants, is_random, through, where
+from overlapc.graphs.nodes import descendants, is_random, through, value_of, where
 from overlapc.graphs.packing import Split, packed, turns_rows
 from overlapc.graphs.padding import (
     Padded,
@@ -72,9 +74,6 @@ def read_producer(collective: Collective, ranks: int) -> Chain | Refusal:
 
 def _producer(collective: Collective, ranks: int) -> Chain:
     is_reduced = collective.name == "all_reduce"
-    if collective.asked:
-        reason = f"The size of what is received is asked for before it has come. {FEWER}"
-        refuse(collective.start, "dynamic_shape", reason)
     laid = Split(collective.source, 0) if is_reduced else packed(collective.source, ranks)
     padded = Padded(laid, 0) if is_reduced else without_padding(laid)
     split = padded.split
@@ -82,7 +81,7 @@ def _producer(collective: Collective, ranks: int) -> Chain:
     top, views = through(split.whole, _only_moves) if is_reduced else (split.whole, ())
     walk = Walk(lambda node: form_of(node) is not None)
     if not walk.leads(top):
-        _refuse_producer(top)
+        _refuse_producer(top, is_turned=split.whole is not collective.source)
     first = walk.first_end(top)
     builder = Builder(rows_of(first))
     band = walk.build(builder, top)
@@ -90,7 +89,7 @@ def _producer(collective: Collective, ranks: int) -> Chain:
     if len({(gemm.m, gemm.dtype) for gemm in gemms}) > 1:
         refuse(top, "unlike_gemms", "The sum is of GEMMs with different rows or dtypes.")
     packing = between(split.whole, collective.start)
-    sizes = builder.sizes()
+    sizes = {**builder.sizes(), **_asked(collective, builder)}
     ends = {collective.start, collective.wait, *sizes}
     mine = {*builder.bands, *views, *packing}
     dead, kept = dead_and_kept(builder, mine, ends, collective.start.graph)
@@ -138,7 +137,8 @@ def _only_moves(node: fx.Node) -> bool:
     return is_view(node) or permutation(node) is not None or node.target is aten.clone.default
 
 
-def _refuse_producer(top: fx.Node) -> None:
+def _refuse_producer(top: fx.Node, *, is_turned: bool) -> None:
+    """``is_turned``: ``top`` is rearranged for the collective."""
     if is_random(top):
         refuse(top, "random", RANDOM)
     if top.op == "placeholder":
@@ -154,6 +154,13 @@ def _refuse_producer(top: fx.Node) -> None:
         if pads_what_varies(culprit):
             reason = "How many rows are padded varies, and only a fixed number is rewritten."
             refuse(top, "padded", reason)
+        if is_turned and permutation(culprit) is not None:
+            reason = (
+                f"{culprit.target} rearranges the GEMM's result, and what is scattered is "
+                "rearranged again, of which one is read. Remedy: scatter the result along the "
+                "dimension as the GEMM gives it, and permute each part."
+            )
+            refuse(top, "turned_twice", reason)
         refuse(
             top,
             "not_rowwise",
@@ -161,6 +168,22 @@ def _refuse_producer(top: fx.Node) -> None:
             "apart.",
         )
     refuse(top, "no_gemm", f"What is sent is computed by {top.target}, not the result of a GEMM.")
+
+
+def _asked(collective: Collective, builder: Builder) -> dict[fx.Node, Dim]:
+    """What says a size of what is received, which is asked for before it has come."""
+    band = builder.bands.get(collective.source)
+    own = band.dims if band is not None else None
+    said: dict[fx.Node, Dim] = {}
+    for node in collective.asked:
+        place = node.args[1]
+        assert isinstance(place, int)
+        dim = Sum(collective.receives) if place == 0 else own[place] if own is not None else None
+        if dim is None or not statically_known_true(size_of(dim) == value_of(node)):
+            reason = f"The size of what is received is asked for before it has come. {FEWER}"
+            refuse(collective.start, "dynamic_shape", reason)
+        said[node] = dim
+    return said
 
 
 def _check_acyclic(
@@ -216,7 +239,11 @@ def _axis(split: Split, band: Band, collective: Collective) -> tuple[int, tuple[
     if split.dim == band.lead:
         return 1, ()
     if split.dim > band.lead:
-        refuse(split.whole, "inner_dimension", "It is scattered along an inner dimension.")
+        reason = (
+            "It is scattered along an inner dimension: of columns that are several, or of a "
+            "batched GEMM, whose batches and rows alone may be."
+        )
+        refuse(split.whole, "inner_dimension", reason)
     if split.dim and band.dims is None:
         refuse(split.whole, "dynamic_shape", f"Nothing says the sizes of what is sent. {FEWER}")
     return 0, tuple((band.dims or ())[: split.dim])

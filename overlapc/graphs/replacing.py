@@ -11,7 +11,18 @@ import torch
 from torch import fx
 from torch._inductor.pattern_matcher import stable_topological_sort
 
-from overlapc.graphs.bands import Dim, Fill, Operand, Size, Turn, same, shape_of, size_of, sizes_of
+from overlapc.graphs.bands import (
+    Dim,
+    Fill,
+    Operand,
+    Size,
+    Sum,
+    Turn,
+    same,
+    shape_of,
+    size_of,
+    sizes_of,
+)
 from overlapc.graphs.chain import Chain, Result
 from overlapc.graphs.linears import Linear
 from overlapc.graphs.nodes import add_call, value_of
@@ -128,10 +139,23 @@ class _Sizes:
 
     def of(self, dim: Dim) -> int | fx.Node:
         """Return a size as an argument."""
+        if isinstance(dim, Sum):
+            return self.total(dim)
         if not isinstance(dim, Size):
             return self.replaced.get(dim, dim) if isinstance(dim, fx.Node) else dim
         size = self._add(aten.sym_size.int, (dim.node, dim.dim), dim.node)
         return size if dim.factor == 1 else self._add(operator.mul, (size, dim.factor), dim.node)
+
+    def total(self, dim: Sum) -> int | fx.Node:
+        """Return a sum as an argument: what varies is added up, and then the rest."""
+        parts = [self.of(part) for part in dim.parts]
+        rest = sum(part for part in parts if isinstance(part, int))
+        first, *others = [part for part in parts if isinstance(part, fx.Node)] or [rest]
+        if isinstance(first, int):
+            return first
+        for part in [*others, rest] if rest else others:
+            first = self._add(operator.add, (first, part), first)
+        return first
 
     def product(self, dims: Sequence[Dim], like: fx.Node) -> int | fx.Node:
         """Return the product of sizes as an argument."""

@@ -170,9 +170,8 @@ def row_splits(
     ``turns_rows`` parts of several of these are rearranged, which have to be even on every rank.
     """
     if turns_rows:
-        if any(splits_of(collective, by_rows=True)):
-            reason = "What is sent is rearranged, and need not be as much on other ranks."
-            refuse(collective.start, "uneven_layout", reason)
+        if (uneven := splits_of(collective, by_rows=True)) != ((), ()):
+            _refuse_turned(collective, uneven)
         return (), ()
     receives, sends = splits_of(collective, by_rows=by_rows)
     if not receives or statically_known_true(shape_of(moved)[0] == rows):
@@ -187,6 +186,18 @@ def row_splits(
         tuple(each * size for size in receives if isinstance(size, int)),
         tuple(each * size for size in sends if isinstance(size, int)),
     )
+
+
+def _refuse_turned(collective: Collective, splits: tuple[Splits, Splits]) -> None:
+    if len({*splits[0], *splits[1]}) == 1:
+        reason = (
+            "It is rearranged, and each rank gets as much from this one, but a graph holds only "
+            "the number, which other ranks need not have. Remedy: give the ranks a dimension of "
+            "their own in front, such as [ranks, heads, ..] in place of [ranks * heads, ..]."
+        )
+        refuse(collective.start, "perhaps_uneven", reason)
+    reason = "What is sent is rearranged, and need not be as much on other ranks."
+    refuse(collective.start, "uneven_layout", reason)
 
 
 def splits_of(collective: Collective, *, by_rows: bool) -> tuple[Splits, Splits]:

@@ -78,6 +78,24 @@ def rows_turned_back(x, w):
     return all_to_all(F.linear(x, w).transpose(0, 1).contiguous())
 
 
+def heads_to_ranks_flat(x, w):
+    """Heads first, and no dimension that is as many as ranks: even parts are numbers only."""
+    heads = F.linear(x, w).view(BATCH, ROWS, 2 * RANKS, -1).permute(2, 1, 0, 3)
+    return all_to_all(heads.contiguous())
+
+
+def scattered_after_a_turn(x, w):
+    return reduce_scatter(F.linear(x, w).transpose(0, 1), 1)
+
+
+def gathered_before_a_turn(x, w):
+    return F.linear(all_gather(x, 1).transpose(0, 1), w)
+
+
+def batched_columns(x, w):
+    return reduce_scatter(torch.bmm(x, w), 2)
+
+
 def turned_sum(x, w, r):
     return reduce_scatter(F.linear(x, w).transpose(0, 1) + r)
 
@@ -340,9 +358,23 @@ REFUSALS = {
         ("!uneven_layout",),
     ),
     "rows_turned": Spelling(
-        rows_turned, lambda: (torch.randn(ROWS, BATCH, INNER), weight()), ("!uneven_layout",)
+        rows_turned, lambda: (torch.randn(ROWS, BATCH, INNER), weight()), ("!perhaps_uneven",)
     ),
-    "rows_turned_back": Spelling(rows_turned_back, lambda: (x3(), weight()), ("!uneven_layout",)),
+    "rows_turned_back": Spelling(rows_turned_back, lambda: (x3(), weight()), ("!perhaps_uneven",)),
+    "heads_to_ranks_flat": Spelling(
+        heads_to_ranks_flat, lambda: (x3(), weight()), ("!perhaps_uneven",)
+    ),
+    "scattered_after_a_turn": Spelling(
+        scattered_after_a_turn, lambda: (x3(), weight()), ("!turned_twice",)
+    ),
+    "gathered_before_a_turn": Spelling(
+        gathered_before_a_turn, lambda: (x3(), weight()), ("!turned_twice",)
+    ),
+    "batched_columns": Spelling(
+        batched_columns,
+        lambda: (x3(), torch.randn(BATCH, INNER, COLUMNS)),
+        ("!inner_dimension",),
+    ),
     "turned_sum": Spelling(
         turned_sum,
         lambda: (x3(), weight(), torch.randn(ROWS, BATCH, COLUMNS)),

@@ -27,7 +27,7 @@ STANDS_IN_THE_WAY = {
     "few_experts": ("!dynamic_shape", "gemm_all_to_all"),
     "grouped_batches": ("!dynamic_shape", "gemm_all_to_all"),
     "flat_experts": ("!dynamic_shape", "gemm_all_to_all"),
-    "einsum_experts": ("!dynamic_shape", "!dynamic_columns"),
+    "einsum_experts": ("!dynamic_columns", "!dynamic_columns"),
     "experts_read": ("!dynamic_shape",),
     "one_expert": ("!dynamic_shape",),
     "scatter_heads_first": ("!dynamic_shape",),

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+import torch.distributed._functional_collectives as functional
+import torch.nn.functional as F
 from functorch.compile import make_boxed_func
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.fx_passes.post_grad import view_to_reshape
@@ -21,7 +23,7 @@ from overlapc.passes import PIPELINE
 from overlapc.passes.base import Compilation, run_passes
 from overlapc.passes.overlap_chains import OverlapChains
 from tests.passes.catalogue import REWRITES
-from tests.passes.spelling import BATCH
+from tests.passes.spelling import BATCH, group
 from tests.passes.test_catalogue import STANDS_IN_THE_WAY
 from tests.targets import SLOW_LINK
 
@@ -123,6 +125,41 @@ def test_values_and_gradients_where_every_size_varies(names, two_ranks):
         assert {name: error for name, (error, _) in found.items() if not error < 1} == {}
         gone = {name for name, (_, sites) in found.items() if "rewritten" not in sites}
         assert gone <= set(STANDS_IN_THE_WAY)
+
+
+SENT = [[[10, 7], [5, 20]], [[3, 8], [6, 2]]]
+"""Rows from each rank to each, in two calls."""
+
+
+def mixture(x, up, down, order, given, taken):
+    """Experts over all ranks in training; the tokens that come back are put in their order."""
+    h = F.gelu(functional.all_to_all_single_autograd(x[order], taken, given, group()) @ up) @ down
+    back = functional.all_to_all_single_autograd(h, given, taken, group())
+    return torch.zeros_like(x).index_add(0, order, back)
+
+
+def compare_mixture(rank):
+    sites, errors = [], []
+    ours = rewritten(mixture, PIPELINE, sites, dynamic=True)
+    for sent in SENT:
+        torch.manual_seed(rank)
+        given, taken = sent[rank], [row[rank] for row in sent]
+        x = torch.randn(sum(given), 32), torch.randn(32, 48), torch.randn(48, 32)
+        inputs = *x, torch.randperm(sum(given))
+
+        def once(function, inputs=inputs, splits=(given, taken)):
+            return run(lambda *tensors: function(*tensors, *splits), inputs, trained=True)
+
+        errors.append(worst(once(ours), once(mixture)))
+    return max(errors), sites
+
+
+def test_a_combine_whose_size_is_asked_before_it_has_come(two_ranks):
+    """The splits say it: without them its gradient's rows, or the tokens', would be refused."""
+    for error, sites in two_ranks.run(compare_mixture):
+        assert error < 1
+        assert set(sites) == {"rewritten"}
+        assert len(sites) % 4 == 0
 
 
 @dataclass(frozen=True)
