@@ -33,12 +33,13 @@ def test_a_job_survives_being_written(tmp_path: Path) -> None:
     assert Job.load(tmp_path / "job.json") == job(1.5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("calibration_seconds", "pairs"),
     [
-        pytest.param(0.0, ONE, id="references", marks=pytest.mark.long),
+        pytest.param(0.0, ONE, id="references"),
         pytest.param(0.5, ONE, id="overlapc"),
-        pytest.param(1.0, ALL, id="all chains", marks=pytest.mark.long),
+        pytest.param(1.0, ALL, id="all chains"),
     ],
 )
 def test_two_ranks_measure_pairs(calibration_seconds: float, pairs: tuple[Pair, ...]) -> None:

@@ -76,9 +76,8 @@ MOST_OF_ONLINE = 0.70
 """Instructions a tile of the loop without a running maximum may take, of those with one."""
 
 
-@pytest.mark.parametrize(
-    "tile", [SQUARE, pytest.param(tile_for(SPEC, "sm_90"), marks=pytest.mark.long)], ids=str
-)
+@pytest.mark.long
+@pytest.mark.parametrize("tile", [SQUARE, tile_for(SPEC, "sm_90")], ids=str)
 def test_the_loop_over_keys_has_no_maximum_and_adds_up_nothing(tile):
     unified, online = (first_loop(replace(SPEC, after=None, softmax=s), tile) for s in POLICIES)
     assert unified.count("HGMMA") == online.count("HGMMA") > 0

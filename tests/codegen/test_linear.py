@@ -191,7 +191,7 @@ GEMV_MUTANTS = {
     "the first row twice": ("tl.load(x + stride_xm + k", "tl.load(x + k"),
     "no mask along k": ("k_inside = k < end - start", "k_inside = k < end - start + BLOCK_K"),
     "no step of the weight": ("        w += BLOCK_K * weight[1]\n", ""),
-    "the second weight is the first": ("x, other, rows_left", "x, weight, rows_left"),
+    "the second weight is the first": ("x, other, gain, rows_left", "x, weight, gain, rows_left"),
 }
 SEVERAL_MUTANTS = {
     "one weight of all results": ("x, weights[at], weights[at]", "x, weights[0], weights[0]"),

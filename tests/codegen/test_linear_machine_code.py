@@ -117,17 +117,12 @@ def test_every_tile_on_every_device_keeps_the_budgets(architecture, layout, way,
 
 
 NARROW = [
-    ("sm_90", "int8"),
-    *(
-        pytest.param(*one, marks=pytest.mark.long)
-        for one in (
-            *(("sm_80", "int8"), ("sm_89", "float8_e4m3fn"), ("sm_90", "float8_e4m3fn")),
-            *(("sm_90", "float8_e5m2"), ("sm_100", "int8"), ("gfx942", "int8")),
-        )
-    ),
+    *(("sm_80", "int8"), ("sm_90", "int8"), ("sm_89", "float8_e4m3fn"), ("sm_90", "float8_e4m3fn")),
+    *(("sm_90", "float8_e5m2"), ("sm_100", "int8"), ("gfx942", "int8")),
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("architecture", "held"), NARROW)
 def test_narrow_weights_keep_the_budgets(architecture, held):
     for way in (FLAT, GEMV):

@@ -260,6 +260,7 @@ def test_a_configuration_has_a_sparing_one_of_as_many_rows(architecture: str, dt
         )
 
 
+@pytest.mark.long
 def test_a_widest_tile_with_a_hard_op_spills():
     chain = chain_of("aten.softplus.default", "bfloat16")
     with pytest.raises(AssertionError, match="spill"):
