@@ -71,7 +71,7 @@ def _consumer(collective: Collective, ranks: int) -> Chain:
     readers = _readers(base, split.unturned)
     below, walk, gemms = readers.below, readers.walk, readers.gemms
     if not gemms:
-        _refuse_consumer(base, readers.ends, is_turned=split.whole is not collective.wait)
+        _refuse_consumer(base, readers.ends)
     are_batched = is_batched(gemms[0])
     gemms = [node for node in gemms if is_batched(node) == are_batched]
     builder = consumer_builder(collective, split, base, ranks, gemms)
@@ -199,8 +199,7 @@ def _is_free(gemm: fx.Node, below: set[fx.Node], walk: Walk) -> bool:
     return True
 
 
-def _refuse_consumer(base: fx.Node, ends: list[fx.Node], *, is_turned: bool) -> None:
-    """``is_turned``: ``base`` is what has come in another arrangement."""
+def _refuse_consumer(base: fx.Node, ends: list[fx.Node]) -> None:
     for gemm in ends:
         right = [n for n in gemm.all_input_nodes if n is not left_of(gemm)]
         if any(_reaches(node, base) for node in right):
@@ -218,18 +217,12 @@ def _refuse_consumer(base: fx.Node, ends: list[fx.Node], *, is_turned: bool) -> 
                     "What is gathered is contracted by the GEMM: every element of the result needs "
                     "all of it.",
                 )
-            if is_turned:
-                reason = (
-                    "What is received is rearranged twice before the GEMM, of which one is read. "
-                    "Remedy: permute each rank's part, and gather that along the dimension that "
-                    "it then has."
-                )
-                refuse(gemm, "turned_twice", reason)
+            fewer = "" if is_static(shape_of(base)) else f" {FEWER}"
             refuse(
                 gemm,
                 "not_rowwise",
                 "What is received is rearranged before the GEMM, which does not keep the rows of "
-                "one rank together.",
+                f"one rank together.{fewer}",
             )
     if all(cut_piece(user) for user in base.users) and not is_static(shape_of(base)):
         reason = f"Parts are cut from what varies, and need not be even. {FEWER}"

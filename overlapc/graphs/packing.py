@@ -56,14 +56,38 @@ def packed(source: fx.Node, ranks: int) -> Split:
     if pieces is not None:
         found = _cut_evenly(pieces, ranks)
         if found is not None:
-            return found
+            return _before_turn(found)
     found = _permuted_to_front(core, ranks)
-    return found or Split(source, 0)
+    return _before_turn(found) if found else Split(source, 0)
+
+
+def _before_turn(split: Split) -> Split:
+    """The same parts of what was rearranged to give the tensor: each is rearranged by itself."""
+    turned, _ = through(split.whole, is_view)
+    order = permutation(turned)
+    if order is None or not same(shape_of(turned), shape_of(split.whole)):
+        return split
+    now = split.order or tuple(range(len(order)))
+    (whole,) = turned.all_input_nodes
+    return Split(whole, order[split.dim], order=tuple(order[index] for index in now))
+
+
+def _behind_turn(split: Split) -> Split:
+    """The parts of what alone reads the tensor, rearranged: each part may be before it is sent."""
+    turned = _only_user(split.whole)
+    order = permutation(turned) if turned is not None and not is_view(turned) else None
+    if turned is None or order is None or split.order:
+        return split
+    clone = _only_user(turned)
+    is_clone = clone is not None and clone.target is aten.clone.default
+    whole = clone if clone is not None and is_clone else turned
+    return Split(whole, order.index(split.dim), order=tuple(order))
 
 
 def unpacked(wait: fx.Node, ranks: int) -> Split:
     """Return the tensor that readers make of what a collective gave, part after part."""
-    found = _concatenated(wait, ranks) or _permuted_from_front(wait, ranks) or Split(wait, 0)
+    parts = _concatenated(wait, ranks)
+    found = (parts and _behind_turn(parts)) or _permuted_from_front(wait, ranks) or Split(wait, 0)
     return _trimmed(found)
 
 

@@ -199,6 +199,20 @@ def einsum_gathered(x, w):
     return torch.einsum("bsd,dhe->bhse", all_gather(x, 1), w)
 
 
+def scattered_after_a_turn(x, w):
+    return reduce_scatter(F.linear(x, w).transpose(0, 1), 1)
+
+
+def gathered_before_a_turn(x, w):
+    return F.linear(all_gather(x, 1).transpose(0, 1), w)
+
+
+def scattered_heads(x, w):
+    """Each rank gets some rows of every head."""
+    y = F.linear(x, w).view(BATCH, -1, 4, COLUMNS // 4)
+    return reduce_scatter(y.transpose(1, 2), 2)
+
+
 def sequence_first():
     return torch.randn(ROWS, BATCH, INNER)
 
@@ -224,6 +238,13 @@ TURNED = {
     "scatter_turned": Spelling(scatter_turned, lambda: (x3(), weight()), (RS,), (AG,), 1),
     "scatter_turned_padded": Spelling(scatter_turned_padded, lambda: (x3(), weight()), (RS,)),
     "scatter_heads_first": Spelling(scatter_heads_first, lambda: (x3(), weight()), (RS,), (AG,)),
+    "scattered_after_a_turn": Spelling(
+        scattered_after_a_turn, lambda: (x3(), weight()), (RS,), (AG,)
+    ),
+    "gathered_before_a_turn": Spelling(
+        gathered_before_a_turn, lambda: (x3(), weight()), (AG,), (RS,)
+    ),
+    "scattered_heads": Spelling(scattered_heads, lambda: (x3(), weight()), (RS,), (AG,)),
     "scatter_columns_first": Spelling(scatter_columns_first, lambda: (x2(), weight()), (RS,)),
     "heads_to_ranks": Spelling(heads_to_ranks, lambda: (x3(), weight()), (TO,)),
     "turned": Spelling(turned, lambda: (x2(), weight()), (AR,), None, 0),

@@ -84,12 +84,8 @@ def heads_to_ranks_flat(x, w):
     return all_to_all(heads.contiguous())
 
 
-def scattered_after_a_turn(x, w):
-    return reduce_scatter(F.linear(x, w).transpose(0, 1), 1)
-
-
-def gathered_before_a_turn(x, w):
-    return F.linear(all_gather(x, 1).transpose(0, 1), w)
+def scattered_after_two_turns(x, w):
+    return reduce_scatter(F.linear(x, w).transpose(0, 1).relu(), 1)
 
 
 def batched_columns(x, w):
@@ -364,11 +360,8 @@ REFUSALS = {
     "heads_to_ranks_flat": Spelling(
         heads_to_ranks_flat, lambda: (x3(), weight()), ("!perhaps_uneven",)
     ),
-    "scattered_after_a_turn": Spelling(
-        scattered_after_a_turn, lambda: (x3(), weight()), ("!turned_twice",)
-    ),
-    "gathered_before_a_turn": Spelling(
-        gathered_before_a_turn, lambda: (x3(), weight()), ("!turned_twice",)
+    "scattered_after_two_turns": Spelling(
+        scattered_after_two_turns, lambda: (x3(), weight()), ("!turned_twice",)
     ),
     "batched_columns": Spelling(
         batched_columns,

@@ -33,6 +33,9 @@ STANDS_IN_THE_WAY = {
     "scatter_heads_first": ("!dynamic_shape",),
     "einsum_scattered": ("!dynamic_columns",),
     "einsum_gathered": ("!dynamic_columns",),
+    "scattered_after_a_turn": ("!dynamic_shape",),
+    "gathered_before_a_turn": ("!not_rowwise",),
+    "scattered_heads": ("!dynamic_shape",),
     "trimmed_residual": ("!trimmed",),
 }
 """What is refused where columns vary as well as rows."""
