@@ -53,8 +53,7 @@ class SafeSums:
 
 
 SAFE_SUMS = {
-    # What is between a score and φ is rounded too, which shows where weights are exact.
-    "float32": SafeSums(2.0**-24, 2.0**24),
+    "float32": SafeSums(2.0**-80, 2.0**100),
     "bfloat16": SafeSums(2.0**-80, 2.0**100),
     # Of 2^-14, the least normal number, a mean weight keeps all its bits.
     "float16": SafeSums(2.0**-6, 2.0**100, 2.0**-14),
