@@ -18,7 +18,13 @@ SPEC = AttentionSpec("float32", 8, 12, groups=2, scale=0.3)
 
 
 FEW = "zero, decode, 1 split"
-WAYS = {"plain": FEW, "causal": FEW, "grouped": FEW, "dead rows": "zero", "biased": "online"}
+WAYS = {
+    "plain": FEW,
+    "causal": FEW,
+    "grouped": "zero, decode, 2 splits",
+    "dead rows": "zero",
+    "biased": "online",
+}
 
 
 @pytest.mark.parametrize("name", WAYS)
