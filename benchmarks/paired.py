@@ -50,7 +50,15 @@ class Samples:
 
     def ratio(self, numerator: str, denominator: str) -> Ratio:
         """The paired ratio of two candidates' times: above 1, the denominator is faster."""
-        return median_ratio(paired_ratios(self.seconds[numerator], self.seconds[denominator]))
+        return median_ratio(self.ratios(numerator, denominator))
+
+    def ratios(self, numerator: str, denominator: str) -> list[float]:
+        """The ratio of two candidates' times in every round."""
+        return paired_ratios(self.seconds[numerator], self.seconds[denominator])
+
+    def every_other(self, first: int) -> Samples:
+        """Half of the rounds: from number ``first``, 0 or 1, every second one."""
+        return Samples({name: times[first::2] for name, times in self.seconds.items()})
 
 
 def round_orders(names: Sequence[str], rounds: int, seed: int) -> list[list[str]]:

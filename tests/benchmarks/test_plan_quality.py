@@ -70,6 +70,20 @@ def test_the_best_is_the_best_of_the_fresh_rounds() -> None:
     assert row(plan=0.1).best == "8 parts"
 
 
+def test_no_cut_is_judged_by_the_rounds_that_it_was_lucky_in() -> None:
+    generator = random.Random(0)
+    names = ["4 parts", "8 parts", "16 parts", "plan", "plan again"]
+    # All are equally fast: whoever takes the best of three values sees plans that are too slow.
+    excesses, naive = [], []
+    for _ in range(200):
+        fresh = Samples({n: tuple(generator.gauss(1, 0.1) for _ in range(10)) for n in names})
+        measured = replace(row(), fresh=fresh)
+        excesses.append(measured.excess.median)
+        naive.append(fresh.ratio("plan", measured.best).median)
+    assert sum(naive) / 200 > 1.02
+    assert sum(excesses) / 200 == pytest.approx(1, abs=0.01)
+
+
 @pytest.mark.parametrize(
     ("plan", "noise", "within", "beyond_doubt"),
     [

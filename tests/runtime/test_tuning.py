@@ -25,7 +25,14 @@ from overlapc.planning.tiles import MOST_SUMS, Tile, tiles_for
 from overlapc.planning.tuned import TunedPlan
 from overlapc.reporting.records import Report
 from overlapc.runtime.trials import Trial
-from overlapc.tuning import FEWEST_ROUNDS, FINALISTS, FIRST_ROUNDS, _candidates, tune_chains
+from overlapc.tuning import (
+    FEWEST_ROUNDS,
+    FINALISTS,
+    FIRST_ROUNDS,
+    LAST_ROUNDS,
+    _candidates,
+    tune_chains,
+)
 from tests.ranks import Ranks
 from tests.reporting.examples import make_site
 from tests.targets import SLOW_LINK, machine
@@ -213,7 +220,8 @@ def test_the_fastest_on_the_slowest_rank_is_kept(pair: Ranks) -> None:
     assert tuned.rows == (problem.m,), "serial wins a tie"
     plans = len(by_groups)
     assert in_turns(ran[plans : plans * (1 + FIRST_ROUNDS)], plans) == set(by_groups)
-    afresh = ran[plans * (1 + FIRST_ROUNDS) :]
+    assert set(ran[-LAST_ROUNDS:]) == {(problem.m,)}
+    afresh = ran[plans * (1 + FIRST_ROUNDS) : -LAST_ROUNDS]
     assert len(afresh) >= FEWEST_ROUNDS * (1 + FINALISTS)
     finalists = sorted(in_turns(afresh, 1 + FINALISTS), key=len)
     assert finalists[:2] == [(problem.m,), by_groups[1]]
@@ -223,15 +231,15 @@ def test_the_fastest_on_the_slowest_rank_is_kept(pair: Ranks) -> None:
 
 
 def lucky_first(
-    rank: int, problem: Problem, lucky: tuple[int, ...], steady: tuple[int, ...]
+    rank: int, problem: Problem, lucky: tuple[int, ...], steady: tuple[int, ...], rounds: int
 ) -> Target:
-    """One plan is the quickest in the first rounds and the slowest later."""
+    """One plan is the quickest in the first ``rounds`` and the slowest later."""
     seen: Counter[tuple[int, ...]] = Counter()
 
     def run(plan: Plan) -> float:
         seen[plan.rows] += 1
         if plan.rows == lucky:
-            return 1.0 if seen[lucky] <= 1 + FIRST_ROUNDS else 9.0
+            return 1.0 if seen[lucky] <= rounds else 9.0
         return 2.0 if plan.rows == steady else 3.0
 
     return tune_chains([problem], target=SLOW_LINK, run=run, seconds=0.1, save=False)
@@ -240,8 +248,16 @@ def lucky_first(
 def test_luck_in_the_first_rounds_does_not_win(pair: Ranks) -> None:
     problem = replace(chains(2)[0], m=2048)
     lucky, steady = (plan.rows for plan in even_plans(problem, SLOW_LINK)[:2])
-    for target in pair.run(lucky_first, problem, lucky, steady):
+    for target in pair.run(lucky_first, problem, lucky, steady, 1 + FIRST_ROUNDS):
         assert [(tuned.rows, tuned.seconds) for tuned in target.tuned] == [(steady, 2.0)]
+
+
+def test_luck_against_other_finalists_is_not_predicted(pair: Ranks) -> None:
+    problem = replace(chains(2)[0], m=2048)
+    lucky, steady = (plan.rows for plan in even_plans(problem, SLOW_LINK)[:2])
+    until_it_won = 1 + FIRST_ROUNDS + FEWEST_ROUNDS
+    for target in pair.run(lucky_first, problem, lucky, steady, until_it_won):
+        assert [(tuned.rows, tuned.seconds) for tuned in target.tuned] == [((problem.m,), 3.0)]
 
 
 def test_a_cut_that_wins_is_what_is_planned(pair: Ranks) -> None:
