@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from overlapc.codegen.templates.decode_parts import add_parts, store_part
+from overlapc.codegen.templates.signal import await_stores
 from overlapc.codegen.templates.softmax import (
     LN2,
     LOG2E,
@@ -158,7 +159,7 @@ def attention_decode(
     SOFTMAX: tl.constexpr, BOUND: tl.constexpr, DEAD: tl.constexpr, MASKS_TELL: tl.constexpr,
     LEAST: tl.constexpr, LEAST_EACH: tl.constexpr, MOST: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_REST: tl.constexpr,
-    BLOCK_V: tl.constexpr, LEAST_TILES: tl.constexpr,
+    BLOCK_V: tl.constexpr, LEAST_TILES: tl.constexpr, IS_AMD: tl.constexpr,
 ) -> None:  # fmt: skip
     """``out = softmax(scores) @ v`` for queries ``q``; see ``AttentionSpec`` and ``DecodeSpec``.
 
@@ -307,8 +308,7 @@ def attention_decode(
     if parts > 1:
         partials += unit.to(tl.int64) * splits * (BLOCK_M * (BLOCK_V + 2))
         store_part(peak, sums, total, partials, split, row_inside, BLOCK_M, BLOCK_V)
-        # One thread adds, and its release orders what happens before it: every store of the CTA.
-        tl.debug_barrier()
+        await_stores(IS_AMD)
         is_last = tl.atomic_add(arrived + unit, 1, sem="acq_rel", scope="gpu") == parts - 1
         # And what it acquired holds for the CTA's other threads from here on.
         tl.debug_barrier()

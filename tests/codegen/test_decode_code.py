@@ -14,7 +14,7 @@ from overlapc.codegen.attention.policies import POLICIES
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile
 from tests.codegen.machine_loops import Loop, loops_of
-from tests.codegen.machine_order import arrival_faults
+from tests.codegen.machine_order import arrival_faults, arrival_mutants
 from tests.codegen.test_machine_code import ARCHITECTURES, SHARED_BYTES
 
 LLAMA = AttentionSpec(
@@ -46,7 +46,7 @@ def check(spec: AttentionSpec, cache: Cache, architecture: str, rows: int = 1):
     assert binary.registers <= (512 if architecture.startswith("gfx") else 255)
     if architecture.startswith("sm_"):
         assert "cp.async.c" in binary.assembly, "keys are not loaded ahead"
-        assert arrival_faults(binary.assembly) == []
+    assert arrival_faults(binary.assembly) == []
     return binary
 
 
@@ -78,7 +78,9 @@ def test_a_latent_cache_is_not_read_twice():
 
 @pytest.mark.parametrize("architecture", ["sm_80", "gfx942"])
 def test_budgets(architecture):
-    check(LLAMA, Cache(), architecture)
+    assembly = check(LLAMA, Cache(), architecture).assembly
+    for name, mutant in arrival_mutants(assembly).items():
+        assert arrival_faults(mutant), f"{name} on {architecture}"
 
 
 CASES = {
