@@ -1,6 +1,7 @@
 """Triton's interpreter with the arithmetic of devices, where its own differs.
 
-It cuts where casts to bfloat16 round, and multiplies the bits of bfloat16 as integers.
+It cuts where casts to bfloat16 round, and multiplies the bits of bfloat16 as integers. That of
+Triton 3.6 also makes no index of an array of one number, where NumPy is 2.4 or newer.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ def correct_interpreter() -> None:
     """Put it right for the rest of this process; does so once. Needs TRITON_INTERPRET."""
     import numpy as np
     import torch
+    from triton.runtime import interpreter
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, _get_np_dtype
 
     builder: Any = InterpreterBuilder
     if hasattr(builder, "_overlapc_corrected"):
         return
     builder._overlapc_corrected = True
+    _correct_indices(interpreter)
     cast, dot = builder.cast_impl, builder.create_dot
     dtypes = {
         "bf16": torch.bfloat16,
@@ -57,3 +60,14 @@ def correct_interpreter() -> None:
     builder.cast_impl = corrected_cast
     builder.create_fp_to_fp = corrected_cast
     builder.create_dot = corrected_dot
+
+
+def _correct_indices(interpreter: Any) -> None:
+    """Let one number be an index, in every array that holds it."""
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patched

@@ -25,6 +25,7 @@ def build_linear_for(spec: LinearSpec, architecture: str, *, aligned: bool = Tru
     module = build_linear(spec).module
     names = list(module.KERNEL.arg_names)
     constants: dict[Any, Any] = {**module.CONSTANTS, "stride_xk": 1}
+    constants |= {"IS_AMD": architecture.startswith("gfx")}
     if not spec.gain:
         constants |= {"gain": None}
     if spec.splits == 1:

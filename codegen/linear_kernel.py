@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from overlapc.codegen.builder import generated
-from overlapc.codegen.kernel import INT32_LIMIT, has_shape, input_strides, name_of
+from overlapc.codegen.kernel import INT32_LIMIT, has_shape, input_strides, is_amd, name_of
 from overlapc.codegen.linear_module import linear_module_text
 from overlapc.codegen.linear_spec import KIND, LinearSpec
 from overlapc.errors import KernelError
@@ -83,7 +83,7 @@ class LinearKernel:
         ]
         return self.module.KERNEL[(self.tiles(sizes), spec.splits)](
             x, tuple(held), tuple(outs), tuple(values), gain, parts, arrivals, m, k, sizes,
-            *x.stride(), **self.module.CONSTANTS, **self.module.OPTIONS,
+            *x.stride(), **self.module.CONSTANTS, IS_AMD=is_amd(), **self.module.OPTIONS,
         )  # fmt: skip
 
     def _check(

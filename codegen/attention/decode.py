@@ -123,7 +123,7 @@ class DecodeKernel:
             k_scale, v_scale, phi, sinks, redone, workspace.partials, workspace.arrived,
             heads, sizes.rows, keys, splits, q.stride(), k.stride(), v.stride(), out.stride(),
             0 if table is None else table.stride(0), scale_stride,
-            **self.module.CONSTANTS, **options,
+            **self.module.CONSTANTS, IS_AMD=is_amd(), **options,
         )  # fmt: skip
 
     def _misfit_of(self, workspace: Workspace, sizes: Sizes, splits: int, q: Tensor) -> str:

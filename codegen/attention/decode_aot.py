@@ -36,7 +36,7 @@ def build_decode_for(kernel: DecodeKernel, architecture: str, *, lse: bool = Fal
         "redone": ("*i32", not spec.is_online),
     }
     given |= {name: kind for name, (kind, is_there) in optional.items() if is_there}
-    constants: dict[Any, Any] = dict(module.CONSTANTS)
+    constants: dict[Any, Any] = {**module.CONSTANTS, "IS_AMD": architecture.startswith("gfx")}
     constants |= {name: None for name, (_, is_there) in optional.items() if not is_there}
     if not cache.page:
         constants["table_stride"] = 0

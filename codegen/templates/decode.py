@@ -9,6 +9,8 @@ They are packed: place i is row ``i // GROUPS`` of query head ``i % GROUPS`` of 
 import triton
 import triton.language as tl
 
+from overlapc.codegen.templates.decode_parts import add_parts, store_part
+from overlapc.codegen.templates.signal import await_stores
 from overlapc.codegen.templates.softmax import (
     LN2,
     LOG2E,
@@ -142,59 +144,6 @@ def visit_tile(
     return peak, sums, total
 
 
-@triton.jit
-def store_part(
-    peak: tl.tensor, sums: tl.tensor, total: tl.tensor, partials: tl.tensor, split: tl.tensor,
-    row_inside: tl.tensor, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr,
-) -> None:  # fmt: skip
-    """Leave one CTA's sums in its slice of ``partials``: total, then sums, then peaks."""
-    m = tl.arange(0, BLOCK_M)
-    v = tl.arange(0, BLOCK_V)
-    own = partials + split.to(tl.int64) * (BLOCK_M * (BLOCK_V + 2))
-    tl.store(own + m[:, None] * BLOCK_V + v[None, :], total, mask=row_inside[:, None])
-    tl.store(own + BLOCK_M * BLOCK_V + m, sums, mask=row_inside)
-    tl.store(own + BLOCK_M * (BLOCK_V + 1) + m, peak, mask=row_inside)
-
-
-@triton.jit
-def add_parts(
-    peak: tl.tensor, partials: tl.tensor, parts: tl.tensor, row_inside: tl.tensor,
-    IS_SCALED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
-    """(peak, sums, total) of all CTAs, added in the order of their keys, whoever adds them.
-
-    IS_SCALED: each is relative to a peak of its own. Reads pass by the L1 cache, which may hold
-    what was there before the others wrote.
-    """
-    m = tl.arange(0, BLOCK_M)
-    v = tl.arange(0, BLOCK_V)
-    STRIDE: tl.constexpr = BLOCK_M * (BLOCK_V + 2)
-    sums = tl.zeros((BLOCK_M,), tl.float32)
-    total = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
-    if IS_SCALED:
-        peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-        peaks = partials + BLOCK_M * (BLOCK_V + 1)
-        for _ in tl.range(0, parts):
-            own = tl.load(peaks + m, mask=row_inside, other=0.0, cache_modifier=".cg")
-            peak = tl.maximum(peak, own)
-            peaks += STRIDE
-    for part in tl.range(0, parts):
-        at = partials + tl.cast(part, tl.int64) * STRIDE
-        own_total = tl.load(at + m[:, None] * BLOCK_V + v[None, :], mask=row_inside[:, None],
-                            other=0.0, cache_modifier=".cg")  # fmt: skip
-        at += BLOCK_M * BLOCK_V
-        own_sums = tl.load(at + m, mask=row_inside, other=0.0, cache_modifier=".cg")
-        if IS_SCALED:
-            at += BLOCK_M
-            own = tl.load(at + m, mask=row_inside, other=0.0, cache_modifier=".cg")
-            shrunk = tl.exp2(own - or_zero(peak))
-            own_sums = own_sums * shrunk
-            own_total = own_total * shrunk[:, None]
-        sums += own_sums
-        total += own_total
-    return peak, sums, total
-
-
 @triton.jit(do_not_specialize=["rows", "keys", "splits"])
 def attention_decode(
     q: tl.tensor, k: tl.tensor, v: tl.tensor, out: tl.tensor, lse: tl.tensor, inputs: tl.tuple,
@@ -210,7 +159,7 @@ def attention_decode(
     SOFTMAX: tl.constexpr, BOUND: tl.constexpr, DEAD: tl.constexpr, MASKS_TELL: tl.constexpr,
     LEAST: tl.constexpr, LEAST_EACH: tl.constexpr, MOST: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_REST: tl.constexpr,
-    BLOCK_V: tl.constexpr, LEAST_TILES: tl.constexpr,
+    BLOCK_V: tl.constexpr, LEAST_TILES: tl.constexpr, IS_AMD: tl.constexpr,
 ) -> None:  # fmt: skip
     """``out = softmax(scores) @ v`` for queries ``q``; see ``AttentionSpec`` and ``DecodeSpec``.
 
@@ -359,8 +308,7 @@ def attention_decode(
     if parts > 1:
         partials += unit.to(tl.int64) * splits * (BLOCK_M * (BLOCK_V + 2))
         store_part(peak, sums, total, partials, split, row_inside, BLOCK_M, BLOCK_V)
-        # One thread adds, and its release orders what happens before it: every store of the CTA.
-        tl.debug_barrier()
+        await_stores(IS_AMD)
         is_last = tl.atomic_add(arrived + unit, 1, sem="acq_rel", scope="gpu") == parts - 1
         # And what it acquired holds for the CTA's other threads from here on.
         tl.debug_barrier()

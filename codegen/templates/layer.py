@@ -17,7 +17,7 @@ def columns(
     PRODUCTS: tl.constexpr, EPILOGUE: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr, PAIR: tl.constexpr,
     EVEN_K: tl.constexpr, SUM_K: tl.constexpr, SCALED: tl.constexpr, GROUP: tl.constexpr,
-    NORM: tl.constexpr, GAIN: tl.constexpr, EPS: tl.constexpr,
+    NORM: tl.constexpr, GAIN: tl.constexpr, EPS: tl.constexpr, IS_AMD: tl.constexpr,
 ) -> None:  # fmt: skip
     """Compute BLOCK_N columns of one result from ``column`` on, or this CTA's part of k of them."""
     begin, end = part_of_k(K, tl.program_id(1), BLOCK_K, SPLITS)
@@ -27,7 +27,7 @@ def columns(
         NORM, GAIN,
     )  # fmt: skip
     conclude(first, second, squares, c, inputs, parts, arrivals, column, M, N, K,
-             EPILOGUE, ROWS, BLOCK_N, SPLITS, PAIR, NORM, EPS)  # fmt: skip
+             EPILOGUE, ROWS, BLOCK_N, SPLITS, PAIR, NORM, EPS, IS_AMD)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -40,6 +40,7 @@ def layer(
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr,
     PAIR: tl.constexpr, EVEN_K: tl.constexpr, SUM_K: tl.constexpr, SCALED: tl.constexpr,
     GROUP: tl.constexpr, NORM: tl.constexpr, GAIN: tl.constexpr, EPS: tl.constexpr,
+    IS_AMD: tl.constexpr,
 ) -> None:  # fmt: skip
     """``outs[i] = EPILOGUE(x[M, K] @ weights[i], inputs[i])`` of ``sizes[i]`` columns each; with
     PAIR one result, of both weights. With NORM rows are x over the root of the mean of their
@@ -57,13 +58,13 @@ def layer(
                 x, weights[0], weights[PAIR], outs[0], inputs[0], gain, parts, arrivals,
                 column, M, sizes[0], K, stride_xm, stride_xk, PRODUCTS, EPILOGUE, ROWS, BLOCK_N,
                 BLOCK_K, SPLITS, STAGES, PAIR, EVEN_K, SUM_K, SCALED, GROUP,
-                NORM, GAIN, EPS,
+                NORM, GAIN, EPS, IS_AMD,
             )  # fmt: skip
         elif (column >= 0) & (column < sizes[at]):
             columns(
                 x, weights[at], weights[at], outs[at], inputs[at], gain, parts, arrivals,
                 column, M, sizes[at], K, stride_xm, stride_xk, PRODUCTS, EPILOGUE, ROWS, BLOCK_N,
                 BLOCK_K, SPLITS, STAGES, PAIR, EVEN_K, SUM_K, SCALED, GROUP,
-                NORM, GAIN, EPS,
+                NORM, GAIN, EPS, IS_AMD,
             )  # fmt: skip
         before += tl.cdiv(sizes[at], BLOCK_N)

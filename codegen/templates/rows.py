@@ -5,6 +5,8 @@
 import triton
 import triton.language as tl
 
+from overlapc.codegen.templates.signal import await_stores
+
 
 @triton.jit
 def part_of_k(
@@ -43,6 +45,7 @@ def conclude(
     column: tl.tensor, M: tl.tensor, N: tl.tensor, K: tl.tensor,
     EPILOGUE: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
     SPLITS: tl.constexpr, PAIR: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr,
+    IS_AMD: tl.constexpr,
 ) -> None:  # fmt: skip
     """Store C from the products [ROWS, BLOCK_N] of this CTA's part of k.
 
@@ -73,9 +76,7 @@ def conclude(
             tl.store(mine + SIZE + places, second)
         if NORM:
             tl.store(mine + SUMS + rows, squares)
-        # One thread adds, and its release orders what happens before it: the barrier makes that
-        # every store of the CTA.
-        tl.debug_barrier()
+        await_stores(IS_AMD)
         before = tl.atomic_add(arrivals + tile, 1, sem="acq_rel", scope="gpu")
         if before == SPLITS - 1:
             tl.debug_barrier()

@@ -5,10 +5,8 @@ import triton.language as tl
 
 
 @triton.jit
-def publish(
-    counters: tl.tensor, group: tl.tensor, COUNTER_STRIDE: tl.constexpr, IS_AMD: tl.constexpr
-) -> None:
-    """Add one to the counter of ``group``, after every store of this CTA, at device scope.
+def await_stores(IS_AMD: tl.constexpr) -> None:
+    """Let every store of this CTA happen before what one of its threads adds after this.
 
     Only one thread adds, and its release orders only what happens before it: the barrier makes
     that every store of the CTA. A TMA store would escape both, so the caller must not use one.
@@ -21,6 +19,14 @@ def publish(
             is_pure=False, pack=1,
         )  # fmt: skip
     tl.debug_barrier()
+
+
+@triton.jit
+def publish(
+    counters: tl.tensor, group: tl.tensor, COUNTER_STRIDE: tl.constexpr, IS_AMD: tl.constexpr
+) -> None:
+    """Add one to the counter of ``group``, after every store of this CTA, at device scope."""
+    await_stores(IS_AMD)
     tl.atomic_add(counters + group * COUNTER_STRIDE, 1, sem="release", scope="gpu")
 
 

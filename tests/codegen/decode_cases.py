@@ -386,7 +386,8 @@ def shuffled_grid(generator: random.Random) -> Iterator[None]:
 
 def mutant(kernel: DecodeKernel, changes: Sequence[tuple[str, str]]) -> DecodeKernel:
     """The kernel on a template in which texts are replaced."""
-    text = (TEMPLATES / "decode.py").read_text()
+    # One file of both: its own functions take the place of those that it imports.
+    text = "".join((TEMPLATES / name).read_text() for name in ("decode.py", "decode_parts.py"))
     for old, new in changes:
         assert text.count(old) == 1, f"there is no single {old!r} to mutate"
         text = text.replace(old, new)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 import pytest
@@ -15,6 +14,7 @@ from overlapc.codegen.attention.policies import POLICIES
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile
 from tests.codegen.machine_loops import Loop, loops_of
+from tests.codegen.machine_order import arrival_faults, arrival_mutants
 from tests.codegen.test_machine_code import ARCHITECTURES, SHARED_BYTES
 
 LLAMA = AttentionSpec(
@@ -46,7 +46,7 @@ def check(spec: AttentionSpec, cache: Cache, architecture: str, rows: int = 1):
     assert binary.registers <= (512 if architecture.startswith("gfx") else 255)
     if architecture.startswith("sm_"):
         assert "cp.async.c" in binary.assembly, "keys are not loaded ahead"
-        assert arrival_faults(binary.assembly) == []
+    assert arrival_faults(binary.assembly) == []
     return binary
 
 
@@ -78,7 +78,9 @@ def test_a_latent_cache_is_not_read_twice():
 
 @pytest.mark.parametrize("architecture", ["sm_80", "gfx942"])
 def test_budgets(architecture):
-    check(LLAMA, Cache(), architecture)
+    assembly = check(LLAMA, Cache(), architecture).assembly
+    for name, mutant in arrival_mutants(assembly).items():
+        assert arrival_faults(mutant), f"{name} on {architecture}"
 
 
 CASES = {
@@ -111,26 +113,3 @@ CASES = {
 def test_every_case_on_every_device_keeps_the_budgets(name, architecture):
     spec, cache, rows = CASES[name]
     check(spec, cache, architecture, rows)
-
-
-def arrival_faults(ptx: str) -> list[str]:
-    """What is wrong with the order partial sums -> CTA barrier -> arrival -> CTA barrier -> reads.
-
-    One thread adds, with release and acquire at the scope of the device; the others' stores and
-    reads hold on to it by the barriers around it alone.
-    """
-    lines = ptx.splitlines()
-    adds = [at for at, line in enumerate(lines) if re.search(r"\batom\S*\.acq_rel\S*\.add|"
-            r"\batom\.add\S*acq_rel|\batom\.global\.gpu\.acq_rel\.add", line)]  # fmt: skip
-    if len(adds) != 1:
-        return [f"{len(adds)} arrivals with release and acquire"]
-    add = adds[0]
-    stores = [at for at, line in enumerate(lines[:add]) if re.search(r"\bst\.global", line)]
-    reads = [at for at, line in enumerate(lines) if re.search(r"\bld\.global\.cg", line)]
-    barriers = [at for at, line in enumerate(lines) if re.search(r"\bbar(rier)?\.sync", line)]
-    faults = []
-    if not stores or not any(max(stores) < at < add for at in barriers):
-        faults.append("no CTA barrier between the last store of partial sums and the arrival")
-    if not reads or not any(add < at < min(reads) for at in barriers):
-        faults.append("no CTA barrier between the arrival and the first read of partial sums")
-    return faults

@@ -18,6 +18,7 @@ from overlapc.codegen.lowering import Lowered
 from overlapc.errors import KernelError
 from overlapc.planning.linear_tiles import DTYPES, FLAT, GEMV, TILE_ROWS
 from tests.codegen.epilogue_cases import MM, MODELS
+from tests.codegen.machine_order import arrival_faults, arrival_mutants
 from tests.codegen.test_linear import EPILOGUES, GATED
 from tests.codegen.test_machine_code import ARCHITECTURES, SHARED_BYTES
 from tests.codegen.unswapped import unswapped
@@ -69,6 +70,8 @@ def check(architecture: str, spec: LinearSpec) -> str:
         assert spec.bytes_in_flight * resident(spec, binary) >= IN_FLIGHT_BYTES
     if spec.way == FLAT:
         assert matrix_instructions(architecture, binary.assembly)
+    if spec.splits > 1:
+        assert arrival_faults(binary.assembly) == []
     return binary.assembly
 
 
@@ -176,19 +179,12 @@ def test_half_the_matrix_instructions_of_rows_as_m():
     assert matrix_instructions("sm_90", plain.assembly) == 2 * swapped
 
 
-def test_the_last_to_arrive_reads_after_every_part_is_stored():
-    """Stores of parts, a barrier, the counter, and reads past the L1 cache, in this order."""
-    assembly = check("sm_90", chosen(FLAT, 8, "sm_90"))
-    lines = assembly.splitlines()
-    (counter,) = [at for at, line in enumerate(lines) if re.search(r"\batom\S*\.acq_rel", line)]
-    stores = [at for at, line in enumerate(lines) if re.search(r"\bst\.(\w+\.)?global", line)]
-    before = [at for at in stores if at < counter]
-    assert before
-    barriers = [at for at, line in enumerate(lines) if re.search(r"\bbar(rier)?\.sync", line)]
-    assert any(max(before) < at < counter for at in barriers)
-    reads = [at for at, line in enumerate(lines) if re.search(r"ld\.global\S*\.cg", line)]
-    assert reads
-    assert min(reads) > counter
+def test_parts_that_are_read_too_early_are_caught():
+    for architecture in ("sm_90", "gfx942"):
+        spec = chosen(FLAT, 16, architecture)
+        assert spec.splits > 1
+        for name, mutant in arrival_mutants(check(architecture, spec)).items():
+            assert arrival_faults(mutant), f"{name} on {architecture}"
 
 
 def test_what_is_not_generated_is_said():

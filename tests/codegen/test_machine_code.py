@@ -22,6 +22,17 @@ from overlapc.codegen.tiles import spec_for
 from overlapc.errors import KernelError
 from overlapc.planning.tiles import SPARING_SUMS, Tile, sums, tiles_for
 from tests.codegen.epilogue_cases import MM, MODELS, SCALED, chain_of
+from tests.codegen.machine_order import (
+    AMD_ADD,
+    BARRIER,
+    RELEASE,
+    STORE,
+    amd_mutants,
+    amd_signal_faults,
+    last_line,
+    lines_of,
+    signal_order_faults,
+)
 
 WIDE, ROOMY = tiles_for("sm_90", "bfloat16")[:2]
 TMA = GemmSpec("bfloat16", "bfloat16", **asdict(WIDE), loads="descriptors")
@@ -119,7 +130,7 @@ def check(architecture: str, spec: GemmSpec, stack: int = 0) -> None:
     assert matrix_instruction(architecture, spec) in binary.assembly
     loads = loading_instruction(architecture, spec)
     assert loads in binary.assembly, f"operands are not loaded by {loads}"
-    faults = signal_order_faults if architecture.startswith("sm_") else amd_order_faults
+    faults = signal_order_faults if architecture.startswith("sm_") else amd_signal_faults
     assert faults(binary.assembly, spec.signals) == []
 
 
@@ -276,83 +287,13 @@ def test_unaligned_operands_can_be_built():
     assert signal_order_faults(build_for(SMALL, "sm_90", aligned=False).assembly, True) == []
 
 
-STORE = re.compile(r"\bst\.(\w+\.)?global|cp\.(reduce\.)?async\.bulk\S*\.global\.shared")
-"""Ordinary stores, and those of the TMA unit, which nothing orders before a release."""
-
-
-def signal_order_faults(ptx: str, signals: bool) -> list[str]:
-    """What is wrong with the order stores of C -> CTA barrier -> release add in this PTX.
-
-    Every global store and the release must stand in one straight line of code, the barrier between.
-    """
-    releases = [line for line in ptx.splitlines() if is_release(line)]
-    if not signals:
-        return ["a silent kernel releases"] if releases else []
-    blocks = [block.splitlines() for block in re.split(r"^\$L__BB\w+:", ptx, flags=re.MULTILINE)]
-    faults = [] if len(releases) == 1 else [f"{len(releases)} release adds"]
-    for block in blocks:
-        stores = [at for at, line in enumerate(block) if STORE.search(line)]
-        barriers = [at for at, line in enumerate(block) if re.search(r"\bbar(rier)?\.sync", line)]
-        release = next((at for at, line in enumerate(block) if is_release(line)), None)
-        if release is None:
-            faults += ["stores of C outside the block that releases"] * bool(stores)
-        elif not stores or max(stores) > release:
-            faults.append("a store after the release, or none before it")
-        elif not any(max(stores) < at < release for at in barriers):
-            faults.append("no CTA barrier between the last store and the release")
-    return faults
-
-
-def is_release(line: str) -> bool:
-    # Releases of Triton differ in whether an unused result makes it a reduction.
-    return bool(re.search(r"\b(red|atom)\.global\.gpu\.release\.add|"
-                          r"\b(red|atom)\.(release\.gpu\.global|global\.release\.gpu)\.add|"
-                          r"\b(red|atom)\.release\.gpu\.(global\.)?add", line))  # fmt: skip
-
-
-AMD_STORE = r"\b(global|buffer|flat)_store"
-
-
-def amd_order_faults(text: str, signals: bool) -> list[str]:
-    """What is wrong with the order stores of C -> each wave's wait for its own -> CTA barrier ->
-    write-back of the release -> add in this AMDGCN.
-
-    A barrier alone holds no store back, and a release waits for the stores of one wave.
-    """
-    lines = text.splitlines()
-    adds = [at for at, line in enumerate(lines) if re.search(r"\bglobal_atomic_add\b", line)]
-    if len(adds) != signals:
-        return [f"{len(adds)} adds"]
-    faults = []
-    for add in adds:
-        barrier = last_line(r"\bs_barrier\b", lines, add)
-        store = last_line(AMD_STORE, lines, barrier)
-        waits = any(re.search(r"vmcnt\(0\)", line) for line in lines[store:barrier])
-        released = " ".join(line.split()[0] for line in lines[barrier:add] if line.split())
-        faults += ["no wave waits for its stores before the barrier"] * (not waits)
-        faults += ["an add that is no release"] * ("buffer_wbl2 s_waitcnt" not in released)
-        late = any(re.search(AMD_STORE, line) for line in lines[barrier:add])
-        faults += ["a store behind the barrier"] * late
-    return faults
-
-
 def test_a_wrong_order_is_caught_on_amd():
     text = build_for(CDNA, "gfx942").assembly
-    assert amd_order_faults(text, signals=True) == []
-    assert amd_order_faults(text, signals=False)
-    lines = text.splitlines()
-    add = next(at for at, line in enumerate(lines) if "global_atomic_add" in line)
-    barrier = last_line(r"\bs_barrier\b", lines, add)
-    store = last_line(AMD_STORE, lines, barrier)
-    hasty = [line for line in lines[store:barrier] if "vmcnt(0)" not in line]
-    relaxed = [line for line in lines[barrier:add] if "buffer_wbl2" not in line]
-    for mutant in (
-        [*lines[:store], *hasty, *lines[barrier:]],
-        [*lines[:barrier], *relaxed, *lines[add:]],
-        [*lines[: barrier + 1], lines[store], *lines[barrier + 1 :]],
-        [*lines[: add + 1], lines[add], *lines[add + 1 :]],
-    ):
-        assert amd_order_faults("\n".join(mutant), signals=True)
+    assert amd_signal_faults(text, signals=True) == []
+    assert amd_signal_faults(text, signals=False)
+    (add,) = lines_of(AMD_ADD, text.splitlines())
+    for name, mutant in amd_mutants(text.splitlines(), add).items():
+        assert amd_signal_faults("\n".join(mutant), signals=True), name
 
 
 @pytest.fixture(scope="module")
@@ -362,22 +303,17 @@ def ptx() -> str:
     return text
 
 
-def last_line(pattern: str, lines: list[str], before: int) -> int:
-    return max(at for at in range(before) if re.search(pattern, lines[at]))
-
-
 @pytest.mark.parametrize(
     "mutation", ["no barrier", "store last", "TMA store last", "relaxed", "twice", "silent"]
 )
 def test_a_wrong_order_is_caught(ptx: str, mutation: str):
     lines = ptx.splitlines()
-    release = next(at for at, line in enumerate(lines) if is_release(line))
-    store = last_line(r"st\.global", lines, release)
+    (release,) = lines_of(RELEASE, lines)
+    store = last_line(STORE, lines, release)
     match mutation:
         case "no barrier":
-            barriers = re.compile(r"bar(rier)?\.sync")
             lines[store:release] = [
-                line for line in lines[store:release] if not barriers.search(line)
+                line for line in lines[store:release] if not BARRIER.search(line)
             ]
         case "store last":
             lines.insert(release + 1, lines[store])

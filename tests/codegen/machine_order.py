@@ -1,0 +1,166 @@
+"""The order in which machine code stores, waits and counts where CTAs tell others what is done."""
+
+from __future__ import annotations
+
+import re
+
+STORE = re.compile(r"\bst\.(\w+\.)?global|cp\.(reduce\.)?async\.bulk\S*\.global\.shared")
+"""Ordinary stores, and those of the TMA unit, which nothing orders before a release."""
+BARRIER = re.compile(r"\bbar(rier)?\.sync")
+# Releases of Triton differ in whether an unused result makes it a reduction.
+RELEASE = re.compile(
+    r"\b(red|atom)\.global\.gpu\.release\.add|"
+    r"\b(red|atom)\.(release\.gpu\.global|global\.release\.gpu)\.add|"
+    r"\b(red|atom)\.release\.gpu\.(global\.)?add"
+)
+PART_READ = re.compile(r"\bld\.global\S*\.cg")
+ARRIVAL = re.compile(r"\batom\S*\.acq_rel\S*\.add|\batom\.add\S*acq_rel")
+
+AMD_STORE = re.compile(r"\b(global|buffer|flat)_store")
+AMD_LOAD = re.compile(r"\b(global|buffer|flat)_load")
+AMD_BARRIER = re.compile(r"\bs_barrier\b")
+AMD_ADD = re.compile(r"\bglobal_atomic_add\b")
+
+
+def signal_order_faults(ptx: str, signals: bool) -> list[str]:
+    """What is wrong with the order stores of C -> CTA barrier -> release add in this PTX.
+
+    Every global store and the release must stand in one straight line of code, the barrier between.
+    """
+    releases = lines_of(RELEASE, ptx.splitlines())
+    if not signals:
+        return ["a silent kernel releases"] if releases else []
+    blocks = [block.splitlines() for block in re.split(r"^\$L__BB\w+:", ptx, flags=re.MULTILINE)]
+    faults = [] if len(releases) == 1 else [f"{len(releases)} release adds"]
+    for block in blocks:
+        stores, barriers = lines_of(STORE, block), lines_of(BARRIER, block)
+        release = next(iter(lines_of(RELEASE, block)), None)
+        if release is None:
+            faults += ["stores of C outside the block that releases"] * bool(stores)
+        elif not stores or max(stores) > release:
+            faults.append("a store after the release, or none before it")
+        elif not any(max(stores) < at < release for at in barriers):
+            faults.append("no CTA barrier between the last store and the release")
+    return faults
+
+
+def arrival_faults(assembly: str) -> list[str]:
+    """What is wrong with the order parts of sums -> CTA barrier -> arrival -> CTA barrier -> reads.
+
+    One thread adds, with release and acquire at the scope of the device; the others' stores and
+    reads hold on to it by the barriers around it alone.
+    """
+    lines = assembly.splitlines()
+    if is_amd(assembly):
+        return _amd_arrival_faults(lines)
+    adds = lines_of(ARRIVAL, lines)
+    if len(adds) != 1:
+        return [f"{len(adds)} arrivals with release and acquire"]
+    add = adds[0]
+    stores, barriers = lines_of(STORE, lines[:add]), lines_of(BARRIER, lines)
+    reads = lines_of(PART_READ, lines)
+    faults = []
+    if not stores or not any(max(stores) < at < add for at in barriers):
+        faults.append("no CTA barrier between the last store of parts and the arrival")
+    if not reads or not any(add < at < min(reads) for at in barriers):
+        faults.append("no CTA barrier between the arrival and the first read of parts")
+    return faults
+
+
+def amd_signal_faults(text: str, signals: bool) -> list[str]:
+    """What is wrong with the order stores of C -> each wave's wait for its own -> CTA barrier ->
+    write-back of the release -> add in this AMDGCN."""
+    lines = text.splitlines()
+    adds = lines_of(AMD_ADD, lines)
+    if len(adds) != signals:
+        return [f"{len(adds)} adds"]
+    return [fault for add in adds for fault in _amd_faults_before(lines, add)]
+
+
+def _amd_arrival_faults(lines: list[str]) -> list[str]:
+    """As of signals, and the wave that added invalidates the caches before others read."""
+    adds = amd_arrivals(lines)
+    if len(adds) != 1:
+        return [f"{len(adds)} arrivals with a release"]
+    faults = _amd_faults_before(lines, adds[0])
+    after = lines[adds[0] :]
+    barrier = next(iter(lines_of(AMD_BARRIER, after)), len(after))
+    invalidated = "s_waitcnt buffer_inv" in _names(after, 0, barrier)
+    faults += ["an add that does not acquire"] * (not invalidated)
+    faults += ["a read of parts before the barrier"] * bool(lines_of(AMD_LOAD, after[:barrier]))
+    faults += ["no read of parts"] * (not lines_of(AMD_LOAD, after))
+    return faults
+
+
+def _amd_faults_before(lines: list[str], add: int) -> list[str]:
+    """A barrier alone holds no store back, and a release waits for the stores of one wave."""
+    barrier = last_line(AMD_BARRIER, lines, add)
+    store = last_line(AMD_STORE, lines, barrier)
+    waits = any("vmcnt(0)" in line for line in lines[store:barrier])
+    faults = ["no wave waits for its stores before the barrier"] * (not waits)
+    released = "buffer_wbl2 s_waitcnt" in _names(lines, barrier, add)
+    faults += ["an add that is no release"] * (not released)
+    late = lines_of(AMD_STORE, lines[barrier:add])
+    return faults + ["a store behind the barrier"] * bool(late)
+
+
+def amd_arrivals(lines: list[str]) -> list[int]:
+    """Adds behind a write-back; those of redone rows, which no CTA reads, are none."""
+    return [at for at in lines_of(AMD_ADD, lines) if "buffer_wbl2" in _names(lines, at - 3, at)]
+
+
+def amd_mutants(lines: list[str], add: int) -> dict[str, list[str]]:
+    """The same code with one thing wrong before its add of that line."""
+    barrier = last_line(AMD_BARRIER, lines, add)
+    store = last_line(AMD_STORE, lines, barrier)
+    hasty = [line for line in lines[store:barrier] if "vmcnt(0)" not in line]
+    relaxed = [line for line in lines[barrier:add] if "buffer_wbl2" not in line]
+    return {
+        "no wait": [*lines[:store], *hasty, *lines[barrier:]],
+        "relaxed": [*lines[:barrier], *relaxed, *lines[add:]],
+        "store last": [*lines[: barrier + 1], lines[store], *lines[barrier + 1 :]],
+        "twice": [*lines[: add + 1], *lines[add - 2 :]],
+    }
+
+
+def arrival_mutants(assembly: str) -> dict[str, str]:
+    """The same code with one thing wrong around the arrival."""
+    lines = assembly.splitlines()
+    if is_amd(assembly):
+        (add,) = amd_arrivals(lines)
+        wrong = amd_mutants(lines, add)
+        pattern, read = AMD_BARRIER, AMD_LOAD
+        kept = [line for line in lines[add:] if "buffer_inv" not in line]
+        wrong["no acquire"] = [*lines[:add], *kept]
+    else:
+        (add,) = lines_of(ARRIVAL, lines)
+        pattern, read = BARRIER, PART_READ
+        stored = last_line(STORE, lines, add)
+        kept = [line for line in lines[stored:add] if not pattern.search(line)]
+        relaxed = lines[add].replace("acq_rel", "relaxed")
+        wrong = {
+            "no barrier before": [*lines[:stored], *kept, *lines[add:]],
+            "relaxed": [*lines[:add], relaxed, *lines[add + 1 :]],
+        }
+    first = add + lines_of(read, lines[add:])[0]
+    kept = [line for line in lines[add:first] if not pattern.search(line)]
+    wrong["no barrier behind"] = [*lines[:add], *kept, *lines[first:]]
+    return {name: "\n".join(changed) for name, changed in wrong.items()}
+
+
+def is_amd(assembly: str) -> bool:
+    return ".amdgcn_target" in assembly
+
+
+def lines_of(pattern: re.Pattern[str], lines: list[str]) -> list[int]:
+    """Numbers of the lines in which it stands."""
+    return [at for at, line in enumerate(lines) if pattern.search(line)]
+
+
+def last_line(pattern: re.Pattern[str], lines: list[str], before: int) -> int:
+    return max(lines_of(pattern, lines[:before]))
+
+
+def _names(lines: list[str], begin: int, end: int) -> str:
+    """Names of the instructions there, in one line."""
+    return " ".join(line.split()[0] for line in lines[begin:end] if line.split())
