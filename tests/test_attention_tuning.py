@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from overlapc import cli
 from overlapc.attention_tuning import calibrate_attentions, describe, shapes_of
+from overlapc.cli import callables
 from overlapc.errors import ProblemError
 from overlapc.planning.attention_table import (
     MEASURED_KEYS,
@@ -110,7 +111,9 @@ def test_the_command_measures_stores_and_prints(monkeypatch, capsys):
     monkeypatch.setattr("overlapc.attention_tuning.MEASURED_KEYS", (64, 128))
     monkeypatch.setattr(attention_trials, "COLD_BYTES", 1)
     name = f"{__name__}:decode_and_inputs"
-    monkeypatch.setattr(cli, "_load", lambda given: decode_and_inputs if given == name else None)
+    monkeypatch.setattr(
+        callables, "load", lambda given: decode_and_inputs if given == name else None
+    )
     assert cli.main(["calibrate", "--attention", name, "--seconds", "0.1"]) == 0
     said = capsys.readouterr().out
     assert str(AttentionTable.path(this_machine("cpu"))) in said

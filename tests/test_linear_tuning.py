@@ -8,6 +8,7 @@ from torch import nn
 
 import overlapc
 from overlapc import cli
+from overlapc.cli import callables
 from overlapc.errors import ProblemError
 from overlapc.linear_tuning import calibrate_linears, describe, layers_of
 from overlapc.planning.linear import LIBRARY, MEASURED_ROWS, Gain, LinearTrial, Regions
@@ -148,7 +149,9 @@ def test_the_command_measures_stores_and_prints(monkeypatch, capsys):
     monkeypatch.setattr("overlapc.linear_tuning.MEASURED_ROWS", (1, 4))
     monkeypatch.setattr("overlapc.runtime.linear_trials.COLD_BYTES", 1)
     name = f"{__name__}:model_and_inputs"
-    monkeypatch.setattr(cli, "_load", lambda given: model_and_inputs if given == name else None)
+    monkeypatch.setattr(
+        callables, "load", lambda given: model_and_inputs if given == name else None
+    )
     assert cli.main(["calibrate", "--linear", name, "--seconds", "0.1"]) == 0
     said = capsys.readouterr().out
     assert str(table_path(this_machine("cpu"))) in said

@@ -9,6 +9,7 @@ import torch
 
 import overlapc
 from overlapc import cli
+from overlapc.cli import callables
 from overlapc.errors import ProblemError
 from overlapc.graphs.attention import problems
 from overlapc.planning.softmax_table import SoftmaxTable, table_path
@@ -93,7 +94,9 @@ def model_and_batches():
 
 def test_the_command_stores_and_prints(monkeypatch, capsys):
     name = f"{__name__}:model_and_batches"
-    monkeypatch.setattr(cli, "_load", lambda given: model_and_batches if given == name else None)
+    monkeypatch.setattr(
+        callables, "load", lambda given: model_and_batches if given == name else None
+    )
     assert cli.main(["calibrate", "--softmax", name]) == 0
     path = table_path(structure_of(list(llama(layers=1).parameters())))
     said = capsys.readouterr().out
@@ -107,7 +110,7 @@ def test_the_command_stores_and_prints(monkeypatch, capsys):
 
 @pytest.mark.parametrize("returned", [3, (1, 2, 3), (llama,)], ids=["3", "three", "one"])
 def test_the_command_says_what_a_callable_has_to_return(returned, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_load", lambda given: lambda: returned)
+    monkeypatch.setattr(callables, "load", lambda given: lambda: returned)
     assert cli.main(["calibrate", "--softmax", "a:b"]) == 2
     assert "not (model, batches)" in capsys.readouterr().err
 

@@ -1,0 +1,198 @@
+"""The command ``overlapc``: explain, plan, calibrate, report, targets, bench."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from overlapc.cli.calibrate import add_calibrate
+from overlapc.cli.callables import import_here, model_and_inputs
+from overlapc.errors import CommandError, OverlapcError
+from overlapc.planning.problem import COLLECTIVES, ITEM_BYTES, ORDERS
+from overlapc.planning.schedule import SCHEDULES
+from overlapc.planning.search import plan_gemm
+from overlapc.reporting.gantt import describe
+from overlapc.reporting.records import Report
+from overlapc.reporting.table import WIDTH, show
+from overlapc.reporting.target_table import target_table
+
+BENCHMARKS = {
+    "chains": "overlap_link",
+    "plans": "plan_quality",
+    "model": "end_to_end",
+    "compile-time": "compile_time",
+    "plot": "prediction_plot",
+}
+"""Modules of ``benchmarks`` by what the command calls them."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return 0, or 2 after an error of ours, printed as one message."""
+    chosen = _parser().parse_args(arguments)
+    try:
+        chosen.run(chosen)
+    except Exception as error:
+        ours = _our_error(error)
+        if ours is None:
+            raise
+        lines = (f"error: {ours.what}", f"  where: {ours.where}", f"  remedy: {ours.remedy}")
+        print("\n".join(lines), file=sys.stderr)
+        return 2
+    return 0
+
+
+def _our_error(error: BaseException | None) -> OverlapcError | None:
+    """The error of ours in a chain of causes: torch wraps what a backend raises."""
+    while error is not None and not isinstance(error, OverlapcError):
+        # torch cuts the cause off for a shorter traceback, and keeps it here.
+        error = error.__cause__ or getattr(error, "inner_exception", None)
+    return error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("overlapc", description="Overlaps collectives with GEMMs.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_explain(commands)
+    _add_plan(commands)
+    add_calibrate(commands)
+
+    text = "print a report that Report.save wrote"
+    report = commands.add_parser("report", help=text, description=text)
+    report.add_argument("directory", type=Path)
+    report.set_defaults(run=lambda chosen: _print_report(Report.load(chosen.directory)))
+
+    _add_bench(commands)
+
+    text = "list the targets that can be named: shipped and stored"
+    commands.add_parser("targets", help=text, description=text).set_defaults(run=_targets)
+    return parser
+
+
+def _add_explain(commands: Any) -> None:
+    text = "say of every site of a model what would be done and why"
+    explain = commands.add_parser("explain", help=text, description=text)
+    explain.add_argument(
+        "callable",
+        metavar="MODULE:CALLABLE",
+        help="takes nothing, returns (model, args) or (model, args, kwargs)",
+    )
+    explain.add_argument(
+        "--world-size",
+        type=_count,
+        help="make a process group of so many ranks first, of which this is rank 0 and no other "
+        "exists; without it the callable makes its own groups",
+    )
+    explain.add_argument("--target", help="name or file of the machine to plan for")
+    explain.add_argument("--save", type=Path, metavar="DIRECTORY", help="write the report too")
+    explain.set_defaults(run=_explain)
+
+
+def _add_plan(commands: Any) -> None:
+    text = "plan one GEMM and its collective for a machine; needs neither GPU nor group"
+    plan = commands.add_parser("plan", help=text, description=text)
+    plan.add_argument("--gemm", type=_sizes, required=True, metavar="MxNxK", help="of one rank")
+    plan.add_argument("--collective", choices=COLLECTIVES, default="all_reduce")
+    plan.add_argument(
+        "--order",
+        choices=ORDERS,
+        default="",
+        help="of an all-to-all, which may come after the GEMM (the default) or before it",
+    )
+    plan.add_argument("--world-size", type=_count, required=True)
+    plan.add_argument("--dtype", choices=tuple(ITEM_BYTES), default="bfloat16")
+    plan.add_argument("--target", required=True, help="name or file; see overlapc targets")
+    plan.add_argument("--schedule", choices=("auto", *SCHEDULES), default="auto")
+    plan.add_argument("--json", action="store_true", help="print the plan as JSON")
+    plan.set_defaults(run=_plan)
+
+
+def _add_bench(commands: Any) -> None:
+    text = "run a benchmark of a checkout, in its root"
+    bench = commands.add_parser("bench", help=text, description=text)
+    bench.add_argument("benchmark", choices=tuple(BENCHMARKS))
+    bench.add_argument("arguments", nargs=argparse.REMAINDER, help="--help lists them")
+    bench.set_defaults(run=_bench)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of ranks")
+    return int(text)
+
+
+def _sizes(text: str) -> tuple[int, int, int]:
+    parts = text.split("x")
+    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not MxNxK, such as 8192x8192x3584")
+    m, n, k = map(int, parts)
+    return m, n, k
+
+
+def _explain(chosen: argparse.Namespace) -> None:
+    from overlapc.explaining import explain
+
+    if chosen.world_size:
+        _make_fake_group(chosen.world_size)
+    model, args, kwargs = model_and_inputs(chosen.callable)
+    options = {"target": chosen.target} if chosen.target else None
+    report = explain(model, options)(*args, **kwargs)
+    if chosen.save:
+        report.save(chosen.save)
+    _print_report(report)
+
+
+def _make_fake_group(world_size: int) -> None:
+    import torch.distributed as dist
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
+
+
+def _plan(chosen: argparse.Namespace) -> None:
+    m, n, k = chosen.gemm
+    plan = plan_gemm(
+        m=m,
+        n=n,
+        k=k,
+        collective=chosen.collective,
+        world_size=chosen.world_size,
+        dtype=chosen.dtype,
+        target=chosen.target,
+        schedule=chosen.schedule,
+        order=chosen.order,
+    )
+    print(plan.to_json() if chosen.json else describe(plan))
+
+
+def _bench(chosen: argparse.Namespace) -> None:
+    name = f"benchmarks.{BENCHMARKS[chosen.benchmark]}"
+    try:
+        module = import_here(name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("benchmarks", name):
+            raise
+        raise CommandError(
+            "The benchmarks are not here: they are part of a checkout, not of the package.",
+            where=f"overlapc bench {chosen.benchmark}",
+            remedy="run it in the root of a clone of overlapc",
+        ) from error
+    # Without root, a benchmark starts itself again, by its own name and with these arguments.
+    sys.argv = [name, *chosen.arguments]
+    if status := module.main():
+        sys.exit(status)
+
+
+def _targets(chosen: argparse.Namespace) -> None:
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(target_table())
+
+
+def _print_report(report: Report) -> None:
+    if sys.stdout.isatty():
+        show(report, Console())
+    else:
+        print(report, end="")
