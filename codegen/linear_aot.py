@@ -62,6 +62,8 @@ def _weights(spec: LinearSpec, at: int) -> tuple[tuple[Any, ...], dict[Path, int
     types = [f"*{TRITON_NAMES[spec.held or spec.dtype]}", "i32", "i32"]
     if spec.scales:
         types += [f"*{TRITON_NAMES[spec.scales]}", "i32", "i32"]
+    if spec.zeros:
+        types += ["*i8", "i32", "i32"]
     count, unit = spec.weights * spec.results, UNIT_STRIDES[spec.weight]
     if unit is None:
         return (tuple(types),) * count, {}

@@ -29,6 +29,7 @@ class LinearCase:
     outs: list[Tensor]
     inputs: list[list[Tensor]]
     scales: list[Tensor]
+    zeros: list[Tensor]
     gain: Tensor | None
     parts: Tensor
     arrivals: Tensor
@@ -49,6 +50,7 @@ class LinearCase:
             [poison.expand(m, size).contiguous() for size in columns],
             [[random_input(i, m, size, device) for i in spec.chain.inputs] for size in columns],
             [random_scales(spec, k, size, device) for size in of_weights if spec.scales],
+            [random_zeros(spec, k, size, device) for size in of_weights if spec.zeros],
             random_operand("row", 1, k, spec.gain, device)[0] if spec.gain else None,
             torch.full((max(1, kernel.part_elements(columns)),), torch.nan, device=device),
             torch.zeros(max(1, kernel.tiles(columns)), dtype=torch.int32, device=device),
@@ -57,7 +59,8 @@ class LinearCase:
     def run(self) -> None:
         """Call the kernel."""
         self.kernel(self.x, self.weights, self.outs, inputs=self.inputs, scales=self.scales,
-                    gain=self.gain, parts=self.parts, arrivals=self.arrivals)  # fmt: skip
+                    zeros=self.zeros, gain=self.gain, parts=self.parts,
+                    arrivals=self.arrivals)  # fmt: skip
 
     def error(self) -> float:
         """Of every C, over what roundings explain; infinite where a counter is not zero again."""
@@ -82,15 +85,20 @@ class LinearCase:
         """What x is multiplied by: scales of groups are rounded with the weight, as in eager."""
         spec = self.kernel.spec
         wide = [weight.to(self.x.dtype) for weight in self.weights]
+        if spec.zeros:
+            pairs = zip(wide, map(self._spread, self.zeros), strict=True)
+            wide = [w - zero.to(w.dtype) for w, zero in pairs]
         if not spec.scales:
             return wide
         if not spec.group:
             return [w.double() * scale.double() for w, scale in zip(wide, self.scales, strict=True)]
-        each = [scale.repeat_interleave(spec.group, 0)[: len(self.x.T)] for scale in self.scales]
-        return [
-            (w.float() * scale.float()).to(self.x.dtype)
-            for w, scale in zip(wide, each, strict=True)
-        ]
+        pairs = zip(wide, map(self._spread, self.scales), strict=True)
+        return [(w.float() * scale.float()).to(self.x.dtype) for w, scale in pairs]
+
+    def _spread(self, of_groups: Tensor) -> Tensor:
+        """One of every k from one of every group."""
+        group, k = self.kernel.spec.group, self.x.shape[1]
+        return of_groups.repeat_interleave(group, 0)[:k] if group else of_groups
 
 
 def random_weight(spec: LinearSpec, k: int, n: int, device: str) -> Tensor:
@@ -109,10 +117,21 @@ def random_scales(spec: LinearSpec, k: int, n: int, device: str) -> Tensor:
     """Random scales of a weight ``[k, n]``, away from zero, of strides of their own."""
     import torch
 
-    groups = -(-k // spec.group) if spec.group else 1
-    return (
-        (0.5 + torch.rand(n, 2 * groups, device=device)).to(getattr(torch, spec.scales))[:, ::2].t()
-    )
+    made = 0.5 + torch.rand(n, 2 * _groups(spec, k), device=device)
+    return made.to(getattr(torch, spec.scales))[:, ::2].t()
+
+
+def random_zeros(spec: LinearSpec, k: int, n: int, device: str) -> Tensor:
+    """Random zero points of a weight ``[k, n]``, of strides of their own."""
+    import torch
+
+    shape = (_groups(spec, k), n, 2)
+    made = torch.randint(-LARGEST_INTEGER, LARGEST_INTEGER, shape, device=device)
+    return made.to(torch.int8)[:, :, 0]
+
+
+def _groups(spec: LinearSpec, k: int) -> int:
+    return -(-k // spec.group) if spec.group else 1
 
 
 def main(file: str) -> int:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def linear_spec_for(
     way: str, m: int, x: Tensor, weights: Sequence[Tensor], lowered: Lowered, *,
     architecture: str, sms: int, scales: Sequence[Tensor] = (), group: int = 0,
-    eps: float | None = None, gain: Tensor | None = None,
+    has_zeros: bool = False, eps: float | None = None, gain: Tensor | None = None,
 ) -> LinearSpec:  # fmt: skip
     """The kernel that computes a lowered chain of x[m, k] and each weight[k, n] in this way.
 
@@ -56,6 +56,7 @@ def linear_spec_for(
         results=results,
         scales=name_of(scales[0]) if scales else "",
         group=group,
+        zeros=has_zeros,
         norm=eps is not None,
         eps=eps or 0.0,
         gain="" if gain is None else name_of(gain),

@@ -48,6 +48,7 @@ class LinearKernel:
         *,
         inputs: Sequence[Sequence[Tensor]] = ((),),
         scales: Sequence[Tensor] = (),
+        zeros: Sequence[Tensor] = (),
         gain: Tensor | None = None,
         parts: Tensor | None = None,
         arrivals: Tensor | None = None,
@@ -56,13 +57,15 @@ class LinearKernel:
 
         x[m, k] and each weight[k, n] have any strides that fit the spec; each C of ``outs`` is
         contiguous [m, n]. ``inputs`` are the epilogue's for each C, of any strides; ``scales`` of
-        each weight are [k / group, n], of any strides, ``gain`` of normed rows is contiguous [k].
+        each weight and its ``zeros`` are [k / group, n], of any strides, ``gain`` of normed rows is
+        contiguous [k].
         A split k needs ``parts``, float32 of
         ``part_elements`` in any state, and ``arrivals``, int32 of ``tiles`` that are zero and will
         be zero again: no two launches that may overlap share them. KernelError where any of this
         does not hold.
         """
         self._check(x, weights, outs, inputs, scales)
+        self._check_scales(weights, zeros, "int8" if self.spec.zeros else "")
         self._check_gain(x, gain)
         spec = self.spec
         (m, k), sizes = x.shape, tuple(c.shape[1] for c in outs)
@@ -73,6 +76,9 @@ class LinearKernel:
         if spec.scales:
             pairs = zip(held, scales, strict=True)
             held = [(*weight, scale, *scale.stride()) for weight, scale in pairs]
+        if spec.zeros:
+            pairs = zip(held, zeros, strict=True)
+            held = [(*weight, zero, *zero.stride()) for weight, zero in pairs]
         values = [
             tuple(
                 part
@@ -119,7 +125,7 @@ class LinearKernel:
             if name_of(c) != spec.out:
                 raise self._error(f"C is of {name_of(c)}")
             self._check_inputs(given, m, c.shape[1])
-        self._check_scales(weights, scales)
+        self._check_scales(weights, scales, self.spec.scales)
 
     def _check_strides(self, weight: Tensor) -> None:
         spec, strides = self.spec, weight.stride()
@@ -138,15 +144,16 @@ class LinearKernel:
         if name_of(gain) != self.spec.gain or not is_row:
             raise self._error(f"a gain is {name_of(gain)}{list(gain.shape)}")
 
-    def _check_scales(self, weights: Sequence[Tensor], scales: Sequence[Tensor]) -> None:
-        spec = self.spec
-        if len(scales) != (len(weights) if spec.scales else 0):
-            raise self._error(f"scales of {spec.scales or 'no dtype'} are promised")
-        for weight, scale in zip(weights, scales, strict=bool(spec.scales)):
+    def _check_scales(
+        self, weights: Sequence[Tensor], scales: Sequence[Tensor], dtype: str
+    ) -> None:
+        if len(scales) != (len(weights) if dtype else 0):
+            raise self._error(f"scales or zero points of {dtype or 'no dtype'} are promised")
+        for weight, scale in zip(weights, scales, strict=bool(dtype)):
             k, n = weight.shape
-            groups = -(-k // spec.group) if spec.group else 1
-            if name_of(scale) != spec.scales or tuple(scale.shape) != (groups, n):
-                raise self._error(f"scales are {name_of(scale)}{list(scale.shape)}")
+            groups = -(-k // self.spec.group) if self.spec.group else 1
+            if name_of(scale) != dtype or tuple(scale.shape) != (groups, n):
+                raise self._error(f"scales or zero points are {name_of(scale)}{list(scale.shape)}")
 
     def _check_inputs(self, inputs: Sequence[Tensor], m: int, n: int) -> None:
         promised = self.spec.chain.inputs

@@ -52,6 +52,7 @@ def constants(spec: LinearSpec) -> dict[str, Constant]:
         "SUM_K": spec.sum_k,
         "SCALED": bool(spec.scales),
         "GROUP": spec.group,
+        "ZEROS": spec.zeros,
         "NORM": spec.norm,
         "GAIN": bool(spec.gain),
         "EPS": spec.eps,
@@ -84,6 +85,7 @@ def _summary(spec: LinearSpec) -> str:
     by = f"{weights} weights" if weights > 1 else "a weight"
     held = f" of {spec.held}" if spec.held else ""
     scaled = ", scaled" if spec.scales else ""
+    scaled = f"{scaled} from zero points" if spec.zeros else scaled
     split = f", k in {spec.splits} parts" if spec.splits > 1 else ""
     rows = f"{spec.rows} rows" if spec.rows > 1 else "one row"
     rows = f"{rows}, normed," if spec.norm else rows

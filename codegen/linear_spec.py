@@ -70,6 +70,8 @@ class LinearSpec:
     """Dtype of what the weight is multiplied by before the product; empty where it is not."""
     group: int = 0
     """How many consecutive k share a scale, beside one for each column; 0 where all do."""
+    zeros: bool = False
+    """Whether zero points of int8, as many as scales, are subtracted from it before."""
     norm: bool = False
     """Whether rows are divided by the root of the mean of their squares, and ``eps``."""
     eps: float = 0.0
@@ -98,6 +100,8 @@ class LinearSpec:
         self._require(self.scales in ("", *FLOATS), f"scales are of {', '.join(FLOATS)}")
         self._require(self.group >= 0, "group is positive or zero")
         self._require(bool(self.scales) or not self.group, "only scales come in groups")
+        self._require(bool(self.scales) or not self.zeros, "only scales come with zero points")
+        self._require(self.held == "int8" or not self.zeros, "weights with zero points are int8")
         self._require(self.gain in ("", *FLOATS), f"a gain is of {', '.join(FLOATS)}")
         self._require(self.norm or not (self.gain or self.eps), "only normed rows have a gain")
 

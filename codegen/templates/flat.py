@@ -19,7 +19,8 @@ def flat(
     stride_xm: tl.tensor, stride_xk: tl.tensor,
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
     PAIR: tl.constexpr, EVEN_K: tl.constexpr, SUM_K: tl.constexpr,
-    SCALED: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr, GAIN: tl.constexpr,
+    SCALED: tl.constexpr, GROUP: tl.constexpr, ZEROS: tl.constexpr,
+    NORM: tl.constexpr, GAIN: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """The float32 products [ROWS, BLOCK_N] of one weight, or two, over k from begin to end; with
     NORM also the sum of each row's squares there.
@@ -57,13 +58,13 @@ def flat(
                 x_block = (wide * gains[:, None]).to(x_block.dtype)
         w_block = tl.load(w + w_offsets, mask=w_mask, other=0.0)
         w_block = widened(w_block, weight, column, start, n_inside, w_mask, x_block.dtype,
-                          BLOCK_N, BLOCK_K, SCALED, GROUP)  # fmt: skip
+                          BLOCK_N, BLOCK_K, SCALED, GROUP, ZEROS)  # fmt: skip
         first = tl.dot(w_block, x_block, first, input_precision="ieee",
                        max_num_imprecise_acc=SUM_K)  # fmt: skip
         if PAIR:
             o_block = tl.load(o + o_offsets, mask=w_mask, other=0.0)
             o_block = widened(o_block, other, column, start, n_inside, w_mask, x_block.dtype,
-                              BLOCK_N, BLOCK_K, SCALED, GROUP)  # fmt: skip
+                              BLOCK_N, BLOCK_K, SCALED, GROUP, ZEROS)  # fmt: skip
             second = tl.dot(o_block, x_block, second, input_precision="ieee",
                             max_num_imprecise_acc=SUM_K)  # fmt: skip
             o += BLOCK_K * other[1]

@@ -14,8 +14,8 @@ def dots(
     column: tl.tensor, begin: tl.tensor, end: tl.tensor,
     stride_xm: tl.tensor, stride_xk: tl.tensor,
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
-    EVEN_K: tl.constexpr, SCALED: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr,
-    GAIN: tl.constexpr,
+    EVEN_K: tl.constexpr, SCALED: tl.constexpr, GROUP: tl.constexpr, ZEROS: tl.constexpr,
+    NORM: tl.constexpr, GAIN: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
     """The float32 products [ROWS, BLOCK_N] of one or two rows and a weight, k from begin to end,
     and with NORM the sum of each row's squares."""
@@ -40,7 +40,7 @@ def dots(
         row = tl.load(x + k * stride_xk, mask=k_inside, other=0.0)
         block = tl.load(w + offsets, mask=mask, other=0.0)
         block = widened(block, weight, column, start, n_inside, mask, row.dtype,
-                        BLOCK_N, BLOCK_K, SCALED, GROUP).to(tl.float32)  # fmt: skip
+                        BLOCK_N, BLOCK_K, SCALED, GROUP, ZEROS).to(tl.float32)  # fmt: skip
         if GAIN:
             gains = tl.load(gain + start + k, mask=k_inside, other=0.0).to(tl.float32)
         wide = row.to(tl.float32)
@@ -79,17 +79,18 @@ def gemv(
     stride_xm: tl.tensor, stride_xk: tl.tensor,
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
     PAIR: tl.constexpr, EVEN_K: tl.constexpr, SUM_K: tl.constexpr,
-    SCALED: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr, GAIN: tl.constexpr,
+    SCALED: tl.constexpr, GROUP: tl.constexpr, ZEROS: tl.constexpr,
+    NORM: tl.constexpr, GAIN: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """What ``flat`` gives, of ROWS that are 1 or 2; SUM_K means nothing here."""
     first, squares = dots(
         x, weight, gain, rows_left, columns_left, column, begin, end, stride_xm, stride_xk,
-        ROWS, BLOCK_N, BLOCK_K, STAGES, EVEN_K, SCALED, GROUP, NORM, GAIN,
+        ROWS, BLOCK_N, BLOCK_K, STAGES, EVEN_K, SCALED, GROUP, ZEROS, NORM, GAIN,
     )  # fmt: skip
     second = first
     if PAIR:
         second, squares = dots(
             x, other, gain, rows_left, columns_left, column, begin, end, stride_xm, stride_xk,
-            ROWS, BLOCK_N, BLOCK_K, STAGES, EVEN_K, SCALED, GROUP, NORM, GAIN,
+            ROWS, BLOCK_N, BLOCK_K, STAGES, EVEN_K, SCALED, GROUP, ZEROS, NORM, GAIN,
         )  # fmt: skip
     return first, second, squares

@@ -17,13 +17,14 @@ def columns(
     PRODUCTS: tl.constexpr, EPILOGUE: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr, PAIR: tl.constexpr,
     EVEN_K: tl.constexpr, SUM_K: tl.constexpr, SCALED: tl.constexpr, GROUP: tl.constexpr,
-    NORM: tl.constexpr, GAIN: tl.constexpr, EPS: tl.constexpr, IS_AMD: tl.constexpr,
+    ZEROS: tl.constexpr, NORM: tl.constexpr, GAIN: tl.constexpr, EPS: tl.constexpr,
+    IS_AMD: tl.constexpr,
 ) -> None:  # fmt: skip
     """Compute BLOCK_N columns of one result from ``column`` on, or this CTA's part of k of them."""
     begin, end = part_of_k(K, tl.program_id(1), BLOCK_K, SPLITS)
     first, second, squares = PRODUCTS(
         x, weight, other, gain, M, N - column, column, begin, end, stride_xm, stride_xk,
-        ROWS, BLOCK_N, BLOCK_K, STAGES, PAIR, EVEN_K, SUM_K, SCALED, GROUP,
+        ROWS, BLOCK_N, BLOCK_K, STAGES, PAIR, EVEN_K, SUM_K, SCALED, GROUP, ZEROS,
         NORM, GAIN,
     )  # fmt: skip
     conclude(first, second, squares, c, inputs, parts, arrivals, column, M, N, K,
@@ -39,8 +40,8 @@ def layer(
     PRODUCTS: tl.constexpr, EPILOGUE: tl.constexpr, RESULTS: tl.constexpr, ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr,
     PAIR: tl.constexpr, EVEN_K: tl.constexpr, SUM_K: tl.constexpr, SCALED: tl.constexpr,
-    GROUP: tl.constexpr, NORM: tl.constexpr, GAIN: tl.constexpr, EPS: tl.constexpr,
-    IS_AMD: tl.constexpr,
+    GROUP: tl.constexpr, ZEROS: tl.constexpr, NORM: tl.constexpr, GAIN: tl.constexpr,
+    EPS: tl.constexpr, IS_AMD: tl.constexpr,
 ) -> None:  # fmt: skip
     """``outs[i] = EPILOGUE(x[M, K] @ weights[i], inputs[i])`` of ``sizes[i]`` columns each; with
     PAIR one result, of both weights. With NORM rows are x over the root of the mean of their
@@ -57,14 +58,14 @@ def layer(
             columns(
                 x, weights[0], weights[PAIR], outs[0], inputs[0], gain, parts, arrivals,
                 column, M, sizes[0], K, stride_xm, stride_xk, PRODUCTS, EPILOGUE, ROWS, BLOCK_N,
-                BLOCK_K, SPLITS, STAGES, PAIR, EVEN_K, SUM_K, SCALED, GROUP,
+                BLOCK_K, SPLITS, STAGES, PAIR, EVEN_K, SUM_K, SCALED, GROUP, ZEROS,
                 NORM, GAIN, EPS, IS_AMD,
             )  # fmt: skip
         elif (column >= 0) & (column < sizes[at]):
             columns(
                 x, weights[at], weights[at], outs[at], inputs[at], gain, parts, arrivals,
                 column, M, sizes[at], K, stride_xm, stride_xk, PRODUCTS, EPILOGUE, ROWS, BLOCK_N,
-                BLOCK_K, SPLITS, STAGES, PAIR, EVEN_K, SUM_K, SCALED, GROUP,
+                BLOCK_K, SPLITS, STAGES, PAIR, EVEN_K, SUM_K, SCALED, GROUP, ZEROS,
                 NORM, GAIN, EPS, IS_AMD,
             )  # fmt: skip
         before += tl.cdiv(sizes[at], BLOCK_N)

@@ -1,7 +1,8 @@
 """How a linear layer reads a weight: a tuple of a pointer and strides along k and n, and where the
 weight is scaled before it is multiplied the same three of its scales.
 
-Scales are one for each column and ``GROUP`` consecutive k; GROUP 0 stands for all of k.
+Scales are one for each column and ``GROUP`` consecutive k; GROUP 0 stands for all of k. Behind them
+stand as many zero points, where those are subtracted first.
 """
 
 # pyright: reportGeneralTypeIssues=false, reportArgumentType=false
@@ -29,26 +30,46 @@ def by_column(
 
 
 @triton.jit
+def of_groups(
+    first: tl.tensor, stride_k: tl.tensor, stride_n: tl.tensor, column: tl.tensor,
+    start: tl.tensor, n_inside: tl.tensor, inside: tl.tensor,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """What meets a block [n, k] of the weight element by element: float32 [n, k] or [n, 1]."""
+    columns = (column + tl.arange(0, BLOCK_N)).to(tl.int64) * stride_n
+    if GROUP == 0:
+        result = tl.load(first + columns, mask=n_inside, other=0.0)[:, None]
+    elif GROUP % BLOCK_K == 0:
+        # Scales are too few to lie 2^31 elements away along k.
+        places = first + columns + (start // GROUP) * stride_k
+        result = tl.load(places, mask=n_inside, other=0.0)[:, None]
+    else:
+        groups = ((start + tl.arange(0, BLOCK_K)) // GROUP).to(tl.int64) * stride_k
+        places = first + columns[:, None] + groups[None, :]
+        result = tl.load(places, mask=inside, other=0.0)
+    return result.to(tl.float32)
+
+
+@triton.jit
 def widened(
     block: tl.tensor, weight: tl.tuple, column: tl.tensor, start: tl.tensor, n_inside: tl.tensor,
     inside: tl.tensor, dtype: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    SCALED: tl.constexpr, GROUP: tl.constexpr,
+    SCALED: tl.constexpr, GROUP: tl.constexpr, ZEROS: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
     """A block [n, k] from ``column`` and ``start`` on in the dtype in which it is multiplied.
 
-    Times its scales, if those change along k, and rounded once, as eager rounds what it multiplies.
+    Less its zero points, and times its scales, if those change along k; rounded once, as eager
+    rounds what it multiplies. (Differences of int8 are not rounded.)
     """
+    result = block
+    if ZEROS:
+        result = result.to(tl.float32) - of_groups(
+            weight[6], weight[7], weight[8], column, start, n_inside, inside,
+            BLOCK_N, BLOCK_K, GROUP,
+        )  # fmt: skip
     if SCALED and GROUP > 0:
-        columns = (column + tl.arange(0, BLOCK_N)).to(tl.int64) * weight[5]
-        if GROUP % BLOCK_K == 0:
-            # Scales are too few to lie 2^31 elements away along k.
-            places = weight[3] + columns + (start // GROUP) * weight[4]
-            scales = tl.load(places, mask=n_inside, other=0.0)[:, None]
-        else:
-            groups = ((start + tl.arange(0, BLOCK_K)) // GROUP).to(tl.int64) * weight[4]
-            places = weight[3] + columns[:, None] + groups[None, :]
-            scales = tl.load(places, mask=inside, other=0.0)
-        result = (block.to(tl.float32) * scales.to(tl.float32)).to(dtype)
-    else:
-        result = block.to(dtype)
-    return result
+        result = result.to(tl.float32) * of_groups(
+            weight[3], weight[4], weight[5], column, start, n_inside, inside,
+            BLOCK_N, BLOCK_K, GROUP,
+        )  # fmt: skip
+    return result.to(dtype)

@@ -20,6 +20,7 @@ TURNS = frozenset({aten.permute.default, aten.t.default, aten.transpose.int, ate
 """What may stand between a parameter and its GEMM."""
 SHAPES = frozenset({aten.reshape.default, aten.view.default, aten._unsafe_view.default})
 """What puts a weight in groups, and ends that."""
+MUL, SUB = aten.mul.Tensor, aten.sub.Tensor
 NARROW = ("int8", "float8_e4m3fn", "float8_e5m2")
 """Dtypes of weights that are widened before they are multiplied."""
 
@@ -49,27 +50,87 @@ class Held:
         """Name of its dtype; empty where the GEMM reads it."""
         return dtype_of(self.node) if self.widening else ""
 
-    def scale(self, call: fx.Node) -> fx.Node | None:
-        """What a call of its widening multiplies it by."""
-        known = {self.node, *self.widening}
-        return next((node for node in call.all_input_nodes if node not in known), None)
+    @property
+    def calls(self) -> set[fx.Node]:
+        """Its widening, and what is done to scales and zero points before they meet it."""
+        return {*self.widening, *(node for call in self.widening for node in self._side(call)[1])}
 
     def steps(self, place: Any) -> list[Step]:
         """The calls as steps: of values each refers to the one before, of operands to
         ``place(node)``."""
         found: list[Step] = []
+        its = place(self.node)
         for call in self.widening:
-            before = Ref("value", len(found) - 1) if found else place(self.node)
-            its = {self.widening[len(found) - 1] if found else self.node: before}
-            args = [_argument(call, arg, its, place) for arg in call.args]
+            beside, before = self._side(call)
+            args = [
+                its,
+                *(constant(call, arg) for arg in call.args if not isinstance(arg, fx.Node)),
+            ]
+            if beside is not None:
+                other = place(beside)
+                for one in before:
+                    if one.target is not aten.clone.default:
+                        found.append(_on(one, other))
+                        other = Ref("value", len(found) - 1)
+                args.append(other)
             found.append(Step(str(call.target), tuple(args)))
+            its = Ref("value", len(found) - 1)
         return found
 
+    def _side(self, call: fx.Node) -> tuple[fx.Node | None, tuple[fx.Node, ...]]:
+        """What meets the weight in a call: what an op is given of it, and the calls between."""
+        known = {self.node, *self.widening}
+        node = next((one for one in call.all_input_nodes if one not in known), None)
+        return _unwidened(node) if node is not None else (None, ())
 
-def _argument(call: fx.Node, arg: Any, its: dict[fx.Node, Ref], place: Any) -> Any:
-    if isinstance(arg, fx.Node):
-        return its[arg] if arg in its else place(arg)
-    return constant(call, arg)
+
+def _on(call: fx.Node, ref: Ref) -> Step:
+    """A call as a step that takes a value in its tensor's place."""
+    args = [ref if isinstance(arg, fx.Node) else constant(call, arg) for arg in call.args]
+    return Step(str(call.target), tuple(args))
+
+
+def _unwidened(node: fx.Node) -> tuple[fx.Node, tuple[fx.Node, ...]]:
+    """A tensor before casts that round nothing, and before each element was repeated for a group
+    of k, and those calls in program order."""
+    calls: list[fx.Node] = []
+    while True:
+        if node.target is CAST and _rounds_nothing(node):
+            more = [node]
+        elif node.target in SHAPES:
+            more = _repeats(node)
+        else:
+            more = []
+        if not more:
+            return node, tuple(reversed(calls))
+        calls += more
+        node = more[-1].all_input_nodes[0]
+
+
+def _rounds_nothing(cast: fx.Node) -> bool:
+    was, now = value_of(cast.all_input_nodes[0]).dtype, value_of(cast).dtype
+    if was == torch.int8:
+        return now in (torch.float32, torch.bfloat16, torch.float16)
+    return now == torch.float32 and was in (torch.bfloat16, torch.float16)
+
+
+def _repeats(view: fx.Node) -> list[fx.Node]:
+    """The calls, last first, by which a view gives a matrix of which each row or column is there
+    several times in a row; empty where it does not."""
+    found = [view, *view.all_input_nodes]
+    if found[-1].target is aten.clone.default:
+        found += found[-1].all_input_nodes
+    if found[-1].target is not aten.expand.default:
+        return []
+    (given,) = found[-1].all_input_nodes
+    was, wide, now = (tuple(value_of(node).shape) for node in (given, found[-1], view))
+    if len(was) != 3 or len(now) != 2 or not is_static(wide):
+        return []
+    merged = [(wide[0] * wide[1], wide[2]), (wide[0], wide[1] * wide[2])]
+    is_repeated = [was == (wide[0], 1, wide[2]), was == (wide[0], wide[1], 1)]
+    return (
+        found if now in [one for one, its in zip(merged, is_repeated, strict=True) if its] else []
+    )
 
 
 def held_as(weight: fx.Node) -> Held | None:
@@ -77,7 +138,7 @@ def held_as(weight: fx.Node) -> Held | None:
     calls, node = list[fx.Node](), weight
     while node.op not in ("placeholder", "get_attr"):
         source = _source(node)
-        if source is None:
+        if source is None or (node.target is MUL and any(call.target is SUB for call in calls)):
             return None
         calls.append(node)
         node = source
@@ -94,10 +155,14 @@ def dtype_of(node: fx.Node) -> str:
 
 
 def _source(node: fx.Node) -> fx.Node | None:
-    """What a call widens, scales, regroups or turns."""
+    """What a call widens, scales, regroups, turns, or subtracts a zero point from."""
     if node.target in TURNS or node.target in SHAPES or node.target is CAST:
         return node.all_input_nodes[0]
-    if node.target is aten.mul.Tensor:
+    if node.target is SUB and not node.kwargs:
+        one, other = node.args
+        is_given = isinstance(one, fx.Node) and isinstance(other, fx.Node)
+        return one if is_given and _is_narrow(one) else None
+    if node.target is MUL:
         return next((one for one in node.all_input_nodes if _is_narrow(one)), None)
     return None
 

@@ -100,7 +100,8 @@ class Linear:
 
     @property
     def scaled(self) -> str:
-        """How its weights are scaled before the product: by columns, or groups of so many k.
+        """How its weights are scaled before the product: by columns, or groups of so many k, and
+        whether zero points are subtracted first.
 
         Empty where they are not; KernelError where no kernel scales them so.
         """
@@ -110,7 +111,9 @@ class Linear:
         if scales is None:
             return ""
         groups, k = len(scales), self.gemms[0].k
-        return "columns" if groups == 1 else f"groups of {k // groups}"
+        said = "columns" if groups == 1 else f"groups of {k // groups}"
+        has_zeros = its.zeros(self.meta_operands, weight) is not None
+        return f"{said} from zero points" if has_zeros else said
 
 
 def linear_gemms(graph: fx.Graph) -> Iterator[fx.Node]:
@@ -230,7 +233,7 @@ class _Reader:
     def _is_crossed(self, last: fx.Node) -> bool:
         """Whether anything is written to between what is first read and where the op will stand."""
         held = [_held(node) for node in self.builder.bands if form_of(node) is not None]
-        read = {*self.builder.bands, *(node for one in held for node in one.widening)}
+        read = {*self.builder.bands, *(node for one in held for node in one.calls)}
         waiting = set(read)
         for node in last.graph.nodes:
             if node is last:
@@ -253,7 +256,7 @@ class _Reader:
                 at = operands.index(weight)
                 operands[at] = Operand(its.node, WHOLE)
                 calls[at] = its.steps(lambda node: _whole(operands, node))
-                between |= set(its.widening)
+                between |= its.calls
         mine = set(builder.bands)
         # Who else reads a widened weight goes on to read it.
         for node in reversed(ordered(between, last.graph)):

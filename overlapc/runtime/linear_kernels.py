@@ -57,6 +57,15 @@ class LoweredLayer:
             raise _unlike("weights are scaled unlike")
         return scales
 
+    def zeros(self, operands: Tensors) -> list[torch.Tensor]:
+        """The zero points of every weight, likewise."""
+        pairs = zip(self.loaded, self.lowered, strict=True)
+        found = [its.zeros(operands, w) for its, one in pairs for w in (one.b, *one.others)]
+        zeros = [zero for zero in found if zero is not None]
+        if zeros and len(zeros) < len(found):
+            raise _unlike("zero points are subtracted from some weights")
+        return zeros
+
     def gain(self, operands: Tensors) -> torch.Tensor | None:
         """What normed rows are multiplied by."""
         if self.norm is None or self.norm.gain is None:
@@ -86,6 +95,7 @@ def lowered_layer(program: Program, operands: Tensors) -> LoweredLayer:
     if norm is not None and found.x(operands).dtype == torch.float16:
         raise _unlike("rows of float16 may overflow before they are divided by their root")
     found.scales(operands)
+    found.zeros(operands)
     return found
 
 
@@ -102,6 +112,7 @@ def linear_kernel_spec(
     spec = linear_spec_for(
         way, rows, its.x(operands), weights, its.lowered[0],
         architecture=architecture, sms=sms, scales=scales, group=group,
+        has_zeros=bool(its.zeros(operands)),
         eps=its.norm.eps if its.norm else None, gain=its.gain(operands),
     )  # fmt: skip
     return spec, its
@@ -122,7 +133,7 @@ def by_kernel(spec: LinearSpec, its: LoweredLayer) -> Run:
         try:
             kernel(
                 x, weights, outs, inputs=its.inputs(operands), scales=its.scales(operands),
-                gain=its.gain(operands), parts=parts, arrivals=arrivals,
+                zeros=its.zeros(operands), gain=its.gain(operands), parts=parts, arrivals=arrivals,
             )  # fmt: skip
         except TritonError as error:  # it cannot be compiled, or takes too much of the device
             raise KernelError(

@@ -13,8 +13,48 @@ import torch
 from overlapc.errors import KernelError
 from overlapc.runtime.program import WHOLE, Program, Ref, Step, mapped
 
-CAST, TURN, SCALE = "prims.convert_element_type.default", "aten.permute.default", "aten.mul.Tensor"
+CAST, TURN = "prims.convert_element_type.default", "aten.permute.default"
+SUBTRACT, SCALE, EXPAND = "aten.sub.Tensor", "aten.mul.Tensor", "aten.expand.default"
+WIDENING = (None, torch.float32)
+"""Casts of scales that round none of them."""
 SHAPES = ("aten.reshape.default", "aten.view.default", "aten._unsafe_view.default")
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What meets a weight element by element: its scales, or its zero points."""
+
+    operand: int
+    shape: tuple[int, ...] | None
+    """The shape in which it meets the weight, with a dimension in groups; None as that lies."""
+    is_turned: bool
+    """Whether the weight is transposed then."""
+
+    def by_column(
+        self, given: Sequence[torch.Tensor], weight: torch.Tensor, *, is_turned: bool
+    ) -> torch.Tensor:
+        """It as ``[groups of k, n]`` of a weight that the GEMM reads transposed or not, a view.
+
+        KernelError where no kernel reads such.
+        """
+        its = given[self.operand]
+        if its.device != weight.device:
+            raise _error("its scale lies on another device")
+        own = tuple(weight.t().shape if self.is_turned else weight.shape)
+        shape = own if self.shape is None else _sizes(self.shape, weight.numel())
+        if its.dim() > len(shape):
+            raise _error(f"its scale has {its.dim()} dimensions")
+        its = its[(None,) * (len(shape) - its.dim())]
+        if shape != own:
+            its = _of_groups(its, shape, own)
+        its = its.t() if is_turned != self.is_turned else its
+        rows, columns = its.shape
+        k, n = weight.t().shape if is_turned else weight.shape
+        if rows not in (1, k) and k % rows:
+            raise _error(f"it has {rows} groups of scales along {k}")
+        if columns not in (1, n):
+            raise _error("several columns share a scale")
+        return its.expand(rows, n)
 
 
 @dataclass(frozen=True)
@@ -24,12 +64,16 @@ class Held:
     operand: int
     is_turned: bool = False
     """The GEMM reads it transposed."""
-    scale: int | None = None
-    """The operand that it is multiplied by, element by element."""
-    scaled_as: tuple[int, ...] | None = None
-    """The shape in which it is, with a dimension in groups; None as it lies."""
-    is_scaled_turned: bool = False
-    """Whether it is transposed when it is scaled."""
+    zero: Beside | None = None
+    """What is subtracted first."""
+    scale: Beside | None = None
+    """What it is multiplied by then."""
+    shape: tuple[int, ...] | None = None
+    """With a dimension in groups, until that is whole again."""
+    cast: torch.dtype | None = None
+    """The dtype of the last cast."""
+    repeated: tuple[int, ...] | None = None
+    """Of what meets a weight: the shape in which each element is there for every k of its group."""
 
     def scales(self, given: Sequence[torch.Tensor]) -> torch.Tensor | None:
         """Its scales as ``[groups of k, n]``, a view; None where it has none.
@@ -38,37 +82,32 @@ class Held:
         """
         if self.scale is None:
             return None
-        weight, scale = given[self.operand], given[self.scale]
-        if scale.device != weight.device:
-            raise _error("its scale lies on another device")
-        own = tuple(weight.t().shape if self.is_scaled_turned else weight.shape)
-        shape = own if self.scaled_as is None else _sizes(self.scaled_as, weight.numel())
-        if scale.dim() > len(shape):
-            raise _error(f"its scale has {scale.dim()} dimensions")
-        scale = scale[(None,) * (len(shape) - scale.dim())]
-        if shape != own:
-            scale = _of_groups(scale, shape, own)
-        rows, columns = scale.t().shape if self._turns_scale else scale.shape
-        scale = scale.t() if self._turns_scale else scale
-        k, n = weight.t().shape if self.is_turned else weight.shape
-        if rows not in (1, k) and k % rows:
-            raise _error(f"it has {rows} groups of scales along {k}")
-        if columns not in (1, n):
-            raise _error("several columns share a scale")
-        return scale.expand(rows, n)
+        return self.scale.by_column(given, given[self.operand], is_turned=self.is_turned)
 
-    @property
-    def _turns_scale(self) -> bool:
-        return self.is_turned != self.is_scaled_turned
+    def zeros(self, given: Sequence[torch.Tensor]) -> torch.Tensor | None:
+        """Its zero points, in as many groups as its scales; None where it has none.
+
+        KernelError where no kernel subtracts such.
+        """
+        if self.zero is None:
+            return None
+        weight, scales = given[self.operand], self.scales(given)
+        zeros = self.zero.by_column(given, weight, is_turned=self.is_turned)
+        # A difference of other numbers than these is rounded where the graph computes it.
+        if not weight.dtype == zeros.dtype == torch.int8:
+            raise _error(f"zero points of {zeros.dtype} are subtracted from {weight.dtype}")
+        if scales is None or len(scales) != len(zeros):
+            raise _error("it has no scale for each zero point")
+        return zeros
 
 
-def _of_groups(scale: torch.Tensor, shape: tuple[int, ...], own: tuple[int, ...]) -> torch.Tensor:
+def _of_groups(its: torch.Tensor, shape: tuple[int, ...], own: tuple[int, ...]) -> torch.Tensor:
     """Scales of a matrix of which one dimension was split in two, as of a matrix of groups."""
     wholes = [(*shape[:d], prod(shape[d : d + 2]), *shape[d + 2 :]) for d in (0, 1)]
     at = wholes.index(own) if own in wholes else None
-    if at is None or scale.shape[at + 1] != 1:
-        raise _error(f"it is scaled as {list(shape)} by {list(scale.shape)}")
-    return scale.squeeze(at + 1)
+    if at is None or its.shape[at + 1] != 1:
+        raise _error(f"it is scaled as {list(shape)} by {list(its.shape)}")
+    return its.squeeze(at + 1)
 
 
 def _sizes(shape: tuple[int, ...], elements: int) -> tuple[int, ...]:
@@ -102,8 +141,16 @@ class Loaded:
 
     def scales(self, given: Sequence[torch.Tensor], weight: int) -> torch.Tensor | None:
         """The scales of a weight of ``operands``, as ``[groups of k, n]``; see ``Held``."""
-        its = next((one for one in self.held if one.operand == weight), None)
+        its = self._of(weight)
         return its.scales(given) if its else None
+
+    def zeros(self, given: Sequence[torch.Tensor], weight: int) -> torch.Tensor | None:
+        """Its zero points, likewise."""
+        its = self._of(weight)
+        return its.zeros(given) if its else None
+
+    def _of(self, weight: int) -> Held | None:
+        return next((one for one in self.held if one.operand == weight), None)
 
 
 def widened(program: Program, calls: Mapping[int, Sequence[Step]], operands: int) -> Program:
@@ -152,39 +199,53 @@ def loaded(program: Program) -> Loaded:
     steps = mapped(program.steps[first:], place)
     kept = tuple(place(ref) for ref in program.kept)
     whole = replace(program, steps=steps, kept=kept)
-    return Loaded(whole, tuple({one.operand: one for one in held}.values()))
+    beside = {its.operand for one in held for its in (one.zero, one.scale) if its}
+    weights = {one.operand: one for one in held if one.operand not in beside}
+    if any(one.shape or one.repeated for one in weights.values()):
+        return Loaded(program, ())
+    return Loaded(whole, tuple(weights.values()))
 
 
 def _held(step: Step, values: Sequence[Held], modes: Sequence[str]) -> Held | None:
-    """What a call makes of a weight; None where it is none of those calls."""
-    refs = [arg for arg in step.args if isinstance(arg, Ref)]
-    its = [_weight(ref, values, modes) for ref in refs]
+    """What a call makes of a weight, or of what meets it; None where it is none of those calls."""
+    its = [_whole(arg, values, modes) for arg in step.args if isinstance(arg, Ref)]
     match step.op, its:
         case (op, [Held() as one]) if op == CAST:
-            return one
+            return replace(one, cast=step.args[1])
         case (op, [Held() as one]) if op == TURN and len(step.args[1]) == 2:
             return replace(one, is_turned=one.is_turned != (step.args[1][0] % 2 == 1))
         case (op, [Held() as one]) if op in SHAPES:
             return _regrouped(one, step.args[1])
-        case (op, [Held() as one, _]) if op == SCALE and _may_scale(one, refs[1]):
-            return replace(one, scale=refs[1].index, is_scaled_turned=one.is_turned)
-        case (op, [_, Held() as one]) if op == SCALE and _may_scale(one, refs[0]):
-            return replace(one, scale=refs[0].index, is_scaled_turned=one.is_turned)
+        case (op, [Held() as one]) if op == EXPAND and one == Held(one.operand):
+            shape = tuple(step.args[1])
+            return replace(one, shape=shape, repeated=shape) if len(shape) == 3 else None
+        case (op, [Held() as one, Held() as other]) if op == SUBTRACT and not step.kwargs:
+            beside = _beside(one, other)
+            is_first = one.zero is None and one.scale is None
+            return replace(one, zero=beside) if beside and is_first else None
+        case (op, [Held() as one, Held() as other]) if op == SCALE and one.scale is None:
+            beside = _beside(one, other) if other.cast in WIDENING else None
+            return replace(one, scale=beside) if beside else None
     return None
 
 
-def _weight(ref: Ref, values: Sequence[Held], modes: Sequence[str]) -> Held | None:
+def _whole(ref: Ref, values: Sequence[Held], modes: Sequence[str]) -> Held | None:
     if not ref.is_operand:
         return values[ref.index] if ref.index < len(values) else None
     return Held(ref.index) if modes[ref.index] == WHOLE else None
 
 
-def _may_scale(one: Held, ref: Ref) -> bool:
-    return one.scale is None and ref.is_operand
+def _beside(weight: Held, its: Held) -> Beside | None:
+    """What meets a weight, perhaps widened before, or repeated for every k of a group."""
+    is_split_twice = weight.shape is not None and its.repeated is not None
+    if its.is_turned or its.zero or its.scale or its.shape or is_split_twice:
+        return None
+    return Beside(its.operand, weight.shape or its.repeated, weight.is_turned)
 
 
 def _regrouped(one: Held, shape: Any) -> Held | None:
-    """Split in groups before it is scaled, and whole again after that."""
-    if one.scale is None:
-        return replace(one, scaled_as=shape) if len(shape) == 3 and not one.is_turned else None
-    return one if len(shape) == 2 else None
+    """Split in groups before something meets it, and whole again after that."""
+    if len(shape) == 3:
+        is_whole = one.shape is None and one.scale is None and not one.is_turned
+        return replace(one, shape=tuple(shape)) if is_whole else None
+    return replace(one, shape=None) if one.scale or one.repeated else None

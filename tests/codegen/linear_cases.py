@@ -193,6 +193,54 @@ def op_of_int8(rows: int, is_turned: bool, sizes: list[tuple[int, int]]) -> list
     return errors
 
 
+def op_of_scaled(rows: int, spelled: str) -> tuple[float, dict[str, int]]:
+    """Run one op of a weight as torchao dequantises it; root mean squares of its error over
+    those of the exact result, and its calls."""
+    from overlapc.planning.linear import FORCED
+    from overlapc.runtime import linear, machine
+    from overlapc.runtime.linear_spec import LayerSpec
+    from overlapc.runtime.ops import calls_of
+    from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
+
+    machine.architecture_of = lambda device: "sm_90"
+    machine.multiprocessors = lambda device: 12
+    torch.manual_seed(rows)
+    o, v = (lambda i: Ref("operand", i)), (lambda i: Ref("value", i))
+    n, k, group = 75, 2080, 32
+    cast, narrow, wide = "prims.convert_element_type.default", torch.bfloat16, torch.float32
+    x, w = torch.randn(rows, k).bfloat16(), torch.randint(-127, 128, (n, k), dtype=torch.int8)
+    scale, zero = (
+        torch.rand(n, k // group),
+        torch.randint(-127, 128, (n, k // group)).to(torch.int8),
+    )
+    if spelled == "zeros":
+        operands = [x, w, zero.view(n, -1, 1), scale.bfloat16().view(n, -1, 1)]
+        calls = [
+            Step("aten.reshape.default", (o(1), (n, -1, group))), Step(cast, (v(0), narrow)),
+            Step(cast, (o(2), narrow)), Step("aten.sub.Tensor", (v(1), v(2))),
+            Step("aten.mul.Tensor", (v(3), o(3))), Step("aten.reshape.default", (v(4), (n, k))),
+            Step("aten.permute.default", (v(5), (1, 0))),
+        ]  # fmt: skip
+        exact = (w.double().view(n, -1, group) - operands[2].double()) * operands[3].double()
+    else:
+        w = (w / 128).to(torch.float8_e4m3fn)
+        operands = [x, w.t(), scale.t().unsqueeze(1)]
+        calls = [
+            Step(cast, (o(1), wide)), Step("aten.expand.default", (o(2), (k // group, group, n))),
+            Step("aten.reshape.default", (v(1), (k, n))), Step("aten.mul.Tensor", (v(0), v(2))),
+            Step(cast, (v(3), narrow)),
+        ]  # fmt: skip
+        exact = w.double().view(n, -1, group) * scale.double().unsqueeze(2)
+    calls.append(Step("aten.mm.default", (o(0), v(len(calls) - 1))))
+    program = Program(
+        (ROWS, *[WHOLE] * (len(operands) - 1)), tuple(calls), None, (v(len(calls) - 1),)
+    )
+    spec = LayerSpec(program, FORCED, f"{spelled} {rows}")
+    found, wanted = linear.OP(operands, spec.text()), x.double() @ exact.reshape(n, k).t()
+    error = (found - wanted).square().mean().sqrt() / wanted.square().mean().sqrt()
+    return error.item(), dict(calls_of(spec.site))
+
+
 def op_of_normed_rows(rows: int) -> tuple[float, float, dict[str, int]]:
     """Run one op of an RMSNorm and two layers; its error and eager's, over float64, and its calls.
 

@@ -126,12 +126,22 @@ SCALES = [("float32", 0), ("bfloat16", 64), ("float32", 8), ("float32", 50), ("f
 """Dtype, and how many k share one: all, whole steps of either kernel, parts of a step, one."""
 
 
+def scaled(spec: LinearSpec, **changes: object) -> LinearSpec:
+    rows = {1: 2, 8: 8}[spec.rows]
+    return replace(with_epilogue(spec, PRODUCT), held="int8", rows=rows, splits=2, **changes)
+
+
 @BOTH
 @pytest.mark.parametrize(("scales", "group"), SCALES, ids=str)
 def test_scales_are_multiplied_into_the_weight(interpreted, spec, scales, group):
-    rows = {1: 2, 8: 8}[spec.rows]
-    spec = replace(with_epilogue(spec, PRODUCT), held="int8", rows=rows, splits=2)
-    interpreted("linear_cases.run", str(replace(spec, scales=scales, group=group)), 2, *RAGGED)
+    interpreted("linear_cases.run", str(scaled(spec, scales=scales, group=group)), 2, *RAGGED)
+
+
+@BOTH
+@pytest.mark.parametrize("group", [0, 64, 50])
+def test_zero_points_are_subtracted_from_the_weight(interpreted, spec, group):
+    spec = scaled(spec, scales="bfloat16", group=group, zeros=True)
+    interpreted("linear_cases.run", str(spec), 2, *RAGGED)
 
 
 @BOTH
@@ -207,7 +217,9 @@ SCALED_MUTANTS = {
         "columns = (column + tl.arange(0, BLOCK_N))",
         "columns = tl.arange(0, BLOCK_N)",
     ),
-    "not scaled": ("block.to(tl.float32) * scales.to(tl.float32)", "block.to(tl.float32)"),
+    "not scaled": ("result.to(tl.float32) * of_groups(", "result.to(tl.float32) + 0 * of_groups("),
+    "zero points twice": ("- of_groups(", "- 2 * of_groups("),
+    "scales as zero points": ("weight[6], weight[7]", "weight[3], weight[7]"),
 }
 NORM_MUTANTS = {
     "no mean": ("squares / K + EPS", "squares + EPS"),
@@ -218,7 +230,7 @@ NORM_MUTANTS = {
 PAIR = replace(with_epilogue(FLAT, GATED), splits=4, dtype="float32", out="float32")
 SEVERAL = replace(with_epilogue(FLAT, EPILOGUES["bias"]), results=3)
 NORMED = replace(FLAT, norm=True, eps=0.5, gain="float16")
-SCALED = replace(FLAT, held="int8", scales="float32", group=64)
+SCALED = replace(FLAT, held="int8", scales="float32", group=64, zeros=True)
 TWO = replace(with_epilogue(GEMV, GATED), rows=2, dtype="float32", out="float32")
 
 
@@ -273,6 +285,8 @@ def test_a_text_is_read_back(spec):
         {"results": 4},
         {"scales": "int8"},
         {"group": 8},
+        {"zeros": True},
+        {"zeros": True, "scales": "float32", "held": "float8_e4m3fn"},
         {"eps": 0.5},
     ],
     ids=str,
@@ -317,6 +331,15 @@ def test_the_op_of_one_spec_takes_other_sizes_too(interpreted, rows, is_turned):
     """Of which k is even or not, and columns few enough to split k or not."""
     sizes = [(75, 2100), (40, 2048), (75, 2100)]
     assert max(interpreted("linear_cases.op_of_int8", rows, is_turned, sizes)) < 0.05
+
+
+@pytest.mark.parametrize(("rows", "way"), [(1, "gemv"), (8, "flat")])
+@pytest.mark.parametrize("spelled", ["zeros", "repeated"])
+def test_the_op_reads_groups_as_torchao_spells_them(interpreted, rows, way, spelled):
+    """The mutant that ignores zero points, or repeats scales the other way, is off by far more."""
+    error, calls = interpreted("linear_cases.op_of_scaled", rows, spelled)
+    assert calls == {way: 1}
+    assert 0 < error < 0.01
 
 
 @pytest.mark.parametrize(("rows", "way"), [(2, "gemv"), (16, "flat")])

@@ -313,24 +313,31 @@ def test_layers_of_the_same_rows_are_one_op(monkeypatch, trains):
         close(run(x), model(x))
 
 
-@pytest.mark.parametrize("kind", ["columns", "groups", "whole", "places"])
+@pytest.mark.parametrize("kind", ["columns", "groups", "whole", "places", "repeated", "zeros"])
 def test_weights_that_are_scaled_before_the_product(kind):
     """As torchao dequantises; changed in place they are seen."""
     x, w = torch.randn(3, K), torch.randint(-127, 128, (N, K), dtype=torch.int8)
-    scale = torch.rand(
-        {"columns": (N, 1), "groups": (N, 10, 1), "whole": (), "places": (N, K)}[kind]
-    )
+    shapes = {"columns": (N, 1), "groups": (N, 10, 1), "whole": (), "places": (N, K)}
+    shapes |= {"repeated": (N, 10), "zeros": (N, 10, 1)}
+    scale = torch.rand(shapes[kind])
+    zero = torch.randint(-127, 128, scale.shape, dtype=torch.int8)
 
     def layer(x, w, scale):
-        wide = w.view(N, 10, 15) if kind == "groups" else w
-        return F.linear(x, (wide.to(torch.float32) * scale).view(N, K))
+        wide = (w.view(N, 10, 15) if len(scale.shape) == 3 else w).to(torch.float32)
+        if kind == "zeros":
+            wide = wide - zero.to(torch.float32)
+        each = scale.repeat_interleave(15, dim=1) if kind == "repeated" else scale
+        return F.linear(x, (wide * each).view(N, K))
 
     run = compiled(layer)
     for _ in range(2):
         torch.testing.assert_close(run(x, w, scale), layer(x, w, scale), rtol=1e-4, atol=1e-2)
         w.neg_()
         scale.mul_(0.5)
-    scaled = {"groups": "groups of 15", "places": "groups of 1"}.get(kind, "columns")
+        zero.neg_()
+    groups = {"groups": "groups of 15", "places": "groups of 1", "repeated": "groups of 15"}
+    scaled = groups.get(kind, "columns")
+    scaled = "groups of 15 from zero points" if kind == "zeros" else scaled
     assert sites()[-1].shape.endswith(f"by int8 scaled in {scaled}")
     assert sites()[-1].calls == {FLAT: 2}
 
