@@ -212,8 +212,12 @@ def calibrated(job: Job, group: dist.ProcessGroup) -> Any | None:
 
 def tuned(pair: Pair, job: Job, group: dist.ProcessGroup, target: Any | None) -> Any | None:
     """The target with the fastest of a pair's best plans, where the job has time for that."""
-    if target is None or not job.tuning_seconds or pair.is_extreme:
-        return target
+    if target is None:
+        return None
+    if not job.tuning_seconds or pair.is_extreme:
+        # Ranks plan once for a target, a line and a width: of pairs that differ in k alone the
+        # second would run what was planned for the first.
+        return replace(target, name=f"{target.name} for {pair.shape}")
     from overlapc.tuning import tune_chains
 
     problem = plan_of(pair, target).problem

@@ -231,7 +231,7 @@ def graph_kind() -> str:
 def where(node: fx.Node) -> str:
     """Return the module path and the user's source line that ``node`` came from."""
     module = _module_path(node)
-    line = _source_line(node.meta.get("stack_trace") or "")
+    line = source_line(node)
     return " ".join(part for part in (module, f"({line})" if line else "") if part) or node.name
 
 
@@ -244,8 +244,9 @@ def _module_path(node: fx.Node) -> str:
     return re.sub(r"^L\.(self|fn|mod|s)\b\.?", "", path).strip(".")
 
 
-def _source_line(trace: str) -> str:
+def source_line(node: fx.Node) -> str:
     """Return ``file:line`` of the innermost frame that is the user's: not torch's own."""
+    trace = node.meta.get("stack_trace") or ""
     frames = re.findall(r'File "([^"]+)", line (\d+)', trace)
     own = [frame for frame in frames if "/torch/" not in frame[0]] or frames
     return f"{own[-1][0].rsplit('/', 1)[-1]}:{own[-1][1]}" if own else ""

@@ -56,6 +56,18 @@ def forced(schedule: str) -> Reason:
     return Reason("forced", f"The schedule {schedule!r} was asked for.")
 
 
+def of_another_size(problem: Problem, target: Target) -> str:
+    """One more sentence where times follow from a group of another size; else empty."""
+    ranks = problem.world_size
+    if ranks == 1 or (measured_with := target.link(problem).world_size) == ranks:
+        return ""
+    return (
+        f" Target {target.name} knows {problem.collective} among {measured_with} ranks, not "
+        f"{ranks}, and times are scaled from that curve: torchrun --nproc-per-node={ranks} "
+        "--no-python overlapc calibrate measures the right one."
+    )
+
+
 def why_not_cut(problem: Problem) -> Reason | None:
     """Why there is nothing to overlap at all, or None."""
     if problem.world_size == 1:

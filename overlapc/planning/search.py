@@ -210,7 +210,7 @@ def _plan(cut: Cut, reason: Reason) -> Plan:
         # A kernel may lose less beside a collective than the library's does.
         bound_seconds=min(whole.bound(), cut.costs.bound()),
         code=reason.code,
-        reason=reason.text,
+        reason=reason.text + reasons.of_another_size(problem, target),
         timeline=cut.timeline,
         by=cut.costs.by,
         tile=cut.tile,

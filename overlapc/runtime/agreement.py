@@ -1,18 +1,33 @@
-"""How the ranks of a group come to cut a call alike, although their own plans might differ."""
+"""How the ranks of a group come to cut a call alike, although their own sizes might differ.
+
+A rank that recompiles because its sizes changed cannot know whether the others did, and they do not
+know that it did. So nothing depends on whose graph is new: how a call is cut follows from what
+every rank knows of it, its place in the source and what its collective wants equal, and from what
+ranks said at the first call of those.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 
+import torch
 import torch.distributed as dist
 
-from overlapc.planning.problem import ROWS
+from overlapc.errors import ProblemError
+from overlapc.planning.problem import ROWS, TILES, Problem
 from overlapc.planning.tiles import Tile
-from overlapc.runtime import comparing, groups
+from overlapc.runtime import comparing, groups, program
+from overlapc.runtime.layout import Dealing
+from overlapc.runtime.program import OFFSETS, Program, canonical
+from overlapc.runtime.sizing import problem_of
+from overlapc.runtime.spec import ChainSpec
 
 MOST_REMEMBERED = 4096
-"""Agreements of one group, of which the oldest are asked for again: about one a size and site."""
+"""Agreements of one group, about one a line and number of columns. What comes after them runs
+serial: were one forgotten, ranks that keep what they made ready by it would not meet the others."""
 
 
 @dataclass(frozen=True)
@@ -27,42 +42,131 @@ class Cut:
     tile: Tile | None = None
     """Of groups of tiles: other tiles lie elsewhere."""
 
-    def __str__(self) -> str:
-        return f"{self.schedule} {self.by} {self.rows}{f' of {self.tile}' if self.tile else ''}"
+    @property
+    def wants(self) -> str:
+        """What every rank's chain has to be able to be cut into."""
+        return f"{TILES} of {self.tile}" if self.by == TILES else self.by
 
 
-_agreed: WeakKeyDictionary[dist.ProcessGroup, dict[str, Cut]] = WeakKeyDictionary()
+@dataclass(frozen=True)
+class Work:
+    """What all ranks plan for, whatever each computes: the chain of one of them at a first call."""
+
+    program: Program
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[torch.dtype, ...]
+    ways: frozenset[str]
+    """What the chains of all ranks can be cut into: ``Cut.wants``."""
+
+    def problem(self, spec: ChainSpec, deal: Dealing, moved: int) -> Problem | None:
+        """Return what to plan for a call whose collective is given ``moved`` units, or None."""
+        rows = [deal.units] * len(self.shapes)
+        if spec.is_consumer:
+            rows[0] = moved
+        modes = self.program.modes
+        given = zip(self.shapes, modes, rows, strict=True)
+        shapes = [(n, *shape[1:]) if mode == program.ROWS else shape for shape, mode, n in given]
+        return problem_at(replace(spec, program=self.program), shapes, self.dtypes, deal)
 
 
-def common_cut(group: dist.ProcessGroup, site: str, sizes: str, mine: Cut, seconds: float) -> Cut:
-    """Return ``mine`` if every rank would cut the same, else one group for everything.
+def problem_at(
+    spec: ChainSpec, shapes: Sequence[Sequence[int]], dtypes: Sequence[torch.dtype], deal: Dealing
+) -> Problem | None:
+    """Return what is planned for operands of these shapes; None where nothing can be."""
+    if OFFSETS in spec.program.modes and deal.outer > 1:
+        return None  # a group's rows would not be in the order that the offsets count
+    try:
+        return problem_of(spec, shapes, dtypes, deal.ranks, deal.receives, deal.outer)
+    except ProblemError:
+        return None  # nothing is planned for this dtype
 
-    A shard of uneven size has other sizes on some ranks, and so may have another plan. ``sizes``
-    are those that the collective wants equal: ranks that differ in them are an error. Asked once
-    for each site and sizes, which all ranks come to in the same order.
+
+@dataclass(frozen=True)
+class Agreed:
+    """What the ranks of a group agreed on, by the identity of a call."""
+
+    works: dict[str, Work | None] = field(default_factory=dict)
+    cuts: dict[str, Cut] = field(default_factory=dict)
+    """Of uneven all-to-alls."""
+
+
+_agreed: WeakKeyDictionary[dist.ProcessGroup, Agreed] = WeakKeyDictionary()
+
+
+def common_work(
+    group: dist.ProcessGroup,
+    spec: ChainSpec,
+    identity: str,
+    sizes: str,
+    operands: Sequence[torch.Tensor],
+    deal: Dealing,
+) -> Work | None:
+    """Return what all ranks plan for where a call has this identity; None where all run serial.
+
+    Compared at the first call of the identity, where ranks whose ``sizes`` differ, which the
+    collective wants equal, are an error. Of unlike works it is the one that computes most, for
+    that one is waited for.
     """
-    known = _agreed.setdefault(group, {})
-    key = f"{site} {sizes}"
-    if key not in known:
-        values = groups.exchange(group, f"{sizes} in {mine}", seconds)
-        if len({value.partition(" in ")[0] for value in values}) > 1:
-            comparing.raise_unlike(group, values)
-        alike = len(set(values)) == 1
-        _remember(known, key, mine if alike else Cut("serial", (sum(mine.rows),)))
-    return known[key]
+    known = _agreed.setdefault(group, Agreed()).works
+    if identity in known or len(known) >= MOST_REMEMBERED:
+        return known.get(identity)
+    mine = f"{comparing.call_of(spec)} of {sizes}"
+    work = _described(spec, operands, deal)
+    values = groups.exchange(group, f"{mine}{comparing.BY}{work}", spec.wait_seconds)
+    said = [value.partition(comparing.BY) for value in values]
+    if len({same for same, _, _ in said}) > 1:
+        comparing.raise_unlike(group, values, comparing.place_of(spec))
+    known[identity] = _heaviest([work for _, _, work in said])
+    return known[identity]
 
 
-def known_cut(group: dist.ProcessGroup, site: str) -> Cut | None:
-    """Return what ``common_count`` returned for the site, or None if it was not asked."""
-    return _agreed.get(group, {}).get(site)
+def _described(spec: ChainSpec, operands: Sequence[torch.Tensor], deal: Dealing) -> str:
+    """A work as the others read it; empty where nothing is planned."""
+    shapes, dtypes = [tuple(t.shape) for t in operands], [t.dtype for t in operands]
+    problem = problem_at(spec, shapes, dtypes, deal)
+    if problem is None:
+        return ""
+    ways = [*problem.dimensions, *([f"{TILES} of {spec.packed}"] if spec.packed else [])]
+    return canonical(
+        {
+            "flops": problem.flops,
+            "program": spec.program.value(),
+            "shapes": shapes,
+            "dtypes": [str(dtype).removeprefix("torch.") for dtype in dtypes],
+            "ways": ways,
+        }
+    )
 
 
-def common_count(group: dist.ProcessGroup, site: str, call: str, mine: Cut, seconds: float) -> Cut:
+def _heaviest(texts: Sequence[str]) -> Work | None:
+    if not all(texts):
+        return None
+    read = {text: json.loads(text) for text in texts}
+    most = read[max(texts, key=lambda text: (read[text]["flops"], text))]
+    return Work(
+        Program.from_value(most["program"]),
+        tuple(map(tuple, most["shapes"])),
+        tuple(getattr(torch, name) for name in most["dtypes"]),
+        frozenset.intersection(*(frozenset(work["ways"]) for work in read.values())),
+    )
+
+
+def known_count(group: dist.ProcessGroup, identity: str) -> Cut | None:
+    """Return what ``common_count`` returned for the identity; None if it is to be asked."""
+    known = _agreed.setdefault(group, Agreed()).cuts
+    if identity in known or len(known) < MOST_REMEMBERED:
+        return known.get(identity)
+    return Cut("serial", (1,))
+
+
+def common_count(
+    group: dist.ProcessGroup, identity: str, call: str, mine: Cut, seconds: float
+) -> Cut:
     """Return in which proportion all ranks cut every block of an uneven all-to-all, or its columns.
 
     Rows differ by rank and by call, so the ranks' wishes at the first call are compared, and the
-    one with the middle number of groups is kept for the site. Columns are cut where all wish it: of
-    them every rank has as many.
+    one with the middle number of groups is kept. Columns are cut where all wish it: of them every
+    rank has as many.
     """
     text = f"{call} of uneven parts in "
     wish = f"{mine.schedule} {mine.by} {','.join(map(str, mine.rows))}"
@@ -74,7 +178,7 @@ def common_count(group: dist.ProcessGroup, site: str, call: str, mine: Cut, seco
         wishes = [cut for cut in wishes if cut.by == ROWS]
     wishes.sort(key=lambda cut: (len(cut.rows), str(cut)))
     cut = wishes[(len(wishes) - 1) // 2]
-    _remember(_agreed.setdefault(group, {}), site, cut)
+    _agreed.setdefault(group, Agreed()).cuts[identity] = cut
     return cut
 
 
@@ -82,9 +186,3 @@ def _read_wish(value: str) -> Cut:
     schedule, by, rows = value.split()
     # A rank that has no rows now wishes for nothing; blocks that come later are one group.
     return Cut(schedule, tuple(max(1, int(count)) for count in rows.split(",")), by)
-
-
-def _remember(known: dict[str, Cut], key: str, cut: Cut) -> None:
-    if len(known) >= MOST_REMEMBERED:
-        del known[next(iter(known))]
-    known[key] = cut

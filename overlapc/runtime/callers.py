@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from overlapc.runtime import checking
-from overlapc.runtime.preparing import Chain, Met, Operands, Ready, Sizes, meet, prepare
+from overlapc.runtime.preparing import Chain, Operands, Ready, Sizes, prepare
 
 MOST_READY = 256
 """Sizes of one chain that are kept ready, some 20 kB each; of more, the oldest are made again."""
@@ -21,14 +21,10 @@ class Caller:
 
     chain: Chain
     """Shared by all sites that do the same."""
-    site: str
-    """The specification's text, which names the site."""
     calls: Counter[str]
     """Of the site, by schedule."""
     by_library: Counter[str]
     """Those of a signaled plan that the library computed, by the reason."""
-    met: Met | None = None
-    """What the ranks found out about each other at the first call that has rows."""
 
     def __call__(
         self,
@@ -40,14 +36,10 @@ class Caller:
     ) -> list[torch.Tensor]:
         """Run the chain; ``ProblemError`` for operands that do not fit it."""
         chain = self.chain
-        if self.met is None:
-            self.met = meet(chain, group, operands, outer, receives, sends)
-        # Where ranks plan by themselves, sites share what is ready; else each asks by itself.
-        site = "" if self.met is Met.ALIKE else self.site
-        key = (site, outer, receives, sends, *[(t.shape, t.dtype) for t in operands])
+        key = (outer, receives, sends, *[(t.shape, t.dtype) for t in operands])
         ready = chain.ready.get(key)
         if ready is None:
-            ready = prepare(chain, group, operands, outer, receives, sends, site)
+            ready = prepare(chain, group, operands, outer, receives, sends)
             if len(chain.ready) >= MOST_READY:
                 del chain.ready[next(iter(chain.ready))]
             chain.ready[key] = ready

@@ -18,6 +18,9 @@ from overlapc.runtime.spec import ChainSpec
 
 SENDS, RECEIVES = ", sends ", ", receives "
 
+BY = "\nby "
+"""Behind it stands what ranks may differ in, and no error tells."""
+
 REFUSED = "refused: "
 """What a rank says instead, whose own operands do not fit: who waits for it shall fail as well."""
 
@@ -82,6 +85,7 @@ def _spelled(rows: Sequence[int]) -> str:
 
 def raise_unlike(group: dist.ProcessGroup, values: Sequence[str], at: str = "") -> NoReturn:
     """Raise the error for ranks that said unlike things of one call."""
+    values = [value.partition(BY)[0] for value in values]
     calls = {value.partition(" of ")[0] for value in values if not value.startswith(REFUSED)}
     if len(calls) > 1:
         what = "they send a collective differently"

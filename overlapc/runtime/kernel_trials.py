@@ -58,7 +58,6 @@ class KernelTrial:
             options="",
             program=Program((ROWS, WHOLE), tuple(steps), Ref("value", len(steps) - 1)),
             schedule="signaled",
-            fixed=True,
             axis=0 if is_dealt else 1,
             takes_map=p.takes_map,
             packed=plan.tile if plan and plan.by == TILES else None,

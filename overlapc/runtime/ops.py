@@ -86,7 +86,7 @@ def _new_caller(group: dist.ProcessGroup, text: str) -> Caller:
     if spec.key not in chains:
         chains[spec.key] = Chain.of(spec)
     counts = calls_of(spec.site), by_library_of(spec.site)
-    caller = _callers[group][text] = Caller(chains[spec.key], text, *counts)
+    caller = _callers[group][text] = Caller(chains[spec.key], *counts)
     return caller
 
 

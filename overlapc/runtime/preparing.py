@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from enum import Enum
 
 import torch
 import torch.distributed as dist
 
-from overlapc.errors import ProblemError
-from overlapc.planning.problem import COLUMNS, TILES, Problem
+from overlapc.planning.problem import COLUMNS, ROWS, TILES
 from overlapc.planning.schedule import Plan
-from overlapc.runtime import agreement, checking, comparing, groups
+from overlapc.runtime import agreement, checking, comparing, groups, program
 from overlapc.runtime.agreement import Cut
 from overlapc.runtime.column_producers import ColumnProducer
 from overlapc.runtime.consumers import Consumer
@@ -20,11 +18,10 @@ from overlapc.runtime.layout import Dealing, consumer_parts, producer_parts
 from overlapc.runtime.packed import PackedAfter, PackedProducer
 from overlapc.runtime.plans import plan_call, target_of
 from overlapc.runtime.producers import Empty, Producer
-from overlapc.runtime.program import OFFSETS, ROWS
 from overlapc.runtime.sending import Sender
 from overlapc.runtime.shapes import on_meta, packed_order, values
 from overlapc.runtime.signaled import Signaled
-from overlapc.runtime.sizing import column_operands, problem_of
+from overlapc.runtime.sizing import column_operands
 from overlapc.runtime.spec import ChainSpec
 from overlapc.runtime.units import ranges
 
@@ -71,54 +68,6 @@ class Chain:
         return cls(spec, Sender(spec.collective, spec.reduce))
 
 
-class Met(Enum):
-    """What the ranks of a group know of each other's calls of a site."""
-
-    ALIKE = "alike"
-    """All but rows is equal on all ranks at every call, so that each plans what the others do."""
-    UNLIKE = "unlike"
-    """Sizes that are not moved differ by rank, or may: each plan is asked for."""
-
-
-def meet(
-    chain: Chain,
-    group: dist.ProcessGroup,
-    operands: Operands,
-    outer: int,
-    receives: Sizes,
-    sends: Sizes,
-) -> Met | None:
-    """Compare a site's first call with the other ranks'; None where there is nothing to send."""
-    spec = chain.spec
-    try:
-        deal = checking.dealing_of(spec, operands, outer, receives, sends, group)
-        if deal.is_uneven:
-            return Met.UNLIKE  # how blocks are cut is asked for by itself
-        mine = _described(chain, operands, deal)
-    except Exception as error:
-        # Who waits for this rank shall fail as well.
-        groups.exchange(group, f"{comparing.REFUSED}{error}", spec.wait_seconds)
-        raise
-    if not deal.units:
-        return None
-    values = groups.exchange(group, mine, spec.wait_seconds)
-    if len({value.partition(" by ")[0] for value in values}) > 1:
-        comparing.raise_unlike(group, values, comparing.place_of(spec))
-    return Met.ALIKE if spec.fixed and len(set(values)) == 1 else Met.UNLIKE
-
-
-def _described(chain: Chain, operands: Operands, deal: Dealing) -> str:
-    """What is moved, and by which GEMM."""
-    # Where ranks decide unlike, ops of other kinds meet here.
-    sizes = checking.sizes_text(deal, *_rests(chain, operands, deal).moved)
-    text = f"{comparing.call_of(chain.spec)} of {sizes}"
-    problem = _problem(chain.spec, operands, deal)
-    if problem is None:
-        return f"{text} by no GEMM"
-    cut = " or ".join((*problem.dimensions, TILES) if problem.takes_map else problem.dimensions)
-    return f"{text} by {problem.n}x{problem.k} {problem.dtype}, cut along {cut}"
-
-
 def prepare(
     chain: Chain,
     group: dist.ProcessGroup,
@@ -126,23 +75,20 @@ def prepare(
     outer: int,
     receives: Sizes,
     sends: Sizes,
-    site: str,
 ) -> Ready:
-    """Check the operands, plan for them, and agree with the other ranks how to cut them.
-
-    Without a ``site`` the ranks are known to plan alike, and nothing is asked.
-    """
+    """Check the operands, plan for them, and cut them as the other ranks do."""
     spec = chain.spec
     try:
         deal = checking.dealing_of(spec, operands, outer, receives, sends, group)
         text = checking.sizes_text(deal, *_rests(chain, operands, deal).moved)
     except Exception as error:
-        if spec.verify:  # the others are waiting to compare sizes: they shall fail as well
+        # Who waits for this rank to compare sizes shall fail as well.
+        if spec.verify or not chain.ready:
             groups.exchange(group, f"{comparing.REFUSED}{error}", spec.wait_seconds)
         raise
     if spec.verify:
         checking.verify(spec, group, deal, text)
-    return assemble(chain, operands, deal, *_cut(chain, group, operands, deal, text, site))
+    return assemble(chain, operands, deal, *_cut(chain, group, operands, deal))
 
 
 def assemble(chain: Chain, operands: Operands, deal: Dealing, cut: Cut, plan: Plan | None) -> Ready:
@@ -218,7 +164,7 @@ def _rests(chain: Chain, operands: Operands, deal: Dealing) -> Rests:
     spec = chain.spec
     modes = spec.program.modes
     key = tuple(
-        (t.shape[1:] if mode == ROWS else t.shape, t.dtype)
+        (t.shape[1:] if mode == program.ROWS else t.shape, t.dtype)
         for t, mode in zip(operands, modes, strict=True)
     )
     if key not in chain.rests:
@@ -231,40 +177,39 @@ def _rests(chain: Chain, operands: Operands, deal: Dealing) -> Rests:
     return chain.rests[key]
 
 
-def _plan(spec: ChainSpec, operands: Operands, deal: Dealing) -> Plan | None:
-    """Return this rank's plan; None where it is one group, for nothing else is possible."""
-    problem = _problem(spec, operands, deal)
-    return plan_call(spec.target, spec.schedule, problem) if problem else None
-
-
-def _problem(spec: ChainSpec, operands: Operands, deal: Dealing) -> Problem | None:
-    grouped = OFFSETS in spec.program.modes
-    if grouped and deal.outer > 1:
-        return None  # a group's rows would not be in the order that the offsets count
-    shapes, dtypes = [t.shape for t in operands], [t.dtype for t in operands]
-    try:
-        return problem_of(spec, shapes, dtypes, deal.ranks, deal.receives, deal.outer)
-    except ProblemError:
-        return None  # nothing is planned for this dtype
-
-
 def _cut(
-    chain: Chain, group: dist.ProcessGroup, operands: Operands, deal: Dealing, text: str, site: str
+    chain: Chain, group: dist.ProcessGroup, operands: Operands, deal: Dealing
 ) -> tuple[Cut, Plan | None]:
-    """Return how all ranks cut the call, and what this rank planned for it if it had to."""
-    spec, seconds, call = chain.spec, chain.spec.wait_seconds, comparing.call_of(chain.spec)
-    # One recompiles where another does not, when sizes differ by rank: the site is no key then.
-    modes = zip(operands, spec.program.modes, strict=True)
-    blocks = f"{spec.key} {[tuple(t.shape) for t, mode in modes if mode != ROWS]}"
-    if deal.is_uneven and (known := agreement.known_cut(group, blocks)):
-        return known, None
-    plan = _plan(spec, operands, deal)
-    mine = Cut("serial", (deal.units,)) if plan is None else cut_of(plan)
+    """Return how all ranks cut the call, and the plan that it comes from if there is one here."""
+    spec, (rest, dtype) = chain.spec, _rests(chain, operands, deal).moved
+    # Of nothing that other ranks need not have in common: they may have compiled another graph.
+    identity = f"{spec.role} {deal.is_uneven} {comparing.sizes_text(('*', *rest), dtype)}"
     if deal.is_uneven:
-        return agreement.common_count(group, blocks, call, mine, seconds), plan
-    if not deal.units or not site:
-        return mine, plan
-    return agreement.common_cut(group, site, f"{call} of {text}", mine, seconds), plan
+        return _uneven_cut(spec, group, identity, operands, deal)
+    serial = Cut("serial", (deal.units,))
+    if not deal.units:
+        return serial, None
+    text = checking.sizes_text(deal, rest, dtype)
+    work = agreement.common_work(group, spec, identity, text, operands, deal)
+    problem = work and work.problem(spec, deal, operands[0].shape[0])
+    if work is None or problem is None:
+        return serial, None
+    plan = plan_call(spec.target, spec.schedule, problem)
+    cut = cut_of(plan)
+    return (cut, plan) if cut.by == ROWS or cut.wants in work.ways else (serial, None)
+
+
+def _uneven_cut(
+    spec: ChainSpec, group: dist.ProcessGroup, identity: str, operands: Operands, deal: Dealing
+) -> tuple[Cut, Plan | None]:
+    if known := agreement.known_count(group, identity):
+        return known, None
+    shapes, dtypes = [t.shape for t in operands], [t.dtype for t in operands]
+    problem = agreement.problem_at(spec, shapes, dtypes, deal)
+    plan = plan_call(spec.target, spec.schedule, problem) if problem else None
+    mine = cut_of(plan) if plan else Cut("serial", (deal.units,))
+    call = comparing.call_of(spec)
+    return agreement.common_count(group, identity, call, mine, spec.wait_seconds), plan
 
 
 def cut_of(plan: Plan) -> Cut:

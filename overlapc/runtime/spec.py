@@ -50,8 +50,9 @@ class ChainSpec:
     """Compare sizes across ranks before every call."""
     wait_seconds: float = 60.0
     """How long members wait for each other when they compare."""
-    fixed: bool = False
-    """Columns and contracted sizes are the same at every call: only rows vary."""
+    place: str = ""
+    """Line of the source that the chain comes from: what is planned at one line, and of what is
+    sent alike, is planned once."""
     axis: int = 0
     """Dimension of ``[units, ...]`` that is scattered or gathered: 0, or 1 of every unit."""
     takes_map: bool = False
@@ -84,6 +85,13 @@ class ChainSpec:
     def key(self) -> str:
         """The text without the site: what two calls have in common that are planned alike."""
         return replace(self, site="").text()
+
+    @cached_property
+    def role(self) -> str:
+        """The text without site and program: equal for graphs that differ in sizes alone."""
+        values = json.loads(self.key)
+        del values["program"]
+        return canonical(values)
 
     def text(self) -> str:
         """Return the specification as canonical JSON."""

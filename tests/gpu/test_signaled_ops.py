@@ -48,7 +48,7 @@ def spec_of(kind: str, axis: int, site: str, **more: Any) -> ChainSpec:
         Target.load("h100-nvlink"), architecture=f"sm_{major}{minor}", communication_sms=8
     )
     reduce = "" if kind == "gemm_all_to_all" else "sum"
-    return chain(kind, MM, target, axis=axis, reduce=reduce, site=site, fixed=True, **more)
+    return chain(kind, MM, target, axis=axis, reduce=reduce, site=site, **more)
 
 
 def operands(seed: int, rows: int = M) -> list[torch.Tensor]:

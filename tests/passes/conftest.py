@@ -33,7 +33,9 @@ class Explained:
         for site in self.report.sites:
             where = re.sub(r":\d+\)", ")", site.where)
             parts.append(f"--- {site.graph}: {site.decision} [{site.code}] {site.shape} at {where}")
-        return re.sub(r'"(target|options|site)":"[^"]*"', r'"\1":"*"', "\n".join(parts)) + "\n"
+        return (
+            re.sub(r'"(target|options|place|site)":"[^"]*"', r'"\1":"*"', "\n".join(parts)) + "\n"
+        )
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from tests.passes.catalogue import (
     x2,
     x3,
 )
-from tests.targets import FAST_LINK, SLOW_LINK
+from tests.targets import FAST_LINK, SLOW_LINK, machine
 
 
 class Mlp(torch.nn.Module):
@@ -237,3 +237,18 @@ def test_explain_says_at_which_rows_the_schedule_changes(explained):
 
 def plan_of(problem, rows):
     return plan(dataclasses.replace(problem, m=rows), SLOW_LINK)
+
+
+@pytest.mark.parametrize("bytes_per_second", [4e7, 1e15], ids=["rewritten", "kept"])
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_curve_of_another_group_size_is_told(explained, bytes_per_second, ranks):
+    target = machine(f"of {ranks}", bytes_per_second, world_sizes=(ranks,))
+
+    def reduced(x, w):
+        return functional.all_reduce(x @ w, "sum", dist.group.WORLD)
+
+    inputs = torch.randn(512, 64), torch.randn(64, 96)
+    (site,) = explained(reduced, *inputs, target=target).report.sites
+    assert site.decision == ("rewritten" if bytes_per_second == 4e7 else "kept")
+    told = f"Target of {ranks} knows all_reduce among {ranks} ranks, not 2"
+    assert (told in site.reason) == (ranks == 4)

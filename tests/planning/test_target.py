@@ -238,3 +238,9 @@ def test_the_nearest_group_size_stands_in() -> None:
         problem = replace(PROBLEM, world_size=size)
         assert target.link(problem) is nearest
         assert target.knows(problem) == (size == nearest.world_size)
+        reason = search.plan(problem, target).reason
+        is_told = f"among {nearest.world_size} ranks, not {size}" in reason
+        assert is_told == (size != nearest.world_size)
+        assert (
+            f"torchrun --nproc-per-node={size} --no-python overlapc calibrate" in reason
+        ) == is_told

@@ -29,7 +29,8 @@ def addmm(bias_mode: str) -> Program:
 def chain(kind: str, program: Program, target: Any, **more: Any) -> ChainSpec:
     """A specification with a target that this process then knows."""
     remember(target)
-    fields = {"options": "test", "site": "test.0", **more}
+    site = more.get("site", "test.0")
+    fields = {"options": "test", "site": site, "place": site, **more}
     return ChainSpec(kind=kind, program=program, target=target.fingerprint, **fields)
 
 

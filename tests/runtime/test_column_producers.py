@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from unittest.mock import patch
 
@@ -14,7 +14,7 @@ import torch.distributed._functional_collectives as functional
 
 import overlapc
 from overlapc.planning.target import Target
-from overlapc.runtime import agreement, ops, preparing
+from overlapc.runtime import agreement, ops, preparing, sizing
 from overlapc.runtime.column_producers import ColumnProducer
 from overlapc.runtime.plans import plan_call
 from overlapc.runtime.program import ROWS, WHOLE, Step
@@ -221,37 +221,38 @@ def test_mutants_are_caught(two_ranks, mutant, kind):
     assert all(two_ranks.run(run_mutated, mutant, (kind,)))
 
 
-# Rank 0 would cut rows and rank 1 columns, into groups of as many elements.
+# Where both were to cut columns, and rank 1 cannot.
 
 SIDE = 96
 
 
-def one_by_rows_one_by_columns(rank: int, text: str = "") -> tuple[float, dict[str, int]]:
-    """The error of a square chain, and its calls; ``text``: what ranks tell of every cut."""
+def unlike(rank: int, by: tuple[str, str], able: bool) -> tuple[float, dict[str, int]]:
+    """The error of a square chain that ranks are told to cut so, and its calls; ``able``: rank 1's
+    chain can be cut by columns."""
     forget()
     spec = chain("gemm_all_reduce", CASES["mm"].producer(), TARGET, site="unlike.0")
     ops.calls_of("unlike.0").clear()
     generator = torch.Generator().manual_seed(rank)
     operands = [normal(generator, SIDE, K), normal(generator, K, SIDE)]
-    cut = agreement.Cut("chunked", (SIDE // 4, 3 * SIDE // 4), ("rows", "columns")[rank])
-    told = (lambda self: text) if text else agreement.Cut.__str__
+    cut = agreement.Cut("chunked", (SIDE // 4, 3 * SIDE // 4), by[rank])
+    no_columns = patch.object(sizing, "_column_operands", lambda *_: None)
     with (
         patch.object(preparing, "cut_of", lambda plan: cut),
-        patch.object(agreement.Cut, "__str__", told),
+        nullcontext() if able or rank == 0 else no_columns,
     ):
         (error,) = errors_of(spec, operands)
     forget()
     return error, dict(ops.calls_of("unlike.0"))
 
 
-def test_ranks_that_would_cut_otherwise_run_serial_together(two_ranks):
-    for error, calls in two_ranks.run(one_by_rows_one_by_columns):
+def test_a_cut_that_one_rank_cannot_make_is_made_by_none(two_ranks):
+    for error, calls in two_ranks.run(unlike, ("columns", "columns"), False):
         assert error < BOUND
         assert calls == {"serial": 1}
 
 
-def test_a_cut_that_does_not_tell_its_dimension_is_caught(two_ranks):
-    found = two_ranks.run(one_by_rows_one_by_columns, "chunked (24, 72)")
+def test_ranks_that_cut_otherwise_are_caught(two_ranks):
+    found = two_ranks.run(unlike, ("rows", "columns"), True)
     assert all(error > 0.1 for error, _ in found)
 
 
@@ -275,11 +276,11 @@ def wide_spec(kind: str, **more) -> ChainSpec:
     return chain(kind, CASES["addmm"].producer(), PACKING, site=f"wide.{kind}", **more)
 
 
-def sent_as_planned(rank: int, kind: str, fixed: bool) -> tuple:
+def sent_as_planned(rank: int, kind: str) -> tuple:
     m, k, n = WIDE
     generator = torch.Generator().manual_seed(rank)
     operands = [normal(generator, m, k), normal(generator, n, k).t(), normal(generator, n)]
-    spec, started, original = wide_spec(kind, fixed=fixed), [], Sender.start
+    spec, started, original = wide_spec(kind), [], Sender.start
 
     def start(self, group, out, sent, *sizes):
         started.append(tuple(sent.shape))
@@ -297,11 +298,10 @@ def sent_as_planned(rank: int, kind: str, fixed: bool) -> tuple:
     return error, started, plan.by, plan.rows, dict(ops.calls_of(spec.site))
 
 
-@pytest.mark.parametrize("fixed", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_sent_is_the_plan_by_columns(two_ranks, kind, fixed):
+def test_what_is_sent_is_the_plan_by_columns(two_ranks, kind):
     m, _, n = WIDE
-    for error, started, by, columns, calls in two_ranks.run(sent_as_planned, kind, fixed):
+    for error, started, by, columns, calls in two_ranks.run(sent_as_planned, kind):
         assert error < BOUND
         assert by == "columns"
         assert len(columns) > 1

@@ -103,7 +103,7 @@ def test_verify_finds_sizes_that_differ(fresh_ranks):
 
 
 def uneven_shards(rank):
-    """One rank has more of k: its own plan would differ, so all run serial, and rightly."""
+    """One rank has more of k: the plan of the other would differ, so all follow its own."""
     from overlapc.runtime import ops
     from tests.runtime.chains import MM, call, chain
 
@@ -117,7 +117,7 @@ def uneven_shards(rank):
     return error, rows, dict(ops.calls_of("uneven.0"))
 
 
-def test_shards_of_uneven_size_run_serial_together(fresh_ranks):
+def test_shards_of_uneven_size_run_alike(fresh_ranks):
     (error, rows, calls), (other_error, other_rows, other_calls) = fresh_ranks.run(uneven_shards)
     assert rows != other_rows  # otherwise the ranks had nothing to disagree on
     assert max(error, other_error) < 1e-5

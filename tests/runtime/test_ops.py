@@ -60,7 +60,7 @@ def recorded_starts(calls):
 def sent_and_planned(rank):
     found = []
     for kind, name in KINDS_WITH:
-        spec, started = spec_of(kind, name), []
+        spec, started = spec_of(kind, name, site=f"{kind} {name}"), []
         operands = operands_of(kind, name, 480, 2, rank)
         with recorded_starts(started):
             call(spec, operands)
@@ -206,10 +206,7 @@ def test_a_call_adds_at_most_60_us_to_its_gemms_collectives_and_copies(
 
 def many_row_counts(rank):
     spec = spec_of("gemm_reduce_scatter", "mm", site="many.0", wait_seconds=20.0)
-    with (
-        patch.object(callers, "MOST_READY", 16),
-        patch.object(agreement, "MOST_REMEMBERED", 24),
-    ):
+    with patch.object(callers, "MOST_READY", 16):
         group = dist.group.WORLD
         for known in (agreement._agreed, ops._callers, ops._chains):  # of other tests
             known.pop(group, None)
@@ -218,11 +215,28 @@ def many_row_counts(rank):
             (found,) = call(spec, operands)
             assert found.shape[0] == 4 * step
     chain_of = ops._chains[group][spec.key]
-    return len(chain_of.ready), len(chain_of.rests), len(agreement._agreed[group])
+    return len(chain_of.ready), len(chain_of.rests), len(agreement._agreed[group].works)
 
 
 def test_ever_new_row_counts_keep_a_bounded_memory(two_ranks):
-    assert two_ranks.run(many_row_counts) == [(16, 1, 24)] * 2
+    assert two_ranks.run(many_row_counts) == [(16, 1, 1)] * 2
+
+
+def many_column_counts(rank):
+    """Schedules of calls of other columns, when two agreements are all that is remembered."""
+    agreement._agreed.pop(dist.group.WORLD, None)
+    spec = spec_of("gemm_all_reduce", "mm", schedule="chunked", site="columns.0")
+    ops.calls_of(spec.site).clear()
+    with patch.object(agreement, "MOST_REMEMBERED", 2):
+        for n in (24, 32, 40, 24, 40):
+            call(spec, [torch.randn(512, 16), torch.randn(16, n)])
+    agreement._agreed.pop(dist.group.WORLD, None)
+    ops._chains.pop(dist.group.WORLD), ops._callers.pop(dist.group.WORLD)
+    return dict(ops.calls_of(spec.site))
+
+
+def test_what_is_not_remembered_runs_serial(two_ranks):
+    assert two_ranks.run(many_column_counts) == [{"chunked": 3, "serial": 2}] * 2
 
 
 def forgotten(rank):
@@ -242,19 +256,19 @@ def test_a_destroyed_group_is_not_held(two_ranks):
 
 def test_sites_that_do_the_same_share_what_is_worked_out(fake_group):
     for site in ("first.0", "second.0"):
-        spec = spec_of("gemm_all_reduce", "mm", site=site, fixed=True)
+        spec = spec_of("gemm_all_reduce", "mm", site=site, place="f.py:1")
         call(spec, operands_of("gemm_all_reduce", "mm", 64, 2))
-    key = spec_of("gemm_all_reduce", "mm", site="", fixed=True).text()
+    key = spec_of("gemm_all_reduce", "mm", site="", place="f.py:1").text()
     assert set(ops._chains[fake_group]) == {key}
     assert len(ops._chains[fake_group][key].ready) == 1
     assert ops.calls_of("first.0").total() == ops.calls_of("second.0").total() == 1
 
 
-def cuts_of_two_sites(rank, fixed, uneven):
+def cuts_of_two_sites(rank, uneven):
     """Rows that are sent by two sites that move the same and compute differently."""
     found = []
     for site, k in (("wide.0", 512), ("narrow.0", 4 if uneven and rank else 16)):
-        spec = spec_of("gemm_all_reduce", "mm", fixed=fixed, site=f"{site}.{fixed}.{uneven}")
+        spec = spec_of("gemm_all_reduce", "mm", site=f"{site}.{uneven}")
         generator, started = torch.Generator().manual_seed(rank), []
         operands = [torch.randn(512, k, generator=generator), torch.randn(k, 96)]
         with recorded_starts(started):
@@ -264,20 +278,18 @@ def cuts_of_two_sites(rank, fixed, uneven):
     return found
 
 
-@pytest.mark.parametrize("fixed", [False, True])
-def test_sites_that_move_the_same_follow_their_own_plans(fixed, two_ranks):
-    first, second = two_ranks.run(cuts_of_two_sites, fixed, False)
+def test_sites_that_move_the_same_follow_their_own_plans(two_ranks):
+    first, second = two_ranks.run(cuts_of_two_sites, False)
     assert first == second
     assert all(sent == planned for sent, planned in first)
     assert first[0] != first[1]
 
 
-@pytest.mark.parametrize("fixed", [False, True])
-def test_ranks_that_compute_differently_send_alike(fixed, two_ranks):
-    """A shard of uneven size has another plan on some ranks: then all run serial."""
-    first, second = two_ranks.run(cuts_of_two_sites, fixed, True)
+def test_ranks_that_compute_differently_send_alike(two_ranks):
+    """A shard of uneven size has another plan on some ranks: that of most work is for all."""
+    first, second = two_ranks.run(cuts_of_two_sites, True)
     assert first[1][1] != second[1][1]
-    assert first[1][0] == second[1][0] == [512]
+    assert first[1][0] == second[1][0] == first[1][1]
 
 
 def test_every_kind_has_its_trial():

@@ -53,7 +53,7 @@ def ranks(request) -> Ranks:
 
 def spec_of(rows: int, tile: Tile = TILE, **more: Any) -> tuple[Case, ChainSpec]:
     case = Case("gemm_all_reduce", GATED, rows=rows, reduce="avg")
-    named = {"fixed": True, "wait_seconds": SECONDS, "site": f"packed {rows} {more}", **more}
+    named = {"wait_seconds": SECONDS, "site": f"packed {rows} {more}", **more}
     spec = chain(
         case.kind, GATED, TARGET, reduce="avg", takes_map=True, packed=tile, **named
     )  # fmt: skip
@@ -122,7 +122,7 @@ def unlike(rank: int) -> tuple[float, list]:
     rows = ROWS["one sweep"]
     tile = Tile(16, 64, 32, 4, 3, 4) if rank else TILE
     assert PackedOrder(rows, N, tile).tiles == 6
-    case, spec = spec_of(rows, tile, fixed=False)
+    case, spec = spec_of(rows, tile)
     given = case.operands(rank)
     wanted = wanted_of(spec, given)
     forget()

@@ -70,7 +70,7 @@ class Case:
     def spec(self) -> ChainSpec:
         reduce = "" if self.kind == "gemm_all_to_all" else self.reduce
         return chain(
-            self.kind, self.program, TARGET, axis=self.axis, reduce=reduce, fixed=not self.uneven,
+            self.kind, self.program, TARGET, axis=self.axis, reduce=reduce,
             site=f"{self}", wait_seconds=SECONDS,
         )  # fmt: skip
 
