@@ -276,7 +276,9 @@ def why_not_own(problem: AttentionProblem) -> str:
 
 def _why_no_kernel(problem: AttentionProblem) -> str:
     most = OWN_DIMS.get(problem.dtype, 0)
-    if most and problem.splits and problem.dtype != "float32":
+    if not most:
+        return f"none is generated for {problem.dtype}"
+    if problem.splits and problem.dtype != "float32":
         most = MOST_DIM
     if max(problem.head_dim, problem.value_dim) > most:
         return f"heads of {problem.dtype} have more than {most} columns"

@@ -161,3 +161,13 @@ def test_a_site_asks_for_what_its_masks_want(name, monkeypatch):
     assert done.codes == ["=no_own_kernel"]
     assert "do not run on cpu" in done.sites[0].reason
     assert asked[0] == ([name == "added"], True)
+
+
+@pytest.mark.parametrize(
+    ("softmax", "code"), [("auto", "not_measured"), ("sdpa", "fused"), ("unified", "no_own_kernel")]
+)
+def test_training_in_a_dtype_without_kernels_is_left_to_torch(softmax, code):
+    sides = [t.double().requires_grad_() for t in plain()]
+    (site,) = rewrite(REWRITTEN["functional"].function, *sides, softmax=softmax).sites
+    assert site.code == code
+    assert ("none is generated for float64" in site.reason) == (softmax == "unified")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from overlapc.errors import KernelError
 from overlapc.graphs.attention.known_scores import scores_of
 from overlapc.graphs.attention.matching import Attention, Fused
 from overlapc.graphs.attention.placing import inputs_of, spec_of
@@ -66,4 +67,7 @@ def _why_no_gradient(found: Attention) -> str:
     of_inputs = [side.value.requires_grad for side in inputs_of(found)]
     if not found.is_trained and not any(of_inputs):
         return ""
-    return why_no_gradient(spec_of(found, "online"), of_inputs)
+    try:
+        return why_no_gradient(spec_of(found, "online"), of_inputs)
+    except KernelError:
+        return ""  # no kernel for it at all: there are other reasons
