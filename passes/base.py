@@ -66,6 +66,15 @@ class Compilation:
     modules: dict[str, str] = field(default_factory=dict)
     """Text of the Triton module that is generated for a site, by the site's identifier."""
 
+    def note(self, start: fx.Node, sentence: str) -> None:
+        """Let a collective's site say one more sentence."""
+        before = self.notes.get(start)
+        self.notes[start] = f"{before} {sentence}" if before else sentence
+
+    def noted(self, start: fx.Node, reason: str) -> str:
+        """Return a reason with what earlier passes say of the collective behind it."""
+        return f"{reason} {self.notes[start]}" if start in self.notes else reason
+
     def is_disabled(self, name: str) -> bool:
         """Return whether the options leave out the pass of that name."""
         return name in self.options.disable or "all" in self.options.disable
@@ -91,7 +100,7 @@ def add_site(
         id=compilation.next_site_id(),
         kind=kind_of(start),
         decision=decision,
-        reason=reason,
+        reason=compilation.noted(start, reason),
         code=code,
         graph=compilation.graph_kind,
         where=where(start),

@@ -2,39 +2,36 @@
 
 Contract. A collective that is called again with the same arguments is called once; the first
 result then lives until the last reader of both, and the reason says how many bytes that is.
-``AR(a) + AR(b)`` becomes ``AR(a + b)``, likewise for reduce-scatter, where both are sums (or both
-averages) of alike tensors on one group, and nothing else reads either result. The one collective
-stands where the later of the two stood: an order that is a function of the graph only. Values are
-the same but for rounding: partial sums of the ranks are added in another order, and the sum of two
-on one rank may leave a narrow dtype's range where each sum over the ranks would not.
+``AR(a) + AR(b)`` becomes ``AR(a + b)``, likewise for reduce-scatter and all-gather, where both are
+sums (or both averages) of one dtype on one group, and nothing else reads either result. Terms may
+be subtracted, scaled by constants, laid out alike and rounded alike before they are added. The one
+collective stands where the later of the two stood: an order that is a function of the graph only.
+Values are the same but for rounding: partial sums of the ranks are added in another order, and the
+sum of two on one rank may leave a narrow dtype's range where each sum over the ranks would not.
+Of what is added and not merged, a note at the collective's site says why.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import fx
 
 from overlapc.graphs.algebra import (
-    Term,
     call_key,
     clone,
     equal_rearrangements,
     erase_unread,
-    read_term,
     returned_aliases,
-    why_not_one,
     why_not_same,
 )
-from overlapc.graphs.collectives import Collective, Refusal, collective_starts, read_collective
+from overlapc.graphs.collectives import Collective, collective_starts, read_collective
 from overlapc.graphs.nodes import tensor_facts, where
-from overlapc.graphs.summing import add_sources, why_not_all_add
+from overlapc.graphs.summing import send_sum, why_not_all_add
+from overlapc.graphs.sums import Term, Total, named, read_sum, sums_of, why_not_one
 from overlapc.passes.base import Compilation, Fuel, add_site
 from overlapc.planning.problem import ITEM_BYTES
-
-log = logging.getLogger(__name__)
 
 CODE = "merged"
 
@@ -68,7 +65,8 @@ def merge_equal_calls(graph: fx.Graph, compilation: Compilation) -> None:
         if early is late:
             continue
         if refusal := why_not_same(early, late):
-            log.debug("%s is not merged: %s", late.start, refusal.reason)
+            note = f"It is sent again after {named(early)}: {refusal.reason}."
+            compilation.note(late.start, note)
             first[call_key(late.start)] = late
         elif Fuel.take(compilation.options):
             _report(late, _same_reason(early), compilation)
@@ -96,56 +94,31 @@ def use_result_of(graph: fx.Graph, early: Collective, late: Collective) -> None:
 
 def merge_sums(graph: fx.Graph, compilation: Compilation) -> None:
     """Merge the collectives of every sum, until no two of one sum can be one."""
-    sums: dict[fx.Node, list[Collective]] = {}
-    for collective in _collectives(graph):
-        term = read_term(collective)
-        if isinstance(term, Term):
-            sums.setdefault(term.root, []).append(collective)
-        else:
-            log.debug("%s is no term of a sum: %s", collective.start, term.reason)
-    for terms in sums.values():
-        _merge_sum([collective.start for collective in terms], graph, compilation)
+    for root in sums_of(graph):
+        total = read_sum(root)
+        while (pair := _next_pair(total, compilation)) and Fuel.take(compilation.options):
+            early, late = pair
+            _report(early.collective, _sum_reason(late.collective), compilation)
+            left_over = send_sum(graph, early, late)
+            total = read_sum(left_over if total.root is early.way.add else total.root)
 
 
-def _merge_sum(starts: list[fx.Node], graph: fx.Graph, compilation: Compilation) -> None:
-    alone: list[fx.Node] = []
-    for late in starts:
-        for early in alone:
-            pair = _pair(early, late)
-            if isinstance(pair, Refusal):
-                log.debug("%s is not merged with %s: %s", late, early, pair.reason)
-            elif Fuel.take(compilation.options):
-                _report(pair[0].collective, _sum_reason(pair[1].collective), compilation)
-                send_sum(graph, *pair)
-                alone.remove(early)
-                break
-        alone.append(late)
-
-
-def _pair(early: fx.Node, late: fx.Node) -> tuple[Term, Term] | Refusal:
-    """Read both terms anew: a merge before has changed what they are added to."""
-    found = []
-    for start in (early, late):
-        collective = read_collective(start)
-        term = collective if isinstance(collective, Refusal) else read_term(collective)
-        if isinstance(term, Refusal):
-            return term
-        found.append(term)
-    refusals = (why_not_all_add(term.collective) for term in found)
-    refusal = why_not_one(*found) or next(filter(None, refusals), None)
-    return refusal or (found[0], found[1])
-
-
-def send_sum(graph: fx.Graph, early: Term, late: Term) -> None:
-    """Let the later collective send the sum of what both sent, and erase the earlier one."""
-    one, two = early.collective, late.collective
-    added = add_sources(graph, early, late)
-    two.start.replace_input_with(two.source, added)
-    early.add.replace_all_uses_with(early.other)
-    for node in (early.add, *reversed(early.views), one.wait, one.start):
-        graph.erase_node(node)
-    for source in (one.source, two.source):
-        erase_unread(source)
+def _next_pair(total: Total, compilation: Compilation) -> tuple[Term, Term] | None:
+    """The first two terms of a sum that can be one; where there are none, notes say why not."""
+    refused: dict[fx.Node, str] = {}
+    for index, late in enumerate(total.terms):
+        for early in total.terms[:index]:
+            refusal = why_not_one(early, late)
+            refusals = (why_not_all_add(term.collective) for term in (early, late))
+            refusal = refusal or next(filter(None, refusals), None)
+            if refusal is None:
+                return early, late
+            other = early if refusal.node is late.collective.start else late
+            note = f"Its result is added to that of {named(other.collective)}, and they stay two"
+            refused.setdefault(refusal.node, f"{note}: {refusal.reason}.")
+    for start, note in refused.items():
+        compilation.note(start, note)
+    return None
 
 
 def _same_reason(early: Collective) -> str:

@@ -102,8 +102,7 @@ class OverlapChains:
             target = compilation.target_for(chain.gemms[0].device, chain.collective.group)
             more = remarks(chain, decided.plan, target)
             decided = replace(decided, reason=decided.reason + more)
-        if start in compilation.notes:
-            decided = replace(decided, reason=f"{decided.reason} {compilation.notes[start]}")
+        decided = replace(decided, reason=compilation.noted(start, decided.reason))
         site = Site(
             id=compilation.next_site_id(),
             kind=chain.kind,
@@ -353,7 +352,7 @@ def _refused(
         where=where(chain.gemms[0].node if chain else start),
         group=group_of(start),
         decision="refused",
-        reason=refusal.reason,
+        reason=compilation.noted(start, refusal.reason),
         code=refusal.code,
     )
 

@@ -92,10 +92,11 @@ class SplitAllReduces:
             join(halves)
             note = f"In halves, beside the GEMMs before and after it, it would take {weighed}"
             margin = "" if weighed.pays else f", and the margin is {weighed.margin:.0%}"
-            compilation.notes[whole.start] = f"{note}{margin}."
+            compilation.note(whole.start, f"{note}{margin}.")
             return
         note = f"It is half of an all-reduce, whose halves are predicted to take {weighed}."
-        compilation.notes[halves.scatter.start] = compilation.notes[halves.gather.start] = note
+        for half in (halves.scatter, halves.gather):
+            compilation.note(half.start, compilation.noted(whole.start, note))
         log.info("split at %s: %s", where(whole.start), note)
         drop_whole(halves)
 

@@ -1,4 +1,4 @@
-"""The sum of what two collectives send."""
+"""Lets one collective send the sum of what two have sent."""
 
 from __future__ import annotations
 
@@ -8,18 +8,52 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from overlapc.graphs.algebra import Term, are_alike
+from overlapc.graphs.algebra import are_alike, erase_unread
 from overlapc.graphs.bands import is_view, shape_of
 from overlapc.graphs.collectives import Collective, Refusal, functional
 from overlapc.graphs.nodes import add_call, through
-from overlapc.graphs.packing import packed
+from overlapc.graphs.packing import Split, packed
 from overlapc.graphs.padding import Padded, without_padding
+from overlapc.graphs.sums import Number, Term, factor_of, scale_between
 from overlapc.graphs.walking import between, ordered
 
 aten = torch.ops.aten
 
 
-def add_sources(graph: fx.Graph, early: Term, late: Term) -> fx.Node:
+def send_sum(graph: fx.Graph, early: Term, late: Term) -> fx.Node:
+    """Let the later collective send the sum of what both sent, and erase the earlier one.
+
+    Returns what has taken the place of the addition that read the earlier one.
+    """
+    one, two = early.collective, late.collective
+    scale = scale_between(early, late)
+    assert scale is not None, "these terms may not be merged"
+    added = _add_sources(graph, early, late, scale)
+    two.start.replace_input_with(two.source, added)
+    left_over = _without(graph, early)
+    for node in (early.way.add, *reversed(early.way.path), one.wait, one.start):
+        graph.erase_node(node)
+    for source in (one.source, two.source):
+        erase_unread(source)
+    return left_over
+
+
+def _without(graph: fx.Graph, term: Term) -> fx.Node:
+    """Let those who read a sum of two read it without a term."""
+    add = term.way.add
+    other, factor = next(
+        (node, times)
+        for node, times in zip(add.all_input_nodes, (1, factor_of(add)), strict=True)
+        if node is not term.read
+    )
+    if factor != 1:
+        with graph.inserting_before(add):
+            other = add_call(graph, aten.mul.Tensor, (other, factor), like=add)
+    add.replace_all_uses_with(other)
+    return other
+
+
+def _add_sources(graph: fx.Graph, early: Term, late: Term, scale: Number) -> fx.Node:
     """Insert the sum of what two terms send, where the later one is started.
 
     Where both lay it out alike, the sum is laid out: a GEMM's result is then added to another's.
@@ -27,14 +61,27 @@ def add_sources(graph: fx.Graph, early: Term, late: Term) -> fx.Node:
     one, two = early.collective, late.collective
     first, second = _laid_out(one), _laid_out(two)
     with graph.inserting_before(two.start):
-        if first is None or second is None or not _are_alike(first, second):
-            return add_call(graph, aten.add.Tensor, (one.source, two.source), like=late.add)
+        if not _are_alike(first, second):
+            return _added(graph, one.source, two.source, scale, late)
         whole = second.split.whole
-        added = add_call(graph, aten.add.Tensor, (first.split.whole, whole), like=late.add)
+        added = _added(graph, first.split.whole, whole, scale, late)
         copies = {whole: added}
         for node in ordered(between(whole, two.start), graph):
             copies[node] = graph.node_copy(node, lambda n: copies.get(n, n))
         return copies[two.source]
+
+
+def _added(graph: fx.Graph, one: fx.Node, two: fx.Node, scale: Number, late: Term) -> fx.Node:
+    """``scale * one + two`` in the shape of ``two``; at most one size of that varies."""
+    like = late.way.add
+    if not are_alike(one, two):
+        sizes = [size if isinstance(size, int) else -1 for size in shape_of(two)]
+        one = add_call(graph, aten.reshape.default, (one, sizes), like=like)
+    if scale == -1:
+        return add_call(graph, aten.sub.Tensor, (two, one), like=like)
+    if scale == 1:
+        return add_call(graph, aten.add.Tensor, (one, two), like=like)
+    return add_call(graph, aten.add.Tensor, (two, one), like=like, kwargs={"alpha": scale})
 
 
 def why_not_all_add(collective: Collective) -> Refusal | None:
@@ -51,7 +98,7 @@ def why_not_all_add(collective: Collective) -> Refusal | None:
     is_read = statically_known_true(found.rows * ranks < length) if found.rows else True
     if is_read and through(whole, is_view)[0].target is not aten.cat.default:
         return None
-    return Refusal(start, "other_layout", "A rank may be sent padding alone, and reads none of it.")
+    return Refusal(start, "other_layout", "a rank may be sent padding alone, and reads none of it")
 
 
 def _ranks(collective: Collective) -> int:
@@ -64,12 +111,13 @@ def _parts(collective: Collective) -> Padded:
     return without_padding(packed(collective.source, _ranks(collective)))
 
 
-def _laid_out(collective: Collective) -> Padded | None:
-    """What a reduce-scatter's parts are of; None where that is what it sends."""
-    if collective.start.target is not functional.reduce_scatter_tensor.default:
-        return None
-    found = _parts(collective)
-    return None if found.split.whole is collective.source else found
+def _laid_out(collective: Collective) -> Padded:
+    """What the collective's parts are of; where it has none, what it sends a view of."""
+    if collective.start.target is functional.reduce_scatter_tensor.default:
+        return _parts(collective)
+    is_summed = collective.start.target is functional.all_reduce.default
+    source = collective.source
+    return Padded(Split(through(source, is_view)[0] if is_summed else source, 0), 0)
 
 
 def _are_alike(one: Padded, other: Padded) -> bool:

@@ -137,6 +137,55 @@ def scaled_terms_are_not_needed(a, b, c):
     return torch.add(all_reduce(a), all_reduce(b), alpha=1)
 
 
+def scaled(a, b, c):
+    return torch.add(all_reduce(a), all_reduce(b), alpha=2)
+
+
+def difference(a, b, c):
+    return all_reduce(a) - all_reduce(b)
+
+
+def through_a_transpose(a, b, c):
+    return all_reduce(a).t() + all_reduce(b).t()
+
+
+def gathers_of_two_tensors(a, b, c):
+    return gather(a) + gather(b)
+
+
+def scaled_apart(a, b, c):
+    """Sums inside of sums, each with its own scale, and a difference from a residual."""
+    return c - 2 * (all_reduce(a) * 3 - (all_reduce(b) / -4 - c)) + -all_reduce(b + 1)
+
+
+def whole_multiples(a, b, c):
+    a, b = (a * 100).long(), (b * 100).long()
+    return all_reduce(a) * 6 - torch.sub(c.long(), all_reduce(b), alpha=3)
+
+
+def by_python(a, b, c):
+    return sum(all_reduce(x) for x in (a, b, c))
+
+
+def views_on_other_sides(a, b, c):
+    return all_reduce(a).view(2, -1, COLUMNS) + all_reduce(b.view(2, -1, COLUMNS))
+
+
+def rounded(a, b, c):
+    cast = torch.ops.prims.convert_element_type.default
+    left, right = all_reduce(a).t(), all_reduce(b).t()
+    return cast(left, torch.bfloat16).contiguous() - cast(right, torch.bfloat16)
+
+
+def sent_as_a_sum(a, b, c):
+    """A sum of sums is a term of another."""
+    return all_reduce(all_reduce(a) + all_reduce(b)) + all_reduce(c)
+
+
+def other_shape(a, b, c):
+    return all_reduce(a) + all_reduce(b.view(COLUMNS, ROWS)).view(ROWS, COLUMNS)
+
+
 MERGED = {
     "two": (two, 2, 1),
     "three": (three, 3, 1),
@@ -162,6 +211,17 @@ MERGED = {
     "reduced_twice": (reduced_twice, 2, 1),
     "the_same_twice_in_a_sum": (the_same_twice_in_a_sum, 2, 1),
     "scaled_terms_are_not_needed": (scaled_terms_are_not_needed, 2, 1),
+    "other_shape": (other_shape, 2, 1),
+    "scaled": (scaled, 2, 1),
+    "difference": (difference, 2, 1),
+    "through_a_transpose": (through_a_transpose, 2, 1),
+    "gathers_of_two_tensors": (gathers_of_two_tensors, 2, 1),
+    "scaled_apart": (scaled_apart, 3, 1),
+    "whole_multiples": (whole_multiples, 2, 1),
+    "by_python": (by_python, 3, 1),
+    "views_on_other_sides": (views_on_other_sides, 2, 1),
+    "rounded": (rounded, 2, 1),
+    "sent_as_a_sum": (sent_as_a_sum, 4, 2),
 }
 
 
@@ -203,25 +263,9 @@ def broadcast(a, b, c):
     return all_reduce(a) + all_reduce(b[0])
 
 
-def other_shape(a, b, c):
-    return all_reduce(a) + all_reduce(b.view(COLUMNS, ROWS)).view(ROWS, COLUMNS)
-
-
-def scaled(a, b, c):
-    return torch.add(all_reduce(a), all_reduce(b), alpha=2)
-
-
-def difference(a, b, c):
-    return all_reduce(a) - all_reduce(b)
-
-
 def one_needs_the_other(a, b, c):
     y = all_reduce(a)
     return y + all_reduce(y @ c.t() @ c)
-
-
-def through_a_transpose(a, b, c):
-    return all_reduce(a).t() + all_reduce(b).t()
 
 
 def other_parts(a, b, c):
@@ -268,10 +312,6 @@ def another_collective(a, b, c):
     return scatter(a) + all_reduce(b[: ROWS // 2])
 
 
-def gathers_of_two_tensors(a, b, c):
-    return gather(a) + gather(b)
-
-
 def gathers_on_two_groups(a, b, c):
     other = functional.all_gather_tensor(a, 0, GROUPS["other"])
     return gather(a) @ c.t(), other.relu()
@@ -281,31 +321,61 @@ def two_reductions_of_one_tensor(a, b, c):
     return all_reduce(a).relu(), all_reduce(a, "max").tanh()
 
 
-REFUSED = [
-    other_reader,
-    other_reader_of_a_view,
-    returned_too,
-    other_group,
-    maxima,
-    other_reduction,
-    other_dtype,
-    broadcast,
-    other_shape,
-    scaled,
-    difference,
-    one_needs_the_other,
-    through_a_transpose,
-    other_parts,
-    other_parts_by_views,
-    padding_alone,
-    parts_of_two,
-    padded_unlike,
-    a_cast_between,
-    an_average_of_integers,
-    booleans,
-    only_one_is_reduced,
-    another_collective,
-    gathers_of_two_tensors,
-    gathers_on_two_groups,
-    two_reductions_of_one_tensor,
-]
+def turned_otherwise(a, b, c):
+    a, b = a[:COLUMNS], b[:COLUMNS]
+    return all_reduce(a).t() + all_reduce(b)
+
+
+def scaled_in_half(a, b, c):
+    return all_reduce(a.half()) * 100 + all_reduce(b.half())
+
+
+def multiples_that_are_not_whole(a, b, c):
+    a, b = (a * 100).long(), (b * 100).long()
+    return all_reduce(a) * 3 + all_reduce(b) * 2
+
+
+def after_a_number(a, b, c):
+    return (all_reduce(a) + 1) + all_reduce(b)
+
+
+def widened_by_the_sum(a, b, c):
+    return all_reduce(a.bfloat16()).float() + all_reduce(b.bfloat16()).float()
+
+
+def exchanged(a, b, c):
+    split = [ROWS // RANKS] * RANKS
+    sent = [functional.all_to_all_single(x, split, split, dist.group.WORLD) for x in (a, b)]
+    return sent[0] + sent[1]
+
+
+REFUSED = {
+    other_reader: "it is read by aten.relu.default, too",
+    other_reader_of_a_view: "it is read by aten.relu.default, too",
+    returned_too: "it is returned, too",
+    other_group: "they are of other groups",
+    maxima: "max of a sum is no sum of max",
+    other_reduction: "one is a sum and the other an average",
+    other_dtype: "it is float32, and added up as float64",
+    broadcast: "it is broadcast from [6] to [8, 6]",
+    one_needs_the_other: "too",
+    other_parts: "",
+    other_parts_by_views: "other parts of their results",
+    padding_alone: "a rank may be sent padding alone",
+    parts_of_two: "a rank may be sent padding alone",
+    padded_unlike: "",
+    a_cast_between: "it is cast from float32 to float64 before",
+    an_average_of_integers: "every average of whole numbers is rounded",
+    booleans: "a sum of booleans is none",
+    only_one_is_reduced: "",
+    another_collective: "they are other collectives",
+    gathers_on_two_groups: "",
+    two_reductions_of_one_tensor: "",
+    turned_otherwise: "other parts of their results",
+    scaled_in_half: "they are scaled by 100 and 1",
+    multiples_that_are_not_whole: "they are scaled by 3 and 2",
+    after_a_number: "1 is added to it first",
+    widened_by_the_sum: "it is cast from bfloat16 to float32 before",
+    exchanged: "parts that are equal here need not be on other ranks",
+}
+"""What the report says of why not; nothing where no two collectives are added up."""

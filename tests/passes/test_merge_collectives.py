@@ -10,8 +10,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
-from overlapc.graphs.algebra import read_term, why_not_one
-from overlapc.graphs.collectives import Collective, collective_starts, read_collective
+from overlapc.graphs.collectives import collective_starts
 from overlapc.options import Options
 from overlapc.passes import merge_collectives
 from overlapc.passes.base import Compilation
@@ -24,27 +23,18 @@ from tests.passes.merging import (
     RANKS,
     REFUSED,
     ROWS,
-    a_cast_between,
     all_reduce,
-    an_average_of_integers,
-    another_collective,
-    booleans,
     both_returned,
-    broadcast,
     difference,
     gathers_of_two_tensors,
     maxima,
-    one_needs_the_other,
-    other_dtype,
-    other_group,
     other_reader,
     other_reduction,
-    other_shape,
-    returned_too,
     scaled,
+    scaled_apart,
     three,
-    through_a_transpose,
-    two,
+    turned_otherwise,
+    whole_multiples,
 )
 from tests.targets import FAST_LINK
 
@@ -115,6 +105,9 @@ def test_not_merged_and_unchanged(function, explained):
     assert "merged" not in {site.code for site in result.report.sites}
     ((before, after),) = result.graphs.values()
     assert before == after
+    notes = [one.reason for one in result.report.sites if "and they stay two: " in one.reason]
+    assert len(notes) == bool(REFUSED[function])
+    assert all(REFUSED[function] in note for note in notes)
 
 
 def told(result):
@@ -241,74 +234,40 @@ def test_a_write_between_keeps_both_apart(fake_group):
     assert count(merged(again)[0]) == 2
 
 
-def terms(function):
-    module = lockstep.traced(function, *inputs(0))
-    found = [read_collective(start) for start in collective_starts(module.graph)]
-    return [read_term(one) for one in found if isinstance(one, Collective)]
-
-
-@pytest.mark.parametrize(
-    ("function", "code"),
-    [
-        (other_reader, "other_users"),
-        (returned_too, "other_users"),
-        (one_needs_the_other, "other_users"),
-        (maxima, "not_linear"),
-        (gathers_of_two_tensors, "not_linear"),
-        (an_average_of_integers, "dtype"),
-        (booleans, "dtype"),
-        (scaled, "no_sum"),
-        (difference, "no_sum"),
-        (broadcast, "no_sum"),
-        (other_dtype, "no_sum"),
-        (a_cast_between, "no_sum"),
-        (through_a_transpose, "no_sum"),
-    ],
-)
-def test_why_a_collective_is_no_term(function, code, fake_group):
-    assert code in {getattr(term, "code", "") for term in terms(function)}
-
-
-@pytest.mark.parametrize(
-    ("function", "code"),
-    [
-        (other_group, "other_group"),
-        (other_reduction, "other_reduce"),
-        (another_collective, "other_name"),
-        (other_shape, "other_shape"),
-    ],
-)
-def test_why_two_terms_are_not_one(function, code, fake_group):
-    early, late = terms(function)
-    refusal = why_not_one(early, late)
-    assert refusal is not None
-    assert refusal.code == code
-
-
 # --- mutants: what the tests above catch ---
 
 
-def test_a_merge_that_ignores_other_readers_is_caught(fake_group, monkeypatch):
-    def gullible(node):
-        return next((user for user in node.users if user.op != "output"), None)
+def without_refusals(monkeypatch):
+    """What can be no term of a sum is taken for one all the same."""
+    monkeypatch.setattr("overlapc.graphs.sums._why_no_term", lambda collective, way: None)
 
-    monkeypatch.setattr("overlapc.graphs.algebra._only_user", gullible)
+
+def test_a_merge_that_ignores_other_readers_is_caught(fake_group, monkeypatch):
+    without_refusals(monkeypatch)
     with pytest.raises(RuntimeError, match="still had"):
         merged(lockstep.traced(other_reader, *inputs(0)))
 
 
-def test_a_merge_that_ignores_the_scale_is_caught(fake_group):
-    module = lockstep.traced(two, *inputs(0))
+@pytest.mark.parametrize("function", [scaled, difference, scaled_apart, whole_multiples])
+def test_a_merge_that_ignores_the_scale_is_caught(function, fake_group, monkeypatch):
+    monkeypatch.setattr("overlapc.graphs.summing.scale_between", lambda early, late: 1)
+    module = lockstep.traced(function, *inputs(0))
     result, _ = merged(module)
-    (start,) = collective_starts(result.graph)
-    (add,) = start.all_input_nodes
-    add.kwargs = {"alpha": 2}
+    assert count(result) == 1
     assert not agree(module, result)
 
 
 def test_a_merge_of_maxima_is_caught(fake_group, monkeypatch):
-    monkeypatch.setattr("overlapc.graphs.algebra.LINEAR", {"all_reduce": ("max",)})
+    monkeypatch.setattr("overlapc.graphs.sums.LINEAR", {"all_reduce": ("max",)})
     module = lockstep.traced(maxima, *inputs(0))
+    result, _ = merged(module)
+    assert count(result) == 1
+    assert not agree(module, result)
+
+
+def test_a_merge_across_a_turn_is_caught(fake_group, monkeypatch):
+    monkeypatch.setattr("overlapc.graphs.sums._other_way", lambda early, late: None)
+    module = lockstep.traced(turned_otherwise, *inputs(0))
     result, _ = merged(module)
     assert count(result) == 1
     assert not agree(module, result)

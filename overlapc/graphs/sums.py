@@ -1,0 +1,309 @@
+"""Sums that collectives are terms of: one walk up from the last addition."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from overlapc.graphs.algebra import are_alike, mutated_between
+from overlapc.graphs.bands import CASTS, is_view
+from overlapc.graphs.collectives import (
+    Collective,
+    Refusal,
+    collective_starts,
+    functional,
+    read_collective,
+)
+from overlapc.graphs.nodes import value_of, where
+from overlapc.graphs.packing import read_slice
+
+aten = torch.ops.aten
+
+LINEAR = {
+    "all_reduce": ("sum", "avg"),
+    "reduce_scatter": ("sum", "avg"),
+    "all_gather": ("",),
+}
+"""Collectives C with C(a) + C(b) = C(a + b), and the reductions for which that holds."""
+
+ADDITIONS = (aten.add.Tensor, aten.sub.Tensor)
+
+TURNS = (aten.permute.default, aten.transpose.int, aten.t.default)
+
+SCALINGS = (aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar)
+
+NARROW_RANGE = (torch.float16,)
+"""Dtypes with so small a range that what is scaled before it is sent may leave it."""
+
+WIDEST_SCALE = 2.0**20
+"""Between what terms are scaled by. Chosen: float32 and bfloat16 have room for more."""
+
+Number = int | float
+
+
+@dataclass(frozen=True)
+class Way:
+    """What stands between a value and the sum's last addition."""
+
+    add: fx.Node
+    """The first addition on the way down, ..."""
+    path: tuple[fx.Node, ...] = ()
+    """... and what stands before it, from the value on; nothing else reads that."""
+    factor: Number = 1
+    """By which the sum has the value."""
+    moves: tuple[fx.Node, ...] = ()
+    """What lays it out otherwise: permutations, and slices that drop the last of a dimension."""
+    casts: tuple[torch.dtype, ...] = ()
+    """The dtypes that it is rounded to."""
+    refusal: tuple[str, str] | None = None
+    """Why it is none of the sum's terms: a code, and what there is."""
+
+    def up(self, node: fx.Node, factor: Number = 1, **more: Any) -> Way:
+        """The way from the first argument of ``node``, which stands before the addition."""
+        return replace(self, path=(node, *self.path), factor=self.factor * factor, **more)
+
+
+@dataclass(frozen=True)
+class Term:
+    """A collective whose result is added to something."""
+
+    collective: Collective
+    way: Way
+
+    @property
+    def read(self) -> fx.Node:
+        """What the first addition reads."""
+        return (self.collective.wait, *self.way.path)[-1]
+
+
+@dataclass
+class Total:
+    """A sum, and the collectives among its terms, in the order in which they start."""
+
+    root: fx.Node
+    """The last addition."""
+    terms: list[Term] = field(default_factory=list)
+    additions: list[fx.Node] = field(default_factory=list)
+    """All of it, the last one first."""
+
+
+def sums_of(graph: fx.Graph) -> list[fx.Node]:
+    """Return the last addition of every sum of two collectives or more, in program order."""
+    seen: set[fx.Node] = set()
+    found: list[fx.Node] = []
+    for node in reversed(graph.nodes) if len(collective_starts(graph)) > 1 else ():
+        if _is_addition(node) and node not in seen:
+            total = read_sum(node)
+            seen.update(total.additions)
+            if len(total.terms) > 1:
+                found.append(node)
+    return found[::-1]
+
+
+def read_sum(root: fx.Node) -> Total:
+    """Read the sum whose last addition is ``root``."""
+    total, waiting = Total(root), [(root, Way(root))]
+    while waiting:
+        node, way = waiting.pop()
+        if node is not root and len(node.users) > 1 and way.refusal is None:
+            way = replace(way, refusal=("other_users", _other_readers(node, way)))
+        if (collective := _given_by(node)) is not None:
+            total.terms.append(
+                Term(collective, replace(way, refusal=_why_no_term(collective, way)))
+            )
+        elif _is_addition(node) and way.refusal is None:
+            total.additions.append(node)
+            waiting += _addends(node, way)
+        elif (before := _before(node, way)) is not None:
+            waiting.append(before)
+    total.terms.sort(key=lambda term: term.collective.start)
+    return total
+
+
+def _given_by(node: fx.Node) -> Collective | None:
+    """The collective whose result a node is, if it is one."""
+    if node.target is not functional.wait_tensor.default:
+        return None
+    collective = read_collective(node.all_input_nodes[0])
+    return collective if isinstance(collective, Collective) else None
+
+
+def _other_readers(node: fx.Node, way: Way) -> str:
+    others = [user for user in node.users if user is not (*way.path, way.add)[0]]
+    names = ", ".join(str(user.target) for user in others if user.op != "output")
+    return f"it is read by {names}, too" if names else "it is returned, too"
+
+
+def _is_addition(node: fx.Node) -> bool:
+    """Whether a node adds two tensors, or subtracts one."""
+    if node.target not in ADDITIONS or not isinstance(node.kwargs.get("alpha", 1), int | float):
+        return False
+    left, right = node.args
+    return isinstance(right, fx.Node) and left is not right
+
+
+def factor_of(add: fx.Node) -> Number:
+    """Return what an addition multiplies its second operand by."""
+    sign = 1 if add.target is aten.add.Tensor else -1
+    alpha = add.kwargs.get("alpha", 1)
+    assert isinstance(alpha, int | float)
+    return sign * alpha
+
+
+def _addends(add: fx.Node, way: Way) -> Iterator[tuple[fx.Node, Way]]:
+    for node, factor in zip(add.args, (1, factor_of(add)), strict=True):
+        assert isinstance(node, fx.Node)
+        more = {"path": (), "factor": way.factor * factor, "refusal": _unlike(node, add)}
+        yield node, replace(way, add=add, **more)
+
+
+def _unlike(node: fx.Node, add: fx.Node) -> tuple[str, str] | None:
+    """Why an operand of an addition is no term of it."""
+    if are_alike(node, add):
+        return None
+    one, other = value_of(node), value_of(add)
+    if not isinstance(one, torch.Tensor) or one.dtype != other.dtype:
+        was = str(getattr(one, "dtype", "a number")).removeprefix("torch.")
+        return "other_dtype", f"it is {was}, and added up as {str(other.dtype)[6:]}"
+    shape, wanted = (list(map(str, value.shape)) for value in (one, other))
+    text = f"it is broadcast from [{', '.join(shape)}] to [{', '.join(wanted)}]"
+    return "broadcast", text
+
+
+def _before(node: fx.Node, way: Way) -> tuple[fx.Node, Way] | None:
+    """What a node only scales, casts or lays out otherwise, and the way from there."""
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node):
+        return None
+    if node.target in CASTS and node.target is not aten.view.dtype:
+        return source, _cast(node, source, way)
+    if node.target in ADDITIONS and not isinstance(node.args[1], fx.Node):
+        refusal = None if node.args[1] == 0 else ("no_sum", f"{node.args[1]} is added to it first")
+        return source, way.up(node, refusal=way.refusal or refusal)
+    if node.target is aten.neg.default:
+        return source, way.up(node, -1)
+    if node.target in SCALINGS and len(node.args) == 2 and not node.kwargs:
+        factor = node.args[1]
+        if not isinstance(factor, int | float) or isinstance(factor, bool):
+            return None
+        refusal = (
+            None if are_alike(source, node) else ("other_dtype", "scaled, it is another dtype")
+        )
+        if "div" in str(node.target):
+            factor = 1 / factor if factor else 0.0
+        return source, way.up(node, factor, refusal=way.refusal or refusal)
+    if is_view(node) or node.target is aten.clone.default:
+        return source, way.up(node)
+    if node.target in TURNS or cuts(node):
+        return source, way.up(node, moves=(node, *way.moves))
+    return None
+
+
+def _cast(node: fx.Node, source: fx.Node, way: Way) -> Way:
+    """A sum may be rounded in place of its terms, and not be added up in a dtype that is less."""
+    was, now = value_of(source).dtype, value_of(node).dtype
+    is_rounded = was.is_floating_point and torch.promote_types(was, now) == was
+    names = [str(dtype).removeprefix("torch.") for dtype in (was, now)]
+    said = "it is cast from {} to {} before, which is more than the sum would be in".format(*names)
+    refusal = None if is_rounded else ("cast", said)
+    return way.up(node, casts=(now, *way.casts), refusal=way.refusal or refusal)
+
+
+def cuts(node: fx.Node) -> bool:
+    """Return whether a node drops the last of a dimension: padding, where a rank was sent some."""
+    found = read_slice(node)
+    return found is not None and statically_known_true(found.start == 0)
+
+
+def _why_no_term(collective: Collective, way: Way) -> tuple[str, str] | None:
+    sent = value_of(collective.source)
+    if collective.reduce not in LINEAR.get(collective.name, ()):
+        if collective.name == "all_to_all":
+            return "not_linear", "parts that are equal here need not be on other ranks"
+        return "not_linear", f"{collective.reduce} of a sum is no sum of {collective.reduce}"
+    if not isinstance(sent, torch.Tensor) or sent.dtype == torch.bool:
+        return "dtype", "a sum of booleans is none"
+    if collective.reduce == "avg" and not sent.dtype.is_floating_point:
+        return "dtype", "every average of whole numbers is rounded"
+    if collective.asked:
+        return "dynamic_shape", "it is asked for a size before it has come"
+    return way.refusal
+
+
+def why_not_one(early: Term, late: Term) -> Refusal | None:
+    """Return why two terms of one sum cannot be one collective; None if they can."""
+    for term in (early, late):
+        if term.way.refusal is not None:
+            return Refusal(term.collective.start, *term.way.refusal)
+    one, two = early.collective, late.collective
+    for name in ("name", "group", "reduce"):
+        if getattr(one, name) != getattr(two, name):
+            what = {"name": "they are other collectives", "group": "they are of other groups"}
+            text = what.get(name, "one is a sum and the other an average")
+            return Refusal(two.start, f"other_{name}", text)
+    if why := _other_source(one, two) or _other_way(early.way, late.way):
+        return Refusal(two.start, *why)
+    if scale_between(early, late) is None:
+        text = f"they are scaled by {early.way.factor:g} and {late.way.factor:g}, {SCALED}"
+        return Refusal(two.start, "other_scale", text)
+    return mutated_between(one.start, two.start)
+
+
+SCALED = "and what is scaled before it is sent would not be exact or leave its dtype's range"
+
+
+def _other_source(one: Collective, two: Collective) -> tuple[str, str] | None:
+    left, right = value_of(one.source), value_of(two.source)
+    if (left.dtype, left.device) != (right.dtype, right.device):
+        return "other_dtype", "they send other dtypes, or from other devices"
+    # Of other shapes than these another rank may pad its part.
+    if not are_alike(one.source, two.source) and (
+        one.name != "all_reduce" or sum(not isinstance(size, int) for size in right.shape) > 1
+    ):
+        return "other_shape", "they send other shapes"
+    return None
+
+
+def _other_way(early: Way, late: Way) -> tuple[str, str] | None:
+    if len(early.moves) != len(late.moves) or not all(map(_moves_alike, early.moves, late.moves)):
+        return "other_part", "other parts of their results are added up, or in another order"
+    if early.casts != late.casts:
+        return "cast", "they are rounded to other dtypes before"
+    return None
+
+
+def _moves_alike(one: fx.Node, other: fx.Node) -> bool:
+    """Whether two nodes do the same to tensors whose elements are in the same order."""
+    if not are_alike(one, other) or not are_alike(*(n.all_input_nodes[0] for n in (one, other))):
+        return False
+    if cuts(one) or cuts(other):
+        return cuts(one) and cuts(other)
+    return one.target is other.target and one.args[1:] == other.args[1:]
+
+
+def scale_between(early: Term, late: Term) -> Number | None:
+    """Return what the early one's source is scaled by beside the late one's; None if by nothing
+    that is exact but for rounding."""
+    one, other = early.way.factor, late.way.factor
+    if one == other and one:
+        return 1
+    if one == -other and one:
+        return -1
+    dtype = value_of(late.collective.source).dtype
+    if not dtype.is_floating_point:
+        is_whole = isinstance(one, int) and isinstance(other, int) and other and not one % other
+        return one // other if is_whole else None  # pyright: ignore[reportOperatorIssue]
+    scale = one / other if other else 0.0
+    if dtype in NARROW_RANGE or not 1 / WIDEST_SCALE <= abs(scale) <= WIDEST_SCALE:
+        return None
+    return scale
+
+
+def named(collective: Collective) -> str:
+    """Return how a reason calls a collective."""
+    return f"the {collective.name} at {where(collective.start)}"
