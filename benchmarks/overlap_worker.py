@@ -217,7 +217,8 @@ def tuned(pair: Pair, job: Job, group: dist.ProcessGroup, target: Any | None) ->
     if not job.tuning_seconds or pair.is_extreme:
         # Ranks plan once for a target, a line and a width: of pairs that differ in k alone the
         # second would run what was planned for the first.
-        return replace(target, name=f"{target.name} for {pair.shape}")
+        m, n, k = pair.shape.m, pair.shape.n, pair.shape.k
+        return replace(target, name=f"{target.name}-{m}x{n}x{k}")
     from overlapc.tuning import tune_chains
 
     problem = plan_of(pair, target).problem

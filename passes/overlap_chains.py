@@ -242,7 +242,15 @@ def _why_not_signaled(chain: Chain, plan: Plan, target: Target, compilation: Com
 def _tried_plans(chain: Chain, problem: Problem, target: Target, schedule: str) -> list[Plan]:
     batches = batches_of_varying_rows(chain)
     tried = _tried_batches(problem, batches) if batches else _tried(problem)
-    return [plan_call(target.fingerprint, schedule, other) for other in tried]
+    # Of measured plans every rank knows the same, whatever rows it has.
+    measured = [tuned.problem for tuned in target.tuned if _differs_in_rows(tuned.problem, problem)]
+    return [plan_call(target.fingerprint, schedule, other) for other in (*tried, *measured)]
+
+
+def _differs_in_rows(one: Problem, other: Problem) -> bool:
+    """Whether two problems are equal but for how many rows they have, or not even for that."""
+    without = [replace(p.resolved(), m=0, epilogue_bytes=0) for p in (one, other)]
+    return without[0] == without[1]
 
 
 def _beats_inductor(plan: Plan, target: Target, chain: Chain) -> bool:

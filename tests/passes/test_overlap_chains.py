@@ -21,6 +21,7 @@ from torch.distributed.tensor.parallel import (
 
 from overlapc.errors import OptionError
 from overlapc.planning.search import plan
+from overlapc.planning.tuned import TunedPlan
 from tests.passes.catalogue import (
     COLUMNS,
     INNER,
@@ -242,7 +243,7 @@ def plan_of(problem, rows):
 @pytest.mark.parametrize("bytes_per_second", [4e7, 1e15], ids=["rewritten", "kept"])
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_a_curve_of_another_group_size_is_told(explained, bytes_per_second, ranks):
-    target = machine(f"of {ranks}", bytes_per_second, world_sizes=(ranks,))
+    target = machine(f"of-{ranks}", bytes_per_second, world_sizes=(ranks,))
 
     def reduced(x, w):
         return functional.all_reduce(x @ w, "sum", dist.group.WORLD)
@@ -250,5 +251,24 @@ def test_a_curve_of_another_group_size_is_told(explained, bytes_per_second, rank
     inputs = torch.randn(512, 64), torch.randn(64, 96)
     (site,) = explained(reduced, *inputs, target=target).report.sites
     assert site.decision == ("rewritten" if bytes_per_second == 4e7 else "kept")
-    told = f"Target of {ranks} knows all_reduce among {ranks} ranks, not 2"
+    told = f"Target of-{ranks} knows all_reduce among {ranks} ranks, not 2"
     assert (told in site.reason) == (ranks == 4)
+
+
+@pytest.mark.parametrize("rows", [26, 52])
+def test_a_measured_plan_decides_where_rows_may_differ(explained, rows):
+    """Equal splits on one rank say nothing of the others, so that their numbers do not decide."""
+
+    def scattered(x, w):
+        out = functional.all_to_all_single(x @ w, None, None, dist.group.WORLD)
+        return functional.wait_tensor(out)
+
+    inputs = torch.randn(26, 5), torch.randn(5, 33)
+    (before,) = explained(scattered, *inputs, target=FAST_LINK).report.sites
+    assert before.decision == "kept"
+    problem = dataclasses.replace(before.plan.problem, m=rows).resolved()
+    tuned = TunedPlan(problem, (12, rows - 12), 1e-6)
+    target = dataclasses.replace(FAST_LINK, name=f"tuned-{rows}", tuned=(tuned,))
+    (site,) = explained(scattered, *inputs, target=target).report.sites
+    assert site.decision == "rewritten"
+    assert site.code == ("measured_best" if rows == 26 else "varying_rows")
