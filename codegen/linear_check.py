@@ -77,7 +77,11 @@ class LinearCase:
         """What is multiplied: rows and gain are rounded together, the norm scales in float64."""
         if not self.kernel.spec.norm:
             return self.x
-        rows = self.x if self.gain is None else (self.x.float() * self.gain.float())
+        rows = (
+            self.x
+            if self.gain is None
+            else (self.x.float() * (self.gain.float() + self.kernel.spec.shift))
+        )
         mean = self.x.double().square().mean(1, keepdim=True)
         return rows.to(self.x.dtype).double() / (mean + self.kernel.spec.eps).sqrt()
 

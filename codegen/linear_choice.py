@@ -21,6 +21,7 @@ def linear_spec_for(
     way: str, m: int, x: Tensor, weights: Sequence[Tensor], lowered: Lowered, *,
     architecture: str, sms: int, scales: Sequence[Tensor] = (), group: int = 0,
     has_zeros: bool = False, eps: float | None = None, gain: Tensor | None = None,
+    shift: float = 0.0,
 ) -> LinearSpec:  # fmt: skip
     """The kernel that computes a lowered chain of x[m, k] and each weight[k, n] in this way.
 
@@ -60,4 +61,5 @@ def linear_spec_for(
         norm=eps is not None,
         eps=eps or 0.0,
         gain="" if gain is None else name_of(gain),
+        shift=shift,
     )  # fmt: skip

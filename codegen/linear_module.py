@@ -55,6 +55,7 @@ def constants(spec: LinearSpec) -> dict[str, Constant]:
         "ZEROS": spec.zeros,
         "NORM": spec.norm,
         "GAIN": bool(spec.gain),
+        "SHIFT": spec.shift,
         "EPS": spec.eps,
     }
 

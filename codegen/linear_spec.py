@@ -77,6 +77,8 @@ class LinearSpec:
     eps: float = 0.0
     gain: str = ""
     """Dtype of what normed rows are multiplied by along k; empty where they are not."""
+    shift: float = 0.0
+    """Added to the gain first."""
 
     def __post_init__(self) -> None:
         self._require(self.way in WAYS, f"way is one of {', '.join(WAYS)}")
@@ -104,6 +106,8 @@ class LinearSpec:
         self._require(self.held == "int8" or not self.zeros, "weights with zero points are int8")
         self._require(self.gain in ("", *FLOATS), f"a gain is of {', '.join(FLOATS)}")
         self._require(self.norm or not (self.gain or self.eps), "only normed rows have a gain")
+
+        self._require(bool(self.gain) or not self.shift, "only to a gain something is added")
 
     def __str__(self) -> str:
         return to_line(KIND, self)

@@ -20,13 +20,13 @@ def flat(
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
     PAIR: tl.constexpr, EVEN_K: tl.constexpr, SUM_K: tl.constexpr,
     SCALED: tl.constexpr, GROUP: tl.constexpr, ZEROS: tl.constexpr,
-    NORM: tl.constexpr, GAIN: tl.constexpr,
+    NORM: tl.constexpr, GAIN: tl.constexpr, SHIFT: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """The float32 products [ROWS, BLOCK_N] of one weight, or two, over k from begin to end; with
     NORM also the sum of each row's squares there.
 
-    Where GAIN rows are multiplied by ``gain[k]`` first, and rounded. Rows from ``rows_left`` on and
-    columns from ``columns_left`` on are read as zero, never touched.
+    Where GAIN rows are multiplied by ``gain[k] + SHIFT`` first, and rounded. Rows from
+    ``rows_left`` on and columns from ``columns_left`` on are read as zero, never touched.
     """
     m = tl.arange(0, ROWS)
     n = tl.arange(0, BLOCK_N)
@@ -55,6 +55,7 @@ def flat(
             squares += wide * wide
             if GAIN:
                 gains = tl.load(gain + start + k, mask=k < end - start, other=0.0).to(tl.float32)
+                gains += SHIFT
                 x_block = (wide * gains[:, None]).to(x_block.dtype)
         w_block = tl.load(w + w_offsets, mask=w_mask, other=0.0)
         w_block = widened(w_block, weight, column, start, n_inside, w_mask, x_block.dtype,

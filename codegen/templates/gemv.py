@@ -15,7 +15,7 @@ def dots(
     stride_xm: tl.tensor, stride_xk: tl.tensor,
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
     EVEN_K: tl.constexpr, SCALED: tl.constexpr, GROUP: tl.constexpr, ZEROS: tl.constexpr,
-    NORM: tl.constexpr, GAIN: tl.constexpr,
+    NORM: tl.constexpr, GAIN: tl.constexpr, SHIFT: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
     """The float32 products [ROWS, BLOCK_N] of one or two rows and a weight, k from begin to end,
     and with NORM the sum of each row's squares."""
@@ -43,6 +43,7 @@ def dots(
                         BLOCK_N, BLOCK_K, SCALED, GROUP, ZEROS).to(tl.float32)  # fmt: skip
         if GAIN:
             gains = tl.load(gain + start + k, mask=k_inside, other=0.0).to(tl.float32)
+            gains += SHIFT
         wide = row.to(tl.float32)
         if NORM:
             squares += wide * wide
@@ -80,17 +81,17 @@ def gemv(
     ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
     PAIR: tl.constexpr, EVEN_K: tl.constexpr, SUM_K: tl.constexpr,
     SCALED: tl.constexpr, GROUP: tl.constexpr, ZEROS: tl.constexpr,
-    NORM: tl.constexpr, GAIN: tl.constexpr,
+    NORM: tl.constexpr, GAIN: tl.constexpr, SHIFT: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """What ``flat`` gives, of ROWS that are 1 or 2; SUM_K means nothing here."""
     first, squares = dots(
         x, weight, gain, rows_left, columns_left, column, begin, end, stride_xm, stride_xk,
-        ROWS, BLOCK_N, BLOCK_K, STAGES, EVEN_K, SCALED, GROUP, ZEROS, NORM, GAIN,
+        ROWS, BLOCK_N, BLOCK_K, STAGES, EVEN_K, SCALED, GROUP, ZEROS, NORM, GAIN, SHIFT,
     )  # fmt: skip
     second = first
     if PAIR:
         second, squares = dots(
             x, other, gain, rows_left, columns_left, column, begin, end, stride_xm, stride_xk,
-            ROWS, BLOCK_N, BLOCK_K, STAGES, EVEN_K, SCALED, GROUP, ZEROS, NORM, GAIN,
+            ROWS, BLOCK_N, BLOCK_K, STAGES, EVEN_K, SCALED, GROUP, ZEROS, NORM, GAIN, SHIFT,
         )  # fmt: skip
     return first, second, squares

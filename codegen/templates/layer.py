@@ -17,15 +17,15 @@ def columns(
     PRODUCTS: tl.constexpr, EPILOGUE: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr, PAIR: tl.constexpr,
     EVEN_K: tl.constexpr, SUM_K: tl.constexpr, SCALED: tl.constexpr, GROUP: tl.constexpr,
-    ZEROS: tl.constexpr, NORM: tl.constexpr, GAIN: tl.constexpr, EPS: tl.constexpr,
-    IS_AMD: tl.constexpr,
+    ZEROS: tl.constexpr, NORM: tl.constexpr, GAIN: tl.constexpr, SHIFT: tl.constexpr,
+    EPS: tl.constexpr, IS_AMD: tl.constexpr,
 ) -> None:  # fmt: skip
     """Compute BLOCK_N columns of one result from ``column`` on, or this CTA's part of k of them."""
     begin, end = part_of_k(K, tl.program_id(1), BLOCK_K, SPLITS)
     first, second, squares = PRODUCTS(
         x, weight, other, gain, M, N - column, column, begin, end, stride_xm, stride_xk,
         ROWS, BLOCK_N, BLOCK_K, STAGES, PAIR, EVEN_K, SUM_K, SCALED, GROUP, ZEROS,
-        NORM, GAIN,
+        NORM, GAIN, SHIFT,
     )  # fmt: skip
     conclude(first, second, squares, c, inputs, parts, arrivals, column, M, N, K,
              EPILOGUE, ROWS, BLOCK_N, SPLITS, PAIR, NORM, EPS, IS_AMD)  # fmt: skip
@@ -41,11 +41,11 @@ def layer(
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr, STAGES: tl.constexpr,
     PAIR: tl.constexpr, EVEN_K: tl.constexpr, SUM_K: tl.constexpr, SCALED: tl.constexpr,
     GROUP: tl.constexpr, ZEROS: tl.constexpr, NORM: tl.constexpr, GAIN: tl.constexpr,
-    EPS: tl.constexpr, IS_AMD: tl.constexpr,
+    SHIFT: tl.constexpr, EPS: tl.constexpr, IS_AMD: tl.constexpr,
 ) -> None:  # fmt: skip
     """``outs[i] = EPILOGUE(x[M, K] @ weights[i], inputs[i])`` of ``sizes[i]`` columns each; with
     PAIR one result, of both weights. With NORM rows are x over the root of the mean of their
-    squares and EPS, times ``gain[K]`` where GAIN.
+    squares and EPS, times ``gain[K] + SHIFT`` where GAIN.
 
     The grid is (tiles of BLOCK_N columns of all results in turn, SPLITS); M is at most ROWS and no
     part of the compiled kernel. ``parts`` and ``arrivals`` are for SPLITS above one: see
@@ -59,13 +59,13 @@ def layer(
                 x, weights[0], weights[PAIR], outs[0], inputs[0], gain, parts, arrivals,
                 column, M, sizes[0], K, stride_xm, stride_xk, PRODUCTS, EPILOGUE, ROWS, BLOCK_N,
                 BLOCK_K, SPLITS, STAGES, PAIR, EVEN_K, SUM_K, SCALED, GROUP, ZEROS,
-                NORM, GAIN, EPS, IS_AMD,
+                NORM, GAIN, SHIFT, EPS, IS_AMD,
             )  # fmt: skip
         elif (column >= 0) & (column < sizes[at]):
             columns(
                 x, weights[at], weights[at], outs[at], inputs[at], gain, parts, arrivals,
                 column, M, sizes[at], K, stride_xm, stride_xk, PRODUCTS, EPILOGUE, ROWS, BLOCK_N,
                 BLOCK_K, SPLITS, STAGES, PAIR, EVEN_K, SUM_K, SCALED, GROUP, ZEROS,
-                NORM, GAIN, EPS, IS_AMD,
+                NORM, GAIN, SHIFT, EPS, IS_AMD,
             )  # fmt: skip
         before += tl.cdiv(sizes[at], BLOCK_N)

@@ -160,8 +160,9 @@ def _source(node: fx.Node) -> fx.Node | None:
         return node.all_input_nodes[0]
     if node.target is SUB and not node.kwargs:
         one, other = node.args
-        is_given = isinstance(one, fx.Node) and isinstance(other, fx.Node)
-        return one if is_given and _is_narrow(one) else None
+        if not (isinstance(one, fx.Node) and isinstance(other, fx.Node)):
+            return None
+        return one if _is_narrow(one) else None
     if node.target is MUL:
         return next((one for one in node.all_input_nodes if _is_narrow(one)), None)
     return None

@@ -30,6 +30,8 @@ class Norm:
     calls: list[fx.Node]
     """In program order."""
     gains: list[fx.Node] = field(default_factory=list)
+    of_gains: list[fx.Node] = field(default_factory=list)
+    """Those of the calls that widen a gain, and add a number to it."""
 
 
 def with_norm(layer: Linear) -> Linear | None:
@@ -56,12 +58,15 @@ def with_norm(layer: Linear) -> Linear | None:
         steps.append(_step(call, places))
         places[call] = Ref("value", len(steps) - 1)
     program = in_front(layer.program, steps, layer.left, len(norm.gains))
-    dead = {*layer.dead, *views, *(call for call in norm.calls if _is_read_by(call, mine | views))}
+    dead = {*layer.dead, *views}
+    for call in reversed(norm.calls):  # another norm may have the same gain
+        if _is_read_by(call, dead | mine - set(norm.of_gains)):
+            dead.add(call)
     return replace(layer, program=program, operands=tuple(operands), dead=ordered(dead, left.graph))
 
 
 def _norm_above(node: fx.Node) -> Norm | None:
-    calls, gains = list[fx.Node](), list[fx.Node]()
+    calls, gains, of_gains = list[fx.Node](), list[fx.Node](), list[fx.Node]()
     width = value_of(node).shape[-1]
     while True:
         calls.append(node)
@@ -74,11 +79,13 @@ def _norm_above(node: fx.Node) -> Norm | None:
         root = next((one for one in inputs if one.target in ROOT[0]), None)
         if root is not None:
             break
-        gain = next((one for one in inputs if _is_gain(one, width)), None)
-        if gain is None:
+        found = {one: its for one in inputs if (its := _gain_above(one, width)) is not None}
+        if len(found) != 1:
             return None
+        ((one, (gain, *between)),) = found.items()
         gains.append(gain)
-        (node,) = (one for one in inputs if one is not gain)
+        of_gains += between
+        (node,) = (other for other in inputs if other is not one)
     (wide,) = (one for one in inputs if one is not root)
     for targets in ROOT:
         is_mean = aten.mean.dim in targets
@@ -91,12 +98,22 @@ def _norm_above(node: fx.Node) -> Norm | None:
     if wide.target is CAST:
         calls.append(wide)
         (wide,) = wide.all_input_nodes
-    return Norm(wide, list(ordered(set(calls), node.graph)), gains)
+    return Norm(wide, list(ordered({*calls, *of_gains}, node.graph)), gains, of_gains)
 
 
-def _is_gain(node: fx.Node, width: object) -> bool:
-    """A vector along k that is read as it lies: to compute one takes as long as to norm rows."""
-    return node.op in ("placeholder", "get_attr") and tuple(value_of(node).shape) == (width,)
+def _gain_above(node: fx.Node, width: object) -> list[fx.Node] | None:
+    """A vector along k that the graph is given, and the calls that widen it and add a number to it
+    in float32; None where it is none: to compute one takes as long as to norm rows."""
+    between = []
+    is_sum = node.target in ADDS and len(node.all_input_nodes) == 1 and not node.kwargs
+    if is_sum and value_of(node).dtype == torch.float32:
+        between.append(node)
+        (node,) = node.all_input_nodes
+    if node.target is CAST and value_of(node).dtype == torch.float32:
+        between.append(node)
+        (node,) = node.all_input_nodes
+    is_given = node.op in ("placeholder", "get_attr")
+    return [node, *between] if is_given and tuple(value_of(node).shape) == (width,) else None
 
 
 def _is_of_rows(mean: fx.Node) -> bool:
@@ -117,7 +134,11 @@ def _views_below(normed: fx.Node, mine: set[fx.Node]) -> set[fx.Node]:
 
 def _is_only_reader(norm: Norm, mine: set[fx.Node]) -> bool:
     """Whether nothing else reads the norm; rows in float32 may be read by others."""
-    kept = [call for call in norm.calls if norm.rows not in call.all_input_nodes]
+    kept = [
+        call
+        for call in norm.calls
+        if norm.rows not in call.all_input_nodes and call not in norm.of_gains
+    ]
     views = [node for node in mine if is_view(node)]
     return all(_is_read_by(node, mine) for node in (*kept, *views) if node in mine)
 

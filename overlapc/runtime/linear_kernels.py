@@ -92,8 +92,11 @@ def lowered_layer(program: Program, operands: Tensors) -> LoweredLayer:
     if others:
         raise _unlike("its rows are normed unlike")
     found = LoweredLayer(its, lowered, norm)
-    if norm is not None and found.x(operands).dtype == torch.float16:
-        raise _unlike("rows of float16 may overflow before they are divided by their root")
+    has_gain = norm is not None and norm.gain is not None
+    if has_gain and found.x(operands).dtype == torch.float16:
+        raise _unlike(
+            "gains of float16 rows may overflow before the rows are divided by their root"
+        )
     found.scales(operands)
     found.zeros(operands)
     return found
@@ -114,6 +117,7 @@ def linear_kernel_spec(
         architecture=architecture, sms=sms, scales=scales, group=group,
         has_zeros=bool(its.zeros(operands)),
         eps=its.norm.eps if its.norm else None, gain=its.gain(operands),
+        shift=its.norm.shift if its.norm else 0.0,
     )  # fmt: skip
     return spec, its
 

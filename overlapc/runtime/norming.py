@@ -19,19 +19,23 @@ GEMMS = {"aten.mm.default": 0, "aten.addmm.default": 1}
 """Where each has its rows."""
 CAST, MUL = "prims.convert_element_type.default", "aten.mul.Tensor"
 ADDS = ("aten.add.Tensor", "aten.add.Scalar")
-EXACT = (torch.float32, torch.bfloat16)
+EXACT = frozenset({torch.float32, torch.bfloat16})
 """Dtypes that casts on the way may have: others overflow where float32 does not."""
+NORMED = EXACT | {torch.float16}
+"""... but for rows that are normed and nothing else: those are not above the root of k."""
 
 
 @dataclass(frozen=True)
 class Norm:
-    """``x / sqrt(mean(x * x) + eps) * gain``, of every row."""
+    """``x / sqrt(mean(x * x) + eps) * (gain + shift)``, of every row."""
 
     x: int
     """Operand [rows, k]."""
     eps: float
     gain: int | None = None
     """Operand [k]."""
+    shift: float = 0.0
+    """Added to the gain: Gemma's are held less one."""
 
 
 @lru_cache(maxsize=1024)
@@ -85,9 +89,10 @@ class _Reader:
 
     def read(self, normed: Ref) -> tuple[Norm | None, set[int]]:
         """The norm that gives a value, and its steps."""
-        gain, ref = None, normed
+        gain, shift, ref, casts = None, 0.0, normed, set[Any]()
         while True:
-            if (cast := self._step(ref, CAST)) is not None and cast.args[1] in EXACT:
+            if (cast := self._step(ref, CAST)) is not None:
+                casts.add(cast.args[1])
                 ref = cast.args[0]
                 continue
             step = self._step(ref, MUL)
@@ -95,11 +100,27 @@ class _Reader:
                 return None, self.mine
             one, two = step.args
             if (norm := self._scaled(one, two) or self._scaled(two, one)) is not None:
-                return replace(norm, gain=gain), self.mine
-            whole = [arg for arg in (one, two) if self._mode(arg) == WHOLE]
-            if len(whole) != 1 or gain is not None:
+                fits = casts <= (EXACT if gain is not None else NORMED)
+                return replace(norm, gain=gain, shift=shift) if fits else None, self.mine
+            gains = {arg: its for arg in (one, two) if (its := self._gain(arg)) is not None}
+            if len(gains) != 1 or gain is not None:
                 return None, self.mine
-            gain, ref = whole[0].index, two if whole[0] == one else one
+            ((arg, (gain, shift)),) = gains.items()
+            ref = two if arg == one else one
+
+    def _gain(self, ref: Any) -> tuple[int, float] | None:
+        """A gain's operand, and what is added to it."""
+        shift, passed = 0.0, []
+        if (add := self._peek(ref, *ADDS)) is not None and self._fits(add) and not add.kwargs:
+            passed.append(ref.index)
+            ref, shift = add.args
+        if (cast := self._peek(ref, CAST)) is not None and cast.args[1] == torch.float32:
+            passed.append(ref.index)
+            ref, _ = cast.args
+        if self._mode(ref) != WHOLE:
+            return None
+        self.mine.update(passed)
+        return ref.index, shift
 
     def _scaled(self, wide: Any, root: Any) -> Norm | None:
         """``wide`` over the root of the mean of its squares."""
@@ -130,12 +151,16 @@ class _Reader:
 
     def _step(self, ref: Any, *ops: str) -> Step | None:
         """The call of one of these that gives a value; it is taken to be of the norm."""
+        step = self._peek(ref, *ops)
+        if step is not None:
+            self.mine.add(ref.index)
+        return step
+
+    def _peek(self, ref: Any, *ops: str) -> Step | None:
         if not isinstance(ref, Ref) or ref.is_operand:
             return None
-        if self.program.steps[ref.index].op not in ops:
-            return None
-        self.mine.add(ref.index)
-        return self.program.steps[ref.index]
+        step = self.program.steps[ref.index]
+        return step if step.op in ops else None
 
     def _mode(self, ref: Any) -> str:
         return self.program.modes[ref.index] if isinstance(ref, Ref) and ref.is_operand else ""

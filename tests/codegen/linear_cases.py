@@ -241,10 +241,10 @@ def op_of_scaled(rows: int, spelled: str) -> tuple[float, dict[str, int]]:
     return error.item(), dict(calls_of(spec.site))
 
 
-def op_of_normed_rows(rows: int) -> tuple[float, float, dict[str, int]]:
+def op_of_normed_rows(rows: int, shift: float) -> tuple[float, float, dict[str, int]]:
     """Run one op of an RMSNorm and two layers; its error and eager's, over float64, and its calls.
 
-    Rows are large in some columns, as residual streams are.
+    Rows are large in some columns, as residual streams are. With a shift the gain is Gemma's.
     """
     from overlapc.planning.linear import FORCED
     from overlapc.runtime import linear, machine
@@ -258,6 +258,18 @@ def op_of_normed_rows(rows: int) -> tuple[float, float, dict[str, int]]:
     torch.manual_seed(rows)
     o, v = (lambda i: Ref("operand", i)), (lambda i: Ref("value", i))
     cast = "prims.convert_element_type.default"
+    gains = [
+        Step(cast, (v(5), torch.bfloat16)),
+        Step("aten.mul.Tensor", (o(3), v(6))),
+    ]
+    if shift:
+        gains = [
+            Step(cast, (o(3), torch.float32)),
+            Step("aten.add.Tensor", (v(6), shift)),
+            Step("aten.mul.Tensor", (v(5), v(7))),
+            Step(cast, (v(8), torch.bfloat16)),
+        ]
+    normed = v(5 + len(gains))
     steps = (
         Step(cast, (o(0), torch.float32)),
         Step("aten.pow.Tensor_Scalar", (v(0), 2)),
@@ -265,23 +277,23 @@ def op_of_normed_rows(rows: int) -> tuple[float, float, dict[str, int]]:
         Step("aten.add.Tensor", (v(2), 1e-5)),
         Step("aten.rsqrt.default", (v(3),)),
         Step("aten.mul.Tensor", (v(0), v(4))),
-        Step(cast, (v(5), torch.bfloat16)),
-        Step("aten.mul.Tensor", (o(3), v(6))),
-        Step("aten.mm.default", (v(7), o(1))),
-        Step("aten.mm.default", (v(7), o(2))),
+        *gains,
+        Step("aten.mm.default", (normed, o(1))),
+        Step("aten.mm.default", (normed, o(2))),
     )
-    program = Program((ROWS, WHOLE, WHOLE, WHOLE), steps, None, (v(8), v(9)))
+    results = v(len(steps) - 2), v(len(steps) - 1)
+    program = Program((ROWS, WHOLE, WHOLE, WHOLE), steps, None, results)
     k = 2100
     x = (torch.randn(rows, k) * (1 + 500 * (torch.rand(k) > 0.999))).bfloat16()
     weights = [torch.randn(n, k).bfloat16().t() for n in (75, 40)]
-    operands = [x, *weights, (1 + 0.2 * torch.randn(k)).bfloat16()]
+    operands = [x, *weights, (1 - shift + 0.2 * torch.randn(k)).bfloat16()]
     spec = LayerSpec(program, FORCED, f"normed {rows}")
-    wide = x.double()
-    normed = wide / (wide.square().mean(1, keepdim=True) + 1e-5).sqrt() * operands[3].double()
+    wide, gain = x.double(), operands[3].double() + shift
+    exact = wide / (wide.square().mean(1, keepdim=True) + 1e-5).sqrt() * gain
 
     def error(found: list[torch.Tensor]) -> float:
         pairs = zip(found, weights, strict=True)
-        errors = [c.double() - normed @ w.double() for c, w in pairs]
+        errors = [c.double() - exact @ w.double() for c, w in pairs]
         return torch.cat([e.flatten() for e in errors]).square().mean().sqrt().item()
 
     ours, eagers = linear.SEVERAL(operands, spec.text()), function(program)(operands, ())

@@ -118,7 +118,7 @@ def test_three_results_of_one_launch(interpreted, spec, splits, name):
 def test_rows_are_normed_after_the_sum(interpreted, spec, splits, gain):
     rows = {1: 2, 8: 8}[spec.rows]
     spec = replace(with_epilogue(spec, PRODUCT), rows=rows, splits=splits)
-    spec = replace(spec, norm=True, eps=0.001, gain=gain)
+    spec = replace(spec, norm=True, eps=0.001, gain=gain, shift=1.0 if gain else 0.0)
     interpreted("linear_cases.run", str(spec), 2, *RAGGED)
 
 
@@ -225,11 +225,12 @@ NORM_MUTANTS = {
     "no mean": ("squares / K + EPS", "squares + EPS"),
     "nothing added": ("squares / K + EPS", "squares / K"),
     "the first gains": ("gain + start + k", "gain + k"),
+    "nothing added to the gain": ("gains += SHIFT", "gains += 0"),
     "squares of gained rows": ("squares += wide * wide", "squares += wide"),
 }
 PAIR = replace(with_epilogue(FLAT, GATED), splits=4, dtype="float32", out="float32")
 SEVERAL = replace(with_epilogue(FLAT, EPILOGUES["bias"]), results=3)
-NORMED = replace(FLAT, norm=True, eps=0.5, gain="float16")
+NORMED = replace(FLAT, norm=True, eps=0.5, gain="float16", shift=1.0)
 SCALED = replace(FLAT, held="int8", scales="float32", group=64, zeros=True)
 TWO = replace(with_epilogue(GEMV, GATED), rows=2, dtype="float32", out="float32")
 
@@ -288,6 +289,7 @@ def test_a_text_is_read_back(spec):
         {"zeros": True},
         {"zeros": True, "scales": "float32", "held": "float8_e4m3fn"},
         {"eps": 0.5},
+        {"shift": 1.0},
     ],
     ids=str,
 )
@@ -342,9 +344,9 @@ def test_the_op_reads_groups_as_torchao_spells_them(interpreted, rows, way, spel
     assert 0 < error < 0.01
 
 
-@pytest.mark.parametrize(("rows", "way"), [(2, "gemv"), (16, "flat")])
-def test_a_norm_after_the_sum_rounds_no_more_than_eager_does(interpreted, rows, way):
+@pytest.mark.parametrize(("rows", "way", "shift"), [(2, "gemv", 0.0), (16, "flat", 1.0)])
+def test_a_norm_after_the_sum_rounds_no_more_than_eager_does(interpreted, rows, way, shift):
     """Root mean squares over float64: the mutant that leaves out the gain is off by far more."""
-    ours, eagers, calls = interpreted("linear_cases.op_of_normed_rows", rows)
+    ours, eagers, calls = interpreted("linear_cases.op_of_normed_rows", rows, shift)
     assert calls == {way: 1}
     assert 0 < ours < 1.2 * eagers

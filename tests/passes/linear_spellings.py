@@ -60,6 +60,19 @@ def rms_norm(x, g):
     return g * wide.to(x.dtype)
 
 
+def gemma_norm(x, g):
+    """As Gemma spells it: gains are held less one."""
+    wide = x.float()
+    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
+    return (wide * (1.0 + g.float())).type_as(x)
+
+
+def normed_gemma(x, g, gate, up):
+    """Whose gain is that of another norm, too."""
+    y = gemma_norm(x, g)
+    return gemma_norm(x + 1, g), F.silu(F.linear(y, gate)) * F.linear(y, up)
+
+
 def normed_mlp(x, g, gate, up):
     y = rms_norm(x, g)
     return x, F.silu(F.linear(y, gate)) * F.linear(y, up)
@@ -68,6 +81,16 @@ def normed_mlp(x, g, gate, up):
 def normed_qkv(x, g, q, k, v):
     y = F.rms_norm(x, x.shape[-1:], g, 1e-6)
     return x + 1, F.linear(y, q), F.linear(y, k), F.linear(y, v)
+
+
+def normed_half(x, w):
+    """Without a gain nothing can overflow before the root divides."""
+    return F.linear(F.rms_norm(x, x.shape[-1:]), w)
+
+
+def normed_half_gain(x, g, w):
+    """With one it can: the graph norms."""
+    return F.linear(rms_norm(x, g), w)
 
 
 def norm_read_twice(x, g, w):
@@ -191,6 +214,11 @@ READ = {
                                 bf16(INNER, WIDE)), [(2, "mul")]),
     "normed_qkv": (normed_qkv, (bf16(1, 1, WIDE), bf16(WIDE), bf16(INNER, WIDE), bf16(16, WIDE),
                                 bf16(16, WIDE)), [(1, "")]),
+    "normed_gemma": (normed_gemma, (bf16(4, WIDE), bf16(WIDE), bf16(INNER, WIDE),
+                                    bf16(INNER, WIDE)), [(2, "mul")]),
+    "normed_half": (normed_half, (bf16(4, WIDE).half(), bf16(INNER, WIDE).half()), [(1, "")]),
+    "normed_half_gain": (normed_half_gain, (bf16(4, WIDE).half(), bf16(WIDE).half(),
+                                            bf16(INNER, WIDE).half()), [(1, "")]),
     "norm_read_twice": (norm_read_twice, (bf16(4, WIDE), bf16(WIDE), bf16(INNER, WIDE)),
                         [(1, "")]),
     "cast": (cast, (bf16(ROWS, WIDE), bf16(INNER, WIDE)), None),
