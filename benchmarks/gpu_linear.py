@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -18,13 +18,12 @@ from benchmarks.gpu_chains import WrongResult
 from benchmarks.gpu_device import DTYPE, architecture, device, sms
 from benchmarks.gpu_worker import Row
 from overlapc.codegen.linear_check import LinearCase
-from overlapc.codegen.linear_choice import linear_spec_for
 from overlapc.codegen.linear_kernel import build_linear
 from overlapc.planning.linear import FORCED, Gain, LinearProblem, LinearTrial, choose
 from overlapc.planning.linear_costs import weight_bytes
 from overlapc.planning.linear_tiles import FLAT, GEMV, TILE_ROWS
 from overlapc.planning.target import Target
-from overlapc.runtime.kernels import lowered_program
+from overlapc.runtime.linear_kernels import linear_kernel_spec
 from overlapc.runtime.linear_spec import LayerSpec
 from overlapc.runtime.linear_trials import LinearTrials
 from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
@@ -32,22 +31,45 @@ from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
 READ, CHECKED, SPEED, REGIONS = "Reading", "Values", "Speed", "Regions"
 TABLES = (READ, CHECKED, SPEED, REGIONS)
 
+
+@dataclass(frozen=True)
+class Shape:
+    """Layers of the same rows as one launch computes them."""
+
+    columns: tuple[int, ...]
+    """Of each result."""
+    k: int
+    weights: int = 1
+    """Of each result: two are gate and up."""
+    is_normed: bool = False
+    """Whether the launch norms its rows first."""
+
+
 LAYERS = {
-    "Llama-3 8B gate, up": (14336, 4096, True),
-    "Llama-3 8B down": (4096, 14336, False),
-    "Llama-3 8B qkv": (6144, 4096, False),
-    "Llama-3 8B o": (4096, 4096, False),
-    "Qwen3-32B gate, up": (25600, 5120, True),
-    "Qwen3-32B down": (5120, 25600, False),
-    "Llama-3 70B gate, up": (28672, 8192, True),
-    "Llama-3 70B down": (8192, 28672, False),
-    "Llama-3 70B qkv": (10240, 8192, False),
-    "Llama-3 70B o": (8192, 8192, False),
-    "Qwen3-8B gate, up": (12288, 4096, True),
-    "Qwen3-8B down": (4096, 12288, False),
-    "Llama-3 8B head": (128256, 4096, False),
+    "Llama-3 8B gate, up": Shape((14336,), 4096, weights=2),
+    "Llama-3 8B down": Shape((4096,), 14336),
+    "Llama-3 8B qkv": Shape((6144,), 4096),
+    "Llama-3 8B o": Shape((4096,), 4096),
+    "Llama-3 8B q, k, v": Shape((4096, 1024, 1024), 4096),
+    "Llama-3 8B norm, q, k, v": Shape((4096, 1024, 1024), 4096, is_normed=True),
+    "Llama-3 8B norm, gate, up": Shape((14336,), 4096, weights=2, is_normed=True),
+    "Qwen3-32B gate, up": Shape((25600,), 5120, weights=2),
+    "Qwen3-32B down": Shape((5120,), 25600),
+    "Llama-3 70B gate, up": Shape((28672,), 8192, weights=2),
+    "Llama-3 70B down": Shape((8192,), 28672),
+    "Llama-3 70B qkv": Shape((10240,), 8192),
+    "Llama-3 70B o": Shape((8192,), 8192),
+    "Qwen3-8B gate, up": Shape((12288,), 4096, weights=2),
+    "Qwen3-8B down": Shape((4096,), 12288),
+    "Llama-3 8B head": Shape((128256,), 4096),
 }
-"""Columns, contracted size, and whether gate and up are one launch; the most telling first."""
+"""The most telling first."""
+CHECKED_AS = {
+    "residual": (Shape((1,), 1), "residual"),
+    "two weights": (Shape((1,), 1, weights=2), ""),
+    "three results, normed": (Shape((1, 1, 1), 1, is_normed=True), ""),
+}
+"""Kinds of kernels: of any sizes, and what comes last."""
 COUNTS = (1, 8, 16, 2, 4, 32, 64)
 CHECK_SIZES = ((1000, 776), (4096, 4096))
 """n, k: ragged, and whole tiles with a split k."""
@@ -56,31 +78,57 @@ READ_BYTES = 1 << 30
 Done = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
-def program(pair: bool, epilogue: str = "") -> tuple[Program, int]:
-    """A layer's program, and how many weights it has: alone, a gated pair, or with a residual."""
+def program(its: Shape, epilogue: str = "") -> Program:
+    """Layers alone, of gated pairs, or with a residual. Operands are the rows, every weight, the
+    norm's gain and the residual."""
     operand, value = (lambda i: Ref("operand", i)), (lambda i: Ref("value", i))
-    steps = [Step("aten.mm.default", (operand(0), operand(1)))]
-    modes = [ROWS, WHOLE]
-    if pair:
+    count = len(its.columns) * its.weights
+    modes, steps, kept = [ROWS, *[WHOLE] * count], list[Step](), list[Ref]()
+    rows = operand(0)
+    if its.is_normed:
+        steps += _norm(rows, operand(len(modes)))
         modes.append(WHOLE)
-        steps += [
-            Step("aten.silu.default", (value(0),)),
-            Step("aten.mm.default", (operand(0), operand(2))),
-            Step("aten.mul.Tensor", (value(1), value(2))),
-        ]
-    if epilogue == "residual":
-        modes.append(ROWS)
-        steps.append(Step("aten.add.Tensor", (value(len(steps) - 1), operand(len(modes) - 1))))
-    return Program(tuple(modes), tuple(steps), None, (value(len(steps) - 1),)), 1 + pair
+        rows = value(len(steps) - 1)
+    for first in range(1, count + 1, its.weights):
+        steps.append(Step("aten.mm.default", (rows, operand(first))))
+        if its.weights > 1:
+            gate = len(steps) - 1
+            steps += [
+                Step("aten.silu.default", (value(gate),)),
+                Step("aten.mm.default", (rows, operand(first + 1))),
+                Step("aten.mul.Tensor", (value(gate + 1), value(gate + 2))),
+            ]
+        if epilogue == "residual":
+            modes.append(ROWS)
+            steps.append(Step("aten.add.Tensor", (value(len(steps) - 1), operand(len(modes) - 1))))
+        kept.append(value(len(steps) - 1))
+    return Program(tuple(modes), tuple(steps), None, tuple(kept))
 
 
-def like(its: Program, weights: int, n: int, k: int) -> list[torch.Tensor]:
-    """Operands without content: one row, weights [n, k], and what an epilogue reads."""
-    kind = getattr(torch, DTYPE)
-    x = torch.empty(1, k, dtype=kind, device="meta")
-    held = [torch.empty(n, k, dtype=kind, device="meta").t() for _ in range(weights)]
-    more = len(its.modes) - 1 - weights
-    return [x, *held, *(torch.empty(1, n, dtype=kind, device="meta") for _ in range(more))]
+def _norm(rows: Ref, gain: Ref) -> list[Step]:
+    """An RMSNorm as Llama spells it, at the beginning of a program."""
+    cast, value = "prims.convert_element_type.default", (lambda i: Ref("value", i))
+    return [
+        Step(cast, (rows, torch.float32)),
+        Step("aten.pow.Tensor_Scalar", (value(0), 2)),
+        Step("aten.mean.dim", (value(1), (-1,), True)),
+        Step("aten.add.Tensor", (value(2), 1e-5)),
+        Step("aten.rsqrt.default", (value(3),)),
+        Step("aten.mul.Tensor", (value(0), value(4))),
+        Step(cast, (value(5), getattr(torch, DTYPE))),
+        Step("aten.mul.Tensor", (gain, value(6))),
+    ]
+
+
+def like(its: Shape, epilogue: str = "") -> list[torch.Tensor]:
+    """Operands of the program without content: of one row, and weights [n, k]."""
+
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=getattr(torch, DTYPE), device="meta")
+
+    held = [empty(n, its.k).t() for n in its.columns for _ in range(its.weights)]
+    gain = [empty(its.k)] if its.is_normed else []
+    return [empty(1, its.k), *held, *gain, *(empty(1, n) for n in its.columns if epilogue)]
 
 
 def reading(deadline: Deadline) -> dict[str, Any]:
@@ -92,42 +140,43 @@ def reading(deadline: Deadline) -> dict[str, Any]:
     return {"row": "a sum of 1 GiB", "TB/s": READ_BYTES / samples.median("sum") / 1e12}
 
 
-def values(deadline: Deadline, way: str, rows: int, pair: bool) -> dict[str, Any]:
+def values(deadline: Deadline, way: str, rows: int, kind: str) -> dict[str, Any]:
     """One kind of kernel on random operands and a poisoned C, against float64."""
     torch.manual_seed(rows)
-    its, weights = program(pair, "" if pair else "residual")
+    shape, epilogue = CHECKED_AS[kind]
     errors: dict[str, float] = {}
     for n, k in CHECK_SIZES:
-        given = like(its, weights, n, k)
-        lowered = lowered_program(its, given, 2)
-        spec = linear_spec_for(
-            way, rows, given[0], given[1 : 1 + weights], lowered,
+        its = replace(shape, columns=(n,) * len(shape.columns), k=k)
+        spec, _ = linear_kernel_spec(
+            program(its, epilogue), like(its, epilogue), way, rows,
             architecture=architecture(), sms=sms(),
         )  # fmt: skip
         for m in {1, max(1, rows - 1), rows}:
             case = LinearCase.random(build_linear(spec), (m, n, k), "cuda")
             for _ in range(2):  # the second with counters that the first has left
-                case.outs[0].fill_(torch.nan)
+                for out in case.outs:
+                    out.fill_(torch.nan)
                 case.run()
                 errors[str(spec)] = max(errors.get(str(spec), 0.0), case.error())
     worst = max(errors, key=lambda text: errors[text])
     if not errors[worst] <= 1:
         raise WrongResult(f"{errors[worst]:.3g} of what roundings explain: {worst}")
-    return {"row": name_of(way, rows, pair), "largest error": errors[worst]}
+    return {"row": name_of(way, rows, kind), "largest error": errors[worst]}
 
 
-def name_of(way: str, rows: int, pair: bool) -> str:
+def name_of(way: str, rows: int, kind: str) -> str:
     """Of a kind of kernel."""
-    return f"{way}, {rows} rows{', two weights' if pair else ', residual'}"
+    return f"{way}, {rows} rows, {kind}"
 
 
 def speed(deadline: Deadline, layer: str, rows: int, read: float) -> dict[str, Any]:
     """One layer at one row count, in every way, against the library as Inductor would call it."""
-    n, k, pair = LAYERS[layer]
-    its, weights = program(pair)
-    trials = LinearTrials(LayerSpec(its, FORCED), like(its, weights, n, k), device())
+    its = LAYERS[layer]
+    trials = LinearTrials(LayerSpec(program(its), FORCED), like(its), device())
     trial = trials.trial(rows, deadline.left())
-    bytes_read = weight_bytes(LinearProblem(n, k, DTYPE, weights=weights))
+    (n, *more) = its.columns
+    problem = LinearProblem(n, its.k, DTYPE, weights=its.weights, more=tuple(more))
+    bytes_read = weight_bytes(problem)
     best = max(trial.gains, key=lambda gain: gain.median, default=None)
     row: dict[str, Any] = {"row": f"{layer}, {rows} rows", "layer": layer, "rows": rows}
     row["library us"] = 1e6 * trial.library_seconds
@@ -143,11 +192,11 @@ def speed(deadline: Deadline, layer: str, rows: int, read: float) -> dict[str, A
 def rows(done: Done, shipped: Target) -> Iterator[Row]:
     """Every row, in the order in which they are measured."""
     yield Row(READ, "a sum of 1 GiB", "benchmarks.gpu_linear.reading")
-    for pair in (False, True):
+    for kind in CHECKED_AS:
         for way in (GEMV, FLAT):
             for count in TILE_ROWS[way]:
-                given = {"way": way, "rows": count, "pair": pair}
-                yield Row(CHECKED, name_of(way, count, pair), "benchmarks.gpu_linear.values", given)
+                given = {"way": way, "rows": count, "kind": kind}
+                yield Row(CHECKED, name_of(way, count, kind), "benchmarks.gpu_linear.values", given)
     read = next((row["TB/s"] for row in done.get(READ, ()) if "TB/s" in row), 0.0)
     for count in COUNTS:
         for layer in LAYERS:
@@ -174,18 +223,21 @@ def regions(speeds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def summary(speeds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The geometric mean of what dispatch gains, and its minimum, for single and paired layers."""
+    """The geometric mean of what dispatch gains, and its minimum, by the kind of layer."""
     found = []
-    for name, pair in (("one weight", False), ("gate and up", True)):
-        gains = [_dispatched(row) for row in speeds if row.get("layer") and _pairs(row) == pair]
+    for name in ("one weight", "gate and up", "more in a launch"):
+        gains = [_dispatched(row) for row in speeds if row.get("layer") and _kind(row) == name]
         if gains:
             mean = math.exp(sum(map(math.log, gains)) / len(gains))
             found.append({"row": name, "rows": len(gains), "geomean": mean, "least": min(gains)})
     return found
 
 
-def _pairs(row: Mapping[str, Any]) -> bool:
-    return LAYERS[row["layer"]][2]
+def _kind(row: Mapping[str, Any]) -> str:
+    its = LAYERS[row["layer"]]
+    if its.is_normed or len(its.columns) > 1:
+        return "more in a launch"
+    return "gate and up" if its.weights > 1 else "one weight"
 
 
 def _dispatched(row: Mapping[str, Any]) -> float:

@@ -210,7 +210,9 @@ def dry_run(out: str, first: int | None = None, shapes: int = 1) -> list[str]:
 
 def dry_run_of_linears(out: str, first: int | None = None) -> list[str]:
     """Run the part of linear layers on two tiny ones; the names of the files that it wrote."""
-    layers = {"pair": (72, 136, True), "alone": (40, 264, False)}
+    shape = gpu_linear.Shape
+    layers = {"pair": shape((72,), 136, weights=2)}
+    layers["joint"] = shape((40, 24, 24), 264, is_normed=True)
     with (
         pretended_gpu(),
         mock.patch.multiple(gpu_linear, LAYERS=layers, COUNTS=(1, 8), CHECK_SIZES=((40, 300),),
