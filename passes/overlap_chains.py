@@ -35,7 +35,7 @@ from overlapc.graphs.collectives import (
     read_collective,
 )
 from overlapc.graphs.consuming import read_consumer
-from overlapc.graphs.nodes import hint_of, source_line, tensor_facts, where
+from overlapc.graphs.nodes import hint_of, place_of, tensor_facts, where
 from overlapc.graphs.producing import read_producer
 from overlapc.graphs.readers import takes_map
 from overlapc.graphs.replacing import replace_chain
@@ -334,7 +334,7 @@ def specification(
         site=site,
         verify=options.verify,
         wait_seconds=options.agreement_seconds,
-        place=source_line(chain.gemms[0].node),
+        place=place_of(chain.gemms[0].node),
         axis=chain.axis,
         program=chain.program,
         takes_map=takes_map(chain),

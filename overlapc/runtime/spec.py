@@ -51,8 +51,8 @@ class ChainSpec:
     wait_seconds: float = 60.0
     """How long members wait for each other when they compare."""
     place: str = ""
-    """Line of the source that the chain comes from: what is planned at one line, and of what is
-    sent alike, is planned once."""
+    """Lines of the source that the chain comes from: what comes from the same lines, and sends
+    alike, is planned once."""
     axis: int = 0
     """Dimension of ``[units, ...]`` that is scattered or gathered: 0, or 1 of every unit."""
     takes_map: bool = False

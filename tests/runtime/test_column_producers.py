@@ -22,6 +22,7 @@ from overlapc.runtime.sending import Sender
 from overlapc.runtime.sizing import problem_of
 from overlapc.runtime.spec import ChainSpec
 from tests.runtime.chains import call, chain, errors_of, poisoned, ragged
+from tests.runtime.matrix import forget
 from tests.runtime.programs import CASES, Case, K, N, operand, value
 from tests.targets import machine
 
@@ -93,12 +94,6 @@ def counted() -> Iterator[list[int]]:
 
     with patch.object(ColumnProducer, "__call__", run):
         yield found
-
-
-def forget() -> None:
-    """Let nothing that was made ready before be used after."""
-    for memory in (ops._callers, ops._chains, agreement._agreed):
-        memory.clear()
 
 
 def run_all(rank: int, kinds: tuple[str, ...] = KINDS, every: int = 1) -> tuple[dict, int]:

@@ -24,6 +24,7 @@ from overlapc.runtime.spec import ChainSpec
 from tests.passes.test_catalogue_values import rewritten
 from tests.ranks import Ranks
 from tests.runtime.chains import call, chain, into, poisoned
+from tests.runtime.matrix import forget
 from tests.runtime.pretended import SECONDS, pretended_gpu
 from tests.runtime.test_kernel_trials import GPU
 from tests.runtime.test_signaled import (
@@ -34,7 +35,6 @@ from tests.runtime.test_signaled import (
     alone,
     assert_met,
     error_of,
-    forget,
     recorded,
     wanted_of,
 )

@@ -25,6 +25,7 @@ from overlapc.runtime.signals import Signals
 from overlapc.runtime.spec import ChainSpec
 from tests.ranks import Ranks
 from tests.runtime.chains import MM, call, chain, errors_of, poisoned, ragged
+from tests.runtime.matrix import forget
 from tests.runtime.pretended import SECONDS, SMS, pretended_gpu
 from tests.runtime.programs import operand, value
 from tests.targets import machine
@@ -142,12 +143,6 @@ def recorded(users: Any = None, *, sends: bool = True) -> Iterator[list[tuple[An
 def alone(reason: str = "It falls back.") -> Any:
     """This rank has no kernel."""
     return patch.object(Signaled, "_build", lambda *_: reason)
-
-
-def forget() -> None:
-    """Let nothing that was made ready before be used after."""
-    for memory in (ops._callers, ops._chains):
-        memory.clear()
 
 
 def run(rank: int, name: str, without: tuple[int, ...] = ()) -> tuple[float, dict, dict, list]:
