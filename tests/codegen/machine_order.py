@@ -44,19 +44,26 @@ def signal_order_faults(ptx: str, signals: bool) -> list[str]:
     return faults
 
 
-def arrival_faults(assembly: str) -> list[str]:
+def arrival_faults(assembly: str, arrivals: int = 1) -> list[str]:
     """What is wrong with the order parts of sums -> CTA barrier -> arrival -> CTA barrier -> reads.
 
     One thread adds, with release and acquire at the scope of the device; the others' stores and
-    reads hold on to it by the barriers around it alone.
+    reads hold on to it by the barriers around it alone. ``arrivals`` stand in the code.
     """
     lines = assembly.splitlines()
-    if is_amd(assembly):
-        return _amd_arrival_faults(lines)
-    adds = lines_of(ARRIVAL, lines)
-    if len(adds) != 1:
+    adds = amd_arrivals(lines) if is_amd(assembly) else lines_of(ARRIVAL, lines)
+    if len(adds) != arrivals:
         return [f"{len(adds)} arrivals with release and acquire"]
-    add = adds[0]
+    faults_of = _amd_arrival_faults if is_amd(assembly) else _arrival_faults
+    store, faults, begin = AMD_STORE if is_amd(assembly) else STORE, [], 0
+    for add, end in zip(adds, [*adds[1:], len(lines)], strict=True):
+        faults += faults_of(lines[begin:end], add - begin)
+        # After its reads the last CTA stores, first of all the counter.
+        begin = add + next(iter(lines_of(store, lines[add:])), 0)
+    return faults
+
+
+def _arrival_faults(lines: list[str], add: int) -> list[str]:
     stores, barriers = lines_of(STORE, lines[:add]), lines_of(BARRIER, lines)
     reads = lines_of(PART_READ, lines)
     faults = []
@@ -77,13 +84,10 @@ def amd_signal_faults(text: str, signals: bool) -> list[str]:
     return [fault for add in adds for fault in _amd_faults_before(lines, add)]
 
 
-def _amd_arrival_faults(lines: list[str]) -> list[str]:
+def _amd_arrival_faults(lines: list[str], add: int) -> list[str]:
     """As of signals, and the wave that added invalidates the caches before others read."""
-    adds = amd_arrivals(lines)
-    if len(adds) != 1:
-        return [f"{len(adds)} arrivals with a release"]
-    faults = _amd_faults_before(lines, adds[0])
-    after = lines[adds[0] :]
+    faults = _amd_faults_before(lines, add)
+    after = lines[add:]
     barrier = next(iter(lines_of(AMD_BARRIER, after)), len(after))
     invalidated = "s_waitcnt buffer_inv" in _names(after, 0, barrier)
     faults += ["an add that does not acquire"] * (not invalidated)

@@ -71,7 +71,7 @@ def check(architecture: str, spec: LinearSpec) -> str:
     if spec.way == FLAT:
         assert matrix_instructions(architecture, binary.assembly)
     if spec.splits > 1:
-        assert arrival_faults(binary.assembly) == []
+        assert arrival_faults(binary.assembly, spec.results) == []
     return binary.assembly
 
 
