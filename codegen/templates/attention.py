@@ -17,6 +17,7 @@ from overlapc.codegen.templates.softmax import (
     all_finite,
     any_keeps_key,
     divided,
+    fixed_weights,
     gathered_sums,
     is_exact,
     keeping_none,
@@ -65,7 +66,10 @@ def visit_keys(
                 peak = higher
             values = load_tile(v, start, v_strides, inside, BLOCK_N, VALUE_DIM, BLOCK_V, IS_CUT)
             # Summed as they are rounded: what overflows or is lost shows in the sum.
-            weights = tl.exp2(score - base[:, None]).to(v.dtype.element_ty)
+            if STEP == "online":
+                weights = tl.exp2(score - base[:, None]).to(v.dtype.element_ty)
+            else:
+                weights = fixed_weights(score, base, v.dtype.element_ty)
             if len(sums.shape) == 2:
                 ones = tl.full((BLOCK_N, sums.shape[1]), 1.0, tl.float32)
                 sums = tl.dot(weights, ones.to(v.dtype.element_ty), sums)

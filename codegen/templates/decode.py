@@ -17,6 +17,7 @@ from overlapc.codegen.templates.softmax import (
     all_finite,
     any_keeps_key,
     divided,
+    fixed_weights,
     is_exact,
     keeping_none,
     or_zero,
@@ -135,10 +136,11 @@ def visit_tile(
         peak = tl.maximum(peak, tl.max(score, 1))
     if STEP != "maximum":
         # Summed as they are rounded: what overflows or is lost shows in the sum.
-        weights = tl.exp2(score - base[:, None]).to(queries.dtype)
         if STEP == "online":
+            weights = tl.exp2(score - base[:, None]).to(queries.dtype)
             sums += tl.sum(weights.to(tl.float32), 1)
         else:
+            weights = fixed_weights(score, base, queries.dtype)
             sums += weights.to(tl.float32)
         total = tl.dot(weights, values, total, input_precision=PRECISION)
     return peak, sums, total

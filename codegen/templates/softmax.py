@@ -102,6 +102,22 @@ def is_exact(
 
 
 @triton.jit
+def fixed_weights(score: tl.tensor, base: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
+    """``exp2(score - base)`` in ``dtype``, ``[rows, keys]``, of a base that is no running maximum.
+
+    Far from the scores, the rounding of that difference is the largest error of float32: what it
+    took is given back, as ``exp2`` of it to first order.
+    """
+    apart = score - base[:, None]
+    weights = tl.exp2(apart)
+    if dtype == tl.float32:
+        taken = score - (apart + base[:, None])
+        # Minus infinity took nothing, and is no number less itself.
+        weights += tl.where(weights > 0.0, weights * (taken * LN2), 0.0)
+    return weights.to(dtype)
+
+
+@triton.jit
 def spread_sums(sums: tl.tensor, ONES: tl.constexpr, BLOCK_M: tl.constexpr) -> tl.tensor:
     """Sums of rows as a loop carries them: with ONES, in so many equal columns."""
     if ONES > 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from overlapc.planning.shared_memory import shared_bytes
 from overlapc.planning.tiles import FP8, HALVES, sm_number
 
 GEMV, FLAT = "gemv", "flat"
@@ -31,6 +32,7 @@ CONFIGURATIONS: dict[tuple[str, str], dict[str, LinearTile]] = {
     # of each of 132 multiprocessors is 24 (Little's law, docs/design.md section 7).
     ("sm_90", FLAT): {"col": LinearTile(64, 128, 4, 4), "row": LinearTile(64, 128, 4, 4)},
     ("sm_80", FLAT): {"col": LinearTile(64, 64, 4, 4), "row": LinearTile(64, 64, 4, 4)},
+    ("sm_120", FLAT): {"col": LinearTile(64, 64, 4, 4), "row": LinearTile(64, 64, 4, 4)},
     ("gfx942", FLAT): {"col": LinearTile(64, 64, 4, 2), "row": LinearTile(64, 64, 4, 2)},
     ("sm_80", GEMV): {"col": LinearTile(8, 512, 4, 4), "row": LinearTile(64, 64, 4, 4)},
     ("gfx942", GEMV): {"col": LinearTile(8, 512, 4, 2), "row": LinearTile(64, 64, 4, 2)},
@@ -38,6 +40,8 @@ CONFIGURATIONS: dict[tuple[str, str], dict[str, LinearTile]] = {
 """By the oldest architecture that runs them and the implementation, then by the weight's layout.
 None was compared with others on a device yet."""
 
+LITTLE_SHARED = 99 * 1024
+"""Bytes of a CTA in which four stages of many rows do not fit beside what Triton puts there."""
 FP8_SINCE = 89
 """The first architecture of NVIDIA's that widens fp8; of others none was built."""
 DTYPES = {FLAT: HALVES, GEMV: (*HALVES, "float32")}
@@ -65,7 +69,7 @@ def tile_for(
     if way == GEMV and rows > 1:
         # Sums of a second row take the registers of as many threads again.
         tile = replace(tile, warps=2 * tile.warps)
-    if way == FLAT and rows > 32 and architecture == "sm_89":
+    if way == FLAT and rows > 32 and shared_bytes(architecture) <= LITTLE_SHARED:
         tile = replace(tile, stages=3)
     return tile
 

@@ -67,6 +67,12 @@ CONFIGURATIONS: dict[tuple[str, str], dict[Tile, float]] = {
         Tile(64, 256, 64, 8, 4): 0.85,
         Tile(64, 128, 64, 4, 4): 0.7,
     },
+    # The matrix units of sm_80, the TMA unit of sm_90, and 99 KiB of shared memory.
+    ("sm_120", "half"): {
+        Tile(128, 128, 64, 8, 3): 1.0,
+        Tile(64, 128, 64, 4, 4): 0.85,
+        Tile(64, 64, 64, 4, 4): 0.65,
+    },
     ("gfx942", "half"): {
         Tile(128, 128, 32, 4, 2): 0.9,
         Tile(256, 128, 32, 8, 2): 1.0,
@@ -90,6 +96,11 @@ CONFIGURATIONS: dict[tuple[str, str], dict[Tile, float]] = {
         Tile(128, 128, 128, 8, 4): 1.0,
         Tile(64, 256, 128, 8, 3): 0.85,
         Tile(64, 128, 128, 4, 4): 0.75,
+    },
+    ("sm_120", "fp8"): {
+        Tile(128, 128, 128, 8, 3): 1.0,
+        Tile(64, 128, 128, 4, 4): 0.8,
+        Tile(64, 64, 128, 4, 4): 0.6,
     },
     ("gfx942", "fp8"): {
         Tile(128, 128, 32, 8, 2): 1.0,

@@ -135,10 +135,12 @@ def by_kernel(spec: LinearSpec, its: LoweredLayer) -> Run:
         outs = [torch.empty((len(x), n), dtype=out, device=x.device) for n in sizes]
         parts, arrivals = _workspace(kernel, sizes, x.device)
         try:
-            kernel(
-                x, weights, outs, inputs=its.inputs(operands), scales=its.scales(operands),
-                zeros=its.zeros(operands), gain=its.gain(operands), parts=parts, arrivals=arrivals,
-            )  # fmt: skip
+            with torch.cuda.device_of(x):  # Triton launches on the current one
+                kernel(
+                    x, weights, outs, inputs=its.inputs(operands), scales=its.scales(operands),
+                    zeros=its.zeros(operands), gain=its.gain(operands), parts=parts,
+                    arrivals=arrivals,
+                )  # fmt: skip
         except TritonError as error:  # it cannot be compiled, or takes too much of the device
             raise KernelError(
                 f"Triton cannot run its kernel: {error}.",

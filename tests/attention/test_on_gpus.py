@@ -70,6 +70,17 @@ def test_a_static_cache_takes_the_op_with_a_length_and_each_head_once(on_gpu, go
     golden(f"{done.sites[0].shape}\n{done.sites[0].reason}\n\n{done.after[-1].rstrip()}")
 
 
+def test_rows_are_counted_in_what_compilation_made(on_gpu, monkeypatch):
+    """What a first call makes may be memory of a CUDA graph."""
+    made = []
+    monkeypatch.setattr(
+        rewrite_attention, "counter_of", lambda site, device: made.append((site, device.type))
+    )
+    done = rewrite(two_layers, *operands("meta"), softmax="unified")
+    assert sorted(made) == sorted((site.id, "meta") for site in done.sites)
+    assert len(set(made)) == 2
+
+
 def test_layers_share_a_length(on_gpu):
     done = rewrite(two_layers, *operands("meta"), softmax="unified")
     assert done.codes == ["unified"] * 2

@@ -169,9 +169,14 @@ def test_rows_that_masks_leave_no_key_cost_no_walk(interpreted, policy):
     assert plain == with_dead
 
 
-SAFE = {"bfloat16": [-58.0, -30.0, -4.0, 0.3, 4.0, 30.0, 60.0], "float16": [-2.0, 0.3, 4.0, 10.5]}
+WIDE = [-58.0, -30.0, -4.0, 0.3, 4.0, 30.0, 60.0]
+SAFE = {"float32": WIDE, "bfloat16": WIDE, "float16": [-2.0, 0.3, 4.0, 10.5]}
 """Distances of the maximum above φ, in nats, at which rows of 1024 scores of N(0, 1) are kept."""
-FAR = {"bfloat16": [-80.0, 82.0, 88.0], "float16": [-20.0, -8.0, 11.5]}
+FAR = {
+    "float32": [-80.0, 82.0, 88.0],
+    "bfloat16": [-80.0, 82.0, 88.0],
+    "float16": [-20.0, -8.0, 11.5],
+}
 """Those at which they are redone."""
 MOST_ERROR = 1.5
 """Beside that of online softmax."""

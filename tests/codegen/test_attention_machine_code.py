@@ -23,7 +23,7 @@ EVERYTHING = {
     "softmax": "first_tile", "lengths": True,
 }  # fmt: skip
 MATRIX = {"sm_80": "mma.sync", "sm_89": "mma.sync", "sm_90": "wgmma", "sm_100": "tcgen05.mma",
-          "gfx942": "v_mfma"}  # fmt: skip
+          "sm_120": "mma.sync", "gfx942": "v_mfma"}  # fmt: skip
 DIMS = [(64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (256, 256)]
 
 

@@ -24,7 +24,7 @@ from tests.codegen.test_machine_code import ARCHITECTURES, SHARED_BYTES
 from tests.codegen.unswapped import unswapped
 
 PLAIN = Epilogue((), (MM,))
-SMS = {"sm_80": 108, "sm_89": 128, "sm_90": 132, "sm_100": 148, "gfx942": 304}
+SMS = {"sm_80": 108, "sm_89": 128, "sm_90": 132, "sm_100": 148, "sm_120": 170, "gfx942": 304}
 MOST_REGISTERS = {"gfx942": 512}
 IN_FLIGHT_BYTES = 24 * 1024
 """Of each multiprocessor of sm_90: 4.8 TB/s times 0.65 us, over 132 of them."""
@@ -97,6 +97,7 @@ FEW = [
     (GEMV, 1, "sm_90", PLAIN),
     (GEMV, 2, "sm_90", GATED),
     (FLAT, 16, "gfx942", PLAIN),
+    (FLAT, 64, "sm_120", GATED),
 ]
 
 

@@ -41,10 +41,12 @@ SMALL = replace(BF16, **asdict(ROOMY))
 FLOAT = GemmSpec("float32", "float32", **asdict(tiles_for("sm_80", "float32")[0]))
 FLOAT_CDNA = replace(FLOAT, **asdict(tiles_for("gfx942", "float32")[0]))
 TF32 = replace(FLOAT, block_m=128, block_n=128, precision="tf32", warps=8)
+BLACKWELL = replace(TMA, **asdict(tiles_for("sm_120", "bfloat16")[0]))
 AMPERE = replace(BF16, **asdict(tiles_for("sm_80", "bfloat16")[0]))
 CDNA = replace(BF16, **asdict(tiles_for("gfx942", "bfloat16")[0]))
 FP8 = replace(TMA, dtype="float8_e4m3fn", **asdict(tiles_for("sm_90", "float8_e4m3fn")[0]))
 FP8_ADA = replace(FP8, **asdict(tiles_for("sm_89", FP8.dtype)[0]), loads="pointers")
+FP8_BLACKWELL = replace(FP8, **asdict(tiles_for("sm_120", FP8.dtype)[0]))
 FP8_CDNA = replace(FP8_ADA, **asdict(tiles_for("gfx942", FP8.dtype)[0]))
 
 SHARED_BYTES = {
@@ -52,6 +54,7 @@ SHARED_BYTES = {
     "sm_89": 99 * 1024,
     "sm_90": 227 * 1024,
     "sm_100": 227 * 1024,
+    "sm_120": 99 * 1024,
     "gfx942": 64 * 1024,
 }
 """Shared memory that one CTA may have, from the vendors' programming guides."""
@@ -96,6 +99,9 @@ OTHERS = {
     "sm_100 bfloat16": ("sm_100", TMA),
     "sm_100 by pointers": ("sm_100", BF16),
     "sm_100 fp8": ("sm_100", FP8),
+    "sm_120 bfloat16": ("sm_120", BLACKWELL),
+    "sm_120 by pointers": ("sm_120", replace(BLACKWELL, loads="pointers")),
+    "sm_120 fp8": ("sm_120", FP8_BLACKWELL),
     "gfx942 bfloat16": ("gfx942", CDNA),
     "gfx942 float32": ("gfx942", FLOAT_CDNA),
     "gfx942 packed": ("gfx942", replace(CDNA, order="packed")),
@@ -143,6 +149,7 @@ def matrix_instruction(architecture: str, spec: GemmSpec) -> str:
         "sm_89": "mma.sync",
         "sm_90": "wgmma.mma_async",
         "sm_100": "tcgen05.mma",
+        "sm_120": "mma.sync",
         "gfx942": "v_mfma_f32",
     }[architecture]
 

@@ -10,7 +10,9 @@ from overlapc.codegen.attention.cache import Cache
 from overlapc.codegen.attention.decode_tiles import decode_tile
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import tile_for
+from overlapc.planning import linear_tiles
 from overlapc.planning.shared_memory import SHARED_KIB, shared_bytes
+from overlapc.planning.tiles import tiles_for
 
 GUIDES = {
     64: "sm_75 gfx90a gfx942", 99: "sm_86 sm_89 sm_120 sm_121", 160: "gfx950",
@@ -58,6 +60,29 @@ def test_what_a_decode_step_keeps_on_its_way_fits(case, architecture):
     dims = spec.head_dim + (0 if cache.shares_values else spec.value_dim)
     item = {"float32": 4, "float8_e4m3fn": 1}.get(cache.of(spec), 2)
     assert depth * tile.block_n * dims * item <= shared_bytes(architecture)
+
+
+@pytest.mark.parametrize("architecture", SHARED_KIB)
+@pytest.mark.parametrize(("dtype", "item"), [("bfloat16", 2), ("float32", 4), ("float8_e5m2", 1)])
+def test_operands_of_every_stage_of_a_gemm_fit(architecture, dtype, item):
+    for tile in tiles_for(architecture, dtype):
+        stage = (tile.block_m + tile.block_n) * tile.block_k * item
+        assert tile.stages * stage <= shared_bytes(architecture), tile
+
+
+@pytest.mark.parametrize("architecture", SHARED_KIB)
+@pytest.mark.parametrize("weights", [1, 2])
+@pytest.mark.parametrize("rows", linear_tiles.TILE_ROWS[linear_tiles.FLAT])
+def test_operands_of_every_stage_of_few_rows_fit(architecture, rows, weights):
+    for layout in ("col", "row"):
+        tile = linear_tiles.tile_for(
+            linear_tiles.FLAT, architecture, "bfloat16", layout, rows=rows, pair=weights == 2
+        )
+        if tile is not None:
+            stage = (weights * tile.block_n + rows) * tile.block_k * 2
+            # On AMD one of the stages is registers.
+            depth = tile.stages - architecture.startswith("gfx")
+            assert depth * stage <= shared_bytes(architecture), tile
 
 
 def test_new_consumer_devices_multiply_as_old_ones():
