@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import fx
@@ -144,7 +144,7 @@ def _is_addition(node: fx.Node) -> bool:
     if node.target not in ADDITIONS or not isinstance(node.kwargs.get("alpha", 1), int | float):
         return False
     left, right = node.args
-    return isinstance(right, fx.Node) and left is not right
+    return isinstance(left, fx.Node) and isinstance(right, fx.Node) and left is not right
 
 
 def factor_of(add: fx.Node) -> Number:
@@ -178,6 +178,9 @@ def _unlike(node: fx.Node, add: fx.Node) -> tuple[str, str] | None:
 def _before(node: fx.Node, way: Way) -> tuple[fx.Node, Way] | None:
     """What a node only scales, casts or lays out otherwise, and the way from there."""
     source = node.args[0] if node.args else None
+    if node.target in ADDITIONS and isinstance(node.args[1], fx.Node) and _is_number(source):
+        refusal = ("no_sum", f"it is added to {source}, or subtracted from it, first")
+        return node.args[1], way.up(node, refusal=way.refusal or refusal)
     if not isinstance(source, fx.Node):
         return None
     if node.target in CASTS and node.target is not aten.view.dtype:
@@ -189,7 +192,7 @@ def _before(node: fx.Node, way: Way) -> tuple[fx.Node, Way] | None:
         return source, way.up(node, -1)
     if node.target in SCALINGS and len(node.args) == 2 and not node.kwargs:
         factor = node.args[1]
-        if not isinstance(factor, int | float) or isinstance(factor, bool):
+        if not _is_number(factor):
             return None
         refusal = (
             None if are_alike(source, node) else ("other_dtype", "scaled, it is another dtype")
@@ -212,6 +215,10 @@ def _cast(node: fx.Node, source: fx.Node, way: Way) -> Way:
     said = "it is cast from {} to {} before, which is more than the sum would be in".format(*names)
     refusal = None if is_rounded else ("cast", said)
     return way.up(node, casts=(now, *way.casts), refusal=way.refusal or refusal)
+
+
+def _is_number(value: object) -> TypeGuard[Number]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def cuts(node: fx.Node) -> bool:

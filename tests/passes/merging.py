@@ -339,6 +339,10 @@ def after_a_number(a, b, c):
     return (all_reduce(a) + 1) + all_reduce(b)
 
 
+def taken_from_a_number(a, b, c):
+    return (1 - all_reduce(a)) + all_reduce(b)
+
+
 def widened_by_the_sum(a, b, c):
     return all_reduce(a.bfloat16()).float() + all_reduce(b.bfloat16()).float()
 
@@ -375,6 +379,7 @@ REFUSED = {
     scaled_in_half: "they are scaled by 100 and 1",
     multiples_that_are_not_whole: "they are scaled by 3 and 2",
     after_a_number: "1 is added to it first",
+    taken_from_a_number: "it is added to 1, or subtracted from it, first",
     widened_by_the_sum: "it is cast from bfloat16 to float32 before",
     exchanged: "parts that are equal here need not be on other ranks",
 }
