@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import overlapc
 from overlapc.cli import main
 from overlapc.errors import TargetError
 from overlapc.planning.schedule import Plan
@@ -133,8 +134,9 @@ def test_targets_lists_shipped_and_stored(capsys, monkeypatch, tmp_path):
 def test_report_prints_a_saved_report(capsys, tmp_path):
     report = Report([make_site(calls={"serial": 2})])
     report.save(tmp_path)
-    assert main(["report", str(tmp_path)]) == 0
-    assert capsys.readouterr().out == str(report)
+    for path in (tmp_path, tmp_path / "report.json"):
+        assert main(["report", str(path)]) == 0
+        assert capsys.readouterr().out == str(report)
 
 
 def test_report_of_a_directory_without_one(capsys, tmp_path):
@@ -288,13 +290,31 @@ def test_explain_of_a_model_without_collectives(capsys, module):
 
 
 def test_explain_passes_inputs_keywords_and_target(capsys, module, monkeypatch):
-    def explain(model, options):
-        assert (model, options) == ("the model", {"target": "mi300x"})
+    def explain(model, options, *, dynamic):
+        asked.append((model, options, dynamic))
         return lambda *args, **kwargs: Report([make_site(where=f"{args} {kwargs}")])
 
+    asked = []
     monkeypatch.setattr("overlapc.explaining.explain", explain)
     assert main(["explain", f"{module}:with_keywords", "--target", "mi300x"]) == 0
     assert "(1, 2) {'c': 3}" in " ".join(capsys.readouterr().out.split())
+    more = ["--dynamic", "--option", "overlap=chunked", "--option", "verify=true"]
+    assert main(["explain", f"{module}:with_keywords", *more]) == 0
+    options = {"overlap": "chunked", "verify": True}
+    assert asked == [("the model", {"target": "mi300x"}, None), ("the model", options, True)]
+
+
+def test_an_option_without_a_value_is_a_usage_error(capsys, module):
+    with pytest.raises(SystemExit):
+        main(["explain", f"{module}:plain", "--option", "overlap"])
+    assert "is not NAME=VALUE" in capsys.readouterr().err
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["--version"])
+    assert done.value.code == 0
+    assert capsys.readouterr().out == f"overlapc {overlapc.__version__}\n"
 
 
 @pytest.mark.parametrize(

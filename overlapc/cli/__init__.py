@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,7 @@ def _our_error(error: BaseException | None) -> OverlapcError | None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("overlapc", description="Overlaps collectives with GEMMs.")
+    parser.add_argument("--version", action="version", version=f"overlapc {version('overlapc')}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_explain(commands)
     _add_plan(commands)
@@ -63,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
 
     text = "print a report that Report.save wrote"
     report = commands.add_parser("report", help=text, description=text)
-    report.add_argument("directory", type=Path)
+    report.add_argument("directory", type=Path, help="that it was saved to, or its report.json")
     report.set_defaults(run=lambda chosen: _print_report(Report.load(chosen.directory)))
 
     _add_bench(commands)
@@ -88,6 +91,20 @@ def _add_explain(commands: Any) -> None:
         "exists; without it the callable makes its own groups",
     )
     explain.add_argument("--target", help="name or file of the machine to plan for")
+    explain.add_argument(
+        "--dynamic",
+        action="store_true",
+        help="let sizes vary, as torch.compile(dynamic=True): the report says from which number of "
+        "rows on the schedule changes",
+    )
+    explain.add_argument(
+        "--option",
+        type=_option,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="one of the backend's options, such as overlap=chunked; may be given several times",
+    )
     explain.add_argument("--save", type=Path, metavar="DIRECTORY", help="write the report too")
     explain.set_defaults(run=_explain)
 
@@ -95,18 +112,39 @@ def _add_explain(commands: Any) -> None:
 def _add_plan(commands: Any) -> None:
     text = "plan one GEMM and its collective for a machine; needs neither GPU nor group"
     plan = commands.add_parser("plan", help=text, description=text)
-    plan.add_argument("--gemm", type=_sizes, required=True, metavar="MxNxK", help="of one rank")
-    plan.add_argument("--collective", choices=COLLECTIVES, default="all_reduce")
+    plan.add_argument(
+        "--gemm",
+        type=_sizes,
+        required=True,
+        metavar="MxNxK",
+        help="of one rank; after an all-gather or all-to-all, M counts what has come",
+    )
+    plan.add_argument(
+        "--collective",
+        choices=COLLECTIVES,
+        default="all_reduce",
+        help="after the GEMM, an all-gather before it (default: all_reduce)",
+    )
     plan.add_argument(
         "--order",
         choices=ORDERS,
         default="",
         help="of an all-to-all, which may come after the GEMM (the default) or before it",
     )
-    plan.add_argument("--world-size", type=_count, required=True)
-    plan.add_argument("--dtype", choices=tuple(ITEM_BYTES), default="bfloat16")
+    plan.add_argument("--world-size", type=_count, required=True, help="ranks of the group")
+    plan.add_argument(
+        "--dtype",
+        choices=tuple(ITEM_BYTES),
+        default="bfloat16",
+        help="of the GEMM (default: bfloat16)",
+    )
     plan.add_argument("--target", required=True, help="name or file; see overlapc targets")
-    plan.add_argument("--schedule", choices=("auto", *SCHEDULES), default="auto")
+    plan.add_argument(
+        "--schedule",
+        choices=("auto", *SCHEDULES),
+        default="auto",
+        help="the best of its kind, or the best of all (default: auto)",
+    )
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
     plan.set_defaults(run=_plan)
 
@@ -125,6 +163,16 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, such as overlap=chunked")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value  # text needs no quotes
+
+
 def _sizes(text: str) -> tuple[int, int, int]:
     parts = text.split("x")
     if len(parts) != 3 or not all(part.isdecimal() for part in parts):
@@ -139,8 +187,8 @@ def _explain(chosen: argparse.Namespace) -> None:
     if chosen.world_size:
         _make_fake_group(chosen.world_size)
     model, args, kwargs = model_and_inputs(chosen.callable)
-    options = {"target": chosen.target} if chosen.target else None
-    report = explain(model, options)(*args, **kwargs)
+    options = dict(chosen.option) | ({"target": chosen.target} if chosen.target else {})
+    report = explain(model, options, dynamic=chosen.dynamic or None)(*args, **kwargs)
     if chosen.save:
         report.save(chosen.save)
     _print_report(report)

@@ -18,7 +18,6 @@ from overlapc.planning.target import Target, stored_path
 from overlapc.reporting.gantt import describe_tuned
 from overlapc.reporting.measured import describe_target
 from overlapc.reporting.records import Report
-from overlapc.reporting.saving import REPORT
 
 Tell = Callable[[str, float], None]
 """Called with the stage and the part that is done, of one, as a measurement goes on."""
@@ -168,7 +167,7 @@ def _calibrate(chosen: argparse.Namespace) -> None:
             "overlapc calibrate, or call overlapc.calibrate(group) in your own program",
         )
     # A report that cannot be read is an error before anything is measured.
-    report = Report.load(_directory(chosen.chains)) if chosen.chains else None
+    report = Report.load(chosen.chains) if chosen.chains else None
     if torch.cuda.is_available():
         torch.cuda.set_device(get_node_local_rank())
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
@@ -184,10 +183,6 @@ def _calibrate(chosen: argparse.Namespace) -> None:
                 print(f"  {describe_tuned(tuned)}")
     finally:
         dist.destroy_process_group()
-
-
-def _directory(path: Path) -> Path:
-    return path.parent if path.name == REPORT else path
 
 
 def _measured(chosen: argparse.Namespace, report: Report | None, tell: Tell) -> Target:

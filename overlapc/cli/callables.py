@@ -47,7 +47,9 @@ def load(name: str) -> Any:
     module, _, attribute = name.partition(":")
     remedy = "give MODULE:CALLABLE, importable from the current folder"
     if not module or not attribute:
-        raise CommandError(f"{name!r} is not MODULE:CALLABLE.", where="explain", remedy=remedy)
+        raise CommandError(
+            f"{name!r} is not MODULE:CALLABLE.", where="MODULE:CALLABLE", remedy=remedy
+        )
     try:
         loaded = import_here(module)
     except ModuleNotFoundError as error:

@@ -30,6 +30,8 @@ _SIZES = (
     *("m", "n", "k", "world_size", "epilogue_bytes", "row_multiple", "kernel_sums", "blocks"),
 )
 
+_REMEDY = "give the local sizes of one rank, a floating dtype and a known collective"
+
 _ORDERS_OF = {
     "all_reduce": (GEMM_FIRST,),
     "reduce_scatter": (GEMM_FIRST,),
@@ -120,13 +122,17 @@ class Problem:
             known = " or ".join(_ORDERS_OF[self.collective])
             raise self._error(f"order {self.order!r} of {self.collective} is not {known}")
         if self.m % self.granule:
-            raise self._error(f"m is {self.m}, no multiple of {self.granule} rows")
+            of = f", of which each of {self.world_size} ranks has as many" if self.parts > 1 else ""
+            raise self._error(
+                f"m is {self.m}, no multiple of {self.granule} rows{of}",
+                remedy=f"pad m to {-(-self.m // self.granule) * self.granule}",
+            )
 
-    def _error(self, what: str) -> ProblemError:
+    def _error(self, what: str, remedy: str = _REMEDY) -> ProblemError:
         return ProblemError(
             f"{what}.",
             where=f"GEMM {self.m}x{self.n}x{self.k} {self.dtype}, {self.collective}",
-            remedy="give the local sizes of one rank, a floating dtype and a known collective",
+            remedy=remedy,
         )
 
     def resolved(self) -> Problem:

@@ -39,8 +39,11 @@ def save(report: Report, directory: Path) -> Path:
 
 
 def load(directory: Path) -> Report:
-    """The report in a directory that `save` wrote; raises ReportError where there is none."""
-    path = directory / REPORT
+    """The report that `save` wrote to a directory, or to its file of that name.
+
+    Raises ReportError where there is none.
+    """
+    path = directory if directory.name == REPORT else directory / REPORT
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

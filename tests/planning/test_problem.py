@@ -68,7 +68,10 @@ def test_what_means_the_same_is_equal_once_resolved() -> None:
         ({"order": "collective_first"}, "order 'collective_first' of all_reduce is not gemm_first"),
         ({"collective": "all_gather", "order": "gemm_first"}, "is not collective_first"),
         ({"collective": "all_to_all", "order": "both"}, "gemm_first or collective_first"),
-        ({"collective": "reduce_scatter", "m": 66}, "m is 66, no multiple of 4 rows"),
+        (
+            {"collective": "reduce_scatter", "m": 66},
+            "m is 66, no multiple of 4 rows, of which each of 4 ranks has as many",
+        ),
         ({"row_multiple": 48}, "m is 64, no multiple of 48 rows"),
         ({"row_multiple": -1}, "row_multiple is -1"),
         ({"epilogue_bytes": -1}, "epilogue_bytes is -1"),
@@ -83,8 +86,10 @@ def test_what_means_the_same_is_equal_once_resolved() -> None:
     ],
 )
 def test_a_problem_that_cannot_be_is_refused(change: dict[str, Any], says: str) -> None:
-    with pytest.raises(ProblemError, match=says):
+    with pytest.raises(ProblemError, match=says) as caught:
         replace(AR, **change)
+    if "no multiple" in says:
+        assert caught.value.remedy == f"pad m to {68 if change.get('m') else 96}"
 
 
 def test_groups_have_to_make_up_what_is_cut() -> None:
