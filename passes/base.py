@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Protocol
 
 from torch import Tensor, fx
+from torch._inductor import config as inductor_config
 
 from overlapc.graphs.collectives import group_of, kind_of
 from overlapc.graphs.nodes import fingerprint, tensor_facts, text, where
@@ -77,7 +78,17 @@ class Compilation:
 
     def is_disabled(self, name: str) -> bool:
         """Return whether the options leave out the pass of that name."""
-        return name in self.options.disable or "all" in self.options.disable
+        return bool(self.why_disabled(name))
+
+    def why_disabled(self, name: str) -> str:
+        """Return why the pass of that name is left out, as a sentence; empty if it is not."""
+        for word in (name, "all"):
+            if word in self.options.disable:
+                return f"Option disable leaves out {word}."
+        given = {key.replace("-", "_"): value for key, value in self.options.inductor.items()}
+        if given.get("cpp_wrapper", inductor_config.cpp_wrapper):
+            return "Inductor's cpp_wrapper cannot write the text that ops carry into C++."
+        return ""
 
     @cached_property
     def choices(self) -> str:

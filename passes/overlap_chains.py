@@ -122,8 +122,8 @@ class OverlapChains:
     def _decided(
         self, start: fx.Node, compilation: Compilation
     ) -> tuple[Chain | None, Decision | Refusal]:
-        if compilation.is_disabled(self.name):
-            return None, Refusal(start, "disabled", f"Option disable leaves out {self.name}.")
+        if why := compilation.why_disabled(self.name):
+            return None, Refusal(start, "disabled", why)
         try:
             found = match(start)
             if isinstance(found, Refusal):

@@ -158,6 +158,24 @@ def test_a_pass_that_does_not_exist_cannot_be_disabled(explained):
         explained(in_place, x2(), weight(), disable=("overlap_chain",))
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"disable": ("overlap_chains",)}, "leaves out overlap_chains."),
+        ({"disable": ("all",)}, "leaves out all."),
+        ({"inductor": {"cpp_wrapper": True}}, "cpp_wrapper cannot write"),
+        ({"inductor": {"cpp-wrapper": True}}, "cpp_wrapper cannot write"),
+    ],
+)
+def test_what_leaves_passes_out_is_named(explained, options, reason):
+    with torch.no_grad():
+        result = explained(in_place, x2(), weight(), target=FAST_LINK, overlap="chunked", **options)
+    (site,) = result.report.sites
+    assert (site.decision, site.code) == ("refused", "disabled")
+    assert reason in site.reason
+    assert all("overlapc" not in after for _, after in result.graphs.values())
+
+
 def test_forced_schedule_is_obeyed_where_it_does_not_pay(explained):
     with torch.no_grad():
         result = explained(in_place, x2(), weight(), target=FAST_LINK, overlap="chunked")
