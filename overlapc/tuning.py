@@ -74,10 +74,11 @@ def tune_chains(
     with group_errors():
         bench = Bench.of(group)
         name = target_name(bench.device.type, bench.backend, bench.world_size)
-        known, problems = bench.by_first(
+        known, problems, seconds = bench.by_first(
             lambda: (
                 target or find_target(bench.device.type, bench.backend, bench.world_size),
                 _problems(chains, bench.world_size),
+                seconds,
             )
         )
         # What the target has no rates for has no plans to choose from; if that is all, it is said.

@@ -13,8 +13,10 @@ Of what is added and not merged, a note at the collective's site says why.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import fx
 
@@ -33,7 +35,11 @@ from overlapc.graphs.sums import Term, Total, named, read_sum, sums_of, why_not_
 from overlapc.passes.base import Compilation, Fuel, add_site
 from overlapc.planning.problem import ITEM_BYTES
 
+log = logging.getLogger(__name__)
+
 CODE = "merged"
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -94,13 +100,24 @@ def use_result_of(graph: fx.Graph, early: Collective, late: Collective) -> None:
 
 def merge_sums(graph: fx.Graph, compilation: Compilation) -> None:
     """Merge the collectives of every sum, until no two of one sum can be one."""
-    for root in sums_of(graph):
+    for root in _read(lambda: sums_of(graph)) or ():
         total = read_sum(root)
-        while (pair := _next_pair(total, compilation)) and Fuel.take(compilation.options):
+        while (pair := _read(lambda total=total: _next_pair(total, compilation))) and (
+            Fuel.take(compilation.options)
+        ):
             early, late = pair
             _report(early.collective, _sum_reason(late.collective), compilation)
             left_over = send_sum(graph, early, late)
             total = read_sum(left_over if total.root is early.way.add else total.root)
+
+
+def _read(read: Callable[[], Found]) -> Found | None:
+    """What is read of a graph, of which nothing is changed yet: after a fault it stays as it is."""
+    try:
+        return read()
+    except Exception:
+        log.exception("a fault of overlapc: sums of collectives are left as they are")
+        return None
 
 
 def _next_pair(total: Total, compilation: Compilation) -> tuple[Term, Term] | None:

@@ -122,7 +122,8 @@ def _repeats(view: fx.Node) -> list[fx.Node]:
         found += found[-1].all_input_nodes
     if found[-1].target is not aten.expand.default:
         return []
-    (given,) = found[-1].all_input_nodes
+    given = found[-1].args[0]
+    assert isinstance(given, fx.Node)
     was, wide, now = (tuple(value_of(node).shape) for node in (given, found[-1], view))
     if len(was) != 3 or len(now) != 2 or not is_static(wide):
         return []
@@ -158,6 +159,8 @@ def _source(node: fx.Node) -> fx.Node | None:
     """What a call widens, scales, regroups, turns, or subtracts a zero point from."""
     if node.target in TURNS or node.target in SHAPES or node.target is CAST:
         return node.all_input_nodes[0]
+    if node.target in (MUL, SUB) and _meets_itself(node):
+        return None
     if node.target is SUB and not node.kwargs:
         one, other = node.args
         if not (isinstance(one, fx.Node) and isinstance(other, fx.Node)):
@@ -166,6 +169,18 @@ def _source(node: fx.Node) -> fx.Node | None:
     if node.target is MUL:
         return next((one for one in node.all_input_nodes if _is_narrow(one)), None)
     return None
+
+
+def _meets_itself(node: fx.Node) -> bool:
+    both = [_root(arg) for arg in node.args if isinstance(arg, fx.Node)]
+    return len(both) == 2 and both[0] is both[1]
+
+
+def _root(node: fx.Node) -> fx.Node:
+    """What a chain of such calls begins with."""
+    while node.op not in ("placeholder", "get_attr") and (source := _source(node)) is not None:
+        node = source
+    return node
 
 
 def _is_narrow(node: fx.Node | None) -> bool:

@@ -26,9 +26,6 @@ except ImportError:  # torch 2.11
 
 aten = torch.ops.aten
 
-PLACE_FRAMES = 3
-"""Of the user's: one function of a library may compute what several layers call it for."""
-
 # Views that keep the order of elements, so that an elementwise collective may be moved across them.
 ORDERED_VIEWS = frozenset(
     {
@@ -247,24 +244,21 @@ def _module_path(node: fx.Node) -> str:
     return re.sub(r"^L\.(self|fn|mod|s)\b\.?", "", path).strip(".")
 
 
+def place_of(node: fx.Node) -> str:
+    """Return the user's line that ``node`` came from, and the name of the layer that is called.
+
+    Equal for the same layer of all blocks of a model, and in the graphs of all ranks, of which one
+    alone may have compiled another: outer lines would not be, where a graph breaks.
+    """
+    _, _, layer = _module_path(node).rpartition(".")
+    return f"{source_line(node)} {layer}".strip()
+
+
 def source_line(node: fx.Node) -> str:
     """Return ``file:line`` of the innermost frame that is the user's: not torch's own."""
-    return next(iter(_own_lines(node)), "")
-
-
-def place_of(node: fx.Node) -> str:
-    """Return the user's innermost lines that ``node`` came from, of those who call one layer too.
-
-    Equal for the same layer of all blocks of a model, and of all graphs and ranks.
-    """
-    return " < ".join(_own_lines(node)[:PLACE_FRAMES])
-
-
-def _own_lines(node: fx.Node) -> list[str]:
-    """``file:line`` of the frames that are the user's, the innermost first."""
     frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
-    own = [frame for frame in frames if "/torch/" not in frame[0]] or frames[-1:]
-    return [f"{file.rsplit('/', 1)[-1]}:{line}" for file, line in reversed(own)]
+    own = [frame for frame in frames if "/torch/" not in frame[0]] or frames
+    return f"{own[-1][0].rsplit('/', 1)[-1]}:{own[-1][1]}" if own else ""
 
 
 def text(graph: fx.Graph) -> str:

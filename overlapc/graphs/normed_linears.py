@@ -40,7 +40,8 @@ def with_norm(layer: Linear) -> Linear | None:
     left = layer.operands[layer.left].node
     normed, _ = through(left, is_view)
     norm = _norm_above(normed)
-    if norm is None:
+    # A kernel multiplies rows as they are given, in their dtype.
+    if norm is None or value_of(norm.rows).dtype != value_of(normed).dtype:
         return None
     mine = {*layer.dead, *norm.calls}
     views = _views_below(normed, mine)
@@ -60,7 +61,7 @@ def with_norm(layer: Linear) -> Linear | None:
     program = in_front(layer.program, steps, layer.left, len(norm.gains))
     dead = {*layer.dead, *views}
     for call in reversed(norm.calls):  # another norm may have the same gain
-        if _is_read_by(call, dead | mine - set(norm.of_gains)):
+        if _is_read_by(call, dead):
             dead.add(call)
     return replace(layer, program=program, operands=tuple(operands), dead=ordered(dead, left.graph))
 
@@ -133,12 +134,13 @@ def _views_below(normed: fx.Node, mine: set[fx.Node]) -> set[fx.Node]:
 
 
 def _is_only_reader(norm: Norm, mine: set[fx.Node]) -> bool:
-    """Whether nothing else reads the norm; rows in float32 may be read by others."""
-    kept = [
+    """Whether nothing else reads the norm; rows in float32 or squared may be read by others."""
+    of_rows = [
         call
         for call in norm.calls
-        if norm.rows not in call.all_input_nodes and call not in norm.of_gains
+        if norm.rows in call.all_input_nodes and call.target in (CAST, aten.pow.Tensor_Scalar)
     ]
+    kept = [call for call in norm.calls if call not in of_rows and call not in norm.of_gains]
     views = [node for node in mine if is_view(node)]
     return all(_is_read_by(node, mine) for node in (*kept, *views) if node in mine)
 

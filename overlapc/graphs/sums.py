@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from typing import Any, TypeGuard
 
 import torch
@@ -39,6 +40,10 @@ SCALINGS = (aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar)
 
 NARROW_RANGE = (torch.float16,)
 """Dtypes with so small a range that what is scaled before it is sent may leave it."""
+
+ROUNDED_FROM = (torch.float64, torch.float32)
+ROUNDED_TO = (torch.float32, torch.bfloat16, torch.float16)
+"""Casts that may come after a sum in place of before: they round, and do not cut or wrap."""
 
 WIDEST_SCALE = 2.0**20
 """Between what terms are scaled by. Chosen: float32 and bfloat16 have room for more."""
@@ -186,7 +191,9 @@ def _before(node: fx.Node, way: Way) -> tuple[fx.Node, Way] | None:
     if node.target in CASTS and node.target is not aten.view.dtype:
         return source, _cast(node, source, way)
     if node.target in ADDITIONS and not isinstance(node.args[1], fx.Node):
-        refusal = None if node.args[1] == 0 else ("no_sum", f"{node.args[1]} is added to it first")
+        refusal = None if are_alike(source, node) else ("other_dtype", "it is another dtype then")
+        if node.args[1] != 0:
+            refusal = "no_sum", f"{node.args[1]} is added to it first"
         return source, way.up(node, refusal=way.refusal or refusal)
     if node.target is aten.neg.default:
         return source, way.up(node, -1)
@@ -210,7 +217,9 @@ def _before(node: fx.Node, way: Way) -> tuple[fx.Node, Way] | None:
 def _cast(node: fx.Node, source: fx.Node, way: Way) -> Way:
     """A sum may be rounded in place of its terms, and not be added up in a dtype that is less."""
     was, now = value_of(source).dtype, value_of(node).dtype
-    is_rounded = was.is_floating_point and torch.promote_types(was, now) == was
+    is_rounded = was == now or (
+        was in ROUNDED_FROM and now in ROUNDED_TO and now.itemsize < was.itemsize
+    )
     names = [str(dtype).removeprefix("torch.") for dtype in (was, now)]
     said = "it is cast from {} to {} before, which is more than the sum would be in".format(*names)
     refusal = None if is_rounded else ("cast", said)
@@ -253,7 +262,11 @@ def why_not_one(early: Term, late: Term) -> Refusal | None:
             what = {"name": "they are other collectives", "group": "they are of other groups"}
             text = what.get(name, "one is a sum and the other an average")
             return Refusal(two.start, f"other_{name}", text)
-    if why := _other_source(one, two) or _other_way(early.way, late.way):
+    if why := (
+        _other_source(one, two)
+        or _other_way(early.way, late.way)
+        or _left_over(early.way.add, early)
+    ):
         return Refusal(two.start, *why)
     if scale_between(early, late) is None:
         text = f"they are scaled by {early.way.factor:g} and {late.way.factor:g}, {SCALED}"
@@ -274,6 +287,21 @@ def _other_source(one: Collective, two: Collective) -> tuple[str, str] | None:
     ):
         return "other_shape", "they send other shapes"
     return None
+
+
+def _left_over(add: fx.Node, term: Term) -> tuple[str, str] | None:
+    """Why what is added to a term cannot take the place of their sum."""
+    (other,) = (node for node in add.all_input_nodes if node is not term.read)
+    readers = [user for user in add.users if _is_addition(user)]
+    is_spread = len(readers) == len(add.users) and all(
+        are_alike(node, user)
+        for user in readers
+        for node in user.all_input_nodes
+        if node is not add
+    )
+    if are_alike(other, add) or is_spread:
+        return None
+    return "broadcast", "what is added to the first of them is broadcast, and their sum read so"
 
 
 def _other_way(early: Way, late: Way) -> tuple[str, str] | None:
@@ -297,6 +325,8 @@ def scale_between(early: Term, late: Term) -> Number | None:
     """Return what the early one's source is scaled by beside the late one's; None if by nothing
     that is exact but for rounding."""
     one, other = early.way.factor, late.way.factor
+    if not (isfinite(one) and isfinite(other)):
+        return None
     if one == other and one:
         return 1
     if one == -other and one:

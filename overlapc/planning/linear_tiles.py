@@ -70,7 +70,7 @@ def tile_for(
         # Sums of a second row take the registers of as many threads again.
         tile = replace(tile, warps=2 * tile.warps)
     if way == FLAT and rows > 32 and shared_bytes(architecture) <= LITTLE_SHARED:
-        tile = replace(tile, stages=3)
+        tile = replace(tile, stages=min(tile.stages, 3))
     return tile
 
 

@@ -57,6 +57,8 @@ class Work:
     dtypes: tuple[torch.dtype, ...]
     ways: frozenset[str]
     """What the chains of all ranks can be cut into: ``Cut.wants``."""
+    takes_map: bool
+    """Whether the graphs of all ranks take tiles in any order."""
 
     def problem(self, spec: ChainSpec, deal: Dealing, moved: int) -> Problem | None:
         """Return what to plan for a call whose collective is given ``moved`` units, or None."""
@@ -66,7 +68,8 @@ class Work:
         modes = self.program.modes
         given = zip(self.shapes, modes, rows, strict=True)
         shapes = [(n, *shape[1:]) if mode == program.ROWS else shape for shape, mode, n in given]
-        return problem_at(replace(spec, program=self.program), shapes, self.dtypes, deal)
+        own = {"program": self.program, "takes_map": self.takes_map, "packed": None}
+        return problem_at(replace(spec, **own), shapes, self.dtypes, deal)
 
 
 def problem_at(
@@ -134,6 +137,7 @@ def _described(spec: ChainSpec, operands: Sequence[torch.Tensor], deal: Dealing)
             "shapes": shapes,
             "dtypes": [str(dtype).removeprefix("torch.") for dtype in dtypes],
             "ways": ways,
+            "takes_map": spec.takes_map,
         }
     )
 
@@ -148,6 +152,7 @@ def _heaviest(texts: Sequence[str]) -> Work | None:
         tuple(map(tuple, most["shapes"])),
         tuple(getattr(torch, name) for name in most["dtypes"]),
         frozenset.intersection(*(frozenset(work["ways"]) for work in read.values())),
+        all(work["takes_map"] for work in read.values()),
     )
 
 

@@ -22,8 +22,9 @@ class ColumnProducer:
     """A chain whose sizes and groups are known: it only has to be run."""
 
     program: Program
-    cut: Sequence[bool]
-    """Of which operands a group takes its columns, the last dimension, and not the whole."""
+    cut: Sequence[bool] | None
+    """Of which operands a group takes its columns, the last dimension, and not the whole. None
+    where nothing can be computed by columns: they are sent when all is, for others send them."""
     sender: Sender
     part: Part
     """All units: what the one collective of the serial schedule sends, and each one here."""
@@ -39,13 +40,13 @@ class ColumnProducer:
         result, *kept = [operands[0].new_empty(shape, dtype=d) for shape, d in self.results]
         part, in_flight = self.part, []
         anywhere = self.sender.puts_anywhere(group, result.device.type)
+        computed = self._compute_all(operands, kept) if self.cut is None else None
         for start, end in self.columns:
-            given = [
-                tensor.narrow(-1, start, end - start) if is_cut else tensor
-                for tensor, is_cut in zip(operands, self.cut, strict=True)
-            ]
-            places = [tensor[:, start:end] for tensor in kept]
-            sent = part.sent.take(self._compute(given, end - start, places))
+            if computed is None:
+                computed_now = self._compute(operands, start, end, kept)
+            else:
+                computed_now = computed[:, start:end].contiguous()
+            sent = part.sent.take(computed_now)
             place = landing = result[:, start:end]
             if self.sender.collective == "all_reduce":
                 landing = sent
@@ -68,16 +69,29 @@ class ColumnProducer:
     def _run(self) -> Function:
         return function(self.program, self._written)
 
+    def _compute_all(
+        self, operands: Sequence[torch.Tensor], kept: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        sent, *values = function(self.program)(operands, ())
+        for place, value in zip(kept, values, strict=True):
+            place.copy_(value)
+        return sent
+
     def _compute(
-        self, operands: Sequence[torch.Tensor], columns: int, kept: Sequence[torch.Tensor]
+        self, operands: Sequence[torch.Tensor], start: int, end: int, kept: Sequence[torch.Tensor]
     ) -> torch.Tensor:
         """Compute a group and put what is kept in its place; return what is sent, contiguous."""
-        program, dtype = self.program, self.results[0][1]
-        sent = operands[0].new_empty((self.part.computed.count, columns), dtype=dtype)
-        places = dict(zip(reversed(program.kept), reversed(kept), strict=True))
+        program, dtype, cut = self.program, self.results[0][1], self.cut or ()
+        given = [
+            tensor.narrow(-1, start, end - start) if is_cut else tensor
+            for tensor, is_cut in zip(operands, cut, strict=True)
+        ]
+        sent = operands[0].new_empty((self.part.computed.count, end - start), dtype=dtype)
+        of_columns = [tensor[:, start:end] for tensor in kept]
+        places = dict(zip(reversed(program.kept), reversed(of_columns), strict=True))
         places = {**places, program.results[0]: sent}
-        self._run(operands, [places[ref] for ref in self._written])
-        for ref, place in zip(program.kept, kept, strict=True):
+        self._run(given, [places[ref] for ref in self._written])
+        for ref, place in zip(program.kept, of_columns, strict=True):
             if places[ref] is not place:
                 place.copy_(places[ref])
         return sent

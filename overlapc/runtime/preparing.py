@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import torch
 import torch.distributed as dist
 
+from overlapc.errors import OverlapcError
 from overlapc.planning.problem import COLUMNS, ROWS, TILES
 from overlapc.planning.schedule import Plan
 from overlapc.runtime import agreement, checking, comparing, groups, program
@@ -81,10 +83,12 @@ def prepare(
     try:
         deal = checking.dealing_of(spec, operands, outer, receives, sends, group)
         text = checking.sizes_text(deal, *_rests(chain, operands, deal).moved)
+        target_of(spec.target)
     except Exception as error:
         # Who waits for this rank to compare sizes shall fail as well.
         if spec.verify or not chain.ready:
-            groups.exchange(group, f"{comparing.REFUSED}{error}", spec.wait_seconds)
+            with suppress(OverlapcError):  # what is wrong here says more
+                groups.exchange(group, f"{comparing.REFUSED}{error}", spec.wait_seconds)
         raise
     if spec.verify:
         checking.verify(spec, group, deal, text)
@@ -153,7 +157,6 @@ def _column_producer(
     """The groups are so many columns of what is sent, which is a matrix."""
     spec, (rest, dtype) = chain.spec, rests.moved
     cut = column_operands(spec, [t.shape for t in operands], [t.dtype for t in operands])
-    assert cut is not None, "columns were planned to be cut where they may not be"
     (whole,) = producer_parts(deal, (1,) if deal.is_uneven else (deal.each,))
     kept = (((deal.units, *rest), dtype) for rest, dtype in rests.kept)
     results = (((deal.result_units, *rest), dtype), *kept)

@@ -51,8 +51,8 @@ class ChainSpec:
     wait_seconds: float = 60.0
     """How long members wait for each other when they compare."""
     place: str = ""
-    """Lines of the source that the chain comes from: what comes from the same lines, and sends
-    alike, is planned once."""
+    """Line of the source that the chain comes from, and the layer's name: what they have in common
+    and sends alike is planned once."""
     axis: int = 0
     """Dimension of ``[units, ...]`` that is scattered or gathered: 0, or 1 of every unit."""
     takes_map: bool = False
@@ -88,9 +88,10 @@ class ChainSpec:
 
     @cached_property
     def role(self) -> str:
-        """The text without site and program: equal for graphs that differ in sizes alone."""
+        """The text without what follows from a graph: other ranks may have compiled another."""
         values = json.loads(self.key)
-        del values["program"]
+        for name in ("program", "takes_map"):
+            values.pop(name, None)
         return canonical(values)
 
     def text(self) -> str:

@@ -17,6 +17,8 @@ CAST, TURN = "prims.convert_element_type.default", "aten.permute.default"
 SUBTRACT, SCALE, EXPAND = "aten.sub.Tensor", "aten.mul.Tensor", "aten.expand.default"
 WIDENING = (None, torch.float32)
 """Casts of scales that round none of them."""
+WIDE = (torch.float32, torch.bfloat16, torch.float16)
+"""Casts of narrow weights that round none of them."""
 SHAPES = ("aten.reshape.default", "aten.view.default", "aten._unsafe_view.default")
 
 
@@ -210,7 +212,7 @@ def _held(step: Step, values: Sequence[Held], modes: Sequence[str]) -> Held | No
     """What a call makes of a weight, or of what meets it; None where it is none of those calls."""
     its = [_whole(arg, values, modes) for arg in step.args if isinstance(arg, Ref)]
     match step.op, its:
-        case (op, [Held() as one]) if op == CAST:
+        case (op, [Held() as one]) if op == CAST and step.args[1] in WIDE:
             return replace(one, cast=step.args[1])
         case (op, [Held() as one]) if op == TURN and len(step.args[1]) == 2:
             return replace(one, is_turned=one.is_turned != (step.args[1][0] % 2 == 1))
@@ -222,7 +224,9 @@ def _held(step: Step, values: Sequence[Held], modes: Sequence[str]) -> Held | No
         case (op, [Held() as one, Held() as other]) if op == SUBTRACT and not step.kwargs:
             beside = _beside(one, other)
             is_first = one.zero is None and one.scale is None
-            return replace(one, zero=beside) if beside and is_first else None
+            # Two of int8 wrap around.
+            is_wide = one.cast is not None or other.cast is not None
+            return replace(one, zero=beside) if beside and is_first and is_wide else None
         case (op, [Held() as one, Held() as other]) if op == SCALE and one.scale is None:
             beside = _beside(one, other) if other.cast in WIDENING else None
             return replace(one, scale=beside) if beside else None

@@ -186,7 +186,12 @@ def other_shape(a, b, c):
     return all_reduce(a) + all_reduce(b.view(COLUMNS, ROWS)).view(ROWS, COLUMNS)
 
 
+def beside_a_bias(a, b, c):
+    return (all_reduce(a) + a[0]) + all_reduce(b)
+
+
 MERGED = {
+    "beside_a_bias": (beside_a_bias, 2, 1),
     "two": (two, 2, 1),
     "three": (three, 3, 1),
     "three_the_other_way": (three_the_other_way, 3, 1),
@@ -339,6 +344,23 @@ def after_a_number(a, b, c):
     return (all_reduce(a) + 1) + all_reduce(b)
 
 
+def cut_to_integers(a, b, c):
+    return all_reduce(a * 9).int() + all_reduce(b * 9).int()
+
+
+def turned_beside_a_bias(a, b, c):
+    return (all_reduce(a) + a[0]).t() + all_reduce(b).t()
+
+
+def float8_beside(a, b, c):
+    narrow = a.to(torch.float8_e4m3fn).bfloat16() + b.bfloat16()
+    return narrow, all_reduce(a).relu(), all_reduce(b).sin()
+
+
+def scaled_without_end(a, b, c):
+    return all_reduce(a) * float("inf") + all_reduce(b) * float("inf")
+
+
 def taken_from_a_number(a, b, c):
     return (1 - all_reduce(a)) + all_reduce(b)
 
@@ -380,6 +402,10 @@ REFUSED = {
     multiples_that_are_not_whole: "they are scaled by 3 and 2",
     after_a_number: "1 is added to it first",
     taken_from_a_number: "it is added to 1, or subtracted from it, first",
+    cut_to_integers: "to int32 before",
+    turned_beside_a_bias: "is broadcast, and their sum read so",
+    float8_beside: "",
+    scaled_without_end: "they are scaled by inf and inf",
     widened_by_the_sum: "it is cast from bfloat16 to float32 before",
     exchanged: "parts that are equal here need not be on other ranks",
 }

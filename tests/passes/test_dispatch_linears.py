@@ -178,7 +178,21 @@ def int8_zeros_between(x, w, scale, zero):
     return F.linear(x, (w.to(x.dtype) - zero) * scale)
 
 
+def int8_zeros_wrap(x, w, scale, zero):
+    """Differences of int8 wrap around."""
+    return F.linear(x, (w - zero).to(x.dtype) * scale)
+
+
 REFUSED = {
+    "weight (wraps)": (
+        int8_zeros_wrap,
+        (
+            weight(3, 4),
+            torch.ones(6, 4, dtype=torch.int8),
+            weight(6, 1),
+            torch.ones(6, 1, dtype=torch.int8),
+        ),
+    ),
     "weight (zero points)": (
         int8_zeros_between,
         (weight(3, 4), torch.ones(6, 4, dtype=torch.int8), weight(6, 1), weight(6, 1)),
@@ -206,6 +220,43 @@ def test_a_product_of_what_the_graph_computes_is_no_linear_layer(explained):
     inputs = weight(3, 4), torch.ones(4, 5, dtype=torch.int8), torch.ones(5, dtype=torch.int8)
     result = explained(lambda x, w, z: x @ (w * 0.5 * x[0, 0] - z), *inputs, linear="flat")
     assert result.report.sites == []
+    # Nor by a weight that meets itself.
+    for function in (
+        lambda x, w, z: x @ (w.to(x.dtype) * w.to(x.dtype)),
+        lambda x, w, z: x @ (w.float() - w),
+    ):
+        assert explained(function, *inputs, linear="flat").report.sites == []
+
+
+def norm(x):
+    wide = x.float()
+    return wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+def norm_and_more(x, w):
+    y = norm(x)
+    return F.linear(y, w), y + 1
+
+
+@pytest.mark.parametrize(
+    ("function", "dtypes"),
+    [
+        (lambda x, w: F.linear(norm(x).to(w.dtype), w), (torch.float32, torch.bfloat16)),
+        (lambda x, w: F.linear(norm(x).to(w.dtype), w), (torch.bfloat16, torch.float32)),
+        (norm_and_more, (torch.float32, torch.float32)),
+    ],
+    ids=["narrowed", "widened", "read by others"],
+)
+def test_norms_that_stay_in_the_graph(function, dtypes, explained):
+    shapes = (ROWS, WIDE), (INNER, WIDE)
+    inputs = [
+        weight(*s, device="meta", dtype=dtype) for s, dtype in zip(shapes, dtypes, strict=True)
+    ]
+    result = explained(function, *inputs, linear="flat")
+    ((_, after),) = result.graphs.values()
+    assert "rsqrt" in after
+    for layer in layers_of(function, inputs):
+        assert layer.problem.dtype == str(dtypes[1]).removeprefix("torch.")
 
 
 def written_between(x, w):

@@ -246,6 +246,30 @@ def test_a_cut_that_one_rank_cannot_make_is_made_by_none(two_ranks):
         assert calls == {"serial": 1}
 
 
+def unable_later(rank: int) -> tuple[float, dict[str, int]]:
+    """The worst error of a chain of which rank 1's second graph computes no columns, and its calls
+    there."""
+    forget()
+    spec = chain("gemm_all_reduce", CASES["mm"].producer(), TARGET, site="unlike.1")
+    generator = torch.Generator().manual_seed(rank)
+    cut = agreement.Cut("chunked", (SIDE // 4, 3 * SIDE // 4), "columns")
+    errors = []
+    with patch.object(preparing, "cut_of", lambda plan: cut):
+        for rows in (SIDE, SIDE // 2):
+            operands = [normal(generator, rows, K), normal(generator, K, SIDE)]
+            no_columns = patch.object(sizing, "_column_operands", lambda *_: None)
+            with no_columns if rank and rows < SIDE else nullcontext():
+                errors += errors_of(spec, operands)
+    forget()
+    return max(errors), dict(ops.calls_of("unlike.1"))
+
+
+def test_who_computes_no_columns_sends_them_all_the_same(two_ranks):
+    for error, calls in two_ranks.run(unable_later):
+        assert error < BOUND
+        assert calls == {"chunked": 2}
+
+
 def test_ranks_that_cut_otherwise_are_caught(two_ranks):
     found = two_ranks.run(unlike, ("rows", "columns"), True)
     assert all(error > 0.1 for error, _ in found)

@@ -87,6 +87,11 @@ def test_a_graph_that_is_new_on_one_rank_alone(two_ranks, kind, name, verify):
     assert len(first[2]) == 1 + verify * 2 * len(CALLS[name][0])
 
 
+def test_what_only_a_graph_tells_is_no_identity() -> None:
+    roles = {spec_of("gemm_all_reduce", 16, False, takes_map=takes).role for takes in (True, False)}
+    assert len(roles) == 1
+
+
 def apart(rank: int) -> list[str]:
     """What calls raise under the mutant that agrees on each graph by itself."""
     group = dist.new_group(timeout=timedelta(seconds=2))
