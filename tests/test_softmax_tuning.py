@@ -147,7 +147,7 @@ def test_other_choices_do_not_ask_for_it_and_nothing_is_stored_that_is_not_to_be
     assert not table_path("x").parent.exists()
     assert [site.code for site in sites_of(model)] == ["unified"]
     calibrated(model)
-    for choice, code in (("online", "online"), ("sdpa", "fused"), ("unified", "calibrated")):
+    for choice, code in (("online", "online"), ("sdpa", "few_keys"), ("unified", "calibrated")):
         assert [site.code for site in sites_of(model, choice)] == [code]
 
 

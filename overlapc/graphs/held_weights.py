@@ -159,8 +159,8 @@ def _source(node: fx.Node) -> fx.Node | None:
     """What a call widens, scales, regroups, turns, or subtracts a zero point from."""
     if node.target in TURNS or node.target in SHAPES or node.target is CAST:
         return node.all_input_nodes[0]
-    if node.target in (MUL, SUB) and _meets_itself(node):
-        return None
+    if node.target in (MUL, SUB) and (_meets_itself(node) or dtype_of(node) in NARROW):
+        return None  # in int8 it wraps around
     if node.target is SUB and not node.kwargs:
         one, other = node.args
         if not (isinstance(one, fx.Node) and isinstance(other, fx.Node)):

@@ -186,7 +186,8 @@ def _cut(
     """Return how all ranks cut the call, and the plan that it comes from if there is one here."""
     spec, (rest, dtype) = chain.spec, _rests(chain, operands, deal).moved
     # Of nothing that other ranks need not have in common: they may have compiled another graph.
-    identity = f"{spec.role} {deal.is_uneven} {comparing.sizes_text(('*', *rest), dtype)}"
+    grouped = program.OFFSETS in spec.program.modes
+    identity = f"{spec.role} {grouped} {deal.is_uneven} {comparing.sizes_text(('*', *rest), dtype)}"
     if deal.is_uneven:
         return _uneven_cut(spec, group, identity, operands, deal)
     serial = Cut("serial", (deal.units,))

@@ -31,7 +31,6 @@ STANDS_IN_THE_WAY = {
     "experts_read": ("!dynamic_shape",),
     "one_expert": ("!dynamic_shape",),
     "scatter_heads_first": ("!dynamic_shape",),
-    "einsum_scattered": ("!dynamic_columns",),
     "einsum_gathered": ("!dynamic_columns",),
     "scattered_after_a_turn": ("!dynamic_shape",),
     "gathered_before_a_turn": ("!not_rowwise",),

@@ -178,21 +178,7 @@ def int8_zeros_between(x, w, scale, zero):
     return F.linear(x, (w.to(x.dtype) - zero) * scale)
 
 
-def int8_zeros_wrap(x, w, scale, zero):
-    """Differences of int8 wrap around."""
-    return F.linear(x, (w - zero).to(x.dtype) * scale)
-
-
 REFUSED = {
-    "weight (wraps)": (
-        int8_zeros_wrap,
-        (
-            weight(3, 4),
-            torch.ones(6, 4, dtype=torch.int8),
-            weight(6, 1),
-            torch.ones(6, 1, dtype=torch.int8),
-        ),
-    ),
     "weight (zero points)": (
         int8_zeros_between,
         (weight(3, 4), torch.ones(6, 4, dtype=torch.int8), weight(6, 1), weight(6, 1)),
@@ -220,10 +206,12 @@ def test_a_product_of_what_the_graph_computes_is_no_linear_layer(explained):
     inputs = weight(3, 4), torch.ones(4, 5, dtype=torch.int8), torch.ones(5, dtype=torch.int8)
     result = explained(lambda x, w, z: x @ (w * 0.5 * x[0, 0] - z), *inputs, linear="flat")
     assert result.report.sites == []
-    # Nor by a weight that meets itself.
+    # Nor by a weight that meets itself, or wraps around.
     for function in (
         lambda x, w, z: x @ (w.to(x.dtype) * w.to(x.dtype)),
         lambda x, w, z: x @ (w.float() - w),
+        lambda x, w, z: x @ (w - z).float(),
+        lambda x, w, z: x @ (w * z).float(),
     ):
         assert explained(function, *inputs, linear="flat").report.sites == []
 
