@@ -76,7 +76,7 @@ def called(rank: int, kind: str, sizes: tuple, verify: bool, **more) -> tuple:
 
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("verify", [False, True])
+@pytest.mark.parametrize("verify", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_graph_that_is_new_on_one_rank_alone(two_ranks, kind, name, verify):
     first, second = two_ranks.run(called, kind, CALLS[name], verify)
     assert max(first[0], second[0]) < 1e-5
