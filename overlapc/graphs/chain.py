@@ -192,5 +192,6 @@ VIEWS = frozenset(
         "aten.unflatten.int",
         "aten.view.dtype",
         "aten.expand.default",
+        "aten.permute.default",
     }
 )

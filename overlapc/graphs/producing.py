@@ -101,6 +101,8 @@ def _producer(collective: Collective, ranks: int) -> Chain:
         sent = band.ref
     elif padding and not keeps_zeros(builder):
         sent = with_zeros(builder, band, split.whole)
+    elif split.dim > band.lead:
+        sent = _brought_forward(builder, band, split, ranks)
     else:
         sent = _before_view(builder, band, axis, ranks)
     program = builder.program(sent, [builder.bands[node].ref for node in kept])
@@ -236,17 +238,24 @@ def _axis(split: Split, band: Band, collective: Collective) -> tuple[int, tuple[
     """Along which dimension of the program's tensor parts lie, and in how many blocks."""
     if collective.name == "all_reduce":
         return 0, ()
-    if split.dim == band.lead:
+    if split.dim >= band.lead:
         return 1, ()
-    if split.dim > band.lead:
-        reason = (
-            "It is scattered along an inner dimension: of columns that are several, or of a "
-            "batched GEMM, whose batches and rows alone may be."
-        )
-        refuse(split.whole, "inner_dimension", reason)
     if split.dim and band.dims is None:
         refuse(split.whole, "dynamic_shape", f"Nothing says the sizes of what is sent. {FEWER}")
     return 0, tuple((band.dims or ())[: split.dim])
+
+
+def _brought_forward(builder: Builder, band: Band, split: Split, ranks: int) -> Ref:
+    """What is sent, where an inner dimension is dealt out: its ranks come first behind the rows."""
+    rest, inner = band.shape[band.lead :], split.dim - band.lead
+    if not is_static(rest) or rest[inner] % ranks:
+        reason = "It is scattered along an inner dimension, of columns that vary or are uneven."
+        refuse(split.whole, "inner_dimension", f"{reason} {FEWER}")
+    sizes = (-1, *rest[:inner], ranks, rest[inner] // ranks, *rest[inner + 1 :])
+    place = 1 + inner
+    order = (0, place, *(index for index in range(1, len(sizes)) if index != place))
+    apart = builder.step(aten.reshape.default, (band.ref, sizes))
+    return builder.step(aten.permute.default, (apart, order))
 
 
 def _before_view(builder: Builder, band: Band, axis: int, ranks: int) -> Ref:

@@ -16,6 +16,7 @@ from tests.passes.spelling import (
     all_gather,
     all_reduce,
     group,
+    plain_reduce_scatter,
     reduce_scatter,
     weight,
     x2,
@@ -221,7 +222,20 @@ def head_weights():
     return torch.randn(4, INNER, COLUMNS)
 
 
+def batched_columns(x, w):
+    return reduce_scatter(torch.bmm(x, w), 2)
+
+
+def inner_scatter(x, w):
+    y = F.linear(x, w).view(BATCH * ROWS, 2, RANKS, -1)
+    return plain_reduce_scatter(y.permute(2, 0, 1, 3).reshape(RANKS * BATCH * ROWS, -1))
+
+
 TURNED = {
+    "batched_columns": Spelling(
+        batched_columns, lambda: (x3(), torch.randn(BATCH, INNER, COLUMNS)), (RS,)
+    ),
+    "inner_scatter": Spelling(inner_scatter, lambda: (x3(), weight()), (RS,)),
     "gather_turned": Spelling(gather_turned, lambda: (sequence_first(), weight()), (AG,), (RS,), 0),
     "gather_turned_copy": Spelling(
         gather_turned_copy, lambda: (sequence_first(), weight()), (AG,), (RS,), 0

@@ -88,10 +88,6 @@ def scattered_after_two_turns(x, w):
     return reduce_scatter(F.linear(x, w).transpose(0, 1).relu(), 1)
 
 
-def batched_columns(x, w):
-    return reduce_scatter(torch.bmm(x, w), 2)
-
-
 def turned_sum(x, w, r):
     return reduce_scatter(F.linear(x, w).transpose(0, 1) + r)
 
@@ -192,9 +188,9 @@ def padded_groups(x, w, ends):
     return plain_reduce_scatter(F.pad(torch._grouped_mm(x[:-1], w, offs=ends), (0, 0, 0, 1)))
 
 
-def inner_scatter(x, w):
-    y = F.linear(x, w).view(BATCH * ROWS, 2, RANKS, -1)
-    return plain_reduce_scatter(y.permute(2, 0, 1, 3).reshape(RANKS * BATCH * ROWS, -1))
+def uneven_inner_scatter(x, w):
+    y = F.pad(torch.bmm(x, w), (0, 1))
+    return reduce_scatter(y, 2)
 
 
 def reversed_parts(x, w):
@@ -363,11 +359,6 @@ REFUSALS = {
     "scattered_after_two_turns": Spelling(
         scattered_after_two_turns, lambda: (x3(), weight()), ("!turned_twice",)
     ),
-    "batched_columns": Spelling(
-        batched_columns,
-        lambda: (x3(), torch.randn(BATCH, INNER, COLUMNS)),
-        ("!inner_dimension",),
-    ),
     "turned_sum": Spelling(
         turned_sum,
         lambda: (x3(), weight(), torch.randn(ROWS, BATCH, COLUMNS)),
@@ -443,7 +434,11 @@ REFUSALS = {
         ),
         ("!padded",),
     ),
-    "inner_scatter": Spelling(inner_scatter, lambda: (x3(), weight()), ("!inner_dimension",)),
+    "uneven_inner_scatter": Spelling(
+        uneven_inner_scatter,
+        lambda: (x3(), torch.randn(BATCH, INNER, COLUMNS - 1)),
+        ("!padded",),
+    ),
     "reversed_parts": Spelling(reversed_parts, lambda: (x3(), weight()), ("!not_rowwise",)),
     "contraction": Spelling(
         contracted, lambda: (x3(), torch.randn(COLUMNS, RANKS * INNER)), ("!contraction",), None, 1

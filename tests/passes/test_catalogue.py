@@ -20,6 +20,8 @@ TRAINED = [name for name, one in REWRITES.items() if one.backward is not None]
 
 
 STANDS_IN_THE_WAY = {
+    "batched_columns": ("!inner_dimension",),
+    "inner_scatter": ("!inner_dimension",),
     "slices": ("!dynamic_parts",),
     "joined_slices": ("!dynamic_parts",),
     "joined_view": ("!dynamic_shape",),
