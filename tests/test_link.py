@@ -170,6 +170,8 @@ def test_a_link_that_cannot_be_finished_leaves_nothing() -> None:
 @pytest.mark.parametrize(("number", "ranks"), [(signal.SIGTERM, 4), (signal.SIGINT, 2)])
 def test_a_signal_removes_the_link_and_ends_the_ranks(number: signal.Signals, ranks: int) -> None:
     owner = start_owner(f"""
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in the background
 with rate_limited_link({ranks}) as link:
     run_ranks([[sys.executable, "-c", SLEEPS]] * {ranks}, link, timeout=60)
 """)
