@@ -43,10 +43,10 @@ class ColumnProducer:
         computed = self._compute_all(operands, kept) if self.cut is None else None
         for start, end in self.columns:
             if computed is None:
-                computed_now = self._compute(operands, start, end, kept)
+                group_of_columns = self._compute(operands, start, end, kept)
             else:
-                computed_now = computed[:, start:end].contiguous()
-            sent = part.sent.take(computed_now)
+                group_of_columns = computed[:, start:end].contiguous()
+            sent = part.sent.take(group_of_columns)
             place = landing = result[:, start:end]
             if self.sender.collective == "all_reduce":
                 landing = sent
