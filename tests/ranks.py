@@ -27,22 +27,31 @@ class RankError(AssertionError):
 
 
 class Ranks:
-    """``size`` processes in one gloo group; ``run`` calls a function of a module on all of them."""
+    """``size`` processes in one gloo group; ``run`` calls a function of a module on all of them.
+
+    Where one has ended or does not answer, all are ended, and the next call has new ones: the test
+    that broke them fails, and none after it.
+    """
 
     def __init__(self, size: int, *, environment: dict[str, str] | None = None) -> None:
-        self.size = size
+        self.size, self.environment = size, environment or {}
+        self.pipes: list[Connection] = []
+        self.processes = []
+        self._start()
+
+    def _start(self) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="overlapc-ranks-")
         rendezvous = Path(self.folder.name) / "store"
         # Of today: the server's own are of the day when it was started.
-        variables = {**os.environ, "XDG_CACHE_HOME": self.folder.name, **(environment or {})}
+        variables = {**os.environ, "XDG_CACHE_HOME": self.folder.name, **self.environment}
         # What is imported by the server has read the rest of its environment.
-        starting = SERVER if FOLDERS.issuperset(environment or ()) else get_context("spawn")
-        self.pipes: list[Connection] = []
-        self.processes = []
-        for rank in range(size):
+        starting = SERVER if FOLDERS.issuperset(self.environment) else get_context("spawn")
+        for rank in range(self.size):
             here, there = starting.Pipe()
             process = starting.Process(
-                target=_serve, args=(there, rank, size, str(rendezvous), variables), daemon=True
+                target=_serve,
+                args=(there, rank, self.size, str(rendezvous), variables),
+                daemon=True,
             )
             process.start()
             there.close()
@@ -62,9 +71,12 @@ class Ranks:
         self, function: Callable[..., Any], *args: Any, timeout: float = 90
     ) -> list[tuple[Any, str]]:
         """Return each rank's (result, traceback text); kills all ranks if one does not answer."""
+        if not self.pipes:
+            self._start()
         for pipe in self.pipes:
             pipe.send((function, args))
         found: list[tuple[Any, str]] = []
+        ended = False
         for rank, pipe in enumerate(self.pipes):
             if not pipe.poll(timeout):
                 self.close()
@@ -72,7 +84,10 @@ class Ranks:
             try:
                 found.append(pipe.recv())
             except EOFError:
+                ended = True
                 found.append((None, "the process ended"))
+        if ended:
+            self.close()
         return found
 
     def close(self) -> None:
@@ -84,6 +99,7 @@ class Ranks:
             if process.is_alive():
                 process.kill()
                 process.join()
+        self.pipes, self.processes = [], []
         self.folder.cleanup()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
@@ -14,20 +14,12 @@ import torch.distributed._functional_collectives as functional
 from torch.distributed.device_mesh import init_device_mesh
 
 import overlapc
-from tests.ranks import Ranks
 from tests.runtime import matrix, mutants
 from tests.runtime.chains import call
 from tests.runtime.test_bad_input import spec, tensors
 from tests.targets import SLOW_LINK
 
 OPTIONS = {"target": SLOW_LINK}
-
-
-@pytest.fixture
-def fresh_ranks() -> Iterator[Ranks]:
-    ranks = Ranks(2)
-    yield ranks
-    ranks.close()
 
 
 def layer(x, w, v):

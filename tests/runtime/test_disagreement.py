@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -15,17 +14,9 @@ import torch.distributed._functional_collectives as functional
 from overlapc.planning.problem import Problem
 from overlapc.planning.search import plan
 from overlapc.runtime import groups
-from tests.ranks import Ranks
 from tests.targets import FAST_LINK, SLOW_LINK, machine
 
 MIDDLE = machine("middle-link", 4e8)
-
-
-@pytest.fixture
-def fresh_ranks() -> Iterator[Ranks]:
-    ranks = Ranks(2)
-    yield ranks
-    ranks.close()
 
 
 def project(x, w):

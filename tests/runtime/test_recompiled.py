@@ -107,8 +107,8 @@ def apart(rank: int) -> list[str]:
     return said
 
 
-def test_an_agreement_of_each_graph_by_itself_is_caught(two_ranks):
-    assert two_ranks.run(apart) == [["", "RuntimeError"], ["", "DisagreementError"]]
+def test_an_agreement_of_each_graph_by_itself_is_caught(fresh_ranks):
+    assert fresh_ranks.run(apart) == [["", "RuntimeError"], ["", "DisagreementError"]]
 
 
 def compiled(rank: int, name: str, verify: bool) -> tuple[float, int]:
