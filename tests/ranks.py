@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import tempfile
 import traceback
@@ -106,6 +107,7 @@ class Ranks:
 def _serve(
     pipe: Connection, rank: int, size: int, rendezvous: str, variables: dict[str, str]
 ) -> None:
+    faulthandler.enable()  # a crash says where: the test that sees it shows what was printed
     os.environ.clear()
     os.environ.update(variables)
     import torch
