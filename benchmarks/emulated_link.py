@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import globaltimer
 
+from benchmarks.gpu_device import require_clock
+
 BLOCK = 32768
 """Elements of one step of one CTA: enough bytes in flight for tens of GB/s from a single SM."""
 WARPS = 16
@@ -94,8 +96,10 @@ class EmulatedLink:
 
         ``target``, of the same size, and ``kept``, of the elements from ``first`` on, then hold the
         values that ``sent`` had; all are contiguous. Reads and writes the link's bytes once each:
-        twice the link's bytes of memory traffic, as real collectives cause.
+        twice the link's bytes of memory traffic, as real collectives cause. Skipped on AMD.
         """
+        if paced:
+            require_clock()
         elements = sent.numel()
         if not elements:
             return

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 
 from benchmarks.deadline import Deadline
+from benchmarks.gpu_worker import Skipped
 from overlapc.calibration import SHIPPED_FOR
 from overlapc.planning.target import Target
+from overlapc.runtime.machine import architecture_of
 
 DEFAULT_TARGET = "h100-nvlink"
 """Where none is shipped for a device, which then lends its SMs and architecture alone."""
@@ -23,9 +25,17 @@ def device() -> torch.device:
 
 
 def architecture() -> str:
-    """As ``sm_<number>``."""
-    major, minor = torch.cuda.get_device_capability()
-    return f"sm_{major}{minor}"
+    """As ``sm_<number>``, or ``gfx<name>`` on AMD."""
+    return architecture_of(device())
+
+
+def require_clock() -> None:
+    """Leave out a row whose kernels read the time, where they cannot: Skipped on AMD.
+
+    The clock of kernels ticks at another rate there on each family of devices.
+    """
+    if torch.version.hip:
+        raise Skipped("its kernels read the time by NVIDIA's %globaltimer")
 
 
 def sms() -> int:
@@ -49,7 +59,11 @@ def describe(deadline: Deadline) -> dict[str, Any]:
     return {
         "device": f"{torch.cuda.get_device_properties(device()).name}, {sms()} SMs",
         "versions": f"Python {platform.python_version()}, torch {torch.__version__},"
-        f" triton {triton.__version__}, CUDA {torch.version.cuda}",
+        f" triton {triton.__version__}, {_toolkit()}",
         "target": f"{shipped_target().name} for {architecture()}, with what this run measured",
         "shipped": shipped_target(),
     }
+
+
+def _toolkit() -> str:
+    return f"ROCm {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}"

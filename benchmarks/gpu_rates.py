@@ -15,10 +15,11 @@ from triton.language.extra.cuda import globaltimer
 
 from benchmarks.deadline import Deadline
 from benchmarks.gpu_checks import equal_bands
-from benchmarks.gpu_device import DTYPE, architecture, device, sms
+from benchmarks.gpu_device import DTYPE, architecture, device, require_clock, sms
 from benchmarks.gpu_timing import measure_on_device
 from overlapc.codegen import Kernel, build
 from overlapc.codegen.oracle import random_operand
+from overlapc.codegen.templates.signal import publish
 from overlapc.codegen.tiles import spec_for
 from overlapc.planning.target import Target
 from overlapc.planning.tiles import tiles_for
@@ -116,13 +117,12 @@ def near_square(count: int) -> tuple[int, int]:
 
 @triton.jit(do_not_specialize=["delay_ns"])
 def announce(times: tl.tensor, counter: tl.tensor, delay_ns: tl.tensor) -> None:
-    """Some time after it began, note the time and bump a counter as a tile does."""
+    """Some time after it began, note the time and bump a counter as a tile does; on NVIDIA alone."""
     due = globaltimer() + delay_ns.to(tl.int64)
     while globaltimer() < due:  # pyright: ignore[reportOperatorIssue]
         pass
     tl.store(times, globaltimer())
-    tl.debug_barrier()
-    tl.atomic_add(counter, 1, sem="release", scope="gpu")
+    publish(counter, 0, COUNTER_STRIDE=1, IS_AMD=False)
 
 
 @triton.jit
@@ -133,6 +133,7 @@ def arrive(times: tl.tensor) -> None:
 
 def signals(deadline: Deadline, by: str) -> dict[str, Any]:
     """From a signal to the begin of a kernel that waits for it, by the driver or by a kernel."""
+    require_clock()
     if by == "driver" and not isinstance(found := driver_wait(device()), DriverWait):
         return {"row": by, "skipped": found}
     wait = hold if by == "driver" else Signals.wait

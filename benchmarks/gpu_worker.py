@@ -55,10 +55,16 @@ def failed(row: Row, why: str, details: str = "") -> dict[str, Any]:
     return {"row": row.name, "error": why, **({"details": details} if details else {})}
 
 
+class Skipped(Exception):
+    """What a row asks for cannot be measured on this machine, for this reason."""
+
+
 def attempt(row: Row) -> dict[str, Any]:
     """Run a row in this process, whatever it raises."""
     try:
         return call(row)
+    except Skipped as why:
+        return {"row": row.name, "skipped": str(why)}
     except Exception as error:
         return failed(row, f"{type(error).__name__}: {error}"[:500], traceback.format_exc())
 

@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 
 from overlapc.errors import ProblemError
-from overlapc.planning.problem import ROWS, TILES, Problem
+from overlapc.planning.packed_order import PackedOrder
+from overlapc.planning.problem import ROWS, Problem
 from overlapc.planning.tiles import Tile
 from overlapc.runtime import comparing, groups, program
 from overlapc.runtime.layout import Dealing
@@ -42,11 +43,6 @@ class Cut:
     tile: Tile | None = None
     """Of groups of tiles: other tiles lie elsewhere."""
 
-    @property
-    def wants(self) -> str:
-        """What every rank's chain has to be able to be cut into."""
-        return f"{TILES} of {self.tile}" if self.by == TILES else self.by
-
 
 @dataclass(frozen=True)
 class Work:
@@ -56,9 +52,9 @@ class Work:
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[torch.dtype, ...]
     ways: frozenset[str]
-    """What the chains of all ranks can be cut into: ``Cut.wants``."""
+    """What the chains of all ranks can be cut by: "rows", "columns"."""
     takes_map: bool
-    """Whether the graphs of all ranks take tiles in any order."""
+    """Whether the graphs of all ranks took tiles in any order."""
 
     def problem(self, spec: ChainSpec, deal: Dealing, moved: int) -> Problem | None:
         """Return what to plan for a call whose collective is given ``moved`` units, or None."""
@@ -91,6 +87,8 @@ class Agreed:
     works: dict[str, Work | None] = field(default_factory=dict)
     cuts: dict[str, Cut] = field(default_factory=dict)
     """Of uneven all-to-alls."""
+    tiles: dict[str, bool] = field(default_factory=dict)
+    """Whether tiles are sent, by the number of rows as well."""
 
 
 _agreed: WeakKeyDictionary[dist.ProcessGroup, Agreed] = WeakKeyDictionary()
@@ -129,14 +127,13 @@ def _described(spec: ChainSpec, operands: Sequence[torch.Tensor], deal: Dealing)
     problem = problem_at(spec, shapes, dtypes, deal)
     if problem is None:
         return ""
-    ways = [*problem.dimensions, *([f"{TILES} of {spec.packed}"] if spec.packed else [])]
     return canonical(
         {
             "flops": problem.flops,
             "program": spec.program.value(),
             "shapes": shapes,
             "dtypes": [str(dtype).removeprefix("torch.") for dtype in dtypes],
-            "ways": ways,
+            "ways": problem.dimensions,
             "takes_map": spec.takes_map,
         }
     )
@@ -154,6 +151,28 @@ def _heaviest(texts: Sequence[str]) -> Work | None:
         frozenset.intersection(*(frozenset(work["ways"]) for work in read.values())),
         all(work["takes_map"] for work in read.values()),
     )
+
+
+def all_read(
+    group: dist.ProcessGroup, spec: ChainSpec, identity: str, sizes: str, order: PackedOrder
+) -> bool:
+    """Return whether all ranks send tiles in this order, for all their graphs read C so.
+
+    Compared at the first call of the identity that is planned so with so many rows, which the
+    ranks have in common. Graphs that one of them compiles later send what was agreed on.
+    """
+    known = _agreed.setdefault(group, Agreed()).tiles
+    key = f"{identity} {order.m}"
+    if key in known or len(known) >= MOST_REMEMBERED:
+        return known.get(key, False)
+    mine = f"{comparing.call_of(spec)} of {sizes}"
+    read = PackedOrder(order.m, order.n, spec.packed).shape if spec.packed else ROWS
+    values = groups.exchange(group, f"{mine}{comparing.BY}{read}", spec.wait_seconds)
+    said = [value.partition(comparing.BY) for value in values]
+    if len({same for same, _, _ in said}) > 1:
+        comparing.raise_unlike(group, values, comparing.place_of(spec))
+    known[key] = all(their == f"{order.shape}" for _, _, their in said)
+    return known[key]
 
 
 def known_count(group: dist.ProcessGroup, identity: str) -> Cut | None:

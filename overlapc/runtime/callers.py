@@ -45,7 +45,8 @@ class Caller:
             chain.ready[key] = ready
         elif chain.spec.verify:
             checking.verify(chain.spec, group, ready.deal, ready.text)
-        return self._run(ready, operands, group)
+        results = self._run(ready, operands, group)
+        return results if ready.reread is None else ready.reread(results)
 
     def _run(
         self, ready: Ready, operands: Operands, group: dist.ProcessGroup

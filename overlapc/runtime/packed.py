@@ -1,7 +1,7 @@
-"""A chain whose all-reduce gives C in packed order, computed by the library.
+"""A chain whose ranks send C in packed order, computed by the library, and whose graph reads it.
 
-The graph reads C where its tiles lie, whoever computes them. So a rank that has no kernel packs
-what the library gave: its peers send tiles.
+All ranks send tiles, whoever computes them. So a rank that has no kernel packs what the library
+gave, and one whose graph reads C otherwise than it is sent copies what has come.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from overlapc.codegen.packing import pack
+from overlapc.codegen.packing import pack, unpack
 from overlapc.planning.packed_order import PackedOrder
 from overlapc.runtime.execution import function
 from overlapc.runtime.layout import Part
-from overlapc.runtime.producers import Producer
 from overlapc.runtime.program import Program
 from overlapc.runtime.sending import Sender
 
@@ -36,26 +35,34 @@ class PackedProducer:
     def __call__(
         self, operands: Sequence[torch.Tensor], group: dist.ProcessGroup
     ) -> list[torch.Tensor]:
-        """Return the buffer, ready on the current stream."""
-        (c,) = function(self.program)(operands, ())
+        """Return the buffer and what is kept, ready on the current stream."""
+        c, *kept = function(self.program)(operands, ())
         buffer = pack(c, self.order)
         tiles = buffer.view(self.order.tiles, -1)
         sent = [part.computed.take(tiles) for part in self.parts]
         for work in [self.sender.start(group, its, its) for its in sent]:
             work.wait()
-        return [buffer]
+        # An op's results share no memory; only graphs that read rows keep any.
+        return [buffer, *(value.clone(memory_format=torch.contiguous_format) for value in kept)]
 
 
 @dataclass(frozen=True)
-class PackedAfter:
-    """Rows of C, which are packed when they have come: the ranks do not all send tiles."""
+class Reread:
+    """From how C has come to how this rank's graph reads it, which other ranks' need not."""
 
-    run: Producer
-    order: PackedOrder
+    came: PackedOrder | None
+    """None of rows, as the next one."""
+    read: PackedOrder | None
 
-    def __call__(
-        self, operands: Sequence[torch.Tensor], group: dist.ProcessGroup
-    ) -> list[torch.Tensor]:
-        """Return the buffer, ready on the current stream."""
-        (c,) = self.run(operands, group)
-        return [pack(c, self.order)]
+    @classmethod
+    def of(cls, came: PackedOrder | None, read: PackedOrder | None) -> Reread | None:
+        """What copies C to where it is read; None where it lies there."""
+        lies, wanted = (None if order is None else order.shape for order in (came, read))
+        return None if lies == wanted else cls(came, read)
+
+    def __call__(self, results: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return a chain's results, the first copied to where it is read."""
+        c, *kept = results
+        if self.came is not None:
+            c = unpack(c, self.came)
+        return [c if self.read is None else pack(c, self.read), *kept]

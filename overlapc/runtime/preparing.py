@@ -10,14 +10,14 @@ import torch
 import torch.distributed as dist
 
 from overlapc.errors import OverlapcError
-from overlapc.planning.problem import COLUMNS, ROWS, TILES
+from overlapc.planning.problem import COLUMNS, TILES
 from overlapc.planning.schedule import Plan
 from overlapc.runtime import agreement, checking, comparing, groups, program
 from overlapc.runtime.agreement import Cut
 from overlapc.runtime.column_producers import ColumnProducer
 from overlapc.runtime.consumers import Consumer
 from overlapc.runtime.layout import Dealing, consumer_parts, producer_parts
-from overlapc.runtime.packed import PackedAfter, PackedProducer
+from overlapc.runtime.packed import PackedProducer, Reread
 from overlapc.runtime.plans import plan_call, target_of
 from overlapc.runtime.producers import Empty, Producer
 from overlapc.runtime.sending import Sender
@@ -51,6 +51,8 @@ class Ready:
     run: Callable[[Operands, dist.ProcessGroup], list[torch.Tensor]]
     signaled: Signaled | None
     """Runs in place of ``run``, on the group's communicator, where the ranks send so."""
+    reread: Reread | None
+    """What follows where the graph does not read the result as the ranks send it."""
 
 
 @dataclass(frozen=True)
@@ -100,23 +102,28 @@ def assemble(chain: Chain, operands: Operands, deal: Dealing, cut: Cut, plan: Pl
     spec, rests, counts = chain.spec, _rests(chain, operands, deal), _counts(cut, deal, plan)
     text = checking.sizes_text(deal, *rests.moved)
     by_columns = spec.axis == 1 and spec.collective != "all_reduce"
+    shape = (deal.units, *rests.moved[0])
+    sent = packed_order(shape, cut.tile) if cut.tile and len(counts) > 1 else None
+    read = packed_order(shape, spec.packed) if spec.packed else None
     if spec.is_consumer:
         results = tuple(((deal.units, *rest), dtype) for rest, dtype in rests.kept)
         local, parts = consumer_parts(deal, () if cut.schedule == "serial" else counts)
         run = Consumer(spec.program, chain.sender, local, parts, deal.ranks, by_columns, results)
     elif cut.by == COLUMNS:
         run = _column_producer(chain, operands, deal, rests, counts)
-    elif spec.packed:
-        run = _packed(chain, deal, rests, cut, counts)
+    elif sent:
+        parts = producer_parts(replace(deal, units=sent.tiles), counts)
+        run = PackedProducer(spec.program, chain.sender, parts, sent)
     else:
         run = _producer(chain, deal, rests, counts, by_columns)
     signaled = None
     # Looks at the cut alone, which is the same on all ranks: all have to take one communicator.
     is_producer = isinstance(run, Producer | PackedProducer)
     if cut.schedule == "signaled" and is_producer and len(counts) > 1:
-        signaled = Signaled(spec, target_of(spec.target), deal, run, plan.tile if plan else None)
+        its = replace(spec, packed=sent and sent.tile, takes_map=bool(sent))
+        signaled = Signaled(its, target_of(spec.target), deal, run, plan.tile if plan else None)
     schedule = "serial" if cut.schedule == "serial" or len(counts) == 1 else "chunked"
-    return Ready(schedule, deal, text, run, signaled)
+    return Ready(schedule, deal, text, run, signaled, Reread.of(sent, read))
 
 
 def _producer(
@@ -136,19 +143,6 @@ def _producer(
         by_columns=by_columns,
         results=((shape, dtype), *kept),
     )
-
-
-def _packed(
-    chain: Chain, deal: Dealing, rests: Rests, cut: Cut, counts: Sizes
-) -> PackedProducer | PackedAfter:
-    """The groups are so many tiles, or rows where the ranks did not agree on tiles."""
-    spec, (rest, _) = chain.spec, rests.moved
-    order = packed_order(spec, (deal.units, *rest))
-    if cut.by != TILES or len(counts) == 1:
-        return PackedAfter(_producer(chain, deal, rests, counts, by_columns=False), order)
-    assert cut.tile == spec.packed, "the graph reads other tiles than are planned"
-    tiles = replace(deal, units=order.tiles)
-    return PackedProducer(spec.program, chain.sender, producer_parts(tiles, counts), order)
 
 
 def _column_producer(
@@ -199,8 +193,12 @@ def _cut(
     if work is None or problem is None:
         return serial, None
     plan = plan_call(spec.target, spec.schedule, problem)
+    if plan.by == TILES and plan.tile and len(plan.rows) > 1:
+        order = packed_order((deal.units, *rest), plan.tile)
+        if not agreement.all_read(group, spec, identity, text, order):
+            plan = plan_call(spec.target, spec.schedule, replace(problem, takes_map=False))
     cut = cut_of(plan)
-    return (cut, plan) if cut.by == ROWS or cut.wants in work.ways else (serial, None)
+    return (serial, None) if cut.by == COLUMNS and COLUMNS not in work.ways else (cut, plan)
 
 
 def _uneven_cut(

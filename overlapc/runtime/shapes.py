@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from overlapc.planning.packed_order import PackedOrder
+from overlapc.planning.tiles import Tile
 from overlapc.runtime.execution import function
 from overlapc.runtime.spec import ChainSpec
 
@@ -63,7 +64,7 @@ def results(
     if not spec.is_consumer:
         shapes[0] = arrived(spec, shapes[0], receives, ranks)
     if spec.packed:
-        shapes[0] = (packed_order(spec, shapes[0]).elements,)
+        shapes[0] = (packed_order(shapes[0], spec.packed).elements,)
     dtypes = [value.dtype for value in found]
     return [
         operands[0].new_empty(shape, dtype=dtype)
@@ -71,11 +72,10 @@ def results(
     ]
 
 
-def packed_order(spec: ChainSpec, shape: Shape) -> PackedOrder:
+def packed_order(shape: Shape, tile: Tile) -> PackedOrder:
     """Return where the elements of a packed chain's C lie, which has this shape."""
-    assert spec.packed is not None, "its readers read rows"
     m, n = shape
-    return PackedOrder(m, n, spec.packed)
+    return PackedOrder(m, n, tile)
 
 
 def on_meta(tensor: torch.Tensor) -> torch.Tensor:

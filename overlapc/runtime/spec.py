@@ -90,7 +90,7 @@ class ChainSpec:
     def role(self) -> str:
         """The text without what follows from a graph: other ranks may have compiled another."""
         values = json.loads(self.key)
-        for name in ("program", "takes_map"):
+        for name in ("program", "takes_map", "packed"):
             values.pop(name, None)
         return canonical(values)
 

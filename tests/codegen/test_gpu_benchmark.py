@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_attention, gpu_gemm, gpu_linear, gpu_links, gpu_rates
+from benchmarks import gpu, gpu_attention, gpu_device, gpu_gemm, gpu_linear, gpu_links, gpu_rates
+from benchmarks.deadline import Deadline
 from benchmarks.emulated_link import BLOCK, LINKS, RING_PASSES, WARPS, paced_copy
 from benchmarks.gpu_report import Page, cell, table
 from benchmarks.gpu_shapes import SHAPES
 from benchmarks.gpu_speed import SIGNALING
 from benchmarks.gpu_summary import summary
-from benchmarks.gpu_worker import Row, Worker
+from benchmarks.gpu_worker import Row, Worker, attempt
 from overlapc.codegen.aot import compile_kernel
 from overlapc.planning.target import Target
 from overlapc.planning.tiles import tiles_for
 from tests.codegen.conftest import Interpreter
+from tests.codegen.machine_order import signal_order_faults
 
 H200 = Target.load("h200-nvlink")
 
@@ -547,5 +549,33 @@ def test_the_measured_signal_is_built_for_hopper(tmp_path, monkeypatch):
     kernel: Any = gpu_rates.announce
     signature = {"times": "*i64", "counter": "*i32", "delay_ns": "i32"}
     text = compile_kernel(kernel, signature, {}, {}, "sm_90", {"num_warps": 1}).assembly
-    # The time is noted, and then the counter bumped as a tile's is; newer Tritons reduce.
-    assert re.search(r"st\.global.*(atom|red)\.global\.gpu\.release\.add", text, re.DOTALL)
+    # The time is noted, and then the counter bumped as a tile's is.
+    assert signal_order_faults(text, signals=True) == []
+
+
+CLOCKED = [
+    Row("t", "signals", "benchmarks.gpu_rates.signals", {"by": "kernel"}),
+    Row("t", "a link", "tests.codegen.test_gpu_benchmark.sends"),
+]
+
+
+def sends(deadline: Deadline) -> dict[str, Any]:
+    LINKS["NVLink-like"](2).move("all_reduce", torch.zeros(8), torch.zeros(8))
+    return {}
+
+
+@pytest.mark.parametrize("row", CLOCKED, ids=lambda row: row.name)
+def test_rows_that_read_the_time_on_the_device_are_left_out_on_amd(row, monkeypatch):
+    assert "error" in attempt(row)  # for there is no GPU here at all
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert attempt(row) == {
+        "row": row.name, "skipped": "its kernels read the time by NVIDIA's %globaltimer"
+    }  # fmt: skip
+
+
+def test_amds_devices_are_called_as_kernels_for_them_are(monkeypatch):
+    found = SimpleNamespace(gcnArchName="gfx942:sramecc+:xnack-")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert gpu_device.architecture() == "gfx942"

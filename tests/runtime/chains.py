@@ -118,13 +118,17 @@ def ragged(seed: int, by: str = "rows", cut: str = "chunked") -> Iterator[None]:
 
 
 @contextmanager
-def into(groups: Sequence[int], tile: Tile) -> Iterator[None]:
-    """Cut every call into groups of so many tiles, whatever the planner says."""
+def into(groups: Sequence[int], tile: Tile, bands: Sequence[int] = ()) -> Iterator[None]:
+    """Cut every call into groups of so many tiles, whatever the planner says.
+
+    Where the ranks do not send tiles, it is into ``bands`` of so many rows.
+    """
     original = preparing.plan_call
 
     def plan_call(fingerprint: str, schedule: str, problem: Problem) -> Any:
+        rows, by = (groups, "tiles") if problem.takes_map else (bands or (problem.m,), "rows")
         return SimpleNamespace(
-            schedule="signaled", rows=tuple(groups), by="tiles", tile=tile, problem=problem
+            schedule="signaled", rows=tuple(rows), by=by, tile=tile, problem=problem
         )
 
     preparing.plan_call = plan_call

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
+from datetime import timedelta
+from functools import cached_property
 from typing import Any
 from unittest.mock import patch
 
@@ -14,18 +17,21 @@ import torch.nn.functional as F
 
 import overlapc
 from overlapc.codegen.packing import unpack
+from overlapc.errors import DisagreementError
 from overlapc.graphs import readers, replacing
 from overlapc.graphs.readers import read_tiles
 from overlapc.passes import PIPELINE
 from overlapc.planning.packed_order import PackedOrder
 from overlapc.planning.tiles import Tile
-from overlapc.runtime import ops, packed
+from overlapc.runtime import ops, packed, reference
+from overlapc.runtime.program import Program
 from overlapc.runtime.spec import ChainSpec
 from tests.passes.test_catalogue_values import rewritten
 from tests.ranks import Ranks
 from tests.runtime.chains import call, chain, into, poisoned
 from tests.runtime.matrix import forget
 from tests.runtime.pretended import SECONDS, pretended_gpu
+from tests.runtime.programs import value
 from tests.runtime.test_kernel_trials import GPU
 from tests.runtime.test_signaled import (
     BOUND,
@@ -51,18 +57,19 @@ def ranks(request) -> Ranks:
     return request.getfixturevalue(f"interpreted_{request.param}")
 
 
-def spec_of(rows: int, tile: Tile = TILE, **more: Any) -> tuple[Case, ChainSpec]:
+def spec_of(
+    rows: int, tile: Tile | None = TILE, program: Program = GATED, **more: Any
+) -> tuple[Case, ChainSpec]:
     case = Case("gemm_all_reduce", GATED, rows=rows, reduce="avg")
     named = {"wait_seconds": SECONDS, "site": f"packed {rows} {more}", **more}
     spec = chain(
-        case.kind, GATED, TARGET, reduce="avg", takes_map=True, packed=tile, **named
+        case.kind, program, TARGET, reduce="avg", takes_map=tile is not None, packed=tile, **named
     )  # fmt: skip
     return case, spec
 
 
-def read(spec: ChainSpec, buffer: torch.Tensor, rows: int) -> torch.Tensor:
-    assert spec.packed is not None
-    return unpack(buffer, PackedOrder(rows, N, spec.packed))
+def read(spec: ChainSpec, c: torch.Tensor, rows: int) -> torch.Tensor:
+    return unpack(c, PackedOrder(rows, N, spec.packed)) if spec.packed else c
 
 
 def run(rank: int, rows: int, without: tuple[int, ...] = ()) -> tuple[float, dict, dict, list]:
@@ -117,24 +124,87 @@ def test_a_rank_that_sends_rows_is_seen(ranks):
     assert not any(error < 0.1 for error in ranks.run(of_rows))
 
 
-def unlike(rank: int) -> tuple[float, list]:
-    """The error where ranks planned other tiles, of which there are as many; and what was sent."""
+OTHER = Tile(16, 64, 32, 4, 3, 4)
+KEEPS = replace(GATED, kept=(value(0), value(1)))
+GRAPHS = {
+    "the same": (TILE, GATED),
+    "other tiles": (OTHER, GATED),
+    "more warps": (replace(TILE, warps=8), GATED),
+    "rows": (None, GATED),
+    "rows, and keeps values": (None, KEEPS),
+}
+"""How they read C, and what they compute."""
+BANDS = (32, 8)
+
+
+def graph_of(name: str, rows: int) -> tuple[Case, ChainSpec]:
+    """One of the graphs in which a line of the source is compiled."""
+    tile, program = GRAPHS[name]
+    return spec_of(rows, tile, program, site=f"reads {name}", place="unlike.py:1")
+
+
+def unlike(rank: int, *names: str) -> list[tuple[float, list]]:
+    """The errors of calls of rank 1's graphs beside the first one's on the others; what was sent.
+
+    Of either kind of tiles there are as many.
+    """
     rows = ROWS["one sweep"]
-    tile = Tile(16, 64, 32, 4, 3, 4) if rank else TILE
-    assert PackedOrder(rows, N, tile).tiles == 6
-    case, spec = spec_of(rows, tile)
-    given = case.operands(rank)
-    wanted = wanted_of(spec, given)
+    assert {PackedOrder(rows, N, tile).tiles for tile in (TILE, OTHER)} == {6}
     forget()
-    with pretended_gpu(), into((2, 4), tile), poisoned(), recorded() as log:
-        (buffer,) = call(spec, given)
-        return error_of(read(spec, buffer, rows), wanted), log
+    found = []
+    for name in names:
+        case, spec = graph_of(name if rank == 1 else "the same", rows)
+        given = case.operands(rank)
+        wanted = reference.chain(spec, [tensor.clone() for tensor in given])
+        with pretended_gpu(), into((2, 4), TILE, BANDS), poisoned(), recorded() as log:
+            c, *kept = call(spec, given)
+        pairs = zip([read(spec, c, rows), *kept], wanted, strict=True)
+        found.append((max(error_of(*pair) for pair in pairs), log))
+    return found
 
 
-def test_ranks_that_planned_other_tiles_send_rows(ranks):
-    for error, log in ranks.run(unlike):
+TILES_SENT = [("beside", "all_reduce", (count, TILE.elements), ()) for count in (2, 4)]
+ROWS_SENT = [("beside", "all_reduce", (count, N), ()) for count in BANDS]
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_ranks_send_tiles_where_all_their_graphs_read_them(ranks, name):
+    for ((error, log),) in ranks.run(unlike, name):
         assert error < BOUND
-        assert log == [("group", "all_reduce", (ROWS["one sweep"], N), ())]
+        assert log == (TILES_SENT if name in ("the same", "more warps") else ROWS_SENT)
+
+
+def test_a_graph_that_one_rank_alone_compiles_later_sends_what_was_agreed_on(ranks):
+    for found in ranks.run(unlike, *GRAPHS):
+        for error, log in found:
+            assert error < BOUND
+            assert log == TILES_SENT
+
+
+def met_alone(rank: int) -> str:
+    """What a call raises whose graph reads rows on rank 1, where tiles tell calls apart."""
+    forget()
+    group = dist.new_group(timeout=timedelta(seconds=2))
+    said, role = "", ChainSpec.role.func  # type: ignore[attr-defined]
+    mutant = cached_property(lambda spec: f"{role(spec)} {spec.packed}")
+    mutant.__set_name__(ChainSpec, "role")
+    with (
+        patch.object(ChainSpec, "role", mutant), pretended_gpu(), into((2, 4), TILE, BANDS)
+    ):  # fmt: skip
+        for name in ("the same", "rows" if rank == 1 else "the same"):
+            case, spec = graph_of(name, ROWS["one sweep"])
+            try:
+                call(replace(spec, wait_seconds=1.0), case.operands(rank), group=group.group_name)
+            except (DisagreementError, RuntimeError) as error:
+                said = type(error).__name__
+    dist.destroy_process_group(group)
+    return said
+
+
+def test_ranks_that_meet_by_how_they_read_are_caught(ranks):
+    found = ranks.run(met_alone)
+    assert found[1] == "DisagreementError"
+    assert "" not in found
 
 
 SHAPES = ((60, 40), (1000, 40), (60, 1000), (1000,))
