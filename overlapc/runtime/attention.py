@@ -6,7 +6,6 @@ kernel can run it does, else the same is computed by torch's own ops.
 
 from __future__ import annotations
 
-import logging
 from functools import lru_cache
 from typing import Any
 
@@ -14,13 +13,11 @@ import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from overlapc.codegen.attention.spec import AttentionSpec
-from overlapc.errors import KernelError
 from overlapc.runtime.attention_kernels import is_decode, run_kernel
 from overlapc.runtime.attention_library import attention_by_fused, why_not_fused
 from overlapc.runtime.attention_program import attention_by_torch
+from overlapc.runtime.kernel_attempts import KernelAttempts
 from overlapc.runtime.ops import calls_of
-
-log = logging.getLogger(__name__)
 
 SCHEMA = (
     "(Tensor query, Tensor key, Tensor value, Tensor[] inputs, Tensor? lengths, float[]? phi,"
@@ -36,23 +33,13 @@ BY_TORCH = "torch"
 
 _library = torch.library.Library("overlapc", "FRAGMENT")
 _redone: dict[tuple[str, torch.device], torch.Tensor] = {}
-_failed: dict[tuple[str, str, bool], str] = {}
-"""Why a kernel was given up, by spec, device, and whether it is that of few rows."""
+_kernels = KernelAttempts("attention")
 
 
 def redone_of(site: str) -> int:
     """Return how many rows of a site's calls in this process were computed a second time; waits
     for the device."""
     return sum(int(count.item()) for (own, _), count in _redone.items() if own == site)
-
-
-def runs_kernels(device: str) -> bool:
-    """Return whether kernels can run on devices of this type: on a GPU, or interpreted."""
-    try:
-        from triton import knobs
-    except ImportError:
-        return False
-    return device == "cuda" or (device == "cpu" and bool(knobs.runtime.interpret))
 
 
 def _run(
@@ -68,34 +55,36 @@ def _run(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     read = AttentionSpec.parse(spec)
     calls = calls_of(site)
-    if lengths is not None and lengths.shape[0] < query.shape[0]:
-        lengths = lengths.expand(query.shape[0]).contiguous()
-    known = (spec, str(query.device), is_decode(read, query.shape[2]))
-    if runs_kernels(query.device.type) and known not in _failed:
-        from triton.errors import TritonError
+    lengths = lengths_of_each(lengths, query.shape[0])
 
+    def launch() -> tuple[torch.Tensor, torch.Tensor]:
         out, lse = _results(read, query, value)
-        try:
-            with torch.cuda.device_of(query):
-                way = run_kernel(
-                    read, query, key, value, out, lse if read.lse else None, inputs=inputs,
-                    lengths=lengths, sinks=sinks, redone=counter_of(site, query.device),
-                    phi=phi_on(tuple(phi), query.device) if phi else None,
-                )  # fmt: skip
-        except KernelError as error:  # these operands do not fit; others may
-            log.warning("torch computes a call of attention: %s", error)
-        except TritonError as error:  # nothing was launched, nor will be
-            _failed[known] = str(error)
-            log.warning("torch computes an attention that no kernel can: %s", error)
-        else:
-            calls[way] += 1
-            return out, lse
+        way = run_kernel(
+            read, query, key, value, out, lse if read.lse else None, inputs=inputs,
+            lengths=lengths, sinks=sinks, redone=counter_of(site, query.device),
+            phi=phi_on(tuple(phi), query.device) if phi else None,
+        )  # fmt: skip
+        calls[way] += 1
+        return out, lse
+
+    # The kernel of few rows is another one.
+    kernel = (spec, str(query.device), is_decode(read, query.shape[2]))
+    found = _kernels.run(kernel, query, launch)
+    if found is not None:
+        return found
     calls[BY_TORCH] += 1
     if not read.lse and not why_not_fused(read):
         out = attention_by_fused(read, query, key, value, inputs, lengths)
         return out, query.new_empty(0, dtype=torch.float32)
     out, lse = attention_by_torch(read, query, key, value, inputs, lengths, sinks)
     return out, lse if read.lse else lse.new_empty(0)
+
+
+def lengths_of_each(lengths: torch.Tensor | None, batch: int) -> torch.Tensor | None:
+    """Return lengths as kernels take them, int32[batch]; given may be one, of all sequences."""
+    if lengths is None or lengths.shape[0] >= batch:
+        return lengths
+    return lengths.expand(batch).contiguous()
 
 
 def _results(

@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from overlapc.codegen.attention.derivative import derivative
 from overlapc.codegen.attention.spec import AttentionSpec
+from overlapc.runtime.attention_gradient_operands import GradientOperands
 from overlapc.runtime.attention_program import masked_scores, values_of, weights_of
 
 
-def gradients_by_torch(
-    spec: AttentionSpec,
-    slopes: torch.Tensor,
-    sums_slopes: torch.Tensor | None,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    inputs: Sequence[torch.Tensor],
-    lengths: torch.Tensor | None,
-    sinks: torch.Tensor | None,
-    wanted: Sequence[bool],
-) -> list[torch.Tensor]:
+def gradients_by_torch(spec: AttentionSpec, call: GradientOperands) -> list[torch.Tensor]:
     """Return what ``attention_backward`` does, in float32, or float64 where queries are."""
-    product, scores, seen = masked_scores(spec, query, key, inputs, lengths)
+    query, key, inputs, sinks, wanted = call.query, call.key, call.inputs, call.sinks, call.wanted
+    product, scores, seen = masked_scores(spec, query, key, inputs, call.lengths)
     weights, _ = weights_of(spec, scores, sinks)
     keys = key.shape[2]
     wide = product.dtype
-    slopes = slopes.to(wide)
-    of_weights = slopes @ value.repeat_interleave(spec.groups, 1).to(wide).transpose(-1, -2)
+    slopes = call.slopes.to(wide)
+    of_weights = slopes @ call.value.repeat_interleave(spec.groups, 1).to(wide).transpose(-1, -2)
     if sinks is not None:
         of_weights = torch.nn.functional.pad(of_weights, (0, 1))
     delta = (weights * of_weights).sum(-1, keepdim=True)
-    if sums_slopes is not None:
-        delta = delta - sums_slopes.to(wide)[..., None]
+    if call.sums_slopes is not None:
+        delta = delta - call.sums_slopes.to(wide)[..., None]
     of_scores = weights * (of_weights - delta)
     of_sinks = of_scores[..., keys:].sum((0, 2, 3))
     of_scores = of_scores[..., :keys]

@@ -5,8 +5,8 @@ It takes what the forward left: its result and the logarithms of sums, and no we
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,12 +22,12 @@ from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile
 from overlapc.codegen.promotion import CannotLower
 from overlapc.errors import KernelError
-from overlapc.runtime.attention import BY_TORCH, runs_kernels
+from overlapc.runtime.attention import BY_TORCH, lengths_of_each
+from overlapc.runtime.attention_gradient_operands import GradientOperands
 from overlapc.runtime.attention_gradient_program import gradients_by_torch
-from overlapc.runtime.attention_kernels import architecture, interprets
+from overlapc.runtime.attention_kernels import INTERPRETED, architecture, interprets
+from overlapc.runtime.kernel_attempts import KernelAttempts
 from overlapc.runtime.ops import calls_of
-
-log = logging.getLogger(__name__)
 
 SCHEMA = (
     "(Tensor slopes, Tensor? sums_slopes, Tensor query, Tensor key, Tensor value, Tensor out,"
@@ -38,13 +38,11 @@ SCHEMA = (
 Gives those of query, key, value, each input and sinks that are ``wanted``, in this order; those of
 the first three with rows before heads in memory."""
 
-INTERPRETED = AttentionTile(32, 32, 4, 1)
 BACKWARD = "backward"
 """What calls are counted under that kernels computed."""
 
 _library = torch.library.Library("overlapc", "FRAGMENT")
-_failed: dict[tuple[str, str], str] = {}
-"""Why kernels were given up, by spec and device."""
+_kernels = KernelAttempts("gradients of attention")
 
 
 def why_no_gradient(spec: AttentionSpec, of_inputs: Sequence[bool]) -> str:
@@ -63,89 +61,47 @@ def why_no_gradient(spec: AttentionSpec, of_inputs: Sequence[bool]) -> str:
     return ""
 
 
-def _run(
-    slopes: torch.Tensor,
-    sums_slopes: torch.Tensor | None,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    out: torch.Tensor,
-    sums: torch.Tensor,
-    inputs: list[torch.Tensor],
-    lengths: torch.Tensor | None,
-    sinks: torch.Tensor | None,
-    wanted: Sequence[bool],
-    spec: str,
-    site: str,
-) -> list[torch.Tensor]:
-    read = AttentionSpec.parse(spec)
-    known = (spec, str(query.device))
+def _run(*given: Any) -> list[torch.Tensor]:
+    *operands, spec, site = given
+    call, read = GradientOperands(*operands), AttentionSpec.parse(spec)
     if not read.lse:
         raise KernelError(
             "Gradients of an attention are made from logarithms of sums, and it kept none.",
             where=site,
             remedy="give a spec with lse=1",
         )
-    if lengths is not None and lengths.shape[0] < query.shape[0]:
-        lengths = lengths.expand(query.shape[0]).contiguous()
-    if runs_kernels(query.device.type) and known not in _failed:
-        from triton.errors import TritonError
-
-        try:
-            with torch.cuda.device_of(query):
-                found = _by_kernels(
-                    read, slopes, sums_slopes, query, key, value, out, sums, inputs, lengths,
-                    sinks, wanted,
-                )  # fmt: skip
-        except KernelError as error:  # these operands do not fit; others may
-            log.warning("torch computes the gradients of a call of attention: %s", error)
-        except TritonError as error:  # nothing was launched, nor will be
-            _failed[known] = str(error)
-            log.warning("torch computes the gradients of an attention: %s", error)
-        else:
-            calls_of(site)[BACKWARD] += 1
-            return found
+    call = replace(call, lengths=lengths_of_each(call.lengths, call.query.shape[0]))
+    kernels = (spec, str(call.query.device))
+    found = _kernels.run(kernels, call.query, lambda: _by_kernels(read, call))
+    if found is not None:
+        calls_of(site)[BACKWARD] += 1
+        return found
     calls_of(site)[BY_TORCH] += 1
-    found = gradients_by_torch(
-        read, slopes, sums_slopes, query, key, value, inputs, lengths, sinks, wanted
-    )
-    kept = _results(query, key, value, inputs, sinks, wanted)
-    return [result.copy_(gradient) for result, gradient in zip(kept, found, strict=True)]
+    gradients = zip(call.results(call.wanted), gradients_by_torch(read, call), strict=True)
+    return [result.copy_(gradient) for result, gradient in gradients]
 
 
-def _by_kernels(
-    spec: AttentionSpec,
-    slopes: torch.Tensor,
-    sums_slopes: torch.Tensor | None,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    out: torch.Tensor,
-    sums: torch.Tensor,
-    inputs: list[torch.Tensor],
-    lengths: torch.Tensor | None,
-    sinks: torch.Tensor | None,
-    wanted: Sequence[bool],
-) -> list[torch.Tensor]:
+def _by_kernels(spec: AttentionSpec, call: GradientOperands) -> list[torch.Tensor]:
     def tile_of(own: AttentionSpec, part: str) -> AttentionTile:
-        return _tile(own, part, query.device)
+        return _tile(own, part, call.query.device)
 
+    wanted, sinks, sums_slopes = call.wanted, call.sinks, call.sums_slopes
     # Keys and values come together.
     asked = [wanted[0], True, True, *wanted[3:]]
-    made = iter(_results(query, key, value, inputs, sinks, asked))
+    made = iter(call.results(asked))
     every = [next(made) if is_asked else None for is_asked in asked]
     of_inputs = wanted[3:-1]
     backward = build_backward(spec, tile_of, _true(of_inputs))
     delta = backward(
-        query, key, value, out, sums, slopes, q_gradient=every[0],
+        call.query, call.key, call.value, call.out, call.sums, call.slopes, q_gradient=every[0],
         k_gradient=_given(every[1]), v_gradient=_given(every[2]), input_gradients=every[3:-1],
-        inputs=inputs, lengths=lengths, sinks=sinks,
+        inputs=call.inputs, lengths=call.lengths, sinks=sinks,
         lse_gradient=None if sums_slopes is None else sums_slopes.contiguous(),
     )  # fmt: skip
     of_sinks = every[-1]
     if sinks is not None and of_sinks is not None:
         # A sink has a weight and no value: what it adds to the gradient is its part of delta.
-        weight = torch.exp(sinks.float()[:, None] - sums)
+        weight = torch.exp(sinks.float()[:, None] - call.sums)
         of_sinks.copy_(-(weight * delta).sum((0, 2)))
     return [_given(side) for side, is_wanted in zip(every, wanted, strict=True) if is_wanted]
 
@@ -159,45 +115,9 @@ def _true(which: Sequence[bool]) -> tuple[int, ...]:
     return tuple(index for index, is_true in enumerate(which) if is_true)
 
 
-def _results(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    inputs: Sequence[torch.Tensor],
-    sinks: torch.Tensor | None,
-    wanted: Sequence[bool],
-) -> list[torch.Tensor]:
-    """New tensors for the gradients that are wanted."""
-
-    def each() -> Iterator[torch.Tensor]:
-        for side, is_wanted in zip((query, key, value), wanted, strict=False):
-            if is_wanted:
-                batch, heads, rows, dim = side.shape
-                yield side.new_empty((batch, rows, heads, dim)).transpose(1, 2)
-        more = [*inputs, sinks]
-        for given, is_wanted in zip(more, wanted[3:], strict=True):
-            if is_wanted and given is not None:
-                yield given.new_empty(given.shape)
-
-    return list(each())
-
-
-def _fake(
-    slopes: torch.Tensor,
-    sums_slopes: torch.Tensor | None,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    out: torch.Tensor,
-    sums: torch.Tensor,
-    inputs: list[torch.Tensor],
-    lengths: torch.Tensor | None,
-    sinks: torch.Tensor | None,
-    wanted: Sequence[bool],
-    spec: str,
-    site: str,
-) -> list[torch.Tensor]:
-    return _results(query, key, value, inputs, sinks, wanted)
+def _fake(*given: Any) -> list[torch.Tensor]:
+    call = GradientOperands(*given[:-2])
+    return call.results(call.wanted)
 
 
 def _tile(spec: AttentionSpec, part: str, device: torch.device) -> AttentionTile:

@@ -6,21 +6,18 @@ sequence. On GPUs the decode kernel looks pages up in its loop; elsewhere they a
 
 from __future__ import annotations
 
-import logging
-
 import torch
 
 from overlapc.codegen.attention.cache import Cache
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.errors import KernelError
 from overlapc.planning.attention import OWN, policy_of
-from overlapc.runtime.attention import BY_TORCH, runs_kernels
+from overlapc.runtime.attention import BY_TORCH
 from overlapc.runtime.attention_kernels import decode_way, is_decode, run_decode
 from overlapc.runtime.attention_library import attention_by_fused
 from overlapc.runtime.attention_program import attention_by_torch
+from overlapc.runtime.kernel_attempts import KernelAttempts
 from overlapc.runtime.ops import calls_of
-
-log = logging.getLogger(__name__)
 
 SITE = "paged_attention"
 """What calls count under."""
@@ -30,8 +27,7 @@ SCHEMA = (
 )
 
 _library = torch.library.Library("overlapc", "FRAGMENT")
-_failed: set[tuple[str, str, str]] = set()
-"""Specs, caches and devices whose kernel Triton could not build."""
+_kernels = KernelAttempts("attention over pages", raises_misfits=True)
 
 
 def paged_attention(
@@ -101,25 +97,23 @@ def _run(
     cache: str,
 ) -> torch.Tensor:
     read, lies = AttentionSpec.parse(spec), Cache.parse(cache)
-    calls, known = calls_of(SITE), (spec, cache, str(query.device))
-    if runs_kernels(query.device.type) and known not in _failed and is_decode(read, query.shape[2]):
-        from triton.errors import TritonError
+    calls = calls_of(SITE)
 
+    def launch() -> torch.Tensor:
         out = _fake(query, keys, values)
         # What a first call made and kept would be memory of a CUDA graph: nothing is counted.
         redone = None if read.is_online else query.new_zeros(1, dtype=torch.int32)
-        try:
-            with torch.cuda.device_of(query):
-                splits = run_decode(
-                    read, lies, query, keys, values, out, None, redone=redone, lengths=lengths,
-                    table=table, k_scale=k_scale, v_scale=v_scale,
-                )  # fmt: skip
-        except TritonError as error:  # nothing was launched, nor will be
-            _failed.add(known)
-            log.warning("torch gathers pages that no kernel can read: %s", error)
-        else:
-            calls[decode_way(read, splits)] += 1
-            return out
+        splits = run_decode(
+            read, lies, query, keys, values, out, None, redone=redone, lengths=lengths,
+            table=table, k_scale=k_scale, v_scale=v_scale,
+        )  # fmt: skip
+        calls[decode_way(read, splits)] += 1
+        return out
+
+    if is_decode(read, query.shape[2]):
+        found = _kernels.run((spec, cache, str(query.device)), query, launch)
+        if found is not None:
+            return found
     _check(read, lies, query, keys, table, lengths)
     calls[BY_TORCH] += 1
     k, v = (

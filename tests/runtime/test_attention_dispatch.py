@@ -13,7 +13,7 @@ from overlapc.codegen.attention.decode import DecodeKernel
 from overlapc.codegen.attention.kernel import AttentionKernel
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.errors import KernelError
-from overlapc.runtime import attention, attention_kernels
+from overlapc.runtime import attention, attention_kernels, kernel_attempts
 from overlapc.runtime.ops import calls_of
 from tests.runtime import fake_gpu
 
@@ -51,7 +51,7 @@ def gpu_that_computes(gpu: fake_gpu.Gpu, launched: list[str]) -> Iterator[None]:
         launched.append("prefill")
 
     with pytest.MonkeyPatch.context() as patch, fake_gpu.present(gpu):
-        patch.setattr(attention, "runs_kernels", lambda device: True)
+        patch.setattr(kernel_attempts, "runs_kernels", lambda device: True)
         patch.setattr(attention, "_redone", {})
         patch.setattr(attention_kernels, "interprets", lambda: None)
         patch.setattr(attention_kernels, "multiprocessors", lambda device: H100)
@@ -144,8 +144,8 @@ def test_a_kernel_that_triton_cannot_build_leaves_others_alone(monkeypatch):
         launched.append("tried")
         raise TritonError("no")
 
-    monkeypatch.setattr(attention, "_failed", {})
-    monkeypatch.setattr(attention, "runs_kernels", lambda device: True)
+    monkeypatch.setattr(attention._kernels, "given_up", {})
+    monkeypatch.setattr(kernel_attempts, "runs_kernels", lambda device: True)
     monkeypatch.setattr(attention_kernels, "interprets", lambda: None)
     monkeypatch.setattr(DecodeKernel, "__call__", fails)
     monkeypatch.setattr(AttentionKernel, "__call__", lambda *a, **n: launched.append("prefill"))

@@ -12,9 +12,9 @@ from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.nodes import hint_of
 from overlapc.planning.attention import AttentionProblem
 from overlapc.planning.attention_policy import UNKNOWN
-from overlapc.runtime.attention import runs_kernels
 from overlapc.runtime.attention_gradients import why_no_gradient
 from overlapc.runtime.attention_kernels import multiprocessors, splits_for
+from overlapc.runtime.kernel_attempts import runs_kernels
 
 
 def problem_of(found: Attention | Fused) -> AttentionProblem:
