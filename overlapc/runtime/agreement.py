@@ -112,7 +112,8 @@ def common_work(
     if identity in known or len(known) >= MOST_REMEMBERED:
         return known.get(identity)
     mine = f"{comparing.call_of(spec)} of {sizes}"
-    work = _described(spec, operands, deal)
+    with comparing.refusals_told(group, spec.wait_seconds, is_asked=True):
+        work = _described(spec, operands, deal)
     values = groups.exchange(group, f"{mine}{comparing.BY}{work}", spec.wait_seconds)
     said = [value.partition(comparing.BY) for value in values]
     if len({same for same, _, _ in said}) > 1:

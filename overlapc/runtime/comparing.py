@@ -6,7 +6,8 @@ A call is a collective and who sends it, such as "torch's all_reduce sum"; sizes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import zip_longest
 from typing import NoReturn
 
@@ -28,6 +29,7 @@ EQUAL_SIZES = (
     "call this collective with equal sizes and dtypes on every rank: pad what is shorter, and trim "
     "the result"
 )
+SEEN_TO = "see to the error of the rank that refused, and call again on every rank"
 MATCHING_ROWS = (
     "let each rank receive from every other as many rows as that one sends to it, so exchange the "
     "numbers of rows before the rows"
@@ -48,6 +50,18 @@ def place_of(spec: ChainSpec) -> str:
 def sizes_text(shape: Sequence[object], dtype: torch.dtype) -> str:
     """Return a shape and dtype as every rank spells them."""
     return f"{'x'.join(map(str, shape)) or 'scalar'} {str(dtype).removeprefix('torch.')}"
+
+
+@contextmanager
+def refusals_told(group: dist.ProcessGroup, seconds: float, *, is_asked: bool) -> Iterator[None]:
+    """Tell the others of an error in here, where they wait for what this rank says of a call."""
+    try:
+        yield
+    except Exception as error:
+        if is_asked:
+            with suppress(RuntimeError):  # what is wrong here says more than what they answer
+                groups.exchange(group, f"{REFUSED}{error}", seconds)
+        raise
 
 
 def verify(
@@ -86,8 +100,10 @@ def _spelled(rows: Sequence[int]) -> str:
 def raise_unlike(group: dist.ProcessGroup, values: Sequence[str], at: str = "") -> NoReturn:
     """Raise the error for ranks that said unlike things of one call."""
     values = [value.partition(BY)[0] for value in values]
-    calls = {value.partition(" of ")[0] for value in values if not value.startswith(REFUSED)}
-    if len(calls) > 1:
+    if refused := [rank for rank, value in enumerate(values) if value.startswith(REFUSED)]:
+        what = f"ranks {refused} refused a call"
+        groups.raise_disagreement(group, values, what, SEEN_TO, at)
+    if len({value.partition(" of ")[0] for value in values}) > 1:
         what = "they send a collective differently"
         groups.raise_disagreement(group, values, what, groups.DECIDED, at)
     groups.raise_disagreement(group, values, "the sizes of a call differ", EQUAL_SIZES, at)

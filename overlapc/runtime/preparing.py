@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import torch
 import torch.distributed as dist
 
-from overlapc.errors import OverlapcError
 from overlapc.planning.problem import COLUMNS, TILES
 from overlapc.planning.schedule import Plan
-from overlapc.runtime import agreement, checking, comparing, groups, program
+from overlapc.runtime import agreement, checking, comparing, program
 from overlapc.runtime.agreement import Cut
 from overlapc.runtime.column_producers import ColumnProducer
 from overlapc.runtime.consumers import Consumer
@@ -82,16 +80,11 @@ def prepare(
 ) -> Ready:
     """Check the operands, plan for them, and cut them as the other ranks do."""
     spec = chain.spec
-    try:
+    is_asked = spec.verify or not chain.ready
+    with comparing.refusals_told(group, spec.wait_seconds, is_asked=is_asked):
         deal = checking.dealing_of(spec, operands, outer, receives, sends, group)
         text = checking.sizes_text(deal, *_rests(chain, operands, deal).moved)
         target_of(spec.target)
-    except Exception as error:
-        # Who waits for this rank to compare sizes shall fail as well.
-        if spec.verify or not chain.ready:
-            with suppress(OverlapcError):  # what is wrong here says more
-                groups.exchange(group, f"{comparing.REFUSED}{error}", spec.wait_seconds)
-        raise
     if spec.verify:
         checking.verify(spec, group, deal, text)
     return assemble(chain, operands, deal, *_cut(chain, group, operands, deal))
@@ -207,8 +200,9 @@ def _uneven_cut(
     if known := agreement.known_count(group, identity):
         return known, None
     shapes, dtypes = [t.shape for t in operands], [t.dtype for t in operands]
-    problem = agreement.problem_at(spec, shapes, dtypes, deal)
-    plan = plan_call(spec.target, spec.schedule, problem) if problem else None
+    with comparing.refusals_told(group, spec.wait_seconds, is_asked=True):
+        problem = agreement.problem_at(spec, shapes, dtypes, deal)
+        plan = plan_call(spec.target, spec.schedule, problem) if problem else None
     mine = cut_of(plan) if plan else Cut("serial", (deal.units,))
     call = comparing.call_of(spec)
     return agreement.common_count(group, identity, call, mine, spec.wait_seconds), plan
