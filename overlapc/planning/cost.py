@@ -151,14 +151,26 @@ class Costs:
         """Seconds of the whole GEMM and then the collective, as a graph that is left alone does."""
         return self.gemm(self.size) + self.plain(self.size)
 
+    def least_sent(self) -> float:
+        """Seconds for which every cut keeps the link busy at least, however it is cut."""
+        size = self.sent_bytes(self.size)
+        if self.link is None or not size:
+            return 0.0
+        first = [self.link.alone]
+        if not self.problem.is_consumer and self.link.issue is not None:
+            first.append(self.link.queued)  # what `sent` may come down to
+        return self.link.least(first, size, self.problem.world_size)
+
     def bound(self) -> float:
         """Seconds of both when neither waits for the other, under the target's contention.
 
-        Where that gains nothing it is the serial time: they can always take turns.
+        No cut into groups of these costs is quicker: together they compute at least one whole GEMM
+        and send for `least_sent`. Where both at once gain nothing, they take turns.
         """
         c, d = self.target.slowdowns(self.problem)
-        sent, computed = self.alone(self.size), self.gemm(self.size)
-        return min(max(advance(0.0, sent, computed, 0.0, 0.0, c, d)), self.serial())
+        sent, computed = self.least_sent(), self.gemm(self.size)
+        saved = max(0.0, 1 / c + 1 / d - 1) * min(computed * c, sent * d)
+        return min(computed + sent - saved, self.serial())
 
 
 def advance(

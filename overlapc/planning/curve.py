@@ -46,16 +46,34 @@ class Curve:
 
     def seconds(self, size: float) -> float:
         """Seconds of a call that moves ``size`` bytes; nothing moved takes no time."""
-        if size <= 0:
-            return 0.0
+        return round(self._unrounded(size), ROUNDED_TO_DIGITS) if size > 0 else 0.0
+
+    def least_rate(self, size: float) -> float:
+        """Fewest seconds a byte of any call that moves up to ``size`` bytes, above zero."""
+        # It falls up to the first point, is straight in logarithms up to the last, and rises then.
+        return min(self._unrounded(at) / at for at in self._up_to(size))
+
+    def least_beyond(self, rate: float, size: float) -> float:
+        """Least of ``seconds(x) - rate * x`` over calls of up to ``size`` bytes, above zero."""
+        places = self._up_to(size)
+        for (x_0, y_0), (x_1, y_1) in pairwise(self.points):
+            slope = log(y_1 / y_0) / log(x_1 / x_0)
+            if slope > 1:  # convex: its tangent may have this rate in between
+                way = log(rate * x_0 / (slope * y_0)) / (slope - 1)
+                if 0 < way < log(min(x_1, size) / x_0):
+                    places.append(x_0 * exp(way))
+        return min(self._unrounded(at) - rate * at for at in places)
+
+    def _up_to(self, size: float) -> list[float]:
+        return [*(at for at in self._sizes if at < size), size]
+
+    def _unrounded(self, size: float) -> float:
         above = bisect_right(self._sizes, size)
         if above == 0:
-            seconds = self.points[0][1]
-        elif above == len(self.points):
-            seconds = self._beyond(size)
-        else:
-            seconds = _log_line(self.points[above - 1], self.points[above], size)
-        return round(seconds, ROUNDED_TO_DIGITS)
+            return self.points[0][1]
+        if above == len(self.points):
+            return self._beyond(size)
+        return _log_line(self.points[above - 1], self.points[above], size)
 
     def _beyond(self, size: float) -> float:
         last_size, last_seconds = self.points[-1]

@@ -172,8 +172,12 @@ class KernelCosts(Costs):
         return 0.0
 
     def bound(self) -> float:
-        """Seconds of the kernel and the collective when neither waits for the other."""
-        return max(self.ready(self.size), self.alone(self.size))
+        """Seconds of the kernel and the collective when neither waits for the other.
+
+        No groups of this kernel are quicker, at whatever height.
+        """
+        quickest = self.at(self.heights[-1])
+        return max(quickest.ready(self.size), self.least_sent())
 
 
 @dataclass(frozen=True)

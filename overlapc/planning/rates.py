@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from overlapc.planning.curve import Curve
+from overlapc.planning.curve import ROUNDED_TO_DIGITS, Curve
 from overlapc.planning.problem import COLLECTIVES
 
 ASSUMED_SHARE = 0.85
@@ -142,3 +143,15 @@ class Link:
             return seconds.seconds(size)
         steps = (world_size - 1) / (self.world_size - 1)
         return steps * seconds.seconds(size * self.world_size / world_size)
+
+    def least(self, first: Sequence[Curve], size: int, world_size: int) -> float:
+        """Fewest seconds of any number of calls that move ``size`` bytes, above zero, in all.
+
+        The first takes what the quickest of the curves ``first`` says, the others are ``queued``.
+        Many small calls may be quicker than one: a whole tensor need not be what takes least.
+        """
+        own_size = size * self.world_size / world_size
+        rate = self.queued.least_rate(own_size)
+        beyond = min(curve.least_beyond(rate, own_size) for curve in first)
+        steps = (world_size - 1) / (self.world_size - 1)
+        return round(steps * (rate * own_size + beyond), ROUNDED_TO_DIGITS)

@@ -63,7 +63,8 @@ class Plan:
     serial_seconds: float
     """Of the serial schedule."""
     bound_seconds: float
-    """Of the same GEMM and collective started together, with no dependency between them."""
+    """Of the same GEMM and collective started together, with no dependency between them, and what
+    is sent cut as it takes least: no plan of the problem is predicted to be quicker."""
     code: str
     """Stable short name of the reason."""
     reason: str

@@ -16,7 +16,12 @@ from overlapc.planning.kernel_costs import kernel_costs
 from overlapc.planning.problem import COLUMNS, ROWS, TILES, Problem
 from overlapc.planning.reasons import Reason
 from overlapc.planning.schedule import SCHEDULES, Plan
-from overlapc.planning.signaled import overlapping_cuts, signaled_cut, signaled_cuts
+from overlapc.planning.signaled import (
+    configurations,
+    overlapping_cuts,
+    signaled_cut,
+    signaled_cuts,
+)
 from overlapc.planning.target import Target
 from overlapc.planning.tiles import MOST_SUMS, Tile
 from overlapc.planning.timelines import Cut, chunked_timeline, serial_timeline
@@ -174,6 +179,19 @@ def _misfit(problem: Problem, rows: Sequence[int], by: str, tile: Tile | None) -
     )
 
 
+def bound(problem: Problem, target: Target) -> float:
+    """Seconds that no plan of the problem is predicted to beat, whatever its schedule and groups.
+
+    A kernel may lose less beside a collective than the library's GEMM does.
+    """
+    kernels = (
+        kernel_costs(by, problem, target, tile)
+        for tile in configurations(problem, target)
+        for by in problem.kernel_dimensions(tile)
+    )
+    return min(costs.bound() for costs in (Costs(problem, target), *kernels))
+
+
 def _signaled(costs: Costs) -> Plan:
     """The best signaled plan there is, in one group if need be."""
     problem, target = costs.problem, costs.target
@@ -207,8 +225,7 @@ def _plan(cut: Cut, reason: Reason) -> Plan:
         rows=cut.rows,
         predicted_seconds=cut.seconds,
         serial_seconds=whole.serial(),
-        # A kernel may lose less beside a collective than the library's does.
-        bound_seconds=min(whole.bound(), cut.costs.bound()),
+        bound_seconds=min(cut.costs.bound(), bound(problem, target)),
         code=reason.code,
         reason=reason.text + reasons.of_another_size(problem, target),
         timeline=cut.timeline,
