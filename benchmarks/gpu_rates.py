@@ -117,7 +117,7 @@ def near_square(count: int) -> tuple[int, int]:
 
 @triton.jit(do_not_specialize=["delay_ns"])
 def announce(times: tl.tensor, counter: tl.tensor, delay_ns: tl.tensor) -> None:
-    """Some time after it began, note the time and bump a counter as a tile does; on NVIDIA alone."""
+    """Some time after it began, note the time and bump a counter as a tile does. NVIDIA only."""
     due = globaltimer() + delay_ns.to(tl.int64)
     while globaltimer() < due:  # pyright: ignore[reportOperatorIssue]
         pass
