@@ -9,7 +9,7 @@ import importlib.util
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,58 +38,67 @@ SUMMED = {"float32": 1e-6, "float16": 5e-4, "bfloat16": 4e-3}
 """Of sums of weights, which are rounded before they are summed."""
 
 
+@dataclass(frozen=True)
+class Case:
+    """Sizes and contents of one call, and its tile."""
+
+    batch: int = 2
+    heads: int = 1
+    """Of keys."""
+    rows: int = 20
+    keys: int = 45
+    seed: int = 0
+    spread: float = 1.0
+    """Multiplied into queries."""
+    lengths: tuple[int, ...] = ()
+    """Given where the spec takes them."""
+    kept: float = 0.7
+    """Which part of truths is true."""
+    tile: tuple[int, int] = (16, 16)
+
+
 def run(
     text: str,
-    batch: int = 2,
-    heads: int = 1,
-    rows: int = 20,
-    keys: int = 45,
     *,
-    seed: int = 0,
-    spread: float = 1.0,
-    lengths: tuple[int, ...] = (),
     scaled: Mapping[int, float] | None = None,
     phi: float = 0.0,
     redone: int | None = 0,
-    kept: float = 0.7,
     values: float = 1.0,
     first_sink: float | None = None,
     hidden: int | Mapping[int, int] = 0,
     far: float = 0.0,
-    tile: tuple[int, int] = (16, 16),
     ones: int = 0,
     mutate: tuple[str, str] | None = None,
+    **named: Any,
 ) -> float:
     """Raise AssertionError unless the kernel gives what float64 does; the largest error.
 
-    ``heads`` are those of keys. ``spread`` multiplies queries, and ``scaled`` those of single rows;
-    ``values`` multiplies those; ``first_sink`` is that of the first head; masks keep
-    none of the first ``hidden`` keys (of single rows, and all others, where it says which), and
-    scores are ``far`` from zero; ``redone`` is how many rows are to be computed twice (None: at
-    least one). ``mutate`` is a text of a template or of the module and what to put in its place.
+    ``scaled`` multiplies queries of single rows and ``values`` those; ``first_sink`` is that of the
+    first head; masks keep none of the first ``hidden`` keys (of single rows, and all others, where
+    it says which), and scores are ``far`` from zero; ``redone`` is how many rows are to be computed
+    twice (None: at least one). ``mutate`` is a text of a template or of the module and what to put
+    in its place. The rest are fields of ``Case``.
     """
-    spec = AttentionSpec.parse(text)
-    torch.manual_seed(seed)
-    kernel = build_attention(spec, AttentionTile(*tile, 4, 1, ones))
+    spec, case = AttentionSpec.parse(text), Case(**named)
+    batch, every, rows, keys = case.batch, case.heads * spec.groups, case.rows, case.keys
+    kernel = build_attention(spec, AttentionTile(*case.tile, 4, 1, ones))
     kernel = mutant(kernel, mutate) if mutate else kernel
-    given = operands(spec, batch, heads, rows, keys, spread, kept)
+    given = operands(spec, case)
     given["v"] = given["v"] * values
     hide(given["inputs"], hidden)
     if far:
         given["q"][..., 0], given["k"][..., 0] = far / spec.scale, 1.0
     for row, factor in (scaled or {}).items():
         given["q"][:, :, row] *= factor
-    if spec.lengths:
-        given["lengths"] = torch.tensor(lengths, dtype=torch.int32)
     if first_sink is not None:
         given["sinks"][0] = first_sink
     if spec.takes_phi:
-        given["phi"] = torch.full((heads * spec.groups,), phi)
+        given["phi"] = torch.full((every,), phi)
     # Rows and columns around the result, so that a store outside it is seen.
-    around = torch.full((batch, rows + 2, heads * spec.groups, spec.value_dim + 3), torch.nan)
+    around = torch.full((batch, rows + 2, every, spec.value_dim + 3), torch.nan)
     around = around.to(getattr(torch, spec.dtype))
     out = around.transpose(1, 2)[:, :, 1:-1, 1:-2]
-    lse = torch.full((batch, heads * spec.groups, rows), -7.0)
+    lse = torch.full((batch, every, rows), -7.0)
     counter = torch.tensor([100], dtype=torch.int32)
     kernel(**given, out=out, lse=lse, redone=counter)
     wanted, sums = oracle.attention(spec, **given)
@@ -123,9 +132,8 @@ def hide(inputs: list[torch.Tensor], hidden: int | Mapping[int, int]) -> None:
 def keys_read(text: str, *, hidden: Mapping[int, int], **sizes: int) -> int:
     """How many numbers of K one call loads."""
     spec = AttentionSpec.parse(text)
-    torch.manual_seed(0)
     kernel = build_attention(spec, TILE)
-    given = operands(spec, sizes["batch"], 1, sizes["rows"], sizes["keys"], 1.0, 1.0)
+    given = operands(spec, Case(**sizes, kept=1.0))
     hide(given["inputs"], hidden)
     storage = given["k"].untyped_storage()
     low, high = storage.data_ptr(), storage.data_ptr() + storage.nbytes()
@@ -155,39 +163,38 @@ def difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return torch.where(same, 0.0, (found - wanted).abs()).nan_to_num(math.inf).max().item()
 
 
-def operands(
-    spec: AttentionSpec, batch: int, heads: int, rows: int, keys: int, spread: float, kept: float
-) -> dict[str, Any]:
+def operands(spec: AttentionSpec, case: Case) -> dict[str, Any]:
     """Normal random q, k, v with odd strides, and what the spec takes beside them."""
+    torch.manual_seed(case.seed)
     dtype = getattr(torch, spec.dtype)
-    every = heads * spec.groups
-    q = torch.randn(batch, rows, every, spec.head_dim) * spread
-    k = torch.randn(batch, keys, heads, spec.head_dim + 3)[..., :-3]
-    v = torch.randn(heads, batch, spec.value_dim, keys).permute(1, 0, 3, 2)
+    batch, every = case.batch, case.heads * spec.groups
+    q = torch.randn(batch, case.rows, every, spec.head_dim) * case.spread
+    k = torch.randn(batch, case.keys, case.heads, spec.head_dim + 3)[..., :-3]
+    v = torch.randn(case.heads, batch, spec.value_dim, case.keys).permute(1, 0, 3, 2)
     found: dict[str, Any] = {
         "q": q.to(dtype).transpose(1, 2),
         "k": k.to(dtype).transpose(1, 2),
         "v": v.to(dtype),
-        "inputs": [an_input(item, batch, every, rows, keys, kept) for item in spec.inputs],
+        "inputs": [an_input(item, case, every) for item in spec.inputs],
     }
     if spec.sinks:
         found["sinks"] = torch.randn(every).to(dtype)
+    if spec.lengths:
+        found["lengths"] = torch.tensor(case.lengths, dtype=torch.int32)
     return found
 
 
-def an_input(
-    item: Input, batch: int, heads: int, rows: int, keys: int, kept: float
-) -> torch.Tensor:
-    """Random values of an input of scores; of truths, a part ``kept`` is true."""
+def an_input(item: Input, case: Case, heads: int) -> torch.Tensor:
+    """Random values of an input of scores of so many heads of queries."""
     shape = {
-        "matrix": (batch, 1, rows, keys),
-        "column": (heads, rows, 1),
-        "vector": (batch, 1, 1, keys),
+        "matrix": (case.batch, 1, case.rows, case.keys),
+        "column": (heads, case.rows, 1),
+        "vector": (case.batch, 1, 1, case.keys),
         "one": (heads, 1, 1),
         "scalar": (),
     }[item.shape]
     if item.dtype == "bool":
-        return torch.rand(shape) < kept
+        return torch.rand(shape) < case.kept
     return torch.randn(shape).to(getattr(torch, item.dtype))
 
 
@@ -232,9 +239,7 @@ def errors_by_phi(
     """Of φ at each distance below the rows' maxima: the error beside that of online softmax, both
     root mean squares against float64, and how many of 32 rows were redone."""
     spec = AttentionSpec.parse(text)
-    torch.manual_seed(0)
-    heads = 32
-    given = operands(spec, 1, heads, 1, keys, spread, 1.0)
+    given = operands(spec, Case(1, heads=32, rows=1, keys=keys, spread=spread))
     wanted, _ = oracle.attention(spec, **given)
     q, k = given["q"].double(), given["k"].double()
     highest = (spec.scale * q @ k.transpose(-1, -2)).amax((0, 2, 3)).float()

@@ -19,7 +19,7 @@ from overlapc.codegen.attention.tiles import AttentionTile
 from overlapc.codegen.builder import TEMPLATES, cache_dir
 from overlapc.codegen.interpreting import correct_interpreter
 from tests.codegen import attention_oracle as oracle
-from tests.codegen.attention_cases import difference, mutated, operands
+from tests.codegen.attention_cases import Case, difference, mutated, operands
 from tests.codegen.decode_cases import shuffled_grid
 
 correct_interpreter()
@@ -33,33 +33,24 @@ FEW = ("one", "scalar")
 
 def run(
     text: str,
-    batch: int = 2,
-    heads: int = 1,
-    rows: int = 20,
-    keys: int = 45,
     *,
-    seed: int = 0,
-    spread: float = 1.0,
-    lengths: tuple[int, ...] = (),
-    kept: float = 0.7,
-    tile: tuple[int, int] = (16, 16),
     sums: bool = False,
     shared: tuple[int, ...] = (),
     mutate: tuple[str, str] | None = None,
+    **named: Any,
 ) -> float:
     """Raise AssertionError unless the gradients are those of float64; the largest error.
 
-    ``heads`` are those of keys; ``sums``: logarithms of sums have a gradient as well; ``shared``:
-    dimensions in which the first input has one element for all, of two or more. ``mutate`` is
-    a text of a template or of a module and what to put in its place.
+    ``sums``: logarithms of sums have a gradient as well; ``shared``: dimensions in which the first
+    input has one element for all, of two or more. ``mutate`` is a text of a template or of a module
+    and what to put in its place. The rest are fields of ``Case``.
     """
-    spec = AttentionSpec.parse(text)
-    given, left = prepare(
-        spec, batch, heads, rows, keys, seed, spread, lengths, kept, tile, sums, shared
-    )
+    spec, case = AttentionSpec.parse(text), Case(**named)
+    spread = case.spread
+    given, left = prepare(spec, case, shared, sums=sums)
     wanted = by_autograd(spec, given, left["slopes"], left["lse_gradient"])
     floats = [index for index, item in enumerate(spec.inputs) if item.dtype != "bool"]
-    backward = made(spec, tile, floats, mutate)
+    backward = made(spec, case.tile, floats, mutate)
     results, of_inputs, around = gradients(backward, given, left)
     errors = {name: error_of(results[name], wanted[name], spec.dtype, spread) for name in results}
     for index in floats:
@@ -76,23 +67,12 @@ def run(
     return max(errors.values())
 
 
-def bits(
-    text: str,
-    batch: int = 2,
-    heads: int = 1,
-    rows: int = 20,
-    keys: int = 45,
-    *,
-    orders: int = 2,
-    tile: tuple[int, int] = (16, 16),
-    shared: tuple[int, ...] = (),
-    kept: float = 0.7,
-) -> None:
+def bits(text: str, *, orders: int = 2, shared: tuple[int, ...] = (), **named: Any) -> None:
     """Raise AssertionError unless every order of programs gives the same bits."""
-    spec = AttentionSpec.parse(text)
-    given, left = prepare(spec, batch, heads, rows, keys, 0, 1.0, (), kept, tile, False, shared)
+    spec, case = AttentionSpec.parse(text), Case(**named)
+    given, left = prepare(spec, case, shared)
     floats = [index for index, item in enumerate(spec.inputs) if item.dtype != "bool"]
-    backward = made(spec, tile, floats)
+    backward = made(spec, case.tile, floats)
 
     def all_of() -> list[torch.Tensor]:
         results, of_inputs, _ = gradients(backward, given, left)
@@ -107,29 +87,15 @@ def bits(
 
 
 def prepare(
-    spec: AttentionSpec,
-    batch: int,
-    heads: int,
-    rows: int,
-    keys: int,
-    seed: int,
-    spread: float,
-    lengths: tuple[int, ...],
-    kept: float,
-    tile: tuple[int, int],
-    sums: bool,
-    shared: tuple[int, ...],
+    spec: AttentionSpec, case: Case, shared: tuple[int, ...], *, sums: bool = False
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Operands of the forward, and what the backward takes beside them."""
-    torch.manual_seed(seed)
-    given = operands(spec, batch, heads, rows, keys, spread, kept)
+    given = operands(spec, case)
     if spec.inputs and str(spec.inputs[0]) == "matrix:float32":
-        sizes = (batch, heads * spec.groups, rows, keys)
+        sizes = (case.batch, case.heads * spec.groups, case.rows, case.keys)
         own = [1 if index in shared else size for index, size in enumerate(sizes)]
         given["inputs"][0] = torch.randn(own)
-    if spec.lengths:
-        given["lengths"] = torch.tensor(lengths, dtype=torch.int32)
-    out, lse = forward(spec, given, tile)
+    out, lse = forward(spec, given, case.tile)
     slopes = torch.randn(out.shape).to(out.dtype).transpose(1, 2).contiguous().transpose(1, 2)
     of_sums = torch.randn(lse.shape) if sums else None
     return given, {"out": out, "lse": lse, "slopes": slopes, "lse_gradient": of_sums}

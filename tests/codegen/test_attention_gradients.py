@@ -6,17 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from overlapc.codegen.attention.spec import AttentionSpec
+from tests.codegen import attention_specs
 from tests.codegen import score_programs as programs
+from tests.codegen.attention_specs import BRAIN, CAUSAL, HALF, SPEC, WINDOW
+from tests.codegen.catching import wrong_values
 from tests.codegen.pairs import all_pairs
 
-SPEC = AttentionSpec("float32", 16, 16, scale=0.25)
-HALF = replace(SPEC, dtype="float16", softmax="first_tile")
-BRAIN = replace(SPEC, dtype="bfloat16")
-CAUSAL = replace(SPEC, after=0, align="bottom_right")
-WINDOW = replace(CAUSAL, before=9)
-
-BIAS = programs.program("matrix:float32", ("add.Tensor", "%0", "@0"))
 LEAST = programs.program(
     "matrix:bool matrix:float32", ("where.ScalarOther", "@0", "@1", -3.4e38),
     ("add.Tensor", "%0", "%1"),
@@ -25,27 +20,22 @@ LEAST = programs.program(
 
 CASES = {
     "plain": (SPEC, {}),
-    "grouped, ragged heads": (replace(SPEC, groups=3, head_dim=20, value_dim=33), {"heads": 2}),
+    **attention_specs.CASES,
     "causal from the first key": (replace(HALF, after=0), {"rows": 45, "sums": True}),
-    "causal from the last key": (replace(CAUSAL, dtype="bfloat16"), {"tile": (32, 16)}),
     "more rows than keys": (replace(CAUSAL, groups=2), {"rows": 45, "keys": 20}),
-    "a window": (WINDOW, {"rows": 45, "tile": (16, 32)}),
     "lengths": (replace(WINDOW, lengths=True, dead="zero"), {"lengths": (60, 0)}),
     "no keys in a batch": (replace(SPEC, lengths=True), {"lengths": (33, 0)}),
     "sinks": (replace(BRAIN, sinks=True, softmax="sink", groups=2), {"sums": True}),
-    "soft-cap": (replace(SPEC, program=programs.SOFT_CAP, softmax="bound", bound=1.5), {}),
-    "inputs of every shape": (replace(SPEC, program=programs.EVERY_SHAPE, groups=2), {}),
     "rows of no key": (replace(SPEC, program=programs.KEPT, after=0), {"kept": 0.2}),
-    "rows of no key, as torch's own": (
-        replace(HALF, program=programs.KEPT, dead="zero"), {"kept": 0.03},
+    "a bias of each head and batch": (replace(CAUSAL, program=programs.ADDED, groups=2), {}),
+    "a bias of each row and key": (
+        replace(WINDOW, program=programs.ADDED, dtype="float16", groups=2),
+        {"shared": (0, 1), "tile": (32, 16)},
     ),
-    "a bias of each head and batch": (replace(CAUSAL, program=BIAS, groups=2), {}),
-    "a bias of each row and key": (replace(WINDOW, program=BIAS, dtype="float16", groups=2), {
-        "shared": (0, 1), "tile": (32, 16),
-    }),
-    "a bias of each head": (replace(SPEC, program=BIAS, lengths=True, groups=2), {
-        "shared": (0,), "lengths": (45, 20),
-    }),
+    "a bias of each head": (
+        replace(SPEC, program=programs.ADDED, lengths=True, groups=2),
+        {"shared": (0,), "lengths": (45, 20)},
+    ),
     "slopes of each head and key": (replace(CAUSAL, program=programs.ALIBI), {"heads": 2}),
     "a finite mask, of whole rows too": (
         replace(SPEC, program=programs.KEPT_FINITE, after=3), {"kept": 0.0, "rows": 45},
@@ -126,10 +116,8 @@ QUICK_MUTANTS = ("rows of too early a key", "what is not seen has a gradient")
 @pytest.mark.parametrize(("case", "old", "new"), each(MUTANTS, QUICK_MUTANTS))
 def test_a_mutant_is_caught(interpreted, case, old, new):
     spec, named = CASES[case]
-    with pytest.raises(AssertionError) as caught:
+    with wrong_values():
         interpreted("attention_gradient_cases.run", str(spec), **named, mutate=(old, new))
-    for harmless in ("no single", "SyntaxError", "ImportError", "NameError", "CompilationError"):
-        assert harmless not in str(caught.value)
 
 
 @pytest.mark.long

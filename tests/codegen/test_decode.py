@@ -12,6 +12,7 @@ from overlapc.codegen.attention.policies import POLICIES
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile
 from overlapc.errors import KernelError
+from tests.codegen.catching import wrong_values
 
 SPEC = AttentionSpec("float32", 32, 32, groups=3, scale=32**-0.5)
 CAUSAL = replace(SPEC, after=0, align="bottom_right")
@@ -297,10 +298,8 @@ MUTANTS = {
 def test_a_mutant_of_the_template_is_caught(interpreted, name):
     spec, cache, call, case, changes = MUTANTS[name]
     check(interpreted, spec, cache, call, **case)
-    with pytest.raises(AssertionError) as caught:
+    with wrong_values():
         check(interpreted, spec, cache, call, mutate=changes, **case)
-    message = str(caught.value)
-    assert not any(word in message for word in ("no single", "SyntaxError", "NameError"))
 
 
 TILE = AttentionTile(16, 16, 4, 2)

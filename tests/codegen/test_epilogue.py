@@ -9,6 +9,7 @@ from overlapc.codegen import GemmSpec
 from overlapc.codegen.function import function_of
 from overlapc.codegen.lowering import SATURATED, SATURATES_FROM
 from overlapc.codegen.pointwise import RULES
+from tests.codegen.catching import wrong_values
 from tests.codegen.epilogue_cases import MODELS, SCALED, chain_of
 
 LEAST_OPS = 60
@@ -101,7 +102,5 @@ MUTANTS = {
 @pytest.mark.parametrize("mutation", MUTANTS.values(), ids=MUTANTS.keys())
 def test_a_mutant_of_the_module_is_caught(interpreted, mutation):
     text = spec_of(MODELS["in float32 between"], "bfloat16")
-    with pytest.raises(AssertionError) as caught:
+    with wrong_values():
         interpreted("gemm_cases.run", text, 42, 48, 33, (16, 26), mutate=mutation)
-    assert "no single" not in str(caught.value)
-    assert "StopIteration" not in str(caught.value)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from overlapc.codegen import GemmSpec
+from tests.codegen.catching import wrong_values
 
 SPEC = GemmSpec("float32", "float32", 32, 32, 32, sweep=2)
 HALF = replace(SPEC, dtype="float16", out="float16")
@@ -199,8 +200,5 @@ def test_what_mutants_are_made_of_is_right(interpreted, case):
 )
 def test_a_mutant_of_the_template_is_caught(interpreted, case, name, mutation):
     spec, sizes, named = CASES[case]
-    with pytest.raises(AssertionError) as caught:
+    with wrong_values():
         interpreted("gemm_cases.run", str(spec), *sizes, **named, mutate=mutation)
-    assert "no single" not in str(caught.value)
-    assert "StopIteration" not in str(caught.value)
-    assert "SyntaxError" not in str(caught.value)
