@@ -135,7 +135,8 @@ def _check_type(name: str, value: object) -> None:
     raise OptionError(
         f"Option {name!r} is {value!r} of type {type(value).__name__}.",
         where="options of backend 'overlapc'",
-        remedy=f"give a value of type {' or '.join(t.__name__ for t in allowed)}",
+        remedy=f"give a value of type {' or '.join(t.__name__ for t in allowed)}"
+        + (" or list" if tuple in allowed else ""),
     )
 
 

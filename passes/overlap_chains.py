@@ -162,7 +162,7 @@ def match(start: fx.Node) -> list[Chain] | Refusal:
     try:
         ranks = resolve(collective.group).size()
     except GroupError as error:
-        return Refusal(start, "no_target", f"There is nothing to plan for: {error.what}")
+        return _no_target(start, error)
     found = []
     if collective.name != "all_gather":
         found.append(read_producer(collective, ranks))
@@ -182,7 +182,7 @@ def decide(chain: Chain, compilation: Compilation) -> Decision | Refusal:
     try:
         target = compilation.target_for(chain.gemms[0].device, chain.collective.group)
     except (TargetError, GroupError) as error:
-        return Refusal(node, "no_target", f"There is nothing to plan for: {error.what}")
+        return _no_target(node, error)
     if why := _why_no_dtype(chain):
         return Refusal(node, "dtype", f"{why}: torch runs it as it is.")
     remember(target)
@@ -289,6 +289,11 @@ def _tried_batches(problem: Problem, batches: int) -> Iterator[Problem]:
         m = batches * each
         extra = problem.epilogue_bytes * m // problem.m if problem.m else 0
         yield replace(problem, m=m, row_multiple=each, epilogue_bytes=extra)
+
+
+def _no_target(node: fx.Node, error: OverlapcError) -> Refusal:
+    text = f"There is nothing to plan for: {error.what} Remedy: {error.remedy}."
+    return Refusal(node, "no_target", text)
 
 
 def _no_plan(node: fx.Node, error: OverlapcError) -> Refusal:

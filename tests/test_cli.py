@@ -139,8 +139,35 @@ def test_report_prints_a_saved_report(capsys, tmp_path):
         assert capsys.readouterr().out == str(report)
 
 
-def test_report_of_a_directory_without_one(capsys, tmp_path):
-    assert str(tmp_path / "report.json") in error_of(capsys, "report", str(tmp_path))
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (None, "cannot be read: No such file or directory."),
+        (b"", "cannot be read: Expecting value"),
+        (b"\xff\xfe", "cannot be read: it is no text."),
+        (b"[1]", "cannot be read: the text is no report."),
+        (b'{"overlapc_report": 99}', "it has format 99, and this overlapc reads"),
+        (b'{"overlapc_report": 1}', "cannot be read: "),
+    ],
+)
+def test_report_of_what_is_none(capsys, tmp_path, content, what):
+    path = tmp_path / "report.json"
+    if content is not None:
+        path.write_bytes(content)
+    for given in (tmp_path, path):
+        text = error_of(capsys, "report", str(given))
+        assert what in text
+        assert f"where: {path}\n" in text
+
+
+def test_report_of_a_file_of_another_name(capsys, tmp_path):
+    """It is taken for a directory, and the message names what was looked for in it."""
+    path = tmp_path / "notes.txt"
+    path.write_text("{}")
+    for given in (path, tmp_path / "absent.json"):
+        text = error_of(capsys, "report", str(given))
+        assert str(given) in text
+        assert "name a directory that Report.save wrote" in text
 
 
 def test_plan_takes_every_collective_in_its_orders(capsys):
@@ -304,10 +331,43 @@ def test_explain_passes_inputs_keywords_and_target(capsys, module, monkeypatch):
     assert asked == [("the model", {"target": "mi300x"}, None), ("the model", options, True)]
 
 
-def test_an_option_without_a_value_is_a_usage_error(capsys, module):
-    with pytest.raises(SystemExit):
-        main(["explain", f"{module}:plain", "--option", "overlap"])
-    assert "is not NAME=VALUE" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("option", "what", "remedy"),
+    [
+        ("overlp=chunked", "There is no option 'overlp'.", "did you mean 'overlap'?"),
+        ("overlap=chunkd", "'overlap' cannot be 'chunkd'.", "did you mean 'chunked'?"),
+        ("overlap=", "'overlap' cannot be ''.", "choose one of 'auto'"),
+        ("overlap=5", "is 5 of type int.", "type str"),
+        ("fuel=many", "is 'many' of type str.", "type int"),
+        ("fuel=-2", "'fuel' cannot be -2.", "-1 for no limit"),
+        ("verify=1", "is 1 of type int.", "type bool"),
+        ("agreement_seconds=NaN", "cannot be nan.", "above zero"),
+        ("disable=overlap_chains", "of type str.", "list"),
+        ('disable=["overlap_chain"]', "no pass 'overlap_chain'", "overlap_chains"),
+        ("target=nowhere", "no target named 'nowhere'", "overlapc calibrate"),
+    ],
+)
+def test_explain_says_what_is_wrong_with_an_option(capsys, module, option, what, remedy):
+    text = error_of(capsys, "explain", f"{module}:plain", "--dynamic", "--option", option)
+    said = dict(line.strip().split(": ", 1) for line in text.splitlines())
+    assert what in said["error"]
+    assert said["where"]
+    assert remedy in said["remedy"]
+
+
+def test_explain_says_what_is_wrong_with_an_option_of_inductor(capsys, module):
+    option = 'inductor={"cpp_wraper": true}'
+    text = error_of(capsys, "explain", f"{module}:plain", "--option", option)
+    assert "Inductor has no configuration 'cpp_wraper'" in text
+    assert "did you mean 'cpp_wrapper'?" in text
+
+
+@pytest.mark.parametrize("option", ["overlap", "=chunked", ""])
+def test_explain_takes_options_with_a_name_and_a_value(capsys, module, option):
+    with pytest.raises(SystemExit) as caught:
+        main(["explain", f"{module}:plain", "--option", option])
+    assert caught.value.code == 2
+    assert f"{option!r} is not NAME=VALUE, such as overlap=chunked" in capsys.readouterr().err
 
 
 def test_the_version_is_that_of_the_package(capsys):

@@ -34,7 +34,7 @@ def quantum(costs: Costs, max_units: int = MAX_UNITS) -> int:
     """
     tile, granule = costs.tile, costs.granule
     unit = lcm(tile, granule)
-    if unit > tile and unit * FEW_UNITS > costs.size:
+    if unit * FEW_UNITS > costs.size:
         unit = granule * -(-tile // granule)
     return unit * max(1, -(-costs.size // (unit * max_units)))
 

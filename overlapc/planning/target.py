@@ -208,7 +208,8 @@ class Target:
         raise TargetError(
             f"There is no target named {text!r}.{f' Did you mean {near[0]!r}?' if near else ''}",
             where=f"shipped targets and {stored.parent}",
-            remedy=f"choose one of {', '.join(shipped_names())}, or give a path ending in .json",
+            remedy=f"choose one of {', '.join(shipped_names())}, measure this machine by overlapc "
+            "calibrate, or give a path ending in .json",
         )
 
     def renamed(self, name: str) -> Target:

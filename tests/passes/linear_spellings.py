@@ -147,6 +147,22 @@ def fp8_repeated_both(x, w, scale):
     return F.linear(x, wide.to(x.dtype))
 
 
+def int8_wide_scale(x, w, scale):
+    """As torchao spells columns of int8: it holds the scales in float32."""
+    return (x @ w.t().to(x.dtype)) * scale.to(x.dtype).view(-1)
+
+
+def fp8_turned(x, w, scale):
+    """As torchao dequantises columns of fp8: it turns weight and scales first."""
+    return x @ (w.t().to(torch.float32) * scale.t()).to(x.dtype)
+
+
+def fp8_turned_repeated(x, w, scale):
+    """... and groups."""
+    wide = w.t().to(torch.float32) * scale.t().repeat_interleave(16, dim=0)
+    return x @ wide.to(x.dtype)
+
+
 def int8_up(x, gate, up, scale):
     """Two weights that are scaled alike."""
     wide = [(w.to(x.dtype) * scale[:, None]) for w in (gate, up)]
@@ -199,6 +215,16 @@ READ = {
                                 bf16(())), [(1, "")]),
     "int8_zeros": (int8_zeros, (bf16(ROWS, WIDE), bytes8(INNER, WIDE), bf16(INNER, WIDE // 16),
                                 bytes8(INNER, WIDE // 16)), [(1, "")]),
+    "int8_zeros_wide_scale": (int8_zeros, (bf16(ROWS, WIDE), bytes8(INNER, WIDE),
+                                           bf16(INNER, WIDE // 16).float(),
+                                           bytes8(INNER, WIDE // 16)), [(1, "")]),
+    "int8_wide_scale": (int8_wide_scale, (bf16(ROWS, WIDE), bytes8(INNER, WIDE),
+                                          bf16(INNER, 1).float()), [(1, "mul")]),
+    "fp8_turned": (fp8_turned, (bf16(ROWS, WIDE), bytes8(INNER, WIDE).to(torch.float8_e4m3fn),
+                                bf16(INNER, 1).float()), [(1, "")]),
+    "fp8_turned_repeated": (fp8_turned_repeated,
+                            (bf16(ROWS, WIDE), bytes8(INNER, WIDE).to(torch.float8_e4m3fn),
+                             bf16(INNER, WIDE // 16).float()), [(1, "")]),
     "int8_zeros_up": (int8_zeros_up, (bf16(ROWS, WIDE), bytes8(INNER, WIDE), bytes8(INNER, WIDE),
                                       bf16(INNER, 1), bytes8(INNER, 1)), [(2, "mul")]),
     "fp8_repeated": (fp8_repeated, (bf16(ROWS, WIDE), bytes8(INNER, WIDE).to(torch.float8_e4m3fn),

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
+from torch._dynamo.exc import BackendCompilerFailed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import (
@@ -19,8 +20,10 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from overlapc.errors import OptionError
+from overlapc import backend
+from overlapc.errors import OptionError, TargetError
 from overlapc.planning.search import plan
+from overlapc.planning.target import stored_path
 from overlapc.planning.tuned import TunedPlan
 from tests.passes.catalogue import (
     COLUMNS,
@@ -174,6 +177,39 @@ def test_what_leaves_passes_out_is_named(explained, options, reason):
     assert (site.decision, site.code) == ("refused", "disabled")
     assert reason in site.reason
     assert all("overlapc" not in after for _, after in result.graphs.values())
+
+
+@pytest.mark.parametrize("verify", [False, True], ids=["", "verify"])
+def test_a_stored_target_that_cannot_be_read_refuses_its_sites(explained, verify):
+    """Nothing to plan for is no error of the program; what "auto" found and why is said."""
+    path = stored_path("cpu-fake-2")
+    path.parent.mkdir(parents=True)
+    path.write_text('{"overlapc_target": 99}')
+    with torch.no_grad():
+        result = explained(in_place, x2(), weight(), verify=verify)
+    (site,) = result.report.sites
+    assert (site.decision, site.code) == ("refused", "no_target")
+    assert "format 99" in site.reason
+    assert "Remedy: calibrate again with this version" in site.reason
+    assert all((before != after) == verify for before, after in result.graphs.values())
+
+
+@pytest.mark.parametrize("target", ["cpu-gloo-2", "absent/machine.json"])
+def test_a_target_that_is_not_there_is_an_error_before_anything_is_compiled(
+    fake_group, monkeypatch, tmp_path, target
+):
+    """The mutant that loads it in a pass compiles first, or on a warm cache never."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiled = []
+    monkeypatch.setattr(backend, "compile_fx", lambda *args, **_: compiled.append(args))
+    function = torch.compile(in_place, backend="overlapc", options={"target": target})
+    with pytest.raises(BackendCompilerFailed) as caught, torch.no_grad():
+        function(x2(), weight())
+    error = caught.value.inner_exception
+    assert isinstance(error, TargetError)
+    assert target in str(error)
+    assert "overlapc calibrate" in error.remedy
+    assert not compiled
 
 
 def test_forced_schedule_is_obeyed_where_it_does_not_pay(explained):

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -24,12 +25,14 @@ from overlapc.planning.target import Target, stored_path
 from overlapc.planning.tiles import MOST_SUMS, Tile, tiles_for
 from overlapc.planning.tuned import TunedPlan
 from overlapc.reporting.records import Report
+from overlapc.runtime import measuring
 from overlapc.runtime.trials import Trial
 from overlapc.tuning import (
     FEWEST_ROUNDS,
     FINALISTS,
     FIRST_ROUNDS,
     LAST_ROUNDS,
+    MOST_ROUNDS,
     _candidates,
     tune_chains,
 )
@@ -120,11 +123,17 @@ def test_a_trial_by_columns_sends_what_is_planned(
                 assert 0 < run.computing <= run.seconds
 
 
+def at_once(problems: Any, *, seconds: float = 0.0, save: bool = False, **more: Any) -> Target:
+    """Tune with times that are made up, between which no link has to rest."""
+    with mock.patch.object(measuring, "REST_SECONDS", 0.0):
+        return tune_chains(problems, seconds=seconds, save=save, **more)
+
+
 def favours_columns(rank: int, problem: Problem, target: Target) -> Any:
     def run(plan: Plan) -> float:
         return 1.0 if plan.by == "columns" else 2.0
 
-    return tune_chains([problem], target=target, run=run, seconds=0.1, save=False)
+    return at_once([problem], target=target, run=run)
 
 
 def test_columns_that_win_are_what_is_planned(pair: Ranks) -> None:
@@ -159,7 +168,7 @@ def favours_tile(
         return rank != lacking or plan.tile != favourite
 
     target = Target.load("h100-nvlink")
-    made = tune_chains([KERNEL], target=target, run=run, can_run=can_run, seconds=0.1, save=False)
+    made = at_once([KERNEL], target=target, run=run, can_run=can_run)
     return made, ran
 
 
@@ -197,7 +206,7 @@ def tuned_by(
     # Others than rank 0 come with other chains and another target, and get rank 0's.
     if rank:
         problems, target = [], machine("other", 1e3)
-    return tune_chains(problems, target=target, run=run, seconds=0.1, save=save), ran
+    return at_once(problems, target=target, run=run, save=save), ran
 
 
 def in_turns(ran: Sequence[tuple[int, ...]], plans: int) -> set[tuple[int, ...]]:
@@ -242,7 +251,7 @@ def lucky_first(
             return 1.0 if seen[lucky] <= rounds else 9.0
         return 2.0 if plan.rows == steady else 3.0
 
-    return tune_chains([problem], target=SLOW_LINK, run=run, seconds=0.1, save=False)
+    return at_once([problem], target=SLOW_LINK, run=run)
 
 
 def test_luck_in_the_first_rounds_does_not_win(pair: Ranks) -> None:
@@ -273,7 +282,28 @@ def quick_only(rank: int, problem: Problem, rows: tuple[int, ...], target: Targe
     def run(plan: Plan) -> float:
         return 1.0 if plan.rows == rows else 2.0
 
-    return tune_chains([problem], target=target, run=run, seconds=0.1, save=False), None
+    return at_once([problem], target=target, run=run), None
+
+
+def rounds_of(rank: int, problem: Problem, seconds: Sequence[float]) -> tuple[int, int]:
+    """How often a rank that allows so many seconds runs the serial plan, and others."""
+    ran: Counter[bool] = Counter()
+
+    def run(plan: Plan) -> float:
+        ran[plan.schedule == "serial"] += 1
+        return 1.0
+
+    at_once([problem], target=SLOW_LINK, run=run, seconds=seconds[rank])
+    return ran[True], ran[False]
+
+
+def test_the_seconds_of_the_first_rank_count(pair: Ranks) -> None:
+    """The mutant in which each rank's own count leaves one alone with its rounds."""
+    problem = chains(2)[0]
+    for seconds, rounds in (((0.0, 1e6), FEWEST_ROUNDS), ((1e6, 0.0), MOST_ROUNDS)):
+        one, other = pair.run(rounds_of, problem, seconds, timeout=60)
+        assert one == other
+        assert one[0] == 1 + FIRST_ROUNDS + rounds + LAST_ROUNDS
 
 
 def test_chains_of_a_report_are_run_for_real(pair: Ranks) -> None:
