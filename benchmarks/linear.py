@@ -1,162 +1,217 @@
-"""Linear layers of few rows on a processor: what could beat the library, paired.
+"""Linear layers of few rows on a processor: Inductor against overlapc, paired.
 
-``python -m benchmarks.linear`` times ``F.linear`` as Inductor compiles it against the library with
-its operands in other places, oneDNN with packed weights, and Inductor's own templates, from cold
-caches, and writes benchmarks/results/linear.md.
+``python -m benchmarks.linear`` (half an hour) calibrates the layers of a small Llama as ``overlapc
+calibrate --linear`` does, in a cache of its own; then compiles each by Inductor, by Inductor with
+all that a user may have it try, and by overlapc, and measures afresh from cold caches. It writes
+linear.md and linear.json to benchmarks/results, and what was calibrated as linear_table.md and
+linear_table.svg, with M1 and M2. ``--only down --rows 1,8 --seconds 1`` takes a minute or two.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+import os
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch._inductor import config as inductor_config
+from torch import nn
 
+import overlapc
 from benchmarks.attention import Alone
+from benchmarks.jobs import about, write_results
+from benchmarks.linear_plot import plot
+from benchmarks.linear_rows import (
+    AGAIN,
+    INDUCTOR,
+    OVERLAPC,
+    OVERLAPC_VARYING,
+    TUNED,
+    VARYING,
+    LinearRow,
+    cells,
+    page,
+    to_json,
+)
 from benchmarks.paired import Samples, measure
-from overlapc.runtime.linear_trials import COLD_BYTES
-from overlapc.runtime.linear_ways import swapped, vectors
+from overlapc.linear_tuning import calibrate_linears, layers_of
+from overlapc.planning.linear_table import LinearTable
 
-PEER, AGAIN = "inductor", "inductor again"
-ROWS = (1, 2, 4, 8, 16, 32, 64)
-SHAPES = {"qkv": (1536, 1024), "o": (1024, 1024), "gate, up": (5632, 1024), "down": (1024, 2816),
+NAME = "linear"
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
+"""The last is beyond all that an op takes: what it costs to leave it to the library."""
+VARYING_ROWS, TUNED_ROWS = (2, 8, 64, 128), (1, 8, 64)
+"""Where these are compiled as well, each for seconds."""
+SHAPES = {"qkv": (1536, 1024), "o": (1024, 1024), "gate": (2816, 1024), "down": (1024, 2816),
           "head": (32000, 1024)}  # fmt: skip
 """Columns and contracted size of the layers of a small Llama, and of its vocabulary."""
-MOST_COPIES = 16
+COLD_BYTES = 96 << 20
+"""Of weights of one call: three times the last cache of the machine that was measured first."""
+MOST_WEIGHTS = 48
+FEWEST_ROUNDS, MOST_ROUNDS = 15, 100
+EVERYTHING = {"max_autotune": True, "freezing": True}
+"""Inductor has C++ templates only for weights that are frozen."""
 
-Linear = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Of rows [m, k] and a weight [n, k]."""
+Call = Callable[[], Any]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One layer at one row count."""
+    """One layer."""
 
     name: str
-    rows: int
     n: int
     k: int
     dtype: torch.dtype
 
     def __str__(self) -> str:
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"{self.name}, {self.rows}x{self.n}x{self.k} {dtype}"
+        return f"{self.name}, {self.n}x{self.k} {str(self.dtype).removeprefix('torch.')}"
+
+    @property
+    def weights(self) -> int:
+        """How many a call reads."""
+        size = self.n * self.k * self.dtype.itemsize
+        return min(MOST_WEIGHTS, max(2, math.ceil(COLD_BYTES / size)))
+
+    def x(self, rows: int) -> torch.Tensor:
+        """So many random rows."""
+        return torch.randn(rows, self.k).to(self.dtype)
+
+
+class Layers(nn.Module):
+    """Layers that are alike but for their weights, of the same rows.
+
+    One graph calls all of them, as a model's does, so that what a call of a graph costs by itself
+    is no part of what is compared.
+    """
+
+    def __init__(self, case: Case, count: int) -> None:
+        super().__init__()
+        made = [nn.Linear(case.k, case.n, bias=False, dtype=case.dtype) for _ in range(count)]
+        self.layers = nn.ModuleList(made)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """The result of each."""
+        return [layer(x) for layer in self.layers]
 
 
 def cases() -> Iterator[Case]:
-    """Every layer at every row count in both dtypes."""
+    """Every layer in both dtypes."""
     for dtype in (torch.float32, torch.bfloat16):
         for name, (n, k) in SHAPES.items():
-            for rows in ROWS:
-                yield Case(name, rows, n, k, dtype)
+            yield Case(name, n, k, dtype)
 
 
-def by_inductor(x: torch.Tensor, w: torch.Tensor, **changes: Any) -> Linear:
-    """``F.linear`` compiled for such operands."""
-    with inductor_config.patch(**changes):
-        torch._dynamo.reset()
-        run = torch.compile(lambda x, w: F.linear(x, w), dynamic=False)
-        run(x, w)
-    return run
+def calibrated(case: Case, seconds: float) -> LinearTable:
+    """Measure the case's layer, and remember it with those before."""
+    return calibrate_linears(layers_of(Layers(case, 1), (case.x(8),)), seconds=seconds)
 
 
-def packed(x: torch.Tensor, weights: list[torch.Tensor]) -> Linear:
-    """oneDNN with weights that it has laid out anew: a second copy that sees no change of them."""
-    reorder = torch.ops.mkldnn._reorder_linear_weight
-    held = {w.data_ptr(): reorder(w, len(x)) for w in weights}
-    compute = torch.ops.mkldnn._linear_pointwise
+def compiled(model: nn.Module, x: torch.Tensor, **choices: Any) -> Call:
+    """A call of the model as compiled with these choices of ``torch.compile``, warm.
 
-    def run(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        return compute(x, held[w.data_ptr()], None, "none", [], "")
-
-    return run
+    Dynamo keeps those of other choices beside, for it tells them apart.
+    """
+    run = torch.compile(model, **choices)
+    run(x)
+    return lambda: run(x)
 
 
-def candidates(case: Case) -> dict[str, Callable[[], object]]:
-    """A warm call for each way; each call reads another copy of the weight."""
-    x = torch.randn(case.rows, case.k).to(case.dtype)
-    size = case.n * case.k * x.element_size()
-    copies = max(2, min(MOST_COPIES, COLD_BYTES // size))
-    weights = [torch.randn(case.n, case.k).to(case.dtype) for _ in range(copies)]
-    peer = by_inductor(x, weights[0])
-    ways: dict[str, Linear] = {PEER: peer, AGAIN: peer, "library": F.linear}
-    ways["swapped"] = lambda x, w: swapped(None, x, w.t())
-    if case.rows <= 2:
-        ways["vectors"] = lambda x, w: vectors(None, x, w.t())
-    templates = {"max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"}
-    with suppress(Exception):  # not every build of torch has them
-        ways["inductor's templates"] = by_inductor(x, weights[0], **templates)
-    if torch.backends.mkldnn.is_available():
-        ways["oneDNN, packed"] = packed(x, weights)
-
-    def in_turn(way: Linear) -> Callable[[], object]:
-        number = count()
-        return lambda: way(x, weights[next(number) % copies])
-
-    found = {name: in_turn(way) for name, way in ways.items()}
-    for call in found.values():
-        call()
-        call()
+def candidates(model: nn.Module, x: torch.Tensor) -> dict[str, Call]:
+    """A warm call for each way to compile the model for these rows."""
+    torch._dynamo.reset()
+    rows = len(x)
+    inductor = compiled(model, x, dynamic=False)
+    found = {INDUCTOR: inductor, AGAIN: inductor}
+    found[OVERLAPC] = compiled(model, x, backend="overlapc", dynamic=False)
+    if rows in VARYING_ROWS:
+        found[VARYING] = compiled(model, x, dynamic=True)
+        found[OVERLAPC_VARYING] = compiled(model, x, backend="overlapc", dynamic=True)
+    if rows in TUNED_ROWS:
+        found[TUNED] = compiled(model, x, dynamic=False, options=EVERYTHING)
     return found
 
 
-def timed(found: dict[str, Callable[[], object]], seconds: float) -> Samples:
+def timed(found: dict[str, Call], seconds: float) -> Samples:
     """Rounds of about ``seconds`` in total."""
+    for call in found.values():
+        call()
     start = time.perf_counter()
     for call in found.values():
         call()
     once = time.perf_counter() - start
-    rounds = max(31, min(300, int(seconds / once)))
+    rounds = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(seconds / once)))
     return measure(found, Alone(), rounds=rounds, seed=0)
 
 
-COLUMNS = ("library", "swapped", "vectors", "inductor's templates", "oneDNN, packed")
+def decided(model: nn.Module, x: torch.Tensor, *, dynamic: bool) -> str:
+    """What overlapc does with each of the layers: ``rewritten [measured]``."""
+    sites = overlapc.explain(model, dynamic=dynamic)(x).sites
+    return ", ".join(dict.fromkeys(f"{site.decision} [{site.code}]" for site in sites))
 
 
-def row(case: Case, samples: Samples) -> str:
-    """One line of the table."""
-    ratios = [
-        str(samples.ratio(PEER, name)) if name in samples.seconds else "-"
-        for name in (AGAIN, *COLUMNS)
-    ]
-    shown = [str(case), f"{1e6 * samples.median(PEER):.0f}", *ratios, str(samples.rounds)]
-    return f"| {' | '.join(shown)} |"
+def error_of(model: Layers, x: torch.Tensor, call: Call) -> float:
+    """Of the first layer's values in a call, relative to the largest, against float64."""
+    weight: Any = model.layers[0].weight
+    (first, *_), right = call(), x.double() @ weight.double().t()
+    return float((first.double() - right).abs().max() / right.abs().max())
 
 
-def main() -> None:
-    """Print the table and write it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each row, about")
-    parser.add_argument("--only", default="", help="rows whose name contains this")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    given = parser.parse_args()
-    head = ["layer", "inductor, us", AGAIN, *COLUMNS, "rounds"]
-    lines = [
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads,"
-        f" {time.strftime('%Y-%m-%d')}. Weights are read from cold caches. Ratios are of the time"
-        " of `F.linear` as Inductor compiles it, paired by round, with their 95 % interval: above"
-        " 1 a candidate is faster.",
-        "",
-        f"| {' | '.join(head)} |",
-        f"|{'---|' * len(head)}",
-    ]
+def measured(case: Case, model: Layers, rows: int, seconds: float) -> LinearRow:
+    """Compile and time one layer at one row count."""
+    x = case.x(rows)
+    one = Layers(case, 1)
+    varies = rows in VARYING_ROWS
+    decisions = [decided(one, x, dynamic=d) if d <= varies else "" for d in (False, True)]
+    found = candidates(model, x)
+    error = max(error_of(model, x, call) for name, call in found.items() if OVERLAPC in name)
+    return LinearRow(str(case), rows, case.weights, timed(found, seconds), *decisions, error)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Calibrate, measure, print every row, and write all of it."""
+    given = _parser().parse_args(argv)
+    if given.name is None and (given.only or given.rows != ROWS):
+        given.name = f"{NAME}_part"
+    name, head = given.name or NAME, about("benchmarks.linear", argv or sys.argv[1:], 1)
+    head = {k: v for k, v in head.items() if k not in ("ranks", "link")}
+    head["threads"] = str(torch.get_num_threads())
+    rows: list[LinearRow] = []
     for case in cases():
-        if given.only in str(case):
-            lines.append(row(case, timed(candidates(case), given.seconds)))
-            print(lines[-1], flush=True)
-            if not given.only:  # row by row: a run that is cut short leaves what it measured
-                given.out.mkdir(parents=True, exist_ok=True)
-                (given.out / "linear.md").write_text("\n".join(lines) + "\n")
+        if given.only not in str(case):
+            continue
+        plot(calibrated(case, given.calibrating), given.out, f"{name}_table")
+        model = Layers(case, case.weights)
+        for count in given.rows:
+            rows.append(measured(case, model, count, given.seconds))
+            print(" | ".join(cells(rows[-1])), flush=True)
+            # Row by row: a run that is cut short leaves what it measured.
+            write_results(given.out, name, head, list(map(to_json, rows)), page(rows, head))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m benchmarks.linear", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each row, about")
+    text = "to calibrate a layer for, about, if its rounds do not take longer"
+    parser.add_argument("--calibrating", type=float, default=20.0, help=text)
+    parser.add_argument("--only", default="", help="layers whose text contains this")
+    parser.add_argument("--rows", type=_counts, default=ROWS, help="row counts, by default all")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--name", help="of the files, by default linear, or linear_part of a part")
+    return parser
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
 
 
 if __name__ == "__main__":
-    with torch.no_grad():
+    with torch.no_grad(), tempfile.TemporaryDirectory() as own:
+        os.environ["XDG_CACHE_HOME"] = own  # the user's table is neither read nor written
         main()

@@ -31,11 +31,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     table = read(given.table)
     folder = given.out or given.table.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    draw(table, folder / f"{NAME}.svg")
-    (folder / f"{NAME}.md").write_text(page(table))
+    plot(table, folder)
     print(f"written: {folder / NAME}.svg, {folder / NAME}.md")
     return 0
+
+
+def plot(table: LinearTable, folder: Path, name: str = NAME) -> None:
+    """Write NAME.svg and NAME.md to a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    draw(table, folder / f"{name}.svg")
+    (folder / f"{name}.md").write_text(page(table))
 
 
 def read(path: Path) -> LinearTable:

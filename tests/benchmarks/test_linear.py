@@ -1,40 +1,73 @@
-"""The processor's benchmark of linear layers: that every way computes the layer, on tiny ones."""
+"""The processor's benchmark of linear layers: that it compares what it says, on tiny ones."""
 
 from __future__ import annotations
+
+import json
 
 import pytest
 import torch
 
 from benchmarks import linear
-from benchmarks.linear import AGAIN, COLUMNS, PEER, Case, candidates, cases, row
+from benchmarks.linear_rows import (
+    AGAIN,
+    HEADER,
+    INDUCTOR,
+    OVERLAPC,
+    OVERLAPC_VARYING,
+    TUNED,
+    VARYING,
+    LinearRow,
+    cells,
+    page,
+)
 from benchmarks.paired import Samples
 
 
-@pytest.fixture(autouse=True)
-def inference():
-    with torch.no_grad():
-        yield
-    torch._dynamo.reset()
+def row_of(**times: float) -> LinearRow:
+    """Of Inductor at a second, and of its noise and overlapc as given, all without spread."""
+    names = {"again": AGAIN, "ours": OVERLAPC, "varying": OVERLAPC_VARYING}
+    seconds = {INDUCTOR: (1.0,) * 9, VARYING: (1.0,) * 9}
+    seconds |= {names[name]: (value,) * 9 for name, value in times.items()}
+    return LinearRow("o", 8, 4, Samples(seconds), "kept [library]", "", 1e-7)
+
+
+@pytest.mark.parametrize(
+    ("again", "ours", "is_slower"),
+    [(1.0, 1.01, True), (1.0, 0.99, False), (1.05, 1.03, False), (0.95, 1.01, True)],
+)
+def test_slower_is_slower_than_inductor_and_than_its_noise(again, ours, is_slower):
+    assert row_of(again=again, ours=ours).slower(OVERLAPC) == is_slower
+    assert not row_of(again=again, ours=ours).slower(OVERLAPC_VARYING)
+    assert row_of(again=again, ours=0.5, varying=ours).slower(OVERLAPC_VARYING) == is_slower
+
+
+def test_the_page_names_what_is_slower():
+    rows = [row_of(again=1.0, ours=1.5, varying=1.0), row_of(again=1.0, ours=0.5)]
+    said = page(rows, {"date": "today"})
+    assert "`overlapc` was surely slower than `inductor` in 1 of 2: o at 8; and more" in said
+    assert "`overlapc, rows vary` was surely slower than `inductor, rows vary` in 0 of 1;" in said
+    assert all(len(cells(row)) == len(HEADER) for row in rows)
+    assert cells(rows[0])[2] == "250000", "of one of four layers"
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("rows", [1, 8])
-def test_all_ways_compute_the_layer(rows, monkeypatch):
-    monkeypatch.setattr(linear, "COLD_BYTES", 1)
-    monkeypatch.setattr(torch, "randn", lambda *shape: torch.ones(shape).cumsum(-1) / shape[-1])
-    found = candidates(Case("tiny", rows, 24, 32, torch.float32))
-    assert {PEER, AGAIN, "library", "swapped"} <= set(found)
-    assert ("vectors" in found) == (rows == 1)
-    assert ("oneDNN, packed" in found) == torch.backends.mkldnn.is_available()
-    values = [call() for call in found.values()]
-    for value in values:
-        torch.testing.assert_close(value, values[0])
-
-
-def test_every_row_has_as_many_cells_as_the_head():
-    case = next(cases())
-    samples = Samples(dict.fromkeys((PEER, AGAIN, "library", "swapped"), (1e-3,) * 9))
-    cells = row(case, samples).strip("|").split("|")
-    assert len(cells) == len(COLUMNS) + 4
-    assert cells[0].strip() == "qkv, 1x1536x1024 float32"
-    assert cells[5].strip() == "-"
+def test_a_part_is_measured_and_written(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("overlapc.runtime.linear_trials.COLD_BYTES", 1)
+    for name, value in {"SHAPES": {"tiny": (24, 32)}, "COLD_BYTES": 1, "FEWEST_ROUNDS": 9}.items():
+        monkeypatch.setattr(linear, name, value)
+    out = tmp_path / "out"
+    given = "--only float32 --rows 1,8 --seconds 0.01 --calibrating 0.01"
+    with torch.no_grad():
+        linear.main([*given.split(" "), "--out", str(out)])
+    torch._dynamo.reset()
+    one, eight = json.loads((out / "linear_part.json").read_text())["rows"]
+    assert set(one["seconds"]) == {INDUCTOR, AGAIN, OVERLAPC, TUNED}
+    assert set(eight["seconds"]) == {*one["seconds"], VARYING, OVERLAPC_VARYING}
+    assert one["layer"] == "tiny, 24x32 float32"
+    assert max(one["error"], eight["error"]) < 1e-5
+    assert eight["decision"].startswith(("kept", "rewritten"))
+    assert "M2" in (out / "linear_part_table.svg").read_text() or "library" in eight["decision"]
+    assert (out / "linear_part_table.md").exists()
+    assert "| tiny" in (out / "linear_part.md").read_text()
