@@ -20,7 +20,6 @@ from benchmarks.gpu_worker import Row
 from overlapc.codegen.linear_check import LinearCase
 from overlapc.codegen.linear_kernel import build_linear
 from overlapc.planning.linear import FORCED, Gain, LinearProblem, LinearTrial, choose
-from overlapc.planning.linear_costs import weight_bytes
 from overlapc.planning.linear_tiles import FLAT, GEMV, TILE_ROWS
 from overlapc.planning.target import Target
 from overlapc.runtime.linear_kernels import linear_kernel_spec
@@ -176,7 +175,7 @@ def speed(deadline: Deadline, layer: str, rows: int, read: float) -> dict[str, A
     trial = trials.trial(rows, deadline.left())
     (n, *more) = its.columns
     problem = LinearProblem(n, its.k, DTYPE, weights=its.weights, more=tuple(more))
-    bytes_read = weight_bytes(problem)
+    bytes_read = problem.weight_bytes
     best = max(trial.gains, key=lambda gain: gain.median, default=None)
     row: dict[str, Any] = {"row": f"{layer}, {rows} rows", "layer": layer, "rows": rows}
     row["library us"] = 1e6 * trial.library_seconds

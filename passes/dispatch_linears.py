@@ -24,7 +24,7 @@ from overlapc.graphs.nodes import tensor_facts, where
 from overlapc.graphs.normed_linears import with_norm
 from overlapc.graphs.replacing import replace_linear
 from overlapc.passes.base import Compilation, Fuel, Layer
-from overlapc.planning.linear import FORCED, LinearProblem, Regions
+from overlapc.planning.linear import FORCED, LinearProblem, Regions, most_rows
 from overlapc.planning.linear_table import LinearTable
 from overlapc.reporting.records import Site
 from overlapc.runtime import linear  # registers torch.ops.overlapc.linear
@@ -197,10 +197,9 @@ def decide(found: Linear | Refusal, table: LinearTable | str, choice: str) -> Ve
     if isinstance(table, str):
         return Verdict("kept", "no_table", table)
     entry = table.entry(problem)
-    if entry is None:
-        reason = "It was not measured on this machine: overlapc calibrate --linear does."
-        return Verdict("kept", "not_measured", reason)
     rows = found.gemms[0].m
+    if entry is None:
+        return _not_measured(found)
     regions = entry.regions
     if regions.is_empty or (found.is_static and regions.implementation(rows) == "library"):
         at = f"at {rows} rows" if not regions.is_empty else "at any row count"
@@ -209,6 +208,17 @@ def decide(found: Linear | Refusal, table: LinearTable | str, choice: str) -> Ve
         reason = f"It was measured against Inductor without {' and '.join(tuned)}, and won then."
         return Verdict("kept", "autotuned", reason)
     return Verdict("rewritten", "measured", f"Measured here: {regions}.", regions)
+
+
+def _not_measured(layer: Linear) -> Verdict:
+    """Where a measurement may find that ours wins."""
+    (gemm, *_) = layer.gemms
+    ours = most_rows(gemm.dtype, gemm.device)
+    if layer.is_static and gemm.m > max(ours.values()):
+        return Verdict("kept", "many_rows", f"Only the library computes {gemm.m} rows here.")
+    spans = " or ".join(f"{way} at 1 to {most} rows" for way, most in ours.items())
+    reason = f"It was not measured on this machine: overlapc calibrate --linear does. {spans}"
+    return Verdict("kept", "not_measured", f"{reason} may win.")
 
 
 def problem_of(layer: Linear) -> LinearProblem:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from overlapc.planning.linear_tiles import FLAT, FLAT_MOST, GEMV, GEMV_MOST
+from overlapc.planning.linear_tiles import DTYPES, FLAT, FLAT_MOST, GEMV, GEMV_MOST
+from overlapc.planning.problem import SENT_BYTES
 
 LIBRARY = "library"
 OURS = (GEMV, FLAT)
@@ -62,6 +63,12 @@ class LinearProblem:
         """Of all results together."""
         return self.n + sum(self.more)
 
+    @property
+    def weight_bytes(self) -> int:
+        """Of what every row count has to read."""
+        item = {**SENT_BYTES, "int8": 1}[self.held or self.dtype]
+        return self.weights * self.columns * self.k * item
+
 
 @dataclass(frozen=True)
 class Regions:
@@ -98,6 +105,16 @@ class Regions:
 
 FORCED = Regions(1, GEMV_MOST + 1, FLAT_MOST + 1)
 """Where a user asks for what is generated wherever it may be."""
+
+
+def most_rows(dtype: str, device: str) -> dict[str, int]:
+    """Up to how many rows each of ours is there on a type of device, and so may win.
+
+    Nothing narrower is promised: at 64 rows reading a weight of 16 bits takes longer than
+    multiplying by it at the rates of every shipped target, and of narrower ones, which ours alone
+    reads as they lie, a library is given copies.
+    """
+    return {way: rows for way, rows in MOST_ROWS.items() if device == "cpu" or dtype in DTYPES[way]}
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,10 @@ def test_what_was_not_measured_stays(explained):
     stored(layers_of(plain, (weight(2, 3), weight(3, 4))), Regions(1, 3, 9))
     report, changes = changed(explained, mlp, *mlp_inputs())
     assert (said(report), changes) == ([("kept", "not_measured")] * 3, False)
+    assert "gemv at 1 to 2 rows or flat at 1 to 64 rows may win" in report.sites[0].reason
+    torch._dynamo.reset()  # or the row count would be taken to vary
+    report, changes = changed(explained, mlp, *mlp_inputs(shape=(1, 65)))
+    assert (said(report), changes) == ([("kept", "many_rows")] * 3, False)
 
 
 def test_a_table_of_another_version_is_said_to_be_of_no_use(explained):

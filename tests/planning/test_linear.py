@@ -22,8 +22,8 @@ from overlapc.planning.linear import (
     LinearTrial,
     Regions,
     choose,
+    most_rows,
 )
-from overlapc.planning.linear_costs import LinearRates, bounds, may_win
 from overlapc.planning.linear_table import LinearTable, Machine, table_path
 from overlapc.planning.linear_tiles import FLAT, GEMV, LinearTile, splits_for, tile_for
 from overlapc.planning.target import Target
@@ -210,25 +210,26 @@ def test_two_devices_have_two_files(monkeypatch, tmp_path):
     assert table_path(HERE) == table_path(replace(HERE, versions="other"))
 
 
-H200 = Target.load("h200-nvlink")
-RATES = LinearRates.of(
-    *(next(r for r in H200.gemm if r.dtype == d) for d in ("bfloat16", "float32"))
+def test_ours_may_win_where_it_is_there():
+    assert most_rows("bfloat16", "cuda") == {GEMV: 2, FLAT: 64}
+    assert most_rows("float32", "cuda") == {GEMV: 2}
+    assert most_rows("float32", "cpu") == {GEMV: 2, FLAT: 64}
+
+
+@pytest.mark.parametrize(
+    "name", ["a100-nvlink", "h100-nvlink", "h200-nvlink", "mi300x", "rtx4090-pcie"]
 )
+def test_reading_takes_longest_at_every_row_count(name):
+    """Why no rate says where ours cannot win."""
+    (rates,) = [r for r in Target.load(name).gemm if r.dtype == "bfloat16"]
+    assert rates.memory_bytes_per_second is not None
+    assert 2.0 * 64 / rates.flops_per_second < 2 / rates.memory_bytes_per_second
 
 
-def test_bounds_say_where_ordinary_cores_fall_behind():
-    assert RATES is not None
-    found = bounds(PROBLEM, RATES)
-    assert found[GEMV] == 2
-    # 64 rows are half of what the device multiplies while it reads a weight.
-    assert found[FLAT] == 64
-
-
-def test_a_device_that_reads_fast_leaves_nothing_to_win():
-    assert RATES is not None
-    fast = replace(RATES, read=1e18)
-    assert bounds(PROBLEM, fast) == {GEMV: 0, FLAT: 0}
-    assert not may_win(PROBLEM, FLAT, 65, RATES)
+def test_bytes_are_of_all_weights_as_they_lie():
+    problem = LinearProblem(8, 4, "bfloat16", more=(2, 2))
+    assert problem.weight_bytes == 2 * 12 * 4
+    assert replace(problem, held="int8", more=(), weights=2).weight_bytes == 2 * 8 * 4
 
 
 @given(st.integers(1, 1 << 17), st.integers(1, 1 << 15), st.integers(1, 200))
