@@ -24,6 +24,7 @@ TRITON_NAMES = {
     "float8_e5m2": "fp8e5",
     "bool": "i1",
     "int8": "i8",
+    "uint8": "u8",
 }
 DIVISIBLE = [["tt.divisibility", 16]]
 VARYING = ("M", "num_ctas")

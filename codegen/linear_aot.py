@@ -63,7 +63,7 @@ def _weights(spec: LinearSpec, at: int) -> tuple[tuple[Any, ...], dict[Path, int
     if spec.scales:
         types += [f"*{TRITON_NAMES[spec.scales]}", "i32", "i32"]
     if spec.zeros:
-        types += ["*i8", "i32", "i32"]
+        types += [f"*{TRITON_NAMES[spec.zeros]}", "i32", "i32"]
     count, unit = spec.weights * spec.results, UNIT_STRIDES[spec.weight]
     if unit is None:
         return (tuple(types),) * count, {}

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 from overlapc.codegen.builder import load
 from overlapc.codegen.interpreting import correct_interpreter
 from overlapc.codegen.linear_kernel import LinearKernel
-from overlapc.codegen.linear_spec import LinearSpec
+from overlapc.codegen.linear_spec import INTEGERS, LinearSpec
 from overlapc.codegen.oracle import error_over_bound, random_input, random_operand
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 LARGEST_INTEGER = 127
+LARGEST_UNSIGNED = 255
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,9 @@ class LinearCase:
         wide = [weight.to(self.x.dtype) for weight in self.weights]
         if spec.zeros:
             pairs = zip(wide, map(self._spread, self.zeros), strict=True)
-            wide = [w - zero.to(w.dtype) for w, zero in pairs]
+            wide = [(w.to(z.dtype) - z if z.is_floating_point() else w - z.to(w.dtype))
+                    for w, z in pairs]  # fmt: skip
+            wide = [w.to(self.x.dtype) for w in wide] if not spec.group else wide
         if not spec.scales:
             return wide
         if not spec.group:
@@ -109,12 +112,15 @@ def random_weight(spec: LinearSpec, k: int, n: int, device: str) -> Tensor:
     """A random weight ``[k, n]`` in the layout and dtype in which a spec holds it."""
     import torch
 
-    if spec.held != "int8":
+    if spec.held not in INTEGERS:
         return random_operand(spec.weight, k, n, spec.held or spec.dtype, device)
     wide = random_operand(spec.weight, k, n, "float32", device)
     # Into the strides of the operand: a cast keeps those of dense tensors alone.
-    narrow = torch.empty_strided(wide.shape, wide.stride(), dtype=torch.int8, device=device)
-    return narrow.copy_((wide * 32).clamp(-LARGEST_INTEGER, LARGEST_INTEGER).round())
+    narrow = torch.empty_strided(
+        wide.shape, wide.stride(), dtype=getattr(torch, spec.held), device=device
+    )
+    low, high = limits(spec.held)
+    return narrow.copy_((wide * 32 + (low + high) // 2).clamp(low, high).round())
 
 
 def random_scales(spec: LinearSpec, k: int, n: int, device: str) -> Tensor:
@@ -130,8 +136,17 @@ def random_zeros(spec: LinearSpec, k: int, n: int, device: str) -> Tensor:
     import torch
 
     shape = (_groups(spec, k), n, 2)
-    made = torch.randint(-LARGEST_INTEGER, LARGEST_INTEGER, shape, device=device)
-    return made.to(torch.int8)[:, :, 0]
+    low, high = limits(spec.held)
+    made = torch.randint(low, high, shape, device=device)
+    dtype = getattr(torch, spec.zeros)
+    # Of floating ones hardly any is a whole number.
+    made = made + torch.rand(shape, device=device) if dtype.is_floating_point else made
+    return made.to(dtype)[:, :, 0]
+
+
+def limits(held: str) -> tuple[int, int]:
+    """The least and the largest number of random integers of a dtype."""
+    return (0, LARGEST_UNSIGNED) if held == "uint8" else (-LARGEST_INTEGER, LARGEST_INTEGER)
 
 
 def _groups(spec: LinearSpec, k: int) -> int:

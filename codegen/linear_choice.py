@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def linear_spec_for(
     way: str, m: int, x: Tensor, weights: Sequence[Tensor], lowered: Lowered, *,
     architecture: str, sms: int, scales: Sequence[Tensor] = (), group: int = 0,
-    has_zeros: bool = False, eps: float | None = None, gain: Tensor | None = None,
+    zeros: Sequence[Tensor] = (), eps: float | None = None, gain: Tensor | None = None,
     shift: float = 0.0,
 ) -> LinearSpec:  # fmt: skip
     """The kernel that computes a lowered chain of x[m, k] and each weight[k, n] in this way.
@@ -36,7 +36,7 @@ def linear_spec_for(
     pair = of_one > 1
     tile = tile_for(way, architecture, dtype, laid, rows=rows or 0, pair=pair, held=held)
     alike = all(layout(w) == laid and name_of(w) == held for w in weights)
-    alike = alike and len({name_of(scale) for scale in scales}) < 2
+    alike = alike and all(len({name_of(one) for one in its}) < 2 for its in (scales, zeros))
     if tile is None or rows is None or not alike or results > MOST_RESULTS:
         by = f"{len(weights)} {laid} weights" if len(weights) > 1 else f"a {laid} weight"
         raise KernelError(
@@ -57,7 +57,7 @@ def linear_spec_for(
         results=results,
         scales=name_of(scales[0]) if scales else "",
         group=group,
-        zeros=has_zeros,
+        zeros=name_of(zeros[0]) if zeros else "",
         norm=eps is not None,
         eps=eps or 0.0,
         gain="" if gain is None else name_of(gain),

@@ -65,7 +65,7 @@ class LinearKernel:
         does not hold.
         """
         self._check(x, weights, outs, inputs, scales)
-        self._check_scales(weights, zeros, "int8" if self.spec.zeros else "")
+        self._check_scales(weights, zeros, self.spec.zeros)
         self._check_gain(x, gain)
         spec = self.spec
         (m, k), sizes = x.shape, tuple(c.shape[1] for c in outs)

@@ -52,7 +52,7 @@ def constants(spec: LinearSpec) -> dict[str, Constant]:
         "SUM_K": spec.sum_k,
         "SCALED": bool(spec.scales),
         "GROUP": spec.group,
-        "ZEROS": spec.zeros,
+        "ZEROS": bool(spec.zeros),
         "NORM": spec.norm,
         "GAIN": bool(spec.gain),
         "SHIFT": spec.shift,

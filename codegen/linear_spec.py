@@ -7,7 +7,7 @@ from functools import cached_property
 
 from overlapc.codegen.epilogue import Call, Dtype, Epilogue, Ref
 from overlapc.codegen.products import GEMMS
-from overlapc.codegen.promotion import FLOATS, FP8
+from overlapc.codegen.promotion import FLOATS, FP8, HALVES
 from overlapc.codegen.records import from_line, to_line
 from overlapc.codegen.spec import LAYOUTS
 from overlapc.errors import KernelError
@@ -15,10 +15,12 @@ from overlapc.errors import KernelError
 KIND = "linear"
 GEMV, FLAT = "gemv", "flat"
 WAYS = (GEMV, FLAT)
+WIDE = ("float32", *HALVES)
 GEMV_ROWS = (1, 2)
 FLAT_ROWS = (8, 16, 32, 64)
 """Rows of the activations that one tile holds: 8 is what a matrix instruction takes as its N."""
-HELD = (*FLOATS, "int8")
+INTEGERS = ("int8", "uint8")
+HELD = (*FLOATS, *INTEGERS)
 """Dtypes in which a weight may lie in memory; it is multiplied in the activations' dtype."""
 MOST_WEIGHTS = 2
 """Whose products one epilogue takes."""
@@ -70,8 +72,9 @@ class LinearSpec:
     """Dtype of what the weight is multiplied by before the product; empty where it is not."""
     group: int = 0
     """How many consecutive k share a scale, beside one for each column; 0 where all do."""
-    zeros: bool = False
-    """Whether zero points of int8, as many as scales, are subtracted from it before."""
+    zeros: str = ""
+    """Dtype of zero points, as many as scales, that are subtracted from it before: that of the
+    weight, or a floating one, to which differences are rounded; empty where there are none."""
     norm: bool = False
     """Whether rows are divided by the root of the mean of their squares, and ``eps``."""
     eps: float = 0.0
@@ -103,7 +106,8 @@ class LinearSpec:
         self._require(self.group >= 0, "group is positive or zero")
         self._require(bool(self.scales) or not self.group, "only scales come in groups")
         self._require(bool(self.scales) or not self.zeros, "only scales come with zero points")
-        self._require(self.held == "int8" or not self.zeros, "weights with zero points are int8")
+        its_zeros = ("", self.held, *WIDE) if self.held in INTEGERS else ("",)
+        self._require(self.zeros in its_zeros, f"zero points are of {', '.join(its_zeros)}")
         self._require(self.gain in ("", *FLOATS), f"a gain is of {', '.join(FLOATS)}")
         self._require(self.norm or not (self.gain or self.eps), "only normed rows have a gain")
 

@@ -59,7 +59,8 @@ def widened(
     """A block [n, k] from ``column`` and ``start`` on in the dtype in which it is multiplied.
 
     Less its zero points, and times its scales, if those change along k; rounded once, as eager
-    rounds what it multiplies. (Differences of int8 are not rounded.)
+    rounds what it multiplies. Differences of integers are not rounded, others to the dtype of the
+    zero points.
     """
     result = block
     if ZEROS:
@@ -67,6 +68,8 @@ def widened(
             weight[6], weight[7], weight[8], column, start, n_inside, inside,
             BLOCK_N, BLOCK_K, GROUP,
         )  # fmt: skip
+        if weight[6].dtype.element_ty.is_floating():
+            result = result.to(weight[6].dtype.element_ty)
     if SCALED and GROUP > 0:
         result = result.to(tl.float32) * of_groups(
             weight[3], weight[4], weight[5], column, start, n_inside, inside,

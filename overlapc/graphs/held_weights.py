@@ -21,7 +21,9 @@ TURNS = frozenset({aten.permute.default, aten.t.default, aten.transpose.int, ate
 SHAPES = frozenset({aten.reshape.default, aten.view.default, aten._unsafe_view.default})
 """What puts a weight in groups, and ends that."""
 MUL, SUB = aten.mul.Tensor, aten.sub.Tensor
-NARROW = ("int8", "float8_e4m3fn", "float8_e5m2")
+NARROW = ("int8", "uint8", "float8_e4m3fn", "float8_e5m2")
+INTEGERS = (torch.int8, torch.uint8, torch.int32)
+"""Of weights, their zero points, and their differences."""
 """Dtypes of weights that are widened before they are multiplied."""
 
 
@@ -109,8 +111,8 @@ def _unwidened(node: fx.Node) -> tuple[fx.Node, tuple[fx.Node, ...]]:
 
 def _rounds_nothing(cast: fx.Node) -> bool:
     was, now = value_of(cast.all_input_nodes[0]).dtype, value_of(cast).dtype
-    if was == torch.int8:
-        return now in (torch.float32, torch.bfloat16, torch.float16)
+    if was in (torch.int8, torch.uint8):
+        return now in (torch.int32, torch.float32, torch.bfloat16, torch.float16)
     return now == torch.float32 and was in (torch.bfloat16, torch.float16)
 
 
@@ -157,8 +159,12 @@ def dtype_of(node: fx.Node) -> str:
 
 def _source(node: fx.Node) -> fx.Node | None:
     """What a call widens, scales, regroups, turns, or subtracts a zero point from."""
-    if node.target in TURNS or node.target in SHAPES or node.target is CAST:
+    if node.target in TURNS or node.target in SHAPES:
         return node.all_input_nodes[0]
+    if node.target is CAST:
+        (given,) = node.all_input_nodes
+        is_cut = value_of(node).dtype in INTEGERS and value_of(given).dtype not in INTEGERS
+        return None if is_cut else given
     if node.target in (MUL, SUB) and (_meets_itself(node) or dtype_of(node) in NARROW):
         return None  # in int8 it wraps around
     if node.target is SUB and not node.kwargs:

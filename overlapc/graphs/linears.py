@@ -112,8 +112,11 @@ class Linear:
             return ""
         groups, k = len(scales), self.gemms[0].k
         said = "columns" if groups == 1 else f"groups of {k // groups}"
-        has_zeros = its.zeros(self.meta_operands, weight) is not None
-        return f"{said} from zero points" if has_zeros else said
+        zeros = its.zeros(self.meta_operands, weight)
+        if zeros is None:
+            return said
+        of = f"{str(zeros.dtype).removeprefix('torch.')} " if zeros.is_floating_point() else ""
+        return f"{said} from {of}zero points"
 
 
 def linear_gemms(graph: fx.Graph) -> Iterator[fx.Node]:

@@ -115,7 +115,7 @@ def linear_kernel_spec(
     spec = linear_spec_for(
         way, rows, its.x(operands), weights, its.lowered[0],
         architecture=architecture, sms=sms, scales=scales, group=group,
-        has_zeros=bool(its.zeros(operands)),
+        zeros=its.zeros(operands),
         eps=its.norm.eps if its.norm else None, gain=its.gain(operands),
         shift=its.norm.shift if its.norm else 0.0,
     )  # fmt: skip

@@ -19,6 +19,8 @@ WIDENING = (None, torch.float32)
 """Casts of scales that round none of them."""
 WIDE = (torch.float32, torch.bfloat16, torch.float16)
 """Casts of narrow weights that round none of them."""
+INTEGERS = (torch.int8, torch.uint8)
+"""Of weights that have zero points; also cast to int32, as which graphs may subtract them."""
 SHAPES = ("aten.reshape.default", "aten.view.default", "aten._unsafe_view.default")
 
 
@@ -68,6 +70,10 @@ class Held:
     """The GEMM reads it transposed."""
     zero: Beside | None = None
     """What is subtracted first."""
+    casts: tuple[torch.dtype | None, torch.dtype | None] = (None, None)
+    """Of weight and zero points before that."""
+    is_cast_between: bool = False
+    """Whether the difference is cast before it is scaled."""
     scale: Beside | None = None
     """What it is multiplied by then."""
     shape: tuple[int, ...] | None = None
@@ -95,12 +101,21 @@ class Held:
             return None
         weight, scales = given[self.operand], self.scales(given)
         zeros = self.zero.by_column(given, weight, is_turned=self.is_turned)
-        # A difference of other numbers than these is rounded where the graph computes it.
-        if not weight.dtype == zeros.dtype == torch.int8:
+        if not self._is_difference_known(weight.dtype, zeros.dtype):
             raise _error(f"zero points of {zeros.dtype} are subtracted from {weight.dtype}")
         if scales is None or len(scales) != len(zeros):
             raise _error("it has no scale for each zero point")
         return zeros
+
+    def _is_difference_known(self, weight: torch.dtype, zeros: torch.dtype) -> bool:
+        """Whether the difference is exact, or rounded to the dtype of the zero points, and is
+        cast to no narrower one then."""
+        if weight not in INTEGERS:
+            return False
+        if zeros == weight:  # two that are not cast wrap around
+            return self.casts != (None, None)
+        of_zeros = all(cast in (None, zeros) for cast in self.casts)
+        return zeros in WIDE and of_zeros and not self.is_cast_between
 
 
 def _of_groups(its: torch.Tensor, shape: tuple[int, ...], own: tuple[int, ...]) -> torch.Tensor:
@@ -212,8 +227,9 @@ def _held(step: Step, values: Sequence[Held], modes: Sequence[str]) -> Held | No
     """What a call makes of a weight, or of what meets it; None where it is none of those calls."""
     its = [_whole(arg, values, modes) for arg in step.args if isinstance(arg, Ref)]
     match step.op, its:
-        case (op, [Held() as one]) if op == CAST and step.args[1] in WIDE:
-            return replace(one, cast=step.args[1])
+        case (op, [Held() as one]) if op == CAST and step.args[1] in (*WIDE, torch.int32):
+            is_between = one.is_cast_between or (one.zero is not None and one.scale is None)
+            return replace(one, cast=step.args[1], is_cast_between=is_between)
         case (op, [Held() as one]) if op == TURN and len(step.args[1]) == 2:
             return replace(one, is_turned=one.is_turned != (step.args[1][0] % 2 == 1))
         case (op, [Held() as one]) if op in SHAPES:
@@ -224,9 +240,8 @@ def _held(step: Step, values: Sequence[Held], modes: Sequence[str]) -> Held | No
         case (op, [Held() as one, Held() as other]) if op == SUBTRACT and not step.kwargs:
             beside = _beside(one, other)
             is_first = one.zero is None and one.scale is None
-            # Two of int8 wrap around.
-            is_wide = one.cast is not None or other.cast is not None
-            return replace(one, zero=beside) if beside and is_first and is_wide else None
+            casts = one.cast, other.cast
+            return replace(one, zero=beside, casts=casts) if beside and is_first else None
         case (op, [Held() as one, Held() as other]) if op == SCALE and one.scale is None:
             beside = _beside(one, other) if other.cast in WIDENING else None
             return replace(one, scale=beside) if beside else None

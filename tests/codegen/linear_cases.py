@@ -213,7 +213,9 @@ def op_of_scaled(rows: int, spelled: str) -> tuple[float, dict[str, int]]:
         torch.rand(n, k // group),
         torch.randint(-127, 128, (n, k // group)).to(torch.int8),
     )
-    if spelled == "zeros":
+    if spelled == "floating zeros":
+        w, zero = w.view(torch.uint8), (zero.view(torch.uint8) + torch.rand(zero.shape)).bfloat16()
+    if "zeros" in spelled:
         operands = [x, w, zero.view(n, -1, 1), scale.bfloat16().view(n, -1, 1)]
         calls = [
             Step("aten.reshape.default", (o(1), (n, -1, group))), Step(cast, (v(0), narrow)),

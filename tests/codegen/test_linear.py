@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from overlapc.codegen.epilogue import Epilogue
+from overlapc.codegen.epilogue import Dtype, Epilogue, Input
+from overlapc.codegen.linear_module import linear_module_text
 from overlapc.codegen.linear_spec import LinearSpec
 from overlapc.errors import KernelError
 from tests.codegen.epilogue_cases import MM, MODELS, A, B, Ref, bfloat16, call, given, value
@@ -88,6 +89,33 @@ def test_epilogues(interpreted, spec, name):
 
 
 @BOTH
+@pytest.mark.parametrize(
+    ("dtype", "out", "splits"),
+    [("bfloat16", "float32", 4), ("float16", "bfloat16", 1), ("float32", "float16", 1)],
+)
+def test_an_epilogue_may_end_in_another_dtype(interpreted, spec, dtype, out, splits):
+    """After work in that dtype, whose roundings alone are explained where it is the wider one."""
+    chain = Epilogue(
+        (Input("vector", out),),
+        (
+            MM,
+            call("prims.convert_element_type.default", value(0), Dtype(out)),
+            call("aten.gelu.default", value(1)),
+            call("aten.mul.Tensor", value(2), given(0)),
+        ),
+    )
+    spec = replace(spec, dtype=dtype, out=out, epilogue=str(chain), splits=splits)
+    interpreted("linear_cases.run", str(spec), 1, *RAGGED)
+
+
+def test_another_dtype_than_the_epilogue_gives_is_no_kernel_s():
+    chain = Epilogue((), (MM, call("aten.relu.default", value(0))))
+    spec = replace(FLAT, dtype="bfloat16", out="float32", epilogue=str(chain))
+    with pytest.raises(KernelError, match="float32"):
+        linear_module_text(spec)
+
+
+@BOTH
 def test_a_pair_with_a_split_k(interpreted, spec):
     rows = {1: 2, 8: 8}[spec.rows]
     spec = replace(with_epilogue(spec, GATED), splits=4, rows=rows)
@@ -126,9 +154,9 @@ SCALES = [("float32", 0), ("bfloat16", 64), ("float32", 8), ("float32", 50), ("f
 """Dtype, and how many k share one: all, whole steps of either kernel, parts of a step, one."""
 
 
-def scaled(spec: LinearSpec, **changes: object) -> LinearSpec:
+def scaled(spec: LinearSpec, held: str = "int8", **changes: object) -> LinearSpec:
     rows = {1: 2, 8: 8}[spec.rows]
-    return replace(with_epilogue(spec, PRODUCT), held="int8", rows=rows, splits=2, **changes)
+    return replace(with_epilogue(spec, PRODUCT), held=held, rows=rows, splits=2, **changes)
 
 
 @BOTH
@@ -138,9 +166,13 @@ def test_scales_are_multiplied_into_the_weight(interpreted, spec, scales, group)
 
 
 @BOTH
-@pytest.mark.parametrize("group", [0, 64, 50])
-def test_zero_points_are_subtracted_from_the_weight(interpreted, spec, group):
-    spec = scaled(spec, scales="bfloat16", group=group, zeros=True)
+@pytest.mark.parametrize(
+    ("held", "zeros", "group"),
+    [("int8", "int8", 0), ("int8", "int8", 64), ("uint8", "uint8", 50), ("uint8", "bfloat16", 0),
+     ("uint8", "bfloat16", 50), ("uint8", "float32", 64)],
+)  # fmt: skip
+def test_zero_points_are_subtracted_from_the_weight(interpreted, spec, held, zeros, group):
+    spec = scaled(spec, held, scales="bfloat16", group=group, zeros=zeros)
     interpreted("linear_cases.run", str(spec), 2, *RAGGED)
 
 
@@ -231,7 +263,7 @@ NORM_MUTANTS = {
 PAIR = replace(with_epilogue(FLAT, GATED), splits=4, dtype="float32", out="float32")
 SEVERAL = replace(with_epilogue(FLAT, EPILOGUES["bias"]), results=3)
 NORMED = replace(FLAT, norm=True, eps=0.5, gain="float16", shift=1.0)
-SCALED = replace(FLAT, held="int8", scales="float32", group=64, zeros=True)
+SCALED = replace(FLAT, held="int8", scales="float32", group=64, zeros="int8")
 TWO = replace(with_epilogue(GEMV, GATED), rows=2, dtype="float32", out="float32")
 
 
@@ -286,8 +318,9 @@ def test_a_text_is_read_back(spec):
         {"results": 4},
         {"scales": "int8"},
         {"group": 8},
-        {"zeros": True},
-        {"zeros": True, "scales": "float32", "held": "float8_e4m3fn"},
+        {"zeros": "int8"},
+        {"zeros": "float32", "scales": "float32", "held": "float8_e4m3fn"},
+        {"zeros": "int8", "scales": "float32", "held": "uint8"},
         {"eps": 0.5},
         {"shift": 1.0},
     ],
@@ -336,7 +369,7 @@ def test_the_op_of_one_spec_takes_other_sizes_too(interpreted, rows, is_turned):
 
 
 @pytest.mark.parametrize(("rows", "way"), [(1, "gemv"), (8, "flat")])
-@pytest.mark.parametrize("spelled", ["zeros", "repeated"])
+@pytest.mark.parametrize("spelled", ["zeros", "floating zeros", "repeated"])
 def test_the_op_reads_groups_as_torchao_spells_them(interpreted, rows, way, spelled):
     """The mutant that ignores zero points, or repeats scales the other way, is off by far more."""
     error, calls = interpreted("linear_cases.op_of_scaled", rows, spelled)

@@ -136,7 +136,7 @@ def test_narrow_weights_keep_the_budgets(architecture, held):
 
 BESIDE = [
     (FLAT, 8, "sm_90", {"results": 3}),
-    (FLAT, 64, "sm_90", {"held": "int8", "scales": "bfloat16", "group": 32, "zeros": True}),
+    (FLAT, 64, "sm_90", {"held": "int8", "scales": "bfloat16", "group": 32, "zeros": "int8"}),
     *(
         pytest.param(way, rows, architecture, change, marks=pytest.mark.long)
         for architecture in ARCHITECTURES
@@ -147,8 +147,9 @@ BESIDE = [
             {"held": "int8", "scales": "float32"},
             {"held": "int8", "scales": "bfloat16", "group": 32},
             {"held": "int8", "scales": "bfloat16", "group": 128},
-            {"held": "int8", "scales": "bfloat16", "group": 32, "zeros": True},
-            {"held": "int8", "scales": "bfloat16", "zeros": True},
+            {"held": "int8", "scales": "bfloat16", "group": 32, "zeros": "int8"},
+            {"held": "int8", "scales": "bfloat16", "zeros": "int8"},
+            {"held": "uint8", "scales": "bfloat16", "group": 64, "zeros": "bfloat16"},
             {"norm": True, "eps": 1e-5, "gain": "bfloat16"},
             {"norm": True, "eps": 1e-5, "gain": "bfloat16", "results": 3},
         )

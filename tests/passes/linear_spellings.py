@@ -135,6 +135,21 @@ def int8_zeros_up(x, gate, up, scale, zero):
     return F.silu(F.linear(x, wide[0])) * F.linear(x, wide[1])
 
 
+def uint8_zeros(x, w, scale, zero):
+    """As torchao's affine quantisation does, in int32."""
+    groups = w.view(len(w), -1, 16).to(torch.int32) - zero.view(len(w), -1, 1).to(torch.int32)
+    wide = groups.to(x.dtype) * scale.view(len(w), -1, 1)
+    return F.linear(x, wide.view(w.shape))
+
+
+def uint8_floating_zeros(x, w, scale, zero):
+    """As HQQ: zero points are no whole numbers."""
+    groups = (w.view(len(w), -1, 16).to(x.dtype) - zero.view(len(w), -1, 1)) * (
+        scale.view(len(w), -1, 1)
+    )
+    return F.linear(x, groups.view(w.shape))
+
+
 def fp8_repeated(x, w, scale):
     """As torchao dequantises groups of fp8."""
     wide = w.to(torch.float32) * scale.repeat_interleave(16, dim=-1)
@@ -227,6 +242,12 @@ READ = {
                              bf16(INNER, WIDE // 16).float()), [(1, "")]),
     "int8_zeros_up": (int8_zeros_up, (bf16(ROWS, WIDE), bytes8(INNER, WIDE), bytes8(INNER, WIDE),
                                       bf16(INNER, 1), bytes8(INNER, 1)), [(2, "mul")]),
+    "uint8_zeros": (uint8_zeros, (bf16(ROWS, WIDE), bytes8(INNER, WIDE).to(torch.uint8),
+                                  bf16(INNER, WIDE // 16),
+                                  bytes8(INNER, WIDE // 16).to(torch.uint8)), [(1, "")]),
+    "uint8_floating_zeros": (uint8_floating_zeros,
+                             (bf16(ROWS, WIDE), bytes8(INNER, WIDE).to(torch.uint8),
+                              bf16(INNER, WIDE // 16), bf16(INNER, WIDE // 16)), [(1, "")]),
     "fp8_repeated": (fp8_repeated, (bf16(ROWS, WIDE), bytes8(INNER, WIDE).to(torch.float8_e4m3fn),
                                     bf16(INNER, WIDE // 16).float()), [(1, "")]),
     "fp8_repeated_both": (fp8_repeated_both,

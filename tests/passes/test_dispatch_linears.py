@@ -178,14 +178,37 @@ def int8_two_columns(x, w, scale):
 
 
 def int8_zeros_between(x, w, scale, zero):
-    """Of other numbers than int8: their difference from a weight is rounded."""
+    """Of fewer bits than their difference from a weight, which no kernel computes."""
     return F.linear(x, (w.to(x.dtype) - zero) * scale)
+
+
+def uint8_zeros_cast(x, w, scale, zero):
+    """Of which the difference is rounded twice before it is scaled."""
+    return F.linear(x, (w.to(x.dtype) - zero).to(torch.bfloat16) * scale)
+
+
+def uint8_from_int8(x, w, scale, zero):
+    """Whose difference takes nine bits."""
+    return F.linear(x, (w.to(x.dtype) - zero.to(x.dtype)) * scale)
 
 
 REFUSED = {
     "weight (zero points)": (
         int8_zeros_between,
-        (weight(3, 4), torch.ones(6, 4, dtype=torch.int8), weight(6, 1), weight(6, 1)),
+        (weight(3, 4), torch.ones(6, 4, dtype=torch.int8), weight(6, 1), weight(6, 1).bfloat16()),
+    ),
+    "weight (zero points, cast)": (
+        uint8_zeros_cast,
+        (weight(3, 4), torch.ones(6, 4, dtype=torch.uint8), weight(6, 1), weight(6, 1)),
+    ),
+    "weight (zero points, mixed)": (
+        uint8_from_int8,
+        (
+            weight(3, 4),
+            torch.ones(6, 4, dtype=torch.uint8),
+            weight(6, 1),
+            torch.ones(6, 1, dtype=torch.int8),
+        ),
     ),
     "weight": (
         int8_two_columns,

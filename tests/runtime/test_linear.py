@@ -313,18 +313,30 @@ def test_layers_of_the_same_rows_are_one_op(monkeypatch, trains):
         close(run(x), model(x))
 
 
-@pytest.mark.parametrize("kind", ["columns", "groups", "whole", "places", "repeated", "zeros"])
+ZEROS = {"zeros": "zero points", "uint8": "zero points",
+         "floating zeros": "float32 zero points"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "kind", ["columns", "groups", "whole", "places", "repeated", "zeros", "uint8", "floating zeros"]
+)
 def test_weights_that_are_scaled_before_the_product(kind):
     """As torchao dequantises; changed in place they are seen."""
     x, w = torch.randn(3, K), torch.randint(-127, 128, (N, K), dtype=torch.int8)
     shapes = {"columns": (N, 1), "groups": (N, 10, 1), "whole": (), "places": (N, K)}
-    shapes |= {"repeated": (N, 10), "zeros": (N, 10, 1)}
+    shapes |= {"repeated": (N, 10)} | dict.fromkeys(ZEROS, (N, 10, 1))
     scale = torch.rand(shapes[kind])
     zero = torch.randint(-127, 128, scale.shape, dtype=torch.int8)
+    if kind in ("uint8", "floating zeros"):
+        w, zero = w.view(torch.uint8), zero.view(torch.uint8)
+    zero = zero + torch.rand(scale.shape) if kind == "floating zeros" else zero
 
     def layer(x, w, scale):
-        wide = (w.view(N, 10, 15) if len(scale.shape) == 3 else w).to(torch.float32)
-        if kind == "zeros":
+        wide = w.view(N, 10, 15) if len(scale.shape) == 3 else w
+        wide = wide if kind == "uint8" else wide.to(torch.float32)
+        if kind == "uint8":
+            wide = (wide.to(torch.int32) - zero.to(torch.int32)).to(torch.float32)
+        elif kind in ZEROS:
             wide = wide - zero.to(torch.float32)
         each = scale.repeat_interleave(15, dim=1) if kind == "repeated" else scale
         return F.linear(x, (wide * each).view(N, K))
@@ -337,8 +349,9 @@ def test_weights_that_are_scaled_before_the_product(kind):
         zero.neg_()
     groups = {"groups": "groups of 15", "places": "groups of 1", "repeated": "groups of 15"}
     scaled = groups.get(kind, "columns")
-    scaled = "groups of 15 from zero points" if kind == "zeros" else scaled
-    assert sites()[-1].shape.endswith(f"by int8 scaled in {scaled}")
+    scaled = f"groups of 15 from {ZEROS[kind]}" if kind in ZEROS else scaled
+    held = str(w.dtype).removeprefix("torch.")
+    assert sites()[-1].shape.endswith(f"by {held} scaled in {scaled}")
     assert sites()[-1].calls == {FLAT: 2}
 
 
