@@ -21,6 +21,7 @@ from overlapc.graphs.bands import (
 from overlapc.graphs.chain import Result, meta_operand, operand_shape
 from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.gemms import Gemm, add_gemm, form_of, left_of, read_gemm, rows_of
+from overlapc.graphs.given_casts import cast_within
 from overlapc.graphs.held_weights import Held, held_as
 from overlapc.graphs.nodes import through, value_of
 from overlapc.graphs.walking import Walk, dims_or_refuse, ordered
@@ -164,7 +165,7 @@ class _Reader:
 
     def read(self) -> Linear:
         best = self._linear(self.gemm)
-        if self._is_crossed(self.gemm):
+        if self._is_crossed(self.gemm, best.dead):
             reason = "Something is written between where its weight is widened and the product."
             refuse(self.gemm, "written", reason)
         while readers := self._readers():
@@ -178,7 +179,7 @@ class _Reader:
                 longer = self._linear(node)
             except Refused:
                 break
-            if self._is_crossed(node) or not self.takes(longer):
+            if self._is_crossed(node, longer.dead) or not self.takes(longer):
                 break
             best = longer
         return best
@@ -233,10 +234,10 @@ class _Reader:
             ours.shape == other.shape
         )
 
-    def _is_crossed(self, last: fx.Node) -> bool:
+    def _is_crossed(self, last: fx.Node, dead: Sequence[fx.Node]) -> bool:
         """Whether anything is written to between what is first read and where the op will stand."""
         held = [_held(node) for node in self.builder.bands if form_of(node) is not None]
-        read = {*self.builder.bands, *(node for one in held for node in one.calls)}
+        read = {*self.builder.bands, *dead, *(node for one in held for node in one.calls)}
         waiting = set(read)
         for node in last.graph.nodes:
             if node is last:
@@ -251,7 +252,9 @@ class _Reader:
         builder, band = self.builder, self.builder.bands[last]
         dims = None if last is self.gemm else dims_or_refuse(last, band)
         gemms = [node for node in builder.bands if form_of(node) is not None]
-        program, operands = merged(builder.program(None, [band.ref]), builder.operands)
+        program, operands, casts = cast_within(
+            *merged(builder.program(None, [band.ref]), builder.operands), builder.bands
+        )
         calls, between = dict[int, list[Step]](), set[fx.Node]()
         for gemm in gemms:
             its, weight = _held(gemm), Operand(weight_of(gemm), WHOLE)
@@ -260,7 +263,7 @@ class _Reader:
                 operands[at] = Operand(its.node, WHOLE)
                 calls[at] = its.steps(lambda node: _whole(operands, node))
                 between |= its.calls
-        mine = set(builder.bands)
+        mine = {*builder.bands, *casts}
         # Who else reads a widened weight goes on to read it.
         for node in reversed(ordered(between, last.graph)):
             if all(user in mine for user in node.users):

@@ -35,6 +35,14 @@ EPILOGUES = {
     "bias": Epilogue((bfloat16("vector"),), (call("aten.addmm.default", given(0), A, B),)),
     "gelu": Epilogue((), (MM, call("aten.gelu.default", value(0)))),
     "gelu, tanh": Epilogue((), (MM, call("aten.gelu.default", value(0), approximate="tanh"))),
+    "scale, cast": Epilogue(
+        (Input("vector", "float32"),),
+        (
+            MM,
+            call("prims.convert_element_type.default", given(0), Dtype("bfloat16")),
+            call("aten.mul.Tensor", value(0), value(1)),
+        ),
+    ),
     "gate and up": GATED,
     "gate and up, biased": Epilogue(
         (bfloat16("vector"), bfloat16("vector")),

@@ -111,6 +111,17 @@ def int8(x, w, scale):
     return (x @ w.t().to(x.dtype)) * scale
 
 
+def int8_scale_cast(x, w, scale):
+    """... that is held in float32."""
+    return (x @ w.t().to(x.dtype)) * scale.to(x.dtype)
+
+
+def scale_cast_read_twice(x, w, scale):
+    """A cast that is made anyway stays where it is."""
+    narrow = scale.to(x.dtype)
+    return (x @ w.t().to(x.dtype)) * narrow, narrow + 1
+
+
 def int8_scaled(x, w, scale):
     """As torchao does where it dequantises: a scale for each column."""
     return F.linear(x, (w.to(torch.float32) * scale[:, None]).to(x.dtype))
@@ -219,6 +230,12 @@ READ = {
     "three": (three, (bf16(ROWS, WIDE), *(bf16(INNER, WIDE) for _ in range(3))),
               [(2, "mul"), (1, "mul")]),
     "int8": (int8, (bf16(ROWS, WIDE), bytes8(INNER, WIDE), bf16(INNER)), [(1, "mul")]),
+    "int8_scale_cast": (int8_scale_cast,
+                        (bf16(ROWS, WIDE), bytes8(INNER, WIDE), bf16(INNER).float()),
+                        [(1, "mul")]),
+    "scale_cast_read_twice": (scale_cast_read_twice,
+                              (bf16(ROWS, WIDE), bytes8(INNER, WIDE), bf16(INNER).float()),
+                              [(1, "mul")]),
     "int8_linear": (int8_linear, (bf16(ROWS, WIDE), bytes8(INNER, WIDE), bf16(INNER)),
                     [(1, "mul")]),
     "int8_scaled": (int8_scaled, (bf16(ROWS, WIDE), bytes8(INNER, WIDE), bf16(INNER)), [(1, "")]),

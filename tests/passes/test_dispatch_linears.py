@@ -19,6 +19,7 @@ from overlapc.passes import PIPELINE
 from overlapc.passes.base import Fuel
 from overlapc.planning.linear import LinearEntry, Regions
 from overlapc.planning.linear_table import LinearTable, table_path
+from overlapc.runtime import execution
 from overlapc.runtime.linear_tables import choices, fingerprint_of_tables
 from overlapc.runtime.machine import this_machine
 from overlapc.runtime.widening import loaded
@@ -340,6 +341,37 @@ def test_a_weight_that_is_written_after_it_was_widened_is_refused(monkeypatch, l
     held = torch.ones(WIDE, INNER, dtype=torch.int8)
     found = read(written_after_widening, weight(ROWS, WIDE), held)
     assert getattr(found, "code", "taken") == ("written" if looks else "taken")
+
+
+def scale_cast(x, w, scale, is_written):
+    narrow = torch.ops.prims.convert_element_type(scale, torch.bfloat16)
+    if is_written:
+        scale.mul_(2)
+    y = torch.mm(x, w)
+    return (y.relu() * narrow + narrow).sin()
+
+
+RELU_TO_SIN = ("relu", "convert_element_type", "mul", "add", "sin")
+
+
+def test_the_cast_of_a_scale_is_made_in_the_op():
+    """Where it is used first, for both that use it."""
+    x, w, scale = weight(ROWS, WIDE).bfloat16(), weight(WIDE, INNER).bfloat16(), weight(INNER)
+    layer = partial(scale_cast, is_written=False)
+    found = read(layer, x, w, scale)
+    assert found.after == RELU_TO_SIN
+    (value,) = execution.function(found.program)([x, w, scale], ())
+    assert torch.equal(value, layer(x, w, scale))
+
+
+@pytest.mark.parametrize("looks", [True, False], ids=["", "mutant"])
+def test_a_scale_that_is_written_after_its_cast_ends_a_layer(monkeypatch, looks):
+    if not looks:
+        monkeypatch.setattr("overlapc.graphs.linears._Reader._is_crossed", lambda *_: False)
+    x, w = weight(ROWS, WIDE).bfloat16(), weight(WIDE, INNER).bfloat16()
+    found = read(partial(scale_cast, is_written=True), x, w, weight(INNER))
+    # Where the op does not make the cast, which others read still, it may go on.
+    assert found.after == (("relu", "mul") if looks else RELU_TO_SIN)
 
 
 def test_a_permutation_that_changes_nothing_is_no_transposition():
