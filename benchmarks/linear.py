@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._inductor import config as inductor_config
 
 import overlapc
 from benchmarks.attention import Alone
@@ -116,10 +117,12 @@ def calibrated(case: Case, seconds: float) -> LinearTable:
 def compiled(model: nn.Module, x: torch.Tensor, **choices: Any) -> Call:
     """A call of the model as compiled with these choices of ``torch.compile``, warm.
 
-    Dynamo keeps those of other choices beside, for it tells them apart.
+    Dynamo keeps those of other choices beside, for it tells them apart. Options are set while it
+    traces as well: only so does it take weights for constants, which may be frozen.
     """
     run = torch.compile(model, **choices)
-    run(x)
+    with inductor_config.patch(choices.get("options", {})):
+        run(x)
     return lambda: run(x)
 
 
@@ -167,11 +170,11 @@ def measured(case: Case, model: Layers, rows: int, seconds: float) -> LinearRow:
     """Compile and time one layer at one row count."""
     x = case.x(rows)
     one = Layers(case, 1)
-    varies = rows in VARYING_ROWS
-    decisions = [decided(one, x, dynamic=d) if d <= varies else "" for d in (False, True)]
+    decision = decided(one, x, dynamic=False)
+    varying = decided(one, x, dynamic=True) if rows in VARYING_ROWS else ""
     found = candidates(model, x)
     error = max(error_of(model, x, call) for name, call in found.items() if OVERLAPC in name)
-    return LinearRow(str(case), rows, case.weights, timed(found, seconds), *decisions, error)
+    return LinearRow(str(case), rows, case.weights, timed(found, seconds), decision, varying, error)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

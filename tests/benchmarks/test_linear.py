@@ -6,8 +6,10 @@ import json
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from benchmarks import linear
+from benchmarks.linear import Case, Layers
 from benchmarks.linear_rows import (
     AGAIN,
     HEADER,
@@ -48,6 +50,18 @@ def test_the_page_names_what_is_slower():
     assert "`overlapc, rows vary` was surely slower than `inductor, rows vary` in 0 of 1;" in said
     assert all(len(cells(row)) == len(HEADER) for row in rows)
     assert cells(rows[0])[2] == "250000", "of one of four layers"
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN to pack for")
+def test_what_a_user_may_have_tried_freezes_the_weights():
+    """Without the options set while it is traced Inductor is given weights as inputs, silently."""
+    case = Case("tiny", 24, 32, torch.bfloat16)
+    counters.clear()
+    with torch.no_grad():
+        linear.compiled(Layers(case, 2), case.x(8), dynamic=False, options=linear.EVERYTHING)
+    torch._dynamo.reset()
+    assert counters["inductor"]["mkldnn_linear_weight_pack_matcher_count"] == 2
 
 
 @pytest.mark.long
