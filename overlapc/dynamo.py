@@ -10,7 +10,8 @@ from torch import fx
 
 from overlapc.errors import TargetError
 from overlapc.graphs.attention.matching import has_attention
-from overlapc.graphs.nodes import subgraphs, value_of
+from overlapc.graphs.bodies import graphs_with_inputs, parameters_in
+from overlapc.graphs.nodes import value_of
 from overlapc.options import Options
 from overlapc.passes import BEFORE_AUTOGRAD
 from overlapc.passes.base import Compilation, run_passes
@@ -33,13 +34,14 @@ def rewrite_before_autograd(
     ``inputs`` are those of the graph: by its weights it is known whether prompts calibrated it.
     """
     kind = _kind(graph_module.graph)
-    for graph in (*subgraphs(graph_module.graph), graph_module.graph):
+    for graph, given in graphs_with_inputs(graph_module.graph, inputs):
         if not has_attention(graph):
             continue
         is_body = graph is not graph_module.graph
         compilation = Compilation(
             options, kind, _no_target, explains=explains, stage=STAGE, is_body=is_body
         )
+        compilation.weights = parameters_in(given)
         if _may_take_own(graph, options) and not is_body:
             compilation.calibration = calibration_of(weights_in(inputs))
         run_passes(BEFORE_AUTOGRAD, graph, compilation)

@@ -62,6 +62,8 @@ class Compilation:
     """Linear layers that were read, by the site's identifier."""
     attentions: dict[str, AttentionProblem] = field(default_factory=dict)
     """Attentions that a kernel of our own could compute, by the site's identifier."""
+    weights: dict[fx.Node, Tensor] = field(default_factory=dict)
+    """What inputs of the graph hold while it is compiled, as far as they are parameters."""
     calibration: Calibration = NOT_CALIBRATED
     """What prompts said of the graph's attentions."""
     modules: dict[str, str] = field(default_factory=dict)

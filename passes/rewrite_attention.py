@@ -118,7 +118,7 @@ def _verdict(
         return Verdict("refused", found.code, found.reason)
     if compilation.is_body and compilation.graph_kind == "inference":
         return CHECKPOINTED
-    problem = problem_of(found)
+    problem = problem_of(found, compilation.weights)
     if not isinstance(seen, str):
         problem = replace(problem, prompts=seen)
     verdict = _decided(problem, compilation.options.softmax)

@@ -23,6 +23,7 @@ from overlapc.graphs.attention.layouts import (
 )
 from overlapc.graphs.attention.masks import Mask, read_mask
 from overlapc.graphs.attention.modules import CLOSED, MODULE
+from overlapc.graphs.attention.norms import Norms, norms_of
 from overlapc.graphs.attention.prefixes import Prefix, prefix_of
 from overlapc.graphs.attention.repeats import unrepeated
 from overlapc.graphs.attention.scores import Scores, Step, read_scores, tensors_of
@@ -75,6 +76,8 @@ class Attention:
     program: tuple[Step, ...] = ()
     """What is done to scaled scores before ``mask``."""
     sinks: Sinks | None = None
+    norms: Norms | str = ""
+    """What made rows of queries and keys of a length, or why nothing did."""
 
     @property
     def prefix(self) -> Prefix | None:
@@ -242,7 +245,7 @@ def _assemble(
         merged_steps(scores.program, frame),
         scores.sinks,
     )
-    return _why_not_computed(versions, found) or found
+    return _checked(versions, found)
 
 
 def _why_not_alone(chain: tuple[fx.Node, ...], last: fx.Node) -> Refusal | None:
@@ -301,6 +304,11 @@ def _in_dtype(versions: Versions, side: Expression, dtype: torch.dtype) -> Expre
     if base is None or base.value.dtype != dtype or not is_wider:
         return None
     return replace(base.replayed(side.calls), read=(*base.read, *side.read))
+
+
+def _checked(versions: Versions, found: Attention) -> Attention | Refusal:
+    refusal = _why_not_computed(versions, found)
+    return refusal or replace(found, norms=norms_of(versions, found.query, found.key))
 
 
 def _why_not_computed(versions: Versions, found: Attention) -> Refusal | None:
@@ -392,4 +400,4 @@ def _as_spelled_out(
         repeated,
         prefix_of(versions, said.mask, query.shape[-2], key.shape[-2]),
     )
-    return _why_not_computed(versions, found) or found
+    return _checked(versions, found)
