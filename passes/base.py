@@ -65,7 +65,9 @@ class Compilation:
     weights: dict[fx.Node, Tensor] = field(default_factory=dict)
     """What inputs of the graph hold while it is compiled, as far as they are parameters."""
     calibration: Calibration = NOT_CALIBRATED
-    """What prompts said of the graph's attentions."""
+    """What prompts said of the attentions of the program that the graph is, or is a part of."""
+    places: dict[fx.Node, int] = field(default_factory=dict)
+    """By the node of each of these, its place among them, where anything was said."""
     modules: dict[str, str] = field(default_factory=dict)
     """Text of the Triton module that is generated for a site, by the site's identifier."""
 

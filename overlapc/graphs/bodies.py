@@ -53,3 +53,15 @@ def _given_to(name: fx.Node, body: fx.Graph, given: Given) -> Given:
         for inner, outer in pairs
         if isinstance(outer, fx.Node) and outer in given
     }
+
+
+def nodes_in_order(graph: fx.Graph, seen: set[fx.Graph] | None = None) -> Iterator[fx.Node]:
+    """Yield the nodes of a graph, those of each body before the first call of it."""
+    seen = {graph} if seen is None else seen
+    bodies = dict(bodies_in(graph))
+    for node in graph.nodes:
+        body = bodies.get(node)
+        if body is not None and body not in seen:
+            seen.add(body)
+            yield from nodes_in_order(body, seen)
+        yield node

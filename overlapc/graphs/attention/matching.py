@@ -133,6 +133,7 @@ class Fused:
     """The same as one that is spelled out, for a kernel of our own, or why it is none."""
 
 
+Site = Attention | Fused | Refusal
 ROOTS = ("softmax", "exp", "scaled_dot_product_attention", MODULE, *CLOSED)
 """Calls that an attention has exactly one of."""
 
@@ -148,7 +149,7 @@ def has_attention(graph: fx.Graph) -> bool:
         return False
 
 
-def find_sites(graph: fx.Graph) -> Iterator[tuple[fx.Node, Attention | Fused | Refusal]]:
+def find_sites(graph: fx.Graph) -> Iterator[tuple[fx.Node, Site]]:
     """Yield every softmax attention of a graph, by its softmax or its one call."""
     versions = Versions(graph)
     for node, call in list(versions.calls.items()):
