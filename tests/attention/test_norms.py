@@ -199,7 +199,7 @@ def test_norms_of_a_real_model(own, name):
     assert all("by its norms' weights" in site.reason for site in done.sites)
     assert "softmax=bound" in done.after[0]
     model = families.build(families.FAMILIES[family], attention)
-    model.model.layers[0].self_attn.q_norm.weight[3] = 30.0
+    model.get_parameter("model.layers.0.self_attn.q_norm.weight")[3] = 30.0
     (site,) = rewrite(model, test_families.tokens(), softmax="unified").sites
     assert "products within 120" in site.reason
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -266,14 +266,20 @@ def _why_not_dtypes(softmax: Softmax, scores: Scores, weights: Weights) -> Refus
         value = tensor_of(product.node)
         sides = (product.left.value, product.right.value)
         if value is None or any(not isinstance(side, FakeTensor) for side in (value, *sides)):
-            reason = "Its operands are no plain tensors, and whose rules hold is not known."
-            return Refusal(product.node, "tensor_subclass", reason)
+            return _no_plain_tensors(product.node, (value, *sides))
         if value.dtype not in DTYPES or any(side.dtype not in DTYPES for side in sides):
             return Refusal(product.node, "dtype", f"Attention in {value.dtype} has no kernel.")
         if any(side.dtype != value.dtype for side in sides):
             reason = "Under autocast a product has another dtype than its operands."
             return Refusal(product.node, "autocast", reason)
     return _why_not_range(softmax, scores, weights.product.right.value.dtype)
+
+
+def _no_plain_tensors(node: fx.Node, values: Sequence[object]) -> Refusal:
+    names = {type(value).__name__ for value in values if not isinstance(value, FakeTensor)}
+    reason = f"Its operands are of {', '.join(sorted(names))}, and whose rules hold is not known"
+    remedy = "on parts that are plain tensors, such as to_local gives, it would be read"
+    return Refusal(node, "tensor_subclass", f"{reason}: {remedy}.")
 
 
 def _why_not_range(softmax: Softmax, scores: Scores, own: torch.dtype) -> Refusal | None:
@@ -366,8 +372,7 @@ def _as_spelled_out(
     """A call of torch's attention as the softmax and products that it stands for."""
     sides = (query, key, value)
     if any(not isinstance(side.value, FakeTensor) for side in sides):
-        reason = "Its operands are no plain tensors, and whose rules hold is not known."
-        return Refusal(call.node, "tensor_subclass", reason)
+        return _no_plain_tensors(call.node, [side.value for side in sides])
     said = read_arguments(versions, call, query, key)
     if isinstance(said, Refusal):
         return said
