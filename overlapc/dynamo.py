@@ -10,13 +10,15 @@ from torch import fx
 
 from overlapc.errors import TargetError
 from overlapc.graphs.attention.matching import has_attention
-from overlapc.graphs.nodes import subgraphs, value_of
+from overlapc.graphs.attention.ordering import sites_in_order
+from overlapc.graphs.bodies import graphs_with_inputs, parameters_in
+from overlapc.graphs.nodes import value_of
 from overlapc.options import Options
 from overlapc.passes import BEFORE_AUTOGRAD
 from overlapc.passes.base import Compilation, run_passes
 from overlapc.planning.target import Target
 from overlapc.reporting.records import BEFORE_AUTOGRAD as STAGE
-from overlapc.runtime.softmax_tables import calibration_of
+from overlapc.runtime.softmax_tables import NOT_CALIBRATED, calibration_of
 from overlapc.runtime.weights import weights_in
 
 
@@ -33,15 +35,20 @@ def rewrite_before_autograd(
     ``inputs`` are those of the graph: by its weights it is known whether prompts calibrated it.
     """
     kind = _kind(graph_module.graph)
-    for graph in (*subgraphs(graph_module.graph), graph_module.graph):
-        if not has_attention(graph):
-            continue
+    known, places = NOT_CALIBRATED, {}
+    graphs = list(graphs_with_inputs(graph_module.graph, inputs))
+    graphs = [(graph, given) for graph, given in graphs if has_attention(graph)]
+    if graphs and _may_take_own(graph_module.graph, options):
+        known = calibration_of(weights_in(inputs))
+        sites = sites_in_order(graph_module.graph) if known.sites else []
+        places = {node: place for place, (node, _) in enumerate(sites)}
+    for graph, given in graphs:
         is_body = graph is not graph_module.graph
         compilation = Compilation(
             options, kind, _no_target, explains=explains, stage=STAGE, is_body=is_body
         )
-        if _may_take_own(graph, options) and not is_body:
-            compilation.calibration = calibration_of(weights_in(inputs))
+        compilation.weights = parameters_in(given)
+        compilation.calibration, compilation.places = known, places
         run_passes(BEFORE_AUTOGRAD, graph, compilation)
         if graph.owning_module is not None:
             graph.owning_module.recompile()

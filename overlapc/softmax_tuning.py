@@ -13,7 +13,8 @@ from torch import fx
 
 from overlapc.calibration import Progress
 from overlapc.errors import ProblemError, TargetError
-from overlapc.graphs.attention.matching import Attention, Fused, find_sites
+from overlapc.graphs.attention.matching import Attention, Fused
+from overlapc.graphs.attention.ordering import sites_in_order
 from overlapc.graphs.attention.placing import Lengths, spec_of, text_of
 from overlapc.graphs.attention.watching import watch
 from overlapc.graphs.nodes import where
@@ -37,7 +38,7 @@ class Recorder:
 
     def __call__(self, module: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         """Compile one graph of Dynamo's; those of the same weights are the same attentions."""
-        sites, weights = list(find_sites(module.graph)), weights_in(inputs)
+        sites, weights = sites_in_order(module.graph), weights_in(inputs)
         content = content_of(weights) if weights and sites else ""
         if not content:
             return module.forward
@@ -52,8 +53,7 @@ class Recorder:
         for index, one in reversed(list(enumerate(own))):
             if texts[index] and isinstance(one, Attention):
                 seen = Watch(known[index], spec_of(one, "online"))
-                watch(module.graph, one, seen, f"overlapc_watch_{index}", lengths)
-        module.recompile()
+                watch(one, seen, f"overlapc_watch_{index}", lengths)
         return module.forward
 
 

@@ -62,8 +62,12 @@ class Compilation:
     """Linear layers that were read, by the site's identifier."""
     attentions: dict[str, AttentionProblem] = field(default_factory=dict)
     """Attentions that a kernel of our own could compute, by the site's identifier."""
+    weights: dict[fx.Node, Tensor] = field(default_factory=dict)
+    """What inputs of the graph hold while it is compiled, as far as they are parameters."""
     calibration: Calibration = NOT_CALIBRATED
-    """What prompts said of the graph's attentions."""
+    """What prompts said of the attentions of the program that the graph is, or is a part of."""
+    places: dict[fx.Node, int] = field(default_factory=dict)
+    """By the node of each of these, its place among them, where anything was said."""
     modules: dict[str, str] = field(default_factory=dict)
     """Text of the Triton module that is generated for a site, by the site's identifier."""
 

@@ -51,9 +51,8 @@ class RewriteAttention:
             return
         decided = _spell_out_modules(graph, compilation)
         chosen = []
-        sites = list(find_sites(graph))
-        for index, (node, found) in enumerate(sites):
-            seen = _seen(found, compilation, index, len(sites))
+        for node, found in list(find_sites(graph)):
+            seen = _seen(node, found, compilation)
             found, verdict = decided.get(node) or (found, _verdict(found, compilation, seen))
             site = _report(node, found, verdict, compilation)
             if not isinstance(found, Refusal) and not (own := problem_of(found)).why_only_torch:
@@ -100,14 +99,16 @@ def _spell_out_modules(graph: fx.Graph, compilation: Compilation) -> Decided:
 
 
 def _seen(
-    found: Attention | Fused | Refusal, compilation: Compilation, index: int, count: int
+    node: fx.Node, found: Attention | Fused | Refusal, compilation: Compilation
 ) -> SiteScores | str:
-    """What prompts said of one of so many sites, or why that is of no use; empty: nothing."""
+    """What prompts said of a site, or why that is of no use; empty: nothing."""
     own = found.spelled if isinstance(found, Fused) else found
     if not isinstance(own, Attention):
         return ""
-    known = compilation.calibration
-    return known.site(index, count, text_of(own)) if known.sites else known.problem
+    known, places = compilation.calibration, compilation.places
+    if not known.sites:
+        return known.problem
+    return known.site(places[node], len(places), text_of(own)) if node in places else ""
 
 
 def _verdict(
@@ -118,7 +119,7 @@ def _verdict(
         return Verdict("refused", found.code, found.reason)
     if compilation.is_body and compilation.graph_kind == "inference":
         return CHECKPOINTED
-    problem = problem_of(found)
+    problem = problem_of(found, compilation.weights)
     if not isinstance(seen, str):
         problem = replace(problem, prompts=seen)
     verdict = _decided(problem, compilation.options.softmax)

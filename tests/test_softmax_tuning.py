@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 import overlapc
 from overlapc import cli
@@ -16,7 +17,7 @@ from overlapc.planning.softmax_table import SoftmaxTable, table_path
 from overlapc.runtime.weights import content_of, structure_of
 from overlapc.softmax_tuning import batches_of, calibrate_softmax, describe
 from tests.attention.rewriting import rewrite
-from tests.attention.small_models import llama, opt, prompts
+from tests.attention.small_models import llama, mask_of, opt, prompts
 from tests.runtime.test_score_ranges import SPEC, check_head
 
 BATCHES = prompts(12, 31)
@@ -172,3 +173,37 @@ def test_layers_that_are_compiled_one_by_one_are_graphs_of_their_own():
     stored = SoftmaxTable.load(table_path(tables[0].structure))
     assert len(stored.graphs) == 2
     assert rewrite(model.layers[1], *calls[0][0], softmax="unified").codes == ["calibrated"]
+
+
+class Checkpointed(torch.nn.Module):
+    """The second layer of a model in an activation checkpoint, whose body a graph has first."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens):
+        x = self.model.embed(tokens)
+        mask = mask_of(tokens.shape[1], x)
+        first, second = self.model.layers
+        x = x + first(self.model.norm(x), mask)
+        return x + checkpoint(second, self.model.norm(x), mask, use_reentrant=False)
+
+
+@pytest.mark.parametrize(
+    "prompted", ["plain", pytest.param("checkpointed", marks=pytest.mark.long)]
+)
+def test_bodies_of_checkpoints_take_what_prompts_said(prompted):
+    """By their places in the program, wherever they stood when prompts were run."""
+    model = llama()
+    # Scores of the first layer are other ones, so that a layer that takes them for its own shows.
+    model.layers[0].q.weight.mul_(8.0)
+    whole = model if prompted == "plain" else Checkpointed(model)
+    sites = calibrated(whole, BATCHES[:1])
+    assert sites[0].phi != sites[1].phi
+    with torch.enable_grad():
+        done = rewrite(Checkpointed(model), BATCHES[0], softmax="unified")
+    assert done.codes == ["calibrated"] * 2
+    for site, text in zip(sites[::-1], done.after, strict=True):
+        assert text.count(f"{list(site.phi)}") == 1
+    torch.testing.assert_close(done.function(BATCHES[0]), model(BATCHES[0]))

@@ -20,9 +20,9 @@ SLACK = 1.0
 """Nats on either side for roundings of scores: of a cap of 500 in bfloat16."""
 
 
-def bounds_of(calls: Sequence[Call]) -> Interval:
-    """Return bounds of the last value of calls on any product; inputs may hold any numbers."""
-    values: list[Interval] = [ANY]
+def bounds_of(calls: Sequence[Call], product: Interval = ANY) -> Interval:
+    """Return bounds of the last value of calls on a product; inputs may hold any numbers."""
+    values: list[Interval] = [product]
     for call in calls:
         values.append(_bounds(call, values))
     return values[-1]

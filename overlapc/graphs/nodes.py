@@ -310,13 +310,19 @@ def _annotation(value: object) -> str:
     return f"  # {value}"
 
 
-def subgraphs(graph: fx.Graph) -> Iterator[fx.Graph]:
-    """Yield the bodies of higher-order ops that the graph calls, at any depth."""
+def bodies_in(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Graph]]:
+    """Yield the bodies of higher-order ops that the graph itself calls, each with its name."""
     owner = graph.owning_module
     for node in graph.nodes:
         if node.op != "get_attr" or owner is None:
             continue
         body = getattr(owner, str(node.target), None)
         if isinstance(body, fx.GraphModule):
-            yield body.graph
-            yield from subgraphs(body.graph)
+            yield node, body.graph
+
+
+def subgraphs(graph: fx.Graph) -> Iterator[fx.Graph]:
+    """Yield the bodies of higher-order ops that the graph calls, at any depth."""
+    for _, body in bodies_in(graph):
+        yield body
+        yield from subgraphs(body)

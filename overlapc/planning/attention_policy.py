@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 ONLINE, ZERO, BOUND, SINK, FIRST = "online", "zero", "bound", "sink", "first_tile"
 """As `codegen.attention.policies` names them."""
@@ -19,6 +20,12 @@ class KnownScores:
     """Of those that a row keeps, in nats."""
     phi: float | None = None
     """Relative to it every row's sum of weights is exact; None: no number is known to be one."""
+    product: float = float("inf")
+    """No scaled product of queries and keys is larger, in nats, as norms and their weights say."""
+    why_no_norms: str = ""
+    """Why norms that there are say nothing of products, as a clause; empty where none are."""
+    is_cached: bool = False
+    """That is taken for granted of keys that a cache holds."""
     has_sinks: bool = False
     is_moved: bool = False
     """A bias that differs from head to head is added, such as of positions: it may take the
@@ -49,8 +56,32 @@ def choose_source(scores: KnownScores, dtype: str, choice: str) -> Source:
         return Source(ONLINE, "with a running maximum")
     if scores.phi is not None and not scores.has_sinks:
         span = f"{scores.least:.4g} and {scores.most:.4g}"
-        how = f"relative to φ = {scores.phi:.4g}: its scores lie between {span}, and no row is"
+        by = _by_norms(scores) if scores.product < math.inf else ""
+        how = f"relative to φ = {scores.phi:.4g}: {by}its scores lie between {span}, and no row is"
         return Source(BOUND, f"{how} {TWICE}", scores.phi)
+    found = _unbounded(scores, dtype)
+    return replace(found, how=f"{found.how}{_why_norms_do_not(scores, dtype)}")
+
+
+def _by_norms(scores: KnownScores) -> str:
+    were = " (and were, for keys of a cache)" if scores.is_cached else ""
+    return f"by its norms' weights as they are{were}, "
+
+
+def _why_norms_do_not(scores: KnownScores, dtype: str) -> str:
+    """Why norms give no φ, where there are norms, as a clause."""
+    if scores.why_no_norms or scores.product == math.inf:
+        return f"; {scores.why_no_norms}" if scores.why_no_norms else ""
+    why = f"no number is safe for all of that in {dtype}"
+    if scores.least == -math.inf or scores.most == math.inf:
+        why = "what is done to scores leaves no bound"
+    elif scores.has_sinks:
+        why = "its sinks may lie anywhere"
+    return f"; its norms' weights keep products within {scores.product:.4g}, and {why}"
+
+
+def _unbounded(scores: KnownScores, dtype: str) -> Source:
+    """Where φ comes from if no number is known to be right for all rows."""
     if scores.is_moved:
         how = "with a running maximum, for a bias of each head may move a row's scores anywhere"
         return Source(ONLINE, how)

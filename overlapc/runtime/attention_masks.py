@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,11 +66,15 @@ def program_of(steps: Sequence[Added | Filled | Applied]) -> str:
     return str(Epilogue(tuple(inputs), tuple(calls))) if steps else ""
 
 
-def known_scores(steps: Sequence[Added | Filled | Applied], dtype: str) -> KnownScores:
-    """Return what ``steps`` on any product say of scores whose weights are of ``dtype``."""
+def known_scores(
+    steps: Sequence[Added | Filled | Applied], dtype: str, product: float = math.inf
+) -> KnownScores:
+    """Return what ``steps`` on a product of either sign say of scores whose weights are of
+    ``dtype``; no scaled product is larger than ``product``."""
     program = program_of(steps)
-    least, most = bounds_of(Epilogue.parse(program).calls[1:] if program else ())
-    return KnownScores(least, most, safe_phi(dtype, (least, most)))
+    calls = Epilogue.parse(program).calls[1:] if program else ()
+    least, most = bounds_of(calls, (-product, product))
+    return KnownScores(least, most, safe_phi(dtype, (least, most)), product)
 
 
 def why_not_lowered(calls: Sequence[Call], tensors: Sequence[torch.Tensor]) -> str:

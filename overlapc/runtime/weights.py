@@ -30,12 +30,13 @@ def content_of(weights: Sequence[torch.Tensor]) -> str:
     it costs one read of the memory; rows that change places may go unseen.
     """
     with unset_fake_temporarily(), torch.no_grad():
-        if any(not _is_readable(weight) for weight in weights):
+        if any(not is_readable(weight) for weight in weights):
             return ""
         return _hash(f"{_sizes(weight)} {_digest(weight.detach())}" for weight in weights)
 
 
-def _is_readable(weight: torch.Tensor) -> bool:
+def is_readable(weight: torch.Tensor) -> bool:
+    """Return whether a weight holds numbers of its own that can be read here."""
     is_plain = type(weight) in (torch.Tensor, torch.nn.Parameter)
     return is_plain and not isinstance(weight, FakeTensor) and not weight.is_meta
 

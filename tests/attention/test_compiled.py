@@ -115,7 +115,15 @@ def test_operands_of_dtensor_are_refused(fake_group):
     operands = [DTensor.from_local(t, mesh, [Shard(1)], run_check=False) for t in plain()]
     done = rewrite(functional, *operands)
     assert done.codes == ["!tensor_subclass"]
+    assert "Its operands are of DTensor" in done.sites[0].reason
     assert done.after == done.before
+
+    def on_parts(*sides):
+        """As the reason says it: each rank has some of the heads."""
+        found = functional(*(side.to_local() for side in sides))
+        return DTensor.from_local(found, mesh, [Shard(1)], run_check=False)
+
+    assert rewrite(on_parts, *operands).codes == ["fused"]
 
 
 def test_elsewhere_than_on_processors_a_mask_keeps_heads_repeated_and_dead_rows_stay():

@@ -54,8 +54,8 @@ def as_it_was(graph, result, mask):
     return result
 
 
-def untrained(found):
-    return replace(real_problem(found), is_trained=False)
+def untrained(found, *rest):
+    return replace(real_problem(found, *rest), is_trained=False)
 
 
 def any_repeat(versions, call: Call, dim):

@@ -50,9 +50,9 @@ def on_gpu(monkeypatch):
     """Attentions seem to be on an H100; of nothing there is a table."""
     original, seen = rewrite_attention.problem_of, []
 
-    def problem_of(found):
+    def problem_of(found, *rest):
         problem = replace(
-            original(found), device="cuda", runs_kernels=True, multiprocessors=132, splits=16
+            original(found, *rest), device="cuda", runs_kernels=True, multiprocessors=132, splits=16
         )
         seen.append(problem)
         return problem

@@ -18,7 +18,7 @@ from overlapc.codegen.interpreting import correct_interpreter
 from overlapc.runtime.attention import redone_of
 from overlapc.runtime.ops import calls_of
 from overlapc.softmax_tuning import calibrate_softmax
-from tests.attention import catalogue, random_scores, score_functions, small_models
+from tests.attention import catalogue, normed, random_scores, score_functions, small_models
 from tests.attention.rewriting import rewrite
 
 correct_interpreter()
@@ -177,3 +177,22 @@ def _compiled(model: Any, tokens: torch.Tensor) -> tuple[str, list[str], int, fl
     ran = [way.split(",")[0] for way in (Counter(site.calls) - calls).elements()]
     error = (found - wanted).abs().max().item()
     return site.code, ran, redone_of(site.id) - redone, error
+
+
+def normed_twice() -> list[tuple[float, dict[str, int], int]]:
+    """Error, calls and rows redone, before and after gains grow in place beyond their bound."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    model, found = normed.Attention(), []
+    before = len(overlapc.report().sites)
+    compiled = torch.compile(model, backend="overlapc", options={"softmax": "unified"})
+    with torch.no_grad():
+        for gain in (1.0, 8.0):
+            model.q.mul_(gain)
+            model.k.mul_(gain)
+            inputs = normed.operands()
+            wide = copy.deepcopy(model).double()
+            error = compiled(*inputs) - wide(*(side.double() for side in inputs))
+            (site,) = overlapc.report().sites[before:]
+            found.append((error.abs().max().item(), dict(site.calls), redone_of(site.id)))
+    return found

@@ -1,8 +1,9 @@
-"""Tensors that a graph makes of numbers alone: computed while compiling, to read a mask."""
+"""Tensors that a graph makes of numbers, or of its weights: computed while compiling."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,17 +25,21 @@ UNMADE = ("empty", "new_empty", "rand", "normal", "multinomial", "bernoulli")
 
 def constant(versions: Versions, node: fx.Node) -> torch.Tensor | None:
     """Return the value of a node that depends on no input, on the processor; None if it does."""
-    order = _order(versions, node)
-    if order is None:
-        return None
+    order = calls_above(versions, node)
+    return None if order is None else computed(order, {})
+
+
+def computed(order: tuple[fx.Node, ...], given: Mapping[fx.Node, Any]) -> torch.Tensor | None:
+    """Return what the last of some calls gives, of inputs that are ``given``, on the processor."""
     values: dict[fx.Node, Any] = {}
     try:
         with _disable_current_modes(), torch.no_grad(), torch.device("cpu"):
             for one in order:
-                values[one] = _run(one, values)
-    except (RuntimeError, TypeError, ValueError, IndexError):
+                is_input = one.op == "placeholder"
+                values[one] = given[one].detach().cpu() if is_input else _run(one, values)
+    except (RuntimeError, TypeError, ValueError, LookupError):
         return None  # what cannot be computed here is a mask like any other
-    value = values[node]
+    value = values[order[-1]]
     return value if isinstance(value, torch.Tensor) else None
 
 
@@ -49,8 +54,11 @@ def number(versions: Versions, argument: object) -> float | None:
     return None if found is None or found.dtype.is_complex else float(found.item())
 
 
-def _order(versions: Versions, node: fx.Node) -> list[fx.Node] | None:
-    """The calls that give a node's value, in the order of the graph; None if one is no constant."""
+def calls_above(
+    versions: Versions, node: fx.Node, *, of_inputs: bool = False
+) -> tuple[fx.Node, ...] | None:
+    """Return the calls that give a node's value, in the order of the graph; None if one is no
+    constant. Inputs of the graph may be among them with ``of_inputs``."""
     found: set[fx.Node] = set()
     waiting = [node]
     while waiting:
@@ -58,12 +66,13 @@ def _order(versions: Versions, node: fx.Node) -> list[fx.Node] | None:
         if one in found:
             continue
         found.add(one)
-        if len(found) > MOST_NODES or not _is_computable(versions, one):
+        is_input = of_inputs and one.op == "placeholder"
+        if len(found) > MOST_NODES or not (is_input or _is_computable(versions, one)):
             return None
         if any(versions.read(one, source) is not source for source in one.all_input_nodes):
             return None
         waiting.extend(one.all_input_nodes)
-    return sorted(found, key=versions.index.__getitem__)
+    return tuple(sorted(found, key=versions.index.__getitem__))
 
 
 def _is_computable(versions: Versions, node: fx.Node) -> bool:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
+from torch import fx
+
 from overlapc.graphs.attention.matching import Attention
+from overlapc.graphs.attention.norm_bounds import product_bound
+from overlapc.graphs.attention.norms import Norms
 from overlapc.graphs.attention.scores import Bias, Fill, Step, tensors_of
 from overlapc.graphs.attention.tensors import is_same
 from overlapc.runtime.attention_masks import (
@@ -17,17 +23,26 @@ from overlapc.runtime.attention_masks import (
 )
 
 
-def scores_of(found: Attention) -> KnownScores:
-    """Return what is known of the scores that rows of ``found`` keep."""
+def scores_of(found: Attention, weights: Mapping[fx.Node, torch.Tensor]) -> KnownScores:
+    """Return what is known of the scores that rows of ``found`` keep.
+
+    ``weights`` are what inputs of the graph hold now, as far as they are parameters.
+    """
     # What only leaves keys out moves no score that is kept.
     masks = () if found.prefix or found.mask.only_leaves_out else found.mask.parts
     dtype = str(found.value.value.dtype).removeprefix("torch.")
-    known = known_scores([as_lowered(step) for step in (*found.program, *masks)], dtype)
+    product, why = product_bound(found, weights)
+    steps = [as_lowered(step) for step in (*found.program, *masks)]
+    known = known_scores(steps, dtype, product)
     # A bias before a function that bounds it moves nothing.
     is_moved = known.phi is None and any(
         isinstance(step, Bias) and _differs_by_head(step) for step in (*found.program, *masks)
     )
-    return replace(known, has_sinks=found.sinks is not None, is_moved=is_moved)
+    has_sinks = found.sinks is not None
+    is_cached = isinstance(found.norms, Norms) and found.norms.key.is_cached
+    return replace(
+        known, has_sinks=has_sinks, is_moved=is_moved, why_no_norms=why, is_cached=is_cached
+    )
 
 
 def as_lowered(step: Step) -> Added | Filled | Applied:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from overlapc.graphs.attention.layouts import (
 )
 from overlapc.graphs.attention.masks import Mask, read_mask
 from overlapc.graphs.attention.modules import CLOSED, MODULE
+from overlapc.graphs.attention.norms import Norms, norms_of
 from overlapc.graphs.attention.prefixes import Prefix, prefix_of
 from overlapc.graphs.attention.repeats import unrepeated
 from overlapc.graphs.attention.scores import Scores, Step, read_scores, tensors_of
@@ -75,6 +76,8 @@ class Attention:
     program: tuple[Step, ...] = ()
     """What is done to scaled scores before ``mask``."""
     sinks: Sinks | None = None
+    norms: Norms | str = ""
+    """What made rows of queries and keys of a length, or why nothing did."""
 
     @property
     def prefix(self) -> Prefix | None:
@@ -130,6 +133,7 @@ class Fused:
     """The same as one that is spelled out, for a kernel of our own, or why it is none."""
 
 
+Site = Attention | Fused | Refusal
 ROOTS = ("softmax", "exp", "scaled_dot_product_attention", MODULE, *CLOSED)
 """Calls that an attention has exactly one of."""
 
@@ -145,7 +149,7 @@ def has_attention(graph: fx.Graph) -> bool:
         return False
 
 
-def find_sites(graph: fx.Graph) -> Iterator[tuple[fx.Node, Attention | Fused | Refusal]]:
+def find_sites(graph: fx.Graph) -> Iterator[tuple[fx.Node, Site]]:
     """Yield every softmax attention of a graph, by its softmax or its one call."""
     versions = Versions(graph)
     for node, call in list(versions.calls.items()):
@@ -242,7 +246,7 @@ def _assemble(
         merged_steps(scores.program, frame),
         scores.sinks,
     )
-    return _why_not_computed(versions, found) or found
+    return _checked(versions, found)
 
 
 def _why_not_alone(chain: tuple[fx.Node, ...], last: fx.Node) -> Refusal | None:
@@ -262,14 +266,20 @@ def _why_not_dtypes(softmax: Softmax, scores: Scores, weights: Weights) -> Refus
         value = tensor_of(product.node)
         sides = (product.left.value, product.right.value)
         if value is None or any(not isinstance(side, FakeTensor) for side in (value, *sides)):
-            reason = "Its operands are no plain tensors, and whose rules hold is not known."
-            return Refusal(product.node, "tensor_subclass", reason)
+            return _no_plain_tensors(product.node, (value, *sides))
         if value.dtype not in DTYPES or any(side.dtype not in DTYPES for side in sides):
             return Refusal(product.node, "dtype", f"Attention in {value.dtype} has no kernel.")
         if any(side.dtype != value.dtype for side in sides):
             reason = "Under autocast a product has another dtype than its operands."
             return Refusal(product.node, "autocast", reason)
     return _why_not_range(softmax, scores, weights.product.right.value.dtype)
+
+
+def _no_plain_tensors(node: fx.Node, values: Sequence[object]) -> Refusal:
+    names = {type(value).__name__ for value in values if not isinstance(value, FakeTensor)}
+    reason = f"Its operands are of {', '.join(sorted(names))}, and whose rules hold is not known"
+    remedy = "on parts that are plain tensors, such as to_local gives, it would be read"
+    return Refusal(node, "tensor_subclass", f"{reason}: {remedy}.")
 
 
 def _why_not_range(softmax: Softmax, scores: Scores, own: torch.dtype) -> Refusal | None:
@@ -301,6 +311,11 @@ def _in_dtype(versions: Versions, side: Expression, dtype: torch.dtype) -> Expre
     if base is None or base.value.dtype != dtype or not is_wider:
         return None
     return replace(base.replayed(side.calls), read=(*base.read, *side.read))
+
+
+def _checked(versions: Versions, found: Attention) -> Attention | Refusal:
+    refusal = _why_not_computed(versions, found)
+    return refusal or replace(found, norms=norms_of(versions, found.query, found.key))
 
 
 def _why_not_computed(versions: Versions, found: Attention) -> Refusal | None:
@@ -357,8 +372,7 @@ def _as_spelled_out(
     """A call of torch's attention as the softmax and products that it stands for."""
     sides = (query, key, value)
     if any(not isinstance(side.value, FakeTensor) for side in sides):
-        reason = "Its operands are no plain tensors, and whose rules hold is not known."
-        return Refusal(call.node, "tensor_subclass", reason)
+        return _no_plain_tensors(call.node, [side.value for side in sides])
     said = read_arguments(versions, call, query, key)
     if isinstance(said, Refusal):
         return said
@@ -392,4 +406,4 @@ def _as_spelled_out(
         repeated,
         prefix_of(versions, said.mask, query.shape[-2], key.shape[-2]),
     )
-    return _why_not_computed(versions, found) or found
+    return _checked(versions, found)

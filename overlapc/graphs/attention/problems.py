@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
+from torch import fx
 
 from overlapc.errors import KernelError
 from overlapc.graphs.attention.known_scores import scores_of
@@ -16,9 +19,13 @@ from overlapc.runtime.attention_gradients import why_no_gradient
 from overlapc.runtime.attention_kernels import multiprocessors, splits_for
 from overlapc.runtime.kernel_attempts import runs_kernels
 
+NO_WEIGHTS: Mapping[fx.Node, torch.Tensor] = {}
 
-def problem_of(found: Attention | Fused) -> AttentionProblem:
-    """Return the sizes of an attention, hints where they vary."""
+
+def problem_of(
+    found: Attention | Fused, weights: Mapping[fx.Node, torch.Tensor] = NO_WEIGHTS
+) -> AttentionProblem:
+    """Return the sizes of an attention, hints where they vary; weights as of ``scores_of``."""
     query, key, value = (side.value for side in (found.query, found.key, found.value))
     sizes = [hint_of(size) for size in query.shape]
     is_spelled = isinstance(found, Attention)
@@ -47,7 +54,7 @@ def problem_of(found: Attention | Fused) -> AttentionProblem:
         untold=(untold.code, untold.reason) if untold else None,
         why_no_gradient=_why_no_gradient(own) if isinstance(own, Attention) else "",
         runs_kernels=runs_kernels(query.device.type),
-        scores=UNKNOWN if isinstance(own, Refusal) else scores_of(own),
+        scores=UNKNOWN if isinstance(own, Refusal) else scores_of(own, weights),
         is_static=all(isinstance(size, int) for size in (*query.shape, *key.shape)),
         multiprocessors=multiprocessors(query.device),
         splits=0 if isinstance(own, Refusal) else _splits(own),

@@ -50,6 +50,11 @@ PARAMETERS = {
     "getitem": "input index",
     "scaled_dot_product_attention": "query key value attn_mask dropout_p is_causal",
     "multi_head_attention_forward": "query",
+    "index_copy": "input dim index source",
+    "rms_norm": "input normalized_shape weight eps",
+    "chunk": "input chunks dim",
+    "pow": "input exponent",
+    "mean": "input dim keepdim",
 }
 """Positional parameters by canonical name; of other ops the first is ``input``."""
 

@@ -134,7 +134,7 @@ def expression(versions: Versions, reader: fx.Node, source: object) -> Expressio
     call = versions.calls.get(seen) if seen is not None else None
     if plain is None or call is None or call.in_place:
         return plain
-    order = _order(call.name, call.node, len(plain.shape))
+    order = permutation(call.name, call.node, len(plain.shape))
     base = expression(versions, call.node, call.get("input"))
     if base is None or not (order or call.name in COPIES):
         return plain
@@ -142,7 +142,7 @@ def expression(versions: Versions, reader: fx.Node, source: object) -> Expressio
     return replace(moved, read=(*moved.read, *plain.read))
 
 
-def _order(name: str, node: fx.Node, dims: int) -> tuple[int, ...]:
+def permutation(name: str, node: fx.Node, dims: int) -> tuple[int, ...]:
     """The order of dimensions that a permutation gives; empty if it is no plain permutation."""
     args: list[Any] = [] if name in ("mT", "T", "t") else list(node.args[1:])
     args += node.kwargs.values()

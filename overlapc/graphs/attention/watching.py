@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from torch import fx, nn
+from torch import nn
 
 from overlapc.graphs.attention.matching import Attention
 from overlapc.graphs.attention.placing import Lengths, operands_of
 
 
-def watch(graph: fx.Graph, found: Attention, module: nn.Module, name: str, known: Lengths) -> None:
+def watch(found: Attention, module: nn.Module, name: str, known: Lengths) -> None:
     """Call a module under a name with what ``overlapc.attention`` takes, up to its sinks.
 
     For a graph that is run as it stands: the call has no value, and nothing reads it.
     """
+    graph = found.node.graph
     assert graph.owning_module is not None
     graph.owning_module.add_submodule(name, module)
     operands = operands_of(graph, found, known)
     with graph.inserting_before(found.node):
         graph.call_module(name, operands)
+    graph.owning_module.recompile()

@@ -1,0 +1,78 @@
+"""Division by a root mean square, however it is spelled: rows get the root of their columns long.
+
+``x * rsqrt(mean(x^2, -1) + eps)``; what is added makes them shorter.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+from overlapc.graphs.attention.constants import number
+from overlapc.graphs.attention.spelling import Call, tensor_of
+from overlapc.graphs.attention.versions import Versions
+
+
+def normalized_columns(versions: Versions, call: Call) -> int:
+    """Return how many columns a call divides by their root mean square; 0 if it does not."""
+    pairs = [(call.get("input"), call.get("other"))]
+    if call.name == "mul":
+        pairs.append(pairs[0][::-1])
+    for rows, other in pairs:
+        value = tensor_of(rows)
+        node = versions.read(call.node, rows) if isinstance(rows, fx.Node) else None
+        if node is None or value is None or not isinstance(value.shape[-1], int):
+            continue
+        mean = _under_root(versions, call.node, other, is_inverse=call.name == "mul")
+        if mean is not None and node is _squared_in(versions, *mean):
+            return value.shape[-1]
+    return 0
+
+
+def _call(versions: Versions, reader: fx.Node, source: Any) -> Call | None:
+    node = versions.read(reader, source) if isinstance(source, fx.Node) else None
+    call = versions.calls.get(node) if node is not None else None
+    return None if call is None or call.in_place else call
+
+
+def _under_root(
+    versions: Versions, reader: fx.Node, source: Any, *, is_inverse: bool
+) -> tuple[fx.Node, Any] | None:
+    """Who reads what a (reciprocal) root is of, without what is added to it."""
+    root = _call(versions, reader, source)
+    if root is None:
+        return None
+    power = -0.5 if is_inverse else 0.5
+    is_root = root.name == ("rsqrt" if is_inverse else "sqrt")
+    if not is_root and not (root.name == "pow" and root.get("exponent") == power):
+        return None
+    added = _call(versions, root.node, root.get("input"))
+    if added is None or added.name != "add":
+        return root.node, root.get("input")
+    for mean, eps in (("input", "other"), ("other", "input")):
+        value = number(versions, added.get(eps))
+        if value is not None and value >= 0 and added.get("alpha", 1) == 1:
+            return added.node, added.get(mean)
+    return None
+
+
+def _squared_in(versions: Versions, reader: fx.Node, source: Any) -> fx.Node | None:
+    """The node of whose rows the mean of squares is read."""
+    mean = _call(versions, reader, source)
+    value = tensor_of(mean.get("input")) if mean is not None else None
+    if mean is None or mean.name != "mean" or value is None or mean.get("keepdim") is not True:
+        return None
+    dim = mean.get("dim")
+    dims = list(dim) if isinstance(dim, list | tuple) else [dim]
+    if dims not in ([-1], [value.ndim - 1]):
+        return None
+    square = _call(versions, mean.node, mean.get("input"))
+    if square is None:
+        return None
+    of = square.get("input")
+    is_square = square.name == "square" or (square.name == "pow" and square.get("exponent") == 2)
+    is_product = square.name == "mul" and square.get("other") is of
+    if not is_square and not is_product:
+        return None
+    return versions.read(square.node, of) if isinstance(of, fx.Node) else None

@@ -1,0 +1,67 @@
+"""Bodies of higher-order ops, such as activation checkpoints, as parts of the graph that calls
+them: what their inputs are there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from overlapc.graphs.nodes import bodies_in
+
+Given = Mapping[fx.Node, Any]
+"""By the placeholders of a graph, what they are given."""
+
+
+def graphs_with_inputs(graph: fx.Graph, inputs: Sequence[Any]) -> Iterator[tuple[fx.Graph, Given]]:
+    """Yield the bodies that a graph calls, at any depth, and last itself, with what each is given
+    of ``inputs``: as far as an operand of a body is an input of the graph that calls it."""
+    given = dict(zip(placeholders(graph), inputs, strict=False))
+    yield from _bodies(graph, given)
+    yield graph, given
+
+
+def parameters_in(given: Given) -> dict[fx.Node, torch.Tensor]:
+    """Return the parameters among what a graph is given."""
+    return {node: value for node, value in given.items() if isinstance(value, nn.Parameter)}
+
+
+def placeholders(graph: fx.Graph) -> list[fx.Node]:
+    """Return the inputs of a graph in their order."""
+    return [node for node in graph.nodes if node.op == "placeholder"]
+
+
+def _bodies(graph: fx.Graph, given: Given) -> Iterator[tuple[fx.Graph, Given]]:
+    for name, body in bodies_in(graph):
+        own = _given_to(name, body, given)
+        yield body, own
+        yield from _bodies(body, own)
+
+
+def _given_to(name: fx.Node, body: fx.Graph, given: Given) -> Given:
+    """What the one call of a body gives it; nothing is known of several, or of another form."""
+    calls = list(name.users)
+    own = placeholders(body)
+    operands = calls[0].args[1:] if len(calls) == 1 and calls[0].args[:1] == (name,) else ()
+    if len(operands) != len(own):
+        return {}
+    pairs = zip(own, operands, strict=True)
+    return {
+        inner: given[outer]
+        for inner, outer in pairs
+        if isinstance(outer, fx.Node) and outer in given
+    }
+
+
+def nodes_in_order(graph: fx.Graph, seen: set[fx.Graph] | None = None) -> Iterator[fx.Node]:
+    """Yield the nodes of a graph, those of each body before the first call of it."""
+    seen = {graph} if seen is None else seen
+    bodies = dict(bodies_in(graph))
+    for node in graph.nodes:
+        body = bodies.get(node)
+        if body is not None and body not in seen:
+            seen.add(body)
+            yield from nodes_in_order(body, seen)
+        yield node

@@ -1,0 +1,213 @@
+"""Bounds of scores by the weights of norms of queries and keys, and the φ that follows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from overlapc.graphs.attention import norm_bounds, problems
+from overlapc.graphs.attention.matching import Fused, find_sites
+from overlapc.graphs.attention.norm_bounds import product_bound
+from overlapc.graphs.bodies import graphs_with_inputs, parameters_in
+from tests.attention import normed
+from tests.attention.normed import BOUNDED, DIM, HALF, LENGTH, Attention, operands
+from tests.attention.rewriting import rewrite
+from tests.codegen.conftest import interpreted  # noqa: F401
+
+
+def bounds_in(function, *inputs) -> list[tuple[float, str]]:
+    """Of the one attention of each graph of a function, bodies first."""
+    found = []
+
+    def backend(module, examples: Sequence[object]):
+        for graph, given in graphs_with_inputs(module.graph, examples):
+            for _, site in find_sites(graph):
+                own = site.spelled if isinstance(site, Fused) else site
+                found.append(product_bound(own, parameters_in(given)))
+        return module.forward
+
+    torch._dynamo.reset()
+    torch.compile(function, backend=backend)(*inputs)
+    return found
+
+
+def extremes():
+    """Rows along each column, at each place: products of all of them, however far."""
+    ones = 1e3 * torch.eye(DIM).repeat_interleave(LENGTH, 0).view(DIM, 1, LENGTH, DIM)
+    return ones[:, None], ones[None]
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_a_bound_is_what_the_gains_say(name):
+    case = BOUNDED[name]
+    model = case.make()
+    with torch.no_grad():
+        ((bound, why),) = bounds_in(model, *operands())
+    assert why == ""
+    assert bound == pytest.approx(case.bound(model), rel=1e-5)
+
+
+def check_reached(model, bound):
+    """No product is larger, and some are nearly as large."""
+    with torch.no_grad():
+        q, k = model.sides(*(side.flatten(0, 1) for side in extremes()))
+        largest = (torch.einsum("ahrd,bhsd->abrs", q, k) * DIM**-0.5).abs().max()
+    assert largest <= bound
+    assert largest >= 0.95 * bound
+
+
+TIGHT = ("as in llama", "as in gemma", "not turned", "angles scaled")
+
+
+@pytest.mark.parametrize("name", TIGHT)
+def test_products_reach_it_and_go_no_further(name):
+    model = BOUNDED[name].make()
+    with torch.no_grad():
+        ((bound, _),) = bounds_in(model, *operands())
+    check_reached(model, bound)
+
+
+def without_gains(side, columns, weights):
+    return torch.ones(columns, dtype=torch.float64)
+
+
+def test_a_bound_that_forgets_the_gains_is_exceeded(monkeypatch):
+    monkeypatch.setattr(norm_bounds, "_gain", without_gains)
+    model = Attention()
+    with torch.no_grad():
+        ((bound, _),) = bounds_in(model, *operands())
+    with pytest.raises(AssertionError):
+        check_reached(model, bound)
+
+
+def test_a_bound_of_single_columns_is_exceeded_where_they_are_turned():
+    model = Attention()
+    single = float((model.q * model.k).detach().abs().max()) * DIM**0.5
+    with pytest.raises(AssertionError):
+        check_reached(model, single)
+    assert int(model.q.argmax()) + HALF == int(model.k.abs().argmax())
+
+
+def given_angles():
+    model = Attention()
+    cosine, sine = normed.cosine_and_sine()
+
+    def attention(q, k, v, cosine, sine):
+        model.angles = lambda: (cosine, sine)
+        return model(q, k, v)
+
+    return attention, cosine, sine
+
+
+def of_other_angles():
+    cosine, _ = normed.cosine_and_sine()
+    place = torch.arange(DIM, dtype=torch.float32).sin()
+    return cosine, place
+
+
+def by_angles_of_each_column():
+    angle = torch.arange(LENGTH * DIM, dtype=torch.float32).view(LENGTH, DIM)
+    return angle.cos(), angle.sin()
+
+
+TURNED = "what turns them is no cosine and sine of one angle"
+UNBOUNDED = {
+    "of another dimension": (lambda: Attention(normed.of_lengths), ""),
+    "of other rows": (lambda: Attention(normed.of_another), ""),
+    "less than nothing": (lambda: Attention(normed.less_than_nothing), ""),
+    "other angles": (lambda: Attention(angles=of_other_angles), TURNED),
+    "no pairs": (lambda: Attention(angles=by_angles_of_each_column), TURNED),
+    "an activation": (lambda: Attention(normed.by_activation), "is no weight"),
+    "not finite": (lambda: Attention(largest=math.inf), "no finite numbers"),
+}
+
+
+@pytest.mark.parametrize("name", UNBOUNDED)
+def test_nothing_is_known(name):
+    make, reason = UNBOUNDED[name]
+    with torch.no_grad():
+        ((bound, why),) = bounds_in(make(), *operands())
+    assert bound == math.inf
+    assert reason in why
+    assert bool(reason) == bool(why)
+
+
+def test_angles_that_are_inputs_may_be_any_numbers():
+    function, *angles = given_angles()
+    with torch.no_grad():
+        ((bound, why),) = bounds_in(function, *operands(), *angles)
+    assert (bound, TURNED in why) == (math.inf, True)
+
+
+def test_gains_that_are_inputs_are_no_weights():
+    model = Attention(rotates=None)
+
+    def attention(q, k, v, gain):
+        q, k = normed.as_llama(q, gain), normed.as_llama(k, gain)
+        return torch.softmax(q @ k.mT, -1) @ v
+
+    with torch.no_grad():
+        ((bound, why),) = bounds_in(attention, *operands(), model.q.detach())
+        assert (bound, "cannot be read" in why) == (math.inf, True)
+        ((bound, _),) = bounds_in(attention, *operands(), model.q)
+        assert bound < math.inf
+
+
+@pytest.fixture
+def own(monkeypatch):
+    """Sites are decided as where generated kernels run."""
+    monkeypatch.setattr(problems, "runs_kernels", lambda device: True)
+    with torch.no_grad():
+        yield
+
+
+def reason_of(model, *inputs):
+    (site,) = rewrite(model, *inputs, softmax="unified").sites
+    return site.reason
+
+
+def test_the_report_says_which_and_why_not(own):
+    reason = reason_of(Attention(), *operands())
+    assert (
+        "relative to φ = 0: by its norms' weights as they are, its scores lie between -9" in reason
+    )
+    assert "no row is computed twice" in reason
+    reason = reason_of(Attention(largest=6.0), *operands())
+    assert "rows of too large or small a sum are computed twice; its norms' weights keep" in reason
+    assert "products within 144, and no number is safe for all of that in float32" in reason
+    reason = reason_of(Attention().half(), *operands(torch.float16))
+    assert "each row's first keys" in reason
+    assert "no number is safe for all of that in float16" in reason
+    reason = reason_of(Attention(finish=lambda scores: scores.exp()), *operands())
+    assert "and what is done to scores leaves no bound" in reason
+    reason = reason_of(Attention(angles=of_other_angles), *operands())
+    assert f"norms of its queries bound no score, for {TURNED}" in reason
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen3 sdpa", pytest.param("qwen3 eager", marks=pytest.mark.long)]
+)
+def test_norms_of_a_real_model(own, name):
+    pytest.importorskip("transformers", reason="needs the extra 'models'")
+    from tests.attention import families, test_families
+
+    family, attention = name.split()
+    done = test_families.check(family, attention, "unified")
+    assert all("by its norms' weights" in site.reason for site in done.sites)
+    assert "softmax=bound" in done.after[0]
+    model = families.build(families.FAMILIES[family], attention)
+    model.get_parameter("model.layers.0.self_attn.q_norm.weight")[3] = 30.0
+    (site,) = rewrite(model, test_families.tokens(), softmax="unified").sites
+    assert "products within 120" in site.reason
+
+
+@pytest.mark.long
+def test_kernels_are_exact_with_gains_of_another_time(interpreted):  # noqa: F811
+    """The check of each row stays: a bound that is out of date costs time, and no value."""
+    (first, ways, redone), (second, again, late) = interpreted("attention_graphs.normed_twice")
+    assert (ways, redone) == ({"bound, decode, 1 split": 1}, 0)
+    assert (again, late > 0) == ({"bound, decode, 1 split": 2}, True)
+    assert max(first, second) < 1e-4
