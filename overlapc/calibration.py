@@ -55,14 +55,14 @@ def calibrate(
 ) -> Target:
     """Measure the group's GEMMs, its collectives and what they do to each other.
 
-    Every member calls it at the same time, with nothing else running, and gets the same target.
-    Takes about ``seconds``. With ``save`` each member stores it where `find_target` looks; use
-    ``save=False`` for a link that is not the machine's usual one. Without some ``collectives``
-    the target cannot plan them; those that the backend lacks are left out, and logged. GEMMs of
-    float32 are measured, on a GPU of bfloat16 too, which stands for float16, and of ``dtypes``
-    besides: the target cannot plan others. Raises GroupError where the group is gone or a
-    member leaves, OptionError for a collective or a dtype that is none; nothing outlasts the
-    group's own timeout.
+    Every member calls it at the same time, with nothing else running, and gets the same target;
+    where they ask for other things, it is of what rank 0 asks for. Takes about ``seconds``. With
+    ``save`` each member stores it where `find_target` looks; use ``save=False`` for a link that is
+    not the machine's usual one. Without some ``collectives`` the target cannot plan them; those
+    that the backend lacks are left out, and logged. GEMMs of float32 are measured, on a GPU of
+    bfloat16 too, which stands for float16, and of ``dtypes`` besides: the target cannot plan
+    others. Raises GroupError where the group is gone or a member leaves, OptionError for a
+    collective or a dtype that is none; nothing outlasts the group's own timeout.
     """
     if strange := sorted(set(dtypes) - set(MEASURED_DTYPES)):
         raise OptionError(
@@ -81,7 +81,9 @@ def calibrate(
         tell = progress or (lambda stage, done: None)
         bench = Bench.of(group)
         measured = tuple(dict.fromkeys((*bench.dtypes(), *dtypes)))
-        target = _measured(bench, tuple(dict.fromkeys(collectives)), measured, seconds, tell)
+        # Members that measure other things, or for longer, would wait for each other for ever.
+        asked = bench.agree((tuple(dict.fromkeys(collectives)), measured, seconds))
+        target = _measured(bench, *asked, tell)
     if save:
         target.save(stored_path(target.name))
     return target

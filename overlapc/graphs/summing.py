@@ -121,5 +121,6 @@ def _laid_out(collective: Collective) -> Padded:
 
 
 def _are_alike(one: Padded, other: Padded) -> bool:
-    is_same = one.rows == other.rows and replace(one.split, whole=other.split.whole) == other.split
+    """Whether the same is sent of both; as many rows as wholes lack are padding."""
+    is_same = replace(one.split, whole=other.split.whole) == other.split
     return is_same and are_alike(one.split.whole, other.split.whole)

@@ -189,7 +189,7 @@ def _whole_consumer(deal: Dealing) -> Part:
         return Part(computed, sent, computed, deal.receives, deal.sends)
     each = deal.each * (deal.ranks if deal.collective == "all_to_all" else 1)
     landed = everything(deal.units)
-    if deal.by_rank and deal.outer > 1:
+    if deal.outer > 1:
         outer, ranks, inner = deal.grid
         # It arrives as [ranks, outer, inner] and is wanted as [outer, ranks, inner].
         landed = Units((ranks, outer, inner), (Box((0, ranks), (0, outer), (0, inner)),))

@@ -125,7 +125,7 @@ class _Sum:
             torch.add(*self.parts, out=self.out)
             return
         add = torch.mean if self.is_mean else torch.sum
-        add(self.parts, 0, dtype=self.out.dtype, out=self.out)
+        add(self.parts, 0, out=self.out)
 
 
 class _InStream:

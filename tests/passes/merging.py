@@ -63,6 +63,11 @@ def half(a, b, c):
     return all_reduce(a.bfloat16()) + all_reduce(b.bfloat16())
 
 
+def taken_away_in_half(a, b, c):
+    """Nothing is scaled: what is sent is no larger than the results."""
+    return all_reduce(a.half()) - all_reduce(b.half())
+
+
 def scattered(a, b, c):
     return scatter(a) + scatter(b)
 
@@ -200,6 +205,7 @@ MERGED = {
     "averages": (averages, 2, 1),
     "integers": (integers, 2, 1),
     "half": (half, 2, 1),
+    "taken_away_in_half": (taken_away_in_half, 2, 1),
     "scattered": (scattered, 2, 1),
     "scattered_averages": (scattered_averages, 2, 1),
     "scattered_and_cut": (scattered_and_cut, 2, 1),

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from overlapc.graphs.collectives import collective_starts
 from overlapc.options import Options
@@ -26,6 +27,7 @@ from tests.passes.merging import (
     all_reduce,
     both_returned,
     difference,
+    gather,
     gathers_of_two_tensors,
     maxima,
     other_reader,
@@ -77,7 +79,7 @@ def agree(before, after):
             return False
     for one, other in zip(wanted, found, strict=True):
         for left, right in zip(one, other, strict=True):
-            digits = 2 if left.dtype == torch.bfloat16 else 12
+            digits = 2 if left.dtype in (torch.bfloat16, torch.float16) else 12
             if left.dtype != right.dtype or left.shape != right.shape:
                 return False
             if not torch.allclose(left.double(), right.double(), rtol=0, atol=10.0**-digits * 8):
@@ -133,6 +135,20 @@ def test_symbolic_rows(explained, golden):
         result = explained(three, a, b, c, target=FAST_LINK)
     golden(told(result))
     assert [site.code for site in result.report.sites].count("merged") == 2
+
+
+def gathered_and_asked(a, b):
+    """What asks for the size of what has come may read the start of its collective."""
+    one, two = gather(a), gather(b)
+    return one + two, torch.arange(one.shape[0]), torch.arange(two.shape[1])
+
+
+def test_what_is_asked_for_its_size_before_it_has_come_stays():
+    module = make_fx(gathered_and_asked, tracing_mode="symbolic")(*inputs(0)[:2])
+    starts = collective_starts(module.graph)
+    assert any(user.target is torch.ops.aten.sym_size.int for one in starts for user in one.users)
+    result, sites = merged(module)
+    assert (str(result.graph), sites) == (str(module.graph), [])
 
 
 class Attention(torch.nn.Module):

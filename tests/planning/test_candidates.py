@@ -77,18 +77,23 @@ def test_the_top_plans_are_the_best_and_serial(kind: str) -> None:
 @pytest.mark.parametrize("kind", CUTS)
 def test_even_plans_are_of_like_groups(kind: str) -> None:
     random = Random(3)
-    cut = 0
+    cut = whole = 0
     for _ in range(60):
         problem, target = random_problem(random, 2000, kind), random_target(random)
-        for plan in even_plans(problem, target):
-            costs = next(c for c in all_costs(kind, problem, target) if c.by == plan.by)
+        plans = even_plans(problem, target)
+        for costs in all_costs(kind, problem, target) if plans else ():
             unit = quantum(costs)
-            assert len(plan.rows) in EVEN_GROUPS
-            assert sum(plan.rows) == costs.size
-            assert max(plan.rows) - min(plan.rows) <= 2 * unit - 1
-            assert all(rows % unit == 0 for rows in plan.rows[:-1])
-            cut += 1
+            found = [plan for plan in plans if plan.by == costs.by]
+            units = -(-costs.size // unit)
+            assert [len(plan.rows) for plan in found] == [n for n in EVEN_GROUPS if n <= units]
+            for plan in found:
+                assert sum(plan.rows) == costs.size
+                assert max(plan.rows) - min(plan.rows) <= 2 * unit - 1
+                assert all(rows % unit == 0 for rows in plan.rows[:-1])
+                cut += 1
+                whole += len(plan.rows) == units
     assert cut > 20
+    assert whole, "a unit each is a cut too"
 
 
 def all_costs(kind: str, problem: Problem, target: Target) -> list[Costs]:

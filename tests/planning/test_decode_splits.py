@@ -50,6 +50,12 @@ def test_enough_sequences_are_not_shared_out(keys):
     assert plan_splits(132, keys, 64, 132).count == 1
 
 
+def test_who_computes_alone_adds_nothing_up():
+    """The mutant that lets one CTA pay for a merge shares these tiles among four for nothing."""
+    assert rounds(Splits(12, 12), 89, 132) == rounds(Splits(12, 3), 89, 132) == 13
+    assert plan_splits(89, 12 * 64, 64, 132).count == 1
+
+
 def test_more_ctas_for_longer_sequences():
     counts = [plan_splits(8, keys, 64, 132).count for keys in (64, 512, 2048, 8192)]
     assert counts == sorted(counts)

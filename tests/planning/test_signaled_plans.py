@@ -8,16 +8,19 @@ from dataclasses import replace
 import pytest
 
 from overlapc.errors import PlanError, ProblemError
+from overlapc.planning import search
 from overlapc.planning.cost import Costs
 from overlapc.planning.crossovers import crossovers
 from overlapc.planning.curve import Curve
+from overlapc.planning.cuts import MAX_UNITS
 from overlapc.planning.problem import COLLECTIVES, Problem
 from overlapc.planning.rates import GemmRates, Link
-from overlapc.planning.schedule import Plan
+from overlapc.planning.schedule import Event, Plan
 from overlapc.planning.search import MEASURED_MARGIN, UNMEASURED_MARGIN, plan, plan_rows
 from overlapc.planning.signaled import configurations, signaled_cuts
 from overlapc.planning.target import Target
 from overlapc.planning.tiles import MOST_SUMS, SPARING_SUMS, Tile, tiles_for
+from overlapc.planning.timelines import Cut
 from overlapc.planning.tuned import TunedPlan
 
 PROBLEM = Problem(8192, 4096, 4096, "bfloat16", "all_reduce", 4, kernel_sums=MOST_SUMS)
@@ -70,6 +73,41 @@ def test_what_saves_most_beyond_its_margin_is_planned() -> None:
                     assert made.bound_seconds <= made.predicted_seconds * (1 + 1e-9)
                     assert Plan.from_json(made.to_json()) == made
     assert taken == {"serial", "chunked", "signaled"}
+
+
+def lasting(cut: Cut, seconds: float) -> Cut:
+    """The same cut where it would take so long."""
+    return replace(cut, timeline=(Event("compute", 0, 0.0, seconds),))
+
+
+def rivals(monkeypatch: pytest.MonkeyPatch, target: Target, library: float, kernel: float) -> None:
+    """Let the best cut of the library, and of a kernel, take so long."""
+    chunked = search._best_chunked(PROBLEM, target, MAX_UNITS)
+    signaled = next(iter(signaled_cuts(PROBLEM, target)))
+    assert chunked is not None
+    monkeypatch.setattr(search, "_best_chunked", lambda *_: lasting(chunked, library))
+    monkeypatch.setattr(search, "overlapping_cuts", lambda *_: [lasting(signaled, kernel)])
+
+
+@pytest.mark.parametrize(("less", "schedule"), [(2e-7, "chunked"), (2e-6, "signaled")])
+def test_the_library_wins_what_rounding_decides(
+    monkeypatch: pytest.MonkeyPatch, less: float, schedule: str
+) -> None:
+    target = gpu(3e11)
+    seconds = 0.5 * Costs(PROBLEM, target).serial()
+    rivals(monkeypatch, target, seconds, seconds * (1 - less))
+    assert plan(PROBLEM, target).schedule == schedule
+
+
+def test_the_cut_that_is_nearest_to_its_margin_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel would save more, and lacks more of the margin of a rate that is assumed."""
+    target = gpu(3e11, share=None)
+    serial = Costs(PROBLEM, target).serial()
+    rivals(monkeypatch, target, 0.96 * serial, 0.95 * serial)
+    made = plan(PROBLEM, target)
+    assert (made.schedule, made.code) == ("serial", "serial_no_gain")
+    assert "would save 4.0% of" in made.reason
+    assert "the margin is 5%" in made.reason
 
 
 def test_a_rate_that_is_assumed_has_to_save_more() -> None:

@@ -248,6 +248,18 @@ def test_a_rank_that_sends_equal_parts_meets_one_that_does_not(fresh_ranks):
     assert max(fresh_ranks.run(even_and_uneven)) < 1e-5
 
 
+def others_send_less(rank):
+    """Rank 0 sends the same twice, and is sent other rows."""
+    chain = spec("gemm_all_to_all", site="less.0", options="less")
+    calls = ((([4, 6], [4, 6]), ([4, 2], [4, 6])), (([6, 4], [6, 4]), ([6, 8], [2, 8])))[rank]
+    return max(max(errors_of(chain, tensors(10, seed=rank), 1, *sizes)) for sizes in calls)
+
+
+def test_what_is_received_may_change_alone(two_ranks):
+    """The mutant that knows a call by what it sends prepares nothing for the second."""
+    assert max(two_ranks.run(others_send_less)) < 1e-6
+
+
 def even_by_its_graph(rank):
     sizes = ([4, 4], [4, 4]) if rank else ([], [])
     with pytest.raises(OverlapcError, match=r"the sizes of a call differ|send evenly"):

@@ -114,7 +114,14 @@ def test_it_is_stored_where_it_is_looked_for(pair: Ranks) -> None:
 
 
 def stored_and_found(rank: int) -> tuple[str, str]:
-    target = calibrate(collectives=["all_reduce"], seconds=0.5)
+    """Rank 1 asks for more, and for longer: what rank 0 asks for counts, or they would hang."""
+    collectives, dtypes, seconds = [
+        (["all_reduce"], [], 0.5),
+        (["all_gather", "all_reduce"], ["float64"], 60.0),
+    ][rank]
+    target = calibrate(collectives=collectives, dtypes=dtypes, seconds=seconds)
+    assert [link.collective for link in target.links] == ["all_reduce"]
+    assert [rates.dtype for rates in target.gemm] == ["float32"]
     dist.barrier()
     return target.fingerprint, find_target("cpu", "gloo", 2).fingerprint
 

@@ -58,6 +58,16 @@ def test_reduce_scatter(dtype, reduce, two_ranks):
         assert plain < allowed
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.uint8, torch.bfloat16])
+@pytest.mark.parametrize("parts", [2, 3])
+def test_parts_are_added_up_in_their_dtype(dtype, parts):
+    """Of integers torch makes int64 unless it is told where to."""
+    given = torch.randint(0, 60, (parts, ROWS, COLUMNS)).to(dtype)
+    out = torch.full((ROWS, COLUMNS), 77).to(dtype)
+    sending._Sum(sending._IN_STREAM, given, out, is_mean=False).wait()
+    assert torch.equal(out.double(), given.double().sum(0))
+
+
 @pytest.mark.parametrize(("reduce", "mutant"), [("sum", "sub"), ("avg", "sum")])
 def test_a_wrong_reduction_shows(reduce, mutant, two_ranks):
     for ours, _ in two_ranks.run(errors, torch.float32, reduce, mutant):

@@ -137,3 +137,15 @@ def test_packed_columns_unpack():
         assert packed.is_contiguous()
         assert torch.equal(packed[5 * (ranks - 1) :], tensor[:, 4 * (ranks - 1) :])
         assert torch.equal(columns.unpack(packed, ranks), tensor)
+
+
+@pytest.mark.parametrize("collective", ["all_gather", "all_to_all"])
+def test_no_group_has_a_box_of_nothing(collective):
+    """The mutant that keeps the empty span beside the first rank copies nothing, in time."""
+    for me in range(3):
+        deal = Dealing(collective, 0, 24, 3, me)
+        local, parts = consumer_parts(deal, (3, 5))
+        assert local is not None
+        units = [local.computed, local.own]
+        units += [one for part in parts for one in (part.computed, part.sent, part.landed)]
+        assert all(box.count for one in units for box in one.boxes)
