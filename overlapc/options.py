@@ -145,6 +145,16 @@ def _nearest(name: str, known: tuple[str, ...]) -> str:
     return f" (did you mean {match[0]!r}?)" if match else ""
 
 
+def _instead_of(name: str, value: object, known: tuple[str, ...]) -> str:
+    """What to write in place of an option that there is not."""
+    if name == "mode":  # torch.compile takes a mode or options, not both
+        modes = f"torch._inductor.list_mode_options({value!r})"
+        return f"give what the mode stands for to Inductor: options={{'inductor': {modes}}}"
+    near = _nearest(name, known)
+    own = f"; what is Inductor's own goes into 'inductor': {{'{name}': {value!r}}}"
+    return f"use one of {', '.join(known)}{near or own}"
+
+
 def from_user(options: Mapping[str, Any] | None) -> Options:
     """Return the validated record of a user's ``options`` over the environment's.
 
@@ -157,7 +167,7 @@ def from_user(options: Mapping[str, Any] | None) -> Options:
             raise OptionError(
                 f"There is no option {name!r}.",
                 where="options of backend 'overlapc'",
-                remedy=f"use one of {', '.join(known)}" + _nearest(name, known),
+                remedy=_instead_of(name, value, known),
             )
         given[name] = tuple(value) if name == "disable" and isinstance(value, list) else value
     chosen = Options(**given)

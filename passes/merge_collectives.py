@@ -4,11 +4,15 @@ Contract. A collective that is called again with the same arguments is called on
 result then lives until the last reader of both, and the reason says how many bytes that is.
 ``AR(a) + AR(b)`` becomes ``AR(a + b)``, likewise for reduce-scatter and all-gather, where both are
 sums (or both averages) of one dtype on one group, and nothing else reads either result. Terms may
-be subtracted, scaled by constants, laid out alike and rounded alike before they are added. The one
+be subtracted, scaled by constants or by one tensor, laid out alike (as gathers along other
+dimensions than the first are) and rounded alike before they are added. The one
 collective stands where the later of the two stood: an order that is a function of the graph only.
 Values are the same but for rounding: partial sums of the ranks are added in another order, and the
 sum of two on one rank may leave a narrow dtype's range where each sum over the ranks would not.
-Of what is added and not merged, a note at the collective's site says why.
+A tensor that scales both is read once, after the collective, and may differ by rank; where it is
+infinite, terms of other signs give an infinity in place of NaN.
+Of what is added and not merged, a note at one collective's site says why, and one at the other's
+where.
 """
 
 from __future__ import annotations
@@ -122,18 +126,25 @@ def _read(read: Callable[[], Found]) -> Found | None:
 
 def _next_pair(total: Total, compilation: Compilation) -> tuple[Term, Term] | None:
     """The first two terms of a sum that can be one; where there are none, notes say why not."""
-    refused: dict[fx.Node, str] = {}
+    notes: dict[fx.Node, str] = {}
+    pointers: dict[fx.Node, str] = {}
     for index, late in enumerate(total.terms):
         for early in total.terms[:index]:
+            if early.collective.start is late.collective.start:
+                continue
             refusal = why_not_one(early, late)
             refusals = (why_not_all_add(term.collective) for term in (early, late))
             refusal = refusal or next(filter(None, refusals), None)
             if refusal is None:
                 return early, late
-            other = early if refusal.node is late.collective.start else late
-            note = f"Its result is added to that of {named(other.collective)}, and they stay two"
-            refused.setdefault(refusal.node, f"{note}: {refusal.reason}.")
-    for start, note in refused.items():
+            mine, other = early.collective, late.collective
+            if refusal.node is other.start:
+                mine, other = other, mine
+            note = f"Its result is added to that of {named(other)}, and they stay two"
+            notes.setdefault(mine.start, f"{note}: {refusal.reason}.")
+            note = f"Its result is added to that of {named(mine)}, where it says why they stay two."
+            pointers.setdefault(other.start, note)
+    for start, note in {**pointers, **notes}.items():
         compilation.note(start, note)
     return None
 

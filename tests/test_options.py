@@ -20,6 +20,11 @@ def no_variables(monkeypatch):
     ("given", "said"),
     [
         ({"tarjet": "cpu"}, "did you mean 'target'"),
+        ({"max_autotune": True}, "goes into 'inductor': {'max_autotune': True}"),
+        (
+            {"mode": "max-autotune"},
+            r"'inductor': torch._inductor.list_mode_options\('max-autotune'",
+        ),
         ({"overlap": "chunkd"}, "did you mean 'chunked'"),
         ({"overlap": True}, "of type str"),
         ({"fuel": "3"}, "of type int"),
@@ -94,3 +99,15 @@ def test_an_unknown_inductor_name_is_told_the_nearest():
     with pytest.raises(OptionError, match="max_autotune"):
         inductor_patches(Options(inductor={"max_autotun": True}), None)
     assert inductor_patches(Options(inductor={"max_autotune": True}), None)["max_autotune"] is True
+
+
+def test_a_mode_may_stand_among_options_as_its_remedy_says():
+    """torch.compile takes a mode or options, so that beside options a mode is Inductor's own."""
+    import torch
+
+    from overlapc.backend import inductor_patches
+
+    of_mode = torch._inductor.list_mode_options("max-autotune-no-cudagraphs")
+    assert of_mode
+    patches = inductor_patches(options.from_user({"inductor": of_mode}), None)
+    assert patches == inductor_patches(Options(), "max-autotune-no-cudagraphs")

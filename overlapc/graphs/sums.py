@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import operator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Any, TypeGuard
 
 import torch
 from torch import fx
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from overlapc.graphs.algebra import are_alike, mutated_between
 from overlapc.graphs.bands import CASTS, is_view
@@ -20,8 +20,9 @@ from overlapc.graphs.collectives import (
     functional,
     read_collective,
 )
+from overlapc.graphs.distributing import TURNS, Move, move_alike, read_move
 from overlapc.graphs.nodes import value_of, where
-from overlapc.graphs.packing import read_slice
+from overlapc.graphs.packing import SPLITS
 
 aten = torch.ops.aten
 
@@ -34,9 +35,21 @@ LINEAR = {
 
 ADDITIONS = (aten.add.Tensor, aten.sub.Tensor)
 
-TURNS = (aten.permute.default, aten.transpose.int, aten.t.default)
-
 SCALINGS = (aten.mul.Tensor, aten.div.Tensor, aten.mul.Scalar, aten.div.Scalar)
+
+PASSED = {
+    *ADDITIONS,
+    *SCALINGS,
+    *CASTS,
+    *TURNS,
+    *SPLITS,
+    aten.neg.default,
+    aten.clone.default,
+    aten.slice.Tensor,
+    aten.cat.default,
+    operator.getitem,
+}
+"""What a term may pass on its way into a sum, beside views."""
 
 NARROW_RANGE = (torch.float16,)
 """Dtypes with so small a range that what is scaled before it is sent may leave it."""
@@ -61,8 +74,8 @@ class Way:
     """... and what stands before it, from the value on; nothing else reads that."""
     factor: Number = 1
     """By which the sum has the value."""
-    moves: tuple[fx.Node, ...] = ()
-    """What lays it out otherwise: permutations, and slices that drop the last of a dimension."""
+    moves: tuple[Move, ...] = ()
+    """What lays it out otherwise, or scales it by a tensor."""
     casts: tuple[torch.dtype, ...] = ()
     """The dtypes that it is rounded to."""
     refusal: tuple[str, str] | None = None
@@ -101,9 +114,10 @@ def sums_of(graph: fx.Graph) -> list[fx.Node]:
     """Return the last addition of every sum of two collectives or more, in program order."""
     seen: set[fx.Node] = set()
     found: list[fx.Node] = []
-    for node in reversed(graph.nodes) if len(collective_starts(graph)) > 1 else ():
-        if _is_addition(node) and node not in seen:
-            total = read_sum(node)
+    terms = _possible_terms(graph) if len(collective_starts(graph)) > 1 else set()
+    for node in reversed(graph.nodes):
+        if node in terms and _is_addition(node) and node not in seen:
+            total = _read(node, terms)
             seen.update(total.additions)
             if len(total.terms) > 1:
                 found.append(node)
@@ -112,25 +126,40 @@ def sums_of(graph: fx.Graph) -> list[fx.Node]:
 
 def read_sum(root: fx.Node) -> Total:
     """Read the sum whose last addition is ``root``."""
+    return _read(root, _possible_terms(root.graph))
+
+
+def _possible_terms(graph: fx.Graph) -> set[fx.Node]:
+    """Results of collectives, and what is made of them by what sums may be made by."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        is_passed = node.target in PASSED or is_view(node)
+        if given_by(node) or (is_passed and any(one in found for one in node.all_input_nodes)):
+            found.add(node)
+    return found
+
+
+def _read(root: fx.Node, terms: Set[fx.Node]) -> Total:
     total, waiting = Total(root), [(root, Way(root))]
     while waiting:
         node, way = waiting.pop()
-        if node is not root and len(node.users) > 1 and way.refusal is None:
-            way = replace(way, refusal=("other_users", _other_readers(node, way)))
-        if (collective := _given_by(node)) is not None:
+        readers = [user for user in node.users if user is not way.add and user not in way.path]
+        if node is not root and readers and way.refusal is None:
+            way = replace(way, refusal=("other_users", _named_readers(readers)))
+        if (collective := given_by(node)) is not None:
             total.terms.append(
                 Term(collective, replace(way, refusal=_why_no_term(collective, way)))
             )
         elif _is_addition(node) and way.refusal is None:
             total.additions.append(node)
             waiting += _addends(node, way)
-        elif (before := _before(node, way)) is not None:
+        elif (before := _before(node, way, terms)) is not None:
             waiting.append(before)
     total.terms.sort(key=lambda term: term.collective.start)
     return total
 
 
-def _given_by(node: fx.Node) -> Collective | None:
+def given_by(node: fx.Node) -> Collective | None:
     """The collective whose result a node is, if it is one."""
     if node.target is not functional.wait_tensor.default:
         return None
@@ -138,9 +167,8 @@ def _given_by(node: fx.Node) -> Collective | None:
     return collective if isinstance(collective, Collective) else None
 
 
-def _other_readers(node: fx.Node, way: Way) -> str:
-    others = [user for user in node.users if user is not (*way.path, way.add)[0]]
-    names = ", ".join(str(user.target) for user in others if user.op != "output")
+def _named_readers(readers: list[fx.Node]) -> str:
+    names = ", ".join(str(user.target) for user in readers if user.op != "output")
     return f"it is read by {names}, too" if names else "it is returned, too"
 
 
@@ -180,8 +208,12 @@ def _unlike(node: fx.Node, add: fx.Node) -> tuple[str, str] | None:
     return "broadcast", text
 
 
-def _before(node: fx.Node, way: Way) -> tuple[fx.Node, Way] | None:
+def _before(node: fx.Node, way: Way, terms: Set[fx.Node]) -> tuple[fx.Node, Way] | None:
     """What a node only scales, casts or lays out otherwise, and the way from there."""
+    if not is_view(node) and (move := read_move(node, terms)) is not None:
+        path = (*move.between, node, *way.path)
+        refusal = way.refusal or move.refusal
+        return move.source, replace(way, path=path, moves=(move, *way.moves), refusal=refusal)
     source = node.args[0] if node.args else None
     if node.target in ADDITIONS and isinstance(node.args[1], fx.Node) and _is_number(source):
         refusal = ("no_sum", f"it is added to {source}, or subtracted from it, first")
@@ -209,8 +241,6 @@ def _before(node: fx.Node, way: Way) -> tuple[fx.Node, Way] | None:
         return source, way.up(node, factor, refusal=way.refusal or refusal)
     if is_view(node) or node.target is aten.clone.default:
         return source, way.up(node)
-    if node.target in TURNS or cuts(node):
-        return source, way.up(node, moves=(node, *way.moves))
     return None
 
 
@@ -230,12 +260,6 @@ def _is_number(value: object) -> TypeGuard[Number]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def cuts(node: fx.Node) -> bool:
-    """Return whether a node drops the last of a dimension: padding, where a rank was sent some."""
-    found = read_slice(node)
-    return found is not None and statically_known_true(found.start == 0)
-
-
 def _why_no_term(collective: Collective, way: Way) -> tuple[str, str] | None:
     sent = value_of(collective.source)
     if collective.reduce not in LINEAR.get(collective.name, ()):
@@ -246,6 +270,8 @@ def _why_no_term(collective: Collective, way: Way) -> tuple[str, str] | None:
         return "dtype", "a sum of booleans is none"
     if collective.reduce == "avg" and not sent.dtype.is_floating_point:
         return "dtype", "every average of whole numbers is rounded"
+    if collective.name == "reduce_scatter" and any(move.is_regrouping for move in way.moves):
+        return "other_layout", "its part is put together otherwise, and other ranks' may be padded"
     if collective.asked:
         return "dynamic_shape", "it is asked for a size before it has come"
     return way.refusal
@@ -305,20 +331,14 @@ def _left_over(add: fx.Node, term: Term) -> tuple[str, str] | None:
 
 
 def _other_way(early: Way, late: Way) -> tuple[str, str] | None:
-    if len(early.moves) != len(late.moves) or not all(map(_moves_alike, early.moves, late.moves)):
+    ways = [[move.how for move in way.moves if move.is_product] for way in (early, late)]
+    if ways[0] != ways[1]:
+        return "other_scale", "they are scaled by other tensors, or only one of them by one"
+    if len(early.moves) != len(late.moves) or not all(map(move_alike, early.moves, late.moves)):
         return "other_part", "other parts of their results are added up, or in another order"
     if early.casts != late.casts:
         return "cast", "they are rounded to other dtypes before"
     return None
-
-
-def _moves_alike(one: fx.Node, other: fx.Node) -> bool:
-    """Whether two nodes do the same to tensors whose elements are in the same order."""
-    if not are_alike(one, other) or not are_alike(*(n.all_input_nodes[0] for n in (one, other))):
-        return False
-    if cuts(one) or cuts(other):
-        return cuts(one) and cuts(other)
-    return one.target is other.target and one.args[1:] == other.args[1:]
 
 
 def scale_between(early: Term, late: Term) -> Number | None:

@@ -195,7 +195,75 @@ def beside_a_bias(a, b, c):
     return (all_reduce(a) + a[0]) + all_reduce(b)
 
 
+def gathers_along_columns(a, b, c):
+    return gather(a, 1) + gather(b, 1) - c[:, :1]
+
+
+def gathers_by_slices(a, b, c):
+    """As a program puts parts side by side that slices cut out."""
+    left, right = gather(a), gather(b)
+    cut = [(y[:ROWS], y[ROWS:]) for y in (left, right)]
+    return torch.cat(cut[0], 1) - torch.cat(cut[1], 1)
+
+
+def gathers_by_permutation(a, b, c):
+    turned = [gather(y).view(RANKS, ROWS, COLUMNS).movedim(0, 1) for y in (a, b)]
+    return turned[0].reshape(ROWS, -1) + turned[1].reshape(ROWS, -1)
+
+
+def three_gathers_scaled_along_columns(a, b, c):
+    total = c.sum()
+    return total * (gather(a, 1) + 2 * gather(b, 1)) + gather(c, 1) * total
+
+
+def scaled_by_a_tensor(a, b, c):
+    scale = c.mean()
+    return all_reduce(a) * scale + scale * all_reduce(b)
+
+
+def scaled_by_columns(a, b, c):
+    scale = c[0]
+    return (all_reduce(a) * scale + b) - all_reduce(b) * scale
+
+
+def over_a_tensor(a, b, c):
+    norm = c.abs().sum(1, keepdim=True)[: ROWS // 2]
+    return scatter(a) / norm + 3 * (scatter(b) / norm)
+
+
+def over_what_all_have_counted(a, b, c):
+    count = all_reduce(c.sum())
+    return all_reduce(a) / count + all_reduce(b) / count
+
+
+def turned_and_scaled(a, b, c):
+    scale = c[:, 0]
+    return all_reduce(a).t() * scale + all_reduce(b).t() * scale
+
+
+def integers_by_a_tensor(a, b, c):
+    a, b, c = ((x * 100).long() for x in (a, b, c))
+    return all_reduce(a) * c + all_reduce(b) * c
+
+
+def of_products(a, b, c):
+    """A product of two collectives is a term scaled by one of them, where all are."""
+    y = all_reduce(c)[0]
+    return all_reduce(a) * y + all_reduce(b) * y
+
+
 MERGED = {
+    "gathers_along_columns": (gathers_along_columns, 2, 1),
+    "gathers_by_slices": (gathers_by_slices, 2, 1),
+    "gathers_by_permutation": (gathers_by_permutation, 2, 1),
+    "three_gathers_scaled_along_columns": (three_gathers_scaled_along_columns, 3, 1),
+    "scaled_by_a_tensor": (scaled_by_a_tensor, 2, 1),
+    "scaled_by_columns": (scaled_by_columns, 2, 1),
+    "over_a_tensor": (over_a_tensor, 2, 1),
+    "over_what_all_have_counted": (over_what_all_have_counted, 3, 2),
+    "turned_and_scaled": (turned_and_scaled, 2, 1),
+    "integers_by_a_tensor": (integers_by_a_tensor, 2, 1),
+    "of_products": (of_products, 3, 2),
     "beside_a_bias": (beside_a_bias, 2, 1),
     "two": (two, 2, 1),
     "three": (three, 3, 1),
@@ -381,7 +449,71 @@ def exchanged(a, b, c):
     return sent[0] + sent[1]
 
 
+def gathers_along_other_dimensions(a, b, c):
+    return gather(a[:4], 1) + gather(b[:4]).view(4, -1)
+
+
+def gathers_in_another_order(a, b, c):
+    left, right = gather(a).split(ROWS), gather(b).split(ROWS)
+    return torch.cat(left, 1) + torch.cat(right[::-1], 1)
+
+
+def gathers_of_which_parts_are_read(a, b, c):
+    left, right = gather(a).split(ROWS), gather(b).split(ROWS)
+    return torch.cat(left, 1) + torch.cat(right, 1), left[0].relu()
+
+
+def gathers_of_other_widths(a, b, c):
+    return gather(a[:, :2].contiguous(), 1)[:, :3] + gather(b[:, :3].contiguous(), 1)[:, :3]
+
+
+def scattered_and_regrouped(a, b, c):
+    left, right = scatter(a).split(2), scatter(b).split(2)
+    return torch.cat(left, 1) + torch.cat(right, 1)
+
+
+def scaled_by_other_tensors(a, b, c):
+    return all_reduce(a) * c[0] + all_reduce(b) * c[1]
+
+
+def one_is_scaled_by_a_tensor(a, b, c):
+    return all_reduce(a) * c[0] + all_reduce(b)
+
+
+def one_is_times_and_one_over(a, b, c):
+    return all_reduce(a) * c[0] + all_reduce(b) / c[0]
+
+
+def broadcast_by_a_scale(a, b, c):
+    return all_reduce(a[:1]) * c + all_reduce(b[:1]) * c
+
+
+def scaled_to_another_dtype(a, b, c):
+    return all_reduce(a.float()) * c + all_reduce(b.float()) * c
+
+
+def scaled_by_each_other(a, b, c):
+    y, z = all_reduce(a), all_reduce(b)
+    return y * z + all_reduce(c)
+
+
+def a_number_over_each(a, b, c):
+    return c / all_reduce(a) + c / all_reduce(b)
+
+
 REFUSED = {
+    gathers_along_other_dimensions: "other parts of their results",
+    gathers_in_another_order: "",
+    gathers_of_which_parts_are_read: "",
+    gathers_of_other_widths: "they send other shapes",
+    scattered_and_regrouped: "its part is put together otherwise",
+    scaled_by_other_tensors: "they are scaled by other tensors",
+    one_is_scaled_by_a_tensor: "only one of them by one",
+    one_is_times_and_one_over: "they are scaled by other tensors",
+    broadcast_by_a_scale: "scaled by a tensor, it is of another shape or dtype",
+    scaled_to_another_dtype: "scaled by a tensor, it is of another shape or dtype",
+    scaled_by_each_other: "",
+    a_number_over_each: "",
     other_reader: "it is read by aten.relu.default, too",
     other_reader_of_a_view: "it is read by aten.relu.default, too",
     returned_too: "it is returned, too",

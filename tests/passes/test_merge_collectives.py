@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import torch
@@ -28,12 +29,14 @@ from tests.passes.merging import (
     both_returned,
     difference,
     gather,
+    gathers_along_other_dimensions,
     gathers_of_two_tensors,
     maxima,
     other_reader,
     other_reduction,
     scaled,
     scaled_apart,
+    scaled_by_other_tensors,
     three,
     turned_otherwise,
     whole_multiples,
@@ -120,11 +123,25 @@ def told(result):
 
 @pytest.mark.parametrize(
     "name",
-    ["three", "through_views", "scattered", "scattered_along_columns", "gathered_along_columns"],
+    [
+        *("three", "through_views", "scattered", "scattered_along_columns"),
+        *("gathered_along_columns", "gathers_along_columns", "scaled_by_columns"),
+    ],
 )
 def test_golden(name, explained, golden):
     with torch.no_grad():
         golden(told(explained(MERGED[name][0], *inputs(0), target=FAST_LINK)))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [gathers_along_other_dimensions, scaled_by_other_tensors],
+    ids=lambda function: function.__name__,
+)
+def test_why_not_is_told_at_both_sites(function, explained, golden):
+    with torch.no_grad():
+        report = explained(function, *inputs(0), target=FAST_LINK).report
+    golden(re.sub(r":\d+\)", ")", "\n".join(site.reason for site in report.sites)))
 
 
 def test_symbolic_rows(explained, golden):
@@ -284,6 +301,15 @@ def test_a_merge_of_maxima_is_caught(fake_group, monkeypatch):
 def test_a_merge_across_a_turn_is_caught(fake_group, monkeypatch):
     monkeypatch.setattr("overlapc.graphs.sums._other_way", lambda early, late: None)
     module = lockstep.traced(turned_otherwise, *inputs(0))
+    result, _ = merged(module)
+    assert count(result) == 1
+    assert not agree(module, result)
+
+
+@pytest.mark.parametrize("function", [gathers_along_other_dimensions, scaled_by_other_tensors])
+def test_a_merge_across_moves_is_caught(function, fake_group, monkeypatch):
+    monkeypatch.setattr("overlapc.graphs.sums._other_way", lambda early, late: None)
+    module = lockstep.traced(function, *inputs(0))
     result, _ = merged(module)
     assert count(result) == 1
     assert not agree(module, result)

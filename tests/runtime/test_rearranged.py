@@ -73,3 +73,40 @@ def test_gradients_are_right_and_sent_once(two_ranks, rows, last):
         assert ("forward", "one_rank") in codes
         backward = [code for graph, code in codes if graph == "backward"]
         assert backward[-3:] == ["merged", "merged", last]
+
+
+def sums(x, y, weight, scale):
+    """Gathers along columns, and reductions scaled by a tensor that each rank has of its own."""
+    world = dist.group.WORLD
+    gathered = functional.all_gather_tensor(x, 1, world) - functional.all_gather_tensor(y, 1, world)
+    reduced = [functional.all_reduce(one @ weight, "sum", world) for one in (x, y)]
+    return gathered, reduced[0] * scale + 2 * (reduced[1] * scale)
+
+
+def add_up(rank, rows):
+    import overlapc
+
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        sums, backend="overlapc", options={"target": SLOW_LINK}, dynamic=len(rows) > 1
+    )
+    generator = torch.Generator().manual_seed(rank)
+    errors, told = [], len(overlapc.report().sites)
+    with torch.no_grad():
+        for count in rows:
+            shapes = (count, INNER), (count, INNER), (INNER, COLUMNS), (COLUMNS,)
+            values = [torch.randn(shape, generator=generator) for shape in shapes]
+            wanted = sums(*(value.double() for value in values))
+            errors += [
+                ((one.double() - other).norm() / other.norm()).item()
+                for one, other in zip(compiled(*values), wanted, strict=True)
+            ]
+    return errors, [site.code for site in overlapc.report().sites[told:]]
+
+
+@pytest.mark.parametrize("rows", [(ROWS,), (ROWS, 33)], ids=["fixed", "varying"])
+def test_sums_of_gathers_and_of_what_is_scaled_are_right_and_sent_once(two_ranks, rows):
+    for errors, codes in two_ranks.run(add_up, rows):
+        assert max(errors) < 1e-6
+        assert codes.count("merged") == 2
+        assert len(codes) == 4
