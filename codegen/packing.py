@@ -66,9 +66,9 @@ class Packing:
 
 
 def unpack(buffer: Tensor, order: PackedOrder) -> Tensor:
-    """C[m, n], copied out of its tiles."""
+    """C[m, n], copied out of its tiles, row after row."""
     tiles = buffer.view(order.shape).permute(AXES)
-    return tiles.reshape(order.whole)[: order.m, : order.n]
+    return tiles.reshape(order.whole)[: order.m, : order.n].contiguous()
 
 
 def pack(c: Tensor, order: PackedOrder) -> Tensor:

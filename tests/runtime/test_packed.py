@@ -158,6 +158,7 @@ def unlike(rank: int, *names: str) -> list[tuple[float, list]]:
         wanted = reference.chain(spec, [tensor.clone() for tensor in given])
         with pretended_gpu(), into((2, 4), TILE, BANDS), poisoned(), recorded() as log:
             c, *kept = call(spec, given)
+        assert all(value.is_contiguous() for value in (c, *kept))
         pairs = zip([read(spec, c, rows), *kept], wanted, strict=True)
         found.append((max(error_of(*pair) for pair in pairs), log))
     return found
@@ -255,19 +256,25 @@ def test_a_graph_that_reads_another_order_is_seen(ranks):
     assert not any(error < 0.1 for error, _ in ranks.run(in_graph, (), straight))
 
 
-def compiled(rank: int) -> tuple[list[float], list[tuple[str, str, dict]]]:
-    """Errors of a compiled layer over several calls, and what the report says of its site."""
+def compiled(
+    rank: int, *depths: tuple[int, int]
+) -> tuple[list[float], list[tuple[str, str, dict]]]:
+    """Errors of a compiled layer over calls that contract so much on rank 1 and on the others, and
+    what the report says of its sites."""
     torch._dynamo.reset()
+    forget()
     torch.manual_seed(rank)
     errors = []
     for counts in ops._calls.values():  # of the same graph, run op by op
         counts.clear()
     before = {site.id for site in overlapc.report().sites}  # of other tests of these ranks
     with pretended_gpu():
-        options = {"target": GPU, "overlap": "signaled"}
+        options = {"target": GPU, "overlap": "signaled", "agreement_seconds": float(SECONDS)}
         run = torch.compile(layer, backend="overlapc", options=options)
-        for _ in range(2):
-            true = [torch.randn(shape, dtype=torch.float64) for shape in SHAPES]
+        for depth in depths:
+            k = depth[rank == 1]
+            shapes = ((60, k), (1000, k), *SHAPES[2:])
+            true = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
             with torch.no_grad():
                 pairs = zip(run(*[t.float() for t in true]), layer(*true), strict=True)
             errors += [error_of(*pair) for pair in pairs]
@@ -277,6 +284,19 @@ def compiled(rank: int) -> tuple[list[float], list[tuple[str, str, dict]]]:
 
 @pytest.mark.long
 def test_a_compiled_layer_reads_packed_tiles(ranks):
-    for errors, sites in ranks.run(compiled, timeout=240):
+    for errors, sites in ranks.run(compiled, (40, 40), (40, 40), timeout=240):
         assert max(errors) < BOUND
         assert sites == [("packed", "forced", {"signaled": 2})]
+
+
+@pytest.mark.long
+def test_a_layer_that_one_rank_alone_compiles_again(ranks):
+    """There k is a symbol then, and so C is read in rows."""
+    found = ranks.run(compiled, (40, 40), (40, 48), (40, 56), timeout=240)
+    for rank, (errors, sites) in enumerate(found):
+        assert max(errors) < BOUND
+        packed, *others = sites
+        assert packed == ("packed", "forced", {"signaled": 1 if rank == 1 else 3})
+        assert [(order, calls) for order, _, calls in others] == [("band", {"signaled": 2})] * (
+            rank == 1
+        )
