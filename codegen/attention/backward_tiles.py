@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile
 from overlapc.errors import KernelError
+from overlapc.planning.tiles import sm_number
 
 Table = Mapping[int, tuple[int, int, int, int]]
 """By the most columns of a head."""
@@ -22,6 +23,11 @@ NVIDIA_FLOAT: Mapping[str, Table] = {
     "queries": {64: (32, 32, 8, 1), 128: (16, 16, 8, 1)},
     "input": {64: (16, 32, 4, 1)},
 }
+SINCE_120: Mapping[str, Table] = {
+    **NVIDIA_FLOAT,
+    "queries": {64: (32, 32, 8, 1), 128: (16, 16, 4, 1)},
+}
+"""Of float32 from sm_120 on, whose assembler leaves eight warps too few registers."""
 AMD: Mapping[str, Table] = {
     "keys": {64: (64, 64, 4, 1), 128: (32, 64, 4, 1), 256: (32, 32, 4, 1)},
     "queries": {64: (64, 64, 4, 1), 128: (64, 64, 4, 1), 256: (32, 32, 4, 1)},
@@ -52,7 +58,7 @@ def backward_tile_for(spec: AttentionSpec, architecture: str, part: str) -> Atte
     if architecture.startswith("gfx"):
         known = (AMD_FLOAT if is_float else AMD)[part]
     elif is_float:
-        known = NVIDIA_FLOAT[part]
+        known = (SINCE_120 if sm_number(architecture) >= 120 else NVIDIA_FLOAT)[part]
     else:
         known = NVIDIA[part]
     wide = max(spec.head_dim, spec.value_dim)

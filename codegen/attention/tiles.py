@@ -42,6 +42,8 @@ NVIDIA = {
         192: (128, 32, 8, 2),
         256: (64, 64, 8, 2),
     },
+    # The matrix units of sm_80, and less shared memory and fewer registers left by its assembler.
+    "sm_120": {64: (128, 64, 8, 2), 128: (64, 32, 8, 3), 256: (64, 32, 8, 2)},
 }
 """Of 16 bits, by the first architecture that takes them and the most columns of a head. Of
 sm_90, products with ones leave 377 of 574 instructions of a loop over 128 keys, and are 3 to 12 %
@@ -49,13 +51,6 @@ more products; on sm_80 they would be a quarter more."""
 NVIDIA_FLOAT = {64: (32, 32, 8, 1), 128: (16, 16, 8, 1)}
 AMD = {64: (128, 64, 4, 1), 128: (128, 64, 4, 1), 256: (64, 32, 4, 1)}
 AMD_FLOAT = {64: (64, 32, 8, 2), 128: (32, 16, 4, 1), 256: (16, 16, 4, 1)}
-
-
-def _family(number: int) -> str:
-    """The first architecture with the matrix units of ``sm_<number>``: 120 has old ones."""
-    if number >= 120:
-        return "sm_80"
-    return "sm_100" if number >= 100 else "sm_90" if number >= 90 else "sm_80"
 
 
 def tile_for(spec: AttentionSpec, architecture: str) -> AttentionTile:
@@ -68,7 +63,9 @@ def tile_for(spec: AttentionSpec, architecture: str) -> AttentionTile:
     elif is_float:
         known = NVIDIA_FLOAT
     else:
-        known = NVIDIA[_family(sm_number(architecture))]
+        number = sm_number(architecture)
+        since = max((other for other in map(sm_number, NVIDIA) if other <= number), default=80)
+        known = NVIDIA[f"sm_{since}"]
     wide = max(spec.head_dim, spec.value_dim)
     fitting = [columns for columns in known if columns >= wide]
     if not fitting:

@@ -35,6 +35,7 @@ CONFIGURATIONS: dict[tuple[str, str], dict[str, LinearTile]] = {
     ("sm_120", FLAT): {"col": LinearTile(64, 64, 4, 4), "row": LinearTile(64, 64, 4, 4)},
     ("gfx942", FLAT): {"col": LinearTile(64, 64, 4, 2), "row": LinearTile(64, 64, 4, 2)},
     ("sm_80", GEMV): {"col": LinearTile(8, 512, 4, 4), "row": LinearTile(64, 64, 4, 4)},
+    ("sm_120", GEMV): {"col": LinearTile(8, 512, 4, 4), "row": LinearTile(64, 32, 4, 4)},
     ("gfx942", GEMV): {"col": LinearTile(8, 512, 4, 2), "row": LinearTile(64, 64, 4, 2)},
 }
 """By the oldest architecture that runs them and the implementation, then by the weight's layout.

@@ -70,7 +70,7 @@ CONFIGURATIONS: dict[tuple[str, str], dict[Tile, float]] = {
     # The matrix units of sm_80, the TMA unit of sm_90, and 99 KiB of shared memory.
     ("sm_120", "half"): {
         Tile(128, 128, 64, 8, 3): 1.0,
-        Tile(64, 128, 64, 4, 4): 0.85,
+        Tile(64, 128, 32, 4, 4): 0.85,
         Tile(64, 64, 64, 4, 4): 0.65,
     },
     ("gfx942", "half"): {
@@ -98,8 +98,8 @@ CONFIGURATIONS: dict[tuple[str, str], dict[Tile, float]] = {
         Tile(64, 128, 128, 4, 4): 0.75,
     },
     ("sm_120", "fp8"): {
-        Tile(128, 128, 128, 8, 3): 1.0,
-        Tile(64, 128, 128, 4, 4): 0.8,
+        Tile(128, 128, 64, 8, 4): 1.0,
+        Tile(64, 128, 64, 4, 3): 0.8,
         Tile(64, 64, 128, 4, 4): 0.6,
     },
     ("gfx942", "fp8"): {

@@ -123,6 +123,7 @@ def test_every_tile_on_every_device_keeps_the_budgets(architecture, layout, way,
 NARROW = [
     *(("sm_80", "int8"), ("sm_90", "int8"), ("sm_89", "float8_e4m3fn"), ("sm_90", "float8_e4m3fn")),
     *(("sm_90", "float8_e5m2"), ("sm_100", "int8"), ("gfx942", "int8")),
+    *(("sm_120", "int8"), ("sm_120", "float8_e4m3fn")),
 ]
 
 

@@ -179,7 +179,9 @@ def test_chains_of_models_keep_the_budgets(name: str):
     check("sm_90", spec)
 
 
-@pytest.mark.parametrize("architecture", ["sm_89", "sm_90", "gfx942"])
+@pytest.mark.parametrize(
+    "architecture", ["sm_89", "sm_90", "gfx942", pytest.param("sm_120", marks=pytest.mark.long)]
+)
 def test_scales_keep_the_budgets(architecture: str):
     check(architecture, on_device(SCALED["with a bias"], "float8_e4m3fn", architecture))
 
@@ -352,7 +354,7 @@ def test_a_template_without_a_barrier_is_caught(tmp_path: Path, monkeypatch: pyt
     assert faults == ["no CTA barrier between the last store and the release"]
 
 
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "gfx942"])
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_120", "gfx942"])
 def test_the_waiter_reads_again_and_acquires(architecture: str):
     binary = build_waiter(architecture)
     assert binary.spilled_bytes == 0

@@ -87,5 +87,9 @@ def test_operands_of_every_stage_of_few_rows_fit(architecture, rows, weights):
 
 def test_new_consumer_devices_multiply_as_old_ones():
     """They have no matrix units that read shared memory, and less of it than the tiles of those."""
-    assert tile_for(LLAMA, "sm_120") == tile_for(LLAMA, "sm_86") == tile_for(LLAMA, "sm_80")
+    old, new = tile_for(LLAMA, "sm_80"), tile_for(LLAMA, "sm_120")
+    assert tile_for(LLAMA, "sm_86") == old
+    assert (new.block_m, new.warps, new.ones) == (old.block_m, old.warps, old.ones)
+    assert new.block_n < old.block_n  # its assembler leaves fewer registers
+    assert tile_for(LLAMA, "sm_121") == new
     assert tile_for(LLAMA, "sm_103") == tile_for(LLAMA, "sm_100")
