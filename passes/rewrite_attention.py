@@ -64,7 +64,10 @@ class RewriteAttention:
             own = found.spelled if isinstance(found, Fused) else found
             if verdict.policy and isinstance(own, Attention):
                 spec = spec_of(own, verdict.policy, verdict.phi)
-                place(graph, own, spec, site, known, verdict.of_heads)
+                place(
+                    graph, own, spec, site, known, verdict.of_heads,
+                    reads_narrow=verdict.reads_narrow,
+                )  # fmt: skip
                 if not compilation.explains:
                     counter_of(site, found.query.value.device)
                     if verdict.of_heads:

@@ -89,6 +89,8 @@ class AttentionProblem:
     """Of the device."""
     prompts: SiteScores | None = None
     """What a user's prompts said of its scores, where that is known."""
+    narrow: str = ""
+    """The dtype of a cache of keys and values that the graph widens; empty: it widens none."""
     splits: int = 0
     """CTAs among which a kernel of our own shares the keys; 0: rows are too many for it to."""
 
@@ -126,6 +128,8 @@ class Verdict:
     """φ, where the policy takes a number of the spec."""
     of_heads: tuple[float, ...] = ()
     """φ of each head, where it takes those."""
+    reads_narrow: bool = False
+    """A kernel of our own reads keys and values as they were before the graph widened them."""
 
 
 def decide(problem: AttentionProblem, choice: str) -> Verdict:
@@ -246,16 +250,22 @@ def _own(problem: AttentionProblem, choice: str) -> Verdict:
         return Verdict("kept", "no_own_kernel", why)
     source = choose_source(problem.scores, problem.dtype, choice)
     rest = _decode(problem)
-    if problem.is_trained or problem.is_mask_trained:
+    is_trained = problem.is_trained or problem.is_mask_trained
+    reads_narrow = bool(problem.narrow and problem.splits) and not is_trained
+    if reads_narrow:
+        rest += f", of keys and values in {problem.narrow} as a cache holds them"
+    if is_trained:
         rest += "; its gradients are made by kernels of our own"
     prompts = problem.prompts
     # What a graph proves is better than what prompts showed.
     may_be_told = choice != ONLINE and source.policy != BOUND
     if prompts is not None and prompts.policy and may_be_told:
         reason = f"A kernel of our own makes its softmax {prompts.text()}{rest}."
-        return Verdict("rewritten", "calibrated", reason, prompts.policy, of_heads=prompts.phi)
-    reason = f"A kernel of our own makes its softmax {source.how}{rest}."
-    return Verdict("rewritten", choice, reason, source.policy, source.phi)
+        own = Verdict("rewritten", "calibrated", reason, prompts.policy, of_heads=prompts.phi)
+    else:
+        reason = f"A kernel of our own makes its softmax {source.how}{rest}."
+        own = Verdict("rewritten", choice, reason, source.policy, source.phi)
+    return replace(own, reads_narrow=reads_narrow)
 
 
 def _decode(problem: AttentionProblem) -> str:

@@ -24,9 +24,9 @@ SCHEMA = (
     " Tensor? sinks, str spec, str site) -> (Tensor, Tensor)"
 )
 """Operands as ``AttentionKernel`` takes them, but φ of each head as numbers; ``lengths`` may be
-int32[1], of all sequences alike. Gives the result [batch, heads, rows, value_dim], rows before
-heads in memory, and the logarithms of sums, float32[batch, heads, rows], or float32[0] where the
-spec wants none."""
+int32[1], of all sequences alike, and keys and values may be float8 beside a wider query. Gives the
+result [batch, heads, rows, value_dim], rows before heads in memory, and the logarithms of sums,
+float32[batch, heads, rows], or float32[0] where the spec wants none."""
 
 BY_TORCH = "torch"
 """What calls are counted under that no kernel computed."""
@@ -73,6 +73,7 @@ def _run(
     if found is not None:
         return found
     calls[BY_TORCH] += 1
+    key, value = key.to(query.dtype), value.to(query.dtype)
     if not read.lse and not why_not_fused(read):
         out = attention_by_fused(read, query, key, value, inputs, lengths)
         return out, query.new_empty(0, dtype=torch.float32)

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import torch
 
-from overlapc.codegen.attention.cache import Cache
+from overlapc.codegen.attention.cache import NARROW, Cache
 from overlapc.codegen.attention.decode import build_decode
 from overlapc.codegen.attention.decode_tiles import decode_tile
 from overlapc.codegen.attention.kernel import MOST_DIM, build_attention
@@ -49,17 +49,20 @@ def run_kernel(
 ) -> str:
     """Launch the kernel of a call on the current stream; return what the call counts under.
 
-    Arguments are as of ``AttentionKernel``. KernelError where they do not fit, TritonError where it
-    cannot be built.
+    Arguments are as of ``AttentionKernel``, but keys and values may be of a dtype of ``NARROW``:
+    the decode kernel reads them as they are, for the other they are widened. KernelError where they
+    do not fit, TritonError where it cannot be built.
     """
     if not is_decode(spec, query.shape[2]):
+        key, value = key.to(query.dtype), value.to(query.dtype)
         kernel = build_attention(spec, _tile(spec, query.device))
         kernel(query, key, value, out, inputs=inputs, lengths=lengths, phi=phi, sinks=sinks,
                lse=lse, redone=redone)  # fmt: skip
         return spec.softmax
+    own = str(key.dtype).removeprefix("torch.")
     splits = run_decode(
-        spec, PLAIN, query, key, value, out, lse, inputs=inputs, lengths=lengths, phi=phi,
-        sinks=sinks, redone=redone,
+        spec, Cache(own) if own in NARROW else PLAIN, query, key, value, out, lse, inputs=inputs,
+        lengths=lengths, phi=phi, sinks=sinks, redone=redone,
     )  # fmt: skip
     return decode_way(spec, splits)
 

@@ -18,7 +18,14 @@ from overlapc.codegen.interpreting import correct_interpreter
 from overlapc.runtime.attention import redone_of
 from overlapc.runtime.ops import calls_of
 from overlapc.softmax_tuning import calibrate_softmax
-from tests.attention import catalogue, normed, random_scores, score_functions, small_models
+from tests.attention import (
+    catalogue,
+    narrow_cache,
+    normed,
+    random_scores,
+    score_functions,
+    small_models,
+)
 from tests.attention.rewriting import rewrite
 
 correct_interpreter()
@@ -70,6 +77,7 @@ PROGRAMS: dict[str, tuple[Callable[..., Any], Callable[[], Any]]] = {
         score_functions.with_sinks,
         lambda: [*catalogue.plain(), *catalogue.bias(), *score_functions.sinks_of_heads()],
     ),
+    "narrow": (narrow_cache.spelled, narrow_cache.operands),
     "positions": (
         catalogue.added,
         lambda: [*_operands(rows=MANY), torch.rand(3, 1, 1) * 40 * torch.arange(40.0)],

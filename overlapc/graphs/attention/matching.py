@@ -23,6 +23,7 @@ from overlapc.graphs.attention.layouts import (
 )
 from overlapc.graphs.attention.masks import Mask, read_mask
 from overlapc.graphs.attention.modules import CLOSED, MODULE
+from overlapc.graphs.attention.narrow import unwidened
 from overlapc.graphs.attention.norms import Norms, norms_of
 from overlapc.graphs.attention.prefixes import Prefix, prefix_of
 from overlapc.graphs.attention.repeats import unrepeated
@@ -78,6 +79,8 @@ class Attention:
     sinks: Sinks | None = None
     norms: Norms | str = ""
     """What made rows of queries and keys of a length, or why nothing did."""
+    narrow: tuple[Expression, Expression] | None = None
+    """Keys and values in the narrower dtype that they are widened from; None where they are not."""
 
     @property
     def prefix(self) -> Prefix | None:
@@ -315,7 +318,10 @@ def _in_dtype(versions: Versions, side: Expression, dtype: torch.dtype) -> Expre
 
 def _checked(versions: Versions, found: Attention) -> Attention | Refusal:
     refusal = _why_not_computed(versions, found)
-    return refusal or replace(found, norms=norms_of(versions, found.query, found.key))
+    if refusal:
+        return refusal
+    norms = norms_of(versions, found.query, found.key)
+    return replace(found, norms=norms, narrow=unwidened(versions, found.key, found.value))
 
 
 def _why_not_computed(versions: Versions, found: Attention) -> Refusal | None:

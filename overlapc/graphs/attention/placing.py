@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -74,12 +75,17 @@ def place(
     site: str,
     known: Lengths,
     of_heads: Sequence[float] = (),
+    *,
+    reads_narrow: bool = False,
 ) -> None:
     """Let one call of ``overlapc.attention`` give the result, and erase the chain.
 
-    ``of_heads`` is φ of each, where the spec's policy takes those.
+    ``of_heads`` is φ of each, where the spec's policy takes those; with ``reads_narrow`` keys and
+    values are as they were before they were widened.
     """
     node = found.node
+    if reads_narrow and found.narrow is not None:
+        found = replace(found, key=found.narrow[0], value=found.narrow[1])
     operands = operands_of(graph, found, known, of_heads)
     with graph.inserting_before(node):
         args = (*operands, str(spec), site)

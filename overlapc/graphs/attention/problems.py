@@ -58,7 +58,12 @@ def problem_of(
         is_static=all(isinstance(size, int) for size in (*query.shape, *key.shape)),
         multiprocessors=multiprocessors(query.device),
         splits=0 if isinstance(own, Refusal) else _splits(own),
+        narrow=_narrow(own) if isinstance(own, Attention) else "",
     )
+
+
+def _narrow(found: Attention) -> str:
+    return str(found.narrow[0].value.dtype).removeprefix("torch.") if found.narrow else ""
 
 
 def _splits(found: Attention) -> int:

@@ -1,0 +1,70 @@
+"""A cache in a narrow dtype is read as it is where the graph only widens it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from overlapc.graphs.attention import problems
+from tests.attention.narrow_cache import by_one_call, operands, scaled, spelled, written
+from tests.attention.rewriting import rewrite
+from tests.codegen.conftest import interpreted  # noqa: F401
+
+READS = "of keys and values in float8_e4m3fn as a cache holds them"
+
+
+@pytest.fixture(autouse=True)
+def own(monkeypatch):
+    """Sites are decided as where generated kernels run; they are run by torch's ops."""
+    monkeypatch.setattr(problems, "runs_kernels", lambda device: True)
+
+
+def rewritten(function, *inputs):
+    with torch.no_grad():
+        wanted = function(*(side.clone() for side in inputs))
+        done = rewrite(function, *(side.clone() for side in inputs), softmax="unified")
+        torch.testing.assert_close(done.function(*inputs), wanted)
+    assert done.calls("overlapc.attention.default") == 1
+    return done
+
+
+@pytest.mark.parametrize("function", [spelled, by_one_call])
+def test_the_op_is_given_the_cache(function, golden):
+    done = rewritten(function, *operands())
+    assert READS in done.sites[0].reason
+    golden(done.after[0])
+
+
+WIDENED = {
+    "scaled": (scaled, operands),
+    "another dtype": (spelled, lambda: operands(kind=torch.float8_e5m2)),
+    "wide enough": (spelled, lambda: operands(kind=torch.float16)),
+    "many rows": (spelled, lambda: operands(rows=70)),
+    "two dtypes": (spelled, lambda: [*operands()[:2], operands(kind=torch.float8_e5m2)[2]]),
+}
+
+
+@pytest.mark.parametrize("name", WIDENED)
+def test_what_is_read_is_what_was_widened(name):
+    function, make = WIDENED[name]
+    done = rewritten(function, *make())
+    assert READS not in done.sites[0].reason
+
+
+def test_with_gradients_it_is_widened():
+    q, *cache = operands()
+    done = rewrite(spelled, q.requires_grad_(), *cache, softmax="unified")
+    assert (done.codes, READS in done.sites[0].reason) == (["unified"], False)
+
+
+def test_a_cache_that_is_written_to_before_the_result_is_refused():
+    with torch.no_grad():
+        assert rewrite(written, *operands(), softmax="unified").codes == ["!hidden_write"]
+
+
+@pytest.mark.long
+def test_the_kernel_reads_it(interpreted):  # noqa: F811
+    _, code, calls, reason, error = interpreted("attention_graphs.run", "narrow", "unified")
+    assert (code, calls) == ("unified", {"zero, decode, 2 splits": 1})
+    assert READS in reason
+    assert error < 2e-6
