@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from overlapc.planning.problem import COLUMNS, ROWS
 from overlapc.runtime import agreement
 from overlapc.runtime.agreement import Cut
 from overlapc.runtime.layout import Dealing
+from overlapc.runtime.preparing import Chain, assemble
 from tests.runtime.chains import MM, chain
 from tests.targets import SLOW_LINK
 
@@ -95,3 +98,14 @@ def test_all_plan_for_who_computes_most_and_what_all_can_do():
     alike = agreement._heaviest(texts[:1] * 2)
     assert alike is not None
     assert alike.takes_map
+
+
+@pytest.mark.parametrize(("rows", "is_signaled"), [((64,), False), ((32, 32), True)])
+def test_one_group_is_not_signaled(rows, is_signaled):
+    """The mutant that signals one group takes another communicator for nothing."""
+    spec, deal = chain("gemm_all_reduce", MM, SLOW_LINK), Dealing("all_reduce", 0, 64, 2, 0)
+    plan: Any = SimpleNamespace(problem=SimpleNamespace(m=64), tile=None)
+    operands = [torch.ones(64, 8), torch.ones(8, 6)]
+    ready = assemble(Chain.of(spec), operands, deal, Cut("signaled", rows), plan)
+    assert (ready.signaled is not None) == is_signaled
+    assert ready.schedule == ("chunked" if is_signaled else "serial")
