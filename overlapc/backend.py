@@ -48,8 +48,12 @@ class PostGradPasses(custom_graph_pass.CustomGraphPass):
         self.entry.add(compilation.graph_id, compilation.sites, sent_by(graph))
 
     def uuid(self) -> str:
-        """Return the key of everything that decides a rewrite, except the graph and the rank."""
-        return uuid_of(self.options, self.targets)
+        """Return the key of everything that decides a rewrite, except the rank.
+
+        Of the Dynamo graph too: of two that come down to one post-grad graph the second would find
+        the artifact of the first, no pass would run, and its sites would be in no report.
+        """
+        return f"{uuid_of(self.options, self.targets)} {self.entry.key}"
 
 
 def uuid_of(options: Options, targets: TargetChoice) -> str:

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from tests import conftest
+
 
 @pytest.fixture
 def scratch(golden, tmp_path):
@@ -44,3 +46,24 @@ def test_texts_of_one_test_are_kept_apart(scratch):
     update("two", "after")
     scratch("one", "before")
     scratch("two", "after")
+
+
+GRAPH = "=== backward, after\n%0 = input\n%1 = aten.sigmoid.default(%0)\n--- backward: rewritten"
+
+
+@pytest.mark.parametrize("is_pinned", [True, False])
+def test_on_another_torch_only_what_was_decided_is_compared(scratch, monkeypatch, is_pinned):
+    """Its decompositions differ, and so do the lines of graphs."""
+    replace(scratch, update=True)(GRAPH)
+    monkeypatch.setattr(conftest, "is_pinned_torch", lambda: is_pinned)
+    otherwise = GRAPH.replace("sigmoid.default(%0)", "reciprocal.default(%0)\n%2 = aten.mul")
+    if is_pinned:
+        with pytest.raises(pytest.fail.Exception, match="reciprocal"):
+            scratch(otherwise)
+    else:
+        scratch(otherwise)
+        with pytest.raises(pytest.fail.Exception, match="graphs are kept as"):
+            replace(scratch, update=True)(otherwise)
+    for wrong in (GRAPH.replace("rewritten", "kept"), GRAPH.replace("after", "after: unchanged")):
+        with pytest.raises(pytest.fail.Exception, match="differs"):
+            scratch(wrong)
