@@ -13,7 +13,7 @@ from types import ModuleType
 from overlapc.cache import cache_dir
 from overlapc.codegen.kernel import Kernel
 from overlapc.codegen.module import module_text
-from overlapc.codegen.spec import KIND, GemmSpec
+from overlapc.codegen.spec import GemmSpec
 from overlapc.errors import KernelError
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -36,7 +36,7 @@ def build(spec: GemmSpec) -> Kernel:
     return kernel
 
 
-def module_path(text: str, directory: Path, kind: str = KIND) -> Path:
+def module_path(text: str, directory: Path, kind: str = GemmSpec.KIND) -> Path:
     """Where a module is kept: named by its kind and a hash of all that its meaning depends on."""
     parts = (text, _templates_hash(), _triton_version())
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -64,7 +64,7 @@ def load(path: Path) -> ModuleType:
 
 
 def _load(spec: GemmSpec) -> Kernel:
-    return Kernel(spec, *generated(module_text(spec), KIND))
+    return Kernel(spec, *generated(module_text(spec), spec.KIND))
 
 
 def _ensure(path: Path, text: str) -> None:

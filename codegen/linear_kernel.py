@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from overlapc.codegen.builder import generated
 from overlapc.codegen.kernel import INT32_LIMIT, has_shape, input_strides, is_amd, name_of
 from overlapc.codegen.linear_module import linear_module_text
-from overlapc.codegen.linear_spec import KIND, LinearSpec
+from overlapc.codegen.linear_spec import LinearSpec
 from overlapc.errors import KernelError
 
 if TYPE_CHECKING:
@@ -200,6 +200,6 @@ def build_linear(spec: LinearSpec) -> LinearKernel:
         with _building:
             kernel = _built.get(spec)
             if kernel is None:
-                path, module = generated(linear_module_text(spec), KIND)
+                path, module = generated(linear_module_text(spec), spec.KIND)
                 kernel = _built[spec] = LinearKernel(spec, path, module)
     return kernel

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 from overlapc.codegen.epilogue import Call, Dtype, Epilogue, Ref
 from overlapc.codegen.products import GEMMS
 from overlapc.codegen.promotion import FLOATS, FP8, HALVES
-from overlapc.codegen.records import from_line, to_line
+from overlapc.codegen.records import Canonical
 from overlapc.codegen.spec import LAYOUTS
-from overlapc.errors import KernelError
 
-KIND = "linear"
 GEMV, FLAT = "gemv", "flat"
 WAYS = (GEMV, FLAT)
 WIDE = ("float32", *HALVES)
@@ -29,7 +28,7 @@ MOST_RESULTS = 3
 
 
 @dataclass(frozen=True)
-class LinearSpec:
+class LinearSpec(Canonical):
     """``C[m, n] = x[m, k] @ weight[k, n]`` of at most ``rows`` rows, and what follows it there.
 
     ``gemv`` multiplies on the ordinary cores, ``flat`` on the matrix units with the weight's
@@ -39,6 +38,10 @@ class LinearSpec:
     back. Sizes are not part of it: one kernel serves every m up to ``rows``, every n, and every k
     that keeps ``even_k``.
     """
+
+    KIND: ClassVar[str] = "linear"
+    NEEDS: ClassVar[str] = "No linear layer can be generated"
+    REMEDY: ClassVar[str] = "change that field, or leave the layer to the library"
 
     way: str
     """One of ``WAYS``."""
@@ -84,42 +87,34 @@ class LinearSpec:
     """Added to the gain first."""
 
     def __post_init__(self) -> None:
-        self._require(self.way in WAYS, f"way is one of {', '.join(WAYS)}")
+        self.require(self.way in WAYS, f"way is one of {', '.join(WAYS)}")
         rows = GEMV_ROWS if self.way == GEMV else FLAT_ROWS
-        self._require(self.rows in rows, f"rows of {self.way} are one of {rows}")
-        self._require(self.dtype in FLOATS, f"dtype is one of {', '.join(FLOATS)}")
-        self._require(self.out in FLOATS, f"out is one of {', '.join(FLOATS)}")
-        self._require(self.held in ("", *HELD), f"held is one of {', '.join(HELD)}")
-        self._require(self.held != self.dtype, "held is empty where it is the dtype of x")
+        self.require(self.rows in rows, f"rows of {self.way} are one of {rows}")
+        self.require(self.dtype in FLOATS, f"dtype is one of {', '.join(FLOATS)}")
+        self.require(self.out in FLOATS, f"out is one of {', '.join(FLOATS)}")
+        self.require(self.held in ("", *HELD), f"held is one of {', '.join(HELD)}")
+        self.require(self.held != self.dtype, "held is empty where it is the dtype of x")
         for name in ("block_n", "block_k", "warps", "splits"):
             size = getattr(self, name)
-            self._require(size > 0 and size & (size - 1) == 0, f"{name} is a power of two")
+            self.require(size > 0 and size & (size - 1) == 0, f"{name} is a power of two")
         # What matrix instructions have at least.
         least = 16 if self.way == FLAT else 1
-        self._require(min(self.block_n, self.block_k) >= least, f"tiles have at least {least}")
-        self._require(self.stages > 0, "stages is positive")
-        self._require(self.weight in LAYOUTS, f"weight is of {LAYOUTS}")
-        self._require(1 <= self.weights <= MOST_WEIGHTS, f"it has at most {MOST_WEIGHTS} weights")
-        self._require(1 <= self.results <= MOST_RESULTS, f"it has at most {MOST_RESULTS} results")
-        self._require(min(self.weights, self.results) == 1, "one of several results has one weight")
-        self._require(self.scales in ("", *FLOATS), f"scales are of {', '.join(FLOATS)}")
-        self._require(self.group >= 0, "group is positive or zero")
-        self._require(bool(self.scales) or not self.group, "only scales come in groups")
-        self._require(bool(self.scales) or not self.zeros, "only scales come with zero points")
+        self.require(min(self.block_n, self.block_k) >= least, f"tiles have at least {least}")
+        self.require(self.stages > 0, "stages is positive")
+        self.require(self.weight in LAYOUTS, f"weight is of {LAYOUTS}")
+        self.require(1 <= self.weights <= MOST_WEIGHTS, f"it has at most {MOST_WEIGHTS} weights")
+        self.require(1 <= self.results <= MOST_RESULTS, f"it has at most {MOST_RESULTS} results")
+        self.require(min(self.weights, self.results) == 1, "one of several results has one weight")
+        self.require(self.scales in ("", *FLOATS), f"scales are of {', '.join(FLOATS)}")
+        self.require(self.group >= 0, "group is positive or zero")
+        self.require(bool(self.scales) or not self.group, "only scales come in groups")
+        self.require(bool(self.scales) or not self.zeros, "only scales come with zero points")
         its_zeros = ("", self.held, *WIDE) if self.held in INTEGERS else ("",)
-        self._require(self.zeros in its_zeros, f"zero points are of {', '.join(its_zeros)}")
-        self._require(self.gain in ("", *FLOATS), f"a gain is of {', '.join(FLOATS)}")
-        self._require(self.norm or not (self.gain or self.eps), "only normed rows have a gain")
+        self.require(self.zeros in its_zeros, f"zero points are of {', '.join(its_zeros)}")
+        self.require(self.gain in ("", *FLOATS), f"a gain is of {', '.join(FLOATS)}")
+        self.require(self.norm or not (self.gain or self.eps), "only normed rows have a gain")
 
-        self._require(bool(self.gain) or not self.shift, "only to a gain something is added")
-
-    def __str__(self) -> str:
-        return to_line(KIND, self)
-
-    @classmethod
-    def parse(cls, text: str) -> LinearSpec:
-        """Read what ``str`` printed; KernelError on any other text."""
-        return from_line(KIND, cls, text)
+        self.require(bool(self.gain) or not self.shift, "only to a gain something is added")
 
     @cached_property
     def chain(self) -> Epilogue:
@@ -151,11 +146,3 @@ class LinearSpec:
         item = sizes.get(self.held or self.dtype, 1)
         weights = self.weights if self.way == FLAT else 1
         return weights * (self.stages - 1) * self.block_n * self.block_k * item
-
-    def _require(self, holds: bool, rule: str) -> None:
-        if not holds:
-            raise KernelError(
-                f"No linear layer can be generated unless {rule}.",
-                where=to_line(KIND, self),
-                remedy="change that field, or leave the layer to the library",
-            )

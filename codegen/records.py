@@ -3,28 +3,53 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any, TypeVar
+from functools import lru_cache
+from typing import Any, ClassVar, Self
 
 from overlapc.errors import KernelError
-
-Record = TypeVar("Record")
 
 NOTHING = "none"
 
 
-def to_line(kind: str, record: Any) -> str:
+class Canonical:
+    """A frozen dataclass whose ``str`` is its line of text; those of each kind derive from it.
+
+    Fields are of type str (without spaces), int, float, bool, or ``int | None``.
+    """
+
+    KIND: ClassVar[str]
+    """The first word of the text."""
+    NEEDS: ClassVar[str]
+    """What is not to be had unless a rule holds, in the words of an error."""
+    REMEDY: ClassVar[str]
+
+    def __str__(self) -> str:
+        return _to_line(self.KIND, self)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read what ``str`` printed; KernelError on any other text."""
+        return _from_line(cls.KIND, cls, text)
+
+    def require(self, holds: bool, rule: str, of: str = "") -> None:
+        """KernelError unless a rule holds; ``of`` says what else it depends on."""
+        if not holds:
+            raise KernelError(
+                f"{self.NEEDS} unless {rule}.", where=f"{self}{of}", remedy=self.REMEDY
+            )
+
+
+def _to_line(kind: str, record: Any) -> str:
     """``kind name=value ...``, every field in its order; equal iff the records are."""
     pairs = (f"{field.name}={_text(getattr(record, field.name))}" for field in fields(record))
     return " ".join((kind, *pairs))
 
 
-def from_line(kind: str, record: type[Record], text: str) -> Record:
-    """Read what ``to_line`` printed; KernelError on any other text.
-
-    Fields are of type str (without spaces), int, float, bool, or ``int | None``.
-    """
+@lru_cache(maxsize=4096)
+def _from_line(kind: str, record: type, text: str) -> Any:
+    # Remembered: an op reads its own at each call.
     found, *pairs = text.split() or ("",)
-    kinds = {field.name: str(field.type) for field in fields(record)}  # type: ignore[arg-type]
+    kinds = {field.name: str(field.type) for field in fields(record)}
     values: dict[str, Any] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import ClassVar
 
 from overlapc.codegen.epilogue import Call, Dtype, Epilogue, Input, Ref
 from overlapc.codegen.promotion import FLOATS, FP8
-from overlapc.codegen.records import from_line, to_line
-from overlapc.errors import KernelError
+from overlapc.codegen.records import Canonical
 from overlapc.planning.tiles import Tile
 
 DTYPES = FLOATS
@@ -16,16 +16,19 @@ LAYOUTS = ("row", "col", "strided")
 PRECISIONS = ("ieee", "tf32", "fast")
 LOADS = ("pointers", "descriptors")
 ORDERS = ("band", "packed")
-KIND = "gemm"
 
 
 @dataclass(frozen=True)
-class GemmSpec:
+class GemmSpec(Canonical):
     """One GEMM ``C[m, n] = A[m, k] @ B[k, n]``, summed in float32, and what follows it there.
 
     ``str(spec)`` is its canonical one-line text and ``GemmSpec.parse`` reads it back. Sizes are not
     part of it: one kernel serves every m, n, k that keeps the facts below.
     """
+
+    KIND: ClassVar[str] = "gemm"
+    NEEDS: ClassVar[str] = "No GEMM can be generated"
+    REMEDY: ClassVar[str] = "change that field, or use the serial or chunked schedule"
 
     dtype: str
     """Name of the dtype of A and B: one of ``DTYPES``."""
@@ -65,33 +68,25 @@ class GemmSpec:
     """Text of the ``Epilogue`` that gives C; empty for the GEMM alone, with its bias if any."""
 
     def __post_init__(self) -> None:
-        self._require(self.dtype in DTYPES, f"dtype is one of {', '.join(DTYPES)}")
-        self._require(self.out in DTYPES, f"out is one of {', '.join(DTYPES)}")
+        self.require(self.dtype in DTYPES, f"dtype is one of {', '.join(DTYPES)}")
+        self.require(self.out in DTYPES, f"out is one of {', '.join(DTYPES)}")
         for name in ("block_m", "block_n", "block_k", "warps"):
             size = getattr(self, name)
-            self._require(size > 0 and size & (size - 1) == 0, f"{name} is a power of two")
+            self.require(size > 0 and size & (size - 1) == 0, f"{name} is a power of two")
         for name in ("block_m", "block_n", "block_k"):
             # The least size that Triton's dot takes on every device.
-            self._require(getattr(self, name) >= 16, f"{name} is at least 16")
-        self._require(self.sweep > 0 and self.stages > 0, "sweep and stages are positive")
-        self._require(self.a in LAYOUTS and self.b in LAYOUTS, f"a and b are of {LAYOUTS}")
-        self._require(self.precision in PRECISIONS, f"precision is one of {PRECISIONS}")
-        self._require(self.precision != "tf32" or self.dtype == "float32", "tf32 is for float32")
-        self._require(self.precision != "fast" or self.dtype in FP8, "fast sums are for fp8")
-        self._require(self.loads in LOADS and self.order in ORDERS, f"it is of {LOADS}, {ORDERS}")
+            self.require(getattr(self, name) >= 16, f"{name} is at least 16")
+        self.require(self.sweep > 0 and self.stages > 0, "sweep and stages are positive")
+        self.require(self.a in LAYOUTS and self.b in LAYOUTS, f"a and b are of {LAYOUTS}")
+        self.require(self.precision in PRECISIONS, f"precision is one of {PRECISIONS}")
+        self.require(self.precision != "tf32" or self.dtype == "float32", "tf32 is for float32")
+        self.require(self.precision != "fast" or self.dtype in FP8, "fast sums are for fp8")
+        self.require(self.loads in LOADS and self.order in ORDERS, f"it is of {LOADS}, {ORDERS}")
         strided = "strided" in (self.a, self.b)
-        self._require(self.loads == "pointers" or not strided, "descriptors have a unit stride")
-        self._require(not (self.bias and self.epilogue), "an epilogue holds the bias itself")
+        self.require(self.loads == "pointers" or not strided, "descriptors have a unit stride")
+        self.require(not (self.bias and self.epilogue), "an epilogue holds the bias itself")
         if self.epilogue:
             Epilogue.parse(self.epilogue)
-
-    def __str__(self) -> str:
-        return to_line(KIND, self)
-
-    @classmethod
-    def parse(cls, text: str) -> GemmSpec:
-        """Read what ``str`` printed; KernelError on any other text."""
-        return from_line(KIND, cls, text)
 
     @cached_property
     def chain(self) -> Epilogue:
@@ -112,11 +107,3 @@ class GemmSpec:
     def without_signals(self) -> GemmSpec:
         """The same GEMM in one band, whose tiles tell nobody that they are done."""
         return replace(self, signals=False)
-
-    def _require(self, holds: bool, rule: str) -> None:
-        if not holds:
-            raise KernelError(
-                f"No GEMM can be generated unless {rule}.",
-                where=str(self),
-                remedy="change that field, or use the serial or chunked schedule",
-            )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from overlapc.codegen.attention.checking import INPUT_SHAPES, Sizes, misfit, sizes_of
 from overlapc.codegen.attention.module import module_text
 from overlapc.codegen.attention.scores import PARTS
-from overlapc.codegen.attention.spec import KIND, AttentionSpec
+from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile
 from overlapc.codegen.builder import generated
 from overlapc.codegen.epilogue import Input
@@ -96,7 +96,7 @@ def build_attention(spec: AttentionSpec, tile: AttentionTile) -> AttentionKernel
             where=str(spec),
             remedy="use the decode kernel for few rows, or scaled_dot_product_attention",
         )
-    return AttentionKernel(spec, tile, *generated(module_text(spec, tile), KIND))
+    return AttentionKernel(spec, tile, *generated(module_text(spec, tile), spec.KIND))
 
 
 def fill_without_keys(out: Tensor, lse: Tensor | None, sinks: Tensor | None) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
+from typing import ClassVar
 
 from overlapc.codegen.attention.policies import ONLINE, POLICIES, SAFE_SUMS, SafeSums
 from overlapc.codegen.epilogue import Epilogue, Input
-from overlapc.codegen.records import from_line, to_line
-from overlapc.errors import KernelError
+from overlapc.codegen.records import Canonical
 
-KIND = "attention"
 DTYPES = tuple(SAFE_SUMS)
 MOST_DIM = 576
 """Of a head: that of latent attention, of which a decode kernel holds 16 rows in registers."""
@@ -21,13 +20,17 @@ PRECISIONS = ("ieee", "tf32x3", "tf32")
 
 
 @dataclass(frozen=True)
-class AttentionSpec:
+class AttentionSpec(Canonical):
     """``softmax(program(scale * Q @ K^T) + structure) @ V`` of one head after another.
 
     Q[batch, groups * heads, rows, head_dim], K[batch, heads, keys, head_dim], V[batch, heads, keys,
     value_dim], of any strides. ``str(spec)`` is its canonical one-line text and
     ``AttentionSpec.parse`` reads it back. Sizes of batch, heads, rows and keys are no part of it.
     """
+
+    KIND: ClassVar[str] = "attention"
+    NEEDS: ClassVar[str] = "No attention can be generated"
+    REMEDY: ClassVar[str] = "change that field, or use torch's scaled_dot_product_attention"
 
     dtype: str
     """Name of the dtype of Q, K, V and the result: one of ``DTYPES``. Scores and sums are float32,
@@ -68,36 +71,27 @@ class AttentionSpec:
     little; ``tf32``, which rounds operands to 11 bits."""
 
     def __post_init__(self) -> None:
-        self._require(self.dtype in DTYPES, f"dtype is one of {', '.join(DTYPES)}")
+        self.require(self.dtype in DTYPES, f"dtype is one of {', '.join(DTYPES)}")
         for name in ("head_dim", "value_dim"):
             dim = getattr(self, name)
-            self._require(0 < dim <= MOST_DIM, f"{name} is of 1 to {MOST_DIM}")
-        self._require(self.groups > 0, "groups is positive")
-        self._require(math.isfinite(self.scale) and math.isfinite(self.bound), "numbers are finite")
+            self.require(0 < dim <= MOST_DIM, f"{name} is of 1 to {MOST_DIM}")
+        self.require(self.groups > 0, "groups is positive")
+        self.require(math.isfinite(self.scale) and math.isfinite(self.bound), "numbers are finite")
         for name in ("before", "after"):
             extent = getattr(self, name)
-            self._require(extent is None or extent >= 0, f"{name} is no negative number of keys")
-        self._require(self.align in ALIGNMENTS, f"align is one of {ALIGNMENTS}")
+            self.require(extent is None or extent >= 0, f"{name} is no negative number of keys")
+        self.require(self.align in ALIGNMENTS, f"align is one of {ALIGNMENTS}")
         is_cut = self.before is not None or self.after is not None
-        self._require(is_cut or self.align == ALIGNMENTS[0], "rows of all keys have no alignment")
-        self._require(self.softmax in POLICIES, f"softmax is one of {', '.join(POLICIES)}")
+        self.require(is_cut or self.align == ALIGNMENTS[0], "rows of all keys have no alignment")
+        self.require(self.softmax in POLICIES, f"softmax is one of {', '.join(POLICIES)}")
         takes = POLICIES[self.softmax].takes
-        self._require(takes == "bound" or self.bound == 0, "bound is for the policy that takes it")
-        self._require(takes != "sinks" or self.sinks, "a policy of sinks has sinks")
-        self._require(self.dead in DEAD, f"dead is one of {DEAD}")
-        self._require(self.precision in PRECISIONS, f"precision is one of {PRECISIONS}")
-        self._require(self.precision == "ieee" or self.dtype == "float32", "tf32 is for float32")
+        self.require(takes == "bound" or self.bound == 0, "bound is for the policy that takes it")
+        self.require(takes != "sinks" or self.sinks, "a policy of sinks has sinks")
+        self.require(self.dead in DEAD, f"dead is one of {DEAD}")
+        self.require(self.precision in PRECISIONS, f"precision is one of {PRECISIONS}")
+        self.require(self.precision == "ieee" or self.dtype == "float32", "tf32 is for float32")
         if self.program:
             Epilogue.parse(self.program)
-
-    def __str__(self) -> str:
-        return to_line(KIND, self)
-
-    @classmethod
-    @lru_cache(maxsize=1024)
-    def parse(cls, text: str) -> AttentionSpec:
-        """Read what ``str`` printed; KernelError on any other text. An op does so at each call."""
-        return from_line(KIND, cls, text)
 
     @cached_property
     def scores(self) -> Epilogue | None:
@@ -125,11 +119,3 @@ class AttentionSpec:
         safe = SAFE_SUMS[self.dtype]
         is_own = POLICIES[self.softmax].is_own_score
         return replace(safe, least=0.0, least_each=0.0) if is_own else safe
-
-    def _require(self, holds: bool, rule: str) -> None:
-        if not holds:
-            raise KernelError(
-                f"No attention can be generated unless {rule}.",
-                where=to_line(KIND, self),
-                remedy="change that field, or use torch's scaled_dot_product_attention",
-            )
