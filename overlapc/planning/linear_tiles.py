@@ -31,10 +31,12 @@ CONFIGURATIONS: dict[tuple[str, str], dict[str, LinearTile]] = {
     # Of 64 x 128 two bytes three stages are 48 KiB on their way: what 4.8 TB/s times 0.65 us ask
     # of each of 132 multiprocessors is 24 (Little's law, docs/design.md section 7).
     ("sm_90", FLAT): {"col": LinearTile(64, 128, 4, 4), "row": LinearTile(64, 128, 4, 4)},
+    ("sm_100", FLAT): {"col": LinearTile(64, 64, 4, 6), "row": LinearTile(64, 64, 4, 6)},
     ("sm_80", FLAT): {"col": LinearTile(64, 64, 4, 4), "row": LinearTile(64, 64, 4, 4)},
     ("sm_120", FLAT): {"col": LinearTile(64, 64, 4, 4), "row": LinearTile(64, 64, 4, 4)},
     ("gfx942", FLAT): {"col": LinearTile(64, 64, 4, 2), "row": LinearTile(64, 64, 4, 2)},
     ("sm_80", GEMV): {"col": LinearTile(8, 512, 4, 4), "row": LinearTile(64, 64, 4, 4)},
+    ("sm_100", GEMV): {"col": LinearTile(16, 256, 4, 4), "row": LinearTile(64, 32, 4, 4)},
     ("sm_120", GEMV): {"col": LinearTile(8, 512, 4, 4), "row": LinearTile(64, 32, 4, 4)},
     ("gfx942", GEMV): {"col": LinearTile(8, 512, 4, 2), "row": LinearTile(64, 64, 4, 2)},
 }
