@@ -214,7 +214,7 @@ def _not_measured(layer: Linear) -> Verdict:
     """Where a measurement may find that ours wins."""
     (gemm, *_) = layer.gemms
     ours = most_rows(gemm.dtype, gemm.device)
-    if layer.is_static and gemm.m > max(ours.values()):
+    if layer.is_static and gemm.m > max(ours.values(), default=0):
         return Verdict("kept", "many_rows", f"Only the library computes {gemm.m} rows here.")
     spans = " or ".join(f"{way} at 1 to {most} rows" for way, most in ours.items())
     reason = f"It was not measured on this machine: overlapc calibrate --linear does. {spans}"

@@ -22,7 +22,7 @@ def normalized_columns(versions: Versions, call: Call) -> int:
     for rows, other in pairs:
         value = tensor_of(rows)
         node = versions.read(call.node, rows) if isinstance(rows, fx.Node) else None
-        if node is None or value is None or not isinstance(value.shape[-1], int):
+        if node is None or value is None or not value.ndim or not isinstance(value.shape[-1], int):
             continue
         mean = _under_root(versions, call.node, other, is_inverse=call.name == "mul")
         if mean is not None and node is _squared_in(versions, *mean):
