@@ -16,6 +16,8 @@ from overlapc.graphs.attention.versions import Versions
 
 def normalized_columns(versions: Versions, call: Call) -> int:
     """Return how many columns a call divides by their root mean square; 0 if it does not."""
+    if call.name not in ("mul", "div") or call.get("rounding_mode") is not None:
+        return 0
     pairs = [(call.get("input"), call.get("other"))]
     if call.name == "mul":
         pairs.append(pairs[0][::-1])
