@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from overlapc.errors import TargetError
-from overlapc.graphs.attention.matching import has_attention
+from overlapc.graphs.attention.finding import has_attention
 from overlapc.graphs.attention.ordering import sites_in_order
 from overlapc.graphs.bodies import graphs_with_inputs, parameters_in
 from overlapc.graphs.nodes import value_of

@@ -13,9 +13,9 @@ from torch import fx
 
 from overlapc.calibration import Progress
 from overlapc.errors import ProblemError, TargetError
-from overlapc.graphs.attention.matching import Attention, Fused
 from overlapc.graphs.attention.ordering import sites_in_order
 from overlapc.graphs.attention.placing import Lengths, spec_of, text_of
+from overlapc.graphs.attention.site import Attention, Fused
 from overlapc.graphs.attention.watching import watch
 from overlapc.graphs.nodes import where
 from overlapc.planning.softmax import SiteScores

@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from torch import fx
 
 from overlapc.errors import TargetError
-from overlapc.graphs.attention.matching import Attention, Fused, find_sites
+from overlapc.graphs.attention.finding import find_sites
 from overlapc.graphs.attention.modules import find_modules, spell_out
 from overlapc.graphs.attention.placing import Lengths, place, spec_of, text_of
 from overlapc.graphs.attention.problems import problem_of
 from overlapc.graphs.attention.rewriting import fuse, take_heads_once
+from overlapc.graphs.attention.site import Attention, Fused
 from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.nodes import where
 from overlapc.passes.base import Compilation, Fuel

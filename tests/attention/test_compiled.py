@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import overlapc
-from overlapc.graphs.attention import matching
+from overlapc.graphs.attention import finding, matching
 from tests.attention.catalogue import (
     REWRITTEN,
     causal_by_indices,
@@ -138,12 +138,12 @@ def meta(make):
     return [t.to("meta") for t in make()]
 
 
-@pytest.mark.parametrize("faulty", ["read_scores", "Versions"])
-def test_a_fault_leaves_the_program_as_it_was(faulty, monkeypatch):
+@pytest.mark.parametrize(("module", "faulty"), [(matching, "read_scores"), (finding, "Versions")])
+def test_a_fault_leaves_the_program_as_it_was(module, faulty, monkeypatch):
     def fails(*arguments):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(matching, faulty, fails)
+    monkeypatch.setattr(module, faulty, fails)
     torch.manual_seed(0)
     inputs = plain()
     sites = overlapc.explain(functional, {"softmax": "sdpa"})(*inputs).sites

@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 from torch import fx
 
-from overlapc.graphs.attention.matching import Attention
 from overlapc.graphs.attention.norm_bounds import product_bound
 from overlapc.graphs.attention.norms import Norms
 from overlapc.graphs.attention.scores import Bias, Fill, Step, tensors_of
+from overlapc.graphs.attention.site import Attention
 from overlapc.graphs.attention.tensors import is_same
 from overlapc.runtime.attention_masks import (
     Added,

@@ -10,8 +10,8 @@ from torch import fx
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from overlapc.graphs.attention.constants import computed
-from overlapc.graphs.attention.matching import Attention
 from overlapc.graphs.attention.norms import Normed
+from overlapc.graphs.attention.site import Attention
 from overlapc.runtime.weights import is_readable
 
 ROUNDINGS = 6

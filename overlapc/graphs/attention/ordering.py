@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import fx
 
-from overlapc.graphs.attention.matching import Site, find_sites
+from overlapc.graphs.attention.finding import find_sites
+from overlapc.graphs.attention.site import Site
 from overlapc.graphs.bodies import nodes_in_order
 
 

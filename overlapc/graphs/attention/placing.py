@@ -12,11 +12,11 @@ from torch import fx
 
 from overlapc.errors import KernelError
 from overlapc.graphs.attention.known_scores import as_lowered
-from overlapc.graphs.attention.matching import Attention
 from overlapc.graphs.attention.prefixes import Prefix
 from overlapc.graphs.attention.rewriting import as_spelled
 from overlapc.graphs.attention.scores import Step, tensors_of
 from overlapc.graphs.attention.sinks import Sinks
+from overlapc.graphs.attention.site import Attention
 from overlapc.graphs.attention.tensors import Expression
 from overlapc.graphs.nodes import add_call, hint_of
 from overlapc.runtime.attention_masks import AttentionSpec, program_of

@@ -9,8 +9,8 @@ from torch import fx
 
 from overlapc.errors import KernelError
 from overlapc.graphs.attention.known_scores import scores_of
-from overlapc.graphs.attention.matching import Attention, Fused
 from overlapc.graphs.attention.placing import inputs_of, spec_of
+from overlapc.graphs.attention.site import Attention, Fused
 from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.nodes import hint_of
 from overlapc.planning.attention import AttentionProblem

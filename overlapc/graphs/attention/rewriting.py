@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import fx
 
 from overlapc.graphs.attention.masks import FINITE_FILL
-from overlapc.graphs.attention.matching import Attention, Fused
 from overlapc.graphs.attention.scores import Bias, Fill
+from overlapc.graphs.attention.site import Attention, Fused
 from overlapc.graphs.attention.spelling import tensor_of
 from overlapc.graphs.attention.tensors import Expression
 from overlapc.graphs.nodes import add_call, value_of

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from overlapc.graphs.attention.matching import Attention
 from overlapc.graphs.attention.placing import Lengths, operands_of
+from overlapc.graphs.attention.site import Attention
 
 
 def watch(found: Attention, module: nn.Module, name: str, known: Lengths) -> None:

@@ -1,0 +1,87 @@
+"""A call of torch's own attention, as it stands and as what it stands for."""
+
+from __future__ import annotations
+
+from torch._subclasses.fake_tensor import FakeTensor
+
+from overlapc.graphs.attention.calling import read_arguments
+from overlapc.graphs.attention.layouts import (
+    four_dimensional,
+    is_plain,
+    layout_is_read,
+    takes_groups,
+)
+from overlapc.graphs.attention.operands import checked, no_plain_tensors
+from overlapc.graphs.attention.prefixes import prefix_of
+from overlapc.graphs.attention.repeats import unrepeated
+from overlapc.graphs.attention.site import Attention, Fused
+from overlapc.graphs.attention.spelling import Call, tensor_of
+from overlapc.graphs.attention.tensors import Expression, expression, is_same
+from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.collectives import Refusal
+
+
+def read_fused(versions: Versions, call: Call) -> Fused | Refusal:
+    """Read a call of ``scaled_dot_product_attention``, or say why it is to stay unread."""
+    names = ("query", "key", "value")
+    sides = [expression(versions, call.node, call.get(name)) for name in names]
+    query, key, value = sides
+    if query is None or key is None or value is None:
+        reason = "An operand is no tensor, or was written through another view."
+        return Refusal(call.node, "hidden_write", reason)
+    spelled = _as_spelled_out(versions, call, query, key, value)
+    key, groups = unrepeated(versions, key)
+    value, others = unrepeated(versions, value)
+    is_grouped = call.get("enable_gqa") is True
+    has_mask = call.get("attn_mask") is not None
+    is_alike = groups == others and is_same(key.shape[:2], value.shape[:2])
+    if is_grouped or not is_alike or not takes_groups(query, has_mask):
+        groups = 1
+    for side in (key, value):
+        for reader, source in side.read:
+            if groups > 1 and versions.changes(source, after=reader, before=call.node):
+                groups = 1
+    return Fused(call.node, query, key, value, groups, spelled)
+
+
+def _as_spelled_out(
+    versions: Versions, call: Call, query: Expression, key: Expression, value: Expression
+) -> Attention | Refusal:
+    """A call of torch's attention as the softmax and products that it stands for."""
+    sides = (query, key, value)
+    if any(not isinstance(side.value, FakeTensor) for side in sides):
+        return no_plain_tensors(call.node, [side.value for side in sides])
+    said = read_arguments(versions, call, query, key)
+    if isinstance(said, Refusal):
+        return said
+    frame = query.shape[:-2]
+    groups, repeated = said.groups, None
+    if groups == 1:
+        flat = four_dimensional(versions, query, key, value, said.mask, frame)
+        if isinstance(flat, Refusal):
+            return flat
+        key, value, groups, repeated = flat.key, flat.value, flat.groups, flat.repeated
+    is_read, result = layout_is_read(versions, call.node), tensor_of(call.node)
+    if result is None or (is_read and not is_plain(result)):
+        reason = "Somebody reads the strides of its result, which has gaps or an order of its own."
+        return Refusal(call.node, "layout_read", reason)
+    if result.dtype != query.value.dtype:
+        reason = "Under autocast its result has another dtype than its operands."
+        return Refusal(call.node, "autocast", reason)
+    found = Attention(
+        call.node,
+        query,
+        key,
+        value,
+        groups,
+        said.scale,
+        said.mask,
+        (call.node,),
+        frame,
+        frame,
+        (),
+        is_read and result.is_contiguous(),
+        repeated,
+        prefix_of(versions, said.mask, query.shape[-2], key.shape[-2]),
+    )
+    return checked(versions, found)

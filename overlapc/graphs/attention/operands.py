@@ -1,0 +1,62 @@
+"""Operands of an attention: plain tensors, which hold where its result is computed what they held
+where they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor
+
+from overlapc.graphs.attention.narrow import unwidened
+from overlapc.graphs.attention.norms import norms_of
+from overlapc.graphs.attention.scores import tensors_of
+from overlapc.graphs.attention.site import Attention
+from overlapc.graphs.attention.tensors import is_same
+from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.collectives import Refusal
+
+
+def checked(versions: Versions, found: Attention) -> Attention | Refusal:
+    """Return an attention with what its operands say beside, or why it cannot be computed."""
+    refusal = _why_not_computed(versions, found)
+    if refusal:
+        return refusal
+    norms = norms_of(versions, found.query, found.key)
+    return replace(found, norms=norms, narrow=unwidened(versions, found.key, found.value))
+
+
+def _why_not_computed(versions: Versions, found: Attention) -> Refusal | None:
+    sizes = (*found.query.shape, *found.key.shape, *found.value.shape)
+    if any(isinstance(size, int) and size == 0 for size in sizes):
+        return Refusal(found.node, "empty", "It has no keys, no rows or no columns.")
+    return _why_not_readable(versions, found)
+
+
+def _why_not_readable(versions: Versions, found: Attention) -> Refusal | None:
+    """Operands have to be, where the result is computed, what they were where they were read."""
+    beside = [tensor for step in found.steps for tensor in tensors_of(step)]
+    sinks = (found.sinks.tensor,) if found.sinks else ()
+    sides = (found.query, found.key, found.value, *beside, *sinks)
+    varying = [size for size in found.batch if isinstance(size, torch.SymInt)]
+    is_regrouped = not is_same(found.batch, found.frame)
+    if any(side.has_symbols for side in sides) or (is_regrouped and len(varying) > 1):
+        reason = "It is regrouped by sizes that vary."
+        return Refusal(found.node, "symbolic_layout", reason)
+    for side in sides:
+        for reader, source in side.read:
+            writer = versions.changes(source, after=reader, before=found.node)
+            if writer is not None and writer not in found.chain:
+                reason = "An operand is written to before the result is computed."
+                return Refusal(writer, "mutated_operand", reason)
+    return None
+
+
+def no_plain_tensors(node: fx.Node, values: Sequence[object]) -> Refusal:
+    """Return the refusal of operands that are of a subclass of tensors."""
+    names = {type(value).__name__ for value in values if not isinstance(value, FakeTensor)}
+    reason = f"Its operands are of {', '.join(sorted(names))}, and whose rules hold is not known"
+    remedy = "on parts that are plain tensors, such as to_local gives, it would be read"
+    return Refusal(node, "tensor_subclass", f"{reason}: {remedy}.")

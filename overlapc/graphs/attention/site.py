@@ -1,0 +1,115 @@
+"""A softmax attention as one record, whatever calls spell it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from overlapc.graphs.attention.functions import Function
+from overlapc.graphs.attention.layouts import takes_groups
+from overlapc.graphs.attention.masks import Mask
+from overlapc.graphs.attention.norms import Norms
+from overlapc.graphs.attention.prefixes import Prefix
+from overlapc.graphs.attention.scores import Step, tensors_of
+from overlapc.graphs.attention.sinks import Sinks
+from overlapc.graphs.attention.tensors import Expression
+from overlapc.graphs.collectives import Refusal
+
+
+@dataclass(frozen=True)
+class Attention:
+    """``softmax(scale * query @ key^T + mask) @ value``, the heads of key and value repeated."""
+
+    node: fx.Node
+    """What gives the result."""
+    query: Expression
+    """``[batch, groups * heads, rows, dim]``"""
+    key: Expression
+    """``[batch, heads, keys, dim]``"""
+    value: Expression
+    """``[batch, heads, keys, value_dim]``"""
+    groups: int
+    """Heads of ``query`` that share one of ``key``."""
+    scale: float
+    mask: Mask
+    chain: tuple[fx.Node, ...]
+    """The calls that the rewrite makes superfluous, in their order."""
+    frame: tuple[Any, ...]
+    """Leading sizes of scores, as the softmax reads them."""
+    batch: tuple[Any, ...]
+    """Leading sizes of the result, before ``order``."""
+    order: tuple[int, ...]
+    """Dimensions of the result in the order of ``node``; empty: as they are."""
+    is_contiguous: bool
+    """Somebody reads strides of the result: before ``order`` it is to be contiguous."""
+    repeated: tuple[Expression, Expression] | None = None
+    """Keys and values as the graph repeats their heads; None where it does not."""
+    length: Prefix | str = ""
+    """What the mask says, where that is which keys of a cache are valid, or why it is not; empty
+    where it does not look like it."""
+    program: tuple[Step, ...] = ()
+    """What is done to scaled scores before ``mask``."""
+    sinks: Sinks | None = None
+    norms: Norms | str = ""
+    """What made rows of queries and keys of a length, or why nothing did."""
+    narrow: tuple[Expression, Expression] | None = None
+    """Keys and values in the narrower dtype that they are widened from; None where they are not."""
+
+    @property
+    def prefix(self) -> Prefix | None:
+        """Which keys of a cache are valid, where the mask says that."""
+        return self.length if isinstance(self.length, Prefix) else None
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """All that is done to scaled scores."""
+        return (*self.program, *self.mask.parts)
+
+    @property
+    def untold(self) -> Refusal | None:
+        """Why torch's attention cannot be told the same; a kernel of our own can."""
+        if self.sinks is not None:
+            reason = "A column that is no key takes part in the softmax, not in torch's attention."
+            return Refusal(self.node, "sinks", reason)
+        if self.program:
+            names = ", ".join(s.name for s in self.program if isinstance(s, Function))
+            reason = f"Scores go through {names}, which torch's attention cannot do."
+            return Refusal(self.node, "score_function", reason)
+        return self.mask.untold
+
+    @property
+    def is_trained(self) -> bool:
+        """A gradient is wanted of queries, keys or values, or of what scores are made of."""
+        beside = (tensor for step in self.program for tensor in tensors_of(step))
+        sinks = (self.sinks.tensor,) if self.sinks else ()
+        sides = (self.query, self.key, self.value, *beside, *sinks)
+        return torch.is_grad_enabled() and any(side.value.requires_grad for side in sides)
+
+    @property
+    def for_torch(self) -> Attention:
+        """The same with heads repeated where no fused kernel of torch's takes them once."""
+        if self.repeated is None or takes_groups(self.query, self.mask.says == "given"):
+            return self
+        key, value = self.repeated
+        return replace(self, key=key, value=value, groups=1, repeated=None)
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A call of torch's own attention."""
+
+    node: fx.Node
+    query: Expression
+    key: Expression
+    value: Expression
+    """With each head once; all three as of ``Attention``."""
+    groups: int
+    """How often the graph repeats heads that torch's kernel takes once."""
+    spelled: Attention | Refusal
+    """The same as one that is spelled out, for a kernel of our own, or why it is none."""
+
+
+Site = Attention | Fused | Refusal
