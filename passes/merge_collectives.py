@@ -10,7 +10,7 @@ collective stands where the later of the two stood: an order that is a function 
 Values are the same but for rounding: partial sums of the ranks are added in another order, and the
 sum of two on one rank may leave a narrow dtype's range where each sum over the ranks would not.
 A tensor that scales both is read once, after the collective, and may differ by rank; where it is
-infinite, terms of other signs give an infinity in place of NaN.
+infinite, or divides and is zero, terms of other signs give an infinity in place of NaN.
 Of what is added and not merged, a note at one collective's site says why, and one at the other's
 where.
 """

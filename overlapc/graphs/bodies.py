@@ -34,17 +34,21 @@ def placeholders(graph: fx.Graph) -> list[fx.Node]:
 
 
 def _bodies(graph: fx.Graph, given: Given) -> Iterator[tuple[fx.Graph, Given]]:
+    names: dict[fx.Graph, list[fx.Node]] = {}
     for name, body in bodies_in(graph):
-        own = _given_to(name, body, given)
+        names.setdefault(body, []).append(name)
+    for body, its in names.items():
+        own = _given_to(its, body, given)
         yield body, own
         yield from _bodies(body, own)
 
 
-def _given_to(name: fx.Node, body: fx.Graph, given: Given) -> Given:
+def _given_to(names: Sequence[fx.Node], body: fx.Graph, given: Given) -> Given:
     """What the one call of a body gives it; nothing is known of several, or of another form."""
-    calls = list(name.users)
+    calls = [(name, user) for name in names for user in name.users]
     own = placeholders(body)
-    operands = calls[0].args[1:] if len(calls) == 1 and calls[0].args[:1] == (name,) else ()
+    is_one = len(calls) == 1 and calls[0][1].args[:1] == (calls[0][0],)
+    operands = calls[0][1].args[1:] if is_one else ()
     if len(operands) != len(own):
         return {}
     pairs = zip(own, operands, strict=True)

@@ -101,7 +101,7 @@ def _scaled(node: fx.Node, terms: Set[fx.Node]) -> Move | None:
         return None
     (source,) = sources
     scale = operands[1 - operands.index(source)]
-    if source is scale or (node.target is aten.div.Tensor and source is not operands[0]):
+    if node.target is aten.div.Tensor and source is not operands[0]:
         return None
     refusal = None
     if not are_alike(source, node):

@@ -22,9 +22,9 @@ SHAPES = frozenset({aten.reshape.default, aten.view.default, aten._unsafe_view.d
 """What puts a weight in groups, and ends that."""
 MUL, SUB = aten.mul.Tensor, aten.sub.Tensor
 NARROW = ("int8", "uint8", "float8_e4m3fn", "float8_e5m2")
+"""Dtypes of weights that are widened before they are multiplied."""
 INTEGERS = (torch.int8, torch.uint8, torch.int32)
 """Of weights, their zero points, and their differences."""
-"""Dtypes of weights that are widened before they are multiplied."""
 
 
 @dataclass(frozen=True)

@@ -227,12 +227,7 @@ def _held(step: Step, values: Sequence[Held], modes: Sequence[str]) -> Held | No
     """What a call makes of a weight, or of what meets it; None where it is none of those calls."""
     its = [_whole(arg, values, modes) for arg in step.args if isinstance(arg, Ref)]
     match step.op, its:
-        case (op, [Held() as one]) if op == CAST and _is_integer_alone(one):
-            return None  # int32 is read as the dtype of a difference, and of nothing else
-        case (op, [Held() as one]) if op == CAST and step.args[1] == torch.int32:
-            is_first = one.cast is None and one.zero is None and one.scale is None
-            return replace(one, cast=torch.int32) if is_first else None
-        case (op, [Held() as one]) if op == CAST and step.args[1] in WIDE:
+        case (op, [Held() as one]) if op == CAST and step.args[1] in (*WIDE, torch.int32):
             is_between = one.is_cast_between or (one.zero is not None and one.scale is None)
             return replace(one, cast=step.args[1], is_cast_between=is_between)
         case (op, [Held() as one]) if op == TURN and len(step.args[1]) == 2:
@@ -248,15 +243,9 @@ def _held(step: Step, values: Sequence[Held], modes: Sequence[str]) -> Held | No
             casts = one.cast, other.cast
             return replace(one, zero=beside, casts=casts) if beside and is_first else None
         case (op, [Held() as one, Held() as other]) if op == SCALE and one.scale is None:
-            if _is_integer_alone(one) or _is_integer_alone(other):
-                return None
             beside = _beside(one, other) if other.cast in WIDENING else None
             return replace(one, scale=beside) if beside else None
     return None
-
-
-def _is_integer_alone(one: Held) -> bool:
-    return one.cast == torch.int32 and one.zero is None
 
 
 def _whole(ref: Ref, values: Sequence[Held], modes: Sequence[str]) -> Held | None:

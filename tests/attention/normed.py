@@ -67,6 +67,22 @@ def by_activation(x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
     return as_llama(x, gain) * x[0, 0, 0]
 
 
+def by_temperature(x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+    """A number of no dimension is no row."""
+    return as_llama(x, gain) * x[0, 0, 0, 0]
+
+
+def rounded_down(x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+    """What is below zero gets longer."""
+    root = torch.sqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+    return torch.div(x, root, rounding_mode="floor") * gain
+
+
+def squared_in_half(x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+    half = x.half()
+    return half * torch.rsqrt(half.pow(2).mean(-1, keepdim=True) + 1e-9) * gain
+
+
 def cosine_and_sine(factor: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
     place = torch.arange(LENGTH, dtype=torch.float32)[:, None]
     angle = place / 10000 ** (torch.arange(0, DIM, 2) / DIM)

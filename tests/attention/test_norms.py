@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from torch import fx, nn
 
-from overlapc.graphs.attention import norm_bounds, problems
+from overlapc.graphs.attention import norm_bounds, problems, rotations
 from overlapc.graphs.attention.finding import find_sites
 from overlapc.graphs.attention.norm_bounds import product_bound
 from overlapc.graphs.attention.site import Fused
@@ -71,6 +72,53 @@ def test_products_reach_it_and_go_no_further(name):
     check_reached(model, bound)
 
 
+def test_roundings_to_a_coarser_dtype_on_the_way_count():
+    """Queries of float32 whose norm was made in bfloat16 are as long as that rounds them."""
+
+    class Coarse(Attention):
+        def sides(self, q, k):
+            q, k = super().sides(q.bfloat16(), k.bfloat16())
+            return q.float(), k.float()
+
+    model, coarse = Attention(), Coarse()
+    with torch.no_grad():
+        ((bound, _),), ((wider, _),) = bounds_in(model, *operands()), bounds_in(coarse, *operands())
+    assert wider >= bound * (1 + torch.finfo(torch.bfloat16).eps) ** 4
+
+
+def test_a_body_that_is_called_for_two_layers_has_the_weights_of_neither():
+    def of(*names):
+        graph, owner = fx.Graph(), nn.Module()
+        owner.body = fx.symbolic_trace(lambda x, w: x * w)
+        x, one, other = map(graph.placeholder, ("x", "one", "other"))
+        calls = [
+            graph.call_function(checkpointed, (graph.get_attr(name), x, w))
+            for name, w in zip(names, (one, other), strict=False)
+        ]
+        graph.output(tuple(calls))
+        module = fx.GraphModule(owner, graph)
+        inputs = [torch.randn(2), nn.Parameter(torch.randn(2)), nn.Parameter(torch.randn(2))]
+        return [
+            parameters_in(given)
+            for own, given in graphs_with_inputs(module.graph, inputs)
+            if own is not module.graph
+        ]
+
+    def checkpointed(body, *operands):
+        return body(*operands)
+
+    assert [len(found) for found in of("body")] == [1]
+    assert [len(found) for found in of("body", "body")] == [0]
+
+
+def test_a_slice_that_ends_where_the_program_computes_is_no_half():
+    end = fx.Graph().placeholder("end")
+    whole = torch.empty(3, DIM)
+    for index in ((..., slice(None, end)), (), (..., 0)):
+        assert not rotations._takes_half(whole, index, 0)
+    assert rotations._takes_half(whole, (..., slice(None, HALF)), 0)
+
+
 def without_gains(side, columns, weights):
     return torch.ones(columns, dtype=torch.float64)
 
@@ -121,6 +169,9 @@ UNBOUNDED = {
     "less than nothing": (lambda: Attention(normed.less_than_nothing), ""),
     "other angles": (lambda: Attention(angles=of_other_angles), TURNED),
     "no pairs": (lambda: Attention(angles=by_angles_of_each_column), TURNED),
+    "a temperature": (lambda: Attention(normed.by_temperature), "is no weight"),
+    "rounded down": (lambda: Attention(normed.rounded_down), ""),
+    "squared in float16": (lambda: Attention(normed.squared_in_half), ""),
     "an activation": (lambda: Attention(normed.by_activation), "is no weight"),
     "not finite": (lambda: Attention(largest=math.inf), "no finite numbers"),
 }

@@ -355,6 +355,26 @@ def test_weights_that_are_scaled_before_the_product(kind):
     assert sites()[-1].calls == {FLAT: 2}
 
 
+CUT = {
+    "what is scaled": lambda w, scale: (w.float() * scale).to(torch.int32).float(),
+    "a float8 weight": lambda w, scale: w.to(torch.float8_e4m3fn).to(torch.int32).float() * scale,
+}
+
+
+@pytest.mark.parametrize("kind", CUT)
+def test_what_is_cut_to_integers_before_the_product_is_no_weight(kind):
+    x, w = torch.randn(3, K), torch.randint(-9, 9, (N, K), dtype=torch.int8)
+    scale = 3 * torch.rand(N, 1)
+
+    def layer(x, w, scale):
+        return F.linear(x, CUT[kind](w, scale))
+
+    before = len(sites())
+    found = compiled(layer)(x, w, scale)
+    torch.testing.assert_close(found, layer(x, w, scale), rtol=1e-4, atol=1e-3)
+    assert len(sites()) == before
+
+
 def test_rows_that_are_not_contiguous():
     x, w = torch.randn(K, 6).t()[::2], torch.randn(N, K)
     close(compiled(F.linear)(x, w), F.linear(x, w))

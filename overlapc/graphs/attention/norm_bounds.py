@@ -16,7 +16,7 @@ from overlapc.runtime.weights import is_readable
 
 ROUNDINGS = 6
 """Of each column of queries and of keys after the norm: as what it is cast to, weighed, cosine and
-sine, times these, and their sum."""
+sine, times these, and their sum; each as coarse as the coarsest."""
 
 
 def product_bound(found: Attention, weights: Mapping[fx.Node, torch.Tensor]) -> tuple[float, str]:
@@ -38,7 +38,7 @@ def product_bound(found: Attention, weights: Mapping[fx.Node, torch.Tensor]) -> 
     if any(side.is_turned for side in sides):
         pairs = [gain.view(2, columns // 2).amax(0) for gain in (query, key)]
         largest = pairs[0] * pairs[1]
-    rounding = 1 + torch.finfo(found.query.value.dtype).eps
+    rounding = 1 + max(side.eps for side in sides)
     length = math.prod(side.radius for side in sides) * rounding ** (2 * ROUNDINGS)
     bound = abs(found.scale) * length * float(largest.max())
     if not math.isfinite(bound):

@@ -38,6 +38,8 @@ class Normed:
     columns than a row has, each row takes some."""
     is_turned: bool = False
     """Columns i and i + half of them are mixed, each pair as long as before."""
+    eps: float = 0.0
+    """Of the coarsest dtype that they were rounded to since."""
     is_cached: bool = False
     """Rows that a cache held before are among them: taken for granted is that the same norm made
     them, with the same weights."""
@@ -83,8 +85,16 @@ def _rows(versions: Versions, reader: fx.Node, source: Any, left: int) -> Normed
     """What is known of the rows that a reader reads, or why nothing is."""
     node = versions.read(reader, source) if isinstance(source, fx.Node) else None
     call = versions.calls.get(node) if node is not None else None
-    if call is None or left == 0:
+    value = tensor_of(node)
+    if call is None or value is None or left == 0 or not value.is_floating_point():
         return ""
+    known = _given(versions, call, left)
+    if isinstance(known, str):
+        return known
+    return replace(known, eps=max(known.eps, torch.finfo(value.dtype).eps))
+
+
+def _given(versions: Versions, call: Call, left: int) -> Normed | str:
     if call.name in ("cat", "index_copy"):
         return _cached(versions, call, left)
     if _keeps_columns(versions, call):

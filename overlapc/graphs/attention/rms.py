@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import fx
 
 from overlapc.graphs.attention.constants import number
@@ -15,9 +16,7 @@ from overlapc.graphs.attention.versions import Versions
 
 
 def normalized_columns(versions: Versions, call: Call) -> int:
-    """Return how many columns a call divides by their root mean square; 0 if it does not."""
-    if call.name not in ("mul", "div") or call.get("rounding_mode") is not None:
-        return 0
+    """Return how many columns a product or quotient divides by their root mean square, or 0."""
     pairs = [(call.get("input"), call.get("other"))]
     if call.name == "mul":
         pairs.append(pairs[0][::-1])
@@ -70,8 +69,8 @@ def _squared_in(versions: Versions, reader: fx.Node, source: Any) -> fx.Node | N
     if dims not in ([-1], [value.ndim - 1]):
         return None
     square = _call(versions, mean.node, mean.get("input"))
-    if square is None:
-        return None
+    if square is None or value.dtype == torch.float16:
+        return None  # small squares lose what they are in float16, and rows may get longer
     of = square.get("input")
     is_square = square.name == "square" or (square.name == "pow" and square.get("exponent") == 2)
     is_product = square.name == "mul" and square.get("other") is of

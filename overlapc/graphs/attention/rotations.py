@@ -92,7 +92,11 @@ def _half(versions: Versions, reader: fx.Node, source: Any, which: int) -> fx.No
 
 
 def _takes_half(whole: torch.Tensor | None, index: Any, which: int) -> bool:
-    if whole is None or not isinstance(index, tuple | list) or not isinstance(index[-1], slice):
+    if whole is None or not isinstance(index, tuple | list) or not index:
+        return False
+    half = index[-1]
+    ends = (half.start, half.stop, half.step) if isinstance(half, slice) else (half,)
+    if not isinstance(half, slice) or any(isinstance(end, fx.Node) for end in ends):
         return False
     columns = whole.shape[-1]
     is_all_rows = all(part is Ellipsis or part == slice(None) for part in index[:-1])
@@ -100,7 +104,7 @@ def _takes_half(whole: torch.Tensor | None, index: Any, which: int) -> bool:
     if not is_all_rows or not is_last or not isinstance(columns, int) or columns % 2:
         return False
     wanted = range(columns)[which * columns // 2 :][: columns // 2]
-    return range(columns)[index[-1]] == wanted
+    return range(columns)[half] == wanted
 
 
 def _is_chunked_in_two(call: Call) -> bool:
