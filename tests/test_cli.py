@@ -227,6 +227,25 @@ def test_an_error_that_is_not_ours_keeps_its_traceback(monkeypatch):
         main(["targets"])
 
 
+def test_a_reader_that_has_read_enough_ends_it_quietly():
+    """Without it the text of a plan ends in a traceback: `overlapc plan ... | head`."""
+    process = subprocess.Popen(
+        [str(COMMAND), *GEMM], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait(60)) == (b"", 0)
+    process.stderr.close()
+
+
+def test_a_broken_pipe_of_the_program_is_its_own(monkeypatch):
+    def fails(*arguments, **named):
+        raise BrokenPipeError("of a socket")
+
+    monkeypatch.setattr("overlapc.cli.plan_gemm", fails)
+    with pytest.raises(BrokenPipeError, match="of a socket"):
+        main([*GEMM])
+
+
 @pytest.fixture
 def run(tmp_path):
     """Run the installed command beside a module ``model`` and return what it did."""

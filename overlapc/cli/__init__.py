@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import select
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -32,12 +34,18 @@ BENCHMARKS = {
 }
 """Modules of ``benchmarks`` by what the command calls them."""
 
+STDOUT = 1
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return 0, or 2 after an error of ours, printed as one message."""
     chosen = _parser().parse_args(arguments)
     try:
         chosen.run(chosen)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _has_read_enough():
+            raise
     except Exception as error:
         ours = _our_error(error)
         if ours is None:
@@ -46,6 +54,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(lines), file=sys.stderr)
         return 2
     return 0
+
+
+def _has_read_enough() -> bool:
+    """Whether nobody reads our output any more, as after ``head``: what is left goes nowhere."""
+    poll = select.poll()
+    poll.register(STDOUT, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # for the flush at exit
+    return True
 
 
 def _our_error(error: BaseException | None) -> OverlapcError | None:
