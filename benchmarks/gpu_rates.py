@@ -122,7 +122,7 @@ def announce(times: tl.tensor, counter: tl.tensor, delay_ns: tl.tensor) -> None:
     while globaltimer() < due:  # pyright: ignore[reportOperatorIssue]
         pass
     tl.store(times, globaltimer())
-    publish(counter, 0, COUNTER_STRIDE=1, IS_AMD=False)
+    publish(counter, 0, COUNTER_STRIDE=1, IS_AMD=False, FLATTEN=False)
 
 
 @triton.jit

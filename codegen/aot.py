@@ -55,7 +55,7 @@ def build_for(spec: GemmSpec, architecture: str, *, aligned: bool = True) -> Bin
     """
     module = build(spec).module
     names = list(module.KERNEL.arg_names)
-    fixed = {**module.CONSTANTS, "IS_AMD": architecture.startswith("gfx")}
+    fixed = {**module.CONSTANTS, "IS_AMD": architecture.startswith("gfx"), "FLATTEN": spec.flatten}
     signature, constants = _signature(spec, names, fixed)
     divisible = {}
     if aligned:

@@ -81,7 +81,7 @@ class Kernel:
         ]
         return self.module.KERNEL[(ctas,)](
             *operands, c, tuple(parts), bands, counters, m, n, k, *a.stride(), *b.stride(), ctas,
-            **self.module.CONSTANTS, IS_AMD=is_amd(), **self.module.OPTIONS,
+            **self.module.CONSTANTS, **device_constants(spec), **self.module.OPTIONS,
         )  # fmt: skip
 
     def _descriptors(self, a: Tensor, b: Tensor) -> tuple[Any, Any]:
@@ -115,6 +115,8 @@ class Kernel:
         if any(name_of(operand) != spec.dtype for operand in (a, b)) or name_of(c) != spec.out:
             raise self._error("the dtypes are not the spec's")
         self._check_inputs(inputs, m, n)
+        if spec.flatten and a.shape[1] == 0:
+            raise self._error("k is 0")
         if spec.even_k and a.shape[1] % spec.block_k:
             raise self._error(f"k is {a.shape[1]}, not a multiple of {spec.block_k}")
         self._check_strides("A", a, spec.a, (spec.block_m, spec.block_k))
@@ -190,6 +192,14 @@ def has_shape(item: Input, tensor: Tensor, m: int, n: int) -> bool:
         case "one":
             return tensor.numel() == 1 and shape != ()
     return shape == ()
+
+
+def device_constants(spec: GemmSpec) -> dict[str, bool]:
+    """The template's compile-time parameters that are the device's: Triton's interpreter has no
+    pipelines."""
+    from triton import knobs
+
+    return {"IS_AMD": is_amd(), "FLATTEN": spec.flatten and not knobs.runtime.interpret}
 
 
 def is_amd() -> bool:

@@ -62,6 +62,9 @@ class GemmSpec(Canonical):
     loads: str = "pointers"
     """How A and B are read: ``pointers``, or ``descriptors`` for the TMA unit of sm_90 and later,
     which takes aligned operands alone."""
+    flatten: bool = False
+    """Whether the loops over tiles and over k become one pipeline, of NVIDIA's devices: the next
+    tile's operands are loaded while one is stored. It takes memory that the pipeline would lend."""
     order: str = "band"
     """Where tiles are stored: ``band`` in row-major C, ``packed`` one after another."""
     epilogue: str = ""

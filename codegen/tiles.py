@@ -34,6 +34,9 @@ LIGHT = {
 """Ops that leave registers beside the widest tile; the budget tests build epilogues of them."""
 MOST_LIGHT = 4
 """So many of them, the GEMM among them, and one matrix that they read; from the same tests."""
+MOST_BESIDE = 2
+"""Calls after the GEMM and inputs, beside which the widest tile may be stored while the next one's
+operands come; from the same tests."""
 
 
 def spec_for(
@@ -88,6 +91,7 @@ def spec_for(
         even_k=not by_tma and a.shape[1] % tile.block_k == 0,
         precision="fast" if lowered and lowered.fast and dtype in FP8 else "ieee",
         loads="descriptors" if by_tma else "pointers",
+        flatten=a.shape[1] > 0 and _runs_on(chain, tile, architecture, by_tma=by_tma),
         epilogue=str(chain) if chain else "",
     )
 
@@ -114,6 +118,14 @@ def _leaves_registers(
     even_k = depth % tile.block_k == 0
     is_bare = chain is None or (len(chain.calls) == 1 and not chain.inputs)
     return is_bare and "strided" not in layouts and (layouts[1] == "col" or even_k)
+
+
+def _runs_on(chain: Epilogue | None, tile: Tile, architecture: str, *, by_tma: bool) -> bool:
+    """Whether registers are left to load the next tile's operands while one is stored."""
+    if architecture.startswith("gfx"):
+        return False
+    beside = len(chain.calls) - 1 + len(chain.inputs) if chain else 0
+    return sums(tile, architecture) <= SPARING_SUMS or (by_tma and beside <= MOST_BESIDE)
 
 
 def _sparing(tile: Tile, known: Sequence[Tile], architecture: str) -> Tile:

@@ -310,7 +310,7 @@ def attention_decode(
     if parts > 1:
         partials += unit.to(tl.int64) * splits * (BLOCK_M * (BLOCK_V + 2))
         store_part(peak, sums, total, partials, split, row_inside, BLOCK_M, BLOCK_V)
-        await_stores(IS_AMD)
+        await_stores(IS_AMD, False)
         is_last = tl.atomic_add(arrived + unit, 1, sem="acq_rel", scope="gpu") == parts - 1
         # And what it acquired holds for the CTA's other threads from here on.
         tl.debug_barrier()

@@ -90,19 +90,23 @@ def band_gemm(
     A_LAYOUT: tl.constexpr, B_LAYOUT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SWEEP: tl.constexpr,
     EVEN_K: tl.constexpr, PRECISION: tl.constexpr, SUM_K: tl.constexpr,
-    COUNTER_STRIDE: tl.constexpr, IS_AMD: tl.constexpr,
+    COUNTER_STRIDE: tl.constexpr, IS_AMD: tl.constexpr, FLATTEN: tl.constexpr,
 ) -> None:  # fmt: skip
     """``c = EPILOGUE(a[M, K] @ b[K, N], inputs)`` on ``num_ctas`` programs.
 
     In ``band`` order c is contiguous [M, N], in ``packed`` order a buffer of whole tiles in the
     order in which they are begun. With SIGNALS, ``bands`` is the table of a ``Bands`` or a
     ``Packing``, and every tile adds one to its group's counter once its stores are visible on the
-    device; tiles are begun in the order of the groups. M and the grid are no part of the compiled
-    kernel: a new row count never compiles.
+    device; tiles are begun in the order of the groups. With FLATTEN the loops over tiles and over k
+    are one pipeline: the next tile's operands are on their way while one is stored. M and the grid
+    are no part of the compiled kernel: a new row count never compiles.
     """
     tiles_n = tl.cdiv(N, BLOCK_N)
     tiles_m = tl.load(bands) if SIGNALS and ORDER == "band" else tl.cdiv(M, BLOCK_M)
-    for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, num_ctas):
+    if FLATTEN:
+        tl.assume(K > 0)  # else a second loop is made, over tiles of no k
+    tiles = tiles_m * tiles_n
+    for tile in tl.range(tl.program_id(0), tiles, num_ctas, flatten=FLATTEN):
         group, first, tall, source, moved, end = 0, 0, tiles_m, 0, 0, M
         if SIGNALS and ORDER == "band":
             run = bands + tl.load(bands + 1 + tile // tiles_n)
@@ -146,4 +150,4 @@ def band_gemm(
             elements = c + (rows + moved).to(tl.int64)[:, None] * N + columns[None, :]
         tl.store(elements, result, mask=rows_inside[:, None] & columns_inside[None, :])
         if SIGNALS:
-            publish(counters, group, COUNTER_STRIDE, IS_AMD)
+            publish(counters, group, COUNTER_STRIDE, IS_AMD, FLATTEN)

@@ -76,7 +76,7 @@ def conclude(
             tl.store(mine + SIZE + places, second)
         if NORM:
             tl.store(mine + SUMS + rows, squares)
-        await_stores(IS_AMD)
+        await_stores(IS_AMD, False)
         before = tl.atomic_add(arrivals + tile, 1, sem="acq_rel", scope="gpu")
         if before == SPLITS - 1:
             tl.debug_barrier()

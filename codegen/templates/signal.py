@@ -5,11 +5,29 @@ import triton.language as tl
 
 
 @triton.jit
-def await_stores(IS_AMD: tl.constexpr) -> None:
+def cta_barrier(FLATTEN: tl.constexpr) -> None:
+    """Wait for every thread of this CTA.
+
+    No loop is pipelined around a barrier that Triton knows of, so with FLATTEN it is not told; this
+    one is right even where its compiler, which does not know either, made two of it for threads
+    that have branched.
+    """
+    if FLATTEN:
+        tl.inline_asm_elementwise(
+            "barrier.sync 0;\n\tmov.u32 $0, 0;", "=r,~{memory}", [], tl.int32,
+            is_pure=False, pack=1,
+        )  # fmt: skip
+    else:
+        tl.debug_barrier()
+
+
+@triton.jit
+def await_stores(IS_AMD: tl.constexpr, FLATTEN: tl.constexpr) -> None:
     """Let every store of this CTA happen before what one of its threads adds after this.
 
     Only one thread adds, and its release orders only what happens before it: the barrier makes
     that every store of the CTA. A TMA store would escape both, so the caller must not use one.
+    FLATTEN says that it stands in a loop that Triton is to pipeline.
     """
     if IS_AMD:
         # There a barrier orders what waves of one CTA see, and a release waits for the stores of
@@ -18,15 +36,16 @@ def await_stores(IS_AMD: tl.constexpr) -> None:
             "s_waitcnt vmcnt(0)\n\tv_mov_b32 $0, 0", "=v,~{memory}", [], tl.int32,
             is_pure=False, pack=1,
         )  # fmt: skip
-    tl.debug_barrier()
+    cta_barrier(FLATTEN)
 
 
 @triton.jit
 def publish(
-    counters: tl.tensor, group: tl.tensor, COUNTER_STRIDE: tl.constexpr, IS_AMD: tl.constexpr
-) -> None:
+    counters: tl.tensor, group: tl.tensor, COUNTER_STRIDE: tl.constexpr, IS_AMD: tl.constexpr,
+    FLATTEN: tl.constexpr,
+) -> None:  # fmt: skip
     """Add one to the counter of ``group``, after every store of this CTA, at device scope."""
-    await_stores(IS_AMD)
+    await_stores(IS_AMD, FLATTEN)
     tl.atomic_add(counters + group * COUNTER_STRIDE, 1, sem="release", scope="gpu")
 
 

@@ -36,16 +36,16 @@ MUTANTS = {
     "no mask on the store": ("tl.store(elements, result, mask=rows_inside[:, None] & "
                              "columns_inside[None, :])", "tl.store(elements, result)"),
     "no mask along k": ("k_inside = k < K - start", "k_inside = k < K + BLOCK_K"),
-    "no bump": ("publish(counters, group, COUNTER_STRIDE, IS_AMD)", "pass"),
+    "no bump": ("publish(counters, group, COUNTER_STRIDE, IS_AMD, FLATTEN)", "pass"),
     "bump before the store": (
         "        columns_inside = columns < N\n",
         "        columns_inside = columns < N\n"
-        "        publish(counters, group, COUNTER_STRIDE, IS_AMD)\n",
+        "        publish(counters, group, COUNTER_STRIDE, IS_AMD, FLATTEN)\n",
     ),
     "a wrong counter stride": ("group, COUNTER_STRIDE,", "group, COUNTER_STRIDE // 2,"),
     "a result kept in float16": ("tl.store(elements, result,",
                                  "tl.store(elements, result.to(tl.float16).to(tl.float32),"),
-    "the first tile again": ("tl.range(tl.program_id(0), tiles_m", "tl.range(0, tiles_m"),
+    "the first tile again": ("tl.range(tl.program_id(0), tiles", "tl.range(0, tiles"),
     "no bias": ("product + in0", "product"),
     "a bias of rows": (
         "x + tile[2].to(tl.int64) * stride_n, mask=tile[3], other=0.0)[None, :]",

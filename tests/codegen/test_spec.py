@@ -15,7 +15,8 @@ from overlapc.errors import KernelError
 SPEC = GemmSpec("bfloat16", "float32", 128, 256, 64, warps=8, bias=True)
 TEXT = (
     "gemm dtype=bfloat16 out=float32 block_m=128 block_n=256 block_k=64 sweep=8 warps=8 stages=3"
-    " a=row b=col bias=1 signals=1 even_k=0 precision=ieee loads=pointers order=band epilogue="
+    " a=row b=col bias=1 signals=1 even_k=0 precision=ieee loads=pointers flatten=0"
+    " order=band epilogue="
 )
 EPILOGUE = '{"inputs":[],"calls":[["aten.mm.default",["$0","$1"],{}]]}'
 sizes = st.sampled_from([16, 32, 64, 128, 256])

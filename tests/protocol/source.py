@@ -11,6 +11,7 @@ from tests.protocol.protocol import STORES, Protocol
 TEMPLATES = Path(__file__).parents[2] / "codegen" / "templates"
 SIGNAL = "signal.py"
 PUBLISH, WAIT = "publish", "wait_for_group"
+BARRIER, WRITTEN_BARRIER = "debug_barrier", "barrier.sync"
 COMPARISONS = {ast.Lt: ">=", ast.NotEq: "=="}
 """What a waiter that polls while this holds has found when it stops."""
 
@@ -65,6 +66,9 @@ def _signaling(functions: Functions) -> str:
 
 def _calls(node: ast.AST, functions: Functions) -> Iterator[tuple[str, ast.Call]]:
     """Stores, barriers and adds in the order in which they are made, those of callees included."""
+    if isinstance(node, ast.If):
+        yield from _branches(node, functions)
+        return
     for child in ast.iter_child_nodes(node):
         yield from _calls(child, functions)  # arguments come before the call
     if not isinstance(node, ast.Call):
@@ -74,8 +78,22 @@ def _calls(node: ast.AST, functions: Functions) -> Iterator[tuple[str, ast.Call]
         yield from _calls(functions[called], functions)
     elif called in ("tl.store", "tl.debug_barrier", "tl.atomic_add"):
         yield called.removeprefix("tl."), node
+    elif WRITTEN_BARRIER in ast.unparse(node) and called == "tl.inline_asm_elementwise":
+        yield BARRIER, node
     elif called.split(".")[-1].startswith("store") or "tma" in called:
         yield "tma_store", node
+
+
+def _branches(node: ast.If, functions: Functions) -> Iterator[tuple[str, ast.Call]]:
+    """What either branch calls; a barrier that stands in both of them once."""
+    arms = [[call for part in arm for call in _calls(part, functions)]
+            for arm in (node.body, node.orelse)]  # fmt: skip
+    barriers = [sum(name == BARRIER for name, _ in arm) for arm in arms]
+    if node.orelse and barriers[0] != barriers[1]:
+        raise ValueError(f"only some CTAs meet a barrier: {ast.unparse(node.test)}")
+    yield from _calls(node.test, functions)
+    yield from arms[0]
+    yield from (call for call in arms[1] if call[0] != BARRIER)
 
 
 def _merged(names: Iterable[str]) -> list[str]:

@@ -40,7 +40,7 @@ MUTANTS = {
 """Protocols with one mistake, and what the violation has to say."""
 
 TEXTS = {
-    "no barrier": ("    tl.debug_barrier()\n", ""),
+    "no barrier": ("    cta_barrier(FLATTEN)\n", ""),
     "relaxed add": ('sem="release"', 'sem="relaxed"'),
     "add at the scope of the CTA": ('sem="release", scope="gpu"', 'sem="release", scope="cta"'),
     "acquire instead of release": ('sem="release"', 'sem="acquire"'),
@@ -118,6 +118,15 @@ def test_a_mistake_in_the_source_is_found(mutant):
     assert text.count(old) == 1
     for source in signaling().values():
         assert check(read(source, text.replace(old, new)), THREE_CTAS).violation
+
+
+@pytest.mark.parametrize("barrier", ["barrier.sync 0;", "tl.debug_barrier()"])
+def test_a_barrier_of_one_kind_of_loop_alone_is_found(barrier: str):
+    text = templates()[SIGNAL]
+    assert text.count(barrier) == 1
+    for source in signaling().values():
+        with pytest.raises(ValueError, match="only some CTAs"):
+            read(source, text.replace(barrier, "print()"))
 
 
 def test_a_waiter_that_compares_for_equality_is_found():
