@@ -13,7 +13,7 @@ from torch._inductor import config as inductor_config
 from torch._inductor import custom_graph_pass, list_mode_options
 from torch._inductor.compile_fx import compile_fx
 
-from overlapc import ledger
+from overlapc import direct_calls, ledger
 from overlapc import options as user_options
 from overlapc.dynamo import rewrite_before_autograd
 from overlapc.errors import OptionError
@@ -31,6 +31,9 @@ from overlapc.targets import TargetChoice
 log = logging.getLogger(__name__)
 
 HOOK = "post_grad_custom_pre_pass"
+
+
+direct_calls.install()
 
 
 class PostGradPasses(custom_graph_pass.CustomGraphPass):

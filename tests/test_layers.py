@@ -32,9 +32,11 @@ MAY_IMPORT = {
     "calibration": "errors cache planning runtime",
     "tuning": "errors planning reporting runtime calibration",
     "targets": "errors planning runtime calibration",
+    "direct_calls": "runtime",
     "ledger": "errors options reporting runtime targets",
     "dynamo": "errors options planning graphs passes reporting runtime",
-    "backend": "dynamo errors options graphs passes reporting runtime sources targets ledger",
+    "backend": "direct_calls dynamo errors options graphs passes reporting runtime sources targets"
+    " ledger",
     "explaining": "backend dynamo options graphs passes reporting targets ledger",
     "linear_tuning": "errors planning passes runtime explaining calibration",
     "attention_tuning": "errors planning runtime explaining calibration",

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,12 +20,12 @@ from overlapc.errors import KernelError
 from overlapc.planning.linear import LIBRARY
 from overlapc.planning.linear_tiles import rows_of_tile
 from overlapc.runtime import machine
-from overlapc.runtime.execution import function
+from overlapc.runtime.execution import BINDINGS, function, overload
 from overlapc.runtime.linear_kernels import by_kernel, linear_kernel_spec
 from overlapc.runtime.linear_spec import LayerSpec
 from overlapc.runtime.linear_ways import on_processor
 from overlapc.runtime.ops import by_library_of, calls_of
-from overlapc.runtime.program import ROWS
+from overlapc.runtime.program import ROWS, Program
 
 NAME, NAME_OF_SEVERAL = "linear", "linears"
 SCHEMA = "(Tensor[] operands, str spec) -> Tensor"
@@ -56,11 +57,7 @@ class Layer:
 
     def __post_init__(self) -> None:
         self.rows_of = self.spec.program.modes.index(ROWS)
-        compute = function(self.spec.program)
-        if len(self.spec.program.kept) == 1:
-            self.library: Run = lambda operands: compute(operands, ())[0].contiguous()
-        else:
-            self.library = lambda operands: [one.contiguous() for one in compute(operands, ())]
+        self.library = _library_of(self.spec.program)
 
     def __call__(self, operands: Sequence[torch.Tensor]) -> Any:
         """Compute the result, or the list of several."""
@@ -139,10 +136,23 @@ def _is_capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
+@lru_cache(maxsize=1024)
+def _library_of(program: Program) -> Run:
+    """What computes a program by the library's calls, with contiguous results."""
+    compute = function(program)
+    kept, *more = program.kept
+    if more:
+        return lambda operands: [one.contiguous() for one in compute(operands, ())]
+    if not kept.is_operand and overload(program.steps[kept.index].op) in BINDINGS:
+        return lambda operands: compute(operands, ())[0]  # a GEMM's is contiguous
+    return lambda operands: compute(operands, ())[0].contiguous()
+
+
 _layers: dict[str, Layer] = {}
 
 
-def _run(operands: list[torch.Tensor], spec: str) -> Any:
+def run(operands: Sequence[torch.Tensor], spec: str) -> Any:
+    """Compute what the op of these arguments gives."""
     layer = _layers.get(spec)
     if layer is None:
         parsed = LayerSpec.parse(spec)
@@ -160,7 +170,7 @@ def _fake(operands: list[torch.Tensor], spec: str) -> Any:
 for _name, _schema in ((NAME, SCHEMA), (NAME_OF_SEVERAL, f"{SCHEMA}[]")):
     # Inductor may not change the order of strides: a weight is most often a transposed view.
     _library.define(f"{_name}{_schema}", tags=(torch.Tag.needs_fixed_stride_order,))
-    _library.impl(_name, _run, "CompositeExplicitAutograd")
+    _library.impl(_name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"overlapc::{_name}", _fake, lib=_library)
 
 OP, SEVERAL = torch.ops.overlapc.linear.default, torch.ops.overlapc.linears.default
