@@ -7,6 +7,7 @@ PART ?= gemm
 
 # Two tests at a time, those of a file one after another; what measures time runs by itself.
 BESIDE := -n 2 --dist loadfile -m "not alone"
+ALONE = -m alone $(shell grep -rlF pytest.mark.alone tests)
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -33,11 +34,11 @@ demo: setup ## compile a tensor-parallel Llama on this machine, with and without
 
 test: setup ## every test that is not marked long (minutes)
 	$(BIN)/python -m pytest $(BESIDE)
-	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest $(ALONE)
 
 test-long: setup ## every test, full matrices included
 	$(BIN)/python -m pytest --long $(BESIDE)
-	$(BIN)/python -m pytest --long -m alone
+	$(BIN)/python -m pytest --long $(ALONE)
 
 check: setup ## lint, formatting and types
 	$(BIN)/ruff check .

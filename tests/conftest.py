@@ -39,18 +39,26 @@ def why_no_gpu() -> str | None:
     return None
 
 
+def pytest_report_header(config: pytest.Config) -> str:
+    return "long tests: " + ("run" if config.getoption("--long") else "left out (make test-long)")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # Left out and not skipped: to report thousands of skips takes a quarter of a minute.
+    long = [item for item in items if item.get_closest_marker("long")]
+    if config.getoption("--long"):
+        for item in long:
+            give_time(item)
+    elif long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
     for item in items:
-        if item.get_closest_marker("long"):
-            prepare_long(item, run=bool(config.getoption("--long")))
         if item.get_closest_marker("gpu") and (reason := why_no_gpu()):
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
-def prepare_long(item: pytest.Item, *, run: bool) -> None:
-    if not run:
-        item.add_marker(pytest.mark.skip(reason="long: runs with --long (make test-long)"))
-    elif not item.get_closest_marker("timeout"):
+def give_time(item: pytest.Item) -> None:
+    if not item.get_closest_marker("timeout"):
         item.add_marker(pytest.mark.timeout(LONG_TIMEOUT_SECONDS))
 
 
