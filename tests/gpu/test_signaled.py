@@ -33,13 +33,14 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
 POLLS = 20_000_000
 """Seconds of polling: a band that is late by so much never comes."""
 REPLAYS = 1000
-HALF = GemmSpec("bfloat16", "bfloat16", **asdict(tiles_for("sm_80", "bfloat16")[0]))
+HALF = GemmSpec("bfloat16", "bfloat16", **asdict(tiles_for("sm_80", "bfloat16")[0]), flatten=True)
 SPECS = {
     "bfloat16": HALF,
     "float16 with bias": replace(HALF, dtype="float16", out="float16", bias=True),
     "float32": GemmSpec("float32", "float32", **asdict(tiles_for("sm_80", "float32")[0])),
     "row-major B": replace(HALF, b="row"),
     "strided": replace(HALF, a="strided", b="strided"),
+    "announced at once": replace(HALF, flatten=False),
 }
 
 
