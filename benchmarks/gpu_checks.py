@@ -19,7 +19,7 @@ from overlapc.codegen.selfcheck import Case
 from overlapc.planning.problem import Problem
 from overlapc.planning.schedule import Plan
 from overlapc.planning.search import plan_rows
-from overlapc.planning.tiles import MOST_SUMS, sm_number, tiles_for
+from overlapc.planning.tiles import MOST_SUMS, SPARING_SUMS, sm_number, sums, tiles_for
 
 SIZES = ((1000, 776, 528), (2048, 1024, 512))
 """m, n, k: ragged in every dimension, as far as the TMA unit reads it, and whole tiles."""
@@ -51,12 +51,18 @@ def kernels(arch: str) -> Iterator[GemmSpec]:
     """Every kind that is timed, and rarer ones."""
     tiles = tiles_for(arch, DTYPE)
     loads = "descriptors" if sm_number(arch) >= 90 else "pointers"
-    timed = [GemmSpec(DTYPE, DTYPE, **asdict(tile), loads=loads) for tile in tiles]
-    half = replace(timed[0], loads="pointers", stages=min(timed[0].stages, 3))
-    roomy = replace(half, block_n=128)
+    on_nvidia = sm_number(arch) > 0
+    timed = [
+        GemmSpec(DTYPE, DTYPE, **asdict(tile), loads=loads, flatten=flatten)
+        for tile in tiles
+        for flatten in [on_nvidia and (loads == "descriptors" or sums(tile, arch) <= SPARING_SUMS)]
+    ]
+    half = replace(timed[0], loads="pointers", stages=min(timed[0].stages, 3), flatten=False)
+    roomy = replace(half, block_n=128, flatten=on_nvidia)
     yield from timed
     yield timed[0].without_signals()
     yield replace(timed[0], order="packed")
+    yield replace(timed[0], flatten=False)
     yield replace(roomy, loads=loads, a="col", b="row")
     yield replace(roomy, loads=loads, epilogue=str(GATED))
     yield replace(roomy, loads=loads, epilogue=str(GATED), order="packed")
@@ -64,9 +70,10 @@ def kernels(arch: str) -> Iterator[GemmSpec]:
     yield replace(half, dtype="float16", out="float16", bias=True)
     yield replace(roomy, b="row")
     yield replace(roomy, a="strided", b="strided")
-    yield GemmSpec("float32", "float32", **asdict(tiles_for(arch, "float32")[0]))
+    single = tiles_for(arch, "float32")[0]
+    yield GemmSpec("float32", "float32", **asdict(single), flatten=on_nvidia)
     for tile in tiles_for(arch, FP8):
-        yield GemmSpec(FP8, DTYPE, **asdict(tile), loads=loads)
+        yield GemmSpec(FP8, DTYPE, **asdict(tile), loads=loads, flatten=on_nvidia)
 
 
 def kernel(deadline: Deadline, number: int) -> dict[str, Any]:

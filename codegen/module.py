@@ -60,6 +60,7 @@ def constants(spec: GemmSpec) -> dict[str, Constant]:
         "PRECISION": "tf32" if spec.precision == "tf32" else "ieee",
         "SUM_K": spec.block_k if exact_fp8 else None,
         "COUNTER_STRIDE": COUNTER_STRIDE,
+        "LATE": spec.signals and spec.flatten,
     }
 
 

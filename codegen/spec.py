@@ -64,7 +64,8 @@ class GemmSpec(Canonical):
     which takes aligned operands alone."""
     flatten: bool = False
     """Whether the loops over tiles and over k become one pipeline, of NVIDIA's devices: the next
-    tile's operands are loaded while one is stored. It takes memory that the pipeline would lend."""
+    tile's operands are loaded while one is stored, and it is announced while that one is computed.
+    It takes memory that the pipeline would lend."""
     order: str = "band"
     """Where tiles are stored: ``band`` in row-major C, ``packed`` one after another."""
     epilogue: str = ""

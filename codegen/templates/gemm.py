@@ -5,7 +5,7 @@
 import triton
 import triton.language as tl
 
-from overlapc.codegen.templates.signal import publish
+from overlapc.codegen.templates.signal import announce, announce_late, await_stores, publish
 
 
 @triton.jit
@@ -29,10 +29,12 @@ def product_by_pointers(
     stride_am: tl.tensor, stride_ak: tl.tensor, stride_bk: tl.tensor, stride_bn: tl.tensor,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     EVEN_K: tl.constexpr, PRECISION: tl.constexpr, SUM_K: tl.constexpr,
+    counters: tl.tensor, stored: tl.tensor, COUNTER_STRIDE: tl.constexpr, LATE: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
     """The float32 product of BLOCK_M rows from ``a`` and BLOCK_N columns from ``b``.
 
     Rows from ``rows_left`` on and columns from ``columns_left`` on are read as zero, never touched.
+    With LATE a step of it announces the tile before, of group ``stored``.
     """
     m = tl.arange(0, BLOCK_M)
     n = tl.arange(0, BLOCK_N)
@@ -52,6 +54,8 @@ def product_by_pointers(
             b_block = tl.load(b + b_offsets, mask=b_inside & k_inside[:, None], other=0.0)
         total = tl.dot(a_block, b_block, total, input_precision=PRECISION,
                        max_num_imprecise_acc=SUM_K)  # fmt: skip
+        if LATE:
+            announce_late(counters, stored, start, K, BLOCK_K, COUNTER_STRIDE)
         a += BLOCK_K * stride_ak
         b += BLOCK_K * stride_bk
     return total
@@ -64,11 +68,12 @@ def product_by_descriptors(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     A_LAYOUT: tl.constexpr, B_LAYOUT: tl.constexpr,
     PRECISION: tl.constexpr, SUM_K: tl.constexpr,
+    counters: tl.tensor, stored: tl.tensor, COUNTER_STRIDE: tl.constexpr, LATE: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
     """The float32 product of the tile at (row, column), its operands fetched by the TMA unit.
 
     The unit itself reads zeros outside A and B. A descriptor is of the operand, or of its transpose
-    where the layout is ``col``.
+    where the layout is ``col``. LATE is that of ``product_by_pointers``.
     """
     total = tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32)
     for start in tl.range(0, K, BLOCK_K):
@@ -76,6 +81,8 @@ def product_by_descriptors(
         b_block = b.load([start, column]) if B_LAYOUT == "row" else b.load([column, start]).T
         total = tl.dot(a_block, b_block, total, input_precision=PRECISION,
                        max_num_imprecise_acc=SUM_K)  # fmt: skip
+        if LATE:
+            announce_late(counters, stored, start, K, BLOCK_K, COUNTER_STRIDE)
     return total
 
 
@@ -90,7 +97,8 @@ def band_gemm(
     A_LAYOUT: tl.constexpr, B_LAYOUT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SWEEP: tl.constexpr,
     EVEN_K: tl.constexpr, PRECISION: tl.constexpr, SUM_K: tl.constexpr,
-    COUNTER_STRIDE: tl.constexpr, IS_AMD: tl.constexpr, FLATTEN: tl.constexpr,
+    COUNTER_STRIDE: tl.constexpr, LATE: tl.constexpr,
+    IS_AMD: tl.constexpr, FLATTEN: tl.constexpr,
 ) -> None:  # fmt: skip
     """``c = EPILOGUE(a[M, K] @ b[K, N], inputs)`` on ``num_ctas`` programs.
 
@@ -98,14 +106,16 @@ def band_gemm(
     order in which they are begun. With SIGNALS, ``bands`` is the table of a ``Bands`` or a
     ``Packing``, and every tile adds one to its group's counter once its stores are visible on the
     device; tiles are begun in the order of the groups. With FLATTEN the loops over tiles and over k
-    are one pipeline: the next tile's operands are on their way while one is stored. M and the grid
-    are no part of the compiled kernel: a new row count never compiles.
+    are one pipeline: the next tile's operands are on their way while one is stored. With LATE, of
+    SIGNALS, a tile is announced while the next one is computed. M and the grid are no part of the
+    compiled kernel: a new row count never compiles.
     """
     tiles_n = tl.cdiv(N, BLOCK_N)
     tiles_m = tl.load(bands) if SIGNALS and ORDER == "band" else tl.cdiv(M, BLOCK_M)
     if FLATTEN:
         tl.assume(K > 0)  # else a second loop is made, over tiles of no k
     tiles = tiles_m * tiles_n
+    stored = -1  # the group of the tile before
     for tile in tl.range(tl.program_id(0), tiles, num_ctas, flatten=FLATTEN):
         group, first, tall, source, moved, end = 0, 0, tiles_m, 0, 0, M
         if SIGNALS and ORDER == "band":
@@ -125,7 +135,7 @@ def band_gemm(
         if LOADS == "descriptors":
             product = product_by_descriptors(
                 a, b, row, column, K, BLOCK_M, BLOCK_N, BLOCK_K, A_LAYOUT, B_LAYOUT,
-                PRECISION, SUM_K,
+                PRECISION, SUM_K, counters, stored, COUNTER_STRIDE, LATE,
             )  # fmt: skip
         else:
             # Only the corner of a tile may lie 2^31 elements away; inside a tile int32 is enough.
@@ -133,6 +143,7 @@ def band_gemm(
                 a + row.to(tl.int64) * stride_am, b + column.to(tl.int64) * stride_bn,
                 M - row, N - column, K, stride_am, stride_ak, stride_bk, stride_bn,
                 BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, PRECISION, SUM_K,
+                counters, stored, COUNTER_STRIDE, LATE,
             )  # fmt: skip
 
         # Made from the tile, not from an offset inside it: what no tile changes would be hoisted
@@ -149,5 +160,11 @@ def band_gemm(
         else:
             elements = c + (rows + moved).to(tl.int64)[:, None] * N + columns[None, :]
         tl.store(elements, result, mask=rows_inside[:, None] & columns_inside[None, :])
-        if SIGNALS:
+        if LATE:
+            await_stores(IS_AMD, FLATTEN)
+            stored = group
+        elif SIGNALS:
             publish(counters, group, COUNTER_STRIDE, IS_AMD, FLATTEN)
+    if LATE:  # noqa: SIM102 - known while compiling, unlike the other
+        if stored >= 0:
+            announce(counters, stored, COUNTER_STRIDE)

@@ -46,7 +46,34 @@ def publish(
 ) -> None:  # fmt: skip
     """Add one to the counter of ``group``, after every store of this CTA, at device scope."""
     await_stores(IS_AMD, FLATTEN)
+    announce(counters, group, COUNTER_STRIDE)
+
+
+@triton.jit
+def announce(counters: tl.tensor, group: tl.tensor, COUNTER_STRIDE: tl.constexpr) -> None:
+    """Add one to the counter of ``group``, after the stores that this CTA has awaited."""
     tl.atomic_add(counters + group * COUNTER_STRIDE, 1, sem="release", scope="gpu")
+
+
+LATE_STEPS = tl.constexpr(2)
+"""Of a product, before the tile stored before it is announced; chosen: on sm_90 the matrix units
+work on a step of the widest tile for 1024 cycles."""
+
+
+@triton.jit
+def announce_late(
+    counters: tl.tensor, group: tl.tensor, start: tl.tensor, K: tl.tensor,
+    BLOCK_K: tl.constexpr, COUNTER_STRIDE: tl.constexpr,
+) -> None:  # fmt: skip
+    """In one step of the product over K, that which begins at ``start``, announce the tile before.
+
+    A release waits until every store before it has reached the L2 cache, and the CTA's next barrier
+    for the thread that waits. Some steps later they have, and that step's product is under way. Of
+    no group (below 0) nothing is announced.
+    """
+    due = tl.minimum(LATE_STEPS, tl.cdiv(K, BLOCK_K) - 1) * BLOCK_K
+    if (start == due) & (group >= 0):
+        announce(counters, group, COUNTER_STRIDE)
 
 
 @triton.jit(do_not_specialize=["group", "target", "max_polls"])

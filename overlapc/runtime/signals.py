@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -102,4 +103,14 @@ def bands_on(bands: Bands | Packing, device: torch.device) -> torch.Tensor:
             where=f"{len(bands.slices)} groups",
             remedy="run once with these sizes before the capture",
         )
-    return torch.tensor(bands.table, dtype=torch.int32, device=device)
+    return apart(lambda: torch.tensor(bands.table, dtype=torch.int32, device=device))
+
+
+def apart(make: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """What is made to be kept, by a thread of its own.
+
+    Where Inductor makes CUDA graphs, what a first call allocates in its own thread is of a pool
+    that graphs recorded later take back, whoever holds it.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(make).result()

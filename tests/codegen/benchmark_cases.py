@@ -161,6 +161,7 @@ def pretended_gpu() -> Iterator[None]:
             mock.patch.dict(emulated_link.LINKS, links),
             mock.patch.object(gpu_speed, "LEFT", LEFT),
             mock.patch.object(streams, "_warm", set()),
+            mock.patch.object(signals, "apart", lambda make: make()),
             mock.patch.object(dist, "is_nccl_available", return_value=False),
             mock.patch.object(signaled, "why_no_streams", return_value=""),
             mock.patch.object(signaled, "why_no_kernel", return_value=""),

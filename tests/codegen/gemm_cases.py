@@ -195,6 +195,12 @@ def mutant(kernel: Kernel, change: tuple[str, str]) -> Kernel:
     module.__dict__.update(load(kernel.path).__dict__)
     if file.stem == "gemm":
         module.__dict__["KERNEL"] = changed.band_gemm
+    elif file.stem == "signal":
+        # The template finds them among its globals, so in a copy of its own.
+        template = load(TEMPLATES / "gemm.py")
+        for part in ("announce", "announce_late", "await_stores", "publish"):
+            template.__dict__[part] = getattr(changed, part)
+        module.__dict__["KERNEL"] = template.band_gemm
     else:
         # The epilogue finds what it calls among its globals.
         module.CONSTANTS["EPILOGUE"].fn.__globals__[file.stem] = changed

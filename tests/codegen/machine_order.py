@@ -13,6 +13,7 @@ RELEASE = re.compile(
     r"\b(red|atom)\.(release\.gpu\.global|global\.release\.gpu)\.add|"
     r"\b(red|atom)\.release\.gpu\.(global\.)?add"
 )
+BRANCH = re.compile(r"\bbra\b|\bret\b")
 PART_READ = re.compile(r"\bld\.global\S*\.cg")
 ARRIVAL = re.compile(r"\batom\S*\.acq_rel\S*\.add|\batom\.add\S*acq_rel")
 
@@ -24,16 +25,19 @@ AMD_BARRIER = re.compile(r"\bs_barrier\b")
 AMD_ADD = re.compile(r"\bglobal_atomic_add\b")
 
 
-def signal_order_faults(ptx: str, signals: bool) -> list[str]:
+def signal_order_faults(ptx: str, signals: bool, late: bool = False) -> list[str]:
     """What is wrong with the order stores of C -> CTA barrier -> release add in this PTX.
 
     Every global store and a release must stand in one straight line of code, the barrier between.
-    A pipeline may end with its last tile in code of its own.
+    A pipeline may end with its last tile in code of its own. Of a ``late`` kernel the barrier
+    follows the stores in one straight line, so that no release is reached but by way of it.
     """
     releases = lines_of(RELEASE, ptx.splitlines())
     if not signals:
         return ["a silent kernel releases"] if releases else []
     blocks = [block.splitlines() for block in re.split(r"^\$L__BB\w+:", ptx, flags=re.MULTILINE)]
+    if late:
+        return _late_faults(blocks, len(releases))
     faults = [] if releases else ["no release adds"]
     for block in blocks:
         stores, barriers = lines_of(STORE, block), lines_of(BARRIER, block)
@@ -45,6 +49,24 @@ def signal_order_faults(ptx: str, signals: bool) -> list[str]:
             faults.append("a store after the release, or none before it")
         elif not any(max(stores) < at < release for at in barriers):
             faults.append("no CTA barrier between the last store and the release")
+    return faults
+
+
+def _late_faults(blocks: list[list[str]], releases: int) -> list[str]:
+    """One release stands among the steps of a product, and another behind the last tile."""
+    faults = [] if releases >= 2 else [f"{releases} release adds"]
+    if not any(lines_of(STORE, block) for block in blocks):
+        faults.append("no store of C")
+    for block in blocks:
+        if stores := lines_of(STORE, block):
+            behind = block[max(stores) + 1 :]
+            barrier = min(lines_of(BARRIER, behind), default=None)
+            if barrier is None or lines_of(BRANCH, behind[:barrier]):
+                faults.append("no CTA barrier behind the last store")
+            if lines_of(RELEASE, block[min(stores) :][: max(stores) - min(stores)]):
+                faults.append("a release among the stores")
+            if lines_of(RELEASE, behind[:barrier]):
+                faults.append("a release before the barrier")
     return faults
 
 

@@ -13,7 +13,8 @@ SPEC = GemmSpec("float32", "float32", 32, 32, 32, sweep=2)
 HALF = replace(SPEC, dtype="float16", out="float16")
 BRAIN = replace(SPEC, dtype="bfloat16", out="bfloat16")
 FP8 = replace(SPEC, dtype="float8_e4m3fn", out="bfloat16")
-TMA = replace(BRAIN, loads="descriptors")
+TMA = replace(BRAIN, loads="descriptors", flatten=True)
+LATE = replace(SPEC, flatten=True)
 RAGGED = (150, 75, 50)
 """m, n, k: five tile rows, three tile columns, two steps, each with a remainder."""
 ALIGNED = (152, 80, 48)
@@ -71,6 +72,15 @@ PACKED = {
                          "(rows - row)[:, None] + (columns - column)[None, :] * BLOCK_M"),
 }  # fmt: skip
 
+ANNOUNCED_LATE = {
+    "the last tile is not announced": ("announce(counters, stored, COUNTER_STRIDE)", "pass"),
+    "the next tile's group": ("            stored = group", "            stored = group + 1"),
+    "announced in every step": ("(start == due) & (group >= 0)", "group >= 0"),
+    "a product of few steps announces nothing": ("tl.cdiv(K, BLOCK_K) - 1)", "100)"),
+    "announced before it is stored": ("    stored = -1  #", "    stored = 0  #"),
+}
+"""Seen where a tile is announced while the next one is computed."""
+
 DESCRIBED = {
     "the next step's A": ("a.load([row, start])", "a.load([row, start + BLOCK_K])"),
     "rows for columns": ("b.load([column, start])", "b.load([row, start])"),
@@ -114,7 +124,8 @@ def test_every_layout_by_descriptors(interpreted, spec, a, b):
 )
 @pytest.mark.parametrize("ctas", [1, 4, 15, 64])
 def test_every_partition_and_grid(interpreted, rows, ctas):
-    interpreted("gemm_cases.run", str(SPEC), *RAGGED, rows, ctas=ctas, seed=ctas)
+    spec = LATE if ctas < 15 else SPEC
+    interpreted("gemm_cases.run", str(spec), *RAGGED, rows, ctas=ctas, seed=ctas)
 
 
 @pytest.mark.parametrize("by", [0, 1, 2])
@@ -180,12 +191,14 @@ CASES = {
     "staged": (SPEC, (144, 75, 50), {"groups": (32, 16), "placing": ("staged", 3)}),
     "packed": (replace(SPEC, order="packed"), SWEPT, {"groups": THREE_GROUPS}),
     "described": (TMA, (152, 80, 96), {"groups": (32, 96, 24)}),
+    "late": (LATE, RAGGED, {"groups": THREE_BANDS}),
 }
 MUTATIONS = [
     *[("plain", name, change) for name, change in MUTANTS.items()],
     *[("staged", name, change) for name, change in PLACED.items()],
     *[("packed", name, change) for name, change in PACKED.items()],
     *[("described", name, change) for name, change in DESCRIBED.items()],
+    *[("late", name, change) for name, change in ANNOUNCED_LATE.items()],
 ]
 
 

@@ -50,6 +50,7 @@ def test_dtypes_loads_and_orders(dtype, loads, order):
     for out in ("bfloat16", "float32", "float8_e4m3fn", "float8_e5m2"):
         spec = GemmSpec(dtype, out, **SMALL, loads=loads, order=order)
         check(spec)
+        check(replace(spec, flatten=True))
         if dtype in ("float16", "bfloat16"):
             check(replace(spec, b="row"))
 

@@ -24,7 +24,7 @@ from overlapc.runtime.communicators import Communicator, communicator
 from overlapc.runtime.layout import Dealing, producer_parts
 from overlapc.runtime.requirements import why_no_kernel, why_no_streams
 from overlapc.runtime.sending import Sender
-from overlapc.runtime.signals import Signals, polls_in
+from overlapc.runtime.signals import Signals, bands_on, polls_in
 from overlapc.runtime.staged import StagedGemm
 from overlapc.runtime.waiting import driver_wait
 
@@ -33,13 +33,14 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
 POLLS = 20_000_000
 """Seconds of polling: a band that is late by so much never comes."""
 REPLAYS = 1000
-HALF = GemmSpec("bfloat16", "bfloat16", **asdict(tiles_for("sm_80", "bfloat16")[0]))
+HALF = GemmSpec("bfloat16", "bfloat16", **asdict(tiles_for("sm_80", "bfloat16")[0]), flatten=True)
 SPECS = {
     "bfloat16": HALF,
     "float16 with bias": replace(HALF, dtype="float16", out="float16", bias=True),
     "float32": GemmSpec("float32", "float32", **asdict(tiles_for("sm_80", "float32")[0])),
     "row-major B": replace(HALF, b="row"),
     "strided": replace(HALF, a="strided", b="strided"),
+    "announced at once": replace(HALF, flatten=False),
 }
 
 
@@ -210,6 +211,22 @@ def test_a_communicator_of_its_own_sends_in_eager_mode_and_in_graphs(one_rank, w
         graph.replay()
     torch.cuda.synchronize()
     assert error_over_bound(HALF, a, b, None, out) <= 1
+
+
+def test_a_table_that_is_kept_is_of_no_pool_of_its_caller():
+    device, pool = torch.device("cuda", torch.cuda.current_device()), torch.cuda.MemPool()
+    with torch.cuda.use_mem_pool(pool):
+        table = bands_on(Bands.of((7 * HALF.block_m, 5), HALF.block_m), device)
+        its = torch.empty(8, device=device)
+
+    def is_of_pool(tensor: torch.Tensor) -> bool:
+        at = tensor.data_ptr()
+        return any(
+            part["address"] <= at < part["address"] + part["total_size"] for part in pool.snapshot()
+        )
+
+    assert is_of_pool(its)
+    assert not is_of_pool(table)
 
 
 def test_new_row_counts_compile_nothing():

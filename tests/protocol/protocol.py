@@ -16,6 +16,8 @@ class Protocol:
 
     tile: tuple[str, ...] = ("store", "debug_barrier", "atomic_add")
     """What every warp does for a tile, in this order; only the first warp of a CTA adds."""
+    late: bool = False
+    """Whether the add is of the tile before, and one more comes behind a CTA's last tile."""
     releases: bool = True
     """Whether the add is a release at device scope."""
     compare: str = ">="
@@ -98,15 +100,18 @@ def programs(protocol: Protocol, scenario: Scenario) -> tuple[tuple[Step, ...], 
 def _steps(protocol: Protocol, scenario: Scenario, tiles: tuple[int, ...], warp: int) -> list[Step]:
     announced = scenario.announced or scenario.groups
     steps: list[Step] = []
+    adds = [Step("atomic_add", announced[tile]) for tile in tiles] if warp == 0 else []
+    behind = adds[-1:] if protocol.late else []
     for number, tile in enumerate(tiles):
         for name in protocol.tile:
             if name in STORES:
                 steps += [Step(name, place) for place in scenario.stored(tile, warp)]
             elif name == "debug_barrier":
                 steps.append(Step(name, number))
-            elif warp == 0:
-                steps.append(Step(name, announced[tile]))
-    return steps
+            else:
+                at = number - protocol.late
+                steps += adds[at : at + 1] if at >= 0 else []
+    return steps + behind
 
 
 def _releasing(steps: list[Step], at: int, others: list[list[Step]]) -> Step:

@@ -23,20 +23,28 @@ def templates() -> dict[str, str]:
     return {path.name: path.read_text() for path in sorted(TEMPLATES.glob("*.py"))}
 
 
-def read(source: str, signal: str) -> Protocol:
-    """The protocol of a template that signals, given its source and that of ``signal.py``.
+def read(source: str, signal: str, *, late: bool = False) -> Protocol:
+    """The protocol of a template that signals, given its source and that of ``signal.py``; of its
+    kernels with LATE or of those without.
 
     ValueError where it is none that the model knows.
     """
     functions = {**_functions(signal), **_functions(source)}
-    calls = list(_calls(functions[_signaling(functions)], functions))
-    adds = [call for name, call in calls if name == "atomic_add"]
-    if len(adds) != 1:
-        raise ValueError(f"a tile is announced {len(adds)} times")
+    kernel = functions[_signaling(functions)]
+    for function in functions.values():
+        _Chosen(late).visit(function)
+    last = next((at for at, node in enumerate(kernel.body) if isinstance(node, ast.For)), None)
+    end = len(kernel.body) if last is None else last + 1
+    calls = [call for part in kernel.body[:end] for call in _calls(part, functions)]
+    behind = [call for part in kernel.body[end:] for call in _calls(part, functions)]
+    adds, more = _adds(calls), _adds(behind)
+    if len(adds) != 1 or len(more) != late or len(behind) != late:
+        raise ValueError(f"a tile is announced {len(adds)} times, and the last one {len(more)}")
     waiter = functions[WAIT]
     return Protocol(
         tile=tuple(_merged(name for name, _ in calls)),
-        releases=_orders(adds[0], "release"),
+        late=late,
+        releases=all(_orders(call, "release") for call in (*adds, *more)),
         compare=_comparison(waiter),
         acquires=any(_orders(call, "acquire") for call in _after_polling(waiter)),
     )
@@ -45,6 +53,24 @@ def read(source: str, signal: str) -> Protocol:
 def signals(source: str) -> bool:
     """Whether a template announces tiles."""
     return any(PUBLISH in _called(function) for function in _functions(source).values())
+
+
+class _Chosen(ast.NodeTransformer):
+    """Leaves of branches on LATE the one that is compiled."""
+
+    def __init__(self, late: bool) -> None:
+        self._late = late
+
+    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+        """Of a branch."""
+        self.generic_visit(node)
+        if ast.unparse(node.test) != "LATE":
+            return node
+        return node.body if self._late else node.orelse
+
+
+def _adds(calls: Iterable[tuple[str, ast.Call]]) -> list[ast.Call]:
+    return [call for name, call in calls if name == "atomic_add"]
 
 
 def _functions(source: str) -> dict[str, ast.FunctionDef]:
@@ -85,7 +111,7 @@ def _calls(node: ast.AST, functions: Functions) -> Iterator[tuple[str, ast.Call]
 
 
 def _branches(node: ast.If, functions: Functions) -> Iterator[tuple[str, ast.Call]]:
-    """What either branch calls; a barrier that stands in both of them once."""
+    """What either branch calls; a barrier that stands in both of them once, and what is alike."""
     arms = [[call for part in arm for call in _calls(part, functions)]
             for arm in (node.body, node.orelse)]  # fmt: skip
     barriers = [sum(name == BARRIER for name, _ in arm) for arm in arms]
@@ -93,7 +119,8 @@ def _branches(node: ast.If, functions: Functions) -> Iterator[tuple[str, ast.Cal
         raise ValueError(f"only some CTAs meet a barrier: {ast.unparse(node.test)}")
     yield from _calls(node.test, functions)
     yield from arms[0]
-    yield from (call for call in arms[1] if call[0] != BARRIER)
+    if [name for name, _ in arms[0]] != [name for name, _ in arms[1]]:
+        yield from (call for call in arms[1] if call[0] != BARRIER)
 
 
 def _merged(names: Iterable[str]) -> list[str]:

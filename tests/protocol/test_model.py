@@ -16,7 +16,13 @@ PERSISTENT = Scenario(ctas=((0, 2), (1,)), stores=2)
 """One CTA goes on to a tile of the next group; stores of one warp overtake each other."""
 COLD = Scenario(ctas=((0, 2), (1,)), runs=2)
 """A GEMM that runs twice before anything waits, as one that is tuned at its first launch."""
-SCENARIOS = {"three CTAs": THREE_CTAS, "persistent": PERSISTENT, "cold": COLD}
+LATE = Protocol(tile=("atomic_add", "store", "debug_barrier"), late=True)
+CASES = {
+    "three CTAs": (Protocol(), THREE_CTAS),
+    "persistent": (Protocol(), PERSISTENT),
+    "cold": (Protocol(), COLD),
+    "late": (LATE, replace(PERSISTENT, stores=1)),
+}
 
 MUTANTS = {
     "no barrier": (Protocol(tile=("store", "atomic_add")), "reads"),
@@ -31,6 +37,12 @@ MUTANTS = {
     ),
     "TMA store": (Protocol(tile=("tma_store", "debug_barrier", "atomic_add")), "reads"),
     "relaxed add": (Protocol(releases=False), "reads"),
+    "late, no barrier": (replace(LATE, tile=("atomic_add", "store")), "reads"),
+    "late, barrier before the stores": (
+        replace(LATE, tile=("atomic_add", "debug_barrier", "store")),
+        "reads",
+    ),
+    "late, relaxed add": (replace(LATE, releases=False), "reads"),
     "waiter without acquire": (Protocol(acquires=False), "reads"),
     "counters not reset": (Protocol(zeroed="never"), "launch 2 reads"),
     "reset beside the GEMM": (Protocol(zeroed="beside"), ""),
@@ -57,9 +69,9 @@ def check(protocol: Protocol, scenario: Scenario):
     return explore(Model(protocol, scenario))
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", CASES)
 def test_every_interleaving_keeps_the_properties(name, golden):
-    found = check(Protocol(), SCENARIOS[name])
+    found = check(*CASES[name])
     assert not found.violation, "\n".join(found.trace)
     golden(f"{name}: {found.states} states, no violation")
 
@@ -109,6 +121,15 @@ def test_some_template_signals():
 @pytest.mark.parametrize("name", signaling())
 def test_the_model_is_of_the_templates(name):
     assert read(signaling()[name], templates()[SIGNAL]) == Protocol()
+    assert read(signaling()[name], templates()[SIGNAL], late=True) == LATE
+
+
+def test_a_last_tile_that_nobody_announces_is_found():
+    announcing = "announce(counters, stored, COUNTER_STRIDE)"
+    for source in signaling().values():
+        assert source.count(announcing) == 1
+        with pytest.raises(ValueError, match="the last one 0"):
+            read(source.replace(announcing, "pass"), templates()[SIGNAL], late=True)
 
 
 @pytest.mark.parametrize("mutant", TEXTS)
@@ -117,7 +138,9 @@ def test_a_mistake_in_the_source_is_found(mutant):
     text = templates()[SIGNAL]
     assert text.count(old) == 1
     for source in signaling().values():
-        assert check(read(source, text.replace(old, new)), THREE_CTAS).violation
+        for late in (False, True):
+            protocol = read(source, text.replace(old, new), late=late)
+            assert check(protocol, THREE_CTAS).violation
 
 
 @pytest.mark.parametrize("barrier", ["barrier.sync 0;", "tl.debug_barrier()"])

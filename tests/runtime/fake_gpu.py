@@ -300,6 +300,7 @@ def present(gpu: Gpu, driver: ModuleType | None = None) -> Iterator[None]:
     for module in (waiting, streams):
         patch.setattr(module, "driver_wait", lambda _: on_device(CUDA))
     patch.setattr(signals.Signals, "wait", lambda *args: _spin(gpu, *args))
+    patch.setattr(signals, "apart", lambda make: make())  # its memory is this thread's
     patch.setattr(streams, "_warm", set())
     caches: Sequence[Any] = (streams.communication_stream, on_device, signals.bands_on)
     for cached in caches:
