@@ -64,6 +64,8 @@ class RewriteAttention:
         for found, verdict, site in reversed(chosen):
             own = found.spelled if isinstance(found, Fused) else found
             if verdict.policy and isinstance(own, Attention):
+                if verdict.reads_latent and own.latent is not None:
+                    own = own.latent
                 spec = spec_of(own, verdict.policy, verdict.phi)
                 place(
                     graph, own, spec, site, known, verdict.of_heads,

@@ -13,19 +13,19 @@ Table = Mapping[int, tuple[int, int, int, int]]
 """By the most columns of a head."""
 
 NVIDIA: Mapping[str, Table] = {
-    "keys": {64: (64, 32, 8, 1), 128: (32, 64, 8, 1), 256: (32, 16, 8, 1)},
+    "keys": {64: (64, 32, 8, 1), 128: (32, 64, 8, 1), 192: (32, 16, 4, 1), 256: (32, 16, 8, 1)},
     "queries": {64: (64, 64, 8, 1), 128: (64, 64, 8, 1), 256: (16, 32, 4, 1)},
     "input": {64: (32, 64, 8, 1), 128: (32, 64, 8, 1), 256: (16, 32, 4, 1)},
 }
 """Of 16 bits, by part."""
 NVIDIA_FLOAT: Mapping[str, Table] = {
     "keys": {64: (32, 32, 8, 1), 128: (16, 16, 8, 1)},
-    "queries": {64: (32, 32, 8, 1), 128: (16, 16, 8, 1)},
+    "queries": {64: (32, 16, 8, 1), 128: (16, 16, 8, 1)},
     "input": {64: (16, 32, 4, 1)},
 }
 SINCE_120: Mapping[str, Table] = {
     **NVIDIA_FLOAT,
-    "queries": {64: (32, 32, 8, 1), 128: (16, 16, 4, 1)},
+    "queries": {64: (32, 16, 8, 1), 128: (16, 16, 4, 1)},
 }
 """Of float32 from sm_120 on, whose assembler leaves eight warps too few registers."""
 AMD: Mapping[str, Table] = {

@@ -31,7 +31,9 @@ class Cache(Canonical):
     """Keys of one page, a power of two: K and V are [pages, heads, page, dim] then, and a table
     int32[batch, most pages] tells which pages hold a sequence. 0: [batch, heads, keys, dim]."""
     shares_values: bool = False
-    """V is the first ``value_dim`` elements of K, and not read for itself (latent attention)."""
+    """Keys begin with their values (latent attention), and each is read once: V is that part, and
+    K either the rest, [..., head_dim - value_dim], in memory of its own or behind V, or the whole,
+    of which V is a view."""
 
     def check(self, spec: AttentionSpec) -> None:
         """KernelError unless an attention of ``spec`` can read it."""

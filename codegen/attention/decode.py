@@ -90,11 +90,11 @@ class DecodeKernel:
     ) -> None:
         """Launch on the current stream, and write every element of ``out`` and ``lse``.
 
-        Arguments are as of ``AttentionKernel``, k and v as of ``Cache``; where values are shared,
-        ``v`` is k's own beginning. ``table`` is int32[batch, pages], ``k_scale`` and ``v_scale``
-        float32[1] or [heads of keys]. At most ``splits`` CTAs share the keys of a block of rows,
-        whatever its length: ``planning.decode_splits`` says how many pay. Equal calls give equal
-        bits; another ``splits`` may add in another order. KernelError where this does not hold.
+        Arguments are as of ``AttentionKernel``, k and v as of ``Cache``. ``table`` is
+        int32[batch, pages], ``k_scale`` and ``v_scale`` float32[1] or [heads of keys]. At most
+        ``splits`` CTAs share the keys of a block of rows, whatever its length:
+        ``planning.decode_splits`` says how many pay. Equal calls give equal bits; another
+        ``splits`` may add in another order. KernelError where this does not hold.
         """
         import torch
 
@@ -111,6 +111,8 @@ class DecodeKernel:
         if not keys:
             fill_without_keys(out, lse, sinks)
             return
+        if self.cache.shares_values and k.shape[3] == self.spec.head_dim:
+            k = k[..., self.spec.value_dim :]
         if self.cache.comes_as_bytes(self.spec, sm_of(q.device)):
             k, v = k.view(torch.uint8), v.view(torch.uint8)
         heads = sizes.heads // self.spec.groups

@@ -59,9 +59,11 @@ def _misfit_of_sides(
     kept = sizes.heads // spec.groups
     # Pages are counted by nobody: a table may name any that there is.
     lead = (sides[1].shape[0], kept, cache.page) if cache.page else (sizes.batch, kept, sizes.keys)
+    is_rest = cache.shares_values and sides[1].shape[3] != spec.head_dim
+    of_key = spec.head_dim - spec.value_dim * is_rest
     wanted = {
         "q": (spec.dtype, (sizes.batch, kept * spec.groups, sizes.rows, spec.head_dim)),
-        "k": (cache.of(spec), (*lead, spec.head_dim)),
+        "k": (cache.of(spec), (*lead, of_key)),
         "v": (cache.of(spec), (*lead, spec.value_dim)),
         "out": (spec.dtype, (sizes.batch, sizes.heads, sizes.rows, spec.value_dim)),
     }
@@ -77,7 +79,7 @@ def _misfit_of_sides(
             return f"a tile of {name} with strides {side.stride()} does not fit int32"
     _, k, v, _ = sides
     is_view = v.stride() == k.stride() and v.data_ptr() == k.data_ptr()
-    if cache.shares_values and not is_view:
+    if cache.shares_values and not is_rest and not is_view:
         return "v is not the beginning of k, which it shares"
     return ""
 

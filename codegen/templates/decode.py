@@ -103,12 +103,23 @@ def visit_tile(
     batch, head, row, row_inside, first, end = place
     column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = column < length
-    at = of_keys(k, k_strides, table, tile, length, BLOCK_N, PAGE)
-    keys = load_part(at, inside, k_strides[3], 0, HEAD_DIM, BLOCK_D, IS_CUT)
+    if SHARED:
+        # Values are where keys begin, and k holds what follows of each.
+        at = of_keys(v, v_strides, table, tile, length, BLOCK_N, PAGE)
+        keys = load_part(at, inside, v_strides[3], 0, VALUE_DIM, BLOCK_D, IS_CUT)
+        REST_FROM: tl.constexpr = 0
+        REST_TO: tl.constexpr = HEAD_DIM - VALUE_DIM
+    else:
+        at = of_keys(k, k_strides, table, tile, length, BLOCK_N, PAGE)
+        keys = load_part(at, inside, k_strides[3], 0, HEAD_DIM, BLOCK_D, IS_CUT)
+        REST_FROM: tl.constexpr = BLOCK_D
+        REST_TO: tl.constexpr = HEAD_DIM
     keys = widened(keys, queries.dtype)
     product = tl.dot(queries, keys.T, input_precision=PRECISION)
     if BLOCK_REST > 0:
-        rest = load_part(at, inside, k_strides[3], BLOCK_D, HEAD_DIM, BLOCK_REST, IS_CUT)
+        if SHARED:
+            at = of_keys(k, k_strides, table, tile, length, BLOCK_N, PAGE)
+        rest = load_part(at, inside, k_strides[3], REST_FROM, REST_TO, BLOCK_REST, IS_CUT)
         rest = widened(rest, queries.dtype)
         product = tl.dot(rest_of_queries, rest.T, product, input_precision=PRECISION)
     if SHARED:

@@ -91,6 +91,9 @@ class AttentionProblem:
     """What a user's prompts said of its scores, where that is known."""
     narrow: str = ""
     """The dtype of a cache of keys and values that the graph widens; empty: it widens none."""
+    is_latent: bool = False
+    """Its keys begin with their values (latent attention), whether the graph has them whole or as
+    two products that are added."""
     splits: int = 0
     """CTAs among which a kernel of our own shares the keys; 0: rows are too many for it to."""
 
@@ -130,6 +133,8 @@ class Verdict:
     """φ of each head, where it takes those."""
     reads_narrow: bool = False
     """A kernel of our own reads keys and values as they were before the graph widened them."""
+    reads_latent: bool = False
+    """It reads values as the beginnings of keys."""
 
 
 def decide(problem: AttentionProblem, choice: str) -> Verdict:
@@ -254,6 +259,9 @@ def _own(problem: AttentionProblem, choice: str) -> Verdict:
     reads_narrow = bool(problem.narrow and problem.splits) and not is_trained
     if reads_narrow:
         rest += f", of keys and values in {problem.narrow} as a cache holds them"
+    reads_latent = problem.is_latent and problem.splits > 0 and not is_trained
+    if reads_latent:
+        rest += ", of keys that begin with their values, each read once"
     if is_trained:
         rest += "; its gradients are made by kernels of our own"
     prompts = problem.prompts
@@ -265,7 +273,7 @@ def _own(problem: AttentionProblem, choice: str) -> Verdict:
     else:
         reason = f"A kernel of our own makes its softmax {source.how}{rest}."
         own = Verdict("rewritten", choice, reason, source.policy, source.phi)
-    return replace(own, reads_narrow=reads_narrow)
+    return replace(own, reads_narrow=reads_narrow, reads_latent=reads_latent)
 
 
 def _decode(problem: AttentionProblem) -> str:

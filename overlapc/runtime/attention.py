@@ -13,7 +13,7 @@ import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from overlapc.codegen.attention.spec import AttentionSpec
-from overlapc.runtime.attention_kernels import is_decode, run_kernel
+from overlapc.runtime.attention_kernels import is_decode, run_kernel, whole_keys
 from overlapc.runtime.attention_library import attention_by_fused, why_not_fused
 from overlapc.runtime.attention_program import attention_by_torch
 from overlapc.runtime.kernel_attempts import KernelAttempts
@@ -24,9 +24,10 @@ SCHEMA = (
     " Tensor? sinks, str spec, str site) -> (Tensor, Tensor)"
 )
 """Operands as ``AttentionKernel`` takes them, but φ of each head as numbers; ``lengths`` may be
-int32[1], of all sequences alike, and keys and values may be float8 beside a wider query. Gives the
-result [batch, heads, rows, value_dim], rows before heads in memory, and the logarithms of sums,
-float32[batch, heads, rows], or float32[0] where the spec wants none."""
+int32[1], of all sequences alike, and keys and values may be float8 beside a wider query. Where keys
+have fewer columns than queries each begins with its value, and what is given is the rest; that has
+no gradient. Gives the result [batch, heads, rows, value_dim], rows before heads in memory, and the
+logarithms of sums, float32[batch, heads, rows], or float32[0] where the spec wants none."""
 
 BY_TORCH = "torch"
 """What calls are counted under that no kernel computed."""
@@ -74,6 +75,7 @@ def _run(
         return found
     calls[BY_TORCH] += 1
     key, value = key.to(query.dtype), value.to(query.dtype)
+    key = whole_keys(read, key, value)
     if not read.lse and not why_not_fused(read):
         out = attention_by_fused(read, query, key, value, inputs, lengths)
         return out, query.new_empty(0, dtype=torch.float32)

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import torch
 
-from overlapc.codegen.attention.cache import NARROW, Cache
+from overlapc.codegen.attention.cache import NARROW, Cache, leading
 from overlapc.codegen.attention.decode import build_decode
 from overlapc.codegen.attention.decode_tiles import decode_tile
 from overlapc.codegen.attention.kernel import MOST_DIM, build_attention
@@ -25,7 +25,6 @@ INTERPRETED = AttentionTile(32, 32, 4, 1)
 INTERPRETED_DECODE = AttentionTile(16, 16, 4, 1)
 INTERPRETED_SMS = 8
 """Multiprocessors that the interpreter is taken to have: enough for keys to be shared."""
-PLAIN = Cache()
 
 
 def is_decode(spec: AttentionSpec, rows: int) -> bool:
@@ -49,22 +48,35 @@ def run_kernel(
 ) -> str:
     """Launch the kernel of a call on the current stream; return what the call counts under.
 
-    Arguments are as of ``AttentionKernel``, but keys and values may be of a dtype of ``NARROW``:
-    the decode kernel reads them as they are, for the other they are widened. KernelError where they
-    do not fit, TritonError where it cannot be built.
+    Arguments are as of ``AttentionKernel``, but keys and values may be of a dtype of ``NARROW``,
+    and keys the rest of what begins with values: the decode kernel reads them as they are, for the
+    other they are made whole. KernelError where they do not fit, TritonError where it cannot be
+    built.
     """
     if not is_decode(spec, query.shape[2]):
         key, value = key.to(query.dtype), value.to(query.dtype)
+        key = whole_keys(spec, key, value)
         kernel = build_attention(spec, _tile(spec, query.device))
         kernel(query, key, value, out, inputs=inputs, lengths=lengths, phi=phi, sinks=sinks,
                lse=lse, redone=redone)  # fmt: skip
         return spec.softmax
     own = str(key.dtype).removeprefix("torch.")
+    cache = Cache(own if own in NARROW else "", shares_values=key.shape[3] < spec.head_dim)
     splits = run_decode(
-        spec, Cache(own) if own in NARROW else PLAIN, query, key, value, out, lse, inputs=inputs,
-        lengths=lengths, phi=phi, sinks=sinks, redone=redone,
+        spec, cache, query, key, value, out, lse, inputs=inputs, lengths=lengths, phi=phi,
+        sinks=sinks, redone=redone,
     )  # fmt: skip
     return decode_way(spec, splits)
+
+
+def whole_keys(spec: AttentionSpec, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Return keys, of which ``key`` may be the rest: then they begin with the values."""
+    return key if key.shape[-1] == spec.head_dim else torch.cat((value, key), -1)
+
+
+def may_share(head_dim: int, value_dim: int) -> bool:
+    """Return whether the decode kernel takes values of so many columns from where keys begin."""
+    return value_dim == leading(head_dim) < head_dim
 
 
 def decode_way(spec: AttentionSpec, splits: int) -> str:
@@ -118,16 +130,21 @@ def splits_for(
     key: Sequence[int],
     value: Sequence[int],
     device: torch.device,
+    *,
+    shares_values: bool = False,
 ) -> int:
-    """Return how many splits a call on operands of these shapes takes; 0 where it is no decode."""
-    groups, dims = query[1] // max(key[1], 1), (query[3], value[3])
+    """Return how many splits a call on operands of these shapes takes; 0 where it is no decode.
+
+    Keys are whole, where they share values as well.
+    """
+    groups, dims = query[1] // max(key[1], 1), (key[3], value[3])
     is_known = dtype in DTYPES and 0 < min(dims) <= max(dims) <= WIDEST
     if not is_known or device.type not in ("cpu", "cuda"):
         return 0
-    spec = AttentionSpec(dtype, query[3], value[3], groups=max(groups, 1))
+    spec = AttentionSpec(dtype, key[3], value[3], groups=max(groups, 1))
     if not is_decode(spec, query[2]):
         return 0
-    tile = decode_tile_on(spec, PLAIN, query[2], device)
+    tile = decode_tile_on(spec, Cache(shares_values=shares_values), query[2], device)
     units = query[0] * key[1] * -(-query[2] * groups // tile.block_m)
     return splits_of(units, key[2], tile.block_n, multiprocessors(device))
 

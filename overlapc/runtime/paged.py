@@ -13,7 +13,7 @@ from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.errors import KernelError
 from overlapc.planning.attention import OWN, policy_of
 from overlapc.runtime.attention import BY_TORCH
-from overlapc.runtime.attention_kernels import decode_way, is_decode, run_decode
+from overlapc.runtime.attention_kernels import decode_way, is_decode, run_decode, whole_keys
 from overlapc.runtime.attention_library import attention_by_fused
 from overlapc.runtime.attention_program import attention_by_torch
 from overlapc.runtime.kernel_attempts import KernelAttempts
@@ -50,11 +50,12 @@ def paged_attention(
     says which pages hold a sequence, in the order of its keys, and what stands behind those of its
     length is not read; ``lengths`` is int32[batch], the row's own keys among them. A page holds a
     power of two of keys, 16 to 256. ``scale`` is 1 / sqrt(dim) unless given; ``window`` is how many
-    keys before its own a row sees. Keys and values may be float8_e4m3fn beside a wider query, with
-    ``k_scale`` and ``v_scale``, float32[1] or [heads]. ``softmax`` is "unified" or "online", as the
-    option. Gives [batch, groups * heads, rows, value_dim]; has no gradient. May be called in what
-    torch.compile traces, and captured in a CUDA graph after a first call. KernelError on operands
-    that are none of this.
+    keys before its own a row sees. Where keys have fewer columns than queries, each begins with its
+    value and is given without that (latent attention). Keys and values may be float8_e4m3fn beside
+    a wider query, with ``k_scale`` of whole keys and ``v_scale``, float32[1] or [heads].
+    ``softmax`` is "unified" or "online", as the option. Gives [batch, groups * heads, rows,
+    value_dim]; has no gradient. May be called in what torch.compile traces, and captured in a CUDA
+    graph after a first call. KernelError on operands that are none of this.
     """
     if softmax not in OWN:
         raise KernelError(
@@ -63,7 +64,10 @@ def paged_attention(
             remedy=f"choose one of {', '.join(OWN)}",
         )
     cache = Cache(
-        "" if keys.dtype == query.dtype else _name(keys.dtype), k_scale is not None, keys.shape[2]
+        "" if keys.dtype == query.dtype else _name(keys.dtype),
+        k_scale is not None,
+        keys.shape[2],
+        shares_values=keys.shape[3] < query.shape[3],
     )
     spec = AttentionSpec(
         _name(query.dtype),
@@ -120,6 +124,8 @@ def _run(
         _gathered(side, table, lengths, factor).to(query.dtype)
         for side, factor in ((keys, k_scale), (values, v_scale))
     )
+    if lies.shares_values:
+        k = whole_keys(read, k, _gathered(values, table, lengths, k_scale).to(query.dtype))
     if read.head_dim == read.value_dim:
         return attention_by_fused(read, query, k, v, (), lengths)
     return attention_by_torch(read, query, k, v, (), lengths, None)[0]

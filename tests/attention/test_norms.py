@@ -263,3 +263,51 @@ def test_kernels_are_exact_with_gains_of_another_time(interpreted):  # noqa: F81
     assert (ways, redone) == ({"bound, decode, 1 split": 1}, 0)
     assert (again, late > 0) == ({"bound, decode, 1 split": 2}, True)
     assert max(first, second) < 1e-4
+
+
+class Cached(Attention):
+    """New keys and values join those that a cache holds."""
+
+    def __init__(self, join):
+        super().__init__()
+        self.join = join
+
+    def forward(self, q, k, v, old, values, place):
+        q, k = self.sides(q, k)
+        keys, values = self.join(old, k, place), self.join(values, v, place)
+        return torch.softmax(q @ keys.transpose(-1, -2) * DIM**-0.5, -1) @ values
+
+
+CACHES = {
+    "as DynamicCache": lambda old, new, place: torch.cat([old, new], dim=-2),
+    "as StaticCache": lambda old, new, place: old.index_copy_(2, place, new),
+    "not in place": lambda old, new, place: torch.index_copy(old, 2, place, new),
+}
+UNKNOWN = {
+    "made here": lambda old, new, place: torch.cat([2 * old, new], dim=-2),
+    "new ones grow": lambda old, new, place: torch.cat([old, new + new], dim=-2),
+    "beside columns": lambda old, new, place: torch.cat([old[..., :HALF], new[..., HALF:]], dim=-1),
+    "three parts": lambda old, new, place: torch.cat([old, new, old], dim=-2),
+    "added": lambda old, new, place: old.index_add_(2, place, new),
+}
+
+
+def cached_bound(join):
+    model = Cached(join)
+    old, values, _ = operands()
+    with torch.no_grad():
+        found = bounds_in(model, *operands(), old, values, torch.arange(LENGTH))
+    return model, found
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_keys_of_a_cache_are_taken_for_normed_as_new_ones_are(name):
+    model, ((bound, why),) = cached_bound(CACHES[name])
+    assert bound == pytest.approx(BOUNDED["as in llama"].bound(model), rel=1e-5)
+    assert why == ""
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_of_what_no_cache_holds_nothing_is_taken_for_granted(name):
+    _, ((bound, _),) = cached_bound(UNKNOWN[name])
+    assert bound == math.inf

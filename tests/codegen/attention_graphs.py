@@ -20,6 +20,7 @@ from overlapc.runtime.ops import calls_of
 from overlapc.softmax_tuning import calibrate_softmax
 from tests.attention import (
     catalogue,
+    latent_cache,
     narrow_cache,
     normed,
     random_scores,
@@ -77,6 +78,7 @@ PROGRAMS: dict[str, tuple[Callable[..., Any], Callable[[], Any]]] = {
         score_functions.with_sinks,
         lambda: [*catalogue.plain(), *catalogue.bias(), *score_functions.sinks_of_heads()],
     ),
+    "latent": (latent_cache.two_products, latent_cache.operands),
     "narrow": (narrow_cache.spelled, narrow_cache.operands),
     "positions": (
         catalogue.added,

@@ -60,6 +60,8 @@ class Case:
     layout: str = "bhsd"
     """"bhsd" contiguous, "bshd" with heads inside, "strided" with gaps everywhere."""
     scale_per_head: bool = False
+    is_apart: bool = False
+    """Of a cache that shares values, what follows them of each key is in memory of its own."""
     sinks: float = 0.0
     """Their mean."""
     wants_lse: bool = True
@@ -250,12 +252,13 @@ def stored(
     lengths: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:  # fmt: skip
     """K and V as the kernel takes them: NaN from each sequence's length on, in pages if paged."""
-    k, v = k.clone(), v.clone()
+    k, v = (k[..., spec.value_dim :] if case.is_apart else k).clone(), v.clone()
+    shares_memory = cache.shares_values and not case.is_apart
     for b in range(case.batch if spec.lengths else 0):
         k[b, :, lengths[b] :] = v[b, :, lengths[b] :] = torch.nan
     if not cache.page:
         k = spread(k, k.dtype, case.layout)
-        if cache.shares_values:
+        if shares_memory:
             return k, k[..., : spec.value_dim], None
         return k, spread(v, v.dtype, case.layout), None
     pages = -(-case.keys // cache.page)
@@ -270,7 +273,7 @@ def stored(
             part = side[b, :, page * cache.page : (page + 1) * cache.page]
             paged[table[b, page], :, : part.shape[1]] = part
         out.append(paged)
-    if cache.shares_values:
+    if shares_memory:
         out[1] = out[0][..., : spec.value_dim]
     for b in range(case.batch if spec.lengths else 0):
         table[b, -(-int(lengths[b]) // cache.page) :] = 2**30

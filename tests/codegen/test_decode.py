@@ -97,6 +97,16 @@ def test_latent_attention_reads_keys_once_and_values_never(interpreted, spec, pa
     assert (of_keys, of_values) == (keys * 576 * 2, keys * 576 * 2)  # V is the same memory
 
 
+@pytest.mark.parametrize("page", first(0, 32))
+def test_a_latent_cache_of_two_tensors_is_read_once(interpreted, page):
+    spec = AttentionSpec("float32", 48, 32, groups=3, scale=0.1, lengths=True)
+    read = check(
+        interpreted, spec, replace(SHARED, page=page), "bytes_read", is_apart=True, heads=2,
+        lengths=(64, 40), keys=64, layout="strided",
+    )  # fmt: skip
+    assert read == (2 * 104 * 16 * 4, 2 * 104 * 32 * 4)
+
+
 def test_keys_and_values_are_read_once(interpreted):
     spec = replace(SPEC, groups=5, softmax="first_tile")
     read = check(interpreted, spec, call="bytes_read", batch=1, rows=2)

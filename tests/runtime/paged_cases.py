@@ -25,6 +25,8 @@ class Case:
     narrow: bool = False
     """Keys and values are float8, with a scale for each head."""
     window: int | None = None
+    is_latent: bool = False
+    """Keys begin with their values."""
 
     @property
     def allowed(self) -> float:
@@ -40,7 +42,8 @@ def operands(case: Case) -> dict[str, Any]:
     batch, most = len(case.lengths), 4
     pages = batch * most + 3
     query = torch.randn(batch, 2 * case.groups, case.rows, case.dim).to(dtype)
-    sides = [torch.full((pages, 2, PAGE, n), torch.nan) for n in (case.dim, case.value_dim)]
+    columns = case.dim - case.value_dim * case.is_latent, case.value_dim
+    sides = [torch.full((pages, 2, PAGE, n), torch.nan) for n in columns]
     table = torch.randperm(pages)[: batch * most].view(batch, most).int()
     for b, length in enumerate(case.lengths):
         for key in range(length):
@@ -74,10 +77,13 @@ def _wanted(case: Case, given: dict[str, Any]) -> torch.Tensor:
     results = []
     for b, length in enumerate(case.lengths):
         places = [(int(given["table"][b, key // PAGE]), key % PAGE) for key in range(length)]
-        sides = []
+        sides: list[torch.Tensor] = []
         for name, scale in (("keys", "k_scale"), ("values", "v_scale")):
-            dim = given[name].shape[-1]
-            rows = [given[name][page, :, slot].double() for page, slot in places]
+            held = given[name].double()
+            if case.is_latent and name == "keys":
+                held = torch.cat((given["values"].double(), held), -1)
+            dim = held.shape[-1]
+            rows = [held[page, :, slot] for page, slot in places]
             side = torch.stack(rows, 1) if rows else torch.zeros(2, 0, dim, dtype=torch.float64)
             if case.narrow:
                 side = side * given[scale].double()[:, None, None]

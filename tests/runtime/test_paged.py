@@ -23,6 +23,8 @@ from tests.runtime.paged_cases import Case, error, operands
         Case(value_dim=24),
         Case(dtype="bfloat16", narrow=True),
         Case(lengths=(0, 33)),
+        Case(dim=48, value_dim=32, is_latent=True),
+        Case(dim=48, value_dim=32, is_latent=True, dtype="bfloat16", narrow=True),
     ],
     ids=str,
 )
@@ -43,6 +45,8 @@ def test_torch_gathers_pages(case):
                 Case(value_dim=24),
                 Case(dtype="bfloat16", narrow=True),
                 Case(lengths=(0, 33)),
+                Case(dim=48, value_dim=32, is_latent=True),
+                Case(dim=48, value_dim=32, is_latent=True, dtype="bfloat16", narrow=True),
             )
         ),
     ],

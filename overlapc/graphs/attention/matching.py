@@ -8,6 +8,7 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 
+from overlapc.graphs.attention.latent import apart, latent_of_two
 from overlapc.graphs.attention.layouts import (
     four_dimensional,
     is_dense,
@@ -51,6 +52,20 @@ def match(versions: Versions, softmax: Softmax) -> Attention | Refusal | None:
 def _assemble(
     versions: Versions, softmax: Softmax, scores: Scores, weights: Weights
 ) -> Attention | Refusal:
+    found = _flattened(versions, softmax, scores, weights)
+    if isinstance(found, Refusal):
+        return found
+    for two in apart(versions, scores):
+        one = _flattened(versions, softmax, two.scores, weights)
+        if isinstance(one, Attention) and (latent := latent_of_two(versions, one, two.rest)):
+            found = replace(found, latent=latent)
+            break
+    return checked(versions, found)
+
+
+def _flattened(
+    versions: Versions, softmax: Softmax, scores: Scores, weights: Weights
+) -> Attention | Refusal:
     node, frame = weights.product.node, scores.frame
     calls = {*scores.nodes, *softmax.nodes, *weights.nodes}
     chain = tuple(sorted(calls, key=versions.index.__getitem__))
@@ -81,7 +96,7 @@ def _assemble(
     if is_read and not is_dense(node, weights.product.order):
         reason = "Somebody reads the strides of its result, which has gaps or an order of its own."
         return Refusal(node, "layout_read", reason)
-    found = Attention(
+    return Attention(
         node,
         flat.query,
         flat.key,
@@ -99,7 +114,6 @@ def _assemble(
         merged_steps(scores.program, frame),
         scores.sinks,
     )
-    return checked(versions, found)
 
 
 def _why_not_alone(chain: tuple[fx.Node, ...], last: fx.Node) -> Refusal | None:

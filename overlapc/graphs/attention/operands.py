@@ -10,11 +10,11 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 
+from overlapc.graphs.attention.latent import latent_of_one
 from overlapc.graphs.attention.narrow import unwidened
 from overlapc.graphs.attention.norms import norms_of
-from overlapc.graphs.attention.scores import tensors_of
 from overlapc.graphs.attention.site import Attention
-from overlapc.graphs.attention.tensors import is_same
+from overlapc.graphs.attention.tensors import Expression, is_same
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.collectives import Refusal
 
@@ -25,7 +25,20 @@ def checked(versions: Versions, found: Attention) -> Attention | Refusal:
     if refusal:
         return refusal
     norms = norms_of(versions, found.query, found.key)
-    return replace(found, norms=norms, narrow=unwidened(versions, found.key, found.value))
+    narrow = unwidened(versions, found.key, found.value)
+    return replace(found, norms=norms, narrow=narrow, latent=_latent(versions, found, narrow))
+
+
+def _latent(
+    versions: Versions, found: Attention, narrow: tuple[Expression, Expression] | None
+) -> Attention | None:
+    """The same of keys that begin with their values, where that can be computed, and is not read in
+    a wider dtype than without."""
+    latent = found.latent or latent_of_one(versions, found)
+    if latent is None or _why_not_computed(versions, latent) is not None:
+        return None
+    latent = replace(latent, narrow=unwidened(versions, latent.key, latent.value))
+    return latent if latent.narrow or not narrow else None
 
 
 def _why_not_computed(versions: Versions, found: Attention) -> Refusal | None:
@@ -37,9 +50,7 @@ def _why_not_computed(versions: Versions, found: Attention) -> Refusal | None:
 
 def _why_not_readable(versions: Versions, found: Attention) -> Refusal | None:
     """Operands have to be, where the result is computed, what they were where they were read."""
-    beside = [tensor for step in found.steps for tensor in tensors_of(step)]
-    sinks = (found.sinks.tensor,) if found.sinks else ()
-    sides = (found.query, found.key, found.value, *beside, *sinks)
+    sides = found.made_of(found.steps)
     varying = [size for size in found.batch if isinstance(size, torch.SymInt)]
     is_regrouped = not is_same(found.batch, found.frame)
     if any(side.has_symbols for side in sides) or (is_regrouped and len(varying) > 1):

@@ -33,7 +33,7 @@ def spec_of(found: Attention, policy: str, phi: float = 0.0) -> AttentionSpec:
     is_prefix = prefix is not None and prefix.says_all
     return AttentionSpec(
         dtype=_name(query.dtype),
-        head_dim=int(query.shape[-1]),
+        head_dim=int(found.head_dim),
         value_dim=int(value.shape[-1]),
         groups=found.groups,
         scale=float(found.scale),
@@ -105,6 +105,9 @@ def operands_of(
     lengths = _lengths(graph, found.prefix, found.query.shape[0], known) if found.prefix else None
     with graph.inserting_before(found.node):
         sides = [side.emit(graph) for side in (found.query, found.key, found.value)]
+        if found.rest is not None:
+            both = (sides[0], found.rest.emit(graph))
+            sides[0] = add_call(graph, torch.cat, (both, -1), found.node)
         inputs = [side.emit(graph) for side in inputs_of(found)]
         sinks = _sinks(found.sinks).emit(graph) if found.sinks else None
         return (*sides, inputs, lengths, list(of_heads) or None, sinks)

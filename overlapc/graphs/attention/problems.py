@@ -54,11 +54,12 @@ def problem_of(
         untold=(untold.code, untold.reason) if untold else None,
         why_no_gradient=_why_no_gradient(own) if isinstance(own, Attention) else "",
         runs_kernels=runs_kernels(query.device.type),
-        scores=UNKNOWN if isinstance(own, Refusal) else scores_of(own, weights),
+        scores=UNKNOWN if isinstance(own, Refusal) else scores_of(own.latent or own, weights),
         is_static=all(isinstance(size, int) for size in (*query.shape, *key.shape)),
         multiprocessors=multiprocessors(query.device),
-        splits=0 if isinstance(own, Refusal) else _splits(own),
-        narrow=_narrow(own) if isinstance(own, Attention) else "",
+        splits=0 if isinstance(own, Refusal) else _splits(own.latent or own),
+        is_latent=isinstance(own, Attention) and own.latent is not None,
+        narrow=_narrow(own.latent or own) if isinstance(own, Attention) else "",
     )
 
 
@@ -70,7 +71,9 @@ def _splits(found: Attention) -> int:
     """CTAs that share the keys of a block of rows, where sizes are as hinted; 0 of many rows."""
     query, *others = (side.value for side in (found.query, found.key, found.value))
     q, k, v = (tuple(map(hint_of, side.shape)) for side in (query, *others))
-    return splits_for(str(query.dtype).removeprefix("torch."), q, k, v, query.device)
+    whole = (*k[:3], hint_of(found.head_dim))
+    name = str(query.dtype).removeprefix("torch.")
+    return splits_for(name, q, whole, v, query.device, shares_values=found.is_latent)
 
 
 def _why_no_gradient(found: Attention) -> str:

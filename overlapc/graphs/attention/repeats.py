@@ -19,6 +19,8 @@ def unrepeated(versions: Versions, repeated: Expression) -> tuple[Expression, in
 
     Heads are the second dimension of ``repeated``; it comes back with 1 where nothing is repeated.
     """
+    if repeated.calls and repeated.calls[-1][0] is torch.broadcast_to:
+        return _one_of(repeated)
     moves_only = all(function is torch.permute for function, _ in repeated.calls)
     if len(repeated.shape) != 4 or not moves_only or len(repeated.calls) > 1:
         return repeated, 1
@@ -32,6 +34,18 @@ def unrepeated(versions: Versions, repeated: Expression) -> tuple[Expression, in
     base, groups = found
     moved = base.permuted(tuple(order))
     return replace(moved, read=(*moved.read, *repeated.read)), groups
+
+
+def _one_of(broadcast: Expression) -> tuple[Expression, int]:
+    """The one head that a product of matrices broadcasts to all that queries have."""
+    base, heads = broadcast.before_last(), broadcast.shape[1:2]
+    is_one = len(base.shape) == len(broadcast.shape) == 4 and is_same(base.shape[1:2], (1,))
+    is_rest_same = is_same(
+        (base.shape[0], *base.shape[2:]), (*broadcast.shape[:1], *broadcast.shape[2:])
+    )
+    if not is_one or not is_rest_same or not isinstance(heads[0], int):
+        return broadcast, 1
+    return base, heads[0]
 
 
 def _source(versions: Versions, call: Call, dim: int) -> tuple[Expression, int] | None:

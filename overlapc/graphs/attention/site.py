@@ -57,6 +57,25 @@ class Attention:
     """What made rows of queries and keys of a length, or why nothing did."""
     narrow: tuple[Expression, Expression] | None = None
     """Keys and values in the narrower dtype that they are widened from; None where they are not."""
+    latent: Attention | None = None
+    """The same as an attention whose keys begin with their values, where they do."""
+    is_latent: bool = False
+    """It is that one: ``key`` is what of each key follows its value."""
+    rest: Expression | None = None
+    """What of queries meets ``key`` then, where the graph has it apart from ``query``."""
+
+    @property
+    def head_dim(self) -> int | torch.SymInt:
+        """Columns of whole queries and keys."""
+        own = self.query.shape[-1]
+        return own if self.rest is None else own + self.rest.shape[-1]
+
+    def made_of(self, steps: tuple[Step, ...]) -> tuple[Expression, ...]:
+        """Return all tensors that go into it with these of its steps."""
+        beside = (tensor for step in steps for tensor in tensors_of(step))
+        sides = (self.query, self.rest, self.key, self.value)
+        sinks = (self.sinks.tensor,) if self.sinks else ()
+        return (*(side for side in sides if side is not None), *beside, *sinks)
 
     @property
     def prefix(self) -> Prefix | None:
@@ -83,10 +102,8 @@ class Attention:
     @property
     def is_trained(self) -> bool:
         """A gradient is wanted of queries, keys or values, or of what scores are made of."""
-        beside = (tensor for step in self.program for tensor in tensors_of(step))
-        sinks = (self.sinks.tensor,) if self.sinks else ()
-        sides = (self.query, self.key, self.value, *beside, *sinks)
-        return torch.is_grad_enabled() and any(side.value.requires_grad for side in sides)
+        every = self.made_of(self.program)
+        return torch.is_grad_enabled() and any(side.value.requires_grad for side in every)
 
     @property
     def for_torch(self) -> Attention:

@@ -55,6 +55,12 @@ class Expression:
         """
         return all(versions.read(reader, source) is source for reader, source in self.read)
 
+    def before_last(self) -> Expression:
+        """Return what the last of its calls is made on; it has one."""
+        value = tensor_of(self.node)
+        assert value is not None
+        return Expression(self.node, value, self.read).replayed(self.calls[:-1])
+
     def permuted(self, order: tuple[int, ...]) -> Expression:
         """Return it with its dimensions in another order."""
         base = self

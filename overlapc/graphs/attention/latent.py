@@ -1,0 +1,152 @@
+"""Keys that begin with their values, as latent attention in its absorbed form has them.
+
+One cache is read for both then: each key once, and no value. Model code has the rest of keys beside
+it, and adds two products (``q @ c^T + q_rest @ k_rest^T``), or makes keys whole.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import fx
+
+from overlapc.graphs.attention.layouts import four_dimensional
+from overlapc.graphs.attention.products import NAMES, Product, read_product
+from overlapc.graphs.attention.scores import Bias, Scores
+from overlapc.graphs.attention.site import Attention
+from overlapc.graphs.attention.spelling import is_full_index, tensor_of
+from overlapc.graphs.attention.tensors import Expression, expression, is_same
+from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.collectives import Refusal
+from overlapc.runtime.attention_kernels import may_share
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Scores of two products that are added, before anything else is done to them."""
+
+    scores: Scores
+    """Those of one product, without the other."""
+    rest: Product
+    """The other one."""
+
+
+def apart(versions: Versions, scores: Scores) -> Iterator[Apart]:
+    """Yield both ways to read scores that are a sum of two products; nothing where they are not."""
+    steps = (*scores.program, *scores.masks)
+    added = steps[0] if steps else None
+    if not isinstance(added, Bias):
+        return
+    call = versions.calls.get(added.tensor.node)
+    if call is None or call.name not in NAMES:
+        return
+    rest, own = read_product(versions, call), scores.product
+    if isinstance(rest, Refusal) or rest.added is not None or rest.order:
+        return
+    if added.factor * rest.alpha != scores.factor or not is_same(rest.batch, own.batch):
+        return
+    nodes = tuple(sorted((rest.node, *scores.nodes), key=versions.index.__getitem__))
+    fewer = replace(scores, nodes=nodes)
+    if scores.program:
+        fewer = replace(fewer, program=scores.program[1:])
+    else:
+        fewer = replace(fewer, masks=scores.masks[1:])
+    yield Apart(fewer, rest)
+    yield Apart(replace(fewer, product=rest), own)
+
+
+def latent_of_two(versions: Versions, found: Attention, rest: Product) -> Attention | None:
+    """Return the attention of ``Apart``, ``found`` of its scores; None where its keys are not its
+    values."""
+    if not is_same_tensor(found.key, found.value):
+        return None
+    sides = rest.left, rest.right.transposed()
+    query, key = (side.shaped(rest.batch, found.frame) for side in sides)
+    flat = four_dimensional(versions, query, key, key, found.mask, found.frame)
+    if isinstance(flat, Refusal) or flat.groups != found.groups:
+        return None
+    latent = replace(found, key=flat.key, rest=flat.query, is_latent=True)
+    dtypes = {side.value.dtype for side in (found.query, found.value, flat.query, flat.key)}
+    return latent if len(dtypes) == 1 and _is_known(latent) else None
+
+
+def latent_of_one(versions: Versions, found: Attention) -> Attention | None:
+    """Return an attention whose whole keys begin with its values; None where they do not."""
+    rest = _behind(found.key, found.value) or _put_behind(versions, found.key, found.value)
+    if rest is None:
+        return None
+    latent = replace(found, key=rest, is_latent=True)
+    return latent if _is_known(latent) else None
+
+
+def _is_known(latent: Attention) -> bool:
+    """Whether a kernel knows such columns, and no gradient is wanted, which none gives."""
+    columns = latent.head_dim, latent.value.shape[-1]
+    is_static = all(isinstance(count, int) for count in columns)
+    return is_static and may_share(*map(int, columns)) and not latent.is_trained
+
+
+def is_same_tensor(one: Expression, other: Expression) -> bool:
+    """Return whether two expressions are one view of the same memory."""
+    a, b = one.value, other.value
+    if a.untyped_storage()._cdata != b.untyped_storage()._cdata or a.dtype != b.dtype:
+        return False
+    steps = zip(a.shape, a.stride(), b.stride(), strict=False)
+    taken = [(own, its) for size, own, its in steps if not is_same((size,), (1,))]
+    return (
+        is_same(one.shape, other.shape)
+        and all(is_same((own,), (its,)) for own, its in taken)
+        and is_same((a.storage_offset(),), (b.storage_offset(),))
+    )
+
+
+def _behind(key: Expression, value: Expression) -> Expression | None:
+    """What of keys stands behind values that are a view of them."""
+    columns, first = key.shape[-1], value.shape[-1]
+    if not isinstance(columns, int) or not isinstance(first, int) or first >= columns:
+        return None
+    if not is_same_tensor(key.then(torch.narrow, -1, 0, first), value):
+        return None
+    return key.then(torch.narrow, -1, first, columns - first)
+
+
+def _put_behind(versions: Versions, key: Expression, value: Expression) -> Expression | None:
+    """What the graph puts behind values to make keys of both."""
+    reader, source = key.read[0]
+    inserted: list[object] = []
+    node = versions.read(reader, source)
+    while node is not None and (index := _inserts(versions, node)) is not None:
+        inserted.append(index)
+        (source,) = node.all_input_nodes
+        node = versions.read(node, source)
+    call = versions.calls.get(node) if node is not None else None
+    parts = call.get("input") if call is not None and call.name == "cat" else None
+    if call is None or not isinstance(parts, list | tuple) or len(parts) != 2:
+        return None
+    both = []
+    for part in parts:
+        side = expression(versions, call.node, part)
+        if side is None:
+            return None
+        for index in reversed(inserted):
+            side = side.then(operator.getitem, index)
+        both.append(replace(side.replayed(key.calls), read=(*side.read, *key.read)))
+    first, rest = both
+    is_over_columns = is_same((*first.shape[:-1],), (*rest.shape[:-1],))
+    return rest if is_over_columns and is_same_tensor(first, value) else None
+
+
+def _inserts(versions: Versions, node: fx.Node) -> tuple[object, ...] | None:
+    """The index by which a call only adds dimensions of one; None where it does more."""
+    call, value = versions.calls.get(node), tensor_of(node)
+    if call is None or value is None or call.in_place or len(node.all_input_nodes) != 1:
+        return None
+    if call.name == "getitem" and is_full_index(index := call.get("index")):
+        return index if isinstance(index, tuple) else (index,)
+    dim = call.get("dim", call.get("0"))
+    if call.name == "unsqueeze" and isinstance(dim, int):
+        return (*(slice(None),) * (dim % value.ndim), None)
+    return None

@@ -1,0 +1,114 @@
+"""A latent cache is read once where the graph attends to it in the absorbed form."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from overlapc.graphs.attention import problems
+from tests.attention import latent_cache
+from tests.attention.rewriting import rewrite
+from tests.codegen.conftest import interpreted  # noqa: F401
+
+READS = "of keys that begin with their values, each read once"
+
+
+@pytest.fixture(autouse=True)
+def own(monkeypatch):
+    """Sites are decided as where generated kernels run; they are run by torch's ops."""
+    monkeypatch.setattr(problems, "runs_kernels", lambda device: True)
+
+
+def rewritten(function, *inputs):
+    twin = copy.deepcopy(function)
+    with torch.no_grad():
+        wanted = function(*inputs)
+        done = rewrite(twin, *inputs, softmax="unified")
+        torch.testing.assert_close(done.function(*inputs), wanted)
+    assert done.calls("overlapc.attention.default") == 1
+    return done
+
+
+SPELLED = {
+    "two products": (latent_cache.two_products, latent_cache.operands),
+    "the rest first": (latent_cache.rest_first, latent_cache.operands),
+    "masked": (latent_cache.masked, latent_cache.operands),
+    "put together": (latent_cache.put_together, latent_cache.operands),
+    "one buffer": (latent_cache.one_buffer, latent_cache.buffered),
+}
+
+
+@pytest.mark.parametrize("name", SPELLED)
+def test_the_op_is_given_no_keys_twice(name, golden):
+    function, make = SPELLED[name]
+    done = rewritten(function, *make())
+    assert READS in done.sites[0].reason
+    golden(done.after[0])
+
+
+def test_it_is_found_as_it_was_published(golden):
+    done = rewritten(latent_cache.Absorbed(), *latent_cache.new_rows())
+    assert READS in done.sites[0].reason
+    golden(done.after[0])
+
+
+def test_the_kernel_reads_it(interpreted):  # noqa: F811
+    found = interpreted("attention_graphs.run", "latent", "unified")
+    assert found[1:3] == ("unified", {"zero, decode, 3 splits": 1})
+    assert READS in found[3]
+    assert found[4] < 2e-6
+
+
+def scaled_apart(q, q_pe, c, k_pe):
+    """One product is scaled, and the other one is not."""
+    scores = latent_cache.SCALE * (q @ c.unsqueeze(1).mT) + q_pe @ k_pe.unsqueeze(1).mT
+    return torch.softmax(scores, -1) @ c.unsqueeze(1)
+
+
+def other_values(q, q_pe, c, k_pe):
+    """Values are another view of the cache than keys are."""
+    scores = q @ c.unsqueeze(1).mT + q_pe @ k_pe.unsqueeze(1).mT
+    return torch.softmax(scores, -1) @ c.flip(1).unsqueeze(1)
+
+
+def behind_keys(q, q_pe, c, k_pe):
+    """Values are the end of keys."""
+    query, key = torch.cat((q_pe, q), -1), torch.cat((k_pe, c), -1)[:, None]
+    return torch.softmax(query @ key.mT, -1) @ c[:, None]
+
+
+def written_between(q, q_pe, c, k_pe):
+    """The cache is another one when values are read."""
+    c = c.clone()
+    weights = torch.softmax(q @ c.unsqueeze(1).mT + q_pe @ k_pe.unsqueeze(1).mT, -1)
+    c[:, 0] = 1.0
+    return weights @ c.unsqueeze(1)
+
+
+OTHERS = {
+    "scaled apart": (scaled_apart, latent_cache.operands),
+    "other values": (other_values, latent_cache.operands),
+    "behind keys": (behind_keys, latent_cache.operands),
+    "many rows": (latent_cache.two_products, lambda: latent_cache.operands(rows=70)),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_no_latent_cache_is_read_as_it_is_spelled(name):
+    function, make = OTHERS[name]
+    assert READS not in rewritten(function, *make()).sites[0].reason
+
+
+def test_a_cache_that_is_written_to_between_keys_and_values_is_refused():
+    with torch.no_grad():
+        done = rewrite(written_between, *latent_cache.operands(), softmax="unified")
+    assert done.sites[0].decision == "refused"
+    assert done.after == done.before
+
+
+def test_with_gradients_it_is_read_as_it_is_spelled():
+    q, *others = latent_cache.operands()
+    done = rewrite(latent_cache.two_products, q.requires_grad_(), *others, softmax="unified")
+    assert READS not in done.sites[0].reason
