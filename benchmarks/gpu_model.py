@@ -2,7 +2,7 @@
 
 Weights are random, the cache is a static one with a prompt in it. Peers are eager and Inductor with
 ``mode="reduce-overhead"``; the passes of attention and of linear layers are on and off by
-themselves, linear layers by a table that is measured first, at the batch's row count.
+themselves, each by a table that is measured first, at the batch's row count and the cache's keys.
 """
 
 from __future__ import annotations
@@ -10,22 +10,24 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
 
+import overlapc
 from benchmarks.deadline import Deadline
 from benchmarks.gpu_chains import WrongResult
 from benchmarks.gpu_worker import Row
 from benchmarks.paired import Samples, round_orders
+from overlapc import attention_tuning, linear_tuning
 from overlapc.backend import backend
-from overlapc.linear_tuning import calibrate_linears, describe, layers_of
 from overlapc.planning.target import Target
 
-TABLE_ROWS, SPEED = "Linear layers, measured first", "Tokens a second"
+TABLE_ROWS, SPEED = "Measured first", "Tokens a second"
 TABLES = (TABLE_ROWS, SPEED)
 
 SHAPE: dict[str, Any] = {
@@ -42,7 +44,10 @@ PROMPT, STEPS = 1024, 16
 """Tokens in the cache, and those of one timed run, which all begin there."""
 DEVICE, DTYPE, MODE = "cuda", torch.bfloat16, "reduce-overhead"
 LEAST_ROUNDS, MOST_ROUNDS = 7, 40
-CALIBRATION_SECONDS = 60.0
+SPEED_SECONDS = 10.0
+"""For which a way and its peers are timed, once all are compiled."""
+LINEAR_SECONDS, ATTENTION_SECONDS = 20.0, 5.0
+"""For which all layers, and all attentions, of a step are measured."""
 TOLERANCE = 0.05
 """Of logits, over the largest of eager's: bfloat16 rounds each layer by 0.4 %; chosen."""
 
@@ -53,7 +58,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "overlapc, linear layers": {"softmax": "off", "linear": "auto"},
     "overlapc, both": {"softmax": "auto", "linear": "auto"},
 }
-"""The options of each way."""
+"""The options of each way, the most telling last."""
 
 Done = Mapping[str, Sequence[Mapping[str, Any]]]
 Step = Callable[[torch.Tensor], torch.Tensor]
@@ -89,30 +94,44 @@ class Decoder:
 
 
 @lru_cache(maxsize=1)
-def decoder(batch: int) -> Decoder:
-    """The model with a prompt of random tokens for each sequence of a batch."""
-    from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
+def model() -> Any:
+    """The model, of random weights."""
+    from transformers import LlamaForCausalLM
 
     torch._dynamo.reset()
     # Every way is another compilation of the same code.
     torch._dynamo.config.recompile_limit = 64
-    longest = PROMPT + STEPS
-    named: dict[str, Any] = {"max_position_embeddings": longest, "attn_implementation": "sdpa"}
-    config = LlamaConfig(**SHAPE, **named)
     torch.manual_seed(0)
     with torch.device(DEVICE):
-        model: Any = LlamaForCausalLM(config)
-        model = model.to(DTYPE).eval()
+        made: Any = LlamaForCausalLM(_config())
+        return made.to(DTYPE).eval()
+
+
+def _config() -> Any:
+    from transformers import LlamaConfig
+
+    named: dict[str, Any] = {"max_position_embeddings": PROMPT + STEPS}
+    return LlamaConfig(**SHAPE, **named, attn_implementation="sdpa")
+
+
+@lru_cache(maxsize=len(BATCHES))
+def decoder(batch: int) -> Decoder:
+    """The model with a prompt of random tokens for each sequence of a batch."""
+    from transformers import StaticCache
+
+    its = model()
+    torch.manual_seed(batch)
+    with torch.device(DEVICE), torch.no_grad():
         prompt = torch.randint(SHAPE["vocab_size"], (batch, PROMPT))
         tokens = torch.randint(SHAPE["vocab_size"], (STEPS, batch, 1))
-        cache = StaticCache(config=config, max_cache_len=longest)
-        with torch.no_grad():
-            model(prompt, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return Decoder(model, cache, tokens)
+        held = StaticCache(config=_config(), max_cache_len=PROMPT + STEPS)
+        its(prompt, past_key_values=held, use_cache=True, logits_to_keep=1)
+    return Decoder(its, held, tokens)
 
 
+@cache
 def compiled(batch: int, name: str) -> Step:
-    """One way to take a step."""
+    """One way to take a step; peers are compiled once for all ways beside which they run."""
     its = decoder(batch)
 
     def step(ids: torch.Tensor) -> torch.Tensor:
@@ -127,21 +146,32 @@ def compiled(batch: int, name: str) -> Step:
     return torch.compile(step, backend=backend, options=patched, fullgraph=True)
 
 
-def calibrate(deadline: Deadline, batch: int) -> dict[str, Any]:
-    """Measure the linear layers of one step, in a table of this process's own."""
-    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="overlapc-")
+def calibrate(deadline: Deadline, batch: int, tables_at: str) -> dict[str, Any]:
+    """Measure the linear layers and the attentions of one step, in tables in a folder."""
+    os.environ["XDG_CACHE_HOME"] = tables_at
     its = decoder(batch)
+    given = its.step, (its.tokens[0],)
     with torch.no_grad():
-        layers = layers_of(its.step, (its.tokens[0],))
+        layers, shapes = linear_tuning.layers_of(*given), attention_tuning.shapes_of(*given)
     its.rewind()
-    table = calibrate_linears(layers, rows=(batch,), seconds=deadline.left())
-    said = [describe(entry).replace("\n", ";") for entry in table.entries]
-    return {"row": f"batch {batch}", "layers": len(said), "found": " / ".join(said)}
+    linears = linear_tuning.calibrate_linears(layers, rows=(batch,), seconds=LINEAR_SECONDS)
+    said = [linear_tuning.describe(entry) for entry in linears.entries]
+    if shapes:
+        keys = (PROMPT + STEPS,)
+        attentions = attention_tuning.calibrate_attentions(
+            shapes, keys=keys, seconds=ATTENTION_SECONDS
+        )
+        said += [attention_tuning.describe(entry) for entry in attentions.entries]
+    found = " / ".join(text.replace("\n", ";") for text in said)
+    row = {"row": f"batch {batch}", "layers": len(layers), "attentions": len(shapes)}
+    return {**row, "found": found}
 
 
-def speed(deadline: Deadline, batch: int, name: str) -> dict[str, Any]:
+def speed(deadline: Deadline, batch: int, name: str, tables_at: str) -> dict[str, Any]:
     """Tokens a second of one way, beside both peers in random order within each round."""
+    os.environ["XDG_CACHE_HOME"] = tables_at  # also of a process that has measured nothing
     its = decoder(batch)
+    before = {site.id for site in overlapc.report().sites}
     with torch.no_grad():
         steps = {one: compiled(batch, one) for one in (EAGER, INDUCTOR, name)}
         logits = {one: its.run(step) for one, step in steps.items()}
@@ -149,7 +179,7 @@ def speed(deadline: Deadline, batch: int, name: str) -> dict[str, Any]:
         error = ((logits[name].float() - wanted).abs().max() / wanted.abs().max()).item()
         if not error <= TOLERANCE:
             raise WrongResult(f"logits are off by {error:.3g} of the largest")
-        samples = timed(its, steps, deadline)
+        samples = timed(its, steps, Deadline.after(SPEED_SECONDS))
     tokens = batch * STEPS
     row: dict[str, Any] = {"row": f"batch {batch}, {name}", "off by": error}
     row |= {f"{one}, tokens/s": tokens / samples.median(one) for one in (EAGER, INDUCTOR)}
@@ -157,7 +187,14 @@ def speed(deadline: Deadline, batch: int, name: str) -> dict[str, Any]:
     for peer in (EAGER, INDUCTOR):
         ratio = samples.ratio(peer, name)
         row[f"of {peer}"] = [ratio.median, ratio.low, ratio.high]
-    return row
+    return {**row, "sites": decisions(before)}
+
+
+def decisions(before: Collection[str]) -> str:
+    """How many sites of which kind became what, but for those that were there before."""
+    new = [site for site in overlapc.report().sites if site.id not in before]
+    found = Counter(f"{site.kind} {site.decision}" for site in new)
+    return ", ".join(f"{count} {said}" for said, count in sorted(found.items())) or "none"
 
 
 def timed(its: Decoder, steps: Mapping[str, Step], deadline: Deadline) -> Samples:
@@ -184,17 +221,22 @@ def _synchronize() -> None:
 
 
 def rows(done: Done, shipped: Target) -> Iterator[Row]:
-    """Every row, in the order in which they are measured: a batch's table before its ways."""
-    here = "benchmarks.gpu_model"
+    """Every row, in the order in which they are measured: of each batch its tables and what tells
+    most, and then the other ways."""
+    here, (*others, last) = "benchmarks.gpu_model", WAYS
+    tables_at = tempfile.mkdtemp(prefix="overlapc-")
+
+    def way(batch: int, name: str) -> Row:
+        given = {"batch": batch, "name": name, "tables_at": tables_at}
+        return Row(SPEED, f"batch {batch}, {name}", f"{here}.speed", given, limit=300)
+
     for batch in BATCHES:
-        yield Row(
-            TABLE_ROWS, f"batch {batch}", f"{here}.calibrate", {"batch": batch},
-            seconds=CALIBRATION_SECONDS, limit=240,
-        )  # fmt: skip
-        for name in reversed(WAYS):  # the most telling first
-            given = {"batch": batch, "name": name}
-            named = f"batch {batch}, {name}"
-            yield Row(SPEED, named, f"{here}.speed", given, seconds=10, limit=300)
+        given = {"batch": batch, "tables_at": tables_at}
+        yield Row(TABLE_ROWS, f"batch {batch}", f"{here}.calibrate", given, limit=240)
+        yield way(batch, last)
+    for name in reversed(others):
+        for batch in BATCHES:
+            yield way(batch, name)
 
 
 def tables(done: Done, shipped: Target) -> dict[str, Sequence[Mapping[str, Any]]]:

@@ -11,7 +11,7 @@ from overlapc.codegen.linear_spec import LinearSpec
 
 UNIT_STRIDES = {"col": 1, "row": 2, "strided": None}
 """Which part of what a kernel is given for a weight is a stride of one, by the weight's layout."""
-VARYING = ("M",)
+VARYING = ("M", "arrivals")
 
 Path = tuple[int, ...]
 

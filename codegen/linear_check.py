@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from overlapc.codegen.builder import load
-from overlapc.codegen.interpreting import correct_interpreter
 from overlapc.codegen.linear_kernel import LinearKernel
 from overlapc.codegen.linear_spec import INTEGERS, LinearSpec
+from overlapc.codegen.module_check import check_module
 from overlapc.codegen.oracle import error_over_bound, random_input, random_operand
 
 if TYPE_CHECKING:
@@ -155,26 +152,19 @@ def _groups(spec: LinearSpec, k: int) -> int:
 
 def main(file: str) -> int:
     """Check the generated module at ``file``; returns the exit code of the process."""
-    import torch
+    _, is_right, _ = check_module(
+        file,
+        lambda path, module: LinearKernel(LinearSpec.parse(module.SPEC), path, module),
+        _sizes,
+        _check,
+    )
+    return 0 if is_right else 1
 
-    on_gpu = torch.cuda.is_available()
-    if not on_gpu:
-        os.environ["TRITON_INTERPRET"] = "1"
-    path = Path(file)
-    module = load(path)
-    kernel = LinearKernel(LinearSpec.parse(module.SPEC), path, module)
-    where = torch.cuda.get_device_name() if on_gpu else "Triton's interpreter on the CPU"
-    print(f"{kernel.spec}\non {where}")  # noqa: T201
-    if not on_gpu:
-        correct_interpreter()
-    worst = 0.0
-    for sizes in _sizes(kernel.spec):
-        torch.manual_seed(sum(sizes))
-        case = LinearCase.random(kernel, sizes, "cuda" if on_gpu else "cpu")
-        case.run()
-        worst = max(worst, case.error())
-    print(f"largest error {worst:.3g} of what roundings explain")  # noqa: T201
-    return 0 if worst <= 1 else 1
+
+def _check(kernel: LinearKernel, sizes: tuple[int, int, int], device: str) -> float:
+    case = LinearCase.random(kernel, sizes, device)
+    case.run()
+    return case.error()
 
 
 def _sizes(spec: LinearSpec) -> list[tuple[int, int, int]]:

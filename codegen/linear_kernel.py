@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from overlapc.codegen.builder import generated
 from overlapc.codegen.kernel import INT32_LIMIT, has_shape, input_strides, is_amd, name_of
 from overlapc.codegen.linear_module import linear_module_text
 from overlapc.codegen.linear_spec import LinearSpec
+from overlapc.codegen.relaunching import Launched
 from overlapc.errors import KernelError
 
 if TYPE_CHECKING:
@@ -52,8 +53,11 @@ class LinearKernel:
         gain: Tensor | None = None,
         parts: Tensor | None = None,
         arrivals: Tensor | None = None,
-    ) -> Any:
-        """Launch on the current stream; returns what Triton's launcher returns, None if C is empty.
+    ) -> Launched | None:
+        """Launch on the current stream; returns how to launch it again, None if C is empty or
+        Triton runs as an interpreter. Its tensors are x, then of each weight itself, its scale and
+        its zero point, every C, each one's inputs, the gain, parts and arrivals, without those that
+        are not promised.
 
         x[m, k] and each weight[k, n] have any strides that fit the spec; each C of ``outs`` is
         contiguous [m, n]. ``inputs`` are the epilogue's for each C, of any strides; ``scales`` of
@@ -87,10 +91,17 @@ class LinearKernel:
             )
             for given in inputs
         ]
-        return self.module.KERNEL[(self.tiles(sizes), spec.splits)](
+        arguments = (
             x, tuple(held), tuple(outs), tuple(values), gain, parts, arrivals, m, k, sizes,
-            *x.stride(), **self.module.CONSTANTS, IS_AMD=is_amd(), **self.module.OPTIONS,
+            *x.stride(),
         )  # fmt: skip
+        constants = {**self.module.CONSTANTS, "IS_AMD": is_amd()}
+        kernel, grid = self.module.KERNEL, (self.tiles(sizes), spec.splits, 1)
+        compiled = kernel[grid](*arguments, **constants, **self.module.OPTIONS)
+        if compiled is None:
+            return None
+        names = kernel.arg_names[len(arguments) :]
+        return Launched(compiled[grid], arguments, tuple(constants[name] for name in names))
 
     def _check(
         self,

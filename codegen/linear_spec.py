@@ -113,7 +113,6 @@ class LinearSpec(Canonical):
         self.require(self.zeros in its_zeros, f"zero points are of {', '.join(its_zeros)}")
         self.require(self.gain in ("", *FLOATS), f"a gain is of {', '.join(FLOATS)}")
         self.require(self.norm or not (self.gain or self.eps), "only normed rows have a gain")
-
         self.require(bool(self.gain) or not self.shift, "only to a gain something is added")
 
     @cached_property

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from overlapc.codegen.bands import COUNTER_STRIDE, Bands
-from overlapc.codegen.builder import load
-from overlapc.codegen.interpreting import correct_interpreter
 from overlapc.codegen.kernel import Kernel
+from overlapc.codegen.module_check import check_module
 from overlapc.codegen.oracle import error_over_bound, random_input, random_operand
 from overlapc.codegen.packing import Packing, unpack
 from overlapc.codegen.spec import GemmSpec
@@ -25,23 +22,15 @@ TIMED_SIZES = (8192, 8192, 4096)
 
 def main(file: str) -> int:
     """Check the generated module at ``file``; returns the exit code of the process."""
-    import torch
-
-    on_gpu = torch.cuda.is_available()
-    if not on_gpu:
-        os.environ["TRITON_INTERPRET"] = "1"
-    path = Path(file)
-    module = load(path)
-    kernel = Kernel(GemmSpec.parse(module.SPEC), path, module)
-    where = torch.cuda.get_device_name() if on_gpu else "Triton's interpreter on the CPU"
-    print(f"{kernel.spec}\non {where}")  # noqa: T201
-    if not on_gpu:
-        correct_interpreter()
-    worst = max(_check(kernel, sizes, "cuda" if on_gpu else "cpu") for sizes in _sizes(kernel.spec))
-    print(f"largest error {worst:.3g} of what roundings explain")  # noqa: T201
+    kernel, is_right, on_gpu = check_module(
+        file,
+        lambda path, module: Kernel(GemmSpec.parse(module.SPEC), path, module),
+        _sizes,
+        _check,
+    )
     if on_gpu:
         _time(kernel)
-    return 0 if worst <= 1 else 1
+    return 0 if is_right else 1
 
 
 def _sizes(spec: GemmSpec) -> list[tuple[int, int, int]]:
@@ -121,9 +110,6 @@ class Case:
 
 def _check(kernel: Kernel, sizes: tuple[int, int, int], device: str) -> float:
     """The largest error over its bound; infinite where a counter or an element is missing."""
-    import torch
-
-    torch.manual_seed(sum(sizes))
     case = Case.random(kernel, sizes, device)
     case.run(ctas=3)
     error = error_over_bound(kernel.spec, case.a, case.b, None, case.result, case.inputs)

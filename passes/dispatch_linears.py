@@ -19,6 +19,7 @@ from overlapc.codegen.linear_spec import MOST_RESULTS
 from overlapc.errors import KernelError, TargetError
 from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.joint_linears import join, may_join
+from overlapc.graphs.linear_counters import give_counters
 from overlapc.graphs.linears import Linear, linear_gemms, read_linear
 from overlapc.graphs.nodes import tensor_facts, where
 from overlapc.graphs.normed_linears import with_norm
@@ -64,6 +65,7 @@ class DispatchLinears:
             return
         tables: dict[str, LinearTable | str | None] = {}
         taken: set[fx.Node] = set()
+        ops: list[fx.Node] = []
         gemms = list(linear_gemms(graph))
         for index, gemm in enumerate(gemms):
             facts = tensor_facts(gemm)
@@ -78,7 +80,8 @@ class DispatchLinears:
             found, verdict = judge(gemm, table, choice, later)
             if not isinstance(found, Refusal):
                 taken |= {one.node for one in found.gemms}
-            self._settle(graph, gemm, found, verdict, compilation)
+            ops += self._settle(graph, gemm, found, verdict, compilation)
+        give_counters(graph, ops)
 
     def _settle(
         self,
@@ -87,7 +90,8 @@ class DispatchLinears:
         found: Linear | Refusal,
         verdict: Verdict,
         compilation: Compilation,
-    ) -> None:
+    ) -> list[fx.Node]:
+        """Report a layer, and rewrite it where that was decided: the op, if so."""
         if verdict.decision == "rewritten" and not Fuel.take(compilation.options):
             verdict = Verdict("kept", "fuel", "The fuel that option 'fuel' gives is used up.")
         site = Site(
@@ -102,11 +106,12 @@ class DispatchLinears:
         )
         log.info("%s %s at %s: %s", site.decision, site.kind, site.where, site.reason)
         compilation.sites.append(site)
-        if not isinstance(found, Refusal):
-            spec = LayerSpec(found.program, verdict.regions, site.id)
-            compilation.layers[site.id] = Layer(problem_of(found), spec, found.meta_operands)
-            if verdict.decision == "rewritten":
-                replace_linear(graph, found, spec.text())
+        if isinstance(found, Refusal):
+            return []
+        spec = LayerSpec(found.program, verdict.regions, site.id)
+        compilation.layers[site.id] = Layer(problem_of(found), spec, found.meta_operands)
+        is_rewritten = verdict.decision == "rewritten"
+        return [replace_linear(graph, found, spec.text())] if is_rewritten else []
 
 
 def judge(

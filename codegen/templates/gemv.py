@@ -9,6 +9,19 @@ from overlapc.codegen.templates.weights import by_column, corner, widened
 
 
 @triton.jit
+def factors(
+    pointers: tl.tensor, inside: tl.tensor, gains: tl.tensor, GAIN: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor]:
+    """A part of a row in float32, as it lies and as it is multiplied: by its gain, and rounded."""
+    row = tl.load(pointers, mask=inside, other=0.0)
+    wide = row.to(tl.float32)
+    gained = wide
+    if GAIN:
+        gained = (wide * gains).to(row.dtype).to(tl.float32)
+    return wide, gained
+
+
+@triton.jit
 def dots(
     x: tl.tensor, weight: tl.tuple, gain: tl.tensor, rows_left: tl.tensor, columns_left: tl.tensor,
     column: tl.tensor, begin: tl.tensor, end: tl.tensor,
@@ -37,28 +50,22 @@ def dots(
         mask = inside
         if not EVEN_K:
             mask = inside & k_inside[None, :]
-        row = tl.load(x + k * stride_xk, mask=k_inside, other=0.0)
-        block = tl.load(w + offsets, mask=mask, other=0.0)
-        block = widened(block, weight, column, start, n_inside, mask, row.dtype,
-                        BLOCK_N, BLOCK_K, SCALED, GROUP, ZEROS).to(tl.float32)  # fmt: skip
         if GAIN:
             gains = tl.load(gain + start + k, mask=k_inside, other=0.0).to(tl.float32)
             gains += SHIFT
-        wide = row.to(tl.float32)
+        wide, gained = factors(x + k * stride_xk, k_inside, gains, GAIN)
+        block = tl.load(w + offsets, mask=mask, other=0.0)
+        block = widened(block, weight, column, start, n_inside, mask, x.dtype.element_ty,
+                        BLOCK_N, BLOCK_K, SCALED, GROUP, ZEROS).to(tl.float32)  # fmt: skip
+        first += block * gained[None, :]
         if NORM:
             squares += wide * wide
-        if GAIN:
-            wide = (wide * gains).to(row.dtype).to(tl.float32)
-        first += block * wide[None, :]
         if ROWS == 2:
             below = k_inside & (rows_left > 1)
-            row = tl.load(x + stride_xm + k * stride_xk, mask=below, other=0.0)
-            wide = row.to(tl.float32)
+            wide, gained = factors(x + stride_xm + k * stride_xk, below, gains, GAIN)
+            second += block * gained[None, :]
             if NORM:
                 more += wide * wide
-            if GAIN:
-                wide = (wide * gains).to(row.dtype).to(tl.float32)
-            second += block * wide[None, :]
         x += BLOCK_K * stride_xk
         w += BLOCK_K * weight[1]
     if ROWS == 2:
@@ -90,8 +97,8 @@ def gemv(
     )  # fmt: skip
     second = first
     if PAIR:
-        second, squares = dots(
+        second, _ = dots(
             x, other, gain, rows_left, columns_left, column, begin, end, stride_xm, stride_xk,
-            ROWS, BLOCK_N, BLOCK_K, STAGES, EVEN_K, SCALED, GROUP, ZEROS, NORM, GAIN, SHIFT,
+            ROWS, BLOCK_N, BLOCK_K, STAGES, EVEN_K, SCALED, GROUP, ZEROS, False, GAIN, SHIFT,
         )  # fmt: skip
     return first, second, squares

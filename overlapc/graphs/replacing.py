@@ -59,9 +59,9 @@ def replace_chain(
     stable_topological_sort(graph)
 
 
-def replace_linear(graph: fx.Graph, linear: Linear, spec: str) -> None:
+def replace_linear(graph: fx.Graph, linear: Linear, spec: str) -> fx.Node:
     """Insert the op of linear layers where its last result stands, use its results, and erase the
-    layers. What reads one of several before that moves behind the op."""
+    layers. What reads one of several before that moves behind the op, which is returned."""
     (*_, last) = ordered({result.node for result in linear.results}, graph)
     is_one = len(linear.results) == 1
     target = torch.ops.overlapc.linear.default if is_one else torch.ops.overlapc.linears.default
@@ -77,6 +77,7 @@ def replace_linear(graph: fx.Graph, linear: Linear, spec: str) -> None:
         graph.erase_node(old)
     if not is_one:
         stable_topological_sort(graph)
+    return op
 
 
 def _given(graph: fx.Graph, operand: Operand, sizes: _Sizes) -> fx.Node:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from overlapc.planning.shared_memory import shared_bytes
@@ -43,6 +44,9 @@ CONFIGURATIONS: dict[tuple[str, str], dict[str, LinearTile]] = {
 """By the oldest architecture that runs them and the implementation, then by the weight's layout.
 None was compared with others on a device yet."""
 
+LEAST_COLUMNS = min(t.block_n for tiles in CONFIGURATIONS.values() for t in tiles.values())
+MOST_SMS = 1024
+"""More multiprocessors than a device has: as many tiles or more never share their k."""
 LITTLE_SHARED = 99 * 1024
 """Bytes of a CTA in which four stages of many rows do not fit beside what Triton puts there."""
 FP8_SINCE = 89
@@ -91,6 +95,13 @@ def splits_for(tile: LinearTile, n: int, k: int, sms: int) -> int:
     ):
         splits *= 2
     return splits
+
+
+def most_counters(columns: Sequence[int]) -> int:
+    """The most tiles that may share their k, of results of so many columns each in one launch:
+    counters that are enough on every device, rounded up to 16 bytes."""
+    tiles = sum(-(-n // LEAST_COLUMNS) for n in columns)
+    return -(-min(tiles, MOST_SMS + len(columns)) // 4) * 4
 
 
 def rows_of_tile(way: str, m: int) -> int | None:

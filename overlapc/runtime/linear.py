@@ -21,18 +21,19 @@ from overlapc.planning.linear import LIBRARY
 from overlapc.planning.linear_tiles import rows_of_tile
 from overlapc.runtime import machine
 from overlapc.runtime.execution import BINDINGS, function, overload
-from overlapc.runtime.linear_kernels import by_kernel, linear_kernel_spec
+from overlapc.runtime.linear_kernels import Run, Start, by_kernel, linear_kernel_spec
 from overlapc.runtime.linear_spec import LayerSpec
 from overlapc.runtime.linear_ways import on_processor
 from overlapc.runtime.ops import by_library_of, calls_of
 from overlapc.runtime.program import ROWS, Program
 
-NAME, NAME_OF_SEVERAL = "linear", "linears"
-SCHEMA = "(Tensor[] operands, str spec) -> Tensor"
+NAME, NAME_OF_SEVERAL, COUNTERS = "linear", "linears", "linear_counters"
+SCHEMA = "(Tensor[] operands, str spec, Tensor? counters=None, int first=0) -> Tensor"
 """``operands`` are those of the spec's program; the result is its one value, contiguous. The op of
-several gives a list of them."""
+several gives a list of them. ``counters`` are int32 zeros, and stay zeros, of which nothing else on
+the device has those from ``first`` on while the op runs, as many as ``most_counters`` says."""
 
-Run = Callable[[Sequence[torch.Tensor]], Any]
+Tensors = Sequence[torch.Tensor]
 
 MOST_KNOWN = 256
 """Ways in which operands of a layer lay that are kept; chosen: 64 row counts of a few layouts."""
@@ -50,7 +51,7 @@ class Layer:
     """Of the site, by implementation."""
     by_library: Counter[str]
     """Those that the library computed in place of another implementation, by the reason."""
-    ready: dict[tuple[object, ...], Run | str] = field(default_factory=dict)
+    ready: dict[tuple[object, ...], Start | str] = field(default_factory=dict)
     """By way, rows of its tile, and how the operands lie: what runs, or why nothing does."""
     known: dict[object, Run] = field(default_factory=dict)
     """What ran of operands that lay just so: to find it again takes a microsecond."""
@@ -59,7 +60,9 @@ class Layer:
         self.rows_of = self.spec.program.modes.index(ROWS)
         self.library = _library_of(self.spec.program)
 
-    def __call__(self, operands: Sequence[torch.Tensor]) -> Any:
+    def __call__(
+        self, operands: Tensors, counters: torch.Tensor | None = None, first: int = 0
+    ) -> Any:
         """Compute the result, or the list of several."""
         x = operands[self.rows_of]
         rows = x.shape[0]
@@ -68,9 +71,10 @@ class Layer:
             # A processor's ways take any layout; of an address Triton asks what it is modulo 16.
             lying = way if x.is_cpu and way in self.known else _lying(x, operands)
             run = self.known.get(lying)
-            found = (
-                self._by(way, rows, operands, lying) if run is None else self._run(run, operands)
-            )
+            if run is None:
+                found = self._by(way, rows, operands, counters, first, lying)
+            else:
+                found = self._run(run, operands, counters, first)
             if not isinstance(found, str):
                 self.calls[way] += 1
                 return found
@@ -78,39 +82,47 @@ class Layer:
         self.calls[LIBRARY] += 1
         return self.library(operands)
 
-    def _run(self, run: Run, operands: Sequence[torch.Tensor]) -> Any:
+    def _run(self, run: Run, operands: Tensors, counters: torch.Tensor | None, first: int) -> Any:
         try:
-            return run(operands)
+            return run(operands, counters, first)
         except KernelError as error:
             self.known.clear()
             return error.what
 
-    def _by(self, way: str, rows: int, operands: Sequence[torch.Tensor], lying: object) -> Any:
+    def _by(
+        self, way: str, rows: int, operands: Tensors, counters: torch.Tensor | None, first: int,
+        lying: object,
+    ) -> Any:  # fmt: skip
         """The result in that way, or why there is none."""
         key = (way, rows_of_tile(way, rows), *map(_laid, operands, self.spec.program.modes))
-        found = self.ready.get(key)
-        if isinstance(found, str):
-            return found
+        start = self.ready.get(key)
+        if isinstance(start, str):
+            return start
         try:
-            if found is None:
+            if start is None:
                 if _is_capturing(operands[self.rows_of].device):
                     return NOT_LOADED
-                found = self.ready[key] = self._made(way, rows, operands)
-            result = found(operands)
-            if len(self.known) == MOST_KNOWN:
+                start = self.ready[key] = self._made(way, rows, operands)
+            result, run = start(operands, counters, first)
+            if len(self.known) >= MOST_KNOWN:
                 self.known.clear()
-            self.known[lying] = found
+            self.known[lying] = run
             return result
         except KernelError as error:
             self.ready[key] = error.what
             return error.what
 
-    def _made(self, way: str, rows: int, operands: Sequence[torch.Tensor]) -> Run:
+    def _made(self, way: str, rows: int, operands: Tensors) -> Start:
         device = operands[self.rows_of].device
         architecture = machine.architecture_of(device)
         if device.type == "cpu" and not architecture:
-            self.known[way] = run = on_processor(self.spec.program, way)
-            return run
+            compute = on_processor(self.spec.program, way)
+
+            def run(operands: Tensors, counters: torch.Tensor | None, first: int) -> Any:
+                return compute(operands)
+
+            self.known[way] = run
+            return lambda *given: (run(*given), run)
         sms = machine.multiprocessors(device)
         chosen = linear_kernel_spec(
             self.spec.program, operands, way, rows, architecture=architecture, sms=sms
@@ -118,7 +130,7 @@ class Layer:
         return by_kernel(*chosen)
 
 
-def _lying(x: torch.Tensor, operands: Sequence[torch.Tensor]) -> object:
+def _lying(x: torch.Tensor, operands: Tensors) -> object:
     """Equal for calls that one run computes; unlike ``_laid`` quick to make, and often unequal for
     calls that one run computes too."""
     return (x.device, *[(o.shape, o.stride(), o.data_ptr() & 15, o.dtype) for o in operands])
@@ -137,7 +149,7 @@ def _is_capturing(device: torch.device) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _library_of(program: Program) -> Run:
+def _library_of(program: Program) -> Callable[[Tensors], Any]:
     """What computes a program by the library's calls, with contiguous results."""
     compute = function(program)
     kept, *more = program.kept
@@ -151,17 +163,19 @@ def _library_of(program: Program) -> Run:
 _layers: dict[str, Layer] = {}
 
 
-def run(operands: Sequence[torch.Tensor], spec: str) -> Any:
+def run(operands: Tensors, spec: str, counters: torch.Tensor | None = None, first: int = 0) -> Any:
     """Compute what the op of these arguments gives."""
     layer = _layers.get(spec)
     if layer is None:
         parsed = LayerSpec.parse(spec)
         layer = Layer(parsed, calls_of(parsed.site), by_library_of(parsed.site))
         _layers[spec] = layer
-    return layer(operands)
+    return layer(operands, counters, first)
 
 
-def _fake(operands: list[torch.Tensor], spec: str) -> Any:
+def _fake(
+    operands: list[torch.Tensor], spec: str, counters: torch.Tensor | None = None, first: int = 0
+) -> Any:
     values = function(LayerSpec.parse(spec).program)(operands, ())
     made = [operands[0].new_empty(value.shape, dtype=value.dtype) for value in values]
     return made if len(made) > 1 else made[0]
@@ -172,5 +186,14 @@ for _name, _schema in ((NAME, SCHEMA), (NAME_OF_SEVERAL, f"{SCHEMA}[]")):
     _library.define(f"{_name}{_schema}", tags=(torch.Tag.needs_fixed_stride_order,))
     _library.impl(_name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"overlapc::{_name}", _fake, lib=_library)
+
+
+def _zeros(count: int, device: torch.device) -> torch.Tensor:
+    return torch.zeros(count, dtype=torch.int32, device=device)
+
+
+_library.define(f"{COUNTERS}(int count, Device device) -> Tensor")
+_library.impl(COUNTERS, _zeros, "CompositeExplicitAutograd")
+torch.library.register_fake(f"overlapc::{COUNTERS}", _zeros, lib=_library)
 
 OP, SEVERAL = torch.ops.overlapc.linear.default, torch.ops.overlapc.linears.default

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -11,6 +12,7 @@ from overlapc.codegen.linear_choice import linear_spec_for
 from overlapc.codegen.linear_kernel import LinearKernel, build_linear
 from overlapc.codegen.linear_spec import MOST_RESULTS, MOST_WEIGHTS, LinearSpec
 from overlapc.codegen.lowering import Lowered
+from overlapc.codegen.relaunching import Launched
 from overlapc.errors import KernelError
 from overlapc.runtime.kernels import lowered_program
 from overlapc.runtime.norming import Norm, unnormed
@@ -19,8 +21,11 @@ from overlapc.runtime.program import Program
 from overlapc.runtime.widening import Loaded, loaded
 
 Tensors = Sequence[torch.Tensor]
-Run = Callable[[Tensors], torch.Tensor | list[torch.Tensor]]
-"""From operands to the result, or to each of several."""
+Run = Callable[[Tensors, torch.Tensor | None, int], Any]
+"""From operands to the result, or to each of several. CTAs that share a k count in a tensor of
+zeros, from an element on, and leave zeros; without one it is made."""
+Start = Callable[[Tensors, torch.Tensor | None, int], tuple[Any, Run]]
+"""Like a run; gives what is quicker for operands that lie just as these do as well."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,19 @@ class LoweredLayer:
         """What each result's epilogue reads."""
         return [[operands[index] for index in one.operands] for one in self.lowered]
 
+    def order(self, operands: int) -> list[int]:
+        """Which operand each tensor of a launch is, in the order in which a kernel takes them; of
+        those that are none every C comes first behind the operands, then parts and arrivals."""
+        pairs = list(zip(self.loaded, self.lowered, strict=True))
+        weights = [
+            index for its, one in pairs for w in (one.b, *one.others)
+            for index in (w, *its.beside(w))
+        ]  # fmt: skip
+        outs, more = operands, operands + len(self.lowered)
+        inputs = [index for one in self.lowered for index in one.operands]
+        gain = [self.norm.gain] if self.norm and self.norm.gain is not None else []
+        return [self.lowered[0].a, *weights, *range(outs, more), *inputs, *gain, more, more + 1]
+
 
 def lowered_layer(program: Program, operands: Tensors) -> LoweredLayer:
     """Return a layer as one kernel's, which widens its weights; ``KernelError`` where it is not.
@@ -122,24 +140,26 @@ def linear_kernel_spec(
     return spec, its
 
 
-def by_kernel(spec: LinearSpec, its: LoweredLayer) -> Run:
-    """Return a run of the whole program by its kernel; it loads and launches at the first call."""
+def by_kernel(spec: LinearSpec, its: LoweredLayer) -> Start:
+    """Return how the whole program is run by its kernel; it loads and launches at the first call.
+
+    KernelError where Triton cannot.
+    """
     from triton.errors import TritonError
 
     kernel = build_linear(spec)
-    out = getattr(torch, spec.out)
 
-    def run(operands: Tensors) -> torch.Tensor | list[torch.Tensor]:
+    def start(operands: Tensors, counters: torch.Tensor | None, first: int) -> tuple[Any, Run]:
         x, weights = its.x(operands), its.weights(operands)
-        sizes = [weight.shape[1] for weight in weights[:: spec.weights]]
-        outs = [torch.empty((len(x), n), dtype=out, device=x.device) for n in sizes]
-        parts, arrivals = _workspace(kernel, sizes, x.device)
+        space = _Space.of(kernel, [weight.shape[1] for weight in weights[:: spec.weights]])
+        outs, parts = space.results(x), space.parts(x)
+        arrivals = space.arrivals(x, counters, first)
+        gain = its.gain(operands)
         try:
             with torch.cuda.device_of(x):  # Triton launches on the current one
-                kernel(
+                launched = kernel(
                     x, weights, outs, inputs=its.inputs(operands), scales=its.scales(operands),
-                    zeros=its.zeros(operands), gain=its.gain(operands), parts=parts,
-                    arrivals=arrivals,
+                    zeros=its.zeros(operands), gain=gain, parts=parts, arrivals=arrivals,
                 )  # fmt: skip
         except TritonError as error:  # it cannot be compiled, or takes too much of the device
             raise KernelError(
@@ -147,20 +167,71 @@ def by_kernel(spec: LinearSpec, its: LoweredLayer) -> Run:
                 where=str(spec),
                 remedy="none is needed: the library computes it",
             ) from error
-        return outs if spec.results > 1 else outs[0]
+        result = outs if spec.results > 1 else outs[0]
+        place = its.norm.gain if its.norm else None
+        is_copied = place is not None and gain is not operands[place]
+        if launched is None or is_copied:
+            return result, lambda *given: start(*given)[0]
+        return result, _again(launched, its, space, len(operands))
+
+    return start
+
+
+def _again(launched: Launched, its: LoweredLayer, space: _Space, count: int) -> Run:
+    """What runs the kernel of a launch on as many operands, which lie as they did then."""
+    order = its.order(count)
+    launch = launched.again(order if space.elements else order[:-2])
+    rows, is_one = order[0], len(space.sizes) == 1
+
+    def run(operands: Tensors, counters: torch.Tensor | None, first: int) -> Any:
+        x = operands[rows]
+        outs = space.results(x)
+        given: list[Any] = [*operands, *outs]
+        if space.elements:
+            # A tensor from an element on takes a microsecond to make, its address does not.
+            has_counters = counters is not None
+            at = counters.data_ptr() + 4 * first if has_counters else space.arrivals(x, None, 0)
+            given += (space.parts(x), at)
+        with torch.cuda.device_of(x):
+            launch(given)
+        return outs[0] if is_one else outs
 
     return run
 
 
-def _workspace(
-    kernel: LinearKernel, sizes: Sequence[int], device: torch.device
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """What a split k needs of its own, made at every call: what a call kept would be of the pool of
-    a CUDA graph, and a graph may be replayed on any stream, beside whatever runs there."""
-    if kernel.spec.splits == 1:
-        return None, None
-    parts = torch.empty(kernel.part_elements(sizes), dtype=torch.float32, device=device)
-    return parts, torch.zeros(kernel.tiles(sizes), dtype=torch.int32, device=device)
+@dataclass(frozen=True)
+class _Space:
+    """What a launch writes to, made at every call: what a call kept would be of the pool of a CUDA
+    graph, and a graph may be replayed on any stream, beside whatever runs there."""
+
+    sizes: tuple[int, ...]
+    """Columns of each result."""
+    dtype: torch.dtype
+    """Of the results."""
+    elements: int
+    """Of parts of a split k; zero where it is not split."""
+    tiles: int
+
+    @classmethod
+    def of(cls, kernel: LinearKernel, sizes: Sequence[int]) -> _Space:
+        elements = kernel.part_elements(sizes) if kernel.spec.splits > 1 else 0
+        dtype = getattr(torch, kernel.spec.out)
+        return cls(tuple(sizes), dtype, elements, kernel.tiles(sizes) if elements else 0)
+
+    def results(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [x.new_empty((len(x), n), dtype=self.dtype) for n in self.sizes]
+
+    def parts(self, x: torch.Tensor) -> torch.Tensor | None:
+        return x.new_empty(self.elements, dtype=torch.float32) if self.elements else None
+
+    def arrivals(
+        self, x: torch.Tensor, counters: torch.Tensor | None, first: int
+    ) -> torch.Tensor | None:
+        if not self.elements:
+            return None
+        if counters is not None:
+            return counters[first : first + self.tiles]
+        return x.new_zeros(self.tiles, dtype=torch.int32)
 
 
 def _unlike(what: str) -> KernelError:

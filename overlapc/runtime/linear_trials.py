@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from overlapc.planning.linear import LIBRARY, MOST_ROWS, OURS, Gain, LinearTrial, Regions
-from overlapc.planning.linear_tiles import FLAT, GEMV
+from overlapc.planning.linear_tiles import FLAT, GEMV, MOST_SMS
 from overlapc.planning.ratios import median_ratio, paired_ratios
 from overlapc.runtime.execution import fill, function, overload
 from overlapc.runtime.linear import OP, SEVERAL
@@ -74,7 +74,7 @@ class LinearTrials:
             if rows > MOST_ROWS[way]:
                 continue
             spec = LayerSpec(self.program, ONLY[way], f"trial of {way}")
-            calls, run = calls_of(spec.site), _by_op(spec.text())
+            calls, run = calls_of(spec.site), _by_op(spec.text(), self._counters)
             before = calls[way]
             run(operands)
             if calls[way] > before:
@@ -103,6 +103,14 @@ class LinearTrials:
         ]
 
     @cached_property
+    def _counters(self) -> torch.Tensor | None:
+        """As a graph has them, which makes them once for all its layers."""
+        if self.device.type == "cpu":
+            return None
+        count = MOST_SMS + len(self.program.kept)
+        return torch.zeros(count, dtype=torch.int32, device=self.device)
+
+    @cached_property
     def _weights(self) -> tuple[int, ...]:
         return weights_of(self.program)
 
@@ -124,10 +132,10 @@ class LinearTrials:
         return made.copy_(scale * torch.randn(like.shape, device=self.device))
 
 
-def _by_op(text: str) -> Call:
+def _by_op(text: str, counters: torch.Tensor | None) -> Call:
     """As a graph calls it: what torch's dispatcher takes counts."""
     op = OP if len(LayerSpec.parse(text).program.kept) == 1 else SEVERAL
-    return lambda operands: op(list(operands), text)
+    return lambda operands: op(list(operands), text, counters)
 
 
 def graph_of(program: Program) -> fx.GraphModule:

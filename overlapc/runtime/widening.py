@@ -166,6 +166,12 @@ class Loaded:
         its = self._of(weight)
         return its.zeros(given) if its else None
 
+    def beside(self, weight: int) -> list[int]:
+        """Which operands are the scales and the zero points of a weight, as far as it has any."""
+        its = self._of(weight)
+        found = (its.scale, its.zero) if its else ()
+        return [one.operand for one in found if one is not None]
+
     def _of(self, weight: int) -> Held | None:
         return next((one for one in self.held if one.operand == weight), None)
 

@@ -12,6 +12,7 @@ from benchmarks.gpu_worker import attempt
 from overlapc.planning.linear import Regions
 from overlapc.planning.target import Target
 
+COMPILED = gpu_model.compiled
 TOY = {
     "num_hidden_layers": 1,
     "hidden_size": 64,
@@ -26,13 +27,14 @@ TOY = {
 def toy(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     changes = {"SHAPE": TOY, "PROMPT": 5, "STEPS": 2, "DEVICE": "cpu", "MOST_ROUNDS": 7,
-               "CALIBRATION_SECONDS": 0.1, "DTYPE": torch.float32, "BATCHES": (2,)}  # fmt: skip
+               "LINEAR_SECONDS": 0.1, "SPEED_SECONDS": 0.1, "DTYPE": torch.float32,
+               "BATCHES": (2,)}  # fmt: skip
     for name, value in changes.items():
         monkeypatch.setattr(gpu_model, name, value)
     monkeypatch.setattr("overlapc.runtime.linear_trials.COLD_BYTES", 1)
-    gpu_model.decoder.cache_clear()
     yield
-    gpu_model.decoder.cache_clear()
+    for made in (gpu_model.model, gpu_model.decoder, COMPILED):
+        made.cache_clear()
     torch._dynamo.reset()
 
 
@@ -68,13 +70,16 @@ def test_every_row_of_a_run_is_measured(toy):
         done[row.table].append(attempt(row))
     assert not [row for found in done.values() for row in found if "error" in row]
     assert max(row["off by"] for row in done[SPEED]) < 1e-5
-    assert len(done[SPEED]) == len(WAYS)
+    assert [row["row"] for row in done[SPEED]] == [f"batch 2, {name}" for name in reversed(WAYS)]
+    sites = {row["row"]: row["sites"] for row in done[SPEED]}
+    assert "linear" in sites["batch 2, overlapc, both"]
+    assert "linear" not in sites["batch 2, overlapc, attention"]
     assert list(tables(done, target)) == [SPEED, TABLE_ROWS]
 
 
 @pytest.mark.long
-def test_the_table_is_of_every_layer_of_a_step(toy, monkeypatch):
+def test_the_table_is_of_every_layer_of_a_step(toy, monkeypatch, tmp_path):
     monkeypatch.setattr("overlapc.linear_tuning.choose", lambda trials: Regions(1, 1, 3))
-    row = calibrate(Deadline.after(0.1), 2)
+    row = calibrate(Deadline.after(0.1), 2, str(tmp_path))
     assert row["layers"] >= 5
     assert "flat 1..2 rows" in row["found"]

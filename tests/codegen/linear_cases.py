@@ -131,6 +131,7 @@ def op(rows: int, pair: bool, layout: str) -> tuple[float, dict[str, int], dict[
     Programs of kernels run in the interpreter; of the device only the names are pretended.
     """
     from overlapc.planning.linear import FORCED
+    from overlapc.planning.linear_tiles import most_counters
     from overlapc.runtime import linear, machine
     from overlapc.runtime.linear_spec import LayerSpec
     from overlapc.runtime.ops import by_library_of, calls_of
@@ -153,7 +154,11 @@ def op(rows: int, pair: bool, layout: str) -> tuple[float, dict[str, int], dict[
     ]
     program = Program((ROWS, WHOLE, WHOLE, ROWS), tuple(steps), None, (v(4),))
     spec = LayerSpec(program, FORCED, f"op {rows} {pair} {layout}")
-    found = linear.OP(operands, spec.text())
+    counters = torch.full((4 + most_counters([n]) + 4,), 7, dtype=torch.int32)
+    counters[4:-4] = 0
+    before = counters.clone()
+    found = linear.OP(operands, spec.text(), counters, 4)
+    assert torch.equal(counters, before), "others' counters are touched, or own ones not zero again"
     a, first, second, more = (tensor.double() for tensor in operands)
     gate = torch.nn.functional.silu(a @ first)
     wanted = gate * (a @ second if pair else -gate) + more

@@ -238,7 +238,7 @@ FLAT_MUTANTS = {
 }  # fmt: skip
 """Of a split pair."""
 GEMV_MUTANTS = {
-    "the first row twice": ("tl.load(x + stride_xm + k", "tl.load(x + k"),
+    "the first row twice": ("factors(x + stride_xm + k", "factors(x + k"),
     "no mask along k": ("k_inside = k < end - start", "k_inside = k < end - start + BLOCK_K"),
     "no step of the weight": ("        w += BLOCK_K * weight[1]\n", ""),
     "the second weight is the first": ("x, other, gain, rows_left", "x, weight, gain, rows_left"),

@@ -25,7 +25,15 @@ from overlapc.planning.linear import (
     most_rows,
 )
 from overlapc.planning.linear_table import LinearTable, Machine, table_path
-from overlapc.planning.linear_tiles import FLAT, GEMV, LinearTile, splits_for, tile_for
+from overlapc.planning.linear_tiles import (
+    CONFIGURATIONS,
+    FLAT,
+    GEMV,
+    LinearTile,
+    most_counters,
+    splits_for,
+    tile_for,
+)
 from overlapc.planning.target import Target
 
 HERE = Machine("cuda", "NVIDIA H200, 132 SMs", "torch 2.13.0, triton 3.7.1")
@@ -242,6 +250,21 @@ def test_splits_fill_the_device_and_keep_the_pipeline(n, k, sms):
     assert splits == 1 or tiles * splits // 2 < sms
     is_full = tiles * splits >= sms or splits == 16 or steps // (2 * splits) < tile.stages
     assert is_full
+
+
+TILES = [tile for tiles in CONFIGURATIONS.values() for tile in tiles.values()]
+
+
+@given(
+    st.lists(st.integers(1, 1 << 17), min_size=1, max_size=3), st.integers(1, 1 << 15),
+    st.integers(1, 400), st.sampled_from(TILES),
+)  # fmt: skip
+def test_there_is_a_counter_for_every_tile_that_shares_its_k(columns, k, sms, tile):
+    """Those of the next layer begin behind, in whole vectors of 16 bytes."""
+    count = most_counters(columns)
+    assert count % 4 == 0
+    if splits_for(tile, sum(columns), k, sms) > 1:
+        assert sum(-(-n // tile.block_n) for n in columns) <= count
 
 
 @pytest.mark.parametrize("architecture", ["", "sm_75", "gfx", "sm_x"])

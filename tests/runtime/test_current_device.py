@@ -75,7 +75,7 @@ def linear_layer(launch, monkeypatch):
         x=lambda _: x, weights=lambda _: [weight], inputs=lambda _: [[]], scales=lambda _: [],
         zeros=lambda _: [], gain=lambda _: None,
     )  # fmt: skip
-    linear_kernels.by_kernel(spec, its)([x, weight])
+    linear_kernels.by_kernel(spec, its)([x, weight], None, 0)
 
 
 @pytest.mark.parametrize(

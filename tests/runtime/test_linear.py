@@ -106,7 +106,11 @@ def test_in_a_capture_nothing_is_loaded(monkeypatch):
 def test_what_triton_compiles_anew_was_not_loaded(monkeypatch, loaded):
     """In a capture it would be compiled; of the same kind of rows it runs."""
     monkeypatch.setattr("overlapc.runtime.machine.architecture_of", lambda device: "sm_90")
-    monkeypatch.setattr(linear, "by_kernel", lambda *_: lambda given: given[0] @ given[1])
+
+    def started(given, *_):
+        return given[0] @ given[1], lambda given, *_: given[0] @ given[1]
+
+    monkeypatch.setattr(linear, "by_kernel", lambda *_: started)
     x, w, longer = (torch.randn(*s).bfloat16() for s in ((5, 160), (160, N), (4 * 161,)))
     other = {
         "": x[:4],
@@ -125,7 +129,7 @@ def test_a_kernel_that_fails_leaves_its_calls_to_the_library(monkeypatch):
     tried = []
 
     def fails(*arguments):
-        def run(given):
+        def run(given, *_):
             tried.append(given)
             raise KernelError("out of shared memory", where="here", remedy="none")
 
