@@ -47,8 +47,8 @@ class Shape:
 LAYERS = {
     "Llama-3 8B gate, up": Shape((14336,), 4096, weights=2),
     "Llama-3 8B down": Shape((4096,), 14336),
-    "Llama-3 8B qkv": Shape((6144,), 4096),
-    "Llama-3 8B o": Shape((4096,), 4096),
+    "Llama-3 8B, Qwen3-8B qkv": Shape((6144,), 4096),
+    "Llama-3 8B, Qwen3-8B o": Shape((4096,), 4096),
     "Llama-3 8B q, k, v": Shape((4096, 1024, 1024), 4096),
     "Llama-3 8B norm, q, k, v": Shape((4096, 1024, 1024), 4096, is_normed=True),
     "Llama-3 8B norm, gate, up": Shape((14336,), 4096, weights=2, is_normed=True),
@@ -58,6 +58,8 @@ LAYERS = {
     "Llama-3 70B down": Shape((8192,), 28672),
     "Llama-3 70B qkv": Shape((10240,), 8192),
     "Llama-3 70B o": Shape((8192,), 8192),
+    "Qwen3-32B qkv": Shape((10240,), 5120),
+    "Qwen3-32B o": Shape((5120,), 8192),
     "Qwen3-8B gate, up": Shape((12288,), 4096, weights=2),
     "Qwen3-8B down": Shape((4096,), 12288),
     "Llama-3 8B head": Shape((128256,), 4096),
@@ -181,6 +183,8 @@ def speed(deadline: Deadline, layer: str, rows: int, read: float) -> dict[str, A
     row["library us"] = 1e6 * trial.library_seconds
     for gain in trial.gains:
         row[f"{gain.implementation} of library"] = [gain.median, gain.low, gain.high]
+    for gain in trial.launched or ():
+        row[f"{gain.implementation}, launched, of GEMMs"] = [gain.median, gain.low, gain.high]
     if best is not None:
         rate = bytes_read * best.median / trial.library_seconds
         row["TB/s"] = rate / 1e12

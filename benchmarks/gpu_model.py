@@ -110,8 +110,9 @@ def model() -> Any:
 def _config() -> Any:
     from transformers import LlamaConfig
 
-    named: dict[str, Any] = {"max_position_embeddings": PROMPT + STEPS}
-    return LlamaConfig(**SHAPE, **named, attn_implementation="sdpa")
+    longest = PROMPT + STEPS
+    named: dict[str, Any] = {"max_position_embeddings": longest, "attn_implementation": "sdpa"}
+    return LlamaConfig(**SHAPE, **named)
 
 
 @lru_cache(maxsize=len(BATCHES))

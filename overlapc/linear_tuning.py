@@ -13,10 +13,11 @@ from overlapc.explaining import compilations_of
 from overlapc.passes.base import Layer
 from overlapc.planning.linear import (
     MEASURED_ROWS,
+    Gain,
     LinearEntry,
     LinearProblem,
     LinearTrial,
-    choose,
+    entry_of,
 )
 from overlapc.planning.linear_table import LinearTable, table_path
 from overlapc.runtime.linear_tables import table_for
@@ -67,7 +68,7 @@ def calibrate_linears(
         if progress:
             progress(layer.problem.text("~"), index / len(layers))
         trials = tuple(measure(layer, m, share) for m in counts)
-        entries.append(LinearEntry(layer.problem, choose(trials), trials))
+        entries.append(entry_of(layer.problem, trials))
     table = _known(device).with_entries(tuple(entries))
     if save:
         table.save(table_path(table.machine))
@@ -97,11 +98,22 @@ def _known(device: torch.device) -> LinearTable:
 
 def describe(entry: LinearEntry) -> str:
     """Return a problem, its regions, and what was measured, as lines of text."""
-    lines = [f"{entry.problem.text('~')}: {entry.regions}"]
+    lines = [f"{entry.problem.text('~')}: {_told(entry)}"]
     for trial in entry.trials:
-        gains = ", ".join(
-            f"{g.implementation} {g.median:.2f}x [{g.low:.2f}, {g.high:.2f}]" for g in trial.gains
-        )
-        said = f"library {1e6 * trial.library_seconds:.1f} us; {gains or 'nothing else ran'}"
+        gains = _listed(trial.gains) or "nothing else ran"
+        said = f"library {1e6 * trial.library_seconds:.1f} us; {gains}"
+        said += f"; launched one by one {_listed(trial.launched)}" if trial.launched else ""
         lines.append(f"  {trial.rows:3} rows: {said}")
     return "\n".join(lines)
+
+
+def _told(entry: LinearEntry) -> str:
+    if entry.launched is None or entry.launched == entry.regions:
+        return str(entry.regions)
+    return f"in CUDA graphs {entry.regions}; launched one by one {entry.launched}"
+
+
+def _listed(gains: Sequence[Gain]) -> str:
+    return ", ".join(
+        f"{g.implementation} {g.median:.2f}x [{g.low:.2f}, {g.high:.2f}]" for g in gains
+    )

@@ -25,7 +25,7 @@ from overlapc.graphs.nodes import tensor_facts, where
 from overlapc.graphs.normed_linears import with_norm
 from overlapc.graphs.replacing import replace_linear
 from overlapc.passes.base import Compilation, Fuel, Layer
-from overlapc.planning.linear import FORCED, LinearProblem, Regions, most_rows
+from overlapc.planning.linear import FORCED, LIBRARY, LinearProblem, Regions, most_rows
 from overlapc.planning.linear_table import LinearTable
 from overlapc.reporting.records import Site
 from overlapc.runtime import linear  # registers torch.ops.overlapc.linear
@@ -205,14 +205,23 @@ def decide(found: Linear | Refusal, table: LinearTable | str, choice: str) -> Ve
     rows = found.gemms[0].m
     if entry is None:
         return _not_measured(found)
-    regions = entry.regions
-    if regions.is_empty or (found.is_static and regions.implementation(rows) == "library"):
+    regions = entry.regions_of(in_graphs=bool(inductor_config.triton.cudagraphs))
+    if _leaves(regions, found):
         at = f"at {rows} rows" if not regions.is_empty else "at any row count"
-        return Verdict("kept", "library", f"Nothing was measured to beat the library {at}.")
+        reason = f"Nothing was measured to beat the library {at}"
+        if not _leaves(entry.regions, found):
+            reason += " where a host launches each call; in CUDA graphs something did"
+        return Verdict("kept", "library", f"{reason}.")
     if tuned := [name for name in TUNES if getattr(inductor_config, name)]:
         reason = f"It was measured against Inductor without {' and '.join(tuned)}, and won then."
         return Verdict("kept", "autotuned", reason)
     return Verdict("rewritten", "measured", f"Measured here: {regions}.", regions)
+
+
+def _leaves(regions: Regions, layer: Linear) -> bool:
+    """Whether the library computes a layer at every row count with which it may be called."""
+    (gemm, *_) = layer.gemms
+    return regions.is_empty or (layer.is_static and regions.implementation(gemm.m) == LIBRARY)
 
 
 def _not_measured(layer: Linear) -> Verdict:

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import overlapc
 from overlapc import cli
 from overlapc.cli import callables
 from overlapc.errors import ProblemError
 from overlapc.linear_tuning import calibrate_linears, describe, layers_of
-from overlapc.planning.linear import LIBRARY, MEASURED_ROWS, Gain, LinearTrial, Regions
+from overlapc.planning.linear import (
+    LIBRARY,
+    MEASURED_ROWS,
+    Gain,
+    LinearTrial,
+    Regions,
+    entry_of,
+)
 from overlapc.planning.linear_table import LinearTable, table_path
 from overlapc.planning.linear_tiles import FLAT, GEMV
 from overlapc.runtime.linear_spec import LayerSpec
-from overlapc.runtime.linear_trials import LinearTrials
+from overlapc.runtime.linear_trials import LinearTrials, products_of
 from overlapc.runtime.machine import this_machine
 from overlapc.runtime.ops import calls_of
 from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
+from tests.passes.linear_spellings import READ
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +124,49 @@ def test_a_trial_compares_all_ways_with_the_library_on_other_weights_each():
     assert trials.trial(8, 1.0).gain(GEMV) is None
 
 
+def test_a_trial_compares_what_a_host_launches_with_the_gemms_alone():
+    (layer, *_) = layers_of(*model_and_inputs())
+    trials = LinearTrials(layer.spec, layer.operands, torch.device("cpu"), lambda *_: 1.0)
+    assert trials.trial(2, 1.0).launched is None
+    before = calls_of("trial of flat").total()
+
+    def launching(run, operands):
+        result = run(operands[0])
+        return 4.0 if result is None else 2.0  # the products give nothing
+
+    trials.launching = launching
+    found = trials.trial(2, 1.0)
+    assert [(g.implementation, g.low) for g in found.launched] == [(GEMV, 2.0), (FLAT, 2.0)]
+    assert all(gain.low == 1.0 for gain in found.gains)
+    assert calls_of("trial of flat").total() > before
+
+
+@pytest.mark.parametrize("name", ["linear", "mlp", "qkv", "normed_qkv", "int8_up", "fp8_turned"])
+def test_the_gemms_of_a_layer_alone(name):
+    """Each by its weight as [k, n], whatever the graph does around it."""
+    function, inputs, _ = READ[name]
+    for layer in layers_of(function, inputs):
+        trials = LinearTrials(layer.spec, layer.operands, torch.device("cpu"), lambda *_: 1.0)
+        with Counting() as counted:
+            products_of(layer.spec.program)(trials._operands(3)[0])
+        problem = layer.problem
+        columns = [problem.n] * problem.weights + list(problem.more)
+        assert counted.shapes == [(3, problem.k, n) for n in columns]
+
+
+class Counting(TorchDispatchMode):
+    """Remembers the sizes of GEMMs."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        if op is torch.ops.aten.mm.default:
+            self.shapes.append((*args[0].shape, args[1].shape[1]))
+        return op(*args, **(kwargs or {}))
+
+
 @torch._dynamo.config.patch(recompile_limit=1)
 def test_the_peer_of_a_whole_layer_is_one_graph(monkeypatch):
     """Fused by Inductor as the graph would be: of several programs in turn, past any limit."""
@@ -167,3 +221,5 @@ def test_a_description_tells_regions_and_spread():
     lines = describe(table.entries[0]).splitlines()
     assert lines[0].endswith("flat 1..1 rows, else the library")
     assert "flat 1.20x [1.10, 1.30]" in lines[1]
+    lines = describe(entry_of(table.entries[0].problem, [replace(trial, launched=())])).splitlines()
+    assert lines[0].endswith("launched one by one the library at every row count")

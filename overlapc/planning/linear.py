@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from overlapc.planning.linear_tiles import DTYPES, FLAT, FLAT_MOST, GEMV, GEMV_MOST
 from overlapc.planning.problem import SENT_BYTES
@@ -147,6 +147,9 @@ class LinearTrial:
     """Median."""
     gains: tuple[Gain, ...]
     """Of those implementations that could run."""
+    launched: tuple[Gain, ...] | None = None
+    """Where a host launches each call, over what a library's GEMMs alone take then; None where that
+    is how all was measured."""
 
     def __post_init__(self) -> None:
         if self.rows < 1 or not self.library_seconds > 0:
@@ -199,4 +202,23 @@ class LinearEntry:
 
     problem: LinearProblem
     regions: Regions
+    """On a GPU: in CUDA graphs, in which launches cost no time of a host."""
     trials: tuple[LinearTrial, ...]
+    launched: Regions | None = None
+    """Where a host launches each call; None where that makes no difference."""
+
+    def regions_of(self, *, in_graphs: bool) -> Regions:
+        """What holds in CUDA graphs, or where a host launches each call."""
+        return self.regions if in_graphs or self.launched is None else self.launched
+
+    @property
+    def is_empty(self) -> bool:
+        """The library computes every row count, however it is called."""
+        return self.regions.is_empty and (self.launched is None or self.launched.is_empty)
+
+
+def entry_of(problem: LinearProblem, trials: Sequence[LinearTrial]) -> LinearEntry:
+    """What the trials of a problem, whose row counts rise, speak for."""
+    launched = [replace(t, gains=t.launched) for t in trials if t.launched is not None]
+    alone = choose(launched) if launched else None
+    return LinearEntry(problem, choose(trials), tuple(trials), alone)

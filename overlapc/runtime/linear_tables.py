@@ -43,7 +43,7 @@ def _hash(said: list[list[str]]) -> str:
 
 
 def _said(entries: Iterable[LinearEntry]) -> list[str]:
-    return sorted(f"{entry.problem} {entry.regions}" for entry in entries)
+    return sorted(f"{entry.problem} {entry.regions} {entry.launched}" for entry in entries)
 
 
 def _problems(device: str) -> list[str]:
@@ -64,7 +64,7 @@ def _entries(device: str) -> tuple[LinearEntry, ...]:
 
 
 def _not_left_to_the_library(device: str) -> list[str]:
-    return _said(entry for entry in _entries(device) if not entry.regions.is_empty)
+    return _said(entry for entry in _entries(device) if not entry.is_empty)
 
 
 def choices(digest: str, linear: str, softmax: str = "off") -> str:

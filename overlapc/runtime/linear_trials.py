@@ -18,6 +18,7 @@ from overlapc.planning.ratios import median_ratio, paired_ratios
 from overlapc.runtime.execution import fill, function, overload
 from overlapc.runtime.linear import OP, SEVERAL
 from overlapc.runtime.linear_spec import LayerSpec
+from overlapc.runtime.norming import GEMMS as ROWS_OF
 from overlapc.runtime.norming import unnormed
 from overlapc.runtime.ops import calls_of
 from overlapc.runtime.parts import parts_of
@@ -27,6 +28,8 @@ from overlapc.runtime.widening import loaded
 COLD_BYTES = 512 << 20
 """Of weights that are read in turn: several times the last cache of any device here."""
 MOST_COPIES = 64
+LEAST_CALLS = 16
+"""Between two synchronisations, where a host launches each."""
 FEWEST_ROUNDS, MOST_ROUNDS = 9, 41
 """Below six no 95 % interval exists; above, the interval hardly narrows. Chosen."""
 
@@ -50,22 +53,36 @@ class LinearTrials:
     ) -> None:
         """``like`` are tensors without content like the op's operands."""
         self.program, self.like, self.device = spec.program, list(like), device
-        self.clock = clock or (on_device if device.type == "cuda" else on_host)
+        has_graphs = device.type == "cuda" and clock is None
+        self.clock = clock or (on_device if has_graphs else on_host)
+        self.launching = one_by_one if has_graphs else None
 
     def trial(self, rows: int, seconds: float) -> LinearTrial:
         """Compare all ways with the library at one row count, for about so many seconds."""
         runs = self._runs(rows)
+        share = seconds if self.launching is None else seconds / 2
+        times = self._times(runs, rows, self.clock, share)
+        library = sorted(times[LIBRARY])[len(times[LIBRARY]) // 2]
+        launched = None
+        if self.launching is not None:
+            alone = {**runs, LIBRARY: products_of(self.program)}
+            launched = tuple(_gains(self._times(alone, rows, self.launching, share)))
+        return LinearTrial(rows, library, tuple(_gains(times)), launched)
+
+    def _times(
+        self, runs: Mapping[str, Call], rows: int, clock: Clock, seconds: float
+    ) -> dict[str, list[float]]:
+        """Seconds of a call of each run in every round."""
         operands = self._operands(rows)
-        once = {name: self.clock(run, operands) for name, run in runs.items()}  # warms up as well
+        once = {name: clock(run, operands) for name, run in runs.items()}  # warms up as well
         turn = len(operands) * sum(once.values())
         rounds = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(seconds / turn) if turn else MOST_ROUNDS))
         times: dict[str, list[float]] = {name: [] for name in runs}
         order = random.Random(rows)
         for _ in range(rounds):
             for name in order.sample(list(runs), len(runs)):
-                times[name].append(self.clock(runs[name], operands))
-        library = sorted(times[LIBRARY])[rounds // 2]
-        return LinearTrial(rows, library, tuple(_gains(times)))
+                times[name].append(clock(runs[name], operands))
+        return times
 
     def _runs(self, rows: int) -> dict[str, Call]:
         runs: dict[str, Call] = {LIBRARY: self._peer}
@@ -160,6 +177,22 @@ def weights_of(program: Program) -> tuple[int, ...]:
     return tuple(dict.fromkeys(ref.index for ref in found))
 
 
+def products_of(program: Program) -> Call:
+    """The GEMMs of a program alone: what a library has to do at least, whatever is fused around
+    them; to call a compiled graph for each layer would cost a host more than a model's does."""
+    (part, *_) = parts_of(program)
+    step = next(s for s in loaded(unnormed(part)[0]).program.steps if s.op in ROWS_OF)
+    left, weights = step.args[ROWS_OF[step.op]].index, weights_of(program)
+
+    def run(operands: Sequence[torch.Tensor]) -> None:
+        x = operands[left]
+        for index in weights:
+            w = operands[index].to(x.dtype)
+            torch.mm(x, w if len(w) == x.shape[1] else w.t())
+
+    return run
+
+
 def _gains(times: Mapping[str, Sequence[float]]) -> list[Gain]:
     found = []
     for way in OURS:
@@ -176,6 +209,18 @@ def on_host(run: Call, operands: Sequence[Sequence[torch.Tensor]]) -> float:
     for given in operands:
         run(given)
     return (time.perf_counter() - start) / len(operands)
+
+
+def one_by_one(run: Call, operands: Sequence[Sequence[torch.Tensor]]) -> float:
+    """Seconds of a call where a host launches each: the longer of what it and the device take."""
+    turns = max(1, LEAST_CALLS // len(operands))
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(turns):
+        for given in operands:
+            run(given)
+    torch.cuda.synchronize()
+    return (time.perf_counter() - start) / (turns * len(operands))
 
 
 def on_device(run: Call, operands: Sequence[Sequence[torch.Tensor]]) -> float:

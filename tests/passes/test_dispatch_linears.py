@@ -60,8 +60,9 @@ def test_what_is_read(name, explained, golden):
 
 def stored(problems_of, regions, **changes):
     """Store a table in which every problem has the same regions."""
+    launched = changes.pop("launched", None)
     machine = replace(this_machine("cpu"), **changes)
-    entries = (LinearEntry(layer.problem, regions, ()) for layer in problems_of)
+    entries = (LinearEntry(layer.problem, regions, (), launched) for layer in problems_of)
     LinearTable(machine, tuple(entries)).save(table_path(machine))
 
 
@@ -170,6 +171,17 @@ def test_what_was_measured_against_says_nothing_of_what_inductor_tunes(explained
         report, changes = changed(explained, mlp, *mlp_inputs())
     decision = "kept" if config else "rewritten"
     assert (said(report), changes) == ([(decision, code)] * 3, not config)
+
+
+@pytest.mark.parametrize("in_graphs", [True, False])
+def test_what_wins_in_cuda_graphs_alone_is_taken_there_alone(explained, in_graphs):
+    stored(layers_of(mlp, mlp_inputs()), Regions(1, 3, 9), launched=Regions(4, 4, 9))
+    assert choices("digest", "auto") != "digest"
+    with torch._inductor.config.patch({"triton.cudagraphs": in_graphs}):
+        report, changes = changed(explained, mlp, *mlp_inputs())
+    wanted = ("rewritten", "measured") if in_graphs else ("kept", "library")
+    assert (said(report), changes) == ([wanted] * 3, in_graphs)
+    assert in_graphs or "in CUDA graphs something did" in report.sites[0].reason
 
 
 def int8_two_columns(x, w, scale):

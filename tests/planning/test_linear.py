@@ -22,6 +22,7 @@ from overlapc.planning.linear import (
     LinearTrial,
     Regions,
     choose,
+    entry_of,
     most_rows,
 )
 from overlapc.planning.linear_table import LinearTable, Machine, table_path
@@ -50,10 +51,12 @@ def gains(draw, implementation):
 @st.composite
 def some_trials(draw):
     rows = draw(st.lists(st.sampled_from(MEASURED_ROWS), unique=True, max_size=len(MEASURED_ROWS)))
-    return [
-        LinearTrial(m, 1e-5, tuple(draw(gains(way)) for way in OURS if draw(st.booleans())))
-        for m in sorted(rows)
-    ]
+
+    def found():
+        return tuple(draw(gains(way)) for way in OURS if draw(st.booleans()))
+
+    is_launched = draw(st.booleans())
+    return [LinearTrial(m, 1e-5, found(), found() if is_launched else None) for m in sorted(rows)]
 
 
 regions = st.lists(st.integers(1, 80), min_size=3, max_size=3).map(lambda x: Regions(*sorted(x)))
@@ -67,7 +70,7 @@ problems = st.builds(
     held=st.sampled_from(["", "int8"]),
     epilogue=st.sampled_from(["", "silu mul"]),
 )
-entries = st.builds(LinearEntry, problems, regions, some_trials().map(tuple))
+entries = st.builds(entry_of, problems, some_trials())
 
 
 @given(regions)
@@ -139,6 +142,20 @@ def test_a_low_end_below_the_gain_does_not_win():
     """The mutant that goes by medians takes it."""
     noisy = LinearTrial(1, 1e-5, (Gain(FLAT, 0.9, 1.5, 2.0),))
     assert choose([noisy]).is_empty
+
+
+def test_a_host_that_launches_each_call_has_regions_of_its_own():
+    """The mutant that takes those of CUDA graphs runs what a host launches too slowly."""
+    gains = (Gain(FLAT, 1.5, 1.5, 1.5),)
+    slow = (Gain(FLAT, 0.5, 0.5, 0.5),)
+    trials = [LinearTrial(m, 1e-5, gains, gains if m > 1 else slow) for m in (1, 2, 3)]
+    entry = entry_of(PROBLEM, trials)
+    assert entry.regions_of(in_graphs=True) == Regions(1, 1, 4)
+    assert entry.regions_of(in_graphs=False) == Regions(2, 2, 4)
+    same = entry_of(PROBLEM, [replace(one, launched=None) for one in trials])
+    assert same.regions_of(in_graphs=False) == Regions(1, 1, 4)
+    none = entry_of(PROBLEM, [replace(one, gains=slow, launched=slow) for one in trials])
+    assert (entry.is_empty, none.is_empty) == (False, True)
 
 
 @settings(deadline=None, max_examples=30)
