@@ -62,27 +62,50 @@ class Kernel:
         """
         spec = self.spec
         inputs = tuple(inputs) if bias is None else (*inputs, bias)
-        self._check(a, b, c, inputs)
+        self._check(a, b, inputs)
+        self._check_result(c, a.shape[0], b.shape[1])
         if spec.signals and (bands is None or counters is None):
             raise self._error("a kernel that signals needs its bands and counters")
         if ctas < 1:
             raise self._error(f"{ctas} CTAs cannot compute anything")
-        (m, k), n = a.shape, b.shape[1]
+        m, n = a.shape[0], b.shape[1]
         if m == 0 or n == 0:
             return None
         ctas = min(ctas, self.tiles(m, n))
+        arguments = self._arguments(a, b, c, inputs, bands, counters, ctas)
+        return self.module.KERNEL[(ctas,)](*arguments, **self._constants())
+
+    def compile(self, a: Tensor, b: Tensor, inputs: Sequence[Tensor] = ()) -> None:
+        """Have Triton compile what calls with such operands launch; nothing is launched.
+
+        KernelError where they do not fit, as by a call.
+        """
+        import torch
+
+        self._check(a, b, inputs)
+        c = a.new_empty(1, dtype=getattr(torch, self.spec.out))
+        table = a.new_empty(1, dtype=torch.int32) if self.spec.signals else None
+        arguments = self._arguments(a, b, c, inputs, table, table, 1)
+        self.module.KERNEL.warmup(*arguments, grid=(1,), **self._constants())
+
+    def _arguments(
+        self, a: Tensor, b: Tensor, c: Tensor, inputs: Sequence[Tensor],
+        bands: Tensor | None, counters: Tensor | None, ctas: int,
+    ) -> tuple[Any, ...]:  # fmt: skip
         operands: tuple[Any, Any] = (a, b)
-        if spec.loads == "descriptors":
+        if self.spec.loads == "descriptors":
             operands = self._descriptors(a, b)
         parts = [
             part
-            for item, tensor in zip(spec.chain.inputs, inputs, strict=True)
+            for item, tensor in zip(self.spec.chain.inputs, inputs, strict=True)
             for part in (tensor, *input_strides(item, tensor))
         ]
-        return self.module.KERNEL[(ctas,)](
-            *operands, c, tuple(parts), bands, counters, m, n, k, *a.stride(), *b.stride(), ctas,
-            **self.module.CONSTANTS, **device_constants(spec), **self.module.OPTIONS,
-        )  # fmt: skip
+        (m, k), n = a.shape, b.shape[1]
+        strides = *a.stride(), *b.stride()
+        return (*operands, c, tuple(parts), bands, counters, m, n, k, *strides, ctas)
+
+    def _constants(self) -> dict[str, Any]:
+        return {**self.module.CONSTANTS, **device_constants(self.spec), **self.module.OPTIONS}
 
     def _descriptors(self, a: Tensor, b: Tensor) -> tuple[Any, Any]:
         from triton.tools.tensor_descriptor import TensorDescriptor
@@ -101,20 +124,24 @@ class Kernel:
             descriptor(b, spec.b, (spec.block_k, spec.block_n)),
         )
 
-    def _check(self, a: Tensor, b: Tensor, c: Tensor, inputs: Sequence[Tensor]) -> None:
+    def _check_result(self, c: Tensor, m: int, n: int) -> None:
         spec = self.spec
-        if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[0]:
-            raise self._error(f"A{list(a.shape)} and B{list(b.shape)} cannot be multiplied")
-        m, n = a.shape[0], b.shape[1]
         if spec.order == "packed":
             whole = self.tiles(m, n) * spec.block_m * spec.block_n
             if tuple(c.shape) != (whole,) or not c.is_contiguous():
                 raise self._error(f"C is not a contiguous [{whole}]")
         elif tuple(c.shape) != (m, n) or not c.is_contiguous():
             raise self._error(f"C is not a contiguous [{m}, {n}]")
-        if any(name_of(operand) != spec.dtype for operand in (a, b)) or name_of(c) != spec.out:
+        if name_of(c) != spec.out:
             raise self._error("the dtypes are not the spec's")
-        self._check_inputs(inputs, m, n)
+
+    def _check(self, a: Tensor, b: Tensor, inputs: Sequence[Tensor]) -> None:
+        spec = self.spec
+        if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[0]:
+            raise self._error(f"A{list(a.shape)} and B{list(b.shape)} cannot be multiplied")
+        if any(name_of(operand) != spec.dtype for operand in (a, b)):
+            raise self._error("the dtypes are not the spec's")
+        self._check_inputs(inputs, a.shape[0], b.shape[1])
         if spec.flatten and a.shape[1] == 0:
             raise self._error("k is 0")
         if spec.even_k and a.shape[1] % spec.block_k:

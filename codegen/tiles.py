@@ -91,7 +91,7 @@ def spec_for(
         even_k=not by_tma and a.shape[1] % tile.block_k == 0,
         precision="fast" if lowered and lowered.fast and dtype in FP8 else "ieee",
         loads="descriptors" if by_tma else "pointers",
-        flatten=a.shape[1] > 0 and _runs_on(chain, tile, architecture, by_tma=by_tma),
+        flatten=a.shape[1] > 0 and _runs_on(chain, stored, tile, architecture, by_tma=by_tma),
         epilogue=str(chain) if chain else "",
     )
 
@@ -120,12 +120,16 @@ def _leaves_registers(
     return is_bare and "strided" not in layouts and (layouts[1] == "col" or even_k)
 
 
-def _runs_on(chain: Epilogue | None, tile: Tile, architecture: str, *, by_tma: bool) -> bool:
-    """Whether registers are left to load the next tile's operands while one is stored."""
+def _runs_on(
+    chain: Epilogue | None, stored: str, tile: Tile, architecture: str, *, by_tma: bool
+) -> bool:
+    """Whether registers, and shared memory for what is stored, are left to load the next tile's
+    operands while one is stored."""
     if architecture.startswith("gfx"):
         return False
     beside = len(chain.calls) - 1 + len(chain.inputs) if chain else 0
-    return sums(tile, architecture) <= SPARING_SUMS or (by_tma and beside <= MOST_BESIDE)
+    is_narrow = by_tma and beside <= MOST_BESIDE and stored != "float32"
+    return sums(tile, architecture) <= SPARING_SUMS or is_narrow
 
 
 def _sparing(tile: Tile, known: Sequence[Tile], architecture: str) -> Tile:

@@ -36,6 +36,24 @@ def configurations(problem: Problem, target: Target) -> tuple[Tile, ...]:
     return tuple(t for t in known if sums(t, target.architecture) <= problem.kernel_sums)
 
 
+def reachable_tiles(problem: Problem, target: Target, schedule: str) -> tuple[Tile, ...]:
+    """The configurations that plans of this GEMM in compiled graphs may have, whatever its rows.
+
+    "auto" takes those alone that won a trial.
+    """
+    known = configurations(problem, target)
+    if schedule == "signaled":
+        return known
+    won = {tuned.tile for tuned in target.tuned if _is_like(tuned.problem, problem)}
+    return tuple(tile for tile in known if tile in won)
+
+
+def _is_like(one: Problem, other: Problem) -> bool:
+    """Whether two problems differ in their rows at most, as far as a kernel is concerned."""
+    same = ("n", "k", "dtype", "collective", "world_size", "kernel_sums")
+    return all(getattr(one, name) == getattr(other, name) for name in same)
+
+
 def signaled_cuts(problem: Problem, target: Target) -> Iterator[Cut]:
     """The best groups of every tile configuration and order."""
     for tile in configurations(problem, target):

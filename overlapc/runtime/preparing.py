@@ -10,6 +10,8 @@ import torch.distributed as dist
 
 from overlapc.planning.problem import COLUMNS, TILES
 from overlapc.planning.schedule import Plan
+from overlapc.planning.signaled import reachable_tiles
+from overlapc.planning.tiles import Tile
 from overlapc.runtime import agreement, checking, comparing, program
 from overlapc.runtime.agreement import Cut
 from overlapc.runtime.column_producers import ColumnProducer
@@ -114,7 +116,11 @@ def assemble(chain: Chain, operands: Operands, deal: Dealing, cut: Cut, plan: Pl
     is_producer = isinstance(run, Producer | PackedProducer)
     if cut.schedule == "signaled" and is_producer and len(counts) > 1:
         its = replace(spec, packed=sent and sent.tile, takes_map=bool(sent))
-        signaled = Signaled(its, target_of(spec.target), deal, run, plan.tile if plan else None)
+        target, tile = target_of(spec.target), plan.tile if plan else None
+        others: tuple[Tile, ...] = ()
+        if chain.ready and plan:  # its rows vary
+            others = reachable_tiles(plan.problem, target, spec.schedule)
+        signaled = Signaled(its, target, deal, run, tile, others)
     schedule = "serial" if cut.schedule == "serial" or len(counts) == 1 else "chunked"
     return Ready(schedule, deal, text, run, signaled, Reread.of(sent, read))
 

@@ -77,6 +77,8 @@ class Signaled:
     """Computes and sends the same groups."""
     tile: Tile | None = None
     """Of the plan."""
+    others: tuple[Tile, ...] = ()
+    """That other rows may be planned with: compiled with the first, lest calls wait for them."""
     built: dict[Hashable, Built | str] = field(default_factory=dict)
     """By the layout of operands; or why there is none."""
 
@@ -128,12 +130,25 @@ class Signaled:
             return why
         try:
             kernel, lowered = kernel_spec_of(spec, self.target, operands, self.tile)
-            return Built(self._staged(build(kernel)), lowered.a, lowered.b, lowered.operands)
+            built = Built(self._staged(build(kernel)), lowered.a, lowered.b, lowered.operands)
+            self._compile_others(operands, built)
+            return built
         except KernelError as error:
             return error.what
         except Exception as error:  # this rank alone shall not stay away from the collectives
             log.exception("a fault of overlapc in %s", spec.site)
             return f"A fault of overlapc, which its log tells, please report it: {error!r}."
+
+    def _compile_others(self, operands: Sequence[torch.Tensor], built: Built) -> None:
+        if torch.cuda.is_current_stream_capturing():
+            return
+        inputs = [operands[index] for index in built.inputs]
+        for tile in set(self.others) - {self.tile}:
+            try:
+                kernel, _ = kernel_spec_of(self.spec, self.target, operands, tile)
+                build(kernel).compile(operands[built.a], operands[built.b], inputs)
+            except Exception as error:  # a call that needs it will say so
+                log.info("tiles of %s are not compiled ahead: %r", tile, error)
 
     def _staged(self, kernel: Kernel) -> StagedGemm:
         spec, deal = self.spec, self.deal

@@ -122,9 +122,9 @@ def test_every_layout_by_descriptors(interpreted, spec, a, b):
 @pytest.mark.parametrize(
     "rows", [(150,), (32, 32, 32, 32, 22), (128, 22), (32, 118), (96, 32, 22)], ids=str
 )
-@pytest.mark.parametrize("ctas", [1, 4, 15, 64])
+@pytest.mark.parametrize("ctas", [1, 4, 64])
 def test_every_partition_and_grid(interpreted, rows, ctas):
-    spec = LATE if ctas < 15 else SPEC
+    spec = LATE if ctas < 64 else SPEC  # more than the 15 tiles are none
     interpreted("gemm_cases.run", str(spec), *RAGGED, rows, ctas=ctas, seed=ctas)
 
 

@@ -279,6 +279,15 @@ def test_configurations_keep_the_budgets(tile: Tile):
     check("sm_90", spec)
 
 
+def test_a_wide_tile_of_float32_is_stored_where_its_operands_were():
+    a = torch.empty(64, 128, device="meta", dtype=torch.bfloat16)
+    spec = spec_for(a, a.t(), architecture="sm_90", out="float32")
+    assert spec.tile == WIDE
+    check("sm_90", spec)
+    with pytest.raises(AssertionError):  # beside them it finds no room
+        check("sm_90", replace(spec, flatten=True))
+
+
 def test_the_widest_tile_is_kept_for_a_product_that_is_all_of_a_chain():
     wide = max(tiles_for("sm_80", "bfloat16"), key=lambda tile: tile.elements)
     spec = on_device(Epilogue((), (MM,)), "bfloat16", "sm_80", wide)

@@ -241,6 +241,21 @@ def test_new_row_counts_compile_nothing():
     assert len({id(built) for built in compiled}) == 1
 
 
+def test_what_is_compiled_ahead_is_what_a_call_launches():
+    spec = replace(HALF, sweep=4)
+    kernel = build(spec)
+    a, b, _ = operands(spec, 300, 512, 256)
+    kernel.compile(a, b)
+    c = torch.empty(300, 512, dtype=torch.bfloat16, device="cuda")
+    signals = Signals.zeroed(Bands.of((300,), spec.block_m), kernel.tiles_n(512), c.device)
+    compiler = kernel.module.KERNEL
+    given = {"bands": signals.bands, "counters": signals.counters}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "_do_compile", lambda *_: pytest.fail("it is compiled again"))
+        kernel(a, b, c, ctas=8, **given)
+    assert error_over_bound(spec, a, b, None, c) <= 1
+
+
 @pytest.mark.parametrize("call", ["send_bands(4)", "replay_bands()"])
 @pytest.mark.parametrize("first", ["", "t.streams.hold = t.Signals.wait"], ids=["driver", "kernel"])
 def test_one_hardware_queue_does_not_hang(call, first):

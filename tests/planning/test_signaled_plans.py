@@ -17,7 +17,7 @@ from overlapc.planning.problem import COLLECTIVES, Problem
 from overlapc.planning.rates import GemmRates, Link
 from overlapc.planning.schedule import Event, Plan
 from overlapc.planning.search import MEASURED_MARGIN, UNMEASURED_MARGIN, plan, plan_rows
-from overlapc.planning.signaled import configurations, signaled_cuts
+from overlapc.planning.signaled import configurations, reachable_tiles, signaled_cuts
 from overlapc.planning.target import Target
 from overlapc.planning.tiles import MOST_SUMS, SPARING_SUMS, Tile, tiles_for
 from overlapc.planning.timelines import Cut
@@ -262,6 +262,18 @@ def test_a_kernel_that_was_measured_best_is_taken() -> None:
     assert plan(PROBLEM, replace(target, tuned=(tiles,))).code != "measured_best"
     with pytest.raises(ValueError, match="do not cut"):
         TunedPlan(PROBLEM.resolved(), (4000, 4192), 1.25e-2, tile=tile)
+
+
+def test_other_rows_reach_what_won_for_them_or_all_that_may_be_forced() -> None:
+    known = configurations(PROBLEM, H100)
+    assert reachable_tiles(PROBLEM, H100, "signaled") == known
+    assert reachable_tiles(PROBLEM, H100, "auto") == ()
+    fewer = replace(PROBLEM, m=4096)
+    won = [
+        TunedPlan(its.resolved(), (2048, 2048), 1e-2, tile=tile)
+        for its, tile in ((fewer, known[1]), (replace(fewer, n=8192), known[0]))
+    ]
+    assert reachable_tiles(PROBLEM, replace(H100, tuned=tuple(won)), "auto") == (known[1],)
 
 
 def test_short_runs_have_tiles_of_their_own() -> None:

@@ -17,7 +17,9 @@ import torch.distributed._functional_collectives as functional
 import overlapc
 from overlapc.codegen import Kernel
 from overlapc.errors import SignalError
+from overlapc.planning.tiles import Tile
 from overlapc.runtime import communicators, ops, reference, signaled, staged
+from overlapc.runtime.plans import remember
 from overlapc.runtime.program import ROWS, WHOLE, Program, Step
 from overlapc.runtime.sending import Sender
 from overlapc.runtime.signaled import Signaled
@@ -382,6 +384,36 @@ def test_under_verify_a_group_that_never_comes_is_named_and_hangs_nobody(ranks):
     for error, said in outcomes[1:]:
         assert error < BOUND
         assert said == ""
+
+
+def ahead(rank: int) -> list[list[int]]:
+    """Heights of the tiles that are compiled ahead, by calls of so many rows, one after another."""
+    case = CASES["all-reduce"]
+    target, given = replace(TARGET, device="cuda"), case.operands(rank)
+    remember(target)
+    spec = replace(case.spec, schedule="signaled", target=target.fingerprint)
+    modes = spec.program.modes
+    forget()
+    found: list[list[int]] = []
+
+    def compile_(self: Kernel, a: torch.Tensor, b: torch.Tensor, inputs: Any = ()) -> None:
+        found[-1].append(self.spec.block_m)
+
+    tiles = {Tile(height, 64, 32, 8, 3): 1.0 for height in (64, 32)}
+    with (
+        pretended_gpu(), ragged(3, cut="signaled"), patch.object(Kernel, "compile", compile_),
+        patch.dict("overlapc.planning.tiles.CONFIGURATIONS", {("sm_80", "float32"): tiles}),
+    ):  # fmt: skip
+        for rows in (24, 23):
+            found.append([])
+            call(spec, [t[:rows] if m == ROWS else t for t, m in zip(given, modes, strict=True)])
+    return found
+
+
+def test_a_second_number_of_rows_compiles_all_that_others_may_need(ranks):
+    # The plans here name no tile, so that all of them may be another's.
+    for found in ranks.run(ahead):
+        assert [sorted(tiles) for tiles in found] == [[], [32, 64]]
 
 
 def layer(x: torch.Tensor, w: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
