@@ -13,7 +13,7 @@ import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from overlapc.codegen.attention.spec import AttentionSpec
-from overlapc.runtime.attention_kernels import is_decode, run_kernel, whole_keys
+from overlapc.runtime.attention_kernels import as_wide, is_decode, run_kernel, whole_keys
 from overlapc.runtime.attention_library import attention_by_fused, why_not_fused
 from overlapc.runtime.attention_program import attention_by_torch
 from overlapc.runtime.kernel_attempts import KernelAttempts
@@ -21,13 +21,15 @@ from overlapc.runtime.ops import calls_of
 
 SCHEMA = (
     "(Tensor query, Tensor key, Tensor value, Tensor[] inputs, Tensor? lengths, float[]? phi,"
-    " Tensor? sinks, str spec, str site) -> (Tensor, Tensor)"
+    " Tensor? sinks, str spec, str site, Tensor? k_scale=None, Tensor? v_scale=None)"
+    " -> (Tensor, Tensor)"
 )
 """Operands as ``AttentionKernel`` takes them, but φ of each head as numbers; ``lengths`` may be
-int32[1], of all sequences alike, and keys and values may be float8 beside a wider query. Where keys
-have fewer columns than queries each begins with its value, and what is given is the rest; that has
-no gradient. Gives the result [batch, heads, rows, value_dim], rows before heads in memory, and the
-logarithms of sums, float32[batch, heads, rows], or float32[0] where the spec wants none."""
+int32[1], of all sequences alike. Keys and values may be float8 beside a wider query, with scales,
+float32[1] or [heads of keys], of both or of none. Where keys have fewer columns than queries each
+begins with its value, and what is given is the rest. Neither has a gradient. Gives the result
+[batch, heads, rows, value_dim], rows before heads in memory, and the logarithms of sums,
+float32[batch, heads, rows], or float32[0] where the spec wants none."""
 
 BY_TORCH = "torch"
 """What calls are counted under that no kernel computed."""
@@ -53,6 +55,8 @@ def _run(
     sinks: torch.Tensor | None,
     spec: str,
     site: str,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     read = AttentionSpec.parse(spec)
     calls = calls_of(site)
@@ -63,7 +67,8 @@ def _run(
         way = run_kernel(
             read, query, key, value, out, lse if read.lse else None, inputs=inputs,
             lengths=lengths, sinks=sinks, redone=counter_of(site, query.device),
-            phi=phi_on(tuple(phi), query.device) if phi else None,
+            phi=phi_on(tuple(phi), query.device) if phi else None, k_scale=k_scale,
+            v_scale=v_scale,
         )  # fmt: skip
         calls[way] += 1
         return out, lse
@@ -74,7 +79,7 @@ def _run(
     if found is not None:
         return found
     calls[BY_TORCH] += 1
-    key, value = key.to(query.dtype), value.to(query.dtype)
+    key, value = as_wide(key, k_scale, query.dtype), as_wide(value, v_scale, query.dtype)
     key = whole_keys(read, key, value)
     if not read.lse and not why_not_fused(read):
         out = attention_by_fused(read, query, key, value, inputs, lengths)
@@ -101,9 +106,17 @@ def _results(
 
 
 def _fake(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    inputs: Any,
+    lengths: Any,
+    phi: Any,
+    sinks: Any,
+    spec: str,
+    *rest: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return _results(AttentionSpec.parse(rest[-2]), query, value)
+    return _results(AttentionSpec.parse(spec), query, value)
 
 
 def counter_of(site: str, device: torch.device) -> torch.Tensor:

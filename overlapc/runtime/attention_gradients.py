@@ -128,7 +128,7 @@ def _tile(spec: AttentionSpec, part: str, device: torch.device) -> AttentionTile
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    query, key, value, more, lengths, _, sinks, spec, site = inputs
+    query, key, value, more, lengths, _, sinks, spec, site, *_ = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(query, key, value, *output, lengths, sinks, *more)
     ctx.spec, ctx.site = spec, site
@@ -148,7 +148,7 @@ def _backward(
         )
     )  # fmt: skip
     each = [next(found) if is_wanted else None for is_wanted in wanted]
-    return (*each[:3], each[3:-1], None, None, each[-1], None, None)
+    return (*each[:3], each[3:-1], None, None, each[-1], *[None] * (len(needs) - 7))
 
 
 _library.define(f"attention_backward{SCHEMA}", tags=(torch.Tag.needs_fixed_stride_order,))

@@ -45,6 +45,8 @@ def run_kernel(
     phi: torch.Tensor | None,
     sinks: torch.Tensor | None,
     redone: torch.Tensor,
+    k_scale: torch.Tensor | None = None,
+    v_scale: torch.Tensor | None = None,
 ) -> str:
     """Launch the kernel of a call on the current stream; return what the call counts under.
 
@@ -54,19 +56,30 @@ def run_kernel(
     built.
     """
     if not is_decode(spec, query.shape[2]):
-        key, value = key.to(query.dtype), value.to(query.dtype)
+        key, value = as_wide(key, k_scale, query.dtype), as_wide(value, v_scale, query.dtype)
         key = whole_keys(spec, key, value)
         kernel = build_attention(spec, _tile(spec, query.device))
         kernel(query, key, value, out, inputs=inputs, lengths=lengths, phi=phi, sinks=sinks,
                lse=lse, redone=redone)  # fmt: skip
         return spec.softmax
     own = str(key.dtype).removeprefix("torch.")
-    cache = Cache(own if own in NARROW else "", shares_values=key.shape[3] < spec.head_dim)
+    cache = Cache(
+        own if own in NARROW else "",
+        k_scale is not None,
+        shares_values=key.shape[3] < spec.head_dim,
+    )
     splits = run_decode(
         spec, cache, query, key, value, out, lse, inputs=inputs, lengths=lengths, phi=phi,
-        sinks=sinks, redone=redone,
+        sinks=sinks, redone=redone, k_scale=k_scale, v_scale=v_scale,
     )  # fmt: skip
     return decode_way(spec, splits)
+
+
+def as_wide(side: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """Return keys or values ``[batch, heads, keys, dim]``, as they are scaled, in ``dtype``."""
+    if scale is not None:
+        side = side.float() * scale.reshape(-1, 1, 1)
+    return side.to(dtype)
 
 
 def whole_keys(spec: AttentionSpec, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

@@ -49,6 +49,9 @@ def one_buffer(q: Any, q_pe: Any, cache: Any) -> torch.Tensor:
 class Absorbed(nn.Module):
     """Keys are added to two caches, and read there, as DeepSeek publishes it."""
 
+    kv_cache: torch.Tensor
+    pe_cache: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.up = nn.Parameter(torch.randn(HEADS, 2 * TURNED, LATENT) / 4)

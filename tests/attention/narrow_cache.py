@@ -23,8 +23,19 @@ def by_one_call(q: Any, k: Any, v: Any) -> torch.Tensor:
     return F.scaled_dot_product_attention(q, k.to(q.dtype), v.to(q.dtype), enable_gqa=True)
 
 
-def scaled(q: Any, k: Any, v: Any) -> torch.Tensor:
-    """What is read is more than the cast."""
+def scaled(q: Any, k: Any, v: Any, k_scale: Any, v_scale: Any) -> torch.Tensor:
+    """Scales of any shape that broadcasts."""
+    return spelled(q, k.to(q.dtype) * k_scale, v_scale * v.to(q.dtype))
+
+
+def rows_first(q: Any, k: Any, v: Any, k_scale: Any) -> torch.Tensor:
+    """A cache of [batch, keys, heads, dim], scaled in float32; values are not."""
+    k = (k.float() * k_scale).to(q.dtype).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v.to(q.dtype).transpose(1, 2), enable_gqa=True)
+
+
+def halved(q: Any, k: Any, v: Any) -> torch.Tensor:
+    """A scale that is a number."""
     return spelled(q, 0.5 * k.to(q.dtype), v)
 
 
@@ -35,7 +46,25 @@ def written(q: Any, k: Any, v: Any) -> torch.Tensor:
     return F.scaled_dot_product_attention(q, wide, v.to(q.dtype), enable_gqa=True)
 
 
+def rescaled(q: Any, k: Any, v: Any, k_scale: Any) -> torch.Tensor:
+    """The scale is another one when the result is computed."""
+    k = k.to(q.dtype) * k_scale
+    k_scale.add_(1.0)
+    return F.scaled_dot_product_attention(q, k, v.to(q.dtype), enable_gqa=True)
+
+
 def operands(rows: int = 3, kind: torch.dtype = FP8) -> list[torch.Tensor]:
     """Queries of float32, keys and values of ``kind``."""
     sides = [torch.randn(2, KEY_HEADS, KEYS, DIM).to(kind) for _ in range(2)]
     return [torch.randn(2, HEADS, rows, DIM), *sides]
+
+
+def of_heads(shape: tuple[int, ...] = (KEY_HEADS, 1, 1)) -> list[torch.Tensor]:
+    """Operands, and two scales of a shape."""
+    return [*operands(), *(torch.rand(shape) + 0.5 for _ in range(2))]
+
+
+def transposed() -> list[torch.Tensor]:
+    """What ``rows_first`` takes."""
+    q, *cache = operands()
+    return [q, *(side.transpose(1, 2).contiguous() for side in cache), torch.rand(KEY_HEADS, 1)]

@@ -6,7 +6,19 @@ import pytest
 import torch
 
 from overlapc.graphs.attention import problems
-from tests.attention.narrow_cache import by_one_call, operands, scaled, spelled, written
+from tests.attention.narrow_cache import (
+    KEYS,
+    by_one_call,
+    halved,
+    of_heads,
+    operands,
+    rescaled,
+    rows_first,
+    scaled,
+    spelled,
+    transposed,
+    written,
+)
 from tests.attention.rewriting import rewrite
 from tests.codegen.conftest import interpreted  # noqa: F401
 
@@ -28,6 +40,11 @@ def rewritten(function, *inputs):
     return done
 
 
+def test_a_scale_that_is_written_to_before_the_result_is_not_read_later():
+    done = rewrite(rescaled, *operands(), torch.rand(1), softmax="unified")
+    assert READS not in done.sites[0].reason
+
+
 @pytest.mark.parametrize("function", [spelled, by_one_call])
 def test_the_op_is_given_the_cache(function, golden):
     done = rewritten(function, *operands())
@@ -35,8 +52,25 @@ def test_the_op_is_given_the_cache(function, golden):
     golden(done.after[0])
 
 
+SCALED = {
+    "one number": (scaled, lambda: of_heads(())),
+    "one of each head": (scaled, of_heads),
+    "rows first": (rows_first, transposed),
+    "a constant": (halved, operands),
+}
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_scales_are_given_beside_the_cache(name, golden):
+    function, make = SCALED[name]
+    done = rewritten(function, *make())
+    assert READS in done.sites[0].reason
+    golden(done.after[0])
+
+
 WIDENED = {
-    "scaled": (scaled, operands),
+    "a scale of each key": (scaled, lambda: of_heads((KEYS, 1))),
+    "a scale of each sequence": (scaled, lambda: of_heads((2, 1, 1, 1))),
     "another dtype": (spelled, lambda: operands(kind=torch.float8_e5m2)),
     "wide enough": (spelled, lambda: operands(kind=torch.float16)),
     "many rows": (spelled, lambda: operands(rows=70)),
@@ -63,8 +97,9 @@ def test_a_cache_that_is_written_to_before_the_result_is_refused():
 
 
 @pytest.mark.long
-def test_the_kernel_reads_it(interpreted):  # noqa: F811
-    _, code, calls, reason, error = interpreted("attention_graphs.run", "narrow", "unified")
+@pytest.mark.parametrize("name", ["narrow", "narrow, scaled"])
+def test_the_kernel_reads_it(interpreted, name):  # noqa: F811
+    _, code, calls, reason, error = interpreted("attention_graphs.run", name, "unified")
     assert (code, calls) == ("unified", {"zero, decode, 2 splits": 1})
     assert READS in reason
     assert error < 2e-6

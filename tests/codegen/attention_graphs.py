@@ -80,6 +80,7 @@ PROGRAMS: dict[str, tuple[Callable[..., Any], Callable[[], Any]]] = {
     ),
     "latent": (latent_cache.two_products, latent_cache.operands),
     "narrow": (narrow_cache.spelled, narrow_cache.operands),
+    "narrow, scaled": (narrow_cache.scaled, narrow_cache.of_heads),
     "positions": (
         catalogue.added,
         lambda: [*_operands(rows=MANY), torch.rand(3, 1, 1) * 40 * torch.arange(40.0)],

@@ -11,7 +11,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 
 from overlapc.graphs.attention.latent import latent_of_one
-from overlapc.graphs.attention.narrow import unwidened
+from overlapc.graphs.attention.narrow import Narrow, unwidened
 from overlapc.graphs.attention.norms import norms_of
 from overlapc.graphs.attention.site import Attention
 from overlapc.graphs.attention.tensors import Expression, is_same
@@ -25,20 +25,27 @@ def checked(versions: Versions, found: Attention) -> Attention | Refusal:
     if refusal:
         return refusal
     norms = norms_of(versions, found.query, found.key)
-    narrow = unwidened(versions, found.key, found.value)
+    narrow = _narrow(versions, found)
     return replace(found, norms=norms, narrow=narrow, latent=_latent(versions, found, narrow))
 
 
-def _latent(
-    versions: Versions, found: Attention, narrow: tuple[Expression, Expression] | None
-) -> Attention | None:
+def _narrow(versions: Versions, found: Attention) -> Narrow | None:
+    """Keys and values as they were before they were widened, where they still are."""
+    narrow = unwidened(versions, found.key, found.value)
+    is_same_yet = narrow and _writer(versions, found, narrow.expressions) is None
+    return narrow if is_same_yet else None
+
+
+def _latent(versions: Versions, found: Attention, narrow: Narrow | None) -> Attention | None:
     """The same of keys that begin with their values, where that can be computed, and is not read in
     a wider dtype than without."""
     latent = found.latent or latent_of_one(versions, found)
     if latent is None or _why_not_computed(versions, latent) is not None:
         return None
-    latent = replace(latent, narrow=unwidened(versions, latent.key, latent.value))
-    return latent if latent.narrow or not narrow else None
+    own = _narrow(versions, latent)
+    if own is not None and (own.key.scale, own.value.scale) != (None, None):
+        own = None  # the rest of keys is not known to be scaled as their beginning is
+    return replace(latent, narrow=own) if own or not narrow else None
 
 
 def _why_not_computed(versions: Versions, found: Attention) -> Refusal | None:
@@ -56,12 +63,20 @@ def _why_not_readable(versions: Versions, found: Attention) -> Refusal | None:
     if any(side.has_symbols for side in sides) or (is_regrouped and len(varying) > 1):
         reason = "It is regrouped by sizes that vary."
         return Refusal(found.node, "symbolic_layout", reason)
+    writer = _writer(versions, found, sides)
+    if writer is None:
+        return None
+    reason = "An operand is written to before the result is computed."
+    return Refusal(writer, "mutated_operand", reason)
+
+
+def _writer(versions: Versions, found: Attention, sides: Sequence[Expression]) -> fx.Node | None:
+    """Who writes to tensors after they are read, and before the result is computed."""
     for side in sides:
         for reader, source in side.read:
             writer = versions.changes(source, after=reader, before=found.node)
             if writer is not None and writer not in found.chain:
-                reason = "An operand is written to before the result is computed."
-                return Refusal(writer, "mutated_operand", reason)
+                return writer
     return None
 
 

@@ -84,11 +84,13 @@ def place(
     values are as they were before they were widened.
     """
     node = found.node
-    if reads_narrow and found.narrow is not None:
-        found = replace(found, key=found.narrow[0], value=found.narrow[1])
+    narrow = found.narrow if reads_narrow else None
+    if narrow is not None:
+        found = replace(found, key=narrow.key.side, value=narrow.value.side)
     operands = operands_of(graph, found, known, of_heads)
     with graph.inserting_before(node):
-        args = (*operands, str(spec), site)
+        scales = narrow.emit_scales(graph, node) if narrow is not None else [None, None]
+        args = (*operands, str(spec), site, *(scale for scale in scales if scale is not None))
         both = add_call(graph, torch.ops.overlapc.attention.default, args, node)
         result = add_call(graph, operator.getitem, (both, 0), node)
         result = as_spelled(result, found).emit(graph)

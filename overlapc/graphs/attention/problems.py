@@ -64,7 +64,7 @@ def problem_of(
 
 
 def _narrow(found: Attention) -> str:
-    return str(found.narrow[0].value.dtype).removeprefix("torch.") if found.narrow else ""
+    return str(found.narrow.key.side.value.dtype).removeprefix("torch.") if found.narrow else ""
 
 
 def _splits(found: Attention) -> int:

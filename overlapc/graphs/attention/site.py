@@ -11,6 +11,7 @@ from torch import fx
 from overlapc.graphs.attention.functions import Function
 from overlapc.graphs.attention.layouts import takes_groups
 from overlapc.graphs.attention.masks import Mask
+from overlapc.graphs.attention.narrow import Narrow
 from overlapc.graphs.attention.norms import Norms
 from overlapc.graphs.attention.prefixes import Prefix
 from overlapc.graphs.attention.scores import Step, tensors_of
@@ -55,7 +56,7 @@ class Attention:
     sinks: Sinks | None = None
     norms: Norms | str = ""
     """What made rows of queries and keys of a length, or why nothing did."""
-    narrow: tuple[Expression, Expression] | None = None
+    narrow: Narrow | None = None
     """Keys and values in the narrower dtype that they are widened from; None where they are not."""
     latent: Attention | None = None
     """The same as an attention whose keys begin with their values, where they do."""
