@@ -34,7 +34,7 @@ from overlapc.planning.linear import (
 )
 from overlapc.planning.linear_tiles import FLAT, GEMV, TILE_ROWS, most_counters
 from overlapc.planning.target import Target
-from overlapc.runtime.linear import OP
+from overlapc.runtime import linear
 from overlapc.runtime.linear_kernels import linear_kernel_spec
 from overlapc.runtime.linear_spec import LayerSpec
 from overlapc.runtime.linear_trials import LinearTrials
@@ -205,8 +205,9 @@ def dispatch(deadline: Deadline) -> dict[str, Any]:
     mm = torch.ops.aten.mm.default
     calls: dict[str, Callable[[], object]] = {
         "aten.mm": lambda: mm(*operands),
-        "op by the library": lambda: OP(operands, by_library, zeros),
-        "op by gemv": lambda: OP(operands, by_gemv, zeros),
+        "op by the library": lambda: linear.run(operands, by_library, zeros),
+        "op by gemv": lambda: linear.run(operands, by_gemv, zeros),
+        "op by gemv, dispatched": lambda: linear.OP(operands, by_gemv, zeros),
     }
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for order in round_orders(list(calls), 1 + ROUNDS, seed=0):
