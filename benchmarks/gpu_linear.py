@@ -1,13 +1,16 @@
 """Linear layers of few rows on a GPU: checked, then timed against the library, weights cold.
 
-Tables: how much memory a plain read moves, every kernel against float64, each layer at each row
-count against what Inductor would run, and what a table of this machine would hold.
+Tables: how much memory a plain read moves, every kernel against float64, what a call of the op
+costs the host, each layer at each row count against what Inductor would run, and what a table of
+this machine would hold.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,18 +20,29 @@ from benchmarks.deadline import Deadline
 from benchmarks.gpu_chains import WrongResult
 from benchmarks.gpu_device import DTYPE, architecture, device, sms
 from benchmarks.gpu_worker import Row
+from benchmarks.paired import round_orders
 from overlapc.codegen.linear_check import LinearCase
 from overlapc.codegen.linear_kernel import build_linear
-from overlapc.planning.linear import FORCED, Gain, LinearProblem, LinearTrial, choose
-from overlapc.planning.linear_tiles import FLAT, GEMV, TILE_ROWS
+from overlapc.planning.linear import (
+    FORCED,
+    LIBRARY,
+    Gain,
+    LinearProblem,
+    LinearTrial,
+    Regions,
+    choose,
+)
+from overlapc.planning.linear_tiles import FLAT, GEMV, TILE_ROWS, most_counters
 from overlapc.planning.target import Target
+from overlapc.runtime import linear
 from overlapc.runtime.linear_kernels import linear_kernel_spec
 from overlapc.runtime.linear_spec import LayerSpec
 from overlapc.runtime.linear_trials import LinearTrials
 from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
 
 READ, CHECKED, SPEED, REGIONS = "Reading", "Values", "Speed", "Regions"
-TABLES = (READ, CHECKED, SPEED, REGIONS)
+DISPATCH = "What a call costs the host"
+TABLES = (READ, CHECKED, DISPATCH, SPEED, REGIONS)
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,10 @@ COUNTS = (1, 8, 16, 2, 4, 32, 64)
 CHECK_SIZES = ((1000, 776), (4096, 4096))
 """n, k: ragged, and whole tiles with a split k."""
 READ_BYTES = 1 << 30
+TINY = (1, 256, 256)
+"""Rows, n and k of a layer that a device computes sooner than a host launches it."""
+CALLS, ROUNDS = 200, 9
+"""Of it in a round, and rounds."""
 
 Done = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -170,6 +188,49 @@ def name_of(way: str, rows: int, kind: str) -> str:
     return f"{way}, {rows} rows, {kind}"
 
 
+def dispatch(deadline: Deadline) -> dict[str, Any]:
+    """Seconds of a call on operands so small that nothing but the host counts, paired by round."""
+    (m, n, k), its = TINY, program(Shape((1,), 1))
+    x, w = (
+        torch.randn(size, device=device()).to(getattr(torch, DTYPE)) for size in ((m, k), (n, k))
+    )
+    operands, zeros = (
+        [x, w.t()],
+        torch.zeros(most_counters([n]), dtype=torch.int32, device=device()),
+    )
+    by_library, by_gemv = (
+        LayerSpec(its, regions, f"dispatch of {name}").text()
+        for name, regions in ((LIBRARY, Regions()), (GEMV, FORCED))
+    )
+    mm = torch.ops.aten.mm.default
+    calls: dict[str, Callable[[], object]] = {
+        "aten.mm": lambda: mm(*operands),
+        "op by the library": lambda: linear.run(operands, by_library, zeros),
+        "op by gemv": lambda: linear.run(operands, by_gemv, zeros),
+        "op by gemv, dispatched": lambda: linear.OP(operands, by_gemv, zeros),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for order in round_orders(list(calls), 1 + ROUNDS, seed=0):
+        for name in order:
+            seconds[name].append(host_seconds(calls[name]))
+    row: dict[str, Any] = {"row": f"{m}x{n}x{k}"}
+    row["aten.mm, us"] = 1e6 * statistics.median(seconds["aten.mm"][1:])
+    for name in list(calls)[1:]:
+        pairs = zip(seconds[name][1:], seconds["aten.mm"][1:], strict=True)
+        row[f"{name}, us beyond"] = 1e6 * statistics.median(one - two for one, two in pairs)
+    return row
+
+
+def host_seconds(call: Callable[[], object]) -> float:
+    """Of one call among many in a row."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(CALLS):
+        call()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - start) / CALLS
+
+
 def speed(deadline: Deadline, layer: str, rows: int, read: float) -> dict[str, Any]:
     """One layer at one row count, in every way, against the library as Inductor would call it."""
     its = LAYERS[layer]
@@ -200,6 +261,7 @@ def rows(done: Done, shipped: Target) -> Iterator[Row]:
             for count in TILE_ROWS[way]:
                 given = {"way": way, "rows": count, "kind": kind}
                 yield Row(CHECKED, name_of(way, count, kind), "benchmarks.gpu_linear.values", given)
+    yield Row(DISPATCH, "a tiny layer", "benchmarks.gpu_linear.dispatch")
     read = next((row["TB/s"] for row in done.get(READ, ()) if "TB/s" in row), 0.0)
     for count in COUNTS:
         for layer in LAYERS:
@@ -255,5 +317,5 @@ def tables(done: Done, shipped: Target) -> dict[str, Sequence[Mapping[str, Any]]
     return {
         "Summary": summary(speeds),
         REGIONS: regions(speeds),
-        **{name: done.get(name, []) for name in (READ, CHECKED, SPEED)},
+        **{name: done.get(name, []) for name in (READ, CHECKED, DISPATCH, SPEED)},
     }

@@ -15,8 +15,8 @@ from torch import fx
 from overlapc.planning.linear import LIBRARY, MOST_ROWS, OURS, Gain, LinearTrial, Regions
 from overlapc.planning.linear_tiles import FLAT, GEMV, MOST_SMS
 from overlapc.planning.ratios import median_ratio, paired_ratios
+from overlapc.runtime import linear
 from overlapc.runtime.execution import fill, function, overload
-from overlapc.runtime.linear import OP, SEVERAL
 from overlapc.runtime.linear_spec import LayerSpec
 from overlapc.runtime.norming import GEMMS as ROWS_OF
 from overlapc.runtime.norming import unnormed
@@ -150,9 +150,8 @@ class LinearTrials:
 
 
 def _by_op(text: str, counters: torch.Tensor | None) -> Call:
-    """As a graph calls it: what torch's dispatcher takes counts."""
-    op = OP if len(LayerSpec.parse(text).program.kept) == 1 else SEVERAL
-    return lambda operands: op(list(operands), text, counters)
+    """As generated code calls it: what that costs the host counts."""
+    return lambda operands: linear.run(list(operands), text, counters)
 
 
 def graph_of(program: Program) -> fx.GraphModule:

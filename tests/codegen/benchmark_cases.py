@@ -212,13 +212,14 @@ def dry_run(out: str, first: int | None = None, shapes: int = 1) -> list[str]:
 def dry_run_of_linears(out: str, first: int | None = None) -> list[str]:
     """Run the part of linear layers on two tiny ones; the names of the files that it wrote."""
     shape = gpu_linear.Shape
-    layers = {"pair": shape((72,), 136, weights=2)}
+    layers = {"pair": shape((20,), 136, weights=2)}
     layers["joint"] = shape((40, 24, 24), 264, is_normed=True)
     with (
         pretended_gpu(),
         mock.patch.multiple(gpu_linear, LAYERS=layers, COUNTS=(1, 8), CHECK_SIZES=((40, 300),),
-                            READ_BYTES=1 << 12),
-        mock.patch.multiple(linear_trials, COLD_BYTES=1, FEWEST_ROUNDS=6, MOST_ROUNDS=6),
+                            READ_BYTES=1 << 12, TINY=(1, 8, 16), CALLS=1, ROUNDS=1),
+        mock.patch.multiple(linear_trials, COLD_BYTES=1, FEWEST_ROUNDS=6, MOST_ROUNDS=6,
+                            LEAST_CALLS=1),
         mock.patch.object(linear_trials, "on_device", linear_trials.on_host),
         mock.patch.multiple(machine, architecture_of=lambda device: "sm_90",
                             multiprocessors=lambda device: SMS),

@@ -84,6 +84,8 @@ def test_rows_of_linear_layers_are_measured_and_written(interpreted, tmp_path, f
     assert row["share of reading"] > 0
     assert len(more) == (0 if first else 3)
     assert result[gpu_linear.REGIONS][0]["measured at"] >= 1
+    (cost,) = result[gpu_linear.DISPATCH]
+    assert {"op by the library, us beyond", "op by gemv, us beyond"} < set(cost)
     assert "geomean" in text
 
 

@@ -76,3 +76,22 @@ def test_a_compiled_layer_in_a_cuda_graph_sees_its_weights_change():
             graph.replay()
             wanted = F.linear(x.double(), layer.weight.double(), layer.bias.double())
             assert (found.double() - wanted).abs().max() < 0.02 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("rows", [1, 4, 64])
+def test_a_compiled_layer_is_launched_again_on_other_rows(rows):
+    """By addresses alone, with counters that its graph makes: k is split here."""
+    layers = [torch.nn.Linear(4096, 1024, bias=False), torch.nn.Linear(1024, 4096)]
+    model = torch.nn.Sequential(*layers).to(device="cuda", dtype=torch.bfloat16)
+    run = torch.compile(model, backend="overlapc", options={"linear": "flat"})
+    with torch.no_grad():
+        for _ in range(4):
+            x = torch.randn(rows, 4096, device="cuda", dtype=torch.bfloat16)
+            found, wanted = run(x), _exact(model, x)
+            assert (found.double() - wanted).abs().max() < 0.02 * wanted.abs().max()
+
+
+def _exact(model, x):
+    up, down = model
+    between = F.linear(x.double(), up.weight.double()).bfloat16().double()
+    return F.linear(between, down.weight.double(), down.bias.double())
