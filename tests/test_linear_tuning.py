@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -15,7 +18,7 @@ from overlapc.planning.linear import LIBRARY, MEASURED_ROWS, Gain, LinearTrial, 
 from overlapc.planning.linear_table import LinearTable, table_path
 from overlapc.planning.linear_tiles import FLAT, GEMV
 from overlapc.runtime.linear_spec import LayerSpec
-from overlapc.runtime.linear_trials import LinearTrials
+from overlapc.runtime.linear_trials import LinearTrials, on_device
 from overlapc.runtime.machine import this_machine
 from overlapc.runtime.ops import calls_of
 from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
@@ -99,7 +102,7 @@ def test_a_trial_compares_all_ways_with_the_library_on_other_weights_each():
         run(operands[0])
         name = next((way for way, count in counted().items() if count != before[way]), LIBRARY)
         seen.append((name, len(operands[0][0])))
-        return seconds[name]
+        return lambda: seconds[name]
 
     trials = LinearTrials(layer.spec, layer.operands, torch.device("cpu"), clock)
     found = trials.trial(2, 1.0)
@@ -111,6 +114,37 @@ def test_a_trial_compares_all_ways_with_the_library_on_other_weights_each():
         (FLAT, 1.5, 1.5),
     ]
     assert trials.trial(8, 1.0).gain(GEMV) is None
+
+
+def test_a_device_captures_a_call_once_after_what_fills_its_operands(monkeypatch):
+    """A capture for every round costs a run more than all that is timed."""
+    log: list[str] = []
+
+    class Stream:
+        def wait_stream(self, other):
+            log.append("waits")
+
+        def synchronize(self):
+            log.append("warm")
+
+    @contextmanager
+    def graph(cuda_graph):
+        yield
+        log.append("captured")
+
+    event = SimpleNamespace(record=lambda: None, synchronize=lambda: None, elapsed_time=lambda _: 6)
+    replayed = SimpleNamespace(replay=lambda: log.append("replayed"))
+    fakes = {
+        "Stream": Stream, "stream": lambda stream: nullcontext(), "current_stream": Stream,
+        "graph": graph, "CUDAGraph": lambda: replayed, "Event": lambda enable_timing: event,
+    }  # fmt: skip
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    seconds = on_device(lambda operands: log.append(f"run {operands[0]}"), [["a"], ["b"]])
+    assert log == ["waits", "run a", "warm", "run a", "run b", "captured"]
+    log.clear()
+    assert [seconds(), seconds()] == [0.003, 0.003]
+    assert log == ["replayed"] * 4
 
 
 @torch._dynamo.config.patch(recompile_limit=1)

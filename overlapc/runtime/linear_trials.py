@@ -34,8 +34,8 @@ ONLY = {GEMV: Regions(1, 1 << 20, 1 << 20), FLAT: Regions(1, 1, 1 << 20)}
 """Every row count in one way."""
 
 Call = Callable[[Sequence[torch.Tensor]], Any]
-Clock = Callable[[Call, Sequence[Sequence[torch.Tensor]]], float]
-"""Seconds of one call, of several on these operands in turn."""
+Clock = Callable[[Call, Sequence[Sequence[torch.Tensor]]], Callable[[], float]]
+"""Makes what gives the seconds of one call, of several on these operands in turn."""
 
 
 class LinearTrials:
@@ -56,14 +56,15 @@ class LinearTrials:
         """Compare all ways with the library at one row count, for about so many seconds."""
         runs = self._runs(rows)
         operands = self._operands(rows)
-        once = {name: self.clock(run, operands) for name, run in runs.items()}  # warms up as well
+        timers = {name: self.clock(run, operands) for name, run in runs.items()}
+        once = {name: timer() for name, timer in timers.items()}  # warms up as well
         turn = len(operands) * sum(once.values())
         rounds = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(seconds / turn) if turn else MOST_ROUNDS))
         times: dict[str, list[float]] = {name: [] for name in runs}
         order = random.Random(rows)
         for _ in range(rounds):
             for name in order.sample(list(runs), len(runs)):
-                times[name].append(self.clock(runs[name], operands))
+                times[name].append(timers[name]())
         library = sorted(times[LIBRARY])[rounds // 2]
         return LinearTrial(rows, library, tuple(_gains(times)))
 
@@ -162,28 +163,41 @@ def _gains(times: Mapping[str, Sequence[float]]) -> list[Gain]:
     return found
 
 
-def on_host(run: Call, operands: Sequence[Sequence[torch.Tensor]]) -> float:
+def on_host(run: Call, operands: Sequence[Sequence[torch.Tensor]]) -> Callable[[], float]:
     """Seconds of a call on a processor: every list of operands once."""
-    start = time.perf_counter()
-    for given in operands:
-        run(given)
-    return (time.perf_counter() - start) / len(operands)
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        for given in operands:
+            run(given)
+        return (time.perf_counter() - start) / len(operands)
+
+    return seconds
 
 
-def on_device(run: Call, operands: Sequence[Sequence[torch.Tensor]]) -> float:
-    """Device seconds of a call in a CUDA graph of one call on every list of operands."""
+def on_device(run: Call, operands: Sequence[Sequence[torch.Tensor]]) -> Callable[[], float]:
+    """Device seconds of a call in a CUDA graph of one call on every list of operands.
+
+    It is captured once: every capture empties torch's cache of device memory, and costs the host
+    more than a replay takes.
+    """
     graph = torch.cuda.CUDAGraph()
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())  # which fills the operands
     with torch.cuda.stream(side):
         run(operands[0])
     side.synchronize()
     with torch.cuda.graph(graph):
         for given in operands:
             run(given)
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    graph.replay()
-    start.record()
-    graph.replay()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) * 1e-3 / len(operands)
+
+    def seconds() -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        graph.replay()
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) * 1e-3 / len(operands)
+
+    return seconds
