@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -58,6 +60,24 @@ def test_a_way_is_compared_and_timed_beside_both_peers(toy, monkeypatch, factor)
     assert row["tokens/s"] > 0
     assert len(row["of inductor"]) == 3
     assert len(set(map(calls.count, set(calls)))) == 1, "all decode as often"
+
+
+def test_peers_are_compiled_once_for_a_model(toy, monkeypatch):
+    """Of minutes each, with a model of 32 layers; of another model they are others."""
+    made = []
+    monkeypatch.setattr(gpu_model, "compiled", lambda batch, name: made.append((batch, name)))
+    for batch in (1, 1, 2):
+        gpu_model.decoder(batch)
+        for name in (gpu_model.EAGER, gpu_model.INDUCTOR):
+            gpu_model.compiled_once(batch, name)
+    assert made == [(batch, name) for batch in (1, 2) for name in ("eager", "inductor")]
+
+
+def test_a_cache_that_no_graph_can_rewind_is_said(toy, monkeypatch):
+    old = SimpleNamespace(layers=[SimpleNamespace(keys=None)])
+    monkeypatch.setattr("transformers.StaticCache", lambda **named: old)
+    row = attempt(next(rows({}, Target.load("h100-nvlink"))))
+    assert "has no cumulative_length" in row["skipped"]
 
 
 @pytest.mark.long
