@@ -80,7 +80,7 @@ def test_a_trial_compares_both_on_other_keys_each(mask, monkeypatch):
         assert len({one[1].data_ptr() for one in operands}) == len(operands) > 1
         seen.append(run.__name__)
         results.append(run(operands[0]))
-        return {"_library": 3.0, "_own": 2.0}[run.__name__]
+        return lambda: {"_library": 3.0, "_own": 2.0}[run.__name__]
 
     shape = AttentionShape(2, 4, 2, 3, 16, 16, "float32", mask)
     results: list[torch.Tensor] = []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,7 +27,7 @@ from overlapc.planning.linear import (
 from overlapc.planning.linear_table import LinearTable, table_path
 from overlapc.planning.linear_tiles import FLAT, GEMV
 from overlapc.runtime.linear_spec import LayerSpec
-from overlapc.runtime.linear_trials import LinearTrials, products_of
+from overlapc.runtime.linear_trials import LinearTrials, on_device, products_of
 from overlapc.runtime.machine import this_machine
 from overlapc.runtime.ops import calls_of
 from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
@@ -110,7 +112,7 @@ def test_a_trial_compares_all_ways_with_the_library_on_other_weights_each():
         run(operands[0])
         name = next((way for way, count in counted().items() if count != before[way]), LIBRARY)
         seen.append((name, len(operands[0][0])))
-        return seconds[name]
+        return lambda: seconds[name]
 
     trials = LinearTrials(layer.spec, layer.operands, torch.device("cpu"), clock)
     found = trials.trial(2, 1.0)
@@ -126,13 +128,13 @@ def test_a_trial_compares_all_ways_with_the_library_on_other_weights_each():
 
 def test_a_trial_compares_what_a_host_launches_with_the_gemms_alone():
     (layer, *_) = layers_of(*model_and_inputs())
-    trials = LinearTrials(layer.spec, layer.operands, torch.device("cpu"), lambda *_: 1.0)
+    trials = LinearTrials(layer.spec, layer.operands, torch.device("cpu"), lambda *_: lambda: 1.0)
     assert trials.trial(2, 1.0).launched is None
     before = calls_of("trial of flat").total()
 
     def launching(run, operands):
         result = run(operands[0])
-        return 4.0 if result is None else 2.0  # the products give nothing
+        return lambda: 4.0 if result is None else 2.0  # the products give nothing
 
     trials.launching = launching
     found = trials.trial(2, 1.0)
@@ -146,7 +148,9 @@ def test_the_gemms_of_a_layer_alone(name):
     """Each by its weight as [k, n], whatever the graph does around it."""
     function, inputs, _ = READ[name]
     for layer in layers_of(function, inputs):
-        trials = LinearTrials(layer.spec, layer.operands, torch.device("cpu"), lambda *_: 1.0)
+        trials = LinearTrials(
+            layer.spec, layer.operands, torch.device("cpu"), lambda *_: lambda: 1.0
+        )
         with Counting() as counted:
             products_of(layer.spec.program)(trials._operands(3)[0])
         problem = layer.problem
@@ -165,6 +169,37 @@ class Counting(TorchDispatchMode):
         if op is torch.ops.aten.mm.default:
             self.shapes.append((*args[0].shape, args[1].shape[1]))
         return op(*args, **(kwargs or {}))
+
+
+def test_a_device_captures_a_call_once_after_what_fills_its_operands(monkeypatch):
+    """A capture for every round costs a run more than all that is timed."""
+    log: list[str] = []
+
+    class Stream:
+        def wait_stream(self, other):
+            log.append("waits")
+
+        def synchronize(self):
+            log.append("warm")
+
+    @contextmanager
+    def graph(cuda_graph):
+        yield
+        log.append("captured")
+
+    event = SimpleNamespace(record=lambda: None, synchronize=lambda: None, elapsed_time=lambda _: 6)
+    replayed = SimpleNamespace(replay=lambda: log.append("replayed"))
+    fakes = {
+        "Stream": Stream, "stream": lambda stream: nullcontext(), "current_stream": Stream,
+        "graph": graph, "CUDAGraph": lambda: replayed, "Event": lambda enable_timing: event,
+    }  # fmt: skip
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    seconds = on_device(lambda operands: log.append(f"run {operands[0]}"), [["a"], ["b"]])
+    assert log == ["waits", "run a", "warm", "run a", "run b", "captured"]
+    log.clear()
+    assert [seconds(), seconds()] == [0.003, 0.003]
+    assert log == ["replayed"] * 4
 
 
 @torch._dynamo.config.patch(recompile_limit=1)

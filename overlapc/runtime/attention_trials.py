@@ -57,14 +57,15 @@ class AttentionTrials:
         operands = self._operands(keys)
         if self._runs_own(operands[0]):
             runs["own"] = self._own
-        once = {name: clock(run, operands) for name, run in runs.items()}  # warms up as well
+        timers = {name: clock(run, operands) for name, run in runs.items()}
+        once = {name: timer() for name, timer in timers.items()}  # warms up as well
         turn = len(operands) * sum(once.values())
         rounds = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(seconds / turn) if turn else MOST_ROUNDS))
         times: dict[str, list[float]] = {name: [] for name in runs}
         order = random.Random(keys)
         for _ in range(rounds):
             for name in order.sample(list(runs), len(runs)):
-                times[name].append(clock(runs[name], operands))
+                times[name].append(timers[name]())
         library = sorted(times["library"])[rounds // 2]
         if "own" not in times:
             return AttentionTrial(keys, library, 0.0, 0.0, 0.0)

@@ -37,8 +37,8 @@ ONLY = {GEMV: Regions(1, 1 << 20, 1 << 20), FLAT: Regions(1, 1, 1 << 20)}
 """Every row count in one way."""
 
 Call = Callable[[Sequence[torch.Tensor]], Any]
-Clock = Callable[[Call, Sequence[Sequence[torch.Tensor]]], float]
-"""Seconds of one call, of several on these operands in turn."""
+Clock = Callable[[Call, Sequence[Sequence[torch.Tensor]]], Callable[[], float]]
+"""Makes what gives the seconds of one call, of several on these operands in turn."""
 
 
 class LinearTrials:
@@ -74,14 +74,15 @@ class LinearTrials:
     ) -> dict[str, list[float]]:
         """Seconds of a call of each run in every round."""
         operands = self._operands(rows)
-        once = {name: clock(run, operands) for name, run in runs.items()}  # warms up as well
+        timers = {name: clock(run, operands) for name, run in runs.items()}
+        once = {name: timer() for name, timer in timers.items()}  # warms up as well
         turn = len(operands) * sum(once.values())
         rounds = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(seconds / turn) if turn else MOST_ROUNDS))
         times: dict[str, list[float]] = {name: [] for name in runs}
         order = random.Random(rows)
         for _ in range(rounds):
             for name in order.sample(list(runs), len(runs)):
-                times[name].append(clock(runs[name], operands))
+                times[name].append(timers[name]())
         return times
 
     def _runs(self, rows: int) -> dict[str, Call]:
@@ -202,40 +203,57 @@ def _gains(times: Mapping[str, Sequence[float]]) -> list[Gain]:
     return found
 
 
-def on_host(run: Call, operands: Sequence[Sequence[torch.Tensor]]) -> float:
+def on_host(run: Call, operands: Sequence[Sequence[torch.Tensor]]) -> Callable[[], float]:
     """Seconds of a call on a processor: every list of operands once."""
-    start = time.perf_counter()
-    for given in operands:
-        run(given)
-    return (time.perf_counter() - start) / len(operands)
 
-
-def one_by_one(run: Call, operands: Sequence[Sequence[torch.Tensor]]) -> float:
-    """Seconds of a call where a host launches each: the longer of what it and the device take."""
-    turns = max(1, LEAST_CALLS // len(operands))
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(turns):
+    def seconds() -> float:
+        start = time.perf_counter()
         for given in operands:
             run(given)
-    torch.cuda.synchronize()
-    return (time.perf_counter() - start) / (turns * len(operands))
+        return (time.perf_counter() - start) / len(operands)
+
+    return seconds
 
 
-def on_device(run: Call, operands: Sequence[Sequence[torch.Tensor]]) -> float:
-    """Device seconds of a call in a CUDA graph of one call on every list of operands."""
+def one_by_one(run: Call, operands: Sequence[Sequence[torch.Tensor]]) -> Callable[[], float]:
+    """Seconds of a call where a host launches each: the longer of what it and the device take."""
+    turns = max(1, LEAST_CALLS // len(operands))
+
+    def seconds() -> float:
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(turns):
+            for given in operands:
+                run(given)
+        torch.cuda.synchronize()
+        return (time.perf_counter() - start) / (turns * len(operands))
+
+    return seconds
+
+
+def on_device(run: Call, operands: Sequence[Sequence[torch.Tensor]]) -> Callable[[], float]:
+    """Device seconds of a call in a CUDA graph of one call on every list of operands.
+
+    It is captured once: every capture empties torch's cache of device memory, and costs the host
+    more than a replay takes.
+    """
     graph = torch.cuda.CUDAGraph()
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())  # which fills the operands
     with torch.cuda.stream(side):
         run(operands[0])
     side.synchronize()
     with torch.cuda.graph(graph):
         for given in operands:
             run(given)
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    graph.replay()
-    start.record()
-    graph.replay()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) * 1e-3 / len(operands)
+
+    def seconds() -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        graph.replay()
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) * 1e-3 / len(operands)
+
+    return seconds

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -60,6 +62,19 @@ def test_a_way_is_compared_and_timed_beside_both_peers(toy, monkeypatch, factor)
     assert row["tokens/s"] > 0
     assert len(row["of inductor"]) == 3
     assert len(set(map(calls.count, set(calls)))) == 1, "all decode as often"
+
+
+def test_a_way_is_compiled_once(toy):
+    """In minutes, with a model of 32 layers; of another batch it is another."""
+    made = [gpu_model.compiled(batch, gpu_model.INDUCTOR) for batch in (1, 1, 2)]
+    assert made[0] is made[1] is not made[2]
+
+
+def test_a_cache_that_no_graph_can_rewind_is_said(toy, monkeypatch):
+    old = SimpleNamespace(layers=[SimpleNamespace(keys=None)])
+    monkeypatch.setattr("transformers.StaticCache", lambda **named: old)
+    row = attempt(next(rows({}, Target.load("h100-nvlink"))))
+    assert "has no cumulative_length" in row["skipped"]
 
 
 @pytest.mark.long
