@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from overlapc.graphs.attention.bands import Band, band_of
 from overlapc.graphs.attention.constants import constant, number
 from overlapc.graphs.attention.repeats import EXPANSIONS
 from overlapc.graphs.attention.scores import WEAKEST_FILL, Bias, Fill
@@ -44,6 +45,8 @@ class Mask:
     """Why torch's attention cannot be told it; a kernel of our own can."""
     only_leaves_out: bool = True
     """It changes no score of a key that a row keeps."""
+    band: Band | None = None
+    """What all of it says, where that is a band of keys: a kernel of our own skips the others."""
 
 
 def read_mask(
@@ -81,7 +84,9 @@ def read_mask(
     is_empty = is_off.all(-1)
     dead = "nan" if (said == -math.inf).all(-1).any() else "mean" if is_empty.any() else ""
     leaves_out = not said.masked_fill(is_off, 0.0).any()
-    return Mask(parts, "given", dead, is_trained, untold, leaves_out)
+    is_told = leaves_out and not dead and untold is None
+    band = band_of(is_off, rows, keys) if is_told else None
+    return Mask(parts, "given", dead, is_trained, untold, leaves_out, band)
 
 
 def _why_not(part: Bias | Fill, dtype: torch.dtype) -> Refusal | None:

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from overlapc.errors import KernelError
+from overlapc.graphs.attention.bands import Band
 from overlapc.graphs.attention.known_scores import as_lowered
 from overlapc.graphs.attention.prefixes import Prefix
 from overlapc.graphs.attention.rewriting import as_spelled
@@ -29,18 +30,17 @@ def spec_of(found: Attention, policy: str, phi: float = 0.0) -> AttentionSpec:
     ``phi`` is for a policy that takes a number.
     """
     query, value = found.query.value, found.value.value
-    prefix = found.prefix
-    is_prefix = prefix is not None and prefix.says_all
+    band = band_seen(found)
     return AttentionSpec(
         dtype=_name(query.dtype),
         head_dim=int(found.head_dim),
         value_dim=int(value.shape[-1]),
         groups=found.groups,
         scale=float(found.scale),
-        before=prefix.before if prefix and is_prefix else None,
-        after=0 if is_prefix or found.mask.says == "causal" else None,
-        align="bottom_right" if is_prefix else "top_left",
-        lengths=prefix is not None,
+        before=band.before,
+        after=band.after,
+        align=band.align,
+        lengths=found.prefix is not None,
         program=program_of(list(map(as_lowered, _steps(found)))),
         sinks=found.sinks is not None,
         softmax=policy,
@@ -49,6 +49,16 @@ def spec_of(found: Attention, policy: str, phi: float = 0.0) -> AttentionSpec:
         lse=found.is_trained or found.mask.is_trained,
         precision="tf32x3" if query.dtype == torch.float32 and not torch.version.hip else "ieee",
     )
+
+
+def band_seen(found: Attention) -> Band:
+    """Return which keys rows see, beside what tensors say: blocks of others are skipped."""
+    prefix = found.prefix
+    if prefix is not None and prefix.says_all:
+        return Band(prefix.before, 0, "bottom_right")
+    if found.mask.says == "causal":
+        return Band(None, 0)
+    return found.mask.band or Band(None, None)
 
 
 def text_of(found: Attention) -> str:
@@ -128,8 +138,9 @@ def _lengths(graph: fx.Graph, prefix: Prefix, batch: object, known: Lengths) -> 
 
 
 def _steps(found: Attention) -> tuple[Step, ...]:
-    """What a kernel has to do to scores: no mask where a length says it all."""
-    return found.program if found.prefix and found.prefix.says_all else found.steps
+    """What a kernel has to do to scores: no mask where a length or a band says it all."""
+    says_all = found.prefix.says_all if found.prefix else found.mask.band is not None
+    return found.program if says_all else found.steps
 
 
 def _sinks(sinks: Sinks) -> Expression:
