@@ -28,7 +28,7 @@ KERNEL = attention_forward
 CONSTANTS = {{
     "SCORES": {has_scores},
 {constants}}}
-OPTIONS = {{"num_warps": {warps}, "num_stages": {stages}}}
+OPTIONS = {{"num_warps": {warps}, "num_stages": {stages}{registers}}}
 '''
 
 Constant = int | float | str | None
@@ -87,6 +87,7 @@ def module_text(spec: AttentionSpec, tile: AttentionTile) -> str:
         constants="".join(lines),
         warps=tile.warps,
         stages=tile.stages,
+        registers=f', "maxnreg": {tile.registers}' if tile.registers else "",
     )
 
 

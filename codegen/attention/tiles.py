@@ -26,6 +26,9 @@ class AttentionTile:
     ones: int = 0
     """Columns of ones by which weights of 16 bits are multiplied, for matrix units to add up rows;
     0: they are added one by one. For kernels of many rows."""
+    registers: int = 0
+    """The most of a thread, where an assembler of NVIDIA, left to itself, takes too few and spills;
+    0: left to itself. For kernels of many rows."""
 
 
 def padded(dim: int) -> int:
@@ -37,7 +40,7 @@ NVIDIA = {
     "sm_80": {64: (128, 64, 8, 2), 128: (64, 64, 8, 2), 256: (64, 32, 8, 2)},
     "sm_90": {64: (128, 128, 8, 2, 16), 128: (128, 64, 8, 3, 16), 256: (64, 32, 8, 2, 16)},
     "sm_100": {
-        64: (64, 64, 8, 2),
+        64: (64, 64, 8, 2, 0, 232),
         128: (128, 64, 8, 3),
         192: (128, 32, 8, 2),
         256: (64, 64, 8, 2),
