@@ -20,8 +20,8 @@ def own(monkeypatch):
     monkeypatch.setattr(problems, "runs_kernels", lambda device: True)
 
 
-@pytest.mark.parametrize("keys", [1, 6, 7, 12])
-@pytest.mark.parametrize("rows", [1, 6, 7])
+@pytest.mark.parametrize("keys", [1, 6, 9])
+@pytest.mark.parametrize("rows", [1, 6])
 def test_a_band_is_what_a_kernel_sees_of_it(rows, keys):
     """All bands of some rows and keys, and a hole in each."""
     row, key = torch.arange(rows)[:, None], torch.arange(keys)

@@ -54,6 +54,7 @@ def test_it_is_found_as_it_was_published(golden):
     golden(done.after[0])
 
 
+@pytest.mark.long
 def test_the_kernel_reads_it(interpreted):  # noqa: F811
     found = interpreted("attention_graphs.run", "latent", "unified")
     assert found[1:3] == ("unified", {"zero, decode, 3 splits": 1})
