@@ -230,14 +230,15 @@ def rows(done: Done, shipped: Target) -> Iterator[Row]:
     """Every row, in the order in which they are measured: of each batch its tables and what tells
     most, and then the other ways."""
     here, (*others, last) = "benchmarks.gpu_model", WAYS
-    tables_at = tempfile.mkdtemp(prefix="overlapc-")
+    # One folder each: a table has no problem twice, and those of all batches are the same.
+    tables_at = {batch: tempfile.mkdtemp(prefix="overlapc-") for batch in BATCHES}
 
     def way(batch: int, name: str) -> Row:
-        given = {"batch": batch, "name": name, "tables_at": tables_at}
+        given = {"batch": batch, "name": name, "tables_at": tables_at[batch]}
         return Row(SPEED, f"batch {batch}, {name}", f"{here}.speed", given, limit=300)
 
     for batch in BATCHES:
-        given = {"batch": batch, "tables_at": tables_at}
+        given = {"batch": batch, "tables_at": tables_at[batch]}
         yield Row(TABLE_ROWS, f"batch {batch}", f"{here}.calibrate", given, limit=240)
         yield way(batch, last)
     for name in reversed(others):

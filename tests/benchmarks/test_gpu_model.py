@@ -77,6 +77,21 @@ def test_a_cache_that_no_graph_can_rewind_is_said(toy, monkeypatch):
     assert "has no cumulative_length" in row["skipped"]
 
 
+def test_what_one_batch_measures_another_does_not_replace():
+    """All have the same layers, and each measures its own row count."""
+    found = {batch: set() for batch in gpu_model.BATCHES}
+    names = []
+    for row in rows({}, Target.load("h100-nvlink")):
+        found[row.arguments["batch"]].add(row.arguments["tables_at"])
+        names.append(row.name)
+    assert [len(folders) for folders in found.values()] == [1, 1]
+    assert not set.intersection(*found.values())
+    assert names[:4] == [
+        *("batch 1", "batch 1, overlapc, both"),
+        *("batch 16", "batch 16, overlapc, both"),
+    ]
+
+
 @pytest.mark.long
 def test_every_row_of_a_run_is_measured(toy):
     done = {TABLE_ROWS: [], SPEED: []}
