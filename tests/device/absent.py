@@ -53,17 +53,20 @@ class Tensors(FakeTensorMode):
         if func is aten.equal.default:
             state.synchronize()
             return True
-        if func.namespace == "overlapc":
+        if func.namespace == "overlapc" and func._opname in RUNS:
             with self:
-                return implementation(func)(*args, **(kwargs or {}))
+                return RUNS[func._opname](*args, **(kwargs or {}))
         return super().dispatch(func, types, args, kwargs)
 
 
-def implementation(op: Any) -> Any:
-    """What our library runs for an op of ours on a device."""
-    own = {"attention": attention, "attention_backward": attention_gradients, "linear": linear,
-           "linears": linear, "paged_attention": paged}  # fmt: skip
-    return own[op._opname]._run
+RUNS = {
+    "attention": attention._run,
+    "attention_backward": attention_gradients._run,
+    "linear": linear.run,
+    "linears": linear.run,
+    "paged_attention": paged._run,
+}
+"""What our library runs for an op of ours on a device; of others the fake will do."""
 
 
 class Device:
