@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ import torch
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from overlapc.runtime import attention, attention_gradients, linear, paged
+from overlapc.runtime import attention, attention_gradients, linear, paged, signals
 
 HERE = Path(__file__).parent
 NAME, SMS, MEMORY = "NVIDIA H200", 132, 150 << 30
@@ -239,6 +239,11 @@ def generator(device: Any = None) -> torch.Generator:
     return GENERATOR()
 
 
+def here(make: Callable[[], Any]) -> Any:
+    """Make something in this thread."""
+    return make()
+
+
 def load_driver(folder: Path) -> Any:
     """Build the driver in a folder, as ``libcuda.so.1``, and let whoever asks for one find it."""
     from triton.backends import nvidia
@@ -278,6 +283,8 @@ def absent_h200(folder: Path) -> Iterator[Any]:
         stack.enter_context(mock.patch.dict(sys.modules, modules))
         stack.enter_context(mock.patch.object(FakeTensor, "data_ptr", address, create=True))
         stack.enter_context(mock.patch.object(fake_tensor, "init_gpu_context"))
+        # Another thread would make tensors of a device that is there.
+        stack.enter_context(mock.patch.object(signals, "apart", side_effect=here))
         stack.enter_context(mock.patch.object(torch, "Generator", side_effect=generator))
         stack.enter_context(mock.patch.object(torch.autograd, "grad", gradients))
         found_by_triton: Any = CudaDriver()
