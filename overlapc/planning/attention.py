@@ -292,12 +292,17 @@ def why_not_own(problem: AttentionProblem) -> str:
     return f"There is no kernel of our own for it: {why}." if why else ""
 
 
+def most_columns(dtype: str, splits: int) -> int:
+    """Return how wide a head kernels of our own take, which of few rows is read in splits; 0 of a
+    dtype that none takes."""
+    own = OWN_DIMS.get(dtype, 0)
+    return MOST_DIM if own and splits and dtype != "float32" else own
+
+
 def _why_no_kernel(problem: AttentionProblem) -> str:
-    most = OWN_DIMS.get(problem.dtype, 0)
+    most = most_columns(problem.dtype, problem.splits)
     if not most:
         return f"none is generated for {problem.dtype}"
-    if problem.splits and problem.dtype != "float32":
-        most = MOST_DIM
     if max(problem.head_dim, problem.value_dim) > most:
         return f"heads of {problem.dtype} have more than {most} columns"
     if problem.why_no_gradient:

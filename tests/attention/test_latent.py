@@ -88,7 +88,40 @@ def written_between(q, q_pe, c, k_pe):
     return weights @ c.unsqueeze(1)
 
 
+def written_first(q, q_pe, c, k_pe):
+    """Keys were read before the cache became another one, of which values are."""
+    c = c.clone()
+    scores = q_pe @ k_pe.unsqueeze(1).mT + q @ c.unsqueeze(1).mT
+    c[:, 0] = 5.0
+    return torch.softmax(scores, -1) @ c.unsqueeze(1)
+
+
+def put_together_first(q, q_pe, c, k_pe):
+    """The same of keys that are made whole."""
+    c = c.clone()
+    key = torch.cat((c, k_pe), -1)[:, None]
+    weights = torch.softmax(torch.cat((q, q_pe), -1) @ key.mT, -1)
+    c[:, 0] = 5.0
+    return weights @ c[:, None]
+
+
+def one_row_of_the_rest(q, q_pe, c, k_pe):
+    """One product is the same for all rows."""
+    scores = q @ c.unsqueeze(1).mT + q_pe[:, :, :1] @ k_pe.unsqueeze(1).mT
+    return torch.softmax(scores, -1) @ c.unsqueeze(1)
+
+
+def one_key_of_the_rest(q, q_pe, c, k_pe):
+    """One product is the same for all keys."""
+    scores = q @ c.unsqueeze(1).mT + q_pe @ k_pe[:, :1].unsqueeze(1).mT
+    return torch.softmax(scores, -1) @ c.unsqueeze(1)
+
+
 OTHERS = {
+    "written first": (written_first, latent_cache.operands),
+    "put together first": (put_together_first, latent_cache.operands),
+    "one row of the rest": (one_row_of_the_rest, latent_cache.operands),
+    "one key of the rest": (one_key_of_the_rest, latent_cache.operands),
     "scaled apart": (scaled_apart, latent_cache.operands),
     "other values": (other_values, latent_cache.operands),
     "behind keys": (behind_keys, latent_cache.operands),

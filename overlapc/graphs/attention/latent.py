@@ -68,7 +68,13 @@ def latent_of_two(versions: Versions, found: Attention, rest: Product) -> Attent
     flat = four_dimensional(versions, query, key, key, found.mask, found.frame)
     if isinstance(flat, Refusal) or flat.groups != found.groups:
         return None
-    latent = replace(found, key=flat.key, rest=flat.query, is_latent=True)
+    lengths = [(one.shape[-2], other.shape[-2]) for one, other in
+               ((flat.query, found.query), (flat.key, found.key))]  # fmt: skip
+    if not all(is_same((one,), (other,)) for one, other in lengths):
+        return None
+    latent = replace(
+        found, key=flat.key, value=_read_by(found.value, found.key), rest=flat.query, is_latent=True
+    )
     dtypes = {side.value.dtype for side in (found.query, found.value, flat.query, flat.key)}
     return latent if len(dtypes) == 1 and _is_known(latent) else None
 
@@ -76,7 +82,7 @@ def latent_of_two(versions: Versions, found: Attention, rest: Product) -> Attent
 def latent_of_one(versions: Versions, found: Attention) -> Attention | None:
     """Return an attention whose whole keys begin with its values; None where they do not."""
     rest = _behind(found.key, found.value) or _put_behind(versions, found.key, found.value)
-    if rest is None:
+    if rest is None or rest.value.dtype != found.value.value.dtype:
         return None
     latent = replace(found, key=rest, is_latent=True)
     return latent if _is_known(latent) else None
@@ -136,7 +142,13 @@ def _put_behind(versions: Versions, key: Expression, value: Expression) -> Expre
         both.append(replace(side.replayed(key.calls), read=(*side.read, *key.read)))
     first, rest = both
     is_over_columns = is_same((*first.shape[:-1],), (*rest.shape[:-1],))
-    return rest if is_over_columns and is_same_tensor(first, value) else None
+    is_value = is_over_columns and is_same_tensor(first, value)
+    return _read_by(rest, first) if is_value else None
+
+
+def _read_by(one: Expression, other: Expression) -> Expression:
+    """An expression that has to be read before anybody writes to what another one reads, too."""
+    return replace(one, read=(*one.read, *other.read))
 
 
 def _inserts(versions: Versions, node: fx.Node) -> tuple[object, ...] | None:

@@ -13,7 +13,7 @@ from overlapc.graphs.attention.placing import inputs_of, spec_of
 from overlapc.graphs.attention.site import Attention, Fused
 from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.nodes import hint_of
-from overlapc.planning.attention import AttentionProblem
+from overlapc.planning.attention import AttentionProblem, most_columns
 from overlapc.planning.attention_policy import UNKNOWN
 from overlapc.runtime.attention_gradients import why_no_gradient
 from overlapc.runtime.attention_kernels import multiprocessors, splits_for
@@ -31,6 +31,8 @@ def problem_of(
     is_spelled = isinstance(found, Attention)
     own = found if is_spelled else found.spelled
     untold = found.untold if is_spelled else None
+    latent = _latent(own) if isinstance(own, Attention) else None
+    splits = 0 if isinstance(own, Refusal) else _splits(latent or own)
     return AttentionProblem(
         batch=sizes[0] if len(sizes) == 4 else 1,
         heads=sizes[-3] if len(sizes) > 2 else 1,
@@ -54,13 +56,23 @@ def problem_of(
         untold=(untold.code, untold.reason) if untold else None,
         why_no_gradient=_why_no_gradient(own) if isinstance(own, Attention) else "",
         runs_kernels=runs_kernels(query.device.type),
-        scores=UNKNOWN if isinstance(own, Refusal) else scores_of(own.latent or own, weights),
+        scores=UNKNOWN if isinstance(own, Refusal) else scores_of(latent or own, weights),
         is_static=all(isinstance(size, int) for size in (*query.shape, *key.shape)),
         multiprocessors=multiprocessors(query.device),
-        splits=0 if isinstance(own, Refusal) else _splits(own.latent or own),
-        is_latent=isinstance(own, Attention) and own.latent is not None,
-        narrow=_narrow(own.latent or own) if isinstance(own, Attention) else "",
+        splits=splits,
+        is_latent=latent is not None,
+        narrow=_narrow(latent or own) if isinstance(own, Attention) else "",
     )
+
+
+def _latent(own: Attention) -> Attention | None:
+    """What reads keys and values as one, where a kernel does: of few rows, and not too wide."""
+    latent = own.latent
+    splits = _splits(latent) if latent is not None else 0
+    if latent is None or not splits:
+        return None
+    most = most_columns(str(latent.query.value.dtype).removeprefix("torch."), splits)
+    return latent if hint_of(latent.head_dim) <= most else None
 
 
 def _narrow(found: Attention) -> str:
