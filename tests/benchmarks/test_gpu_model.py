@@ -109,7 +109,7 @@ def test_every_row_of_a_run_is_measured(toy):
 
 @pytest.mark.long
 def test_the_table_is_of_every_layer_of_a_step(toy, monkeypatch, tmp_path):
-    monkeypatch.setattr("overlapc.linear_tuning.choose", lambda trials: Regions(1, 1, 3))
+    monkeypatch.setattr("overlapc.planning.linear.choose", lambda trials: Regions(1, 1, 3))
     row = calibrate(Deadline.after(0.1), 2, str(tmp_path))
     assert row["layers"] >= 5
     assert "flat 1..2 rows" in row["found"]
