@@ -94,6 +94,8 @@ class AttentionProblem:
     is_latent: bool = False
     """Its keys begin with their values (latent attention), whether the graph has them whole or as
     two products that are added."""
+    is_broadcast: bool = False
+    """Queries that share a head of keys do by broadcasting it: eager copies none."""
     splits: int = 0
     """CTAs among which a kernel of our own shares the keys; 0: rows are too many for it to."""
 
@@ -220,7 +222,8 @@ def _is_small(problem: AttentionProblem) -> bool:
 
 
 def _gains_masked(problem: AttentionProblem) -> bool:
-    shares = problem.groups > 1 and problem.rows <= MOST_SHARED_ROWS
+    copies = problem.groups > 1 and not problem.is_broadcast
+    shares = copies and problem.rows <= MOST_SHARED_ROWS
     return shares or problem.score_bytes >= LEAST_MASKED_BYTES
 
 

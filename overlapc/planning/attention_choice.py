@@ -52,7 +52,8 @@ class Choice:
 
 def choose_on_gpu(problem: AttentionProblem, table: AttentionTable | None) -> Choice:
     """Choose for one attention that both can compute; None: nothing was measured here."""
-    is_measurable = problem.is_static and problem.untold is None
+    # A trial is of keys and values apart, whatever the graph has.
+    is_measurable = problem.is_static and problem.untold is None and not problem.is_latent
     entry = table.entry(shape_of(problem)) if table and is_measurable else None
     if entry is not None:
         gain = entry.gain_at(problem.keys)

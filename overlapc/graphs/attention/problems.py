@@ -61,6 +61,7 @@ def problem_of(
         multiprocessors=multiprocessors(query.device),
         splits=splits,
         is_latent=latent is not None,
+        is_broadcast=isinstance(own, Attention) and own.is_broadcast,
         narrow=_narrow(latent or own) if isinstance(own, Attention) else "",
     )
 

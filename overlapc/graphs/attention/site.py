@@ -107,6 +107,12 @@ class Attention:
         return torch.is_grad_enabled() and any(side.value.requires_grad for side in every)
 
     @property
+    def is_broadcast(self) -> bool:
+        """Heads of keys that queries share are repeated by nothing but a broadcast."""
+        calls = self.repeated[0].calls if self.repeated is not None else ()
+        return bool(calls) and calls[-1][0] is torch.broadcast_to
+
+    @property
     def for_torch(self) -> Attention:
         """The same with heads repeated where no fused kernel of torch's takes them once."""
         if self.repeated is None or takes_groups(self.query, self.mask.says == "given"):
