@@ -101,6 +101,8 @@ def model() -> Any:
     torch._dynamo.reset()
     # Every way is another compilation of the same code.
     torch._dynamo.config.recompile_limit = 64
+    # ... and each batch of a process is compiled for itself, its sizes numbers.
+    torch._dynamo.config.automatic_dynamic_shapes = False
     torch.manual_seed(0)
     with torch.device(DEVICE):
         made: Any = LlamaForCausalLM(_config())
