@@ -34,7 +34,11 @@ def toy(monkeypatch, tmp_path):
     for name, value in changes.items():
         monkeypatch.setattr(gpu_model, name, value)
     monkeypatch.setattr("overlapc.runtime.linear_trials.COLD_BYTES", 1)
-    yield
+    # The model sets these for its process, which here is of other tests as well.
+    config = torch._dynamo.config
+    own = {name: getattr(config, name) for name in ("recompile_limit", "automatic_dynamic_shapes")}
+    with config.patch(**own):
+        yield
     for made in (gpu_model.model, gpu_model.decoder, COMPILED):
         made.cache_clear()
     torch._dynamo.reset()
