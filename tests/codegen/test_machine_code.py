@@ -355,6 +355,9 @@ def ptx() -> str:
     return text
 
 
+TMA_STORE = "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%rd1, {%r1, %r2}], [%r3];"
+
+
 @pytest.mark.parametrize(
     "mutation", ["no barrier", "store last", "TMA store last", "relaxed", "twice", "silent"]
 )
@@ -370,8 +373,7 @@ def test_a_wrong_order_is_caught(ptx: str, mutation: str):
         case "store last":
             lines.insert(release + 1, lines[store])
         case "TMA store last":
-            tma = "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%rd1, {%r1, %r2}], [%r3];"
-            lines.insert(release + 1, tma)
+            lines.insert(release + 1, TMA_STORE)
         case "relaxed":
             lines[release] = lines[release].replace("release", "relaxed")
         case "twice":
@@ -395,8 +397,7 @@ def test_a_wrong_order_of_late_signals_is_caught(mutation: str):
         case "store last":
             lines.insert(barrier + 1, lines[store])
         case "TMA store last":
-            tma = "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%rd1, {%r1, %r2}], [%r3];"
-            lines.insert(barrier + 1, tma)
+            lines.insert(barrier + 1, TMA_STORE)
         case "relaxed":
             for at in releases:
                 lines[at] = lines[at].replace("release", "relaxed")
