@@ -8,9 +8,9 @@ from collections.abc import Hashable, Iterator
 import torch
 from torch import fx
 
-from overlapc.graphs.bands import same
 from overlapc.graphs.collectives import Collective, Refusal
 from overlapc.graphs.nodes import ORDERED_VIEWS, copy_facts, value_of
+from overlapc.graphs.sizes import same
 
 aten = torch.ops.aten
 

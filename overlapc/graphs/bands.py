@@ -9,62 +9,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import prod
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from overlapc.graphs.collectives import Refusal
-from overlapc.graphs.nodes import ORDERED_VIEWS, is_contiguous, is_random, value_of
+from overlapc.graphs.nodes import is_random, value_of
+from overlapc.graphs.refusals import refuse
+from overlapc.graphs.sizes import (
+    Dim,
+    dims_of,
+    fixed,
+    is_static,
+    lead_of,
+    same,
+    shape_of,
+    sizes_of,
+)
 from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
 
 aten = torch.ops.aten
-prims = torch.ops.prims
 
-CASTS = frozenset({prims.convert_element_type.default, aten.view.dtype})
-FEWER = (
-    "Remedy: let only rows vary: torch._dynamo.mark_dynamic for their dimensions in place of "
-    "dynamic=True, or torch._dynamo.mark_static for the others."
-)
 BROADCASTS = "{} broadcasts its operands over other rows."
 RANDOM = "Random numbers (dropout) stand between the GEMM and the collective."
 MOST_STEPS = 24
 """Of a program: each runs by itself for every band, where Inductor would fuse them all."""
-
-
-class Refused(Exception):
-    """Ends a walk over a graph; what it carries becomes the result of the match."""
-
-    def __init__(self, refusal: Refusal) -> None:
-        super().__init__(refusal.reason)
-        self.refusal = refusal
-
-
-def refuse(node: fx.Node, code: str, reason: str) -> NoReturn:
-    """End the match at ``node``."""
-    raise Refused(Refusal(node, code, reason))
-
-
-@dataclass(frozen=True)
-class Size:
-    """``factor`` times a size of a tensor that outlives the rewrite."""
-
-    node: fx.Node
-    dim: int
-    factor: int = 1
-
-
-@dataclass(frozen=True)
-class Sum:
-    """The sum of sizes."""
-
-    parts: tuple[int | fx.Node, ...]
-
-
-Dim = int | fx.Node | Size | Sum
-"""A size as an argument of a node to be made."""
 
 
 @dataclass(frozen=True)
@@ -247,67 +217,13 @@ class Builder:
         return refuse(node, "partial_broadcast", what)
 
 
-def is_view(node: fx.Node) -> bool:
-    """Return whether a node keeps the order of its input's elements."""
-    if node.target is aten.clone.default:
-        return is_contiguous(node)
-    if node.target is aten.expand.default:  # of nothing: matmul puts it before a batched GEMM
-        return same(shape_of(node), shape_of(node.all_input_nodes[0]))
-    if (order := permutation(node)) is not None:  # of dimensions of size one, as in an einsum
-        shape = shape_of(node.all_input_nodes[0])
-        moved = [index for index in order if not statically_known_true(shape[index] == 1)]
-        return moved == sorted(moved)
-    return node.target in ORDERED_VIEWS
-
-
-def permutation(node: fx.Node) -> list[int] | None:
-    """Return the dimensions of its input in the order in which a node has them, if it permutes."""
-    if node.target is not aten.permute.default:
-        return None
-    order = node.args[1]
-    assert isinstance(order, list | tuple)
-    return [int(index) % len(order) for index in order]  # type: ignore[arg-type]
-
-
-def is_pointwise(node: fx.Node) -> bool:
-    """Return whether a node computes each element from the elements at its place."""
-    target = node.target
-    if not isinstance(target, torch._ops.OpOverload):
-        return False
-    if target is aten.view.dtype:
-        source = value_of(node.all_input_nodes[0])
-        return source.dtype.itemsize == value_of(node).dtype.itemsize
-    return target in CASTS or torch.Tag.pointwise in target.tags
-
-
-def shape_of(node: fx.Node) -> tuple[int | torch.SymInt, ...]:
-    """Return the sizes of a node's tensor."""
-    value = value_of(node)
-    if not isinstance(value, torch.Tensor):
-        refuse(node, "no_sizes", f"Tracing left no sizes at {node.target}.")
-    return tuple(value.shape)
-
-
-def lead_of(
-    shape: Sequence[Any], rows: int | torch.SymInt, rest: Sequence[Any] | None = None
-) -> int | None:
-    """Return how many leading dimensions hold the rows; None if no whole number does.
-
-    Where a dimension of size one may be either, those with ``rest`` behind them, or else the first.
-    """
-    leads = [
-        lead
-        for lead in range(1, len(shape) + 1)
-        if statically_known_true(prod(shape[:lead]) == rows)
-    ]
-    with_rest = [lead for lead in leads if rest is not None and same(shape[lead:], rest)]
-    return (with_rest or leads or [None])[0]
-
-
-def same(left: Sequence[Any], right: Sequence[Any]) -> bool:
-    """Return whether two shapes are known to be equal, without a guard."""
-    pairs = zip(left, right, strict=False)
-    return len(left) == len(right) and all(statically_known_true(a == b) for a, b in pairs)
+def constant(node: fx.Node, value: Any) -> Any:
+    """Return an argument as a program holds it."""
+    if isinstance(value, list | tuple):
+        return tuple(constant(node, item) for item in value)
+    if value is None or isinstance(value, bool | int | float | str | torch.dtype):
+        return value
+    return refuse(node, "argument", f"{node.target} is given {value!r}, which no program can hold.")
 
 
 def _without_common(was: Sequence[Any], now: Sequence[Any]) -> tuple[int, list[Any], list[Any]]:
@@ -321,52 +237,3 @@ def _without_common(was: Sequence[Any], now: Sequence[Any]) -> tuple[int, list[A
     while min(len(was), len(now)) > 1 and statically_known_true(was[-1] == now[-1]):
         was, now = was[:-1], now[:-1]
     return first, was, now
-
-
-def is_static(shape: Sequence[Any]) -> bool:
-    """Return whether every size is a number."""
-    return all(isinstance(size, int) for size in shape)
-
-
-def sizes_of(node: fx.Node, first: int) -> tuple[Dim, ...]:
-    """Return the sizes of a tensor from a dimension on as arguments."""
-    sizes = enumerate(shape_of(node)[first:], first)
-    return tuple(size if isinstance(size, int) else Size(node, index) for index, size in sizes)
-
-
-def size_of(dim: Dim) -> int | torch.SymInt:
-    """Return what an argument says."""
-    if isinstance(dim, Size):
-        return dim.factor * shape_of(dim.node)[dim.dim]
-    if isinstance(dim, Sum):
-        return sum(size_of(part) for part in dim.parts)
-    return value_of(dim) if isinstance(dim, fx.Node) else dim
-
-
-def fixed(node: fx.Node, shape: Sequence[Any]) -> tuple[int, ...]:
-    """Return sizes that a program can hold: numbers."""
-    if not is_static(shape):
-        reason = f"Columns are regrouped whose number varies. {FEWER}"
-        refuse(node, "dynamic_columns", reason)
-    return tuple(shape)
-
-
-def dims_of(node: fx.Node, shape: Sequence[Any]) -> tuple[Dim, ...] | None:
-    """Return sizes as arguments: numbers, or the nodes that a reshape was given."""
-    if is_static(shape):
-        return tuple(shape)
-    if node.target in (aten.reshape.default, aten.view.default, aten._unsafe_view.default):
-        given = node.args[1]
-        assert isinstance(given, list | tuple)
-        if all(isinstance(size, fx.Node) or size != -1 for size in given):
-            return tuple(given)  # pyright: ignore[reportReturnType]
-    return None
-
-
-def constant(node: fx.Node, value: Any) -> Any:
-    """Return an argument as a program holds it."""
-    if isinstance(value, list | tuple):
-        return tuple(constant(node, item) for item in value)
-    if value is None or isinstance(value, bool | int | float | str | torch.dtype):
-        return value
-    return refuse(node, "argument", f"{node.target} is given {value!r}, which no program can hold.")

@@ -10,10 +10,12 @@ import sympy
 import torch
 from torch import fx
 
-from overlapc.graphs.bands import Dim, Operand, Turn, is_static, refuse, shape_of, size_of
+from overlapc.graphs.bands import Operand, Turn
 from overlapc.graphs.collectives import Collective
 from overlapc.graphs.gemms import Gemm, is_batched
 from overlapc.graphs.nodes import hint_of, tensor_facts, value_of
+from overlapc.graphs.refusals import refuse
+from overlapc.graphs.sizes import Dim, is_static, shape_of, size_of
 from overlapc.runtime.program import ROWS, Program
 
 

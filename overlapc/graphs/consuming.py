@@ -9,20 +9,10 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from overlapc.graphs.bands import (
-    FEWER,
-    Builder,
-    Dim,
-    Refused,
-    Size,
-    is_static,
-    permutation,
-    refuse,
-    shape_of,
-    size_of,
-)
+from overlapc.graphs.bands import Builder
 from overlapc.graphs.chain import Chain, Result
 from overlapc.graphs.collectives import Collective, Refusal, is_ours
+from overlapc.graphs.elementwise import permutation
 from overlapc.graphs.gathered import (
     consumer_axis,
     consumer_builder,
@@ -38,6 +28,8 @@ from overlapc.graphs.gemms import (
 )
 from overlapc.graphs.nodes import descendants, through, value_of
 from overlapc.graphs.packing import SPLITS, Split, cut_piece, turns_rows, unpacked
+from overlapc.graphs.refusals import Refused, refuse
+from overlapc.graphs.sizes import FEWER, Dim, Size, is_static, shape_of, size_of
 from overlapc.graphs.walking import (
     Walk,
     between,

@@ -11,8 +11,8 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from overlapc.graphs.algebra import are_alike
-from overlapc.graphs.bands import shape_of
 from overlapc.graphs.packing import cat_dim, joined, read_slice
+from overlapc.graphs.sizes import shape_of
 
 aten = torch.ops.aten
 

@@ -17,7 +17,6 @@ import torch
 from torch import fx
 
 from overlapc.errors import OverlapcError
-from overlapc.graphs.bands import Refused
 from overlapc.graphs.collectives import (
     Collective,
     Refusal,
@@ -27,6 +26,7 @@ from overlapc.graphs.collectives import (
 )
 from overlapc.graphs.gemms import form_of, read_gemm
 from overlapc.graphs.nodes import tensor_facts
+from overlapc.graphs.refusals import Refused
 from overlapc.graphs.walking import splits_of
 from overlapc.planning.cost import Costs, advance
 from overlapc.planning.problem import COLLECTIVES, Problem

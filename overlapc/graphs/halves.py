@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from overlapc.graphs.bands import shape_of
 from overlapc.graphs.collectives import Collective, Refusal, functional, read_collective
 from overlapc.graphs.nodes import add_call
+from overlapc.graphs.sizes import shape_of
 
 aten = torch.ops.aten
 

@@ -9,8 +9,9 @@ from typing import Any, cast
 import torch
 from torch import fx
 
-from overlapc.graphs.bands import constant, is_static
+from overlapc.graphs.bands import constant
 from overlapc.graphs.nodes import value_of
+from overlapc.graphs.sizes import is_static
 from overlapc.runtime.program import Ref, Step
 
 aten = torch.ops.aten

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import fx
 
-from overlapc.graphs.bands import Operand, constant, is_view
+from overlapc.graphs.bands import Operand, constant
+from overlapc.graphs.elementwise import is_view
 from overlapc.graphs.joint_linears import is_crossed
 from overlapc.graphs.linears import Linear
 from overlapc.graphs.nodes import through, value_of

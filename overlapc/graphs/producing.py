@@ -12,25 +12,10 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from overlapc.graphs.algebra import mutates
-from overlapc.graphs.bands import (
-    FEWER,
-    RANDOM,
-    Band,
-    Builder,
-    Dim,
-    Refused,
-    Sum,
-    Turn,
-    is_static,
-    is_view,
-    permutation,
-    refuse,
-    same,
-    shape_of,
-    size_of,
-)
+from overlapc.graphs.bands import RANDOM, Band, Builder, Turn
 from overlapc.graphs.chain import Chain, Padding, Result
 from overlapc.graphs.collectives import Collective, Refusal, is_ours
+from overlapc.graphs.elementwise import is_view, permutation
 from overlapc.graphs.gemms import form_of, read_gemm, rows_of
 from overlapc.graphs.nodes import descendants, is_random, through, value_of, where
 from overlapc.graphs.packing import Split, packed, turns_rows
@@ -41,6 +26,8 @@ from overlapc.graphs.padding import (
     with_zeros,
     without_padding,
 )
+from overlapc.graphs.refusals import Refused, refuse
+from overlapc.graphs.sizes import FEWER, Dim, Sum, is_static, same, shape_of, size_of
 from overlapc.graphs.walking import (
     FARTHEST,
     Walk,

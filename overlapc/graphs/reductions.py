@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from overlapc.graphs.bands import Band, Builder, constant, dims_of, fixed, refuse, same, shape_of
+from overlapc.graphs.bands import Band, Builder, constant
 from overlapc.graphs.nodes import value_of
+from overlapc.graphs.refusals import refuse
+from overlapc.graphs.sizes import dims_of, fixed, same, shape_of
 
 aten = torch.ops.aten
 

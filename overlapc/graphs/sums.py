@@ -12,7 +12,6 @@ import torch
 from torch import fx
 
 from overlapc.graphs.algebra import are_alike, mutated_between
-from overlapc.graphs.bands import CASTS, is_view
 from overlapc.graphs.collectives import (
     Collective,
     Refusal,
@@ -21,6 +20,7 @@ from overlapc.graphs.collectives import (
     read_collective,
 )
 from overlapc.graphs.distributing import TURNS, Move, move_alike, read_move
+from overlapc.graphs.elementwise import CASTS, is_view
 from overlapc.graphs.nodes import value_of, where
 from overlapc.graphs.packing import SPLITS
 

@@ -11,8 +11,8 @@ import pytest
 from torch._dynamo.exc import BackendCompilerFailed
 
 from overlapc.graphs import consuming, gemms
-from overlapc.graphs.bands import shape_of
 from overlapc.graphs.chain import Padding
+from overlapc.graphs.sizes import shape_of
 from tests.passes import test_catalogue
 
 

@@ -1,0 +1,48 @@
+"""Calls that keep the order of elements, or compute each from those at its place."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from overlapc.graphs.nodes import ORDERED_VIEWS, is_contiguous, value_of
+from overlapc.graphs.sizes import same, shape_of
+
+aten = torch.ops.aten
+prims = torch.ops.prims
+
+CASTS = frozenset({prims.convert_element_type.default, aten.view.dtype})
+
+
+def is_view(node: fx.Node) -> bool:
+    """Return whether a node keeps the order of its input's elements."""
+    if node.target is aten.clone.default:
+        return is_contiguous(node)
+    if node.target is aten.expand.default:  # of nothing: matmul puts it before a batched GEMM
+        return same(shape_of(node), shape_of(node.all_input_nodes[0]))
+    if (order := permutation(node)) is not None:  # of dimensions of size one, as in an einsum
+        shape = shape_of(node.all_input_nodes[0])
+        moved = [index for index in order if not statically_known_true(shape[index] == 1)]
+        return moved == sorted(moved)
+    return node.target in ORDERED_VIEWS
+
+
+def permutation(node: fx.Node) -> list[int] | None:
+    """Return the dimensions of its input in the order in which a node has them, if it permutes."""
+    if node.target is not aten.permute.default:
+        return None
+    order = node.args[1]
+    assert isinstance(order, list | tuple)
+    return [int(index) % len(order) for index in order]  # type: ignore[arg-type]
+
+
+def is_pointwise(node: fx.Node) -> bool:
+    """Return whether a node computes each element from the elements at its place."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    if target is aten.view.dtype:
+        source = value_of(node.all_input_nodes[0])
+        return source.dtype.itemsize == value_of(node).dtype.itemsize
+    return target in CASTS or torch.Tag.pointwise in target.tags
