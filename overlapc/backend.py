@@ -18,7 +18,7 @@ from overlapc import options as user_options
 from overlapc.dynamo import rewrite_before_autograd
 from overlapc.errors import OptionError
 from overlapc.graphs.collectives import sent_by
-from overlapc.graphs.nodes import graph_kind
+from overlapc.graphs.origins import graph_kind
 from overlapc.options import Options
 from overlapc.passes import PIPELINE, check_disabled
 from overlapc.passes.base import Compilation, run_passes

@@ -12,7 +12,7 @@ from overlapc.errors import TargetError
 from overlapc.graphs.attention.finding import has_attention
 from overlapc.graphs.attention.ordering import sites_in_order
 from overlapc.graphs.bodies import graphs_with_inputs, parameters_in
-from overlapc.graphs.nodes import value_of
+from overlapc.graphs.values import value_of
 from overlapc.options import Options
 from overlapc.passes import BEFORE_AUTOGRAD
 from overlapc.passes.base import Compilation, run_passes

@@ -20,7 +20,8 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from overlapc import options as user_options
 from overlapc.backend import inductor_patches
 from overlapc.dynamo import rewrite_before_autograd
-from overlapc.graphs.nodes import graph_kind, subgraphs
+from overlapc.graphs.bodies import subgraphs
+from overlapc.graphs.origins import graph_kind
 from overlapc.ledger import report
 from overlapc.options import Options
 from overlapc.passes import PIPELINE, check_disabled

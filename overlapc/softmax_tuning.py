@@ -17,7 +17,7 @@ from overlapc.graphs.attention.ordering import sites_in_order
 from overlapc.graphs.attention.placing import Lengths, spec_of, text_of
 from overlapc.graphs.attention.site import Attention, Fused
 from overlapc.graphs.attention.watching import watch
-from overlapc.graphs.nodes import where
+from overlapc.graphs.origins import where
 from overlapc.planning.softmax import SiteScores
 from overlapc.planning.softmax_table import GraphScores, SoftmaxTable, table_path
 from overlapc.runtime.score_watching import SiteRange, Watch

@@ -11,8 +11,10 @@ from typing import Protocol
 from torch import Tensor, fx
 from torch._inductor import config as inductor_config
 
+from overlapc.graphs.canonical import fingerprint, text
 from overlapc.graphs.collectives import group_of, kind_of
-from overlapc.graphs.nodes import fingerprint, tensor_facts, text, where
+from overlapc.graphs.origins import where
+from overlapc.graphs.values import tensor_facts
 from overlapc.options import Options
 from overlapc.planning.attention import AttentionProblem
 from overlapc.planning.linear import LinearProblem

@@ -21,9 +21,10 @@ from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.joint_linears import join, may_join
 from overlapc.graphs.linear_counters import give_counters
 from overlapc.graphs.linears import Linear, linear_gemms, read_linear
-from overlapc.graphs.nodes import tensor_facts, where
 from overlapc.graphs.normed_linears import with_norm
+from overlapc.graphs.origins import where
 from overlapc.graphs.replacing import replace_linear
+from overlapc.graphs.values import tensor_facts
 from overlapc.passes.base import Compilation, Fuel, Layer
 from overlapc.planning.linear import FORCED, LIBRARY, LinearProblem, Regions, most_rows
 from overlapc.planning.linear_table import LinearTable

@@ -13,7 +13,7 @@ from torch import fx
 from overlapc.errors import GroupError
 from overlapc.graphs.algebra import clone, returned_aliases
 from overlapc.graphs.collectives import Collective, collective_starts, read_collective
-from overlapc.graphs.nodes import is_contiguous
+from overlapc.graphs.values import is_contiguous
 from overlapc.passes.base import Compilation, Fuel, add_site
 from overlapc.runtime.groups import resolve
 

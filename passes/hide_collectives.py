@@ -29,7 +29,8 @@ from overlapc.graphs.algebra import mutates
 from overlapc.graphs.collectives import Collective, Refusal, collective_starts, read_collective
 from overlapc.graphs.exposure import Chains, Hiding
 from overlapc.graphs.gemms import read_gemm
-from overlapc.graphs.nodes import COMMON_SIZE, common_sizes, tensor_facts, where
+from overlapc.graphs.origins import where
+from overlapc.graphs.values import COMMON_SIZE, common_sizes, tensor_facts
 from overlapc.passes.base import Compilation, Fuel, add_site
 from overlapc.passes.overlap_chains import OverlapChains, decide, match
 from overlapc.planning.problem import Problem

@@ -16,7 +16,7 @@ from torch._inductor.fx_passes.control_dependencies import preserve_node_orderin
 from torch.utils._ordered_set import OrderedSet
 
 from overlapc.graphs.collectives import collective_starts, is_ours
-from overlapc.graphs.nodes import is_ancestor
+from overlapc.graphs.edges import is_ancestor
 from overlapc.passes.base import Compilation
 
 

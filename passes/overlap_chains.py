@@ -35,10 +35,11 @@ from overlapc.graphs.collectives import (
     read_collective,
 )
 from overlapc.graphs.consuming import read_consumer
-from overlapc.graphs.nodes import hint_of, place_of, tensor_facts, where
+from overlapc.graphs.origins import place_of, where
 from overlapc.graphs.producing import read_producer
 from overlapc.graphs.readers import takes_map
 from overlapc.graphs.replacing import replace_chain
+from overlapc.graphs.values import hint_of, tensor_facts
 from overlapc.passes.base import Compilation, Fuel
 from overlapc.passes.remarks import remarks
 from overlapc.planning.packed_order import PackedOrder

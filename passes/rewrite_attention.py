@@ -22,7 +22,7 @@ from overlapc.graphs.attention.problems import problem_of
 from overlapc.graphs.attention.rewriting import fuse, take_heads_once
 from overlapc.graphs.attention.site import Attention, Fused
 from overlapc.graphs.collectives import Refusal
-from overlapc.graphs.nodes import where
+from overlapc.graphs.origins import where
 from overlapc.passes.base import Compilation, Fuel
 from overlapc.planning.attention import AttentionProblem, Verdict, decide
 from overlapc.planning.attention_choice import decide_on_gpu

@@ -32,7 +32,7 @@ from overlapc.graphs.collectives import (
 from overlapc.graphs.consuming import read_consumer
 from overlapc.graphs.gemms import form_of
 from overlapc.graphs.halves import Halves, drop_whole, join, split
-from overlapc.graphs.nodes import where
+from overlapc.graphs.origins import where
 from overlapc.graphs.producing import read_producer
 from overlapc.passes.base import Compilation, Fuel
 from overlapc.passes.overlap_chains import OPERATIONS, Decision, decide, inductor_seconds

@@ -16,7 +16,8 @@ from torch import fx
 from overlapc.errors import GroupError, TargetError
 from overlapc.graphs.calls import Call, add_verifier, read_call
 from overlapc.graphs.collectives import Refusal, collective_starts, is_ours
-from overlapc.graphs.nodes import tensor_facts, where
+from overlapc.graphs.origins import where
+from overlapc.graphs.values import tensor_facts
 from overlapc.passes.base import Compilation
 
 log = logging.getLogger(__name__)

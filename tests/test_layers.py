@@ -174,7 +174,7 @@ RULES = (upward_imports, heavy_imports, node_reads, environment_reads, too_long)
 
 VIOLATIONS = [
     (upward_imports, "overlapc/planning/x.py", "from overlapc.graphs.chain import Chain"),
-    (upward_imports, "overlapc/planning/x.py", "def f():\n    import overlapc.graphs.nodes"),
+    (upward_imports, "overlapc/planning/x.py", "def f():\n    import overlapc.graphs.values"),
     (upward_imports, "overlapc/graphs/chain.py", "from overlapc.passes.base import Pass"),
     (upward_imports, "overlapc/graphs/chain.py", "from overlapc import backend"),
     (upward_imports, "passes/x.py", "from overlapc.backend import backend"),
@@ -182,7 +182,7 @@ VIOLATIONS = [
     (upward_imports, "codegen/templates/x.py", "import overlapc.runtime.ops"),
     (upward_imports, "codegen/x.py", "from overlapc import passes"),
     (upward_imports, "overlapc/runtime/x.py", "from overlapc.graphs.chain import Chain"),
-    (upward_imports, "overlapc/reporting/x.py", "from overlapc.graphs.nodes import text"),
+    (upward_imports, "overlapc/reporting/x.py", "from overlapc.graphs.canonical import text"),
     (upward_imports, "overlapc/planning/x.py", "from . import cost"),
     (upward_imports, "overlapc/novel.py", "import os"),
     (heavy_imports, "overlapc/planning/x.py", "import torch.fx"),
@@ -212,7 +212,7 @@ def test_a_planted_violation_is_found(rule, path, text):
 def test_what_is_allowed_is_not_found():
     allowed = "from overlapc.planning.cost import Costs\nfrom overlapc.errors import PlanError\n"
     assert not [fault for rule in RULES for fault in rule("overlapc/planning/x.py", allowed)]
-    assert not node_reads("overlapc/graphs/nodes.py", "node.args")
+    assert not node_reads("overlapc/graphs/edges.py", "node.args")
     assert not environment_reads("overlapc/options.py", "import os\nos.environ")
     assert not environment_reads("codegen/x.py", "import os\nos.environ['A'] = '1'")
     assert not heavy_imports("overlapc/cli/x.py", "def f():\n    import torch")
@@ -260,7 +260,7 @@ def test_torch_free_parts_load_neither_torch_nor_triton():
 
 
 def test_a_module_that_loads_torch_is_noticed():
-    assert "torch" in loaded_by("import overlapc.graphs.nodes")
+    assert "torch" in loaded_by("import overlapc.graphs.values")
 
 
 def test_the_package_loads_nothing_but_itself():

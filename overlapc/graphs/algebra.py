@@ -8,9 +8,11 @@ from collections.abc import Hashable, Iterator
 import torch
 from torch import fx
 
+from overlapc.graphs.adding import copy_facts
 from overlapc.graphs.collectives import Collective, Refusal
-from overlapc.graphs.nodes import ORDERED_VIEWS, copy_facts, value_of
+from overlapc.graphs.elementwise import ORDERED_VIEWS
 from overlapc.graphs.sizes import same
+from overlapc.graphs.values import value_of
 
 aten = torch.ops.aten
 

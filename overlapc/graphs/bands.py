@@ -15,7 +15,7 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from overlapc.graphs.nodes import is_random, value_of
+from overlapc.graphs.edges import is_random
 from overlapc.graphs.refusals import refuse
 from overlapc.graphs.sizes import (
     Dim,
@@ -27,6 +27,7 @@ from overlapc.graphs.sizes import (
     shape_of,
     sizes_of,
 )
+from overlapc.graphs.values import value_of
 from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
 
 aten = torch.ops.aten

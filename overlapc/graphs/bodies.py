@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from overlapc.graphs.nodes import bodies_in
-
 Given = Mapping[fx.Node, Any]
 """By the placeholders of a graph, what they are given."""
 
@@ -69,3 +67,21 @@ def nodes_in_order(graph: fx.Graph, seen: set[fx.Graph] | None = None) -> Iterat
             seen.add(body)
             yield from nodes_in_order(body, seen)
         yield node
+
+
+def bodies_in(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Graph]]:
+    """Yield the bodies of higher-order ops that the graph itself calls, each with its name."""
+    owner = graph.owning_module
+    for node in graph.nodes:
+        if node.op != "get_attr" or owner is None:
+            continue
+        body = getattr(owner, str(node.target), None)
+        if isinstance(body, fx.GraphModule):
+            yield node, body.graph
+
+
+def subgraphs(graph: fx.Graph) -> Iterator[fx.Graph]:
+    """Yield the bodies of higher-order ops that the graph calls, at any depth."""
+    for _, body in bodies_in(graph):
+        yield body
+        yield from subgraphs(body)

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import fx
 
+from overlapc.graphs.adding import add_call
 from overlapc.graphs.collectives import Refusal
-from overlapc.graphs.nodes import add_call, where
+from overlapc.graphs.origins import where
 from overlapc.runtime import verifying
 
 POINT_TO_POINT = ("isend", "irecv", "batch_p2p_ops")

@@ -13,9 +13,9 @@ from torch import fx
 from overlapc.graphs.bands import Operand, Turn
 from overlapc.graphs.collectives import Collective
 from overlapc.graphs.gemms import Gemm, is_batched
-from overlapc.graphs.nodes import hint_of, tensor_facts, value_of
 from overlapc.graphs.refusals import refuse
 from overlapc.graphs.sizes import Dim, is_static, shape_of, size_of
+from overlapc.graphs.values import hint_of, tensor_facts, value_of
 from overlapc.runtime.program import ROWS, Program
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 from torch._inductor.fx_passes.control_dependencies import control_deps
 
-from overlapc.graphs.nodes import where
+from overlapc.graphs.origins import where
 from overlapc.runtime import verifying
 
 functional = torch.ops._c10d_functional

@@ -12,6 +12,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from overlapc.graphs.bands import Builder
 from overlapc.graphs.chain import Chain, Result
 from overlapc.graphs.collectives import Collective, Refusal, is_ours
+from overlapc.graphs.edges import descendants, through
 from overlapc.graphs.elementwise import permutation
 from overlapc.graphs.gathered import (
     consumer_axis,
@@ -26,10 +27,10 @@ from overlapc.graphs.gemms import (
     left_of,
     read_gemm,
 )
-from overlapc.graphs.nodes import descendants, through, value_of
 from overlapc.graphs.packing import SPLITS, Split, cut_piece, turns_rows, unpacked
 from overlapc.graphs.refusals import Refused, refuse
 from overlapc.graphs.sizes import FEWER, Dim, Size, is_static, shape_of, size_of
+from overlapc.graphs.values import value_of
 from overlapc.graphs.walking import (
     Walk,
     between,

@@ -6,11 +6,26 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from overlapc.graphs.nodes import ORDERED_VIEWS, is_contiguous, value_of
 from overlapc.graphs.sizes import same, shape_of
+from overlapc.graphs.values import is_contiguous, value_of
 
 aten = torch.ops.aten
 prims = torch.ops.prims
+
+ORDERED_VIEWS = frozenset(
+    {
+        aten.reshape.default,
+        aten.view.default,
+        aten._unsafe_view.default,
+        aten.unsqueeze.default,
+        aten.squeeze.default,
+        aten.squeeze.dim,
+        aten.squeeze.dims,
+        aten.flatten.using_ints,
+        aten.alias.default,
+    }
+)
+"""Views that keep the order of elements: an elementwise collective may be moved across them."""
 
 CASTS = frozenset({prims.convert_element_type.default, aten.view.dtype})
 

@@ -25,8 +25,8 @@ from overlapc.graphs.collectives import (
     read_collective,
 )
 from overlapc.graphs.gemms import form_of, read_gemm
-from overlapc.graphs.nodes import tensor_facts
 from overlapc.graphs.refusals import Refused
+from overlapc.graphs.values import tensor_facts
 from overlapc.graphs.walking import splits_of
 from overlapc.planning.cost import Costs, advance
 from overlapc.planning.problem import COLLECTIVES, Problem

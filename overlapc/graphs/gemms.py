@@ -10,9 +10,9 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from overlapc.graphs.bands import Band, Builder, constant
-from overlapc.graphs.nodes import tensor_facts
 from overlapc.graphs.refusals import refuse
 from overlapc.graphs.sizes import Dim, is_static, same, shape_of, sizes_of
+from overlapc.graphs.values import tensor_facts
 from overlapc.runtime.program import OFFSETS, ROWS, WHOLE, Ref
 
 aten = torch.ops.aten

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from overlapc.graphs.bands import Operand
-from overlapc.graphs.nodes import value_of
+from overlapc.graphs.values import value_of
 from overlapc.runtime.norming import GEMMS
 from overlapc.runtime.program import WHOLE, Program, Ref, Step, mapped
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from overlapc.graphs.adding import add_call
 from overlapc.graphs.collectives import Collective, Refusal, functional, read_collective
-from overlapc.graphs.nodes import add_call
 from overlapc.graphs.sizes import shape_of
 
 aten = torch.ops.aten

@@ -10,8 +10,8 @@ import torch
 from torch import fx
 
 from overlapc.graphs.bands import constant
-from overlapc.graphs.nodes import value_of
 from overlapc.graphs.sizes import is_static
+from overlapc.graphs.values import value_of
 from overlapc.runtime.program import Ref, Step
 
 aten = torch.ops.aten

@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import fx
 
 from overlapc.graphs.algebra import mutates
+from overlapc.graphs.edges import descendants
 from overlapc.graphs.gemms import left_of
 from overlapc.graphs.linears import Linear, merged, rows_key, weight_of
-from overlapc.graphs.nodes import descendants, value_of
+from overlapc.graphs.values import value_of
 from overlapc.graphs.walking import ordered
 from overlapc.runtime.program import Program, Ref, mapped
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
-from overlapc.graphs.nodes import add_call, value_of
+from overlapc.graphs.adding import add_call
+from overlapc.graphs.values import value_of
 from overlapc.graphs.walking import ordered
 from overlapc.planning.linear_tiles import most_counters
 

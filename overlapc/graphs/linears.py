@@ -12,13 +12,14 @@ from overlapc.graphs.algebra import mutates
 from overlapc.graphs.bands import Builder, Operand
 from overlapc.graphs.chain import Result, meta_operand, operand_shape
 from overlapc.graphs.collectives import Refusal
+from overlapc.graphs.edges import through
 from overlapc.graphs.elementwise import is_pointwise, is_view
 from overlapc.graphs.gemms import Gemm, add_gemm, form_of, left_of, read_gemm, rows_of
 from overlapc.graphs.given_casts import cast_within
 from overlapc.graphs.held_weights import Held, held_as
-from overlapc.graphs.nodes import through, value_of
 from overlapc.graphs.refusals import Refused, refuse
 from overlapc.graphs.sizes import is_static
+from overlapc.graphs.values import value_of
 from overlapc.graphs.walking import Walk, dims_or_refuse, ordered
 from overlapc.runtime.norming import GEMMS as ROWS_OF
 from overlapc.runtime.norming import unnormed

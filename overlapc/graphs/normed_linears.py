@@ -8,10 +8,11 @@ import torch
 from torch import fx
 
 from overlapc.graphs.bands import Operand, constant
+from overlapc.graphs.edges import through
 from overlapc.graphs.elementwise import is_view
 from overlapc.graphs.joint_linears import is_crossed
 from overlapc.graphs.linears import Linear
-from overlapc.graphs.nodes import through, value_of
+from overlapc.graphs.values import value_of
 from overlapc.graphs.walking import ordered
 from overlapc.runtime.norming import in_front
 from overlapc.runtime.program import ROWS, WHOLE, Ref, Step

@@ -17,10 +17,11 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from overlapc.graphs.edges import through
 from overlapc.graphs.elementwise import is_view, permutation
-from overlapc.graphs.nodes import through, value_of
 from overlapc.graphs.refusals import refuse
 from overlapc.graphs.sizes import FEWER, same, shape_of
+from overlapc.graphs.values import value_of
 
 aten = torch.ops.aten
 

@@ -15,9 +15,10 @@ from overlapc.graphs.algebra import mutates
 from overlapc.graphs.bands import RANDOM, Band, Builder, Turn
 from overlapc.graphs.chain import Chain, Padding, Result
 from overlapc.graphs.collectives import Collective, Refusal, is_ours
+from overlapc.graphs.edges import descendants, is_random, through
 from overlapc.graphs.elementwise import is_view, permutation
 from overlapc.graphs.gemms import form_of, read_gemm, rows_of
-from overlapc.graphs.nodes import descendants, is_random, through, value_of, where
+from overlapc.graphs.origins import where
 from overlapc.graphs.packing import Split, packed, turns_rows
 from overlapc.graphs.padding import (
     Padded,
@@ -28,6 +29,7 @@ from overlapc.graphs.padding import (
 )
 from overlapc.graphs.refusals import Refused, refuse
 from overlapc.graphs.sizes import FEWER, Dim, Sum, is_static, same, shape_of, size_of
+from overlapc.graphs.values import value_of
 from overlapc.graphs.walking import (
     FARTHEST,
     Walk,

@@ -12,9 +12,9 @@ import torch
 from torch import fx
 
 from overlapc.graphs.bands import Band, Builder, constant
-from overlapc.graphs.nodes import value_of
 from overlapc.graphs.refusals import refuse
 from overlapc.graphs.sizes import dims_of, fixed, same, shape_of
+from overlapc.graphs.values import value_of
 
 aten = torch.ops.aten
 

@@ -11,8 +11,8 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from overlapc.graphs.nodes import value_of
 from overlapc.graphs.refusals import refuse
+from overlapc.graphs.values import value_of
 
 aten = torch.ops.aten
 

@@ -21,8 +21,9 @@ from overlapc.graphs.collectives import (
 )
 from overlapc.graphs.distributing import TURNS, Move, move_alike, read_move
 from overlapc.graphs.elementwise import CASTS, is_view
-from overlapc.graphs.nodes import value_of, where
+from overlapc.graphs.origins import where
 from overlapc.graphs.packing import SPLITS
+from overlapc.graphs.values import value_of
 
 aten = torch.ops.aten
 

@@ -11,7 +11,8 @@ from torch import fx
 
 from overlapc import options as user_options
 from overlapc.dynamo import rewrite_before_autograd
-from overlapc.graphs.nodes import subgraphs, text
+from overlapc.graphs.bodies import subgraphs
+from overlapc.graphs.canonical import text
 from overlapc.reporting.records import Site
 
 

@@ -16,7 +16,7 @@ from functorch.compile import make_boxed_func
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.fx_passes.post_grad import view_to_reshape
 
-from overlapc.graphs.nodes import graph_kind
+from overlapc.graphs.origins import graph_kind
 from overlapc.graphs.sizes import shape_of
 from overlapc.options import from_user
 from overlapc.passes import PIPELINE

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch._inductor import metrics
 
+from overlapc.graphs.adding import add_call
 from overlapc.graphs.collectives import is_ours
-from overlapc.graphs.nodes import add_call
 from overlapc.graphs.replacing import replace_chain
 from overlapc.passes import overlap_chains
 from tests.passes.catalogue import COLUMNS, all_gather, all_reduce, weight, x3

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 
 import overlapc.backend as backend_module
-from overlapc.graphs.nodes import is_ancestor
+from overlapc.graphs.edges import is_ancestor
 from overlapc.passes import PIPELINE
 from tests.passes.emission import SINKING, calls, generated
 from tests.targets import SLOW_LINK

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from overlapc.graphs.attention.spelling import tensor_of
 from overlapc.graphs.attention.versions import Versions
-from overlapc.graphs.nodes import is_random
+from overlapc.graphs.edges import is_random
 
 MOST_NODES = 400
 """Nodes above a constant: chosen, several times what transformers makes a mask of."""

@@ -16,7 +16,7 @@ from overlapc.graphs.attention.spelling import Call, read_call
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.attention.weights import weighs_values
 from overlapc.graphs.collectives import Refusal
-from overlapc.graphs.nodes import where
+from overlapc.graphs.origins import where
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 
 from overlapc.graphs.attention.spelling import read_call, tensor_of
 from overlapc.graphs.collectives import Refusal
-from overlapc.graphs.nodes import BEFORE_AUTOGRAD, VALUE_KEYS, fake_mode, value_of
+from overlapc.graphs.values import BEFORE_AUTOGRAD, VALUE_KEYS, fake_mode, value_of
 
 MODULE = "multi_head_attention_forward"
 CLOSED = ("_native_multi_head_attention", "_transformer_encoder_layer_fwd")

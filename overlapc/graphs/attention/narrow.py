@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
+from overlapc.graphs.adding import add_call
 from overlapc.graphs.attention.constants import number
 from overlapc.graphs.attention.spelling import Call, tensor_of
 from overlapc.graphs.attention.tensors import Expression, expression, is_cast, is_same
 from overlapc.graphs.attention.versions import Versions
-from overlapc.graphs.nodes import add_call
 from overlapc.runtime.attention_kernels import NARROW
 
 FURTHEST = 4

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from overlapc.errors import KernelError
+from overlapc.graphs.adding import add_call
 from overlapc.graphs.attention.bands import Band
 from overlapc.graphs.attention.known_scores import as_lowered
 from overlapc.graphs.attention.prefixes import Prefix
@@ -19,7 +20,7 @@ from overlapc.graphs.attention.scores import Step, tensors_of
 from overlapc.graphs.attention.sinks import Sinks
 from overlapc.graphs.attention.site import Attention
 from overlapc.graphs.attention.tensors import Expression
-from overlapc.graphs.nodes import add_call, hint_of
+from overlapc.graphs.values import hint_of
 from overlapc.runtime.attention_masks import AttentionSpec, program_of
 from overlapc.runtime.score_watching import attention_text
 

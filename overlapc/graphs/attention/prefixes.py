@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from overlapc.graphs.adding import add_call
 from overlapc.graphs.attention.constants import constant, number
 from overlapc.graphs.attention.masks import WEAKEST_FILL, Mask
 from overlapc.graphs.attention.repeats import EXPANSIONS
@@ -19,7 +20,6 @@ from overlapc.graphs.attention.scores import Bias
 from overlapc.graphs.attention.spelling import Call, tensor_of
 from overlapc.graphs.attention.tensors import COPIES, is_same
 from overlapc.graphs.attention.versions import Versions
-from overlapc.graphs.nodes import add_call
 
 TURNED = {"ge": "le", "gt": "lt", "le": "ge", "lt": "gt"}
 """Comparisons by what they are with their sides exchanged."""

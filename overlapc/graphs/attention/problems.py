@@ -12,7 +12,7 @@ from overlapc.graphs.attention.known_scores import scores_of
 from overlapc.graphs.attention.placing import inputs_of, spec_of
 from overlapc.graphs.attention.site import Attention, Fused
 from overlapc.graphs.collectives import Refusal
-from overlapc.graphs.nodes import hint_of
+from overlapc.graphs.values import hint_of
 from overlapc.planning.attention import AttentionProblem, most_columns
 from overlapc.planning.attention_policy import UNKNOWN
 from overlapc.runtime.attention_gradients import why_no_gradient

@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from overlapc.graphs.adding import add_call
 from overlapc.graphs.attention.masks import FINITE_FILL
 from overlapc.graphs.attention.scores import Bias, Fill
 from overlapc.graphs.attention.site import Attention, Fused
 from overlapc.graphs.attention.spelling import tensor_of
 from overlapc.graphs.attention.tensors import Expression
-from overlapc.graphs.nodes import add_call, value_of
+from overlapc.graphs.values import value_of
 
 
 def fuse(graph: fx.Graph, found: Attention) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from overlapc.graphs.nodes import value_of
+from overlapc.graphs.values import value_of
 
 ALIASES = {
     "truediv": "div",

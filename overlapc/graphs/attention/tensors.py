@@ -10,9 +10,9 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from overlapc.graphs.adding import add_call
 from overlapc.graphs.attention.spelling import is_full_index, tensor_of
 from overlapc.graphs.attention.versions import Versions
-from overlapc.graphs.nodes import add_call
 
 PERMUTATIONS = ("transpose", "permute", "mT", "T", "t")
 COPIES = ("contiguous", "clone")
