@@ -32,7 +32,8 @@ from overlapc.graphs.gemms import read_gemm
 from overlapc.graphs.origins import where
 from overlapc.graphs.values import COMMON_SIZE, common_sizes, tensor_facts
 from overlapc.passes.base import Compilation, Fuel, add_site
-from overlapc.passes.overlap_chains import OverlapChains, decide, match
+from overlapc.passes.chain_decisions import decide
+from overlapc.passes.overlap_chains import OverlapChains, match
 from overlapc.planning.problem import Problem
 from overlapc.planning.schedule import format_seconds
 from overlapc.planning.search import MEASURED_MARGIN, UNMEASURED_MARGIN

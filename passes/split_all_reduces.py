@@ -35,7 +35,8 @@ from overlapc.graphs.halves import Halves, drop_whole, join, split
 from overlapc.graphs.origins import where
 from overlapc.graphs.producing import read_producer
 from overlapc.passes.base import Compilation, Fuel
-from overlapc.passes.overlap_chains import OPERATIONS, Decision, decide, inductor_seconds
+from overlapc.passes.chain_decisions import Decision, decide, inductor_seconds
+from overlapc.passes.overlap_chains import OPERATIONS
 from overlapc.planning.cost import Costs
 from overlapc.planning.schedule import format_seconds
 from overlapc.planning.search import MEASURED_MARGIN, UNMEASURED_MARGIN

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 import overlapc
 from overlapc.graphs.collectives import Refusal
-from overlapc.passes import overlap_chains
+from overlapc.passes import chain_decisions, overlap_chains
 from overlapc.passes.overlap_chains import OverlapChains
 from tests.passes.catalogue import COLUMNS, INNER, x3
 from tests.passes.test_overlap_chains import Block, kinds, sequence_plan
@@ -95,12 +95,12 @@ def test_activation_checkpointing_runs_the_forward_chains_again(mesh):
 
 def of_the_world(monkeypatch, mesh):
     """Chains are planned for all ranks there are."""
-    original = overlap_chains.problem_of
+    original = chain_decisions.problem_of
 
     def problem_of(spec, shapes, dtypes, ranks, *dealing):
         return original(spec, shapes, dtypes, dist.get_world_size(), *dealing)
 
-    monkeypatch.setattr(overlap_chains, "problem_of", problem_of)
+    monkeypatch.setattr(chain_decisions, "problem_of", problem_of)
 
 
 def forward_only(monkeypatch, mesh):

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from overlapc.passes import overlap_chains
+from overlapc.passes import chain_specs
 from tests.passes.catalogue import all_reduce
 from tests.passes.emission import generated
 from tests.targets import machine
@@ -155,7 +155,7 @@ def test_residual_and_norm_are_one_kernel_over_tiles(name, own_cache):
 
 def test_a_pass_over_memory_more_would_show(own_cache, monkeypatch):
     """Before a GEMM, were it packed all the same: a small kernel puts tiles in rows."""
-    monkeypatch.setattr(overlap_chains, "takes_map", lambda chain: True)
+    monkeypatch.setattr(chain_specs, "takes_map", lambda chain: True)
     assert kernels(multiplied, backend="inductor") == []
     ((_, given),) = kernels(multiplied, **OURS)
     assert given == "'const float*', 'float*'"
