@@ -17,9 +17,7 @@ from overlapc.graphs.chain import (
     operand_facts,
     pointwise_steps,
 )
-from overlapc.graphs.collectives import (
-    Refusal,
-)
+from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.values import hint_of, tensor_facts
 from overlapc.passes.base import Compilation
 from overlapc.passes.chain_specs import packed_tile, specification

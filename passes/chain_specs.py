@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from overlapc.codegen.module import module_text
 from overlapc.errors import KernelError
-from overlapc.graphs.chain import (
-    Chain,
-    meta_operands,
-)
+from overlapc.graphs.chain import Chain, meta_operands
 from overlapc.graphs.origins import place_of
 from overlapc.graphs.readers import takes_map
 from overlapc.passes.base import Compilation

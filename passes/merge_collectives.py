@@ -34,8 +34,9 @@ from overlapc.graphs.algebra import (
 )
 from overlapc.graphs.collectives import Collective, collective_starts, read_collective
 from overlapc.graphs.origins import where
+from overlapc.graphs.sum_terms import why_not_one
 from overlapc.graphs.summing import send_sum, why_not_all_add
-from overlapc.graphs.sums import Term, Total, named, read_sum, sums_of, why_not_one
+from overlapc.graphs.sums import Term, Total, named, read_sum, sums_of
 from overlapc.graphs.values import tensor_facts
 from overlapc.passes.base import Compilation, Fuel, add_site
 from overlapc.planning.problem import ITEM_BYTES

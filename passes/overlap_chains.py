@@ -14,10 +14,7 @@ from dataclasses import dataclass, replace
 from torch import fx
 
 from overlapc.errors import GroupError
-from overlapc.graphs.chain import (
-    Chain,
-    only_rows_vary,
-)
+from overlapc.graphs.chain import Chain, only_rows_vary
 from overlapc.graphs.collectives import (
     Refusal,
     collective_starts,

@@ -14,19 +14,8 @@ from overlapc.graphs.chain import Chain, Result
 from overlapc.graphs.collectives import Collective, Refusal, is_ours
 from overlapc.graphs.edges import descendants, through
 from overlapc.graphs.elementwise import permutation
-from overlapc.graphs.gathered import (
-    consumer_axis,
-    consumer_builder,
-    trimmed_padding,
-    turned_back,
-)
-from overlapc.graphs.gemms import (
-    add_gemm,
-    form_of,
-    is_batched,
-    left_of,
-    read_gemm,
-)
+from overlapc.graphs.gathered import consumer_axis, consumer_builder, trimmed_padding, turned_back
+from overlapc.graphs.gemms import add_gemm, form_of, is_batched, left_of, read_gemm
 from overlapc.graphs.packing import SPLITS, Split, cut_piece, turns_rows, unpacked
 from overlapc.graphs.refusals import Refused, refuse
 from overlapc.graphs.sizes import FEWER, Dim, Size, is_static, shape_of, size_of

@@ -16,7 +16,8 @@ from overlapc.graphs.elementwise import is_view
 from overlapc.graphs.packing import Split, packed
 from overlapc.graphs.padding import Padded, without_padding
 from overlapc.graphs.sizes import shape_of
-from overlapc.graphs.sums import Number, Term, factor_of, scale_between
+from overlapc.graphs.sum_terms import scale_between
+from overlapc.graphs.sums import Number, Term, factor_of
 from overlapc.graphs.walking import between, ordered
 
 aten = torch.ops.aten

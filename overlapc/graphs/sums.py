@@ -5,21 +5,14 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field, replace
-from math import isfinite
 from typing import Any, TypeGuard
 
 import torch
 from torch import fx
 
-from overlapc.graphs.algebra import are_alike, mutated_between
-from overlapc.graphs.collectives import (
-    Collective,
-    Refusal,
-    collective_starts,
-    functional,
-    read_collective,
-)
-from overlapc.graphs.distributing import TURNS, Move, move_alike, read_move
+from overlapc.graphs.algebra import are_alike
+from overlapc.graphs.collectives import Collective, collective_starts, functional, read_collective
+from overlapc.graphs.distributing import TURNS, Move, read_move
 from overlapc.graphs.elementwise import CASTS, is_view
 from overlapc.graphs.origins import where
 from overlapc.graphs.packing import SPLITS
@@ -52,15 +45,9 @@ PASSED = {
 }
 """What a term may pass on its way into a sum, beside views."""
 
-NARROW_RANGE = (torch.float16,)
-"""Dtypes with so small a range that what is scaled before it is sent may leave it."""
-
 ROUNDED_FROM = (torch.float64, torch.float32)
 ROUNDED_TO = (torch.float32, torch.bfloat16, torch.float16)
 """Casts that may come after a sum in place of before: they round, and do not cut or wrap."""
-
-WIDEST_SCALE = 2.0**20
-"""Between what terms are scaled by. Chosen: float32 and bfloat16 have room for more."""
 
 Number = int | float
 
@@ -117,7 +104,7 @@ def sums_of(graph: fx.Graph) -> list[fx.Node]:
     found: list[fx.Node] = []
     terms = _possible_terms(graph) if len(collective_starts(graph)) > 1 else set()
     for node in reversed(graph.nodes):
-        if node in terms and _is_addition(node) and node not in seen:
+        if node in terms and is_addition(node) and node not in seen:
             total = _read(node, terms)
             seen.update(total.additions)
             if len(total.terms) > 1:
@@ -151,7 +138,7 @@ def _read(root: fx.Node, terms: Set[fx.Node]) -> Total:
             total.terms.append(
                 Term(collective, replace(way, refusal=_why_no_term(collective, way)))
             )
-        elif _is_addition(node) and way.refusal is None:
+        elif is_addition(node) and way.refusal is None:
             total.additions.append(node)
             waiting += _addends(node, way)
         elif (before := _before(node, way, terms)) is not None:
@@ -173,7 +160,7 @@ def _named_readers(readers: list[fx.Node]) -> str:
     return f"it is read by {names}, too" if names else "it is returned, too"
 
 
-def _is_addition(node: fx.Node) -> bool:
+def is_addition(node: fx.Node) -> bool:
     """Whether a node adds two tensors, or subtracts one."""
     if node.target not in ADDITIONS or not isinstance(node.kwargs.get("alpha", 1), int | float):
         return False
@@ -276,90 +263,6 @@ def _why_no_term(collective: Collective, way: Way) -> tuple[str, str] | None:
     if collective.asked:
         return "dynamic_shape", "it is asked for a size before it has come"
     return way.refusal
-
-
-def why_not_one(early: Term, late: Term) -> Refusal | None:
-    """Return why two terms of one sum cannot be one collective; None if they can."""
-    for term in (early, late):
-        if term.way.refusal is not None:
-            return Refusal(term.collective.start, *term.way.refusal)
-    one, two = early.collective, late.collective
-    for name in ("name", "group", "reduce"):
-        if getattr(one, name) != getattr(two, name):
-            what = {"name": "they are other collectives", "group": "they are of other groups"}
-            text = what.get(name, "one is a sum and the other an average")
-            return Refusal(two.start, f"other_{name}", text)
-    if why := (
-        _other_source(one, two)
-        or _other_way(early.way, late.way)
-        or _left_over(early.way.add, early)
-    ):
-        return Refusal(two.start, *why)
-    if scale_between(early, late) is None:
-        text = f"they are scaled by {early.way.factor:g} and {late.way.factor:g}, {SCALED}"
-        return Refusal(two.start, "other_scale", text)
-    return mutated_between(one.start, two.start)
-
-
-SCALED = "and what is scaled before it is sent would not be exact or leave its dtype's range"
-
-
-def _other_source(one: Collective, two: Collective) -> tuple[str, str] | None:
-    left, right = value_of(one.source), value_of(two.source)
-    if (left.dtype, left.device) != (right.dtype, right.device):
-        return "other_dtype", "they send other dtypes, or from other devices"
-    # Of other shapes than these another rank may pad its part.
-    if not are_alike(one.source, two.source) and (
-        one.name != "all_reduce" or sum(not isinstance(size, int) for size in right.shape) > 1
-    ):
-        return "other_shape", "they send other shapes"
-    return None
-
-
-def _left_over(add: fx.Node, term: Term) -> tuple[str, str] | None:
-    """Why what is added to a term cannot take the place of their sum."""
-    (other,) = (node for node in add.all_input_nodes if node is not term.read)
-    readers = [user for user in add.users if _is_addition(user)]
-    is_spread = len(readers) == len(add.users) and all(
-        are_alike(node, user)
-        for user in readers
-        for node in user.all_input_nodes
-        if node is not add
-    )
-    if are_alike(other, add) or is_spread:
-        return None
-    return "broadcast", "what is added to the first of them is broadcast, and their sum read so"
-
-
-def _other_way(early: Way, late: Way) -> tuple[str, str] | None:
-    ways = [[move.how for move in way.moves if move.is_product] for way in (early, late)]
-    if ways[0] != ways[1]:
-        return "other_scale", "they are scaled by other tensors, or only one of them by one"
-    if len(early.moves) != len(late.moves) or not all(map(move_alike, early.moves, late.moves)):
-        return "other_part", "other parts of their results are added up, or in another order"
-    if early.casts != late.casts:
-        return "cast", "they are rounded to other dtypes before"
-    return None
-
-
-def scale_between(early: Term, late: Term) -> Number | None:
-    """Return what the early one's source is scaled by beside the late one's; None if by nothing
-    that is exact but for rounding."""
-    one, other = early.way.factor, late.way.factor
-    if not (isfinite(one) and isfinite(other)):
-        return None
-    if one == other and one:
-        return 1
-    if one == -other and one:
-        return -1
-    dtype = value_of(late.collective.source).dtype
-    if not dtype.is_floating_point:
-        is_whole = isinstance(one, int) and isinstance(other, int) and other and not one % other
-        return one // other if is_whole else None  # pyright: ignore[reportOperatorIssue]
-    scale = one / other if other else 0.0
-    if dtype in NARROW_RANGE or not 1 / WIDEST_SCALE <= abs(scale) <= WIDEST_SCALE:
-        return None
-    return scale
 
 
 def named(collective: Collective) -> str:

@@ -16,12 +16,7 @@ from overlapc.planning.kernel_costs import kernel_costs
 from overlapc.planning.problem import COLUMNS, ROWS, TILES, Problem
 from overlapc.planning.reasons import Reason
 from overlapc.planning.schedule import SCHEDULES, Plan
-from overlapc.planning.signaled import (
-    configurations,
-    overlapping_cuts,
-    signaled_cut,
-    signaled_cuts,
-)
+from overlapc.planning.signaled import configurations, overlapping_cuts, signaled_cut, signaled_cuts
 from overlapc.planning.target import Target
 from overlapc.planning.tiles import MOST_SUMS, Tile
 from overlapc.planning.timelines import Cut, chunked_timeline, serial_timeline

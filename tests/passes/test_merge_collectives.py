@@ -299,7 +299,7 @@ def test_a_merge_of_maxima_is_caught(fake_group, monkeypatch):
 
 
 def test_a_merge_across_a_turn_is_caught(fake_group, monkeypatch):
-    monkeypatch.setattr("overlapc.graphs.sums._other_way", lambda early, late: None)
+    monkeypatch.setattr("overlapc.graphs.sum_terms._other_way", lambda early, late: None)
     module = lockstep.traced(turned_otherwise, *inputs(0))
     result, _ = merged(module)
     assert count(result) == 1
@@ -308,7 +308,7 @@ def test_a_merge_across_a_turn_is_caught(fake_group, monkeypatch):
 
 @pytest.mark.parametrize("function", [gathers_along_other_dimensions, scaled_by_other_tensors])
 def test_a_merge_across_moves_is_caught(function, fake_group, monkeypatch):
-    monkeypatch.setattr("overlapc.graphs.sums._other_way", lambda early, late: None)
+    monkeypatch.setattr("overlapc.graphs.sum_terms._other_way", lambda early, late: None)
     module = lockstep.traced(function, *inputs(0))
     result, _ = merged(module)
     assert count(result) == 1
