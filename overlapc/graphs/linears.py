@@ -10,13 +10,14 @@ from torch import fx
 
 from overlapc.graphs.algebra import mutates
 from overlapc.graphs.bands import Builder, Operand
+from overlapc.graphs.bodies import placeholders
 from overlapc.graphs.chain import Result, meta_operand, operand_shape
 from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.edges import through
 from overlapc.graphs.elementwise import is_pointwise, is_view
 from overlapc.graphs.gemms import Gemm, add_gemm, form_of, left_of, read_gemm, rows_of
 from overlapc.graphs.given_casts import cast_within
-from overlapc.graphs.held_weights import Held, held_as
+from overlapc.graphs.held_weights import TURNS, Held, held_as
 from overlapc.graphs.refusals import Refused, refuse
 from overlapc.graphs.sizes import is_static
 from overlapc.graphs.values import value_of
@@ -117,9 +118,15 @@ class Linear:
 
 
 def linear_gemms(graph: fx.Graph) -> Iterator[fx.Node]:
-    """Yield every GEMM by a matrix that the graph is given and does not compute, in order."""
+    """Yield every GEMM by a matrix that the graph is given and does not compute, in order.
+
+    None that gives gradients of weights: what it is given is an activation, and it contracts rows.
+    """
+    is_backward = any(str(node.target).startswith("tangents") for node in placeholders(graph))
     for node in graph.nodes:
-        if node.target in GEMMS and held_as(weight_of(node)) is not None:
+        if node.target not in GEMMS or (is_backward and left_of(node).target in TURNS):
+            continue
+        if held_as(weight_of(node)) is not None:
             yield node
 
 

@@ -471,4 +471,20 @@ def test_training_takes_the_forward_and_gradients(explained):
     with torch.enable_grad():
         x, w = weight(ROWS, WIDE).requires_grad_(), weight(INNER, WIDE).requires_grad_()
         result = explained(lambda x, w: F.linear(x, w).sin(), x, w, linear="flat")
-    assert sorted(site.graph for site in result.report.sites) == ["backward", "backward", "forward"]
+    assert sorted(site.graph for site in result.report.sites) == ["backward", "forward"]
+
+
+def test_gradients_of_weights_are_no_linear_layers(explained):
+    """Their "weight" is an activation, and what they contract are the rows. A mutant that takes
+    every input of a backward graph for a weight finds five sites."""
+    with torch.enable_grad():
+        x = weight(ROWS, WIDE)
+        one, two = weight(INNER, WIDE).requires_grad_(), weight(WIDE, INNER).requires_grad_()
+
+        def layers(x, one, two):
+            return F.linear(F.linear(x.sin(), one).cos(), two)
+
+        result = explained(layers, x, one, two, linear="flat")
+    found = [(site.graph, site.shape.split()[0]) for site in result.report.sites]
+    there, back = f"{ROWS}x{INNER}x{WIDE}", f"{ROWS}x{WIDE}x{INNER}"
+    assert sorted(found) == sorted([("forward", there), ("forward", back), ("backward", there)])
