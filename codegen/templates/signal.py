@@ -31,10 +31,14 @@ def await_stores(IS_AMD: tl.constexpr, FLATTEN: tl.constexpr) -> None:
     """
     if IS_AMD:
         # There a barrier orders what waves of one CTA see, and a release waits for the stores of
-        # its own wave alone: each has to wait for its own.
+        # its own wave alone: each has to wait for its own. From gfx940 on each die has an L2 cache
+        # of its own, which a release writes back; compilers before LLVM's change 178316 leave out
+        # the wait for that where they know of no store under way, so each wave does it here.
         tl.inline_asm_elementwise(
-            "s_waitcnt vmcnt(0)\n\tv_mov_b32 $0, 0", "=v,~{memory}", [], tl.int32,
-            is_pure=False, pack=1,
+            "s_waitcnt vmcnt(0)\n\t"
+            ".if .amdgcn.gfx_generation_number == 9 && .amdgcn.gfx_generation_minor >= 4\n\t"
+            "buffer_wbl2 sc1\n\ts_waitcnt vmcnt(0)\n\t.endif\n\tv_mov_b32 $0, 0",
+            "=v,~{memory}", [], tl.int32, is_pure=False, pack=1,
         )  # fmt: skip
     cta_barrier(FLATTEN)
 

@@ -22,6 +22,7 @@ LABEL = re.compile(r"^(\$L__|\.L)BB\w+:")
 AMD_STORE = re.compile(r"\b(global|buffer|flat)_store")
 AMD_LOAD = re.compile(r"\b(global|buffer|flat)_load")
 AMD_BARRIER = re.compile(r"\bs_barrier\b")
+AMD_WRITE_BACK = re.compile(r"\bbuffer_wbl2\b")
 AMD_ADD = re.compile(r"\bglobal_atomic_add\b")
 
 
@@ -99,8 +100,8 @@ def _arrival_faults(lines: list[str], add: int) -> list[str]:
 
 
 def amd_signal_faults(text: str, signals: bool) -> list[str]:
-    """What is wrong with the order stores of C -> each wave's wait for its own -> CTA barrier ->
-    write-back of the release -> add in this AMDGCN."""
+    """What is wrong with the order stores of C -> each wave's wait for its own -> its write-back, and
+    the wait for that -> CTA barrier -> add, a release, in this AMDGCN."""
     lines = text.splitlines()
     adds = lines_of(AMD_ADD, lines)
     if len(adds) != signals:
@@ -121,12 +122,16 @@ def _amd_arrival_faults(lines: list[str], add: int) -> list[str]:
 
 
 def _amd_faults_before(lines: list[str], add: int) -> list[str]:
-    """A barrier alone holds no store back, and a release waits for the stores of one wave."""
+    """A barrier alone holds no store back, a release waits for the stores of one wave, and whether
+    for its write-back depends on the compiler."""
     barrier = last_line(AMD_BARRIER, lines, add)
     store = last_line(AMD_STORE, lines, barrier)
-    waits = any("vmcnt(0)" in line for line in lines[store:barrier])
-    faults = ["no wave waits for its stores before the barrier"] * (not waits)
-    released = "buffer_wbl2 s_waitcnt" in _names(lines, barrier, add)
+    wanted = iter(("vmcnt(0)", "buffer_wbl2 sc1", "vmcnt(0)"))
+    missing = next(wanted)
+    for line in lines[store:barrier]:
+        missing = next(wanted, "") if missing and missing in line else missing
+    faults = [f"no {missing} of each wave before the barrier"] * bool(missing)
+    released = "buffer_wbl2" in _names(lines, barrier, add)
     faults += ["an add that is no release"] * (not released)
     late = lines_of(AMD_STORE, lines[barrier:add])
     return faults + ["a store behind the barrier"] * bool(late)
@@ -142,9 +147,14 @@ def amd_mutants(lines: list[str], add: int) -> dict[str, list[str]]:
     barrier = last_line(AMD_BARRIER, lines, add)
     store = last_line(AMD_STORE, lines, barrier)
     hasty = [line for line in lines[store:barrier] if "vmcnt(0)" not in line]
+    cached = [line for line in lines[store:barrier] if "buffer_wbl2" not in line]
+    written = last_line(AMD_WRITE_BACK, lines, barrier)
+    rash = [line for line in lines[written:barrier] if "vmcnt(0)" not in line]
     relaxed = [line for line in lines[barrier:add] if "buffer_wbl2" not in line]
     return {
         "no wait": [*lines[:store], *hasty, *lines[barrier:]],
+        "no write-back": [*lines[:store], *cached, *lines[barrier:]],
+        "no wait for the write-back": [*lines[:written], *rash, *lines[barrier:]],
         "relaxed": [*lines[:barrier], *relaxed, *lines[add:]],
         "store last": [*lines[: barrier + 1], lines[store], *lines[barrier + 1 :]],
         "twice": [*lines[: add + 1], *lines[add - 2 :]],
