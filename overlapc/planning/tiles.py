@@ -59,7 +59,7 @@ CONFIGURATIONS: dict[tuple[str, str], dict[Tile, float]] = {
         Tile(128, 128, 32, 8, 3): 1.0,
         Tile(128, 256, 32, 8, 3): 1.0,
         Tile(64, 128, 32, 4, 4): 0.85,
-        Tile(64, 64, 64, 4, 4): 0.65,
+        Tile(64, 64, 64, 4, 3): 0.65,
     },
     ("sm_90", "half"): {
         Tile(128, 256, 64, 8, 4): 1.0,
@@ -99,7 +99,7 @@ CONFIGURATIONS: dict[tuple[str, str], dict[Tile, float]] = {
     },
     ("sm_120", "fp8"): {
         Tile(128, 128, 64, 8, 4): 1.0,
-        Tile(64, 128, 64, 4, 3): 0.8,
+        Tile(64, 128, 64, 8, 3): 0.8,
         Tile(64, 64, 128, 4, 4): 0.6,
     },
     ("gfx942", "fp8"): {
