@@ -100,7 +100,7 @@ def _arrival_faults(lines: list[str], add: int) -> list[str]:
 
 
 def amd_signal_faults(text: str, signals: bool) -> list[str]:
-    """What is wrong with the order stores of C -> each wave's wait for its own -> its write-back, and
+    """What is wrong with the order stores of C -> each wave's wait for its own -> its write-back ->
     the wait for that -> CTA barrier -> add, a release, in this AMDGCN."""
     lines = text.splitlines()
     adds = lines_of(AMD_ADD, lines)
