@@ -1,7 +1,8 @@
 """A kernel that is launched again on operands that lie as they lay before: only addresses differ.
 
 Triton finds out at every launch what an argument is compiled for, and checks follow ours of what a
-kernel promises: a host would do both again for every GEMM of microseconds.
+kernel promises: a host would do both again for every GEMM of microseconds. Hooks that were added to
+the kernel (Triton's ``add_pre_run_hook``; ours have none) run at its first launch alone.
 """
 
 from __future__ import annotations

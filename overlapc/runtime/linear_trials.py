@@ -178,8 +178,9 @@ def weights_of(program: Program) -> tuple[int, ...]:
 
 
 def products_of(program: Program) -> Call:
-    """The GEMMs of a program alone: what a library has to do at least, whatever is fused around
-    them; to call a compiled graph for each layer would cost a host more than a model's does."""
+    """The GEMMs of a program alone, and casts of narrow weights: what a library has to do at least,
+    whatever is fused around them; a compiled graph called for each layer costs a host more than a
+    model's does."""
     (part, *_) = parts_of(program)
     step = next(s for s in loaded(unnormed(part)[0]).program.steps if s.op in ROWS_OF)
     left, weights = step.args[ROWS_OF[step.op]].index, weights_of(program)

@@ -146,7 +146,8 @@ class Signaled:
         for tile in set(self.others) - {self.tile}:
             try:
                 kernel, _ = kernel_spec_of(self.spec, self.target, operands, tile)
-                build(kernel).compile(operands[built.a], operands[built.b], inputs)
+                with torch.cuda.device(operands[0].device):
+                    build(kernel).compile(operands[built.a], operands[built.b], inputs)
             except Exception as error:  # a call that needs it will say so
                 log.info("tiles of %s are not compiled ahead: %r", tile, error)
 

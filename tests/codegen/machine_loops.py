@@ -1,10 +1,11 @@
-"""The loops of a kernel in the instructions that a device of NVIDIA runs."""
+"""The loops of a kernel in the code of NVIDIA's devices: what they run, and the PTX before it."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -22,20 +23,27 @@ class Loop:
 
 def loops_of(cubin: bytes) -> list[Loop]:
     """The loops of a kernel in the order of their code."""
-    labels: dict[str, int] = {}
-    instructions: list[str] = []
-    for line in _disassembled(cubin).splitlines():
-        if label := re.match(r"\s*(\.L\w+):", line):
-            labels[label[1]] = len(instructions)
-        elif instruction := re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?)\s*;", line):
-            instructions.append(instruction[1])
+    lines = _disassembled(cubin).splitlines()
     found = []
-    for end, text in enumerate(instructions):
-        branch = re.search(r"BRA.*`\((\.L\w+)\)", text)
-        start = labels.get(branch[1], end + 1) if branch else end + 1
-        if start < end:
-            found.append((start, Loop(tuple(instructions[start : end + 1]))))
-    return [loop for _, loop in sorted(found, key=lambda pair: pair[0])]
+    for lines_of_loop in loops_in(lines, r"\s*(\.L\w+):", r"BRA.*`\((\.L\w+)\)"):
+        instructions = [re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?)\s*;", lines[at])
+                        for at in lines_of_loop]  # fmt: skip
+        found.append(Loop(tuple(instruction[1] for instruction in instructions if instruction)))
+    return [loop for loop in found if len(loop.instructions) > 1]
+
+
+def loops_of_ptx(lines: Sequence[str]) -> list[range]:
+    """The loops of PTX, each as the numbers of its lines."""
+    return loops_in(lines, r"(\$L__BB\w+):", r"\bbra\S*\s+(\$L__BB\w+)")
+
+
+def loops_in(lines: Sequence[str], label: str, branch: str) -> list[range]:
+    """Lines from a label to a branch back to it, given what names it in either."""
+    labels = {found[1]: at for at, line in enumerate(lines) if (found := re.match(label, line))}
+    back = ((labels.get(found[1], at), at) for at, line in enumerate(lines)
+            if (found := re.search(branch, line)))  # fmt: skip
+    return sorted((range(start, end + 1) for start, end in back if start < end),
+                  key=lambda loop: loop.start)  # fmt: skip
 
 
 def _disassembled(cubin: bytes) -> str:

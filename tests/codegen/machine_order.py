@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from tests.codegen.machine_loops import loops_of_ptx
+
 STORE = re.compile(r"\bst\.(\w+\.)?global|cp\.(reduce\.)?async\.bulk\S*\.global\.shared")
 """Ordinary stores, and those of the TMA unit, which nothing orders before a release."""
 BARRIER = re.compile(r"\bbar(rier)?\.sync")
@@ -16,6 +18,8 @@ RELEASE = re.compile(
 BRANCH = re.compile(r"\bbra\b|\bret\b")
 PART_READ = re.compile(r"\bld\.global\S*\.cg")
 ARRIVAL = re.compile(r"\batom\S*\.acq_rel\S*\.add|\batom\.add\S*acq_rel")
+
+PRODUCT = re.compile(r"\bwgmma\.mma_async|\btcgen05\.mma|\bmma\.sync|\bfma\.rn\.f32")
 
 LABEL = re.compile(r"^(\$L__|\.L)BB\w+:")
 
@@ -38,7 +42,7 @@ def signal_order_faults(ptx: str, signals: bool, late: bool = False) -> list[str
         return ["a silent kernel releases"] if releases else []
     blocks = [block.splitlines() for block in re.split(r"^\$L__BB\w+:", ptx, flags=re.MULTILINE)]
     if late:
-        return _late_faults(blocks, len(releases))
+        return _late_faults(blocks) + _misplaced(ptx.splitlines())
     faults = [] if releases else ["no release adds"]
     for block in blocks:
         stores, barriers = lines_of(STORE, block), lines_of(BARRIER, block)
@@ -53,9 +57,9 @@ def signal_order_faults(ptx: str, signals: bool, late: bool = False) -> list[str
     return faults
 
 
-def _late_faults(blocks: list[list[str]], releases: int) -> list[str]:
-    """One release stands among the steps of a product, and another behind the last tile."""
-    faults = [] if releases >= 2 else [f"{releases} release adds"]
+def _late_faults(blocks: list[list[str]]) -> list[str]:
+    """Behind the stores of a tile comes a barrier, and only then a release."""
+    faults = []
     if not any(lines_of(STORE, block) for block in blocks):
         faults.append("no store of C")
     for block in blocks:
@@ -69,6 +73,18 @@ def _late_faults(blocks: list[list[str]], releases: int) -> list[str]:
             if lines_of(RELEASE, behind[:barrier]):
                 faults.append("a release before the barrier")
     return faults
+
+
+def _misplaced(lines: list[str]) -> list[str]:
+    """One release stands among the steps of a product, and another behind the last tile; two where
+    a pipeline ends with a step in code of its own."""
+    steps = {at for loop in loops_of_ptx(lines) if any(PRODUCT.search(lines[at]) for at in loop)
+             for at in loop}  # fmt: skip
+    releases = lines_of(RELEASE, lines)
+    among = sum(at in steps for at in releases)
+    behind = sum(at > max(steps, default=-1) for at in releases)
+    where = f"{among} release adds in the loop and {behind} behind it, of {len(releases)}"
+    return [] if among == 1 and behind in (1, 2) else [where]
 
 
 def arrival_faults(assembly: str, arrivals: int = 1) -> list[str]:

@@ -382,8 +382,10 @@ def test_a_wrong_order_is_caught(ptx: str, mutation: str):
 
 
 @pytest.mark.parametrize(
-    "mutation", ["no barrier", "store last", "TMA store last", "relaxed", "early", "last tile"]
-)
+    "mutation",
+    ["no barrier", "store last", "TMA store last", "relaxed", "early", "last tile", "all behind",
+     "all among"],
+)  # fmt: skip
 def test_a_wrong_order_of_late_signals_is_caught(mutation: str):
     lines = build_for(FLOAT, "sm_90").assembly.splitlines()
     assert signal_order_faults("\n".join(lines), signals=True, late=True) == []
@@ -405,6 +407,10 @@ def test_a_wrong_order_of_late_signals_is_caught(mutation: str):
             lines.insert(barrier, lines[releases[0]])
         case "last tile":
             del lines[releases[-1]]
+        case "all behind":
+            lines.insert(releases[1], lines.pop(releases[0]))
+        case "all among":
+            lines.insert(releases[0], lines.pop(releases[1]))
     assert signal_order_faults("\n".join(lines), signals=True, late=True)
 
 

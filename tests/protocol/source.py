@@ -56,17 +56,18 @@ def signals(source: str) -> bool:
 
 
 class _Chosen(ast.NodeTransformer):
-    """Leaves of branches on LATE the one that is compiled."""
+    """Leaves of branches on LATE and SIGNALS the one that is compiled."""
 
     def __init__(self, late: bool) -> None:
-        self._late = late
+        self._constants = {"LATE": late, "SIGNALS": True}
 
     def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
         """Of a branch."""
         self.generic_visit(node)
-        if ast.unparse(node.test) != "LATE":
+        chosen = self._constants.get(ast.unparse(node.test))
+        if chosen is None:
             return node
-        return node.body if self._late else node.orelse
+        return node.body if chosen else node.orelse
 
 
 def _adds(calls: Iterable[tuple[str, ast.Call]]) -> list[ast.Call]:
@@ -111,11 +112,14 @@ def _calls(node: ast.AST, functions: Functions) -> Iterator[tuple[str, ast.Call]
 
 
 def _branches(node: ast.If, functions: Functions) -> Iterator[tuple[str, ast.Call]]:
-    """What either branch calls; a barrier that stands in both of them once, and what is alike."""
+    """What either branch calls; a barrier that stands in both of them once, and what is alike.
+
+    ValueError where only one of them meets a barrier, the branch that is not written included.
+    """
     arms = [[call for part in arm for call in _calls(part, functions)]
             for arm in (node.body, node.orelse)]  # fmt: skip
     barriers = [sum(name == BARRIER for name, _ in arm) for arm in arms]
-    if node.orelse and barriers[0] != barriers[1]:
+    if barriers[0] != barriers[1]:
         raise ValueError(f"only some CTAs meet a barrier: {ast.unparse(node.test)}")
     yield from _calls(node.test, functions)
     yield from arms[0]

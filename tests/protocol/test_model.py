@@ -152,6 +152,17 @@ def test_a_barrier_of_one_kind_of_loop_alone_is_found(barrier: str):
             read(source, text.replace(barrier, "print()"))
 
 
+def test_a_barrier_that_some_ctas_skip_is_found():
+    text = templates()[SIGNAL]
+    changed = text.replace(
+        "    cta_barrier(FLATTEN)\n", "    if late:\n        cta_barrier(FLATTEN)\n"
+    )
+    assert changed != text
+    for source in signaling().values():
+        with pytest.raises(ValueError, match="only some CTAs meet a barrier: late"):
+            read(source, changed)
+
+
 def test_a_waiter_that_compares_for_equality_is_found():
     text = templates()[SIGNAL]
     changed = text.replace("while (seen < target)", "while (seen != target)")

@@ -395,13 +395,22 @@ def ahead(rank: int) -> list[list[int]]:
     modes = spec.program.modes
     forget()
     found: list[list[int]] = []
+    current: list[torch.device] = []
+
+    @contextmanager
+    def guard(device: torch.device) -> Iterator[None]:
+        current.append(device)
+        yield
+        current.pop()
 
     def compile_(self: Kernel, a: torch.Tensor, b: torch.Tensor, inputs: Any = ()) -> None:
+        assert current == [a.device]  # Triton compiles for the current one
         found[-1].append(self.spec.block_m)
 
     tiles = {Tile(height, 64, 32, 8, 3): 1.0 for height in (64, 32)}
     with (
         pretended_gpu(), ragged(3, cut="signaled"), patch.object(Kernel, "compile", compile_),
+        patch.object(torch.cuda, "device", guard),
         patch.dict("overlapc.planning.tiles.CONFIGURATIONS", {("sm_80", "float32"): tiles}),
     ):  # fmt: skip
         for rows in (24, 23):
