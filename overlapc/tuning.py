@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -18,6 +19,8 @@ from overlapc.planning.tuned import TunedPlan
 from overlapc.reporting.records import Report
 from overlapc.runtime.measuring import Bench
 from overlapc.runtime.trials import Trials
+
+log = logging.getLogger(__name__)
 
 CANDIDATES = 6
 """The best by prediction of each problem, ``serial`` among them, that are run at all, beside even
@@ -62,10 +65,11 @@ def tune_chains(
     """Measure the best plans of every chain on the group; the target with what won.
 
     ``chains`` are the planned sites of a report, or problems; those for other group sizes are left
-    out, and those of float8. Every member calls it at the same time, with nothing else running, and
-    gets rank 0's chains and target (by default the group's own, `find_target`). Plans that one
-    member cannot run are left out on all. In each round every plan of a problem runs once; the
-    slowest rank counts, and of the rounds the median. After the first rounds the best few and
+    out, and those of float8 that do not say how they are scaled. Every member calls it at the same
+    time, with nothing else running, and gets rank 0's chains and target (by default the group's
+    own, `find_target`). Plans that one member cannot run are left out on all, and chains that one
+    cannot compute, which is logged. In each round every plan of a problem runs once; the slowest
+    rank counts, and of the rounds the median. After the first rounds the best few and
     ``serial`` are measured afresh, and then the winner and ``serial``. Takes about ``seconds``.
     With ``save`` each member stores the target where `find_target` looks. Raises, on every member,
     GroupError where the group is gone or a member leaves, ProblemError where there is nothing to
@@ -103,8 +107,8 @@ def _problems(chains: Report | Iterable[Problem], world_size: int) -> tuple[Prob
 
 
 def _is_tried(problem: Problem) -> bool:
-    """Whether a trial can compute it: GEMMs of float8 take scales, of which it knows nothing."""
-    return not problem.dtype.startswith("float8")
+    """Whether a trial can compute it: GEMMs of float8 take scales, which a program has."""
+    return bool(problem.program) or not problem.dtype.startswith("float8")
 
 
 def _any_plan(plan: Plan) -> bool:
@@ -133,7 +137,10 @@ def _tuned(
         plans = _candidates(problem, replace(target, tuned=()))
         # Whoever cannot run a plan must not leave the others alone with its collectives.
         plans = [plan for plan in plans if not bench.slowest(0.0 if can_run(plan) else 1.0)]
-        found.append(_best(bench, plans, run, seconds / len(problems)))
+        if any(plan.schedule == "serial" for plan in plans):
+            found.append(_best(bench, plans, run, seconds / len(problems)))
+        else:
+            log.warning("not tried, for a member cannot compute it: %s", problem)
     return tuple(found)
 
 

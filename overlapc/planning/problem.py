@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import lcm
@@ -96,6 +97,9 @@ class Problem:
     They do not divide m where rows are only tried."""
     deals_unevenly: bool = False
     """Producers: ranks get different numbers of rows."""
+    program: str = ""
+    """Producers of one GEMM and more than a cast: what is computed, as text, for those who run it.
+    Nothing is predicted from it, but what was measured holds for the same text."""
 
     def __post_init__(self) -> None:
         for name in _SIZES:
@@ -148,6 +152,7 @@ class Problem:
             takes_map=self.takes_map and self.collective == "all_reduce" and self.kernel_sums > 0,
             blocks=self.blocks if self.parts > 1 and not self.is_consumer else 1,
             deals_unevenly=self.deals_unevenly and not self.is_consumer,
+            program="" if self.is_consumer else self.program,
         )
 
     @property
@@ -159,6 +164,12 @@ class Problem:
     def kind(self) -> str:
         """Kind of a site with this problem, such as ``gemm_all_reduce``."""
         return f"{self.collective}_gemm" if self.is_consumer else f"gemm_{self.collective}"
+
+    @property
+    def ops(self) -> tuple[str, ...]:
+        """Names of what a program calls, such as "addmm" and "gelu"; none where there is none."""
+        steps = json.loads(self.program)["program"]["steps"] if self.program else ()
+        return tuple(op.split(".")[1] for op, *_ in steps)
 
     @property
     def granule(self) -> int:

@@ -49,7 +49,8 @@ def describe_tuned(tuned: TunedPlan) -> str:
     else:
         rows = f"chunked, {format_rows(tuned.rows)} {tuned.by}"
     size = f"{p.kind} {p.m}x{p.n}x{p.k} {p.dtype} over {p.world_size}"
-    return f"{size}: {rows}, {format_seconds(tuned.seconds)}"
+    computed = f" of {' '.join(p.ops)}" if p.ops else ""
+    return f"{size}{computed}: {rows}, {format_seconds(tuned.seconds)}"
 
 
 def describe(plan: Plan) -> str:

@@ -1,4 +1,4 @@
-"""Run a plan of a generated kernel on random operands, as an op in a compiled graph would."""
+"""Run a plan on random operands as an op in a compiled graph would, by a kernel or without."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from overlapc.planning.target import Target
 from overlapc.runtime import checking
 from overlapc.runtime.plans import remember
 from overlapc.runtime.preparing import Chain, Ready, assemble, cut_of
-from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
 from overlapc.runtime.signaled import why_not_signaled
 from overlapc.runtime.spec import ChainSpec
+from overlapc.runtime.trial_programs import TrialProgram
 
 
 @dataclass(frozen=True)
 class KernelTrial:
-    """A problem with operands of its own, which lie as those of a linear layer do."""
+    """A problem with a chain and operands of its own, which lie as those of a linear layer do."""
 
     problem: Problem
     target: Target
@@ -34,29 +34,24 @@ class KernelTrial:
     """By how they are cut."""
 
     @cached_property
+    def program(self) -> TrialProgram:
+        """What is computed and sent."""
+        return TrialProgram.of(self.problem)
+
+    @cached_property
     def operands(self) -> list[torch.Tensor]:
-        """A[m, k] and B[k, n], the latter a transposed weight."""
-        p, dtype = self.problem, getattr(torch, self.problem.dtype)
-        shapes = (p.m, p.k), (p.n, p.k)
-        a, weight = (torch.randn(shape, device=self.device).to(dtype) for shape in shapes)
-        return [a, weight.t()]
+        """Random: A[m, k], B[k, n], a transposed weight, and what pointwise work reads."""
+        return self.program.tensors(self.problem.m, self.device)
 
     def spec(self, plan: Plan | None = None) -> ChainSpec:
-        """The chain of one GEMM, and of the cast of what is sent where that is another dtype.
-
-        Of a plan of tiles it gives them as they lie.
-        """
+        """The chain of the problem; of a plan of tiles it gives them as they lie."""
         p = self.problem
-        steps = [Step("aten.mm.default", (Ref("operand", 0), Ref("operand", 1)))]
-        if p.sent_dtype not in ("", p.dtype):
-            cast = (Ref("value", 0), getattr(torch, p.sent_dtype))
-            steps.append(Step("prims.convert_element_type.default", cast))
         is_dealt = p.collective == "all_reduce" or p.granule % p.world_size == 0
         return ChainSpec(
             kind=p.kind,
             target=self.target.fingerprint,
             options="",
-            program=Program((ROWS, WHOLE), tuple(steps), Ref("value", len(steps) - 1)),
+            program=self.program.program,
             schedule="signaled",
             axis=0 if is_dealt else 1,
             takes_map=p.takes_map,
@@ -76,11 +71,15 @@ class KernelTrial:
         What readers lose by packed tiles is added as it is predicted. Every member calls it at the
         same time.
         """
-        run = self.ready(plan).signaled
-        assert run is not None, f"{plan} has one group"
+        ready, why = self.ready(plan), ""
+        run = ready.signaled
+        assert run is not None or not plan.tile, f"{plan} has one group"
         self._synchronize()
         start = time.perf_counter()
-        _, why = run(self.operands, self.group)
+        if run is None:
+            ready.run(self.operands, self.group)
+        else:
+            _, why = run(self.operands, self.group)
         self._synchronize()
         return math.inf if why else time.perf_counter() - start + plan.reading_seconds
 

@@ -18,6 +18,7 @@ from overlapc.runtime.kernels import lowered_chain
 from overlapc.runtime.program import ROWS, Ref, Step
 from overlapc.runtime.shapes import moved
 from overlapc.runtime.spec import ChainSpec
+from overlapc.runtime.trial_programs import text_of
 
 aten = torch.ops.aten
 
@@ -90,6 +91,7 @@ def problem_of(
         blocks=outer if dealt and not spec.is_consumer else 1,
         deals_unevenly=bool(receives) and not spec.is_consumer,
         takes_map=spec.takes_map,
+        program="" if receives or len(gemms) != 1 else text_of(spec, operands, rows_per_unit),
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -14,8 +15,13 @@ import torch.distributed as dist
 from overlapc.planning.problem import COLUMNS, ROWS, Problem
 from overlapc.planning.schedule import Plan
 from overlapc.planning.target import Target
+from overlapc.runtime.execution import function
 from overlapc.runtime.kernel_trials import KernelTrial
+from overlapc.runtime.linear_trials import graph_of
 from overlapc.runtime.sending import Sender, Work
+from overlapc.runtime.trial_programs import TrialProgram
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,11 @@ class Trial:
 
     def __post_init__(self) -> None:
         # Before any run: making operands takes longer than computing with them.
-        _ = self._a, self._b, self._out, self._come, self._sender
+        if self.problem.program:
+            self.alone()
+        else:
+            _ = self._a, self._b, self._out, self._come
+        _ = self._sender
 
     @cached_property
     def _dtype(self) -> torch.dtype:
@@ -88,6 +98,18 @@ class Trial:
     def _sender(self) -> Sender:
         return Sender(self.problem.collective, "sum")
 
+    @cached_property
+    def alone(self) -> Callable[[], torch.Tensor]:
+        """Computes a problem with a program as a graph that is left alone: the library its GEMM,
+        and one kernel all pointwise work."""
+        its = TrialProgram.of(self.problem)
+        operands, compute = its.tensors(self.problem.m, self.device), function(its.program)
+        if len(its.program.steps) == 1:
+            return lambda: compute(operands, ())[0]
+        # Whole, or the comparison would not be with what Inductor makes of it.
+        run = torch.compile(graph_of(its.program), dynamic=False, fullgraph=True)
+        return lambda: run(*operands)
+
     def _random(self, rows: int, columns: int) -> torch.Tensor:
         return torch.randn(rows, columns, device=self.device).to(self._dtype)
 
@@ -102,6 +124,9 @@ class Trial:
         return Run(seconds, seconds - waited)
 
     def _produce(self, rows: Sequence[int]) -> float:
+        if self.problem.program:
+            assert len(rows) == 1, "a trial of the library alone has one group"
+            return self._wait_for([self._start(self.alone().flatten(), is_plain=True)])
         in_flight = []
         for first, last in self._bands(rows):
             sent = self._gemm(self._a[:, first:last]).to(self._sent_dtype).flatten()
@@ -201,12 +226,18 @@ class Trials:
 
         Infinitely many where a generated kernel was to run and did not.
         """
-        if plan.tile:
+        if plan.tile or (plan.problem.program and plan.schedule != "serial"):
             return self._kernel(plan.problem).seconds(plan)
         return self._library(plan.problem).run(plan.rows, plan.by).seconds
 
     def can_run(self, plan: Plan) -> bool:
         """Whether this rank can run a plan, as far as can be told before."""
+        if plan.problem.program:
+            try:
+                self._library(plan.problem)
+            except Exception as error:  # an op or a dtype that the library lacks on this device
+                log.warning("%s is not tried: %s", plan.problem.kind, error)
+                return False
         return plan.tile is None or self._kernel(plan.problem).can_run(plan)
 
     def _library(self, problem: Problem) -> Trial:

@@ -128,6 +128,11 @@ def test_what_was_tuned_is_told_in_a_line():
     serial = TunedPlan(problem.resolved(), (8192,), 2e-3)
     size = "gemm_all_reduce 8192x8192x3584 bfloat16 over 8"
     assert describe_tuned(serial) == f"{size}: serial, 2 ms"
+    program = (
+        '{"program": {"steps": [["aten.addmm.default", [], {}], ["aten.gelu.default", [], {}]]}}'
+    )
+    its = dataclasses.replace(serial, problem=dataclasses.replace(serial.problem, program=program))
+    assert describe_tuned(its) == f"{size} of addmm gelu: serial, 2 ms"
     cut = TunedPlan(problem.resolved(), (4096, 2048, 2048), 2e-3)
     assert describe_tuned(cut) == f"{size}: chunked, 4096 + 2x2048 rows, 2 ms"
 

@@ -24,10 +24,13 @@ from overlapc.planning.tiles import MOST_SUMS
 from overlapc.runtime import reference
 from overlapc.runtime.kernel_trials import KernelTrial
 from overlapc.runtime.signaled import Signaled
+from overlapc.runtime.sizing import problem_of
 from overlapc.runtime.trials import Trials
 from overlapc.tuning import tune_chains
 from tests.ranks import Ranks
+from tests.runtime.chains import chain
 from tests.runtime.pretended import SMS, pretended_gpu
+from tests.runtime.test_chain_trials import EPILOGUE, uncompiled
 from tests.runtime.test_signaled import TARGET, alone, error_of, recorded
 
 GPU = replace(
@@ -48,13 +51,17 @@ PROBLEMS = {
         1536, 192, 24, "float32", "all_to_all", 2, order="gemm_first", sent_dtype="bfloat16",
         kernel_sums=MOST_SUMS,
     ),
+    "epilogue": problem_of(
+        chain("gemm_all_reduce", EPILOGUE, GPU), [(1536, 24), (24, 192), (192,), (1536, 192)],
+        [torch.float32] * 4, 2,
+    ),
     "packed": Problem(
         60, 1000, 24, "float32", "all_reduce", 2, kernel_sums=MOST_SUMS, takes_map=True
     ),
 }  # fmt: skip
 
 
-ALWAYS = ("in blocks", "packed")
+ALWAYS = ("in blocks", "packed", "epilogue")
 NAMES = [n if n in ALWAYS else pytest.param(n, marks=pytest.mark.long) for n in PROBLEMS]
 
 
@@ -67,7 +74,7 @@ def tried(rank: int, name: str, without: int | None = None) -> tuple[float, bool
     problem = PROBLEMS[name]
     plan = kernel_plan(problem)
     falls_back = alone() if rank == without else nullcontext()
-    with pretended_gpu(), falls_back, recorded() as log:
+    with pretended_gpu(), falls_back, uncompiled(), recorded() as log:
         trials = Trials(dist.group.WORLD, torch.device("cpu"), GPU)
         can_run = trials.can_run(plan)
         seconds = trials.run(plan)

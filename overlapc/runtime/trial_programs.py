@@ -1,0 +1,80 @@
+"""What a trial computes beside a plain GEMM: a chain's program and its operands, as text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from overlapc.planning.problem import Problem
+from overlapc.runtime.execution import is_view, overload
+from overlapc.runtime.program import OFFSETS, ROWS, WHOLE, Program, Ref, Step, canonical
+from overlapc.runtime.spec import ChainSpec
+
+CAST = "prims.convert_element_type.default"
+CASTS = (CAST, "aten._to_copy.default")
+MM = "aten.mm.default"
+RIGHT = {MM: 1, "aten.addmm.default": 2, "aten._scaled_mm.default": 1}
+"""Which argument of a GEMM that is tried is B."""
+
+
+def text_of(spec: ChainSpec, operands: Sequence[torch.Tensor], rows_per_unit: int) -> str:
+    """Return a producer's program and its operands but for their units, as `TrialProgram` reads
+    them; empty where a trial needs no more than the problem's sizes, or cannot compute the chain.
+
+    ``rows_per_unit``: rows of the one GEMM in a unit, which is what operands have in dimension 0.
+    """
+    program = spec.program
+    ops = [step.op for step in program.steps if not is_view(overload(step.op))]
+    if spec.is_consumer or program.kept or OFFSETS in program.modes:
+        return ""
+    is_plain = ops[:1] == [MM] and all(op in CASTS for op in ops[1:])
+    if is_plain or not ops or ops[0] not in RIGHT:
+        return ""
+    given = zip(program.modes, operands, strict=True)
+    facts = [[_name(t.dtype), list(t.shape)[mode == ROWS :]] for mode, t in given]
+    values = {"program": program.value(), "operands": facts, "rows": rows_per_unit}
+    return canonical(values)
+
+
+@dataclass(frozen=True)
+class TrialProgram:
+    """A chain's program, and what its operands are like."""
+
+    program: Program
+    operands: tuple[tuple[str, tuple[int, ...]], ...]
+    """Dtype of each, and its sizes but for the units."""
+    rows_per_unit: int = 1
+
+    @classmethod
+    def of(cls, problem: Problem) -> TrialProgram:
+        """What a trial of the problem computes: a GEMM and the cast of what is sent, by default."""
+        if problem.program:
+            value = json.loads(problem.program)
+            facts = tuple((name, tuple(sizes)) for name, sizes in value["operands"])
+            return cls(Program.from_value(value["program"]), facts, value["rows"])
+        p = problem
+        steps = [Step("aten.mm.default", (Ref("operand", 0), Ref("operand", 1)))]
+        if p.sent_dtype not in ("", p.dtype):
+            steps.append(Step(CAST, (Ref("value", 0), getattr(torch, p.sent_dtype))))
+        program = Program((ROWS, WHOLE), tuple(steps), Ref("value", len(steps) - 1))
+        return cls(program, ((p.dtype, (p.k,)), (p.dtype, (p.k, p.n))))
+
+    def tensors(self, rows: int, device: torch.device) -> list[torch.Tensor]:
+        """Random operands of so many rows; B is a transposed weight, as a linear layer has it."""
+        rights = [s.args[RIGHT[s.op]] for s in self.program.steps if s.op in RIGHT]
+        made = []
+        for index, (name, sizes) in enumerate(self.operands):
+            by_rows = self.program.modes[index] == ROWS
+            shape = (rows // self.rows_per_unit, *sizes) if by_rows else sizes
+            is_right = Ref("operand", index) in rights
+            shape = shape[::-1] if is_right else shape
+            tensor = torch.randn(shape, device=device).to(getattr(torch, name))
+            made.append(tensor.t() if is_right else tensor)
+        return made
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

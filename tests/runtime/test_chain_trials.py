@@ -1,0 +1,226 @@
+"""Trials of chains with epilogues over real gloo ranks: what they compute, and what is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from overlapc.planning.problem import Problem
+from overlapc.planning.schedule import Plan
+from overlapc.planning.search import plan, plan_rows
+from overlapc.planning.target import Target
+from overlapc.runtime import measuring, reference
+from overlapc.runtime.column_producers import ColumnProducer
+from overlapc.runtime.kernel_trials import KernelTrial
+from overlapc.runtime.producers import Producer
+from overlapc.runtime.program import ROWS, WHOLE, Program, Step
+from overlapc.runtime.sizing import problem_of
+from overlapc.runtime.trial_programs import TrialProgram
+from overlapc.runtime.trials import Trial, Trials
+from overlapc.tuning import tune_chains
+from tests.ranks import Ranks
+from tests.runtime.chains import chain
+from tests.runtime.programs import operand, value
+from tests.targets import SLOW_LINK
+
+M, N, K = 96, 64, 32
+FP8 = "float8_e4m3fn"
+EPILOGUE = Program(
+    (ROWS, WHOLE, WHOLE, ROWS),
+    (
+        Step("aten.addmm.default", (operand(2), operand(0), operand(1))),
+        Step("aten.gelu.default", (value(0),)),
+        Step("aten.add.Tensor", (value(1), operand(3))),
+    ),
+    value(2),
+)
+BATCHES = Program(
+    (ROWS, WHOLE, ROWS),
+    (
+        Step("aten.view.default", (operand(0), (-1, K))),
+        Step("aten.mm.default", (value(0), operand(1))),
+        Step("aten.view.default", (value(1), (-1, 4, N))),
+        Step("aten.mul.Tensor", (value(2), operand(2))),
+    ),
+    value(3),
+)
+SCALED = Program(
+    (ROWS, WHOLE, ROWS, WHOLE),
+    (
+        Step(
+            "aten._scaled_mm.default",
+            (*map(operand, range(4)), None, None, torch.bfloat16),
+        ),
+    ),
+    value(0),
+)
+CASES = {
+    "epilogue": (EPILOGUE, [(M, K), (K, N), (N,), (M, N)], ["float32"] * 4),
+    "batches": (BATCHES, [(M // 4, 4, K), (K, N), (M // 4, 4, N)], ["float32"] * 3),
+    "scaled": (SCALED, [(M, K), (K, N), (M, 1), (1, N)], [FP8, FP8, "float32", "float32"]),
+}
+BOUNDS = {"epilogue": 2e-6, "batches": 2e-6, "scaled": 1e-2}
+KINDS = ("gemm_all_reduce", "gemm_reduce_scatter", "gemm_all_to_all")
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Ranks]:
+    ranks = Ranks(2)
+    yield ranks
+    ranks.close()
+
+
+def problem(name: str, kind: str = "gemm_all_reduce") -> Problem:
+    program, shapes, dtypes = CASES[name]
+    spec = chain(kind, program, SLOW_LINK)
+    return problem_of(spec, shapes, [getattr(torch, dtype) for dtype in dtypes], 2)
+
+
+def in_parts(its: Problem) -> Plan:
+    return plan_rows(its, SLOW_LINK, (32, 64))
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Leave out Inductor, which takes seconds for a chain."""
+    with mock.patch.object(torch, "compile", lambda function, **_: function):
+        yield
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_problem_says_what_is_computed(name: str) -> None:
+    """Also when it comes from a file, and for other rows."""
+    program, shapes, dtypes = CASES[name]
+    its = problem(name)
+    found = TrialProgram.of(its)
+    assert found.program == program
+    for rows in (M, M // 2):
+        made = found.tensors(rows, torch.device("cpu"))
+        modes = zip(shapes, program.modes, strict=True)
+        wanted = [(s[0] * rows // M, *s[1:]) if mode == ROWS else s for s, mode in modes]
+        assert [tuple(t.shape) for t in made] == wanted
+        assert [t.dtype for t in made] == [getattr(torch, dtype) for dtype in dtypes]
+        assert made[1].stride() == (1, K)
+    made = plan(its, SLOW_LINK)
+    assert Plan.from_json(made.to_json()).problem == its
+
+
+def test_other_pointwise_work_is_another_problem() -> None:
+    program, shapes, dtypes = CASES["epilogue"]
+    first, _, last = program.steps
+    other = replace(program, steps=(first, Step("aten.tanh.default", (value(0),)), last))
+    spec, known = chain("gemm_all_reduce", other, SLOW_LINK), problem("epilogue")
+    its = problem_of(spec, shapes, [getattr(torch, dtype) for dtype in dtypes], 2)
+    assert its != known
+    assert replace(its, program=known.program, kernel_sums=known.kernel_sums) == known
+
+
+def run(rank: int, its: Problem) -> tuple[float, list[Program], float]:
+    """The error of a plan in two groups, which programs a trial of it ran, and the error of what is
+    computed where nothing is cut."""
+    group, made, ran = dist.group.WORLD, in_parts(its), []
+    trial = KernelTrial(its, SLOW_LINK, group, torch.device("cpu"))
+    torch.manual_seed(rank)
+    (found,) = trial.ready(made).run(trial.operands, group)
+    (wanted,) = reference.chain(trial.spec(made), trial.operands, its.blocks)
+    error = error_of(found, wanted)
+
+    def spied(producer: Any) -> Any:
+        call = producer.__call__
+
+        def run(self: Any, *given: Any) -> Any:
+            ran.append(self.program)
+            return call(self, *given)
+
+        return mock.patch.object(producer, "__call__", run)
+
+    with spied(Producer), spied(ColumnProducer), uncompiled():
+        trials = Trials(group, torch.device("cpu"), SLOW_LINK)
+        assert all(trials.can_run(each) for each in (made, plan_rows(its, SLOW_LINK, (its.m,))))
+        assert trials.run(made) > 0
+        assert trials.run(plan_rows(its, SLOW_LINK, (its.m,))) > 0
+        its_own = TrialProgram.of(its).tensors(its.m, torch.device("cpu"))
+        with mock.patch.object(TrialProgram, "tensors", return_value=its_own):
+            alone = Trial(its, group, torch.device("cpu")).alone()
+    spec = replace(trial.spec(made), kind="gemm_all_reduce")
+    with mock.patch.object(reference, "_communicated", lambda spec, sent, *_: sent):
+        (whole,) = reference.chain(spec, its_own)
+    return error, ran, error_of(alone, whole)
+
+
+def error_of(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return ((found.double() - wanted).norm() / wanted.norm()).item()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", CASES)
+def test_a_trial_computes_the_chain(name: str, kind: str, pair: Ranks) -> None:
+    """Mutants: `Trials.run` that looks at the tile alone, a trial of the GEMM without the rest."""
+    for error, ran, alone in pair.run(run, problem(name, kind)):
+        assert max(error, alone) < BOUNDS[name]
+        assert ran == [CASES[name][0]]
+
+
+def tuned(rank: int, problems: list[Problem]) -> tuple[Target, Target]:
+    with uncompiled(), mock.patch.object(measuring, "REST_SECONDS", 0.0):
+        target = tune_chains(
+            [] if rank else problems, target=None if rank else SLOW_LINK, seconds=0.1, save=False
+        )
+    path = Path(f"tuned-{rank}.json").absolute()
+    target.save(path)
+    try:
+        return target, Target.load(path)
+    finally:
+        path.unlink()
+
+
+def test_what_won_is_planned_for_the_chain_that_was_tried(pair: Ranks) -> None:
+    """Mutant: `Problem.resolved` that leaves the program out."""
+    problems = [problem("epilogue"), problem("scaled", "gemm_reduce_scatter")]
+    for target, stored in pair.run(tuned, problems):
+        assert stored == target
+        assert [its.problem for its in target.tuned] == [its.resolved() for its in problems]
+        for its, won in zip(problems, target.tuned, strict=True):
+            made = plan(its, stored)
+            assert (made.code, made.rows) == ("measured_best", won.rows)
+        # What was measured with an epilogue says nothing of the GEMM without it.
+        assert plan(replace(problems[0], program=""), stored).code != "measured_best"
+
+
+def tuned_without(rank: int, problems: list[Problem]) -> Target:
+    """On ranks of which the second lacks an op of the first problem."""
+    alone = Trial.alone.func  # type: ignore[attr-defined]
+
+    def fails(self: Trial) -> Any:
+        if rank and "gelu" in self.problem.program:
+            raise NotImplementedError("no gelu here")
+        return alone(self)
+
+    with mock.patch.object(Trial, "alone", property(fails)):
+        return tuned(rank, problems)[0]
+
+
+def test_what_one_rank_cannot_compute_is_tried_on_none(pair: Ranks) -> None:
+    """Mutant: a `can_run` that makes nothing ready."""
+    problems = [problem("epilogue"), problem("batches")]
+    for target in pair.run(tuned_without, problems):
+        assert [its.problem for its in target.tuned] == [problems[1].resolved()]
+
+
+def compiled(rank: int, its: Problem) -> float:
+    target = tune_chains([its], target=SLOW_LINK, seconds=0.1, save=False)
+    return target.tuned[0].seconds
+
+
+@pytest.mark.long
+def test_the_serial_peer_is_what_inductor_makes(pair: Ranks) -> None:
+    for seconds in pair.run(compiled, problem("epilogue"), timeout=120):
+        assert 0 < seconds < 5
