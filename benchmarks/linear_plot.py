@@ -1,4 +1,5 @@
-"""A table of linear layers, drawn: seconds of every implementation by rows, with M1 and M2.
+"""A table of linear layers, drawn: seconds of every implementation by rows, with M1 and M2, as they
+were measured and as the cost model had predicted them.
 
     python -m benchmarks.linear_plot ~/.cache/overlapc/linear/TABLE.json --out benchmarks/results
 
@@ -13,7 +14,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from overlapc.planning.linear import LIBRARY, OURS, LinearEntry
+from overlapc.planning.linear import LIBRARY, OURS, LinearTrial, Regions
 from overlapc.planning.linear_table import LinearTable, Machine
 from overlapc.planning.records import from_value
 
@@ -49,13 +50,13 @@ def read(path: Path) -> LinearTable:
     return LinearTable.load(path, machine)
 
 
-def curves(entry: LinearEntry) -> dict[str, list[tuple[int, float, float, float]]]:
+def curves(trials: Sequence[LinearTrial]) -> dict[str, list[tuple[int, float, float, float]]]:
     """By implementation: rows, and its seconds, median and interval, as far as it was measured.
 
     Seconds follow from the ratio to the library, which is what was compared.
     """
     found: dict[str, list[tuple[int, float, float, float]]] = {LIBRARY: []}
-    for trial in entry.trials:
+    for trial in trials:
         seconds = trial.library_seconds
         found[LIBRARY].append((trial.rows, seconds, seconds, seconds))
         for gain in trial.gains:
@@ -76,7 +77,34 @@ def page(table: LinearTable) -> str:
             chosen = entry.regions.implementation(trial.rows)
             lines.append(f"| {' | '.join(map(str, (*cells, *shown, chosen)))} |")
     lines += ["", "Ratios are of the library's time, paired by round, with their 95 % interval."]
+    if any(entry.predicted for entry in table.entries):
+        lines += ["", *predicted_page(table)]
     return "\n".join(lines) + "\n"
+
+
+def predicted_page(table: LinearTable) -> list[str]:
+    """M1 and M2 as measured and as predicted; seconds and ratios predicted beside the measured."""
+    lines = ["| layer | target | M1, M2 measured | predicted |", "|---|---|---|---|"]
+    more = ["| layer | rows | library, us | predicted | gemv | predicted | flat | predicted |"]
+    more.append(f"|{'---|' * 8}")
+    for entry in table.entries:
+        if entry.predicted is None:
+            continue
+        name, its = entry.problem.text("~"), entry.predicted
+        lines.append(f"| {name} | {its.target} | {_ends(entry.regions)} | {_ends(its.regions)} |")
+        for trial in entry.trials:
+            if (before := its.trial(trial.rows)) is None:
+                continue
+            cells = [f"{1e6 * one.library_seconds:.1f}" for one in (trial, before)]
+            for way in OURS:
+                gains = [one.gain(way) for one in (trial, before)]
+                cells += [f"{gain.median:.2f}" if gain else "-" for gain in gains]
+            more.append(f"| {' | '.join((name, str(trial.rows), *cells))} |")
+    return [*lines, "", "What is predicted was said before; it decides nothing.", "", *more]
+
+
+def _ends(regions: Regions) -> str:
+    return "-" if regions.is_empty else f"{regions.flat_from}, {regions.library_from}"
 
 
 def draw(table: LinearTable, out: Path) -> None:
@@ -93,13 +121,23 @@ def draw(table: LinearTable, out: Path) -> None:
     figure, grid = pyplot.subplots(down, COLUMNS, figsize=size, squeeze=False)
     panels = list(grid.flat)
     for entry, panel in zip(table.entries, panels, strict=False):
-        for name, points in curves(entry).items():
+        colors = {name: f"C{index}" for index, name in enumerate((LIBRARY, *OURS))}
+        for name, points in curves(entry.trials).items():
             rows, middle, low, high = zip(*points, strict=True)
-            panel.plot(rows, middle, marker="o", markersize=3, label=name)
-            panel.fill_between(rows, low, high, alpha=0.2)
+            panel.plot(rows, middle, marker="o", markersize=3, color=colors[name], label=name)
+            panel.fill_between(rows, low, high, alpha=0.2, color=colors[name])
         if not entry.regions.is_empty:
             panel.axvline(entry.regions.flat_from, color="grey", linestyle=":", label="M1")
             panel.axvline(entry.regions.library_from, color="grey", linestyle="--", label="M2")
+        if entry.predicted:
+            for name, points in curves(entry.predicted.trials).items():
+                rows, middle, *_ = zip(*points, strict=True)
+                panel.plot(rows, middle, linewidth=0.8, linestyle="-.", color=colors[name])
+            its = entry.predicted.regions
+            if not its.is_empty:
+                label = "M1, M2 predicted"
+                panel.axvline(its.flat_from, color="tan", linestyle=":", label=label)
+                panel.axvline(its.library_from, color="tan", linestyle="--")
         panel.set(title=entry.problem.text("~"), xscale="log", yscale="log")
         panel.set(xlabel="rows", ylabel="seconds")
         panel.legend(fontsize="x-small")

@@ -180,9 +180,12 @@ def find_target(device_type: str, backend: str, world_size: int) -> Target:
 
     Raises TargetError where neither is there, or the stored one cannot be read.
     """
-    name = target_name(device_type, backend, world_size)
-    if stored_path(name).exists():
-        return Target.load(stored_path(name))
+    stored = stored_path(target_name(device_type, backend, world_size))
+    return Target.load(stored) if stored.exists() else shipped_target(device_type)
+
+
+def shipped_target(device_type: str) -> Target:
+    """The shipped target for this machine's device of a type; TargetError where there is none."""
     if device_type == "cpu":
         return Target.load("cpu")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else device_type
@@ -190,7 +193,7 @@ def find_target(device_type: str, backend: str, world_size: int) -> Target:
         return Target.load(shipped)
     raise TargetError(
         f"Nothing is known of the device {device!r}.",
-        where=f"stored target {stored_path(name)} and the shipped targets",
+        where=f"the stored targets of {stored_path('').parent} and the shipped ones",
         remedy="run overlapc calibrate on this group, or give a target by name or path",
     )
 

@@ -7,25 +7,25 @@ from typing import Any
 
 import torch
 
-from overlapc.calibration import Progress
+from overlapc.calibration import Progress, shipped_target
 from overlapc.errors import ProblemError, TargetError
 from overlapc.explaining import compilations_of
 from overlapc.passes.base import Layer
 from overlapc.planning.linear import (
     MEASURED_ROWS,
-    Gain,
-    LinearEntry,
     LinearProblem,
     LinearTrial,
     entry_of,
 )
+from overlapc.planning.linear_costs import may_win, predict
 from overlapc.planning.linear_table import LinearTable, table_path
+from overlapc.planning.target import Target
 from overlapc.runtime.linear_tables import table_for
 from overlapc.runtime.linear_trials import LinearTrials
 from overlapc.runtime.machine import this_machine
 
-Measure = Callable[[Layer, int, float], LinearTrial]
-"""Compares all ways with the library for a layer, a row count and about so many seconds."""
+Measure = Callable[[Layer, int, float, Sequence[str]], LinearTrial]
+"""Compares ways with the library for a layer, a row count and about so many seconds."""
 
 
 def layers_of(
@@ -42,6 +42,7 @@ def calibrate_linears(
     *,
     rows: Sequence[int] | None = None,
     seconds: float = 60.0,
+    target: Target | None = None,
     measure: Measure | None = None,
     save: bool = True,
     progress: Progress | None = None,
@@ -49,9 +50,10 @@ def calibrate_linears(
     """Measure every layer at ``rows``, by default `MEASURED_ROWS`; the table with what won.
 
     Nothing else should run. Weights are read from cold caches. What no other implementation surely
-    beats stays the library's. Takes about ``seconds``. With ``save`` the table is stored where
-    compilations look for it; what it had of other problems stays. Raises ProblemError where there
-    is no layer.
+    beats stays the library's. What cannot win on ``target``, by default what is shipped for this
+    device, is not measured, and what is predicted for it stands in the table. Takes about
+    ``seconds``. With ``save`` the table is stored where compilations look for it; what it had of
+    other problems stays. Raises ProblemError where there is no layer.
     """
     layers = list(layers)
     if not layers:
@@ -61,28 +63,43 @@ def calibrate_linears(
             remedy="give a model whose compiled graphs multiply by weights that they are given",
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    measure = measure or _measure(device)
-    counts = sorted(rows or MEASURED_ROWS)
-    entries, share = [], seconds / (len(layers) * len(counts))
-    for index, layer in enumerate(layers):
+    measure, target = measure or _measure(device), target or _shipped(device)
+    todo = [_todo(layer, sorted(rows or MEASURED_ROWS), device, target) for layer in layers]
+    entries, share = [], seconds / max(1, sum(map(len, todo)))
+    for index, (layer, counts) in enumerate(zip(layers, todo, strict=True)):
         if progress:
             progress(layer.problem.text("~"), index / len(layers))
-        trials = tuple(measure(layer, m, share) for m in counts)
-        entries.append(entry_of(layer.problem, trials))
+        trials = [measure(layer, m, share, ways) for m, ways in counts.items()]
+        entries.append(entry_of(layer.problem, trials, predict(layer.problem, target)))
     table = _known(device).with_entries(tuple(entries))
     if save:
         table.save(table_path(table.machine))
     return table
 
 
+def _todo(
+    layer: Layer, counts: Sequence[int], device: torch.device, target: Target | None
+) -> dict[int, tuple[str, ...]]:
+    """Which implementations are measured at which row counts."""
+    ways = {rows: may_win(layer.problem, rows, device.type, target) for rows in counts}
+    return {rows: those for rows, those in ways.items() if those}
+
+
+def _shipped(device: torch.device) -> Target | None:
+    try:
+        return shipped_target(device.type)
+    except TargetError:
+        return None
+
+
 def _measure(device: torch.device) -> Measure:
     trials: dict[LinearProblem, LinearTrials] = {}
 
-    def measure(layer: Layer, rows: int, seconds: float) -> LinearTrial:
+    def measure(layer: Layer, rows: int, seconds: float, ways: Sequence[str]) -> LinearTrial:
         if layer.problem not in trials:
             trials.clear()  # the copies of one problem's weights are enough to hold
             trials[layer.problem] = LinearTrials(layer.spec, layer.operands, device)
-        return trials[layer.problem].trial(rows, seconds)
+        return trials[layer.problem].trial(rows, seconds, ways)
 
     return measure
 
@@ -94,26 +111,3 @@ def _known(device: torch.device) -> LinearTable:
     except TargetError:
         found = None
     return found or LinearTable(this_machine(device.type))
-
-
-def describe(entry: LinearEntry) -> str:
-    """Return a problem, its regions, and what was measured, as lines of text."""
-    lines = [f"{entry.problem.text('~')}: {_told(entry)}"]
-    for trial in entry.trials:
-        gains = _listed(trial.gains) or "nothing else ran"
-        said = f"library {1e6 * trial.library_seconds:.1f} us; {gains}"
-        said += f"; launched one by one {_listed(trial.launched)}" if trial.launched else ""
-        lines.append(f"  {trial.rows:3} rows: {said}")
-    return "\n".join(lines)
-
-
-def _told(entry: LinearEntry) -> str:
-    if entry.launched is None or entry.launched == entry.regions:
-        return str(entry.regions)
-    return f"in CUDA graphs {entry.regions}; launched one by one {entry.launched}"
-
-
-def _listed(gains: Sequence[Gain]) -> str:
-    return ", ".join(
-        f"{g.implementation} {g.median:.2f}x [{g.low:.2f}, {g.high:.2f}]" for g in gains
-    )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from overlapc.calibration import find_target
+from overlapc.calibration import find_target, shipped_target
 from overlapc.errors import GroupError, TargetError
 from overlapc.planning.target import Target
 from overlapc.runtime.groups import backend_name, resolve, sizes_of_groups
@@ -19,8 +19,8 @@ class TargetChoice:
 
     choice: str | Target
 
-    def target_for(self, device: str, group: str) -> Target:
-        """Return the target for tensors of type ``device`` and the group of that name.
+    def target_for(self, device: str, group: str = "") -> Target:
+        """Return the target for tensors of type ``device`` and the group of that name, if any.
 
         Raises ``TargetError`` for a choice that cannot be read, and for "auto" on a device that
         was neither calibrated nor has a shipped target.
@@ -29,8 +29,10 @@ class TargetChoice:
             return self.choice
         if self.choice != "auto":
             return Target.load(self.choice)
-        living = resolve(group)
         planned = _planned_device(device)
+        if not group:
+            return shipped_target(planned)
+        living = resolve(group)
         return find_target(planned, backend_name(living, planned), living.size())
 
     def of_group(self, group: str) -> list[Target]:

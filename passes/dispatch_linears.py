@@ -26,8 +26,10 @@ from overlapc.graphs.origins import where
 from overlapc.graphs.replacing import replace_linear
 from overlapc.graphs.values import tensor_facts
 from overlapc.passes.base import Compilation, Fuel, Layer
-from overlapc.planning.linear import FORCED, LIBRARY, LinearProblem, Regions, most_rows
+from overlapc.planning.linear import FORCED, LIBRARY, LinearProblem, Regions
+from overlapc.planning.linear_costs import predict, spans
 from overlapc.planning.linear_table import LinearTable
+from overlapc.planning.target import Target
 from overlapc.reporting.records import Site
 from overlapc.runtime import linear  # registers torch.ops.overlapc.linear
 from overlapc.runtime.linear_kernels import lowered_layer
@@ -78,7 +80,8 @@ class DispatchLinears:
             if table is None:
                 continue
             later = [one for one in gemms[index + 1 :] if one not in taken]
-            found, verdict = judge(gemm, table, choice, later)
+            target = _target(compilation, facts.device)
+            found, verdict = judge(gemm, table, choice, later, target)
             if not isinstance(found, Refusal):
                 taken |= {one.node for one in found.gemms}
             ops += self._settle(graph, gemm, found, verdict, compilation)
@@ -116,7 +119,11 @@ class DispatchLinears:
 
 
 def judge(
-    gemm: fx.Node, table: LinearTable | str, choice: str, later: Sequence[fx.Node] = ()
+    gemm: fx.Node,
+    table: LinearTable | str,
+    choice: str,
+    later: Sequence[fx.Node] = (),
+    target: Target | None = None,
 ) -> tuple[Linear | Refusal, Verdict]:
     """Read the layer that begins with a GEMM, as far as one op may take it, with those of the same
     rows among ``later`` GEMMs that one launch computes beside it, and decide on it."""
@@ -124,7 +131,7 @@ def judge(
         found = read_linear(gemm, takes)
         if isinstance(found, Linear):
             found = with_norm_before(with_others(found, later))
-        return found, decide(found, table, choice)
+        return found, decide(found, table, choice, target)
     except KernelError as error:  # of how its weight is scaled
         return Refusal(gemm, "weight", error.what), Verdict("refused", "weight", error.what)
     except Exception as error:  # nothing is changed yet: the program is compiled without us
@@ -187,8 +194,11 @@ def _kind(layer: Linear) -> tuple[object, ...]:
     return gemm.dtype, layer.layout, layer.held, layer.after, len(own)
 
 
-def decide(found: Linear | Refusal, table: LinearTable | str, choice: str) -> Verdict:
-    """Choose from what was read and the table; a text is why there is no table to go by."""
+def decide(
+    found: Linear | Refusal, table: LinearTable | str, choice: str, target: Target | None
+) -> Verdict:
+    """Choose from what was read and the table; a text is why there is no table to go by. What the
+    target predicts is only told."""
     if isinstance(found, Refusal):
         return Verdict("refused", found.code, found.reason)
     problem = problem_of(found)
@@ -205,7 +215,7 @@ def decide(found: Linear | Refusal, table: LinearTable | str, choice: str) -> Ve
     entry = table.entry(problem)
     rows = found.gemms[0].m
     if entry is None:
-        return _not_measured(found)
+        return _not_measured(found, problem, target)
     regions = entry.regions_of(in_graphs=bool(inductor_config.triton.cudagraphs))
     if _leaves(regions, found):
         at = f"at {rows} rows" if not regions.is_empty else "at any row count"
@@ -225,15 +235,20 @@ def _leaves(regions: Regions, layer: Linear) -> bool:
     return regions.is_empty or (layer.is_static and regions.implementation(gemm.m) == LIBRARY)
 
 
-def _not_measured(layer: Linear) -> Verdict:
-    """Where a measurement may find that ours wins."""
+def _not_measured(layer: Linear, problem: LinearProblem, target: Target | None) -> Verdict:
+    """Where a measurement may find that ours wins, and where the model thinks so."""
     (gemm, *_) = layer.gemms
-    ours = most_rows(gemm.dtype, gemm.device)
-    if layer.is_static and gemm.m > max(ours.values(), default=0):
-        return Verdict("kept", "many_rows", f"Only the library computes {gemm.m} rows here.")
-    spans = " or ".join(f"{way} at 1 to {most} rows" for way, most in ours.items())
-    reason = f"It was not measured on this machine: overlapc calibrate --linear does. {spans}"
-    return Verdict("kept", "not_measured", f"{reason} may win.")
+    ours = spans(problem, gemm.device, target)
+    if not ours or (layer.is_static and gemm.m > max(most for _, most in ours.values())):
+        at = f"{gemm.m} rows" if ours else "any row count"
+        reason = f"Nothing but the library is there, or may win, at {at}."
+        return Verdict("kept", "many_rows", reason)
+    said = " or ".join(f"{way} at {low} to {most} rows" for way, (low, most) in ours.items())
+    reason = f"It was not measured on this machine: overlapc calibrate --linear does. {said}"
+    reason += " may win."
+    if likely := predict(problem, target):
+        reason += f" Predicted for {likely.target}, not measured: {likely.regions}."
+    return Verdict("kept", "not_measured", reason)
 
 
 def problem_of(layer: Linear) -> LinearProblem:
@@ -259,6 +274,14 @@ def _table(device: str) -> LinearTable | str | None:
     except TargetError as error:
         log.warning("linear layers are left to the library: %s", error)
         return f"{error.what} Remedy: {error.remedy}."
+
+
+def _target(compilation: Compilation, device: str) -> Target | None:
+    """What the model predicts for; None where nothing is known of the device."""
+    try:
+        return compilation.target_for(device, "")
+    except TargetError:
+        return None
 
 
 def _rows(layer: Linear) -> str:

@@ -14,9 +14,13 @@ import pytest
 import overlapc
 from overlapc.cli import main
 from overlapc.errors import TargetError
+from overlapc.planning.linear import LinearProblem, Prediction
+from overlapc.planning.linear_costs import predict
+from overlapc.planning.records import from_value
 from overlapc.planning.schedule import Plan
 from overlapc.planning.search import plan, plan_gemm
 from overlapc.planning.target import Target, shipped_names
+from overlapc.reporting.linears import describe_prediction
 from overlapc.reporting.measured import describe_target
 from overlapc.reporting.records import Report
 from tests.reporting.examples import make_site
@@ -241,9 +245,45 @@ def test_a_broken_pipe_of_the_program_is_its_own(monkeypatch):
     def fails(*arguments, **named):
         raise BrokenPipeError("of a socket")
 
-    monkeypatch.setattr("overlapc.cli.plan_gemm", fails)
+    monkeypatch.setattr("overlapc.cli.plan.plan_gemm", fails)
     with pytest.raises(BrokenPipeError, match="of a socket"):
         main([*GEMM])
+
+
+LINEAR = ("plan", "--target", "h100-nvlink", "--linear")
+
+
+def test_plan_predicts_a_linear_layer(capsys):
+    """Mutants: an option that does not come to the problem, M1 and M2 exchanged."""
+    problem = LinearProblem(14336, 4096, "float16", weights=2, held="int8", epilogue="silu mul")
+    options = ("--dtype", "float16", "--held", "int8", "--epilogue", "silu mul")
+    assert main([*LINEAR, "2x14336x4096", *options]) == 0
+    said, its = capsys.readouterr().out, predict(problem, Target.load("h100-nvlink"))
+    assert said == describe_prediction(problem, its) + "\n"
+    assert "M1 = 1, M2 = 65" in said
+    assert "not measured" in said
+    assert main([*LINEAR, "4096+1024+1024x4096", "--held", "bfloat16", "--json"]) == 0
+    together = LinearProblem(4096, 4096, "bfloat16", more=(1024, 1024))
+    read = from_value(Prediction, json.loads(capsys.readouterr().out))
+    assert read == predict(together, Target.load("h100-nvlink"))
+
+
+@pytest.mark.parametrize("sizes", ["4096", "1x2x3x4", "0x8", "4+x8", "-1x4"])
+def test_plan_refuses_sizes_of_a_layer_that_it_cannot_read(capsys, sizes):
+    with pytest.raises(SystemExit) as caught:
+        main([*LINEAR, sizes])
+    assert caught.value.code == 2
+    assert "NxK" in capsys.readouterr().err
+
+
+def test_plan_says_what_it_lacks(capsys):
+    assert "--world-size" in error_of(capsys, "plan", "--gemm", "8x8x8", "--target", "cpu")
+    said = error_of(capsys, "plan", "--linear", "8x8", "--target", "cpu")
+    assert "target cpu" in said
+    assert "calibrate --linear" in said
+    both = ("plan", "--linear", "8x8", "--gemm", "8x8x8", "--target", "cpu")
+    with pytest.raises(SystemExit):
+        main(both)
 
 
 @pytest.fixture

@@ -15,17 +15,21 @@ import overlapc
 from overlapc import cli
 from overlapc.cli import callables
 from overlapc.errors import ProblemError
-from overlapc.linear_tuning import calibrate_linears, describe, layers_of
+from overlapc.linear_tuning import calibrate_linears, layers_of
 from overlapc.planning.linear import (
     LIBRARY,
     MEASURED_ROWS,
+    OURS,
     Gain,
     LinearTrial,
     Regions,
     entry_of,
 )
+from overlapc.planning.linear_costs import predict
 from overlapc.planning.linear_table import LinearTable, table_path
 from overlapc.planning.linear_tiles import FLAT, GEMV
+from overlapc.planning.target import Target
+from overlapc.reporting.linears import describe_entry
 from overlapc.runtime.linear_spec import LayerSpec
 from overlapc.runtime.linear_trials import LinearTrials, on_device, products_of
 from overlapc.runtime.machine import this_machine
@@ -50,14 +54,15 @@ def model_and_inputs():
 def test_each_problem_is_measured_once_at_every_row_count():
     asked = []
 
-    def measure(layer, rows, seconds):
-        asked.append((layer.problem.n, rows))
+    def measure(layer, rows, seconds, ways):
+        asked.append((layer.problem.n, rows, ways))
         assert seconds == pytest.approx(24 / (2 * len(MEASURED_ROWS)))
         return LinearTrial(rows, 1e-5, (Gain(FLAT, 1.5, 1.5, 1.5),))
 
     layers = layers_of(*model_and_inputs())
     table = calibrate_linears(layers, seconds=24, measure=measure)
-    assert asked == [(n, rows) for n in (40, 24) for rows in MEASURED_ROWS]
+    both = {rows: OURS if rows < 3 else (FLAT,) for rows in MEASURED_ROWS}
+    assert asked == [(n, rows, ways) for n in (40, 24) for rows, ways in both.items()]
     assert [entry.regions for entry in table.entries] == [Regions(1, 1, 65)] * 2
     machine = this_machine("cpu")
     assert LinearTable.load(table_path(machine), machine) == table
@@ -70,7 +75,7 @@ def test_each_problem_is_measured_once_at_every_row_count():
 def test_models_that_a_table_changes_compute_the_same():
     """At row counts of every region, without compiling again."""
 
-    def measure(layer, rows, seconds):
+    def measure(layer, rows, seconds, ways):
         gains = [Gain(FLAT, 1.5, 1.5, 1.5)] * (rows < 9) + [Gain(GEMV, 2.0, 2.0, 2.0)] * (rows < 3)
         return LinearTrial(rows, 1e-5, tuple(gains))
 
@@ -86,7 +91,7 @@ def test_models_that_a_table_changes_compute_the_same():
 
 
 def test_no_win_leaves_the_library():
-    def measure(layer, rows, seconds):
+    def measure(layer, rows, seconds, ways):
         return LinearTrial(rows, 1e-5, (Gain(FLAT, 0.9, 1.1, 1.3), Gain(GEMV, 0.5, 0.5, 0.5)))
 
     table = calibrate_linears(layers_of(*model_and_inputs()), measure=measure)
@@ -123,7 +128,7 @@ def test_a_trial_compares_all_ways_with_the_library_on_other_weights_each():
         (GEMV, 2.0, 2.0),
         (FLAT, 1.5, 1.5),
     ]
-    assert trials.trial(8, 1.0).gain(GEMV) is None
+    assert trials.trial(2, 1.0, (FLAT,)).gain(GEMV) is None
 
 
 def test_a_trial_compares_what_a_host_launches_with_the_gemms_alone():
@@ -142,6 +147,30 @@ def test_a_trial_compares_what_a_host_launches_with_the_gemms_alone():
     assert [(g.implementation, g.low) for g in launched] == [(GEMV, 2.0), (FLAT, 2.0)]
     assert all(gain.low == 1.0 for gain in found.gains)
     assert calls_of("trial of flat").total() > before
+
+
+def test_what_cannot_win_is_not_measured_and_what_is_predicted_is_kept():
+    """Mutants: bounds that are not asked, a prediction that is not stored or decides."""
+    asked = []
+
+    def measure(layer, rows, seconds, ways):
+        asked.append((rows, ways, seconds))
+        return LinearTrial(rows, 1e-5, tuple(Gain(way, 0.5, 0.5, 0.5) for way in ways))
+
+    h100 = Target.load("h100-nvlink")
+    (layer, *_) = layers_of(*model_and_inputs())
+    table = calibrate_linears([layer], target=h100, seconds=6, measure=measure)
+    # No kernel of float32 has more rows.
+    assert asked == [(1, (GEMV,), 3.0), (2, (GEMV,), 3.0)]
+    (entry,) = table.entries
+    assert entry.predicted == predict(layer.problem, h100)
+    assert entry.regions.is_empty
+    assert not entry.predicted.regions.is_empty
+    lines = describe_entry(entry).splitlines()
+    assert "not measured, for h100-nvlink: gemv" in lines[1]
+    likely = entry.predicted.trials[1]
+    assert "gemv 0.50x [0.50, 0.50]; predicted library" in lines[3]
+    assert lines[3].endswith(f"gemv {likely.gains[0].median:.2f}x")
 
 
 @pytest.mark.parametrize("name", ["linear", "mlp", "qkv", "normed_qkv", "int8_up", "fp8_turned"])
@@ -254,8 +283,10 @@ def test_a_description_tells_regions_and_spread():
     table = calibrate_linears(
         layers_of(*model_and_inputs()), rows=(1,), measure=lambda *_: trial, save=False
     )
-    lines = describe(table.entries[0]).splitlines()
+    lines = describe_entry(table.entries[0]).splitlines()
     assert lines[0].endswith("flat 1..1 rows, else the library")
     assert "flat 1.20x [1.10, 1.30]" in lines[1]
-    lines = describe(entry_of(table.entries[0].problem, [replace(trial, launched=())])).splitlines()
+    lines = describe_entry(
+        entry_of(table.entries[0].problem, [replace(trial, launched=())])
+    ).splitlines()
     assert lines[0].endswith("launched one by one the library at every row count")

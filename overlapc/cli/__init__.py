@@ -16,11 +16,8 @@ from rich.console import Console
 
 from overlapc.cli.calibrate import add_calibrate
 from overlapc.cli.callables import import_here, model_and_inputs
+from overlapc.cli.plan import add_plan, count
 from overlapc.errors import CommandError, OverlapcError
-from overlapc.planning.problem import COLLECTIVES, ITEM_BYTES, ORDERS
-from overlapc.planning.schedule import SCHEDULES
-from overlapc.planning.search import plan_gemm
-from overlapc.reporting.gantt import describe
 from overlapc.reporting.records import Report
 from overlapc.reporting.table import WIDTH, show
 from overlapc.reporting.target_table import target_table
@@ -79,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"overlapc {version('overlapc')}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_explain(commands)
-    _add_plan(commands)
+    add_plan(commands)
     add_calibrate(commands)
 
     text = "print a report that Report.save wrote"
@@ -104,7 +101,7 @@ def _add_explain(commands: Any) -> None:
     )
     explain.add_argument(
         "--world-size",
-        type=_count,
+        type=count,
         help="make a process group of so many ranks first, of which this is rank 0 and no other "
         "exists; without it the callable makes its own groups",
     )
@@ -127,58 +124,12 @@ def _add_explain(commands: Any) -> None:
     explain.set_defaults(run=_explain)
 
 
-def _add_plan(commands: Any) -> None:
-    text = "plan one GEMM and its collective for a machine; needs neither GPU nor group"
-    plan = commands.add_parser("plan", help=text, description=text)
-    plan.add_argument(
-        "--gemm",
-        type=_sizes,
-        required=True,
-        metavar="MxNxK",
-        help="of one rank; after an all-gather or all-to-all, M counts what has come",
-    )
-    plan.add_argument(
-        "--collective",
-        choices=COLLECTIVES,
-        default="all_reduce",
-        help="after the GEMM, an all-gather before it (default: all_reduce)",
-    )
-    plan.add_argument(
-        "--order",
-        choices=ORDERS,
-        default="",
-        help="of an all-to-all, which may come after the GEMM (the default) or before it",
-    )
-    plan.add_argument("--world-size", type=_count, required=True, help="ranks of the group")
-    plan.add_argument(
-        "--dtype",
-        choices=tuple(ITEM_BYTES),
-        default="bfloat16",
-        help="of the GEMM (default: bfloat16)",
-    )
-    plan.add_argument("--target", required=True, help="name or file; see overlapc targets")
-    plan.add_argument(
-        "--schedule",
-        choices=("auto", *SCHEDULES),
-        default="auto",
-        help="the best of its kind, or the best of all (default: auto)",
-    )
-    plan.add_argument("--json", action="store_true", help="print the plan as JSON")
-    plan.set_defaults(run=_plan)
-
-
 def _add_bench(commands: Any) -> None:
     text = "run a benchmark of a checkout, in its root"
     bench = commands.add_parser("bench", help=text, description=text)
     bench.add_argument("benchmark", choices=tuple(BENCHMARKS))
     bench.add_argument("arguments", nargs=argparse.REMAINDER, help="--help lists them")
     bench.set_defaults(run=_bench)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of ranks")
-    return int(text)
 
 
 def _option(text: str) -> tuple[str, Any]:
@@ -189,14 +140,6 @@ def _option(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except ValueError:
         return name, value  # text needs no quotes
-
-
-def _sizes(text: str) -> tuple[int, int, int]:
-    parts = text.split("x")
-    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is not MxNxK, such as 8192x8192x3584")
-    m, n, k = map(int, parts)
-    return m, n, k
 
 
 def _explain(chosen: argparse.Namespace) -> None:
@@ -217,22 +160,6 @@ def _make_fake_group(world_size: int) -> None:
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
-
-
-def _plan(chosen: argparse.Namespace) -> None:
-    m, n, k = chosen.gemm
-    plan = plan_gemm(
-        m=m,
-        n=n,
-        k=k,
-        collective=chosen.collective,
-        world_size=chosen.world_size,
-        dtype=chosen.dtype,
-        target=chosen.target,
-        schedule=chosen.schedule,
-        order=chosen.order,
-    )
-    print(plan.to_json() if chosen.json else describe(plan))
 
 
 def _bench(chosen: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from overlapc.errors import CommandError
 from overlapc.planning.problem import COLLECTIVES
 from overlapc.planning.target import Target, stored_path
 from overlapc.reporting.gantt import describe_tuned
+from overlapc.reporting.linears import describe_entry
 from overlapc.reporting.measured import describe_target
 from overlapc.reporting.records import Report
 
@@ -93,7 +94,7 @@ def _progress_bar(is_shown: bool = True) -> Iterator[Tell]:
 
 
 def _calibrate_linears(chosen: argparse.Namespace) -> None:
-    from overlapc.linear_tuning import calibrate_linears, describe, layers_of
+    from overlapc.linear_tuning import calibrate_linears, layers_of
     from overlapc.planning.linear_table import table_path
 
     layers = layers_of(*model_and_inputs(chosen.linear))
@@ -103,7 +104,7 @@ def _calibrate_linears(chosen: argparse.Namespace) -> None:
     print(f"stored in {table_path(table.machine)} for {table.machine}")
     for entry in table.entries:
         if entry.problem in measured:
-            print(describe(entry))
+            print(describe_entry(entry))
 
 
 def _calibrate_attentions(chosen: argparse.Namespace) -> None:

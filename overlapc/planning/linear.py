@@ -1,4 +1,4 @@
-"""Which implementation computes a linear layer of few rows, from measurements alone. No torch."""
+"""Which implementation computes a linear layer of few rows, from what was measured. No torch."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ OURS = (GEMV, FLAT)
 MOST_ROWS = {GEMV: GEMV_MOST, FLAT: FLAT_MOST}
 MEASURED_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Row counts that are measured: those next to which a tile or the cost of a library changes."""
+BYTES = {**SENT_BYTES, "int8": 1}
+"""Of an element of a weight or of rows."""
 LEAST_GAIN = 1.02
 """Times as fast as the library that an implementation has to be at least, at the low end of its
 interval: chosen, so that what is won is still there the next day."""
@@ -66,8 +68,7 @@ class LinearProblem:
     @property
     def weight_bytes(self) -> int:
         """Of what every row count has to read."""
-        item = {**SENT_BYTES, "int8": 1}[self.held or self.dtype]
-        return self.weights * self.columns * self.k * item
+        return self.weights * self.columns * self.k * BYTES[self.held or self.dtype]
 
 
 @dataclass(frozen=True)
@@ -108,18 +109,16 @@ FORCED = Regions(1, GEMV_MOST + 1, FLAT_MOST + 1)
 
 
 def most_rows(dtype: str, device: str) -> dict[str, int]:
-    """Up to how many rows each of ours is there on a type of device, and so may win.
-
-    Nothing narrower is promised: at 64 rows reading a weight of 16 bits takes longer than
-    multiplying by it at the rates of every shipped target, and of narrower ones, which ours alone
-    reads as they lie, a library is given copies.
-    """
+    """Up to how many rows each of ours is there on a type of device of which no more is known."""
     return {way: rows for way, rows in MOST_ROWS.items() if device == "cpu" or dtype in DTYPES[way]}
 
 
 @dataclass(frozen=True)
 class Gain:
-    """How many times as fast as the library one implementation was: median and 95 % interval."""
+    """How many times as fast as the library one implementation was: median and 95 % interval.
+
+    Of a prediction: what is likely, between the worst and the best that is thought possible.
+    """
 
     implementation: str
     low: float
@@ -140,11 +139,11 @@ class Gain:
 
 @dataclass(frozen=True)
 class LinearTrial:
-    """What was measured at one row count."""
+    """What was measured at one row count, or predicted."""
 
     rows: int
     library_seconds: float
-    """Median."""
+    """Median, or what is likely."""
     gains: tuple[Gain, ...]
     """Of those implementations that could run."""
     launched: tuple[Gain, ...] | None = None
@@ -197,6 +196,22 @@ def _regions(run: Sequence[tuple[int, str]]) -> Regions:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """What the cost model says of a problem, of which nothing was measured."""
+
+    target: str
+    """Name of the machine."""
+    regions: Regions
+    """From what is likely at each row count."""
+    trials: tuple[LinearTrial, ...]
+    """At `MEASURED_ROWS`."""
+
+    def trial(self, rows: int) -> LinearTrial | None:
+        """What is likely at a row count; None where it is none of those."""
+        return next((trial for trial in self.trials if trial.rows == rows), None)
+
+
+@dataclass(frozen=True)
 class LinearEntry:
     """One problem, what was measured of it, and what follows."""
 
@@ -206,6 +221,8 @@ class LinearEntry:
     trials: tuple[LinearTrial, ...]
     launched: Regions | None = None
     """Where a host launches each call; None where that makes no difference."""
+    predicted: Prediction | None = None
+    """Said before, in CUDA graphs; decides nothing. None where the model knows too little."""
 
     def regions_of(self, *, in_graphs: bool) -> Regions:
         """What holds in CUDA graphs, or where a host launches each call."""
@@ -217,8 +234,10 @@ class LinearEntry:
         return self.regions.is_empty and (self.launched is None or self.launched.is_empty)
 
 
-def entry_of(problem: LinearProblem, trials: Sequence[LinearTrial]) -> LinearEntry:
+def entry_of(
+    problem: LinearProblem, trials: Sequence[LinearTrial], predicted: Prediction | None = None
+) -> LinearEntry:
     """What the trials of a problem, whose row counts rise, speak for."""
     launched = [replace(t, gains=t.launched) for t in trials if t.launched is not None]
     alone = choose(launched) if launched else None
-    return LinearEntry(problem, choose(trials), tuple(trials), alone)
+    return LinearEntry(problem, choose(trials), tuple(trials), alone, predicted)

@@ -130,7 +130,7 @@ class Target:
 
     def lacks(self, problem: Problem) -> str:
         """What is missing here to plan ``problem``, as a sentence; empty when nothing is."""
-        if self._rates(problem.dtype) is None:
+        if self.rates_of(problem.dtype) is None:
             known = ", ".join(rates.dtype for rates in self.gemm) or "none"
             return f"Target {self.name} has no GEMM rates for {problem.dtype}, only for {known}."
         if problem.world_size > 1 and self._nearest_link(problem) is None:
@@ -149,7 +149,7 @@ class Target:
 
         Raises TargetError when there are none.
         """
-        rates = self._rates(problem.dtype)
+        rates = self.rates_of(problem.dtype)
         if rates is None:
             raise self._error(self.lacks(problem))
         return rates
@@ -164,7 +164,8 @@ class Target:
             raise self._error(self.lacks(problem))
         return link
 
-    def _rates(self, dtype: str) -> GemmRates | None:
+    def rates_of(self, dtype: str) -> GemmRates | None:
+        """GEMM rates for a dtype, or for one of the same kind and width; None without any."""
         by_dtype = {rates.dtype: rates for rates in self.gemm}
         return by_dtype.get(dtype) or by_dtype.get(_TWIN.get(dtype, ""))
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from overlapc.planning.linear import LIBRARY, MOST_ROWS, OURS, Gain, LinearTrial, Regions
+from overlapc.planning.linear import LIBRARY, OURS, Gain, LinearTrial, Regions
 from overlapc.planning.linear_tiles import FLAT, GEMV, MOST_SMS
 from overlapc.planning.ratios import median_ratio, paired_ratios
 from overlapc.runtime import linear
@@ -57,9 +57,9 @@ class LinearTrials:
         self.clock = clock or (on_device if has_graphs else on_host)
         self.launching = one_by_one if has_graphs else None
 
-    def trial(self, rows: int, seconds: float) -> LinearTrial:
-        """Compare all ways with the library at one row count, for about so many seconds."""
-        runs = self._runs(rows)
+    def trial(self, rows: int, seconds: float, ways: Sequence[str] = OURS) -> LinearTrial:
+        """Compare ways with the library at one row count, for about so many seconds."""
+        runs = self._runs(rows, ways)
         share = seconds if self.launching is None else seconds / 2
         times = self._times(runs, rows, self.clock, share)
         library = sorted(times[LIBRARY])[len(times[LIBRARY]) // 2]
@@ -85,12 +85,10 @@ class LinearTrials:
                 times[name].append(timers[name]())
         return times
 
-    def _runs(self, rows: int) -> dict[str, Call]:
+    def _runs(self, rows: int, ways: Sequence[str]) -> dict[str, Call]:
         runs: dict[str, Call] = {LIBRARY: self._peer}
         operands = self._operands(rows)[0]
-        for way in OURS:
-            if rows > MOST_ROWS[way]:
-                continue
+        for way in ways:
             spec = LayerSpec(self.program, ONLY[way], f"trial of {way}")
             calls, run = calls_of(spec.site), _by_op(spec.text(), self._counters)
             before = calls[way]

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
 from benchmarks.linear_plot import curves, main, page
-from overlapc.planning.linear import Gain, LinearEntry, LinearProblem, LinearTrial, Regions
+from overlapc.planning.linear import (
+    Gain,
+    LinearEntry,
+    LinearProblem,
+    LinearTrial,
+    Prediction,
+    Regions,
+)
 from overlapc.planning.linear_table import LinearTable, Machine
 
 TRIALS = (
@@ -16,21 +24,35 @@ TRIALS = (
     LinearTrial(64, 5e-5, (Gain("flat", 0.8, 0.9, 1.0),)),
 )
 ENTRIES = tuple(
-    LinearEntry(LinearProblem(n, 4096, "bfloat16"), Regions(1, 2, 9), TRIALS) for n in (64, 128)
+    LinearEntry(LinearProblem(n, 4096, "bfloat16"), Regions(1, 2, 9), TRIALS, predicted=predicted)
+    for n, predicted in (
+        (64, None),
+        (128, Prediction("h200-nvlink", Regions(1, 3, 17), (LinearTrial(8, 2.5e-5, ()),))),
+    )
 )
 TABLE = LinearTable(Machine("cuda", "a machine", "versions"), ENTRIES)
 
 
 def test_curves_are_seconds_by_rows():
-    found = curves(ENTRIES[0])
+    found = curves(ENTRIES[0].trials)
     assert [rows for rows, *_ in found["library"]] == [1, 8, 64]
     assert found["gemv"] == [(1, pytest.approx(2e-5), 4e-5 / 2.1, 4e-5 / 1.9)]
     assert found["flat"][1][1] == pytest.approx(4e-5)
 
 
 def test_the_page_says_what_was_chosen_where():
-    chosen = re.findall(r"\| (\w+) \|$", page(TABLE), re.MULTILINE)
-    assert chosen == ["chosen", *["gemv", "flat", "library"] * 2]
+    chosen = re.findall(r"\| (\w+) \|$", page(replace(TABLE, entries=ENTRIES[:1])), re.MULTILINE)
+    assert chosen == ["chosen", "gemv", "flat", "library"]
+
+
+def test_the_page_sets_what_was_predicted_beside():
+    """Mutants: the measured regions twice, rows that were not predicted."""
+    lines = page(TABLE).splitlines()
+    assert lines.count("| ~x128x4096 bfloat16 | h200-nvlink | 2, 9 | 3, 17 |") == 1
+    said = [line for line in lines if line.startswith("| ~x128x4096 bfloat16 | 8 | 50.0 | ")]
+    assert said[1:] == ["| ~x128x4096 bfloat16 | 8 | 50.0 | 25.0 | - | - | 1.25 | - |"]
+    without = replace(TABLE, entries=ENTRIES[:1])
+    assert "predicted" not in page(without)
 
 
 def test_it_is_drawn_the_same_twice(tmp_path):
@@ -43,3 +65,4 @@ def test_it_is_drawn_the_same_twice(tmp_path):
         texts.append((tmp_path / name / "linear_table.svg").read_text())
     assert texts[0] == texts[1]
     assert texts[0].count("M2") >= len(ENTRIES)
+    assert texts[0].count("M1, M2 predicted") == 1

@@ -18,7 +18,9 @@ from overlapc.linear_tuning import layers_of
 from overlapc.passes import PIPELINE
 from overlapc.passes.base import Fuel
 from overlapc.planning.linear import LinearEntry, Regions
+from overlapc.planning.linear_costs import predict
 from overlapc.planning.linear_table import LinearTable, table_path
+from overlapc.planning.target import Target
 from overlapc.runtime import execution
 from overlapc.runtime.linear_tables import choices, fingerprint_of_tables
 from overlapc.runtime.machine import this_machine
@@ -105,6 +107,26 @@ def test_what_was_not_measured_stays(explained):
     torch._dynamo.reset()  # or the row count would be taken to vary
     report, changes = changed(explained, mlp, *mlp_inputs(shape=(1, 65)))
     assert (said(report), changes) == ([("kept", "many_rows")] * 3, False)
+
+
+def test_what_is_predicted_is_told_and_changes_nothing(explained):
+    """Mutants: the prediction decides, its target is not named, the machine's is taken instead."""
+    stored([], Regions())
+    two = mlp_inputs(shape=(1, 2))
+    report, changes = changed(explained, mlp, *two, target="h100-nvlink")
+    assert (said(report), changes) == ([("kept", "not_measured")] * 3, False)
+    (gate, *_) = layers_of(mlp, two)
+    its = predict(gate.problem, Target.load("h100-nvlink"))
+    assert its is not None
+    assert not its.regions.is_empty
+    told = f"Predicted for h100-nvlink, not measured: {its.regions}."
+    assert "gemv at 1 to 2 rows may win" in report.sites[0].reason  # no flat of float32 there
+    assert report.sites[0].reason.endswith(told)
+    torch._dynamo.reset()
+    report, _ = changed(explained, mlp, *mlp_inputs(shape=(1, 3)), target="h100-nvlink")
+    assert [site.reason for site in report.sites] == [
+        "Nothing but the library is there, or may win, at 3 rows."
+    ] * 3
 
 
 def test_a_table_of_another_version_is_said_to_be_of_no_use(explained):

@@ -1,0 +1,144 @@
+"""``overlapc plan``: what the planner says of one GEMM, or of one linear layer of few rows."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from typing import Any
+
+from overlapc.errors import CommandError, TargetError
+from overlapc.planning.linear import BYTES, LinearProblem
+from overlapc.planning.linear_costs import predict
+from overlapc.planning.problem import COLLECTIVES, ITEM_BYTES, ORDERS
+from overlapc.planning.records import to_value
+from overlapc.planning.schedule import SCHEDULES
+from overlapc.planning.search import plan_gemm
+from overlapc.planning.target import Target
+from overlapc.reporting.gantt import describe
+from overlapc.reporting.linears import describe_prediction
+
+
+def add_plan(commands: Any) -> None:
+    """Add the command ``plan`` to the subparsers of ``overlapc``."""
+    text = "plan one GEMM and its collective, or a linear layer of few rows, for a machine; needs "
+    text += "neither GPU nor group"
+    plan = commands.add_parser("plan", help=text, description=text)
+    what = plan.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--gemm",
+        type=_sizes,
+        metavar="MxNxK",
+        help="of one rank; after an all-gather or all-to-all, M counts what has come",
+    )
+    what.add_argument(
+        "--linear",
+        type=_layer,
+        metavar="NxK",
+        help="predict for a layer with a weight [N, K], up to which number of rows each "
+        "implementation is fastest; 2xNxK of gate and up, N+N+NxK of layers of the same rows",
+    )
+    plan.add_argument(
+        "--collective",
+        choices=COLLECTIVES,
+        default="all_reduce",
+        help="after the GEMM, an all-gather before it (default: all_reduce)",
+    )
+    plan.add_argument(
+        "--order",
+        choices=ORDERS,
+        default="",
+        help="of an all-to-all, which may come after the GEMM (the default) or before it",
+    )
+    plan.add_argument("--world-size", type=count, help="ranks of the group, of --gemm")
+    plan.add_argument(
+        "--dtype",
+        choices=tuple(ITEM_BYTES),
+        default="bfloat16",
+        help="of the GEMM (default: bfloat16)",
+    )
+    plan.add_argument(
+        "--epilogue",
+        default="",
+        metavar="OPS",
+        help="of --linear: names of the ops after the GEMM, such as 'silu mul'",
+    )
+    plan.add_argument(
+        "--held", choices=tuple(BYTES), default="", help="of --linear: the weight's own dtype"
+    )
+    plan.add_argument("--target", required=True, help="name or file; see overlapc targets")
+    plan.add_argument(
+        "--schedule",
+        choices=("auto", *SCHEDULES),
+        default="auto",
+        help="the best of its kind, or the best of all (default: auto)",
+    )
+    plan.add_argument("--json", action="store_true", help="print the plan as JSON")
+    plan.set_defaults(run=_plan)
+
+
+def count(text: str) -> int:
+    """A number of ranks."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of ranks")
+    return int(text)
+
+
+def _sizes(text: str) -> tuple[int, int, int]:
+    parts = text.split("x")
+    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not MxNxK, such as 8192x8192x3584")
+    m, n, k = map(int, parts)
+    return m, n, k
+
+
+def _layer(text: str) -> LinearProblem:
+    """As `LinearProblem.text` spells sizes; the dtype is still to come."""
+    *times, columns, k = ("", *text.split("x"))
+    weights, sizes = "".join(times) or "1", columns.split("+")
+    if len(times) > 2 or not all(part.isdecimal() and int(part) for part in (*sizes, weights, k)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NxK, such as 4096x14336")
+    n, *more = map(int, sizes)
+    return LinearProblem(n, int(k), "", weights=int(weights), more=tuple(more))
+
+
+def _plan(chosen: argparse.Namespace) -> None:
+    if chosen.linear:
+        _plan_linear(chosen)
+        return
+    if not chosen.world_size:
+        raise CommandError(
+            "How many ranks share the collective is not said.",
+            where="overlapc plan --gemm",
+            remedy="give --world-size",
+        )
+    m, n, k = chosen.gemm
+    plan = plan_gemm(
+        m=m,
+        n=n,
+        k=k,
+        collective=chosen.collective,
+        world_size=chosen.world_size,
+        dtype=chosen.dtype,
+        target=chosen.target,
+        schedule=chosen.schedule,
+        order=chosen.order,
+    )
+    print(plan.to_json() if chosen.json else describe(plan))
+
+
+def _plan_linear(chosen: argparse.Namespace) -> None:
+    target = Target.load(chosen.target)
+    held = "" if chosen.held == chosen.dtype else chosen.held
+    problem = replace(chosen.linear, dtype=chosen.dtype, held=held, epilogue=chosen.epilogue)
+    prediction = predict(problem, target)
+    if prediction is None:
+        raise TargetError(
+            f"It does not say how fast float32 and {chosen.dtype} are multiplied and read.",
+            where=f"target {target.name} ({target.fingerprint})",
+            remedy="give one of a GPU; on a processor only overlapc calibrate --linear tells",
+        )
+    if chosen.json:
+        print(json.dumps(to_value(prediction), indent=1))
+    else:
+        print(describe_prediction(problem, prediction))
