@@ -17,7 +17,7 @@ from overlapc.planning.linear import (
     LinearTrial,
     entry_of,
 )
-from overlapc.planning.linear_costs import may_win, predict
+from overlapc.planning.linear_prediction import may_win, predict
 from overlapc.planning.linear_table import LinearTable, table_path
 from overlapc.planning.target import Target
 from overlapc.runtime.linear_tables import table_for

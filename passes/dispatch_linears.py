@@ -27,7 +27,7 @@ from overlapc.graphs.replacing import replace_linear
 from overlapc.graphs.values import tensor_facts
 from overlapc.passes.base import Compilation, Fuel, Layer
 from overlapc.planning.linear import FORCED, LIBRARY, LinearProblem, Regions
-from overlapc.planning.linear_costs import predict, spans
+from overlapc.planning.linear_prediction import predict, spans
 from overlapc.planning.linear_table import LinearTable
 from overlapc.planning.target import Target
 from overlapc.reporting.records import Site

@@ -25,7 +25,7 @@ from overlapc.planning.linear import (
     Regions,
     entry_of,
 )
-from overlapc.planning.linear_costs import predict
+from overlapc.planning.linear_prediction import predict
 from overlapc.planning.linear_table import LinearTable, table_path
 from overlapc.planning.linear_tiles import FLAT, GEMV
 from overlapc.planning.target import Target

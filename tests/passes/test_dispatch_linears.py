@@ -18,7 +18,7 @@ from overlapc.linear_tuning import layers_of
 from overlapc.passes import PIPELINE
 from overlapc.passes.base import Fuel
 from overlapc.planning.linear import LinearEntry, Regions
-from overlapc.planning.linear_costs import predict
+from overlapc.planning.linear_prediction import predict
 from overlapc.planning.linear_table import LinearTable, table_path
 from overlapc.planning.target import Target
 from overlapc.runtime import execution

@@ -9,7 +9,7 @@ from dataclasses import replace
 from math import inf
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overlapc.planning import linear_costs
@@ -20,12 +20,9 @@ from overlapc.planning.linear_costs import (
     WORST,
     Device,
     library,
-    may_win,
     ours,
-    predict,
-    predicted_trial,
-    spans,
 )
+from overlapc.planning.linear_prediction import may_win, predict, predicted_trial, spans
 from overlapc.planning.linear_tiles import FLAT, GEMV
 from overlapc.planning.target import Target
 
@@ -116,6 +113,34 @@ def test_rows_are_padded_to_what_a_tile_has():
     multiplying(64 * even.n * even.k / 4096 / 4096, library(even, 3, slow, LIKELY))
 
 
+def test_rows_are_read_again_by_each_cta():
+    """From the last cache, where that takes longest. Mutants: weights alone, no such term."""
+    slow = replace(BY_HAND, cache=1e12)
+    for tile, seconds in (
+        (64, lambda p: ours(p, FLAT, 64, slow, LIKELY)),
+        (128, lambda p: library(p, 64, slow, LIKELY)),
+    ):
+        problem = replace(O, n=tile * 132, k=2048)
+        read = problem.weight_bytes + 132 * 64 * 2048 * 2
+        assert seconds(problem) == pytest.approx(LIKELY.gap + read / 0.91e12)
+
+
+def test_ctas_wait_for_what_they_ask_ahead():
+    """By hand, where that takes longest. Mutants: one CTA on a multiprocessor, all stages on their
+    way, one weight of two for flat, both for gemv."""
+    fast = replace(BY_HAND, memory=1e18, cache=inf, matrix=1e20, ordinary=1e20)
+    # Four stages of a weight's 64 x 128 and of x's 8 x 128 are three times in 227 KiB: 396 CTAs.
+    problem = replace(O, n=64 * 924, k=2048)
+    waits = 3 * (64 * 2048 * 2) / (3 * 64 * 128 * 2) * LIKELY.latency
+    assert ours(problem, FLAT, 1, fast, LIKELY) == pytest.approx(LIKELY.gap + waits, rel=1e-3)
+    # 224 CTAs, in steps of 64 k of both weights.
+    waits = (2 * 64 * 4096 * 2) / (3 * 2 * 64 * 64 * 2) * LIKELY.latency
+    assert ours(GATE_UP, FLAT, 1, fast, LIKELY) == pytest.approx(LIKELY.gap + waits, rel=1e-3)
+    # 1792 CTAs of four warps, four on a multiprocessor, read one weight after the other.
+    waits = 4 * (2 * 8 * 4096 * 2) / (3 * 8 * 512 * 2) * LIKELY.latency
+    assert ours(GATE_UP, GEMV, 1, fast, LIKELY) == pytest.approx(LIKELY.gap + waits, rel=1e-3)
+
+
 def test_products_of_gemv_are_of_the_ordinary_cores_and_rise_with_rows():
     """Mutants: matrix units, widening left out."""
     slow = replace(BY_HAND, ordinary=1e11, cache=inf)
@@ -181,7 +206,12 @@ def test_bounds_hold_what_is_likely(problem, device, rows):
             assert worst is not None
             assert best < likely < worst
     for gain in predicted_trial(problem, device, rows).gains:
-        assert gain.low < gain.median < gain.high
+        pairs = ((BEST, WORST), (LIKELY, LIKELY), (WORST, BEST))
+        ratios = [
+            library(problem, rows, device, f) / ours(problem, gain.implementation, rows, device, g)
+            for f, g in pairs
+        ]
+        assert [gain.low, gain.median, gain.high] == ratios
 
 
 @given(problems, devices, rows_of_ours, st.floats(1, 100),
@@ -209,6 +239,7 @@ def test_one_more_row_never_takes_less(problem, device, rows):
         assert before is None or after is None or before <= after * (1 + 1e-12)
 
 
+@settings(max_examples=40)
 @given(problems, st.sampled_from(GPUS))
 def test_what_is_predicted_to_win_is_measured(problem, name):
     """Mutant: bounds that are narrower than what is likely."""
@@ -220,6 +251,7 @@ def test_what_is_predicted_to_win_is_measured(problem, name):
         assert way == LIBRARY or way in may_win(problem, rows, "cuda", target)
 
 
+@settings(max_examples=40)
 @given(problems, st.sampled_from(GPUS), st.integers(1, 100))
 def test_what_is_not_measured_loses_within_all_bounds(problem, name, rows):
     """Mutant: the library's best in place of its worst."""
