@@ -6,9 +6,11 @@ import hashlib
 import os
 import tempfile
 import threading
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any, TypeVar
 
 from overlapc.cache import cache_dir
 from overlapc.codegen.kernel import Kernel
@@ -18,7 +20,9 @@ from overlapc.errors import KernelError
 
 TEMPLATES = Path(__file__).parent / "templates"
 
-_built: dict[GemmSpec, Kernel] = {}
+Made = TypeVar("Made")
+
+_built: dict[Any, Any] = {}
 _building = threading.Lock()
 
 
@@ -28,10 +32,15 @@ def build(spec: GemmSpec) -> Kernel:
     Compiles nothing for a device: Triton does that at the first launch, through its own cache.
     KernelError where Triton is missing.
     """
+    return built(spec, lambda: Kernel(spec, *generated(module_text(spec), spec.KIND)))
+
+
+def built(spec: Any, make: Callable[[], Made]) -> Made:
+    """What ``make`` gives for a spec of whatever kind: once a process, by whichever thread."""
     kernel = _built.get(spec)
     if kernel is None:
         with _building:
-            kernel = _built.get(spec) or _load(spec)
+            kernel = _built.get(spec) or make()
             _built[spec] = kernel
     return kernel
 
@@ -61,10 +70,6 @@ def load(path: Path) -> ModuleType:
     module.__file__ = str(path)
     exec(compile(path.read_bytes(), path, "exec"), module.__dict__)
     return module
-
-
-def _load(spec: GemmSpec) -> Kernel:
-    return Kernel(spec, *generated(module_text(spec), spec.KIND))
 
 
 def _ensure(path: Path, text: str) -> None:

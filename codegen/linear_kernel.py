@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from overlapc.codegen.builder import generated
+from overlapc.codegen.builder import built, generated
 from overlapc.codegen.kernel import INT32_LIMIT, has_shape, input_strides, is_amd, name_of
 from overlapc.codegen.linear_module import linear_module_text
 from overlapc.codegen.linear_spec import LinearSpec
@@ -196,21 +195,10 @@ class LinearKernel:
         )
 
 
-_built: dict[LinearSpec, LinearKernel] = {}
-_building = threading.Lock()
-
-
 def build_linear(spec: LinearSpec) -> LinearKernel:
     """The kernel of ``spec``: from memory, else from disk, else generated.
 
     Compiles nothing for a device: Triton does that at the first launch, through its own cache.
     KernelError where Triton is missing.
     """
-    kernel = _built.get(spec)
-    if kernel is None:
-        with _building:
-            kernel = _built.get(spec)
-            if kernel is None:
-                path, module = generated(linear_module_text(spec), spec.KIND)
-                kernel = _built[spec] = LinearKernel(spec, path, module)
-    return kernel
+    return built(spec, lambda: LinearKernel(spec, *generated(linear_module_text(spec), spec.KIND)))
