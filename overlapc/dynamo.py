@@ -59,7 +59,7 @@ def _may_take_own(graph: fx.Graph, options: Options) -> bool:
     """Whether a kernel of our own may be chosen whose φ prompts can tell."""
     values = [value_of(node) for node in graph.nodes if node.op == "placeholder"]
     is_on_gpu = any(isinstance(value, torch.Tensor) and value.is_cuda for value in values)
-    return options.softmax == "unified" or (options.softmax == "auto" and is_on_gpu)
+    return options.softmax in ("unified", "running") or (options.softmax == "auto" and is_on_gpu)
 
 
 def _kind(graph: fx.Graph) -> str:

@@ -15,7 +15,7 @@ from overlapc.planning.target import Target
 
 CHOICES = {
     "overlap": ("auto", "off", "serial", "chunked", "signaled"),
-    "softmax": ("auto", "off", "sdpa", "unified", "online"),
+    "softmax": ("auto", "off", "sdpa", "unified", "running", "online"),
     "linear": ("auto", "off", "flat"),
 }
 
@@ -39,7 +39,8 @@ class Options:
     own where `overlapc calibrate --attention` measured it to, or much is predicted; "off": not
     looked at; "sdpa": the fused one wherever it gives the same; "unified": a kernel of our own on
     GPUs that keeps no running maximum where the scores let it, as the reason of each site says;
-    "online": the same kernel, and keeps one."""
+    "running": the same, relative to what earlier calls left where nothing else is known, so that
+    equal calls may differ in their last bits; "online": the same kernel, and keeps a maximum."""
     linear: str = "auto"
     """Linear layers of few rows. "auto": what `overlapc calibrate --linear` measured to beat the
     library here, nothing without it; "off": not looked at; "flat": what is generated, or another

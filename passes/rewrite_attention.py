@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
+import torch
 from torch import fx
 
 from overlapc.errors import TargetError
@@ -23,13 +24,16 @@ from overlapc.graphs.attention.rewriting import fuse, take_heads_once
 from overlapc.graphs.attention.site import Attention, Fused
 from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.origins import where
+from overlapc.graphs.values import hint_of
 from overlapc.passes.base import Compilation, Fuel
 from overlapc.planning.attention import AttentionProblem, Verdict, decide
 from overlapc.planning.attention_choice import decide_on_gpu
 from overlapc.planning.softmax import SiteScores
 from overlapc.reporting.records import Site
 from overlapc.runtime.attention import counter_of, phi_on
+from overlapc.runtime.attention_masks import AttentionSpec
 from overlapc.runtime.attention_tables import attention_table
+from overlapc.runtime.running_phi import running_phi
 
 log = logging.getLogger(__name__)
 
@@ -72,13 +76,20 @@ class RewriteAttention:
                     reads_narrow=verdict.reads_narrow,
                 )  # fmt: skip
                 if not compilation.explains:
-                    counter_of(site, found.query.value.device)
-                    if verdict.of_heads:
-                        phi_on(verdict.of_heads, found.query.value.device)
+                    _make_memory(site, spec, verdict, own.query.value)
             elif isinstance(found, Fused):
                 take_heads_once(graph, found)
             else:
                 fuse(graph, found.for_torch)
+
+
+def _make_memory(site: str, spec: AttentionSpec, verdict: Verdict, query: torch.Tensor) -> None:
+    """Make what calls of a site share: what a first call makes may be memory of a CUDA graph."""
+    counter_of(site, query.device)
+    if verdict.of_heads:
+        phi_on(verdict.of_heads, query.device)
+    if spec.moves_phi:
+        running_phi(site, query.device, hint_of(query.shape[1]))
 
 
 Decided = dict[fx.Node, tuple[Attention | Fused | Refusal, Verdict]]

@@ -29,11 +29,17 @@ def build_for(spec: AttentionSpec, tile: AttentionTile, architecture: str) -> Bi
         **dict.fromkeys(("q", "k", "v", "out"), pointer),
         **dict.fromkeys(("lse", "phi"), "*fp32"),
         **dict.fromkeys(("lengths", "redone"), "*i32"),
+        "moves": "*i64",
         "sinks": pointer,
         **dict.fromkeys(("heads", "rows", "keys"), "i32"),
         **dict.fromkeys(STRIDES, (*("i32",) * NEVER_ONE, "constexpr")),
     }
-    absent = {"lengths": spec.lengths, "phi": spec.takes_phi, "sinks": spec.sinks}
+    absent = {
+        "lengths": spec.lengths,
+        "phi": spec.takes_phi,
+        "moves": spec.moves_phi,
+        "sinks": spec.sinks,
+    }
     constants: dict[Any, Any] = {
         **module.CONSTANTS,
         **{name: None for name, is_given in absent.items() if not is_given},

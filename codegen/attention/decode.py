@@ -10,10 +10,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from overlapc.codegen.attention.cache import Cache
-from overlapc.codegen.attention.checking import Sizes, sizes_of
+from overlapc.codegen.attention.checking import Sizes, misfit_of, sizes_of
 from overlapc.codegen.attention.decode_checking import decode_misfit, misfit_of_memory
 from overlapc.codegen.attention.decode_module import KIND, decode_text
-from overlapc.codegen.attention.kernel import fill_without_keys, input_parts
+from overlapc.codegen.attention.kernel import fill_without_keys, input_parts, moves_of_phi
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile
 from overlapc.codegen.builder import generated
@@ -35,6 +35,8 @@ class Workspace:
     arrived: Tensor
     """int32, one for each block of rows; zero before the first launch, and after each. Empty where
     one CTA computes each block."""
+    moves: Tensor | None = None
+    """As of ``moves_of_phi``, zero again after each launch."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class DecodeKernel:
         return Workspace(
             torch.empty(meeting * splits * self._part, dtype=torch.float32, device=q.device),
             torch.zeros(meeting, dtype=torch.int32, device=q.device),
+            moves_of_phi(self.spec, q),
         )
 
     @property
@@ -123,7 +126,7 @@ class DecodeKernel:
         self.module.KERNEL[(sizes.batch * heads * self.blocks(sizes.rows), splits)](
             q, k, v, out, lse, input_parts(self.spec.inputs, inputs, sizes), lengths, table,
             k_scale, v_scale, phi, sinks, redone, workspace.partials, workspace.arrived,
-            heads, sizes.rows, keys, splits, q.stride(), k.stride(), v.stride(), out.stride(),
+            workspace.moves, heads, sizes.rows, keys, splits, q.stride(), k.stride(), v.stride(), out.stride(),
             0 if table is None else table.stride(0), scale_stride,
             **self.module.CONSTANTS, IS_AMD=is_amd(), **options,
         )  # fmt: skip
@@ -132,6 +135,9 @@ class DecodeKernel:
         units = sizes.batch * (sizes.heads // self.spec.groups) * self.blocks(sizes.rows)
         if not 0 < splits < 2**16:
             return f"{splits} CTAs cannot share the keys of a head"
+        heads = (2, sizes.heads)
+        if why := misfit_of("moves", workspace.moves, heads, ("int64",), self.spec.moves_phi):
+            return why
         if splits == 1:
             return ""
         numbers = units * splits * self._part

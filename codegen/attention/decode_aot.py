@@ -32,6 +32,7 @@ def build_decode_for(kernel: DecodeKernel, architecture: str, *, lse: bool = Fal
         "k_scale": ("*fp32", cache.scales),
         "v_scale": ("*fp32", cache.scales),
         "phi": ("*fp32", spec.takes_phi),
+        "moves": ("*i64", spec.moves_phi),
         "sinks": ("*fp32", spec.sinks),
         "redone": ("*i32", not spec.is_online),
     }

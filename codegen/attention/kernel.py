@@ -55,8 +55,8 @@ class AttentionKernel:
         q[batch, groups * heads, rows, head_dim], k[batch, heads, keys, head_dim], v[batch, heads,
         keys, value_dim] and out[batch, groups * heads, rows, value_dim] have any strides.
         ``inputs`` are the program's, each of a shape that broadcasts to [batch, groups * heads,
-        rows, keys]. ``lengths`` is int32[batch], ``phi`` float32[groups * heads], ``sinks``
-        [groups * heads] of any floating dtype, ``lse`` contiguous float32[batch, groups * heads,
+        rows, keys]. ``lengths`` is int32[batch], ``phi`` float32[groups * heads], which where
+        softmax is running a launch may change, ``sinks`` [groups * heads] of any floating dtype, ``lse`` contiguous float32[batch, groups * heads,
         rows]. ``redone``, int32[1], is added the rows that were computed a second time; it is
         needed but where softmax is online. KernelError where any of this does not hold.
         """
@@ -71,8 +71,8 @@ class AttentionKernel:
             return
         blocks = -(-sizes.rows // self.tile.block_m)
         self.module.KERNEL[(blocks * sizes.heads * sizes.batch,)](
-            q, k, v, out, lse, input_parts(self.spec.inputs, inputs, sizes), lengths, phi, sinks,
-            redone, sizes.heads, sizes.rows, sizes.keys, q.stride(), k.stride(), v.stride(),
+            q, k, v, out, lse, input_parts(self.spec.inputs, inputs, sizes), lengths, phi,
+            moves_of_phi(self.spec, q), sinks, redone, sizes.heads, sizes.rows, sizes.keys, q.stride(), k.stride(), v.stride(),
             out.stride(), **self.module.CONSTANTS, **self.module.OPTIONS,
         )  # fmt: skip
 
@@ -109,6 +109,15 @@ def fill_without_keys(out: Tensor, lse: Tensor | None, sinks: Tensor | None) -> 
         lse.fill_(-float("inf"))
     else:
         lse.copy_(sinks[:, None])
+
+
+def moves_of_phi(spec: AttentionSpec, q: Tensor) -> Tensor | None:
+    """What CTAs of one launch add up to move φ by, zeros int64[2, heads]; None where it stays."""
+    import torch
+
+    if not spec.moves_phi:
+        return None
+    return torch.zeros((2, q.shape[1]), dtype=torch.int64, device=q.device)
 
 
 def input_parts(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-ONLINE = "online"
+ONLINE, RUNNING = "online", "running"
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ POLICIES = {
     "zero": Policy("zero"),
     "bound": Policy("a number known while compiling, such as a bound of the scores", "bound"),
     "head": Policy("a number for each query head, loaded: measured on other inputs", "phi"),
+    RUNNING: Policy("a number for each query head, which launches before have left", "phi"),
     "sink": Policy("the sink of the head, which is a part of the sum itself", "sinks"),
     "first_tile": Policy("the maximum over the first keys that the row sees", is_own_score=True),
 }

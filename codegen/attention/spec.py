@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
-from overlapc.codegen.attention.policies import ONLINE, POLICIES, SAFE_SUMS, SafeSums
+from overlapc.codegen.attention.policies import ONLINE, POLICIES, RUNNING, SAFE_SUMS, SafeSums
 from overlapc.codegen.epilogue import Epilogue, Input
 from overlapc.codegen.records import Canonical
 
@@ -112,6 +112,11 @@ class AttentionSpec(Canonical):
     def takes_phi(self) -> bool:
         """Whether a launch brings φ for each head."""
         return POLICIES[self.softmax].takes == "phi"
+
+    @property
+    def moves_phi(self) -> bool:
+        """Whether a launch may change it, for those after it."""
+        return self.softmax == RUNNING
 
     @property
     def safe_sums(self) -> SafeSums:

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from overlapc.codegen.templates.head_tiles import load_tile, of_head, store_tile
+from overlapc.codegen.templates.running import moves_of, settle
 from overlapc.codegen.templates.softmax import (
     LN2,
     LOG2E,
@@ -95,7 +96,7 @@ def write_rows(
 @triton.jit
 def attention_forward(
     q: tl.tensor, k: tl.tensor, v: tl.tensor, out: tl.tensor, lse: tl.tensor, inputs: tl.tuple,
-    lengths: tl.tensor, phi: tl.tensor, sinks: tl.tensor, redone: tl.tensor,
+    lengths: tl.tensor, phi: tl.tensor, moves: tl.tensor, sinks: tl.tensor, redone: tl.tensor,
     heads: tl.tensor, rows: tl.tensor, keys: tl.tensor,
     q_strides: tl.tuple, k_strides: tl.tuple, v_strides: tl.tuple, out_strides: tl.tuple,
     SCORES: tl.constexpr, SCALE: tl.constexpr, GROUPS: tl.constexpr,
@@ -110,7 +111,8 @@ def attention_forward(
 
     One program for each block of rows of each query head of each batch. ``lse``, contiguous
     [batch, heads, rows], or None, is given the logarithm of each row's sum of ``exp(score)``.
-    ``lengths``, ``phi`` and ``sinks`` are None where the spec has none. The number of rows that
+    ``lengths``, ``phi`` and ``sinks`` are None where the spec has none, and ``moves``
+    where launches do not move φ (see ``running``). The number of rows that
     were computed again is added to ``redone``.
     """
     blocks = tl.cdiv(rows, BLOCK_M)
@@ -156,7 +158,7 @@ def attention_forward(
         peak = nothing
         if SOFTMAX == "bound":
             peak = nothing + BOUND * LOG2E
-        elif SOFTMAX == "head":
+        elif SOFTMAX == "head" or SOFTMAX == "running":
             peak = nothing + tl.load(phi + head) * LOG2E
         elif SOFTMAX == "sink":
             peak = or_zero(sink)
@@ -236,7 +238,8 @@ def attention_forward(
                 BEFORE, AFTER, BLOCK_M, BLOCK_N,
             )  # fmt: skip
             is_bad = is_bad & (unseen == 0)
-        if tl.sum(is_bad.to(tl.int32), 0) > 0:
+        count = tl.sum(is_bad.to(tl.int32), 0)
+        if count > 0:
             nothing_yet = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
             highest_score, _, _ = visit_keys(
                 sink, nothing, nothing_yet, begin, stop, queries, k, v, k_strides,
@@ -260,3 +263,8 @@ def attention_forward(
                     BLOCK_M, BLOCK_V,
                 )  # fmt: skip
                 tl.atomic_add(redone, count)
+        if SOFTMAX == "running":
+            own, has_sum = moves_of(peak, sums, tl.load(phi + head) * LOG2E, row_inside)
+            tl.atomic_add(moves + head, tl.sum(own, 0), mask=count > 0, sem="relaxed")
+            alive = tl.sum(has_sum.to(tl.int32), 0)
+            settle(phi, moves, heads, head, alive, tl.num_programs(0) // heads, 1)

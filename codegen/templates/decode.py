@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from overlapc.codegen.templates.decode_parts import add_parts, store_part
+from overlapc.codegen.templates.running import moves_of, settle
 from overlapc.codegen.templates.signal import await_stores
 from overlapc.codegen.templates.softmax import (
     LN2,
@@ -162,7 +163,7 @@ def attention_decode(
     q: tl.tensor, k: tl.tensor, v: tl.tensor, out: tl.tensor, lse: tl.tensor, inputs: tl.tuple,
     lengths: tl.tensor, table: tl.tensor, k_scale: tl.tensor, v_scale: tl.tensor,
     phi: tl.tensor, sinks: tl.tensor, redone: tl.tensor,
-    partials: tl.tensor, arrived: tl.tensor,
+    partials: tl.tensor, arrived: tl.tensor, moves: tl.tensor,
     heads: tl.tensor, rows: tl.tensor, keys: tl.tensor, splits: tl.tensor,
     q_strides: tl.tuple, k_strides: tl.tuple, v_strides: tl.tuple, out_strides: tl.tuple,
     table_stride: tl.tensor, scale_stride: tl.tensor,
@@ -181,7 +182,8 @@ def attention_decode(
     alike from the length of the sequence, and those beyond end at once. The others leave their sums
     in ``partials`` and add one to ``arrived``, which is zero before and after the launch; the one
     that finds all others there adds the sums up. Rows whose sums are not exact it computes again
-    relative to the running maximum, and adds their number to ``redone``.
+    relative to the running maximum, and adds their number to ``redone``. ``moves`` is for a φ that
+    launches move (see ``running``), or None.
     """
     unit = tl.program_id(0)
     split = tl.program_id(1)
@@ -247,6 +249,8 @@ def attention_decode(
     total = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
     IS_ONLINE: tl.constexpr = SOFTMAX == "online"
     STEP: tl.constexpr = "online" if IS_ONLINE else "fixed"
+    # Each part has a peak of its own; a φ that launches change, where two run at once.
+    HAVE_PEAKS: tl.constexpr = IS_ONLINE or SOFTMAX == "first_tile" or SOFTMAX == "running"
     peak = nothing
     if IS_ONLINE:
         peak = own_sink
@@ -255,7 +259,7 @@ def attention_decode(
         sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         if SOFTMAX == "bound":
             peak = nothing + BOUND * LOG2E
-        elif SOFTMAX == "head":
+        elif SOFTMAX == "head" or SOFTMAX == "running":
             peak = tl.load(phi + head, mask=row_inside, other=0.0) * LOG2E
         elif SOFTMAX == "sink":
             peak = or_zero(sink)
@@ -291,6 +295,7 @@ def attention_decode(
                     next_tile += 1
             peak = or_zero(tl.where(peak == float("-inf"), own_sink, peak))
 
+    base = peak
     whole = tl.cdiv(first_seen(highest, BEFORE), BLOCK_N)
     whole = tl.minimum(tl.maximum(whole, begin), stop)
     whole_stop = end_seen(lowest, length, AFTER) // BLOCK_N
@@ -313,7 +318,7 @@ def attention_decode(
         sums = tl.sum(sums, 1) + tl.exp2(own_sink - peak)
         # A total may have overflowed, and shrinking the sum would hide it.
         sums = tl.where(sums <= MOST, sums, float("inf"))
-        if SOFTMAX == "first_tile":
+        if HAVE_PEAKS:
             # Rows that see no key of the part say nothing of where φ lies.
             peak = tl.where(sums == 0.0, float("-inf"), peak)
 
@@ -328,8 +333,7 @@ def attention_decode(
         if is_last:
             tl.store(arrived + unit, 0)
             peak, sums, total = add_parts(
-                peak, partials, parts, row_inside, IS_ONLINE or SOFTMAX == "first_tile",
-                BLOCK_M, BLOCK_V,
+                peak, partials, parts, row_inside, HAVE_PEAKS, BLOCK_M, BLOCK_V,
             )  # fmt: skip
     if not is_last:
         return
@@ -352,7 +356,8 @@ def attention_decode(
                 BEFORE, AFTER, BLOCK_M, BLOCK_N,
             )  # fmt: skip
             is_bad = is_bad & (unseen == 0)
-        if tl.sum(is_bad.to(tl.int32), 0) > 0:
+        count = tl.sum(is_bad.to(tl.int32), 0)
+        if count > 0:
             redone_peak = sink
             redone_sums = tl.where(sink == float("-inf"), 0.0, 1.0)
             redone_total = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
@@ -367,7 +372,15 @@ def attention_decode(
             peak = tl.where(is_bad, redone_peak, peak)
             sums = tl.where(is_bad, redone_sums, sums)
             total = tl.where(is_bad[:, None], redone_total, total)
-            tl.atomic_add(redone, tl.sum(is_bad.to(tl.int32), 0), sem="relaxed")
+            count = tl.sum(is_bad.to(tl.int32), 0)
+            tl.atomic_add(redone, count, sem="relaxed")
+        if SOFTMAX == "running":
+            own_moves, has_sum = moves_of(peak, sums, base, row_inside)
+            tl.atomic_add(moves + head, own_moves, mask=row_inside & (count > 0), sem="relaxed")
+            alive = tl.sum(has_sum.to(tl.int32), 0)
+            await_stores(IS_AMD, False)
+            ctas = tl.num_programs(0) // heads
+            settle(phi, moves, heads * GROUPS, key_head * GROUPS, alive, ctas, GROUPS)
 
     result = divided(total, sums, DEAD)
     if v_scale is not None:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from overlapc.planning.attention_policy import BOUND, ONLINE, UNKNOWN, KnownScores, choose_source
+from overlapc.planning.attention_policy import (
+    BOUND,
+    ONLINE,
+    RUNNING,
+    UNKNOWN,
+    KnownScores,
+    choose_source,
+)
 from overlapc.planning.decode_splits import decode_in
 from overlapc.planning.problem import ITEM_BYTES
 from overlapc.planning.softmax import SiteScores
@@ -33,7 +40,7 @@ LEAST_CACHE_BYTES = 16 << 20
 took 0.5 ms ("sdpa llama decode 2048" in benchmarks/results/attention.md), so that the call of an op
 is little beside them even where the cache is full; chosen, not measured."""
 
-OWN = ("unified", "online")
+OWN = ("unified", ONLINE, RUNNING)
 """Choices of a kernel of our own."""
 OWN_DIMS = {"float32": 128, "float16": 256, "bfloat16": 256}
 """The most columns of a head that stay in registers, by dtype; from the budgets of the tests."""
@@ -143,7 +150,7 @@ def decide(problem: AttentionProblem, choice: str) -> Verdict:
     """Choose between an attention as it is spelled, torch's fused one, and a kernel of our own.
 
     ``choice`` is option ``softmax``: "auto", "sdpa" to take the fused one wherever it may be, or
-    "unified" or "online" to take a kernel of our own.
+    one of ``OWN`` to take a kernel of our own.
     """
     verdict = _own(problem, choice) if choice in OWN else _by_torch(problem, choice)
     if choice not in OWN and _reads_prefix(problem, choice, verdict):

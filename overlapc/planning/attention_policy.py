@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 ONLINE, ZERO, BOUND, SINK, FIRST = "online", "zero", "bound", "sink", "first_tile"
+RUNNING = "running"
 """As `codegen.attention.policies` names them."""
 
 TWICE = "computed twice"
@@ -47,7 +48,7 @@ class Source:
 
 
 def choose_source(scores: KnownScores, dtype: str, choice: str) -> Source:
-    """Choose for one attention under option ``softmax``: "unified" or "online".
+    """Choose for one attention under option ``softmax``: "unified", "running" or "online".
 
     No choice can make a result wrong: rows that leave the range in which sums are exact are
     computed again. It decides how many those are.
@@ -59,7 +60,7 @@ def choose_source(scores: KnownScores, dtype: str, choice: str) -> Source:
         by = _by_norms(scores) if scores.product < math.inf else ""
         how = f"relative to φ = {scores.phi:.4g}: {by}its scores lie between {span}, and no row is"
         return Source(BOUND, f"{how} {TWICE}", scores.phi)
-    found = _unbounded(scores, dtype)
+    found = _unbounded(scores, dtype, choice)
     return replace(found, how=f"{found.how}{_why_norms_do_not(scores, dtype)}")
 
 
@@ -80,7 +81,7 @@ def _why_norms_do_not(scores: KnownScores, dtype: str) -> str:
     return f"; its norms' weights keep products within {scores.product:.4g}, and {why}"
 
 
-def _unbounded(scores: KnownScores, dtype: str) -> Source:
+def _unbounded(scores: KnownScores, dtype: str, choice: str) -> Source:
     """Where φ comes from if no number is known to be right for all rows."""
     if scores.is_moved:
         how = "with a running maximum, for a bias of each head may move a row's scores anywhere"
@@ -88,7 +89,13 @@ def _unbounded(scores: KnownScores, dtype: str) -> Source:
     if dtype == "float16":
         # Its weights hold too few powers of two for a φ that is the same for all rows.
         how = "relative to the maximum of each row's first keys"
+        if choice == RUNNING:
+            how += " (float16 holds too few powers of two for a running φ)"
         return Source(FIRST, f"{how}, and rows of too large or small a sum are {TWICE}")
+    if choice == RUNNING:
+        how = "relative to a running φ of each head, which earlier calls left"
+        why = f"rows of too large or small a sum are {TWICE} and move it"
+        return Source(RUNNING, f"{how}: {why}, so that equal calls may round differently")
     if scores.has_sinks:
         how = "relative to each head's sink, whose own weight is then 1"
         return Source(SINK, f"{how}, and rows of too large a sum are {TWICE}")

@@ -18,6 +18,7 @@ from overlapc.runtime.attention_library import attention_by_fused, why_not_fused
 from overlapc.runtime.attention_program import attention_by_torch
 from overlapc.runtime.kernel_attempts import KernelAttempts
 from overlapc.runtime.ops import calls_of
+from overlapc.runtime.running_phi import running_phi
 
 SCHEMA = (
     "(Tensor query, Tensor key, Tensor value, Tensor[] inputs, Tensor? lengths, float[]? phi,"
@@ -67,8 +68,7 @@ def _run(
         way = run_kernel(
             read, query, key, value, out, lse if read.lse else None, inputs=inputs,
             lengths=lengths, sinks=sinks, redone=counter_of(site, query.device),
-            phi=phi_on(tuple(phi), query.device) if phi else None, k_scale=k_scale,
-            v_scale=v_scale,
+            phi=_phi_of(read, phi, site, query), k_scale=k_scale, v_scale=v_scale,
         )  # fmt: skip
         calls[way] += 1
         return out, lse
@@ -86,6 +86,14 @@ def _run(
         return out, query.new_empty(0, dtype=torch.float32)
     out, lse = attention_by_torch(read, query, key, value, inputs, lengths, sinks)
     return out, lse if read.lse else lse.new_empty(0)
+
+
+def _phi_of(
+    spec: AttentionSpec, phi: list[float] | None, site: str, query: torch.Tensor
+) -> torch.Tensor | None:
+    if spec.moves_phi:
+        return running_phi(site, query.device, query.shape[1])
+    return phi_on(tuple(phi), query.device) if phi else None
 
 
 def lengths_of_each(lengths: torch.Tensor | None, batch: int) -> torch.Tensor | None:

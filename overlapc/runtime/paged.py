@@ -12,6 +12,7 @@ from overlapc.codegen.attention.cache import Cache
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.errors import KernelError
 from overlapc.planning.attention import OWN, policy_of
+from overlapc.planning.attention_policy import RUNNING
 from overlapc.runtime.attention import BY_TORCH
 from overlapc.runtime.attention_kernels import decode_way, is_decode, run_decode, whole_keys
 from overlapc.runtime.attention_library import attention_by_fused
@@ -19,6 +20,8 @@ from overlapc.runtime.attention_program import attention_by_torch
 from overlapc.runtime.kernel_attempts import KernelAttempts
 from overlapc.runtime.ops import calls_of
 
+CHOICES = tuple(choice for choice in OWN if choice != RUNNING)
+"""A running φ belongs to a site of a graph, and here is none."""
 SITE = "paged_attention"
 """What calls count under."""
 SCHEMA = (
@@ -57,11 +60,11 @@ def paged_attention(
     value_dim]; has no gradient. May be called in what torch.compile traces, and captured in a CUDA
     graph after a first call. KernelError on operands that are none of this.
     """
-    if softmax not in OWN:
+    if softmax not in CHOICES:
         raise KernelError(
             f"No attention over pages has softmax {softmax!r}.",
             where="paged_attention",
-            remedy=f"choose one of {', '.join(OWN)}",
+            remedy=f"choose one of {', '.join(CHOICES)}",
         )
     cache = Cache(
         "" if keys.dtype == query.dtype else _name(keys.dtype),

@@ -17,7 +17,10 @@ RELEASE = re.compile(
 )
 BRANCH = re.compile(r"\bbra\b|\bret\b")
 PART_READ = re.compile(r"\bld\.global\S*\.cg")
-ARRIVAL = re.compile(r"\batom\S*\.acq_rel\S*\.add|\batom\.add\S*acq_rel")
+ARRIVAL = re.compile(r"\batom\S*\.acq_rel\S*\.add(?!\.u64)|\batom\.add\S*acq_rel")
+MOVE = re.compile(r"\batom\S*\.relaxed\S*\.add\.u64|\bglobal_atomic_add_x2\b(?!.*sc0)")
+"""Of a sum that moves φ, and below the arrival after it, the only ones of 64 bits."""
+SETTLING = re.compile(r"\batom\S*\.acq_rel\S*\.add\.u64|\bglobal_atomic_add_x2\b.*sc0")
 
 PRODUCT = re.compile(r"\bwgmma\.mma_async|\btcgen05\.mma|\bmma\.sync|\bfma\.rn\.f32")
 
@@ -113,6 +116,49 @@ def _arrival_faults(lines: list[str], add: int) -> list[str]:
     if not reads or not any(add < at < min(reads) for at in barriers):
         faults.append("no CTA barrier between the arrival and the first read of parts")
     return faults
+
+
+def settling_faults(assembly: str) -> list[str]:
+    """What is wrong with the order moves of φ -> CTA barrier -> arrival -> CTA barrier -> reads."""
+    lines = assembly.splitlines()
+    moves, adds = lines_of(MOVE, lines), lines_of(SETTLING, lines)
+    if len(moves) != 1 or len(adds) != 1:
+        return [f"{len(moves)} moves of φ, and {len(adds)} arrivals with release and acquire"]
+    (move,), (add,) = moves, adds
+    barriers, reads = (AMD_BARRIER, AMD_LOAD) if is_amd(assembly) else (BARRIER, PART_READ)
+    met = [at for at in lines_of(barriers, lines) if move < at < add]
+    read = add + next(iter(lines_of(reads, lines[add:])), 0)
+    faults = ["no CTA barrier between moves and the arrival"] * (not met)
+    if not any(add < at < read for at in lines_of(barriers, lines)):
+        faults.append("no CTA barrier between the arrival and the first read of moves")
+    if is_amd(assembly):
+        waits = any("vmcnt(0)" in line for line in lines[move : max(met, default=move)])
+        faults += ["no wave waits for its moves before the barrier"] * (not waits)
+        faults += ["an add that is no release"] * ("buffer_wbl2" not in _names(lines, add - 3, add))
+    return faults
+
+
+def settling_mutants(assembly: str) -> dict[str, str]:
+    """The same code with one thing wrong around the arrival that moves φ."""
+    lines = assembly.splitlines()
+    (move,), (add,) = lines_of(MOVE, lines), lines_of(SETTLING, lines)
+    barriers, reads = (AMD_BARRIER, AMD_LOAD) if is_amd(assembly) else (BARRIER, PART_READ)
+    read = add + lines_of(reads, lines[add:])[0]
+
+    def without(pattern: re.Pattern[str], begin: int, end: int) -> str:
+        kept = [line for line in lines[begin:end] if not pattern.search(line)]
+        return "\n".join([*lines[:begin], *kept, *lines[end:]])
+
+    wrong = {
+        "no barrier before": without(barriers, move, add),
+        "no barrier behind": without(barriers, add, read),
+        "relaxed": without(re.compile("buffer_wbl2"), add - 3, add)
+        if is_amd(assembly)
+        else assembly.replace("acq_rel.add.u64", "relaxed.add.u64"),
+    }
+    if is_amd(assembly):
+        wrong["no wait"] = without(re.compile(r"vmcnt\(0\)"), move, add)
+    return wrong
 
 
 def amd_signal_faults(text: str, signals: bool) -> list[str]:

@@ -14,7 +14,12 @@ from overlapc.codegen.attention.policies import POLICIES
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile
 from tests.codegen.machine_loops import Loop, loops_of
-from tests.codegen.machine_order import arrival_faults, arrival_mutants
+from tests.codegen.machine_order import (
+    arrival_faults,
+    arrival_mutants,
+    settling_faults,
+    settling_mutants,
+)
 from tests.codegen.test_machine_code import ARCHITECTURES, SHARED_BYTES
 
 LLAMA = AttentionSpec(
@@ -47,6 +52,8 @@ def check(spec: AttentionSpec, cache: Cache, architecture: str, rows: int = 1):
     if architecture.startswith("sm_"):
         assert "cp.async.c" in binary.assembly, "keys are not loaded ahead"
     assert arrival_faults(binary.assembly) == []
+    if spec.moves_phi:
+        assert settling_faults(binary.assembly) == []
     return binary
 
 
@@ -58,10 +65,14 @@ def first_loop(spec: AttentionSpec, tile: AttentionTile) -> Loop:
 
 def test_the_loop_over_keys_has_no_maximum_and_rescales_nothing():
     tile = AttentionTile(16, 64, 4, 4)
-    unified, online = (first_loop(replace(LLAMA, softmax=s), tile) for s in ("zero", "online"))
+    unified, running, online = (
+        first_loop(replace(LLAMA, softmax=s), tile) for s in ("zero", "running", "online")
+    )
     assert unified.count("HMMA") == online.count("HMMA")
     assert unified.count("FMNMX|SHFL") == 0
     assert unified.count("FMUL") == unified.count("MUFU.EX2") == 8  # the scale of each score
+    assert running.count("FMNMX|SHFL|FMUL") == 0  # it is a part of taking φ off
+    assert len(running.instructions) <= len(unified.instructions)
     assert online.count("FMNMX") > 0  # what is counted is there to be found
     assert online.count("SHFL") > 0
     share = len(unified.instructions) / len(online.instructions)
@@ -74,6 +85,15 @@ def test_a_latent_cache_is_not_read_twice():
     loop = next(loop for loop in loops_of(binary.cubin) if loop.count("HMMA"))
     # 64 keys of 576 in pieces of 16 bytes, by 256 threads.
     assert loop.count("LDGSTS") == 64 * 576 * 2 // 16 // 256
+
+
+@pytest.mark.parametrize(
+    "architecture", [pytest.param("sm_80", marks=pytest.mark.long), "gfx942"]
+)
+def test_a_running_phi_is_moved_when_all_have_read_it(architecture):
+    assembly = check(replace(LLAMA, softmax="running"), Cache(), architecture).assembly
+    for name, mutant in settling_mutants(assembly).items():
+        assert settling_faults(mutant), f"{name} on {architecture}"
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "gfx942"])
