@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 
+from benchmarks import gpu_checks
 from benchmarks.deadline import Deadline
 from benchmarks.gpu_chains import WrongResult
 from benchmarks.gpu_device import architecture
@@ -18,10 +20,12 @@ from overlapc.codegen.attention.scores import PRODUCT
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import tile_for
 from overlapc.codegen.epilogue import Call, Epilogue, Input, Ref
+from overlapc.runtime.attention import redone_of
 from overlapc.runtime.attention_gradients import BACKWARD
 from overlapc.runtime.attention_kernels import run_decode
 from overlapc.runtime.attention_program import attention_by_torch, masked_scores
 from overlapc.runtime.ops import calls_of
+from overlapc.runtime.running_phi import running_phi
 
 SIZES = (2, 2, 300, 700)
 """Batch, heads of keys, rows, keys: no whole tiles."""
@@ -51,6 +55,8 @@ class Case:
     spread: float = 1.0
     """Multiplied into queries."""
     phi: float = 0.0
+    shift: float = 0.0
+    """Of scores, by one column of queries and keys."""
     is_redone: bool = False
     """Some rows, and not none, have to be computed a second time."""
 
@@ -126,6 +132,14 @@ DECODE: Mapping[str, Case] = {
     ),
 }
 
+RUNNING: Mapping[str, Case] = {
+    "many rows": Case(replace(CAUSAL, softmax="running", groups=4), shift=300.0, is_redone=True),
+    "few rows": Case(
+        replace(CAUSAL, softmax="running", groups=4), rows=2, shift=300.0, is_redone=True
+    ),
+}
+"""Of a φ that calls leave to later ones."""
+
 GRADIENTS: Mapping[str, Case] = {
     "bfloat16, causal, 4 queries a head": Case(replace(CAUSAL, groups=4)),
     "float16": Case(replace(HALF, after=0)),
@@ -191,6 +205,35 @@ def decode(case: Case) -> float:
     return error if same else math.inf
 
 
+def running(case: Case) -> float:
+    """The largest error of three replays of a graph; infinite where the first computes no row
+    twice, another does, or these give other bits."""
+    batch, heads, rows, keys = SIZES
+    given = operands(case, (batch, heads, case.rows or rows, keys))
+    site, named = f"{SITE}, running", given.named
+    phi = running_phi(site, given.q.device, given.q.shape[1])
+
+    def call() -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.ops.overlapc.attention(
+            given.q, given.k, given.v, named["inputs"], named["lengths"], None, named["sinks"],
+            str(case.spec), site,
+        )  # fmt: skip
+
+    call()
+    replay = gpu_checks.captured(call)
+    phi.zero_()
+    redone, results, errors = [redone_of(site)], [], []
+    for _ in range(3):
+        out, lse = replay()
+        redone.append(redone_of(site))
+        results.append(out.clone())
+        errors.append(compared(case, given, out, lse))
+        out.fill_(torch.nan)
+    grown = [after > before for before, after in pairwise(redone)]
+    is_right = grown == [case.is_redone, False, False] and torch.equal(*results[1:])
+    return max(errors) if is_right else math.inf
+
+
 def gradients(case: Case) -> float:
     """The largest error of a gradient, by kernels, over a few roundings of its largest element."""
     given = operands(case, GRADIENT_SIZES)
@@ -225,6 +268,7 @@ def _is_number(tensor: torch.Tensor | None) -> bool:
 CHECKS: Mapping[str, tuple[Callable[[Case], float], Mapping[str, Case]]] = {
     "prefill": (prefill, PREFILL),
     "decode": (decode, DECODE),
+    "running": (running, RUNNING),
     "gradients": (gradients, GRADIENTS),
 }
 """Every kernel of attention: what checks it, and on what. A new one has to be added here."""
@@ -251,6 +295,11 @@ def error_of(case: Case, sizes: tuple[int, int, int, int], launch: Launch) -> fl
     launch(case, given, out, lse, redone)
     if (redone.item() > 0) != case.is_redone:
         return math.inf
+    return compared(case, given, out, lse)
+
+
+def compared(case: Case, given: Given, out: torch.Tensor, lse: torch.Tensor) -> float:
+    """The error of a result over what is allowed; infinite where NaN is elsewhere."""
     wanted, sums, allowed = reference(case, given)
     if not torch.equal(out.isnan(), wanted.isnan()):
         return math.inf
@@ -268,6 +317,8 @@ def operands(case: Case, sizes: tuple[int, int, int, int]) -> Given:
     k = torch.randn(batch, heads, keys, spec.head_dim, device="cuda")
     v = torch.randn(batch, heads, keys, spec.value_dim, device="cuda")
     held = getattr(torch, case.cache.of(spec))
+    if case.shift:
+        q[..., 0], k[..., 0] = case.shift / spec.scale, 1.0
     k, v = k.to(held), v.to(held)
     if case.cache.shares_values:
         v = k[..., : spec.value_dim]

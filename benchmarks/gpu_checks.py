@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -20,6 +20,8 @@ from overlapc.planning.problem import Problem
 from overlapc.planning.schedule import Plan
 from overlapc.planning.search import plan_rows
 from overlapc.planning.tiles import MOST_SUMS, SPARING_SUMS, sm_number, sums, tiles_for
+
+Result = TypeVar("Result")
 
 SIZES = ((1000, 776, 528), (2048, 1024, 512))
 """m, n, k: ragged in every dimension, as far as the TMA unit reads it, and whole tiles."""
@@ -145,13 +147,13 @@ def staged(deadline: Deadline, collective: str, by_columns: bool, epilogue: str)
     return {**row, "largest error": max(errors), "without waits": _without_waits(its, plan)}
 
 
-def captured(run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+def captured(run: Callable[[], Result]) -> Callable[[], Result]:
     """Replays of a graph of a run that has been called before."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         result = run()
 
-    def replay() -> torch.Tensor:
+    def replay() -> Result:
         graph.replay()
         return result
 

@@ -126,8 +126,8 @@ class DecodeKernel:
         self.module.KERNEL[(sizes.batch * heads * self.blocks(sizes.rows), splits)](
             q, k, v, out, lse, input_parts(self.spec.inputs, inputs, sizes), lengths, table,
             k_scale, v_scale, phi, sinks, redone, workspace.partials, workspace.arrived,
-            workspace.moves, heads, sizes.rows, keys, splits, q.stride(), k.stride(), v.stride(), out.stride(),
-            0 if table is None else table.stride(0), scale_stride,
+            workspace.moves, heads, sizes.rows, keys, splits, q.stride(), k.stride(), v.stride(),
+            out.stride(), 0 if table is None else table.stride(0), scale_stride,
             **self.module.CONSTANTS, IS_AMD=is_amd(), **options,
         )  # fmt: skip
 

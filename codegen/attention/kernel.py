@@ -55,10 +55,11 @@ class AttentionKernel:
         q[batch, groups * heads, rows, head_dim], k[batch, heads, keys, head_dim], v[batch, heads,
         keys, value_dim] and out[batch, groups * heads, rows, value_dim] have any strides.
         ``inputs`` are the program's, each of a shape that broadcasts to [batch, groups * heads,
-        rows, keys]. ``lengths`` is int32[batch], ``phi`` float32[groups * heads], which where
-        softmax is running a launch may change, ``sinks`` [groups * heads] of any floating dtype, ``lse`` contiguous float32[batch, groups * heads,
-        rows]. ``redone``, int32[1], is added the rows that were computed a second time; it is
-        needed but where softmax is online. KernelError where any of this does not hold.
+        rows, keys]. ``lengths`` is int32[batch], ``phi`` float32[groups * heads], which a
+        launch changes where softmax is running, ``sinks`` [groups * heads] of any floating dtype,
+        ``lse`` contiguous float32[batch, groups * heads, rows]. ``redone``, int32[1], is added the
+        rows that were computed a second time; it is needed but where softmax is online. KernelError
+        where any of this does not hold.
         """
         sizes = sizes_of(q, k, v)
         why = misfit(self.spec, sizes, (q, k, v, out), inputs, lengths, phi, sinks, lse, redone)
@@ -72,8 +73,9 @@ class AttentionKernel:
         blocks = -(-sizes.rows // self.tile.block_m)
         self.module.KERNEL[(blocks * sizes.heads * sizes.batch,)](
             q, k, v, out, lse, input_parts(self.spec.inputs, inputs, sizes), lengths, phi,
-            moves_of_phi(self.spec, q), sinks, redone, sizes.heads, sizes.rows, sizes.keys, q.stride(), k.stride(), v.stride(),
-            out.stride(), **self.module.CONSTANTS, **self.module.OPTIONS,
+            moves_of_phi(self.spec, q), sinks, redone, sizes.heads, sizes.rows, sizes.keys,
+            q.stride(), k.stride(), v.stride(), out.stride(),
+            **self.module.CONSTANTS, **self.module.OPTIONS,
         )  # fmt: skip
 
     def _error(self, what: str) -> KernelError:

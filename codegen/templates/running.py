@@ -47,8 +47,8 @@ def settle(
 ) -> None:  # fmt: skip
     """Count this CTA, of ``alive`` rows with a sum; the last of ``ctas`` moves φ of HEADS heads.
 
-    They are those from ``first`` on, of ``every``. The CTA's moves are added before, and its threads
-    have met since: the release orders what happened before it.
+    They are those from ``first`` on, of ``every``. The CTA's moves are added before, and its
+    threads have met since: the release orders what happened before it.
     """
     own = alive.to(tl.int64) * ONE_ROW + 1
     done = moves + every + first

@@ -92,6 +92,18 @@ def test_online_redoes_nothing(interpreted):  # noqa: F811
     assert error < 1e-4
 
 
+@pytest.mark.parametrize("name", ["far", pytest.param("many far", marks=pytest.mark.long)])
+def test_a_running_phi_is_left_to_the_next_call(interpreted, name):  # noqa: F811
+    # Fails where nothing is kept from call to call, or for another site.
+    code, reason, redone, error = interpreted("attention_graphs.running", name, 3)
+    assert code == "running"
+    assert "relative to a running φ of each head" in reason
+    assert "rows were computed a second time" in reason
+    assert redone[0] > 0
+    assert redone[1:] == [0, 0]
+    assert error < 2e-4
+
+
 def test_a_calibrated_model_takes_a_number_for_each_head(interpreted):  # noqa: F811
     *found, error = interpreted("attention_graphs.calibrated", "llama", 1)
     assert found == ["calibrated", ["head"], 0]

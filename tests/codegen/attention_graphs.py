@@ -56,6 +56,13 @@ def _operands(dtype: torch.dtype = torch.float32, rows: int = 20) -> list[torch.
     return [torch.randn(2, 3, size, 16).to(dtype) for size in (rows, 40, 40)]
 
 
+def _far(rows: int) -> list[torch.Tensor]:
+    """Scores of some hundreds."""
+    q, k, v = _operands(rows=rows)
+    q[..., 0], k[..., 0] = 1000.0, 1.0
+    return [q, k, v]
+
+
 def _dead() -> list[torch.Tensor]:
     keep = torch.rand(2, 1, MANY, 40) < 0.8
     keep[0, 0, :3] = False
@@ -67,6 +74,8 @@ PROGRAMS: dict[str, tuple[Callable[..., Any], Callable[[], Any]]] = {
     "causal": (catalogue.causal_by_indices, catalogue.square),
     "scaled up": (scaled_up, _operands),
     "dead rows": (padded, _dead),
+    "far": (catalogue.functional, lambda: _far(20)),
+    "many far": (catalogue.functional, lambda: _far(MANY)),
     "many scaled up": (scaled_up, lambda: _operands(rows=MANY)),
     "biased": (
         biased,
@@ -105,6 +114,26 @@ def run(name: str, choice: str) -> tuple[str, str, dict[str, int], str, float]:
     torch.testing.assert_close(found.isnan(), wanted.isnan())
     error = (found.double() - wanted).abs().nan_to_num(0.0).max().item()
     return site.decision, site.code, dict(site.calls), site.reason, error
+
+
+def running(name: str, calls: int) -> tuple[str, str, list[int], float]:
+    """Code and reason of the one site, rows redone in each of some calls on other operands, and the
+    largest error against float64 of the size of a value."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    function, make = PROGRAMS[name]
+    before = len(overlapc.report().sites)
+    compiled = torch.compile(function, backend="overlapc", options={"softmax": "running"})
+    redone, errors = [], []
+    for _ in range(calls):
+        inputs = make()
+        with torch.no_grad():
+            found = compiled(*inputs)
+            wanted = function(*(t.double() for t in inputs))
+        errors.append((found.double() - wanted).abs().max().item())
+        redone.append(redone_of(overlapc.report().sites[before].id) - sum(redone))
+    (site,) = overlapc.report().sites[before:]
+    return site.code, site.reason, redone, max(errors)
 
 
 def drawn(seed: int) -> tuple[str, float]:

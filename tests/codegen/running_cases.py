@@ -114,6 +114,11 @@ def redone(
     return [one.redone / one.sums.numel() for one in found]
 
 
+def settles(kind: str, text: str, mutate: tuple[str, str] | None = None) -> None:
+    """Raise AssertionError unless a first launch redoes all rows, and a second none."""
+    assert redone(kind, text, [300.0, 300.0], mutate) == [1.0, 0.0]
+
+
 def spread(kind: str, text: str, by: float) -> list[float]:
     """The same of scores about zero."""
     site = Site.of(kind, text, None)
@@ -197,7 +202,7 @@ def between_programs(change: Callable[[int], None]) -> Iterator[None]:
         builder.set_grid_idx = original
 
 
-CALLS = {call.__name__: call for call in (orders, strange, stays, disturbed)}
+CALLS = {call.__name__: call for call in (settles, orders, strange, stays, disturbed)}
 
 
 def call(name: str, kind: str, text: str, mutate: tuple[str, str] | None = None) -> None:

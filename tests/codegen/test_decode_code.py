@@ -87,9 +87,7 @@ def test_a_latent_cache_is_not_read_twice():
     assert loop.count("LDGSTS") == 64 * 576 * 2 // 16 // 256
 
 
-@pytest.mark.parametrize(
-    "architecture", [pytest.param("sm_80", marks=pytest.mark.long), "gfx942"]
-)
+@pytest.mark.parametrize("architecture", [pytest.param("sm_80", marks=pytest.mark.long), "gfx942"])
 def test_a_running_phi_is_moved_when_all_have_read_it(architecture):
     assembly = check(replace(LLAMA, softmax="running"), Cache(), architecture).assembly
     for name, mutant in settling_mutants(assembly).items():

@@ -137,6 +137,7 @@ def measured(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 ("prefill", "slopes", "no mask"),
                 ("prefill", "scores of hundreds", "nothing is redone"),
                 ("decode", "scores of hundreds", "nothing is redone"),
+                ("running", "few rows", "nothing is redone"),
                 ("decode", "float8 cache", "scale"),
                 ("prefill", "float32", "scale"),
             )

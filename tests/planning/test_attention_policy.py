@@ -26,6 +26,24 @@ def test_by_what_is_known(scores, dtype, policy):
     assert choose_source(scores, dtype, "online").policy == "online"
 
 
+RUNNING = {
+    "nothing known": "running",
+    "nothing known of float16": "first_tile",
+    "capped": "bound",
+    "capped too high for any number": "running",
+    "sinks": "running",
+    "positions": "online",
+}
+
+
+@pytest.mark.parametrize("name", RUNNING)
+def test_a_running_phi_is_for_what_nothing_else_tells_of(name):
+    scores, dtype, _ = CASES[name]
+    source = choose_source(scores, dtype, "running")
+    assert source.policy == RUNNING[name]
+    assert ("running φ" in source.how) == (name not in ("capped", "positions"))
+
+
 def test_a_bound_is_told_with_its_number():
     source = choose_source(KnownScores(0.0, 100.0, 48.2), "float32", "unified")
     assert source.phi == 48.2
