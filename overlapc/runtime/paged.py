@@ -6,6 +6,8 @@ sequence. On GPUs the decode kernel looks pages up in its loop; elsewhere they a
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from overlapc.codegen.attention.cache import Cache
@@ -19,6 +21,7 @@ from overlapc.runtime.attention_library import attention_by_fused
 from overlapc.runtime.attention_program import attention_by_torch
 from overlapc.runtime.kernel_attempts import KernelAttempts
 from overlapc.runtime.ops import calls_of
+from overlapc.runtime.paged_checking import check_operands, check_pages
 
 CHOICES = tuple(choice for choice in OWN if choice != RUNNING)
 """A running φ belongs to a site of a graph, and here is none."""
@@ -58,7 +61,8 @@ def paged_attention(
     a wider query, with ``k_scale`` of whole keys and ``v_scale``, float32[1] or [heads].
     ``softmax`` is "unified" or "online", as the option. Gives [batch, groups * heads, rows,
     value_dim]; has no gradient. May be called in what torch.compile traces, and captured in a CUDA
-    graph after a first call. KernelError on operands that are none of this.
+    graph after a first call. KernelError on operands that are none of this; that every page of a
+    sequence is there is checked on processors only.
     """
     if softmax not in CHOICES:
         raise KernelError(
@@ -66,6 +70,9 @@ def paged_attention(
             where="paged_attention",
             remedy=f"choose one of {', '.join(CHOICES)}",
         )
+    # Slices of wider tables are common, and kernels read rows of them without a stride.
+    table, lengths, k_scale, v_scale = (_dense(x) for x in (table, lengths, k_scale, v_scale))
+    check_operands(query, keys, values, table, lengths, {"k_scale": k_scale, "v_scale": v_scale})
     cache = Cache(
         "" if keys.dtype == query.dtype else _name(keys.dtype),
         k_scale is not None,
@@ -76,7 +83,7 @@ def paged_attention(
         _name(query.dtype),
         query.shape[-1],
         values.shape[-1],
-        groups=query.shape[1] // max(keys.shape[1], 1),
+        groups=query.shape[1] // keys.shape[1],
         scale=query.shape[-1] ** -0.5 if scale is None else scale,
         before=window,
         after=0,
@@ -105,6 +112,10 @@ def _run(
 ) -> torch.Tensor:
     read, lies = AttentionSpec.parse(spec), Cache.parse(cache)
     calls = calls_of(SITE)
+    if not query.numel():
+        return _fake(query, keys, values)
+    if query.device.type == "cpu":  # on a GPU to ask for values would wait for it
+        check_pages(table, lengths, lies.page, keys.shape[0])
 
     def launch() -> torch.Tensor:
         out = _fake(query, keys, values)
@@ -121,7 +132,6 @@ def _run(
         found = _kernels.run((spec, cache, str(query.device)), query, launch)
         if found is not None:
             return found
-    _check(read, lies, query, keys, table, lengths)
     calls[BY_TORCH] += 1
     k, v = (
         _gathered(side, table, lengths, factor).to(query.dtype)
@@ -139,6 +149,8 @@ def _gathered(
 ) -> torch.Tensor:
     """``[batch, heads, keys, dim]`` of every sequence, zeros after its length."""
     page, most = side.shape[2], table.shape[1]
+    if not side.shape[0]:  # all sequences are empty
+        side = side.new_zeros(1, *side.shape[1:])
     used = torch.arange(most * page, device=table.device) < lengths[:, None]
     found = side[table.masked_fill(~used[:, ::page], 0)].transpose(1, 2).flatten(2, 3)
     if factor is not None:
@@ -146,36 +158,15 @@ def _gathered(
     return torch.where(used[:, None, :, None], found, torch.zeros((), dtype=found.dtype))
 
 
-def _check(
-    spec: AttentionSpec,
-    cache: Cache,
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    table: torch.Tensor,
-    lengths: torch.Tensor,
-) -> None:
-    """Raise KernelError where a kernel would."""
-    batch = query.shape[0]
-    wrong = ""
-    if query.shape[1] != spec.groups * keys.shape[1]:
-        wrong = f"{query.shape[1]} heads of queries are no multiple of {keys.shape[1]}"
-    for name, tensor, dims in (("table", table, 2), ("lengths", lengths, 1)):
-        fits = tensor.dim() == dims and tensor.shape[0] == batch and tensor.dtype == torch.int32
-        if not fits:
-            wrong = f"{name} is {_name(tensor.dtype)}{list(tensor.shape)}, not int32 of {batch}"
-    if wrong:
-        raise KernelError(
-            f"This call does not fit its kernel: {wrong}.",
-            where=f"{cache} of {spec}",
-            remedy="give operands as paged_attention says",
-        )
-
-
 def _fake(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *rest: object
 ) -> torch.Tensor:
     batch, heads, rows, _ = query.shape
     return query.new_empty((batch, rows, heads, values.shape[-1])).transpose(1, 2)
+
+
+def _dense(tensor: Any) -> Any:
+    return tensor.contiguous() if isinstance(tensor, torch.Tensor) else tensor
 
 
 def _name(dtype: torch.dtype) -> str:

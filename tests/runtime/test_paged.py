@@ -109,18 +109,88 @@ class Wrong:
 
 
 WRONG = (
-    Wrong({"table": lambda t: t.long()}, "table is int64"),
-    Wrong({"lengths": lambda t: t[:1]}, "lengths is"),
+    Wrong({"query": lambda t: t[0]}, "query has 3 dimensions"),
+    Wrong({"keys": lambda t: t.tolist()}, "keys is a list, no tensor"),
     Wrong({"query": lambda t: t[:, :3]}, "no multiple of 2"),
+    Wrong({"query": lambda t: t[:, :0]}, "0 heads of queries"),
+    Wrong({"values": lambda t: t[:-1]}, r"values are \[10, 2, 16, 16\] beside keys"),
+    Wrong({"values": lambda t: t[:, :1]}, r"values are \[11, 1, 16, 16\] beside keys"),
+    Wrong({"values": lambda t: t.half()}, "values are of torch.float16"),
+    Wrong({"query": lambda t: t.half()}, "its dtype is one of float16, float8"),
+    Wrong({"keys": lambda t: torch.cat((t, t), -1)}, "keys have 32 columns"),
+    Wrong({"keys": lambda t: t[..., 1:]}, "keys have 15 columns"),
     Wrong({"keys": lambda t: t[:, :, :12], "values": lambda t: t[:, :, :12]}, "power of two"),
+    Wrong({"table": lambda t: t.long()}, "table is int64"),
+    Wrong({"table": lambda t: t[0]}, r"table is \[4\]"),
+    Wrong({"table": lambda t: t[:, :0]}, r"table is \[2, 0\]"),
+    Wrong({"table": lambda t: -1 - t}, "a sequence lies in page -4 of 11"),
+    Wrong({"table": lambda t: t + 11}, "a sequence lies in page 14 of 11"),
+    Wrong({"table": lambda t: t.to("meta")}, "table is on meta"),
+    Wrong({"lengths": lambda t: t[:1]}, "lengths is"),
+    Wrong({"lengths": lambda t: -t}, "a sequence has -50 keys"),
+    Wrong({"k_scale": lambda _: torch.rand(2)}, "v_scale is promised"),
+    Wrong({name: lambda _: torch.rand(3) for name in ("k_scale", "v_scale")}, "is float32.3"),
     Wrong({"softmax": lambda _: "none"}, "has softmax 'none'"),
 )
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.says)
-def test_what_is_no_call_is_an_error(wrong):
-    given = {"softmax": "unified", **operands(Case())}
+@pytest.mark.parametrize("launches", [False, True])
+def test_what_is_no_call_is_an_error(wrong, launches, monkeypatch):
+    """Before either way is chosen: without its own check each has errors of its own or none, and
+    a kernel reads what is not there."""
+
+    def run(kernel, operand, launch):
+        raise AssertionError("a kernel was asked")
+
+    if launches:
+        monkeypatch.setattr(paged._kernels, "run", run)
+    given = {"softmax": "unified", "k_scale": None, "v_scale": None, **operands(Case())}
     for name, change in wrong.change.items():
         given[name] = change(given[name])
     with pytest.raises(KernelError, match=wrong.says):
         paged.paged_attention(**given)
+
+
+STRIDED = {
+    "table": lambda t: torch.cat((t, t + 10**6), 1)[:, : t.shape[1]],
+    "lengths": lambda t: torch.stack((t, t + 1), 1)[:, 0],
+    "query": lambda t: t.transpose(1, 2).contiguous().transpose(1, 2),
+    "keys": lambda t: t.transpose(2, 3).contiguous().transpose(2, 3),
+}
+
+
+@pytest.mark.parametrize("name", STRIDED)
+def test_operands_may_have_any_strides(name):
+    given = operands(Case())
+    given[name] = STRIDED[name](given[name])
+    assert error(Case(), given) < Case().allowed
+
+
+def test_a_kernel_is_given_tables_without_gaps(monkeypatch):
+    """The mutant that leaves them as they are, which a kernel refuses."""
+    seen = []
+
+    def run_decode(*args, **named):
+        seen.append(named)
+        return 1
+
+    monkeypatch.setattr(paged, "run_decode", run_decode)
+    monkeypatch.setattr(paged._kernels, "run", lambda kernel, operand, launch: launch())
+    given = operands(Case())
+    given |= {name: STRIDED[name](given[name]) for name in ("table", "lengths")}
+    paged.paged_attention(**given)
+    assert all(seen[0][name].is_contiguous() for name in ("table", "lengths"))
+
+
+def test_of_nothing_is_nothing_and_without_keys_no_number():
+    """The mutants: a call of no sequence that asks for its longest, and pages of a cache that has
+    none yet."""
+    given = operands(Case())
+    nobody = {name: given[name][:0] for name in ("query", "table", "lengths")}
+    assert paged.paged_attention(**{**given, **nobody}).shape == (0, 4, 1, 16)
+    no_rows = paged.paged_attention(**{**given, "query": given["query"][:, :, :0]})
+    assert no_rows.shape == (2, 4, 0, 16)
+    no_pages = {name: given[name][:0] for name in ("keys", "values")}
+    empty = {**given, **no_pages, "lengths": torch.zeros(2, dtype=torch.int32)}
+    assert paged.paged_attention(**empty).isnan().all()
