@@ -26,6 +26,7 @@ from benchmarks.paired import Samples, round_orders
 from overlapc import attention_tuning, linear_tuning
 from overlapc.backend import backend
 from overlapc.planning.target import Target
+from overlapc.reporting.linears import describe_entry
 
 TABLE_ROWS, SPEED = "Measured first", "Tokens a second"
 TABLES = (TABLE_ROWS, SPEED)
@@ -163,7 +164,7 @@ def calibrate(deadline: Deadline, batch: int, tables_at: str) -> dict[str, Any]:
         layers, shapes = linear_tuning.layers_of(*given), attention_tuning.shapes_of(*given)
     its.rewind()
     linears = linear_tuning.calibrate_linears(layers, rows=(batch,), seconds=LINEAR_SECONDS)
-    said = [linear_tuning.describe(entry) for entry in linears.entries]
+    said = [describe_entry(entry) for entry in linears.entries]
     if shapes:
         keys = (PROMPT + STEPS,)
         attentions = attention_tuning.calibrate_attentions(
