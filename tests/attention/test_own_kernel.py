@@ -203,6 +203,16 @@ def test_a_compiled_program_trains_by_it(interpreted, name, leaves):  # noqa: F8
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("name", ["far", "in a checkpoint"])
+def test_a_running_phi_gives_the_same_gradients(interpreted, name):  # noqa: F811
+    *_, code, calls, reason, error = interpreted("attention_training.run", name, "running")
+    assert (code, calls["backward"]) == ("running", 1)
+    assert "torch" not in calls
+    assert ("second time" in reason) == (name == "far")
+    assert error < 1e-4  # scores of hundreds have few bits left
+
+
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "attention", "padded"),
     [("llama", "eager", False), ("llama", "eager", True), ("gemma2", "eager", False),
