@@ -238,7 +238,7 @@ MUTANTS = {
         ("            tl.store(arrived + unit, 0)\n", "")
     ]),
     "no redo": (CAUSAL, PLAIN, "run", FAR, [
-        ("if tl.sum(is_bad.to(tl.int32), 0) > 0:", "if tl.sum(is_bad.to(tl.int32), 0) > 99:")
+        ("if count > 0:\n            redone_peak", "if count > 99:\n            redone_peak")
     ]),
     "read beyond the length": (WITH_LENGTHS, PLAIN, "run", {"lengths": (100, 37)}, [
         ("whole_stop = end_seen(lowest, length, AFTER) // BLOCK_N",
