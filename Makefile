@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long check format bench gpu clean
+.PHONY: help setup demo test test-long check format bench gpu dry clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -54,6 +54,9 @@ bench: setup ## GEMMs and collectives over a rate-limited link, against serial a
 
 gpu: ## check, then time one PART on a GPU (no set-up, at most nine minutes)
 	$(GPU_PYTHON) -m benchmarks.gpu $(PART) --minutes 9 --out benchmarks/results
+
+dry: ## launch rows of one PART (gemm, linear, attention) on a GPU that is absent; GPU_PYTHON needs torch alone
+	$(GPU_PYTHON) -m tests.device.parts $(PART) $$(mktemp -d) 50
 
 clean: ## remove the virtual environment and whatever tools left behind
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -28,9 +28,9 @@ def text_of(spec: ChainSpec, operands: Sequence[torch.Tensor], rows_per_unit: in
     """
     program = spec.program
     ops = [step.op for step in program.steps if not is_view(overload(step.op))]
-    if spec.is_consumer or program.kept or OFFSETS in program.modes:
+    if spec.is_consumer or OFFSETS in program.modes:
         return ""
-    is_plain = ops[:1] == [MM] and all(op in CASTS for op in ops[1:])
+    is_plain = ops[:1] == [MM] and all(op in CASTS for op in ops[1:]) and not program.kept
     if is_plain or not ops or ops[0] not in RIGHT:
         return ""
     given = zip(program.modes, operands, strict=True)

@@ -82,9 +82,11 @@ WANTED = {
 def test_a_chain_is_one_problem(case):
     found = problem(*case)
     assert replace(found, program="") == WANTED[case]
-    # What is more than a product is said, but of what a trial cannot compute: several GEMMs, values
-    # that are kept, the rows of experts.
-    assert bool(found.program) == (case[1] in ("addmm", "fp8_rows") and not found.is_consumer)
+    # What is more than a product is said, but of what a trial cannot compute: several GEMMs, and
+    # the rows of experts.
+    assert bool(found.program) == (
+        case[1] in ("addmm", "fp8_rows", "rich") and not found.is_consumer
+    )
 
 
 def test_columns_are_cut_by_whole_units_and_have_no_local_rows():
