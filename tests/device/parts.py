@@ -100,5 +100,5 @@ if __name__ == "__main__":
     found = run_part(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
     Path(sys.argv[2], "found.json").write_text(json.dumps(found, default=str))
     failed = [row for row in found if "error" in row]
-    print(f"{len(found)} rows tried, {len(failed)} failed", *failed, sep="\n")
-    sys.exit(bool(failed))
+    sys.stdout.write(f"{len(found)} rows tried, {len(failed)} failed\n")
+    sys.exit("\n".join(map(str, failed)) or 0)
