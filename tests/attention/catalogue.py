@@ -335,6 +335,22 @@ def einsum_values_first(q, k, v):
     return torch.einsum("bhkd,bhqk->bhqd", v, (q @ k.mT).softmax(-1))
 
 
+def einsum_of_one_head_of_keys(q, k, v):
+    """As many rows as heads, which no size tells apart: the mutant takes heads for rows."""
+    w = torch.einsum("bhqd,bkd->bhqk", q, k).softmax(-1)
+    return torch.einsum("bhqk,bkd->bqhd", w, v).flatten(2)
+
+
+def one_head_of_keys():
+    q, k, v = plain(H)
+    return q, k[:, 0].contiguous(), v[:, 0].contiguous()
+
+
+def one_head_of_keys_and_other_rows():
+    q, k, v = plain()
+    return q, k[:, 0].contiguous(), v[:, 0].contiguous()
+
+
 def values_change_before(q, k, v):
     v = v + 0
     w = (q @ k.mT).softmax(-1)
@@ -357,6 +373,10 @@ REWRITTEN = {
     "einsum_ellipsis": Spelling(einsum_ellipsis),
     "einsum_keys_first": Spelling(einsum_keys_first),
     "einsum_values_first": Spelling(einsum_values_first),
+    "einsum_of_one_head_of_keys": Spelling(einsum_of_one_head_of_keys, operands=one_head_of_keys),
+    "einsum_of_one_head_of_keys_and_other_rows": Spelling(
+        einsum_of_one_head_of_keys, operands=one_head_of_keys_and_other_rows
+    ),
     "einsum_grouped": Spelling(einsum_grouped, operands=five),
     "bmm": Spelling(bmm, operands=three),
     "baddbmm": Spelling(baddbmm, more=bias, operands=three),

@@ -78,6 +78,16 @@ def weights_masked(q, k, v, m):
     return ((q @ k.mT).softmax(-1) * m) @ v
 
 
+def summed_over_rows(q, k, v):
+    return torch.einsum("bhqk,bhqd->bhkd", (q @ k.mT).softmax(-1), v)
+
+
+def values_of_each_row(q, k, v):
+    return torch.einsum(
+        "bhqk,bhqkd->bhqd", (q @ k.mT).softmax(-1), v[:, :, :, None] * k[:, :, None]
+    )
+
+
 def scores_read(q, k, v):
     s = q @ k.mT
     return (s * 2).softmax(-1) @ v + s.mean()
@@ -174,6 +184,8 @@ LEFT = {
     "weights_returned": Spelling(weights_returned, "!weights_read"),
     "weights_masked": Spelling(weights_masked, "!weights_changed", more=bias),
     "weights_on_the_right": Spelling(weights_on_the_right, "!product", operands=square),
+    "summed_over_rows": Spelling(summed_over_rows, "!product", operands=square),
+    "values_of_each_row": Spelling(values_of_each_row, "!product", operands=square),
     "scores_read": Spelling(scores_read, "!scores_read"),
     "scores_read_through_a_view": Spelling(scores_read_through_a_view, "!hidden_write"),
     "dropped": Spelling(dropped, "!dropout"),

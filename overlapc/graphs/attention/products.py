@@ -96,27 +96,43 @@ def _read_einsum(versions: Versions, call: Call, left: fx.Node | None) -> Produc
     sides = [(found[0], one), (found[1], other)]
     is_swapped = operands[1] is left if left is not None else out[-1] in one
     (a, a_labels), (b, b_labels) = reversed(sides) if is_swapped else sides
-    return _arranged(call, a, a_labels, b, b_labels, out)
+    # Of weights it is known which dimension is of rows, and which of keys.
+    row, summed = (a_labels[-2], a_labels[-1]) if left is not None else ("", "")
+    return _arranged(call, a, a_labels, b, b_labels, out, row, summed)
 
 
 def _arranged(
-    call: Call, a: Expression, a_labels: str, b: Expression, b_labels: str, out: str
+    call: Call,
+    a: Expression,
+    a_labels: str,
+    b: Expression,
+    b_labels: str,
+    out: str,
+    row: str,
+    contracted: str,
 ) -> Product | Refusal:
-    """Permute both sides to ``[..., M, C]`` and ``[..., C, N]``."""
+    """Permute both sides to ``[..., M, C]`` and ``[..., C, N]``; M and C where they are named."""
     summed = [label for label in a_labels if label in b_labels and label not in out]
     columns = [label for label in out if label not in a_labels]
     rows = [label for label in out if label not in b_labels]
     every = set(a_labels) | set(b_labels)
     if len(summed) != 1 or len(columns) != 1 or not rows or every - set(out) - set(summed):
         return _refused(call, "its einsum is no product of two matrices")
-    batch = [label for label in out if label != rows[-1] and label not in columns]
-    left = a.permuted(tuple(map(a_labels.index, (*batch, rows[-1], *summed))))
+    if contracted not in ("", summed[0]):
+        return _refused(call, "weights are summed over another dimension than their keys")
+    row = row or rows[-1]
+    if row not in rows:
+        return _refused(call, "each row of weights meets values of its own")
+    batch = [label for label in out if label != row and label not in columns]
+    if contracted:  # as the softmax has them
+        batch = list(a_labels[:-2])
+    left = a.permuted(tuple(map(a_labels.index, (*batch, row, *summed))))
     shared = [label for label in batch if label in b_labels]
     right = b.permuted(tuple(map(b_labels.index, (*shared, *summed, *columns))))
     for position, label in enumerate(batch):
         if label not in b_labels:
             right = right.then(torch.unsqueeze, position)
-    natural = [*batch, rows[-1], *columns]
+    natural = [*batch, row, *columns]
     order = tuple(natural.index(label) for label in out)
     is_natural = order == tuple(range(len(out)))
     return Product(call.node, left, right, order=() if is_natural else order)
