@@ -34,6 +34,8 @@ several gives a list of them. ``counters`` are int32 zeros, and stay zeros, of w
 the device has those from ``first`` on while the op runs, as many as ``most_counters`` says."""
 
 Tensors = Sequence[torch.Tensor]
+Caller = Callable[[Tensors, torch.Tensor | None, int], Any]
+"""From operands, and counters from an element on, to the result or the list of several."""
 
 MOST_KNOWN = 256
 """Ways in which operands of a layer lay that are kept; chosen: 64 row counts of a few layouts."""
@@ -60,25 +62,40 @@ class Layer:
         self.rows_of = self.spec.program.modes.index(ROWS)
         self.library = _library_of(self.spec.program)
 
-    def __call__(
-        self, operands: Tensors, counters: torch.Tensor | None = None, first: int = 0
-    ) -> Any:
-        """Compute the result, or the list of several."""
+    def caller(self) -> Caller:
+        """What computes the result, or the list of several.
+
+        One function and what it closes over: beside weights that pass through the caches all that
+        a call touches comes from memory, and costs a layer of the library's a per cent or two.
+        """
+        regions, rows_of, ours = self.spec.regions, self.rows_of, self._ours
+        low, end = regions.gemv_from, regions.library_from
+        calls, library = self.calls, self.library
+
+        def call(operands: Tensors, counters: torch.Tensor | None, first: int) -> Any:
+            if low <= operands[rows_of].shape[0] < end:
+                return ours(operands, counters, first)
+            calls[LIBRARY] += 1
+            return library(operands)
+
+        return call
+
+    def _ours(self, operands: Tensors, counters: torch.Tensor | None, first: int) -> Any:
+        """The result by the way that the regions say, or else by the library."""
         x = operands[self.rows_of]
         rows = x.shape[0]
         way = self.spec.regions.implementation(rows)
-        if way != LIBRARY:
-            # A processor's ways take any layout; of an address Triton asks what it is modulo 16.
-            lying = way if x.is_cpu and way in self.known else _lying(x, operands)
-            run = self.known.get(lying)
-            if run is None:
-                found = self._by(way, rows, operands, counters, first, lying)
-            else:
-                found = self._run(run, operands, counters, first)
-            if not isinstance(found, str):
-                self.calls[way] += 1
-                return found
-            self.by_library[found] += 1
+        # A processor's ways take any layout; of an address Triton asks what it is modulo 16.
+        lying = way if x.is_cpu and way in self.known else _lying(x, operands)
+        run = self.known.get(lying)
+        if run is None:
+            found = self._by(way, rows, operands, counters, first, lying)
+        else:
+            found = self._run(run, operands, counters, first)
+        if not isinstance(found, str):
+            self.calls[way] += 1
+            return found
+        self.by_library[found] += 1
         self.calls[LIBRARY] += 1
         return self.library(operands)
 
@@ -151,8 +168,16 @@ def _is_capturing(device: torch.device) -> bool:
 @lru_cache(maxsize=1024)
 def _library_of(program: Program) -> Callable[[Tensors], Any]:
     """What computes a program by the library's calls, with contiguous results."""
+    (step, *others), (kept, *more) = program.steps, program.kept
+    binding = BINDINGS.get(overload(step.op))
+    if binding and not (others or step.kwargs or more or kept.is_operand):
+        # As short as it can be: it may be all that a layer does.
+        match [getattr(arg, "index", None) for arg in step.args]:
+            case [int(a), int(b)]:
+                return lambda operands: binding(operands[a], operands[b])
+            case [int(c), int(a), int(b)]:
+                return lambda operands: binding(operands[c], operands[a], operands[b])
     compute = function(program)
-    kept, *more = program.kept
     if more:
         return lambda operands: [one.contiguous() for one in compute(operands, ())]
     if not kept.is_operand and overload(program.steps[kept.index].op) in BINDINGS:
@@ -160,17 +185,17 @@ def _library_of(program: Program) -> Callable[[Tensors], Any]:
     return lambda operands: compute(operands, ())[0].contiguous()
 
 
-_layers: dict[str, Layer] = {}
+_callers: dict[str, Caller] = {}
 
 
 def run(operands: Tensors, spec: str, counters: torch.Tensor | None = None, first: int = 0) -> Any:
     """Compute what the op of these arguments gives."""
-    layer = _layers.get(spec)
-    if layer is None:
+    call = _callers.get(spec)
+    if call is None:
         parsed = LayerSpec.parse(spec)
         layer = Layer(parsed, calls_of(parsed.site), by_library_of(parsed.site))
-        _layers[spec] = layer
-    return layer(operands, counters, first)
+        call = _callers[spec] = layer.caller()
+    return call(operands, counters, first)
 
 
 def _fake(

@@ -35,6 +35,15 @@ _library = torch.library.Library("overlapc", "DEF")
 # By group, and without holding it: a group that is destroyed takes its callers along.
 _callers: WeakKeyDictionary[dist.ProcessGroup, dict[str, Caller]] = WeakKeyDictionary()
 _chains: WeakKeyDictionary[dist.ProcessGroup, dict[str, Chain]] = WeakKeyDictionary()
+
+
+class Calls(Counter[str]):
+    """A Counter whose items are set as a dict's are: beside a deletion in Python, as a Counter has
+    one, each assignment is looked up by name."""
+
+    __delitem__ = dict.__delitem__  # pyright: ignore[reportAssignmentType]
+
+
 _calls: dict[str, Counter[str]] = {}
 _by_library: dict[str, Counter[str]] = {}
 
@@ -42,7 +51,7 @@ _by_library: dict[str, Counter[str]] = {}
 def calls_of(site: str) -> Counter[str]:
     """Return how often a site ran each schedule in this process; replays of CUDA graphs do not
     come by here."""
-    return _calls.setdefault(site, Counter())
+    return _calls.setdefault(site, Calls())
 
 
 def by_library_of(site: str) -> Counter[str]:

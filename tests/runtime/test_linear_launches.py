@@ -103,7 +103,7 @@ def test_a_launch_of_other_tensors_is_given_what_a_first_one_is(kernels, name, h
         first, second = made(layer, 2), made(layer, 2)
         for operands in (first, second):
             op(operands, spec, counters, 8)
-        linear._layers.clear()
+        linear._callers.clear()
         op(second, spec, counters, 8)
         again, anew = kernels
         assert (again.looked_up, anew.looked_up) == (1, 1)
@@ -116,7 +116,7 @@ def test_a_launch_of_other_tensors_is_given_what_a_first_one_is(kernels, name, h
             else:
                 assert (one is None) == (other is None)
         kernels.clear()
-        linear._layers.clear()
+        linear._callers.clear()
 
 
 def test_results_of_a_launch_are_what_the_op_gives(kernels):
