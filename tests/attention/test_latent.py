@@ -117,6 +117,13 @@ def one_key_of_the_rest(q, q_pe, c, k_pe):
     return torch.softmax(scores, -1) @ c.unsqueeze(1)
 
 
+def turned_rest(q, q_pe, c, k_pe):
+    """Of as many rows as keys, one product is added with the two exchanged."""
+    c, k_pe = (one[:, : q.shape[2]].unsqueeze(1) for one in (c, k_pe))
+    scores = latent_cache.SCALE * (q @ c.mT + (q_pe @ k_pe.mT).mT)
+    return torch.softmax(scores, -1) @ c
+
+
 OTHERS = {
     "written first": (written_first, latent_cache.operands),
     "put together first": (put_together_first, latent_cache.operands),
@@ -125,6 +132,7 @@ OTHERS = {
     "scaled apart": (scaled_apart, latent_cache.operands),
     "other values": (other_values, latent_cache.operands),
     "behind keys": (behind_keys, latent_cache.operands),
+    "turned rest": (turned_rest, lambda: latent_cache.operands(rows=16)),
     "many rows": (latent_cache.two_products, lambda: latent_cache.operands(rows=70)),
 }
 
