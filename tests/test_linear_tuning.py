@@ -30,8 +30,9 @@ from overlapc.planning.linear_table import LinearTable, table_path
 from overlapc.planning.linear_tiles import FLAT, GEMV
 from overlapc.planning.target import Target
 from overlapc.reporting.linears import describe_entry
+from overlapc.runtime.clocks import on_device
 from overlapc.runtime.linear_spec import LayerSpec
-from overlapc.runtime.linear_trials import LinearTrials, on_device, products_of
+from overlapc.runtime.linear_trials import LinearTrials, products_of
 from overlapc.runtime.machine import this_machine
 from overlapc.runtime.ops import calls_of
 from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,15 +15,7 @@ from overlapc.planning.attention import policy_of
 from overlapc.planning.attention_table import AttentionShape, AttentionTrial
 from overlapc.planning.ratios import median_ratio, paired_ratios
 from overlapc.runtime.attention import BY_TORCH
-from overlapc.runtime.linear_trials import (
-    COLD_BYTES,
-    FEWEST_ROUNDS,
-    MOST_COPIES,
-    MOST_ROUNDS,
-    Clock,
-    on_device,
-    on_host,
-)
+from overlapc.runtime.clocks import COLD_BYTES, MOST_COPIES, Clock, on_device, on_host, seconds_of
 from overlapc.runtime.ops import calls_of
 
 SITE = "trial of attention"
@@ -57,16 +48,8 @@ class AttentionTrials:
         operands = self._operands(keys)
         if self._runs_own(operands[0]):
             runs["own"] = self._own
-        timers = {name: clock(run, operands) for name, run in runs.items()}
-        once = {name: timer() for name, timer in timers.items()}  # warms up as well
-        turn = len(operands) * sum(once.values())
-        rounds = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(seconds / turn) if turn else MOST_ROUNDS))
-        times: dict[str, list[float]] = {name: [] for name in runs}
-        order = random.Random(keys)
-        for _ in range(rounds):
-            for name in order.sample(list(runs), len(runs)):
-                times[name].append(timers[name]())
-        library = sorted(times["library"])[rounds // 2]
+        times = seconds_of(runs, operands, clock, seconds, keys)
+        library = sorted(times["library"])[len(times["library"]) // 2]
         if "own" not in times:
             return AttentionTrial(keys, library, 0.0, 0.0, 0.0)
         ratio = median_ratio(paired_ratios(times["library"], times["own"]))

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import random
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import fx
@@ -16,6 +13,16 @@ from overlapc.planning.linear import LIBRARY, OURS, Gain, LinearTrial, Regions
 from overlapc.planning.linear_tiles import FLAT, GEMV, MOST_SMS
 from overlapc.planning.ratios import median_ratio, paired_ratios
 from overlapc.runtime import linear
+from overlapc.runtime.clocks import (
+    COLD_BYTES,
+    MOST_COPIES,
+    Call,
+    Clock,
+    on_device,
+    on_host,
+    one_by_one,
+    seconds_of,
+)
 from overlapc.runtime.execution import fill, function, overload
 from overlapc.runtime.linear_spec import LayerSpec
 from overlapc.runtime.norming import GEMMS as ROWS_OF
@@ -25,20 +32,8 @@ from overlapc.runtime.parts import parts_of
 from overlapc.runtime.program import ROWS, Program
 from overlapc.runtime.widening import loaded
 
-COLD_BYTES = 512 << 20
-"""Of weights that are read in turn: several times the last cache of any device here."""
-MOST_COPIES = 64
-LEAST_CALLS = 16
-"""Between two synchronisations, where a host launches each."""
-FEWEST_ROUNDS, MOST_ROUNDS = 9, 41
-"""Below six no 95 % interval exists; above, the interval hardly narrows. Chosen."""
-
 ONLY = {GEMV: Regions(1, 1 << 20, 1 << 20), FLAT: Regions(1, 1, 1 << 20)}
 """Every row count in one way."""
-
-Call = Callable[[Sequence[torch.Tensor]], Any]
-Clock = Callable[[Call, Sequence[Sequence[torch.Tensor]]], Callable[[], float]]
-"""Makes what gives the seconds of one call, of several on these operands in turn."""
 
 
 class LinearTrials:
@@ -61,29 +56,14 @@ class LinearTrials:
         """Compare ways with the library at one row count, for about so many seconds."""
         runs = self._runs(rows, ways)
         share = seconds if self.launching is None else seconds / 2
-        times = self._times(runs, rows, self.clock, share)
+        operands = self._operands(rows)
+        times = seconds_of(runs, operands, self.clock, share, rows)
         library = sorted(times[LIBRARY])[len(times[LIBRARY]) // 2]
         launched = None
         if self.launching is not None:
             alone = {**runs, LIBRARY: products_of(self.program)}
-            launched = tuple(_gains(self._times(alone, rows, self.launching, share)))
+            launched = tuple(_gains(seconds_of(alone, operands, self.launching, share, rows)))
         return LinearTrial(rows, library, tuple(_gains(times)), launched)
-
-    def _times(
-        self, runs: Mapping[str, Call], rows: int, clock: Clock, seconds: float
-    ) -> dict[str, list[float]]:
-        """Seconds of a call of each run in every round."""
-        operands = self._operands(rows)
-        timers = {name: clock(run, operands) for name, run in runs.items()}
-        once = {name: timer() for name, timer in timers.items()}  # warms up as well
-        turn = len(operands) * sum(once.values())
-        rounds = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(seconds / turn) if turn else MOST_ROUNDS))
-        times: dict[str, list[float]] = {name: [] for name in runs}
-        order = random.Random(rows)
-        for _ in range(rounds):
-            for name in order.sample(list(runs), len(runs)):
-                times[name].append(timers[name]())
-        return times
 
     def _runs(self, rows: int, ways: Sequence[str]) -> dict[str, Call]:
         runs: dict[str, Call] = {LIBRARY: self._peer}
@@ -200,59 +180,3 @@ def _gains(times: Mapping[str, Sequence[float]]) -> list[Gain]:
             if ratio.low > 0:
                 found.append(Gain(way, ratio.low, ratio.median, ratio.high))
     return found
-
-
-def on_host(run: Call, operands: Sequence[Sequence[torch.Tensor]]) -> Callable[[], float]:
-    """Seconds of a call on a processor: every list of operands once."""
-
-    def seconds() -> float:
-        start = time.perf_counter()
-        for given in operands:
-            run(given)
-        return (time.perf_counter() - start) / len(operands)
-
-    return seconds
-
-
-def one_by_one(run: Call, operands: Sequence[Sequence[torch.Tensor]]) -> Callable[[], float]:
-    """Seconds of a call where a host launches each: the longer of what it and the device take."""
-    turns = max(1, LEAST_CALLS // len(operands))
-
-    def seconds() -> float:
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(turns):
-            for given in operands:
-                run(given)
-        torch.cuda.synchronize()
-        return (time.perf_counter() - start) / (turns * len(operands))
-
-    return seconds
-
-
-def on_device(run: Call, operands: Sequence[Sequence[torch.Tensor]]) -> Callable[[], float]:
-    """Device seconds of a call in a CUDA graph of one call on every list of operands.
-
-    It is captured once: every capture empties torch's cache of device memory, and costs the host
-    more than a replay takes.
-    """
-    graph = torch.cuda.CUDAGraph()
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())  # which fills the operands
-    with torch.cuda.stream(side):
-        run(operands[0])
-    side.synchronize()
-    with torch.cuda.graph(graph):
-        for given in operands:
-            run(given)
-
-    def seconds() -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        graph.replay()
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) * 1e-3 / len(operands)
-
-    return seconds

@@ -21,7 +21,7 @@ from benchmarks.gpu_report import Page
 from benchmarks.paired import Samples
 from overlapc.codegen.linear_check import LinearCase
 from overlapc.codegen.selfcheck import Case
-from overlapc.runtime import linear_trials
+from overlapc.runtime import clocks, linear_trials
 from tests.device.absent import absent_h200
 
 
@@ -80,7 +80,8 @@ def without_values() -> Iterator[None]:
             mock.patch.object(gpu_rates, "measure_on_device", modelled),
             mock.patch.object(gpu_links, "measure_on_device", modelled),
             mock.patch.multiple(gpu_timing, WARM_UPS=1, MOST_ROUNDS=1),
-            mock.patch.multiple(linear_trials, FEWEST_ROUNDS=6, MOST_ROUNDS=6, MOST_COPIES=2),
+            mock.patch.multiple(clocks, FEWEST_ROUNDS=6, MOST_ROUNDS=6),
+            mock.patch.object(linear_trials, "MOST_COPIES", 2),
             mock.patch.object(torch, "compile", lambda function, **_: function),
             mock.patch.object(dist, "is_nccl_available", return_value=False),
         ):
