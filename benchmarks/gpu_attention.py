@@ -1,8 +1,8 @@
 """Attention on a GPU: every kernel checked, then timed against its peers and the bound.
 
 Tables: what reading and products reach here; kernels against float64; decode steps over caches in
-one tensor and in pages; a static cache that is not full, as transformers reads it; prefill; scores
-so wide that every row is computed twice; gradients.
+one tensor and in pages, latent ones (absorbed MLA) and float8 ones; a static cache that is not
+full, as transformers reads it; prefill; scores so wide that every row is computed twice; gradients.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from benchmarks.gpu_attention_caches import LatentShape
 from benchmarks.gpu_attention_checks import CHECKS, PAGE
 from benchmarks.gpu_attention_speed import DecodeShape, PrefillShape
 from benchmarks.gpu_summary import good, line
@@ -18,10 +19,12 @@ from overlapc.planning.target import Target
 
 BOUNDS, CHECKED = "Bounds", "Values"
 DECODE, CACHE, PREFILL = "Decode", "A static cache that is not full", "Prefill"
+LATENT, FLOAT8 = "Decode over a latent cache", "Decode over a float8 cache"
 REDONE, TRAINED = "Rows that are computed twice", "Forward and gradients"
-TABLES = (BOUNDS, CHECKED, DECODE, CACHE, PREFILL, REDONE, TRAINED)
+TABLES = (BOUNDS, CHECKED, DECODE, LATENT, FLOAT8, CACHE, PREFILL, REDONE, TRAINED)
 
 SPEED = "benchmarks.gpu_attention_speed"
+CACHES = "benchmarks.gpu_attention_caches"
 K = 1024
 SIZES = (
     (8, 8), (1, 128), (64, 1), (64, 8), (1, 32), (8, 32), (16, 4), (4, 64), (32, 4), (1, 8),
@@ -32,6 +35,18 @@ WITH_FLEX = 3
 """So many of them beside FlexAttention too, which is compiled anew for each."""
 STATIC = tuple((batch, 8 * K, 2 * K, groups) for batch in (1, 8, 32) for groups in (4, 8))
 """Sequences, room, keys, query heads a head: as in the issue that asks for it."""
+LATENTS = tuple(
+    LatentShape(batch, heads, thousands * K)
+    for batch, thousands in ((16, 8), (1, 32), (16, 32), (1, 8), (16, 2), (1, 2))
+    for heads in (128, 16)
+)
+"""Of DeepSeek's heads all, and those of one rank of eight."""
+FLOAT8S = tuple(
+    DecodeShape(batch, 4, thousands * K)
+    for batch, thousands in ((8, 8), (1, 32), (32, 4), (16, 32), (1, 8), (1, 128))
+)
+SOONER = 2
+"""So many rows of each of these before the rest of all tables."""
 LONG = (
     PrefillShape(1, 4, 8 * K), PrefillShape(1, 4, 2 * K), PrefillShape(4, 4, 4 * K),
     PrefillShape(1, 4, 16 * K), PrefillShape(1, 4, 4 * K, is_causal=False),
@@ -53,6 +68,9 @@ GOALS = {
     "of flashinfer": 1.0,
 }
 """What a row of decode is to reach at least."""
+IN_SUMMARY = ("share of the bound", "of best sdpa", "of flashmla", "of flashinfer", "of bfloat16",
+              "of dequantised", "unified over online", "again")  # fmt: skip
+"""Of latent and float8 caches, for which no goal is set."""
 LONG_TOKENS = 32 * K
 """In total, from which on the share is asked for."""
 
@@ -74,6 +92,7 @@ def rows(done: Done, shipped: Target) -> Iterator[Row]:
     ]
     for shapes in (first, *more[: WITH_FLEX - 1]):
         yield from (_decode(shape, read, with_flex=True) for shape in shapes)
+    yield from _caches(read, flops, slice(SOONER))
     for batch, room, used, groups in STATIC:
         given = {"batch": batch, "room": room, "used": used, "groups": groups, "rate": read}
         name = f"B {batch}, {groups} query heads a head"
@@ -84,6 +103,7 @@ def rows(done: Done, shipped: Target) -> Iterator[Row]:
     for shape in LEARNT:
         given = {"shape": shape, "rate": flops}
         yield Row(TRAINED, str(shape), f"{SPEED}.trained", given)
+    yield from _caches(read, flops, slice(SOONER, None))
     for shapes in more[WITH_FLEX - 1 :]:
         yield from (_decode(shape, read) for shape in shapes)
     yield from (_prefill(shape, flops) for shape in LONG[4:])
@@ -94,6 +114,15 @@ def _decode(
 ) -> Row:
     given = {"shape": shape, "rate": rate, "with_flex": with_flex}
     return Row(table, str(shape), f"{SPEED}.decode", given, seconds=0.7)
+
+
+def _caches(read: float, flops: float, part: slice) -> Iterator[Row]:
+    for shape in LATENTS[part]:
+        given = {"shape": shape, "rate": read, "flops": flops}
+        yield Row(LATENT, str(shape), f"{CACHES}.latent", given, seconds=0.7)
+    for shape in FLOAT8S[part]:
+        given = {"shape": shape, "rate": read}
+        yield Row(FLOAT8, str(shape), f"{CACHES}.float8", given, seconds=0.7)
 
 
 def _prefill(
@@ -123,6 +152,12 @@ def summary(done: Done) -> list[dict[str, Any]]:
         lines += _with_goal(f"decode: {column}", its, column, goal)
     for column in ("unified over online", "again"):
         lines += line(f"decode: {column}", decode, column)
+    for name, its in (
+        ("latent", good(done.get(LATENT, ()))),
+        ("float8", good(done.get(FLOAT8, ()))),
+    ):
+        for column in IN_SUMMARY:
+            lines += line(f"{name}: {column}", its, column)
     lines += _with_goal("static cache: of inductor", good(done.get(CACHE, ())), "of inductor", 3.0)
     prefill = good(done.get(PREFILL, ()))
     lines += _with_goal("prefill: of best sdpa", prefill, "of best sdpa", 0.9)

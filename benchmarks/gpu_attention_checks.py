@@ -126,7 +126,16 @@ DECODE: Mapping[str, Case] = {
     "sinks": Case(replace(CAUSAL, sinks=True, softmax="sink", groups=4)),
     "slopes": Case(replace(BRAIN, program=SLOPES, groups=4)),
     "float8 cache": Case(replace(CAUSAL, groups=4), Cache("float8_e4m3fn", scales=True)),
+    "float8 cache, online": Case(
+        replace(CAUSAL, groups=4, softmax="online"),
+        Cache("float8_e4m3fn", scales=True),
+        spread=40.0,
+    ),
     "latent": Case(LATENT, Cache(shares_values=True)),
+    "latent, 128 heads": Case(replace(LATENT, groups=128), Cache(shares_values=True)),
+    "latent, online": Case(
+        replace(LATENT, softmax="online"), Cache(shares_values=True), spread=40.0
+    ),
     "latent, pages": Case(
         replace(LATENT, lengths=True), Cache(page=64, shares_values=True), lengths=(1.0, 0.7)
     ),

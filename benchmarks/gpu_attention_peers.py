@@ -1,4 +1,5 @@
-"""What attention on a GPU is compared with: torch's backends, FlexAttention, FlashInfer."""
+"""What attention on a GPU is compared with: torch's backends, FlexAttention, FlashInfer,
+FlashMLA."""
 
 from __future__ import annotations
 
@@ -27,6 +28,8 @@ MATH_BYTES = 8 << 30
 """Scores and copies of keys beyond which torch's unfused attention is not tried: chosen."""
 FLASHINFER_BYTES = 128 << 20
 """Of its workspace, as its documentation has it."""
+LATENT_PAGE = 64
+"""Keys of a page, as FlashMLA demands."""
 
 
 def sdpa_peers(given: Operands, *, is_causal: bool) -> tuple[dict[str, Peer], dict[str, str]]:
@@ -117,6 +120,60 @@ def flashinfer_peer(
     queries = q[:, :, 0].contiguous()
     wrapper.run(queries, pages)
     return lambda its: wrapper.run(queries, its)
+
+
+def flashmla_peer(given: Operands, scale: float) -> Peer:
+    """FlashMLA's decode over a latent cache, which is cut into pages where it lies; ImportError
+    where it is not installed."""
+    import flash_mla  # pyright: ignore[reportMissingImports]
+
+    q, k, v = given
+    table = _latent_table(k)
+    lengths = torch.full((k.shape[0],), k.shape[2], dtype=torch.int32, device=k.device)
+    plan = flash_mla.get_mla_metadata(lengths, q.shape[1], 1)
+
+    def run(its: Operands) -> object:
+        pages = its[1].view(-1, LATENT_PAGE, 1, q.shape[3])
+        return flash_mla.flash_mla_with_kvcache(
+            its[0].transpose(1, 2), pages, table, lengths, v.shape[3], *plan, softmax_scale=scale
+        )
+
+    run(given)
+    return run
+
+
+def flashinfer_latent_peer(given: Operands, scale: float) -> Peer:
+    """FlashInfer's attention over a latent cache, as of ``flashmla_peer``."""
+    import flashinfer  # pyright: ignore[reportMissingImports]
+
+    q, k, v = given
+    table = _latent_table(k)
+    batch, heads, _, columns = q.shape
+    values = v.shape[3]
+    begins = torch.arange(batch + 1, dtype=torch.int32, device=q.device)
+    lengths = torch.full((batch,), k.shape[2], dtype=torch.int32, device=q.device)
+    workspace = torch.empty(FLASHINFER_BYTES, dtype=torch.uint8, device=q.device)
+    wrapper = flashinfer.mla.BatchMLAPagedAttentionWrapper(workspace)
+    wrapper.plan(
+        begins, begins * table.shape[1], table.reshape(-1), lengths, heads, values,
+        columns - values, LATENT_PAGE, False, scale, q.dtype, k.dtype,
+    )  # fmt: skip
+
+    def run(its: Operands) -> object:
+        sides = its[0][:, :, 0], its[1].view(-1, LATENT_PAGE, columns)
+        (q, rest_of_q), (k, rest_of_k) = (
+            (side[..., :values], side[..., values:]) for side in sides
+        )
+        return wrapper.run(q, rest_of_q, k, rest_of_k)
+
+    run(given)
+    return run
+
+
+def _latent_table(k: torch.Tensor) -> torch.Tensor:
+    """Of the pages into which [batch, 1, keys, columns] is cut, in order."""
+    pages = torch.arange(k.shape[0] * k.shape[2] // LATENT_PAGE, dtype=torch.int32, device=k.device)
+    return pages.view(k.shape[0], -1)
 
 
 def as_transformers(groups: int) -> Any:

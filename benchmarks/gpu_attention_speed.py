@@ -61,6 +61,8 @@ class DecodeShape:
     """Keys of a page; 0: the cache is one tensor."""
     spread: float = 1.0
     """Standard deviation of scores: of hundreds every row is computed twice."""
+    item: int = 2
+    """Bytes of each number of the cache."""
 
     def __str__(self) -> str:
         layout = f"pages of {self.page}" if self.page else "static"
@@ -70,7 +72,7 @@ class DecodeShape:
     @property
     def cache_bytes(self) -> int:
         """Of keys and values."""
-        return 2 * self.batch * HEADS * self.keys * DIM * 2
+        return 2 * self.batch * HEADS * self.keys * DIM * self.item
 
     @property
     def bytes(self) -> int:
@@ -114,6 +116,8 @@ class Copy:
     sides: Operands
     """In one tensor each: torch's attention reads no pages."""
     held: Held
+    scales: tuple[torch.Tensor, ...] = ()
+    """Of heads of keys and of values, where those are held in float8."""
 
 
 def decode(deadline: Deadline, shape: DecodeShape, rate: float, with_flex: bool) -> dict[str, Any]:
@@ -183,15 +187,28 @@ def decoder(
     redone: torch.Tensor,
     lengths: torch.Tensor | None = None,
 ) -> Callable[[Copy], int]:
-    """Our kernel for such caches, as its op launches it; gives the CTAs that share a head."""
-    spec = replace(SPEC, groups=shape.groups, softmax=softmax, lengths=lengths is not None)
-    cache, out = Cache(page=shape.page), torch.empty_like(like.sides[0])
+    """Our kernel for such caches; gives the CTAs that share a head."""
+    spec = replace(SPEC, groups=shape.groups, lengths=lengths is not None)
+    out = torch.empty_like(like.sides[0])
+    return launcher(spec, Cache(page=shape.page), out, softmax, redone, lengths)
+
+
+def launcher(
+    spec: AttentionSpec,
+    cache: Cache,
+    out: torch.Tensor,
+    softmax: str,
+    redone: torch.Tensor,
+    lengths: torch.Tensor | None = None,
+) -> Callable[[Copy], int]:
+    """Our kernel of few rows, as its op launches it; gives the CTAs that share a head."""
+    its = replace(spec, softmax=softmax)
 
     def run(copy: Copy) -> int:
-        held = copy.held
+        held, scales = copy.held, copy.scales or (None, None)
         return run_decode(
-            spec, cache, copy.sides[0], held.k, held.v, out, None, table=held.table,
-            lengths=lengths, redone=redone,
+            its, cache, copy.sides[0], held.k, held.v, out, None, table=held.table,
+            lengths=lengths, redone=redone, k_scale=scales[0], v_scale=scales[1],
         )  # fmt: skip
 
     return run
@@ -396,7 +413,8 @@ def against(samples: Samples, why_not: Mapping[str, str]) -> dict[str, Any]:
     """Times of peers over ours, the best of torch's named, and why some are not there."""
     torchs = [name for name in samples.seconds if name.startswith("sdpa")]
     best = min(torchs, key=samples.median, default="")
-    others = [name for name in samples.seconds if name in ("sdpa", "flex", "flashinfer")]
+    own = (OURS, AGAIN, ONLINE, FIRST)
+    others = [name for name in samples.seconds if name not in own and name[:5] != "sdpa "]
     found: dict[str, Any] = {f"of {name}": cell(samples.ratio(name, OURS)) for name in others}
     if best:
         found |= {"best sdpa": best, "of best sdpa": cell(samples.ratio(best, OURS))}

@@ -20,6 +20,7 @@ from benchmarks import (
     emulated_link,
     gpu,
     gpu_attention,
+    gpu_attention_caches,
     gpu_attention_checks,
     gpu_attention_speed,
     gpu_checks,
@@ -238,6 +239,10 @@ SMALL = {
     "COLD_BYTES": 1 << 13,
 }
 
+SMALL_LATENT = replace(
+    gpu_attention_checks.LATENT, head_dim=DIM + DIM // 2, value_dim=DIM, groups=3, scale=0.25
+)
+
 
 @contextmanager
 def small_attention() -> Iterator[None]:
@@ -254,10 +259,13 @@ def small_attention() -> Iterator[None]:
         mock.patch.multiple(checks, SIZES=(2, 1, 20, 45), DECODE_SIZES=(3, 1, 1, 90),
                             GRADIENT_SIZES=(2, 1, 18, 37)),
         mock.patch.multiple(gpu_attention_speed, **SMALL),
+        mock.patch.object(gpu_attention_caches, "LATENT", SMALL_LATENT),
         mock.patch.multiple(
             gpu_attention, K=32, SIZES=((2, 1), (1, 2), (3, 1), (1, 1)), WITH_FLEX=1,
             STATIC=((2, 64, 20, 4),), LONG=(shape(1, 2, 40, DIM), shape(1, 1, 24, DIM, False)),
             WIDE_DECODE=(gpu_attention_speed.DecodeShape(1, 2, 64, spread=300.0),),
+            LATENTS=(gpu_attention_caches.LatentShape(2, 3, 64),),
+            FLOAT8S=(gpu_attention_speed.DecodeShape(2, 2, 40),),
             LEARNT=(shape(1, 2, 20, DIM),),
             WIDE_PREFILL=(shape(1, 1, 32, DIM, spread=300.0),),
         ),

@@ -102,6 +102,15 @@ def test_rows_of_attention_are_measured_and_written(interpreted, tmp_path, first
     assert {"ours", "ours again", "online", "sdpa", "sdpa math", "flex"} <= set(decode["ms"])
     assert decode["share of the bound"] > 0
     assert "sdpa cudnn: " in decode["not there"]
+    (latent,), (float8,) = (measured(result[its]) for its in (gpu_attention.LATENT,
+                                                             gpu_attention.FLOAT8))  # fmt: skip
+    assert {"ours", "online", "sdpa math"} <= set(latent["ms"])
+    assert "flashmla: ModuleNotFoundError" in latent["not there"]
+    assert "flashinfer: ModuleNotFoundError" in latent["not there"]
+    assert latent["read bound us"] > 0
+    assert {"ours", "bfloat16", "dequantised", "sdpa"} <= set(float8["ms"])
+    assert float8["of bfloat16"][0] > 0
+    assert float8["bound us"] > 0
     (cache,) = measured(result[gpu_attention.CACHE])
     assert cache["of inductor"][0] > 0
     prefill, *_ = measured(result[gpu_attention.PREFILL])
@@ -139,6 +148,7 @@ def measured(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 ("decode", "scores of hundreds", "nothing is redone"),
                 ("running", "few rows", "nothing is redone"),
                 ("decode", "float8 cache", "scale"),
+                ("decode", "latent, 128 heads", "scale"),
                 ("prefill", "float32", "scale"),
             )
         ),
@@ -358,6 +368,10 @@ def test_rows_of_attention_are_bounded_by_what_was_measured_before():
              if "rate" in row.arguments}  # fmt: skip
     assert rates[gpu_attention.DECODE] == rates[gpu_attention.CACHE] == 4e12
     assert rates[gpu_attention.PREFILL] == 7e14
+    assert rates[gpu_attention.LATENT] == rates[gpu_attention.FLOAT8] == 4e12
+    products = {row.arguments["flops"] for row in gpu_attention.rows(done, H200)
+                if row.table == gpu_attention.LATENT}  # fmt: skip
+    assert products == {7e14}
 
 
 # Numbers
