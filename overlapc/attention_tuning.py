@@ -20,6 +20,7 @@ from overlapc.planning.attention_table import (
 )
 from overlapc.runtime.attention_tables import attention_table
 from overlapc.runtime.attention_trials import AttentionTrials
+from overlapc.runtime.kernel_attempts import runs_kernels
 from overlapc.runtime.machine import this_machine
 
 Measure = Callable[[AttentionShape, int, float], AttentionTrial | None]
@@ -49,7 +50,7 @@ def calibrate_attentions(
 
     Nothing else should run. Takes about ``seconds``. With ``save`` the table is stored where
     compilations look for it; what it had of other shapes stays. Raises ProblemError where there is
-    nothing to measure.
+    nothing to measure, or no kernel of ours runs.
     """
     shapes = list(shapes)
     if not shapes:
@@ -59,6 +60,12 @@ def calibrate_attentions(
             remedy="give a model whose compiled graphs hold softmax attention of fixed sizes",
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if measure is None and not runs_kernels(device.type):
+        raise ProblemError(
+            "No kernel of ours runs here, so that none can be compared with torch's.",
+            where=f"overlapc calibrate --attention on {device.type}",
+            remedy="run it on the machine with the GPU, where torch finds both it and Triton",
+        )
     counts = sorted(set(keys or MEASURED_KEYS))
     entries, share = [], seconds / (len(shapes) * len(counts))
     for index, shape in enumerate(shapes):

@@ -107,7 +107,27 @@ def test_a_model_without_attention_is_said_to_have_none():
         calibrate_attentions(shapes_of(torch.sin, (torch.randn(3),)))
 
 
+def test_where_no_kernel_runs_nothing_is_measured(monkeypatch, capsys):
+    """Mutants: no such check; one that a measure of one's own does not pass."""
+    monkeypatch.setattr("overlapc.attention_tuning.runs_kernels", lambda device: False)
+    monkeypatch.setattr(AttentionTrials, "trial", lambda *given: pytest.fail("measured"))
+    monkeypatch.setattr(callables, "load", lambda given: decode_and_inputs)
+    assert cli.main(["calibrate", "--attention", "a:model"]) != 0
+    assert "the machine with the GPU" in capsys.readouterr().err
+    assert not AttentionTable.path(this_machine("cpu")).exists()
+    trial = AttentionTrial(512, 1e-5, 1.1, 1.2, 1.3)
+    assert calibrate_attentions([SHAPE], keys=(512,), measure=lambda *_: trial, save=False).entries
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_a_cpu_without_the_interpreter_runs_no_kernel():
+    with pytest.raises(ProblemError, match="No kernel of ours runs here"):
+        calibrate_attentions([SHAPE], keys=(64,), save=False)
+
+
 def test_the_command_measures_stores_and_prints(monkeypatch, capsys):
+    """Where kernels should run, but this one does not."""
+    monkeypatch.setattr("overlapc.attention_tuning.runs_kernels", lambda device: True)
     monkeypatch.setattr("overlapc.attention_tuning.MEASURED_KEYS", (64, 128))
     monkeypatch.setattr(attention_trials, "COLD_BYTES", 1)
     name = f"{__name__}:decode_and_inputs"
