@@ -91,7 +91,15 @@ def tune_chains(
             trials = Trials(bench.group, bench.device, known)
             run, can_run = trials.run, trials.can_run
         tuned = _tuned(bench, known, problems, run, can_run or _any_plan, seconds, progress)
-    others = tuple(plan for plan in known.tuned if plan.problem not in set(problems))
+    if not tuned:
+        raise ProblemError(
+            f"None of {len(problems)} chains could be tried: each member's log says why not.",
+            where="tune_chains",
+            remedy="give a report of chains that every member of the group can compute",
+        )
+    # What could not be tried this time keeps what was measured before.
+    done = {plan.problem for plan in tuned}
+    others = tuple(plan for plan in known.tuned if plan.problem not in done)
     best = replace(known, name=name, tuned=others + tuned)
     if save:
         best.save(stored_path(name))

@@ -46,7 +46,9 @@ class KernelTrial:
     def spec(self, plan: Plan | None = None) -> ChainSpec:
         """The chain of the problem; of a plan of tiles it gives them as they lie."""
         p = self.problem
-        is_dealt = p.collective == "all_reduce" or p.granule % p.world_size == 0
+        # Of units of several rows, those along the other dimension may divide by the ranks as well.
+        dealt = self.program.rows_per_unit * p.world_size
+        is_dealt = p.collective == "all_reduce" or p.granule % dealt == 0
         return ChainSpec(
             kind=p.kind,
             target=self.target.fingerprint,

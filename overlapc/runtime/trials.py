@@ -222,6 +222,7 @@ class Trials:
         self._group, self._device, self._target = group, device, target
         self._libraries: dict[Problem, Trial] = {}
         self._kernels: dict[Problem, KernelTrial] = {}
+        self._failed: set[Problem] = set()
 
     def run(self, plan: Plan) -> float:
         """Seconds on this rank until everything is there; all members run the plan at a time.
@@ -234,11 +235,14 @@ class Trials:
 
     def can_run(self, plan: Plan) -> bool:
         """Whether this rank can run a plan, as far as can be told before."""
+        if plan.problem in self._failed:
+            return False
         if plan.problem.program:
             try:
                 self._library(plan.problem)
             except Exception as error:  # an op or a dtype that the library lacks on this device
                 log.warning("%s is not tried: %s", plan.problem.kind, error)
+                self._failed.add(plan.problem)
                 return False
         return plan.tile is None or self._kernel(plan.problem).can_run(plan)
 

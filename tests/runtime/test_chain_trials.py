@@ -13,10 +13,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from overlapc.errors import ProblemError
 from overlapc.planning.problem import Problem
 from overlapc.planning.schedule import Plan
 from overlapc.planning.search import plan, plan_rows
 from overlapc.planning.target import Target
+from overlapc.planning.tuned import TunedPlan
 from overlapc.runtime import measuring, reference
 from overlapc.runtime.column_producers import ColumnProducer
 from overlapc.runtime.kernel_trials import KernelTrial
@@ -80,9 +82,9 @@ def pair() -> Iterator[Ranks]:
     ranks.close()
 
 
-def problem(name: str, kind: str = "gemm_all_reduce") -> Problem:
+def problem(name: str, kind: str = "gemm_all_reduce", axis: int = 0) -> Problem:
     program, shapes, dtypes = CASES[name]
-    spec = chain(kind, program, SLOW_LINK)
+    spec = chain(kind, program, SLOW_LINK, axis=axis)
     return problem_of(spec, shapes, [getattr(torch, dtype) for dtype in dtypes], 2)
 
 
@@ -171,10 +173,18 @@ def test_a_trial_computes_the_chain(name: str, kind: str, pair: Ranks) -> None:
         assert ran == [CASES[name][0]]
 
 
-def tuned(rank: int, problems: list[Problem]) -> tuple[Target, Target]:
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_trial_is_dealt_out_along_the_dimension_of_its_chain(axis: int) -> None:
+    """Units of four rows, which two ranks divide as well. Mutant: one that forgets the units."""
+    its = problem("batches", "gemm_reduce_scatter", axis)
+    trial = KernelTrial(its, SLOW_LINK, mock.Mock(), torch.device("cpu"))
+    assert trial.spec().axis == axis
+
+
+def tuned(rank: int, problems: list[Problem], known: Target = SLOW_LINK) -> tuple[Target, Target]:
     with uncompiled(), mock.patch.object(measuring, "REST_SECONDS", 0.0):
         target = tune_chains(
-            [] if rank else problems, target=None if rank else SLOW_LINK, seconds=0.1, save=False
+            [] if rank else problems, target=None if rank else known, seconds=0.1, save=False
         )
     path = Path(f"tuned-{rank}.json").absolute()
     target.save(path)
@@ -197,7 +207,7 @@ def test_what_won_is_planned_for_the_chain_that_was_tried(pair: Ranks) -> None:
         assert plan(replace(problems[0], program=""), stored).code != "measured_best"
 
 
-def tuned_without(rank: int, problems: list[Problem]) -> Target:
+def tuned_without(rank: int, problems: list[Problem], known: Target = SLOW_LINK) -> Target:
     """On ranks of which the second lacks an op of the first problem."""
     alone = Trial.alone.func  # type: ignore[attr-defined]
 
@@ -207,7 +217,13 @@ def tuned_without(rank: int, problems: list[Problem]) -> Target:
         return alone(self)
 
     with mock.patch.object(Trial, "alone", property(fails)):
-        return tuned(rank, problems)[0]
+        return tuned(rank, problems, known)[0]
+
+
+def refused_without(rank: int, problems: list[Problem]) -> str:
+    with pytest.raises(ProblemError) as caught:
+        tuned_without(rank, problems)
+    return caught.value.what
 
 
 def test_what_one_rank_cannot_compute_is_tried_on_none(pair: Ranks) -> None:
@@ -215,6 +231,19 @@ def test_what_one_rank_cannot_compute_is_tried_on_none(pair: Ranks) -> None:
     problems = [problem("epilogue"), problem("batches")]
     for target in pair.run(tuned_without, problems):
         assert [its.problem for its in target.tuned] == [problems[1].resolved()]
+
+
+def test_what_cannot_be_tried_this_time_keeps_what_was_measured(pair: Ranks) -> None:
+    """Mutant: one that forgets all that it was asked for. Without anything to try it is an error,
+    on every rank."""
+    problems = [problem("epilogue"), problem("batches")]
+    before = TunedPlan(problems[0].resolved(), (32, 64), 0.5)
+    known = replace(SLOW_LINK, tuned=(before,))
+    for target in pair.run(tuned_without, problems, known):
+        assert target.tuned[0] == before
+        assert [its.problem for its in target.tuned[1:]] == [problems[1].resolved()]
+    for what in pair.run(refused_without, problems[:1]):
+        assert what.startswith("None of 1 chains")
 
 
 def compiled(rank: int, its: Problem) -> float:
