@@ -318,8 +318,9 @@ def attention_decode(
         sums = tl.sum(sums, 1) + tl.exp2(own_sink - peak)
         # A total may have overflowed, and shrinking the sum would hide it.
         sums = tl.where(sums <= MOST, sums, float("inf"))
-        if HAVE_PEAKS:
-            # Rows that see no key of the part say nothing of where φ lies.
+        if SOFTMAX == "first_tile":
+            # Rows that see no key of the part say nothing of where φ lies. Where it runs, a sum of
+            # zero may be one whose weights were lost, which another part's lower φ must not hide.
             peak = tl.where(sums == 0.0, float("-inf"), peak)
 
     is_last = parts == 1

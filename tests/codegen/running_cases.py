@@ -176,22 +176,32 @@ def disturbed(kind: str, text: str, mutate: tuple[str, str] | None = None) -> No
     site = Site.of(kind, text, mutate)
     given = drawn(site, 0, 300.0, 20.0)
 
-    def change(at: int) -> None:
+    def change(at: int, split: int) -> None:
         site.phi[:] = (270, 330, 310)[at % 3]
 
     with between_programs(change):
         site.launch(given)
 
 
+def lost(kind: str, text: str, mutate: tuple[str, str] | None = None) -> None:
+    """Raise AssertionError unless keys count whose weights vanish beside a φ that other CTAs of the
+    row do not read any more."""
+    site = Site.of(kind, text, mutate)
+    given = drawn(site, 0, 100.0)
+    given["k"][:, :, 32:, 0] = 0.0  # the second part, whose scores lie about zero
+    with between_programs(lambda at, split: site.phi.fill_((400.0, 0.0)[split])):
+        site.launch(given)
+
+
 @contextmanager
-def between_programs(change: Callable[[int], None]) -> Iterator[None]:
-    """Call it before every program of a launch, with a number that counts them."""
+def between_programs(change: Callable[[int, int], object]) -> Iterator[None]:
+    """Call it before every program of a launch, with a number that counts them, and its split."""
     builder: Any = interpreter_builder
     original, count = builder.set_grid_idx, 0
 
     def indexed(x: int, y: int, z: int) -> None:
         nonlocal count
-        change(count)
+        change(count, y)
         count += 1
         original(x, y, z)
 
@@ -202,7 +212,7 @@ def between_programs(change: Callable[[int], None]) -> Iterator[None]:
         builder.set_grid_idx = original
 
 
-CALLS = {call.__name__: call for call in (settles, orders, strange, stays, disturbed)}
+CALLS = {call.__name__: call for call in (settles, orders, strange, stays, disturbed, lost)}
 
 
 def call(name: str, kind: str, text: str, mutate: tuple[str, str] | None = None) -> None:

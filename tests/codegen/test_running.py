@@ -62,7 +62,13 @@ def test_it_may_change_below_a_launch(interpreted, kind):
     call(interpreted, "disturbed", kind)
 
 
+def test_what_vanished_beside_a_phi_that_is_gone_is_redone(interpreted):
+    call(interpreted, "lost", "decode")
+
+
 MUTANTS = [
+    ("lost", "decode", 'SOFTMAX == "first_tile":\n            # Row',
+     "HAVE_PEAKS:\n            # Row"),
     ("settles", "decode", "old + tl.floor(", "old + 0.0 * tl.floor("),
     long("settles", "prefill", "old + tl.floor(", "old + 0.0 * tl.floor("),
     ("orders", "decode", "before % ONE_ROW == ctas - 1", "before >= 0"),
