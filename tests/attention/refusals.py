@@ -82,6 +82,10 @@ def summed_over_rows(q, k, v):
     return torch.einsum("bhqk,bhqd->bhkd", (q @ k.mT).softmax(-1), v)
 
 
+def summed_over_heads(q, k, v):
+    return torch.einsum("bhqk,bhd->bqkd", (q @ k.mT).softmax(-1), v[:, :, 0])
+
+
 def values_of_each_row(q, k, v):
     return torch.einsum(
         "bhqk,bhqkd->bhqd", (q @ k.mT).softmax(-1), v[:, :, :, None] * k[:, :, None]
@@ -185,6 +189,7 @@ LEFT = {
     "weights_masked": Spelling(weights_masked, "!weights_changed", more=bias),
     "weights_on_the_right": Spelling(weights_on_the_right, "!product", operands=square),
     "summed_over_rows": Spelling(summed_over_rows, "!product", operands=square),
+    "summed_over_heads": Spelling(summed_over_heads, "!product", operands=square),
     "values_of_each_row": Spelling(values_of_each_row, "!product", operands=square),
     "scores_read": Spelling(scores_read, "!scores_read"),
     "scores_read_through_a_view": Spelling(scores_read_through_a_view, "!hidden_write"),
