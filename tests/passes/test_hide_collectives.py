@@ -161,6 +161,7 @@ def code_of(function, values, backend="overlapc", **inductor):
 
 
 @pytest.mark.parametrize("function", [before_it, after_it, gathered])
+@pytest.mark.long
 def test_inductor_hides_nothing_by_default(function):
     found = code_of(function, inputs(), "inductor")
     start = min(map(found.index, {"all_reduce", "all_gather"} & {*found}))
