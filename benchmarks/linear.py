@@ -53,13 +53,19 @@ SHAPES = {"qkv": (1536, 1024), "o": (1024, 1024), "gate": (2816, 1024), "down": 
           "head": (32000, 1024)}  # fmt: skip
 """Columns and contracted size of the layers of a small Llama, and of its vocabulary."""
 COLD_BYTES = 96 << 20
-"""Of weights of one call: three times the last cache of the machine that was measured first."""
-MOST_WEIGHTS = 48
+"""Of weights of one call, at least; more where the last cache is larger."""
+MOST_WEIGHTS = 64
 FEWEST_ROUNDS, MOST_ROUNDS = 15, 100
 EVERYTHING = {"max_autotune": True, "freezing": True}
 """Inductor has C++ templates only for weights that are frozen."""
 
 Call = Callable[[], Any]
+
+
+def last_cache() -> int:
+    """Bytes of the largest cache of this processor; zero where Linux does not say."""
+    sizes = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    return max((int(size.read_text().removesuffix("K\n")) << 10 for size in sizes), default=0)
 
 
 @dataclass(frozen=True)
@@ -77,8 +83,12 @@ class Case:
     @property
     def weights(self) -> int:
         """How many a call reads."""
-        size = self.n * self.k * self.dtype.itemsize
-        return min(MOST_WEIGHTS, max(2, math.ceil(COLD_BYTES / size)))
+        return min(MOST_WEIGHTS, max(2, math.ceil(max(COLD_BYTES, last_cache()) / self.bytes)))
+
+    @property
+    def bytes(self) -> int:
+        """Of one weight."""
+        return self.n * self.k * self.dtype.itemsize
 
     def x(self, rows: int) -> torch.Tensor:
         """So many random rows."""
@@ -174,7 +184,9 @@ def measured(case: Case, model: Layers, rows: int, seconds: float) -> LinearRow:
     varying = decided(one, x, dynamic=True) if rows in VARYING_ROWS else ""
     found = candidates(model, x)
     error = max(error_of(model, x, call) for name, call in found.items() if OVERLAPC in name)
-    return LinearRow(str(case), rows, case.weights, timed(found, seconds), decision, varying, error)
+    read = case.weights * case.bytes
+    times = timed(found, seconds)
+    return LinearRow(str(case), rows, case.weights, read, times, decision, varying, error)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -185,6 +197,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     name, head = given.name or NAME, about("benchmarks.linear", argv or sys.argv[1:], 1)
     head = {k: v for k, v in head.items() if k not in ("ranks", "link")}
     head["threads"] = str(torch.get_num_threads())
+    head["last cache"] = f"{last_cache() >> 20} MiB"
     rows: list[LinearRow] = []
     for case in cases():
         if given.only not in str(case):

@@ -24,7 +24,9 @@ class LinearRow:
     """Its name, sizes and dtype."""
     rows: int
     weights: int
-    """Of as many bytes in turn a call is: what times are divided by."""
+    """So many are read in turn by a call: what times are divided by."""
+    read: int
+    """Bytes of all of them."""
     samples: Samples
     """Seconds of all of them together."""
     decision: str
@@ -43,7 +45,7 @@ class LinearRow:
         return self.samples.ratio(PAIRS[ours], ours).high < min(1.0, noise.low)
 
 
-HEADER = ("layer", "rows", f"{INDUCTOR}, us", "A/A", OVERLAPC, "decision", OVERLAPC_VARYING,
+HEADER = ("layer", "rows", "MiB", f"{INDUCTOR}, us", "A/A", OVERLAPC, "decision", OVERLAPC_VARYING,
           "decision", TUNED, "rounds", "error")  # fmt: skip
 
 
@@ -56,6 +58,7 @@ def cells(row: LinearRow) -> list[str]:
     return [
         row.layer,
         str(row.rows),
+        f"{row.read / (1 << 20):.0f}",
         f"{1e6 * row.samples.median(INDUCTOR) / row.weights:.0f}",
         ratio(INDUCTOR, AGAIN),
         ratio(INDUCTOR, OVERLAPC),
@@ -87,10 +90,11 @@ def verdicts(rows: Sequence[LinearRow]) -> list[str]:
 def page(rows: Sequence[LinearRow], about: Mapping[str, str]) -> str:
     """The whole page."""
     legend = (
-        "Each call reads other weights in turn, so all come from cold caches. Times are of one "
-        "layer. Ratios are of Inductor's time, paired by round in random order, with their 95 % "
-        "sign-test interval: above 1 the other is faster. `A/A` is Inductor against itself, which "
-        "is the noise. overlapc was calibrated first, and what it chose is measured afresh here. "
+        "Each call reads other weights in turn, `MiB` of all layers together: from cold caches "
+        "where the last cache holds less. Times are of one layer. Ratios are of Inductor's time, "
+        "paired by round in random order, with their 95 % sign-test interval: above 1 the other "
+        "is faster. `A/A` is Inductor against itself, which is the noise. overlapc was "
+        "calibrated first, and what it chose is measured afresh here. "
         "`rows vary`: both compiled for any row count (from 2 on; 1 is compiled for by torch). "
         f"`{TUNED}` holds weights as constants, packed anew, and may take Inductor's C++ "
         "templates: it is slow to compile and sees no change of weights; under it overlapc leaves "

@@ -30,7 +30,7 @@ def row_of(**times: float) -> LinearRow:
     names = {"again": AGAIN, "ours": OVERLAPC, "varying": OVERLAPC_VARYING}
     seconds = {INDUCTOR: (1.0,) * 9, VARYING: (1.0,) * 9}
     seconds |= {names[name]: (value,) * 9 for name, value in times.items()}
-    return LinearRow("o", 8, 4, Samples(seconds), "kept [library]", "", 1e-7)
+    return LinearRow("o", 8, 4, 4 << 22, Samples(seconds), "kept [library]", "", 1e-7)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_the_page_names_what_is_slower():
     assert "`overlapc` was surely slower than `inductor` in 1 of 2: o at 8; and more" in said
     assert "`overlapc, rows vary` was surely slower than `inductor, rows vary` in 0 of 1;" in said
     assert all(len(cells(row)) == len(HEADER) for row in rows)
-    assert cells(rows[0])[2] == "250000", "of one of four layers"
+    assert cells(rows[0])[2:4] == ["16", "250000"], "of one of four layers"
 
 
 @pytest.mark.long
@@ -69,7 +69,11 @@ def test_a_part_is_measured_and_written(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("overlapc.runtime.linear_trials.COLD_BYTES", 1)
-    for name, value in {"SHAPES": {"tiny": (24, 32)}, "COLD_BYTES": 1, "FEWEST_ROUNDS": 9}.items():
+    for name, value in {
+        "SHAPES": {"tiny": (24, 32)},
+        "MOST_WEIGHTS": 2,
+        "FEWEST_ROUNDS": 9,
+    }.items():
         monkeypatch.setattr(linear, name, value)
     out = tmp_path / "out"
     given = "--only float32 --rows 1,8 --seconds 0.01 --calibrating 0.01"
