@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -195,11 +194,3 @@ def _repeated(side: torch.Tensor, groups: int) -> torch.Tensor:
     batch, heads, keys, columns = side.shape
     wide = side[:, :, None].expand(batch, heads, groups, keys, columns)
     return wide.reshape(batch, heads * groups, keys, columns)
-
-
-def is_installed(name: str) -> bool:
-    """Whether a module can be imported."""
-    with suppress(ImportError):
-        __import__(name)
-        return True
-    return False
