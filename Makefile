@@ -5,7 +5,8 @@ PYTHON ?= python3
 GPU_PYTHON ?= python3
 PART ?= gemm
 
-# Two tests at a time, those of a file one after another; what measures time runs by itself.
+# Two tests at a time of one thread each, those of a file one after another; what measures time runs by itself.
+ONE_THREAD := OMP_NUM_THREADS=1
 BESIDE := -n 2 --dist loadfile -m "not alone"
 ALONE = -m alone $(shell grep -rlF pytest.mark.alone tests)
 
@@ -33,11 +34,11 @@ demo: setup ## compile a tensor-parallel Llama on this machine, with and without
 	$(BIN)/python -m examples.tensor_parallel_llama
 
 test: setup ## every test that is not marked long (minutes)
-	$(BIN)/python -m pytest $(BESIDE)
+	$(ONE_THREAD) $(BIN)/python -m pytest $(BESIDE)
 	$(BIN)/python -m pytest $(ALONE)
 
 test-long: setup ## every test, full matrices included
-	$(BIN)/python -m pytest --long $(BESIDE)
+	$(ONE_THREAD) $(BIN)/python -m pytest --long $(BESIDE)
 	$(BIN)/python -m pytest --long $(ALONE)
 
 check: setup ## lint, formatting and types
