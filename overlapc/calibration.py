@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from overlapc.errors import GroupError, OptionError, OverlapcError, TargetError
 from overlapc.planning.fitting import with_group_cost
-from overlapc.planning.problem import COLLECTIVES, orders_of
+from overlapc.planning.problem import COLLECTIVES, ITEM_BYTES, orders_of
 from overlapc.planning.target import Source, Target, stored_path
 from overlapc.runtime.contention import contention, pipeline
 from overlapc.runtime.link_curves import measure_link, why_not_sent
@@ -34,9 +34,6 @@ SHIPPED_FOR = {
     "MI300X": "mi300x",
 }
 """Shipped targets by what the device's name contains."""
-
-MEASURED_DTYPES = ("float32", "bfloat16", "float16", "float64")
-"""Of GEMMs that may be measured; those of float8 take scales."""
 
 NOT_MEASURED = (
     *("signal_seconds", "communication_sms", "tile_seconds", "l2_bytes", "l2_bytes_per_second"),
@@ -60,15 +57,16 @@ def calibrate(
     ``save`` each member stores it where `find_target` looks; use ``save=False`` for a link that is
     not the machine's usual one. Without some ``collectives`` the target cannot plan them; those
     that the backend lacks are left out, and logged. GEMMs of float32 are measured, on a GPU of
-    bfloat16 too, which stands for float16, and of ``dtypes`` besides: the target cannot plan
-    others. Raises GroupError where the group is gone or a member leaves, OptionError for a
-    collective or a dtype that is none; nothing outlasts the group's own timeout.
+    bfloat16 too, which stands for float16, and of float8_e4m3fn, which stands for float8_e5m2, and
+    of ``dtypes`` besides: the target cannot plan others. Those that no library computes on the
+    device are left out, and logged. Raises GroupError where the group is gone or a member leaves,
+    OptionError for a collective or a dtype that is none; nothing outlasts the group's own timeout.
     """
-    if strange := sorted(set(dtypes) - set(MEASURED_DTYPES)):
+    if strange := sorted(set(dtypes) - set(ITEM_BYTES)):
         raise OptionError(
             f"GEMMs of {strange[0]!r} are not measured.",
             where="calibrate(dtypes=...)",
-            remedy=f"choose some of {', '.join(MEASURED_DTYPES)}",
+            remedy=f"choose some of {', '.join(ITEM_BYTES)}",
         )
     unknown = sorted(set(collectives) - set(COLLECTIVES))
     if unknown or not collectives:
@@ -97,6 +95,7 @@ def _measured(
     tell: Progress,
 ) -> Target:
     tell("GEMM", 0.0)
+    dtypes = [dtype for dtype in dtypes if _is_computed(bench, dtype)]
     gemm = tuple(bench.gemm(dtype, seconds * GEMM_SHARE / len(dtypes)) for dtype in dtypes)
     target = Target(
         name=target_name(bench.device.type, bench.backend, bench.world_size),
@@ -163,6 +162,16 @@ def _is_sent(bench: Bench, collective: str) -> bool:
     """Whether the backend has a collective; logged where it has not."""
     if said := why_not_sent(bench, collective):
         log.warning("%s is left out, for %s does not send it: %s", collective, bench.backend, said)
+    return not said
+
+
+def _is_computed(bench: Bench, dtype: str) -> bool:
+    """Whether all devices have a GEMM of a dtype; logged where one has not. All have float32's,
+    however busy they are."""
+    if dtype == "float32":
+        return True
+    if said := bench.why_no_gemm(dtype):
+        log.warning("GEMMs of %s are left out: %s", dtype, said)
     return not said
 
 

@@ -151,7 +151,7 @@ class Target:
         """
         rates = self.rates_of(problem.dtype)
         if rates is None:
-            raise self._error(self.lacks(problem))
+            raise self._error(self.lacks(problem), f"{problem.dtype} among its --dtypes")
         return rates
 
     def link(self, problem: Problem) -> Link:
@@ -161,7 +161,8 @@ class Target:
         """
         link = self._nearest_link(problem)
         if link is None:
-            raise self._error(self.lacks(problem))
+            option = f"{problem.collective} among its --collectives"
+            raise self._error(self.lacks(problem), option)
         return link
 
     def rates_of(self, dtype: str) -> GemmRates | None:
@@ -174,12 +175,12 @@ class Target:
         size = problem.world_size
         return min(links, key=lambda x: (abs(x.world_size - size), x.world_size), default=None)
 
-    def _error(self, what: str) -> TargetError:
+    def _error(self, what: str, option: str) -> TargetError:
         return TargetError(
             what,
             where=f"target {self.name} ({self.fingerprint})",
-            remedy="calibrate on this group (overlapc calibrate, with --dtypes or --collectives "
-            "that include it) or give a target that has it",
+            remedy=f"calibrate on this group (overlapc calibrate, {option}) or give a target that "
+            "has it",
         )
 
     def save(self, path: str | Path) -> None:

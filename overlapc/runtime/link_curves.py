@@ -103,9 +103,7 @@ def why_not_sent(bench: Bench, collective: str) -> str:
             work.wait()
     except (RuntimeError, ValueError) as error:
         said = str(error) or type(error).__name__
-    if not bench.slowest(float(bool(said))):
-        return ""
-    return said or "another member cannot send it"
+    return bench.refusal(said)
 
 
 def measure_link(bench: Bench, collective: str, seconds: float) -> Link:

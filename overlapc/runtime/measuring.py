@@ -17,6 +17,7 @@ from overlapc.errors import GroupError, OverlapcError
 from overlapc.planning.fitting import GemmSample, fit_gemm, rounded
 from overlapc.planning.problem import ITEM_BYTES
 from overlapc.planning.rates import GemmRates
+from overlapc.planning.tiles import FP8
 from overlapc.runtime.groups import backend_name
 
 Value = TypeVar("Value")
@@ -44,6 +45,9 @@ with other things, and a link that saves up credit while idle has saved it up.""
 GEMM_BESIDE = (32, 2048, 2048)
 """Rows, columns and contracted size of the GEMM that runs before and beside collectives: a few
 milliseconds on a core, so that many fit, and like a plan's small groups, which feel it most."""
+
+STAND_IN_SECONDS = 0.5
+"""Of that GEMM, a few milliseconds by any library; torch's own loop over float8 took 8 s."""
 
 POINTWISE_BYTES = 1 << 26
 """Read and written by the pointwise work that is timed: more than caches hold."""
@@ -78,7 +82,7 @@ class Bench:
 
     def dtypes(self) -> tuple[str, ...]:
         """Names of the dtypes to measure GEMMs of."""
-        return ("float32", "bfloat16") if self.device.type == "cuda" else ("float32",)
+        return ("float32", "bfloat16", FP8[0]) if self.device.type == "cuda" else ("float32",)
 
     def architecture(self) -> str:
         """What kernels are generated for here, such as ``sm_90``; empty on a processor."""
@@ -126,6 +130,10 @@ class Bench:
         dist.broadcast_object_list(agreed, group=self.group, group_src=0)
         return agreed[0]
 
+    def refusal(self, said: str) -> str:
+        """What is said here against something, or that another member does; empty if none does."""
+        return (said or "another member cannot") if self.slowest(float(bool(said))) else ""
+
     def by_first(self, make: Callable[[], Value]) -> Value:
         """What ``make`` returns on rank 0, where alone it is called, on every member.
 
@@ -150,8 +158,20 @@ class Bench:
 
     # GEMM
 
+    def why_no_gemm(self, dtype: str) -> str:
+        """Why GEMMs of a dtype cannot be measured on some member; empty where they can on all."""
+        said = ""
+        try:
+            call = self.mm(*GEMM_BESIDE, dtype)
+            call()  # which may load a library
+            if (taken := min(self.repeat(call, 0.0))) > STAND_IN_SECONDS:
+                said = f"no library computes them, for one of few rows took {taken:.1f} s"
+        except (RuntimeError, ValueError) as error:
+            said = str(error) or type(error).__name__
+        return self.refusal(said)
+
     def gemm(self, dtype: str, seconds: float) -> GemmRates:
-        """Rates of ``torch.mm`` into rows of an output, while all members compute."""
+        """Rates of `mm`, while all members compute."""
         shapes = sorted(product(GEMM_ROWS, GEMM_WIDTHS), key=lambda s: s[0] * s[1][0] * s[1][1])
         # Every part of the range early on: time may run out.
         shapes = [*shapes[::4], *shapes[2::4], *shapes[1::2]]
@@ -176,9 +196,9 @@ class Bench:
         return GemmRates(dtype, 1.0, 0.0, tile_rows=128, tile_columns=256, resident=processors)
 
     def _pointwise(self, dtype: str) -> float:
-        """Bytes that an addition reads and writes a second."""
-        kind = getattr(torch, dtype)
-        left, right, out = torch.ones(3, POINTWISE_BYTES // 3 // ITEM_BYTES[dtype]).to(
+        """Bytes that an addition reads and writes a second; beside float8 none is of that."""
+        kind = torch.bfloat16 if dtype in FP8 else getattr(torch, dtype)
+        left, right, out = torch.ones(3, POINTWISE_BYTES // 3 // kind.itemsize).to(
             self.device, kind
         )
         self.together()
@@ -189,14 +209,24 @@ class Bench:
     def mm(self, rows: int, n: int, k: int, dtype: str) -> Callable[[], Any]:
         """A GEMM of random operands into rows of an output, to be called again and again.
 
-        B is a transposed weight, as in a linear layer.
+        B is a transposed weight, as in a linear layer. Of float8 the GEMM has a scale for each row
+        of A and column of B, which libraries of processors compute too, and gives bfloat16. B is
+        float8_e4m3fn then: no library multiplies two of the other.
         """
         kind = getattr(torch, dtype)
+        kinds = (kind, getattr(torch, FP8[0])) if dtype in FP8 else (kind, kind)
         left, weight = (
-            torch.randn(shape, device=self.device).to(kind) for shape in ((rows, k), (n, k))
+            torch.randn(shape, device=self.device).to(kind)
+            for shape, kind in zip(((rows, k), (n, k)), kinds, strict=True)
         )
+        kind = torch.bfloat16 if dtype in FP8 else kind
         out = torch.empty(rows, n, dtype=kind, device=self.device)
-        return lambda: torch.mm(left, weight.t(), out=out)
+        if dtype not in FP8:
+            return lambda: torch.mm(left, weight.t(), out=out)
+        of_rows, of_columns = (torch.ones(s, device=self.device) for s in ((rows, 1), (1, n)))
+        return lambda: torch.ops.aten._scaled_mm.out(
+            left, weight.t(), of_rows, of_columns, out_dtype=kind, out=out
+        )
 
     def repeat(self, call: Callable[[], Any], seconds: float) -> list[float]:
         """Times of at least two calls, and of as many as fit."""

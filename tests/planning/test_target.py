@@ -229,6 +229,23 @@ def test_what_a_target_lacks_it_says() -> None:
     assert search.plan(replace(PROBLEM, world_size=1), no_link).code == "serial_one_rank"
 
 
+@pytest.mark.parametrize(
+    ("name", "lacking", "remedy"),
+    [
+        ("a100-nvlink", {"dtype": "float8_e5m2"}, "float8_e5m2 among its --dtypes"),
+        ("cpu", {"dtype": "bfloat16"}, "bfloat16 among its --dtypes"),
+        ("no link", {"dtype": "bfloat16"}, "all_reduce among its --collectives"),
+    ],
+)
+def test_what_is_lacking_has_a_remedy(name: str, lacking: dict[str, str], remedy: str) -> None:
+    """Which names what is lacking. Mutant: the collective and the dtype exchanged."""
+    no_link = replace(Target.load("h100-nvlink"), links=())
+    target = no_link if name == "no link" else Target.load(name)
+    with pytest.raises(TargetError) as caught:
+        search.plan(replace(PROBLEM, **lacking), target)
+    assert remedy in caught.value.remedy
+
+
 def test_the_nearest_group_size_stands_in() -> None:
     target = Target.load("h100-nvlink")
     (eight,) = (link for link in target.links if link.collective == "all_reduce")

@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from random import Random
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -22,9 +23,12 @@ from overlapc.errors import GroupError, OptionError, TargetError
 from overlapc.planning.problem import COLLECTIVES, Problem
 from overlapc.planning.search import plan, plan_gemm
 from overlapc.planning.target import Target, stored_path
+from overlapc.runtime import measuring
+from overlapc.runtime.measuring import Bench
 from overlapc.runtime.sending import Sender
 from tests.planning.machines import random_target
 from tests.ranks import Ranks
+from tests.targets import SLOW_LINK
 
 pytestmark = pytest.mark.alone
 
@@ -233,21 +237,75 @@ def test_only_collectives_can_be_measured(collectives: tuple[str, ...]) -> None:
         calibrate(collectives=collectives, seconds=0.1)
 
 
-def calibrated_for(rank: int, *dtypes: str) -> Target:
-    return calibrate(collectives=["all_reduce"], dtypes=dtypes, seconds=0.5, save=False)
+def calibrated_for(rank: int, *dtypes: str) -> tuple[Target, list[str]]:
+    """Calibrate where rank 1 has no float64 and but a loop for float8; the target, and the log."""
+    mm, lines = Bench.mm, []
+
+    def refusing(self: Bench, rows: int, n: int, k: int, dtype: str) -> Any:
+        if rank and dtype == "float64":
+            raise RuntimeError("no float64 here")
+        if rank and dtype == "float8_e5m2":
+            return lambda: time.sleep(measuring.STAND_IN_SECONDS + 0.01)
+        return mm(self, rows, n, k, dtype)
+
+    logging.getLogger("overlapc.calibration").addFilter(lambda r: lines.append(r.getMessage()))
+    try:
+        # On few and small GEMMs: which are measured is asked here, not what they take.
+        small = {"GEMM_ROWS": (16, 32, 64), "GEMM_WIDTHS": measuring.GEMM_WIDTHS[:4]}
+        small["STAND_IN_SECONDS"] = 0.2
+        with mock.patch.object(Bench, "mm", refusing), mock.patch.multiple(measuring, **small):
+            target = calibrate(collectives=["all_reduce"], dtypes=dtypes, seconds=0.5, save=False)
+    finally:
+        logging.getLogger("overlapc.calibration").filters.clear()
+    return target, lines
 
 
 def test_gemms_of_the_dtypes_that_are_asked_for_are_measured(pair: Ranks) -> None:
-    for target in pair.run(calibrated_for, "float64", "bfloat16"):
-        assert [rates.dtype for rates in target.gemm] == ["float32", "float64", "bfloat16"]
+    """But for those that a member's device has not. Mutants: members that do not tell each other,
+    which would hang, and no look at the time, which would take minutes."""
+    found = pair.run(calibrated_for, "float64", "bfloat16", "float8_e5m2", timeout=60)
+    for (target, lines), why in zip(found, (["another"] * 2, ["no float64", "0.2 s"]), strict=True):
+        assert [rates.dtype for rates in target.gemm] == ["float32", "bfloat16"]
+        assert [line.split()[2] for line in lines] == ["float64", "float8_e5m2"]
+        assert all(said in line for said, line in zip(why, lines, strict=True))
         assert all(rates.flops_per_second > 1e6 for rates in target.gemm)
         made = plan(Problem(512, 256, 256, "float16", "all_reduce", 2), target)
         assert made.serial_seconds > 0
 
 
+def calibrated_for_float8(rank: int) -> Target:
+    """On small GEMMs, or a processor without a library for them would take minutes."""
+    bench = Bench.of(dist.group.WORLD)
+    shapes = {"GEMM_ROWS": (16, 32), "GEMM_WIDTHS": tuple((n, 64) for n in range(32, 224, 32))}
+    with mock.patch.multiple(measuring, **shapes):
+        rates = [bench.gemm(dtype, 0.1) for dtype in ("float8_e4m3fn", "float8_e5m2")]
+    # What is computed, by what is computed in float64 of the same operands.
+    torch.manual_seed(rank)
+    found = bench.mm(16, 32, 64, "float8_e5m2")()
+    torch.manual_seed(rank)
+    left, right = torch.randn(16, 64), torch.randn(32, 64)
+    wanted = left.to(torch.float8_e5m2).double() @ right.to(torch.float8_e4m3fn).double().t()
+    assert found.dtype == torch.bfloat16
+    assert ((found.double() - wanted).norm() / wanted.norm()).item() < 1e-2
+    return replace(SLOW_LINK, gemm=tuple(rates))
+
+
+def test_gemms_of_float8_are_measured_with_scales(pair: Ranks) -> None:
+    """And plans of chains of float8 are made of their rates. Mutants: `torch.mm` of all dtypes,
+    and pointwise work of float8, both of which torch refuses."""
+    for target in pair.run(calibrated_for_float8, timeout=60):
+        for rates in target.gemm:
+            its = Problem(512, 256, 256, rates.dtype, "all_reduce", 2, sent_dtype="bfloat16")
+            slower = replace(rates, flops_per_second=rates.flops_per_second / 2)
+            made, other = (
+                plan(its, replace(target, gemm=(each,)), "serial") for each in (rates, slower)
+            )
+            assert made.predicted_seconds < other.predicted_seconds
+
+
 def test_a_dtype_that_is_not_measured_is_said() -> None:
-    with pytest.raises(OptionError, match=r"float8.*float64"):
-        calibrate(dtypes=("float8_e4m3fn",), seconds=0.1)
+    with pytest.raises(OptionError, match=r"int8.*float64.*float8_e4m3fn"):
+        calibrate(dtypes=("int8",), seconds=0.1)
 
 
 def test_without_a_group_there_is_nothing_to_measure() -> None:
