@@ -129,7 +129,7 @@ def staged(deadline: Deadline, collective: str, by_columns: bool, epilogue: str)
     m, n, k = STAGED_SIZES
     problem = Problem(
         m, n, k, DTYPE, collective, RANKS, order="gemm_first", kernel_sums=MOST_SUMS,
-        row_multiple=int(by_columns),
+        axis=int(by_columns),
     )  # fmt: skip
     target = shipped_target()
     its = site(problem, target, LINKS["NVLink-like"](RANKS), epilogue)

@@ -100,6 +100,9 @@ class Problem:
     program: str = ""
     """Producers of one GEMM and more than a cast: what is computed, as text, for those who run it.
     Nothing is predicted from it, but what was measured holds for the same text."""
+    axis: int = 0
+    """What is scattered or gathered of rows that come in units of ``row_multiple``: 0 units, or 1 a
+    part of every unit, so that groups are plain bands."""
 
     def __post_init__(self) -> None:
         for name in _SIZES:
@@ -110,6 +113,8 @@ class Problem:
                 raise self._error(f"{name} is {value}, but sizes are not negative")
         if self.world_size < 1:
             raise self._error(f"world_size is {self.world_size}, but a group has members")
+        if self.axis not in (0, 1):
+            raise self._error(f"axis is {self.axis!r}, not 0 or 1")
         if self.blocks < 1:
             raise self._error(f"blocks is {self.blocks}, but rows are at least one block")
         if self.dtype not in ITEM_BYTES:
@@ -146,13 +151,14 @@ class Problem:
             order=COLLECTIVE_FIRST if self.is_consumer else GEMM_FIRST,
             sent_dtype=self.sent_dtype or self.dtype,
             row_multiple=self.granule,
-            local_first=self.local_first and self.is_consumer,
+            local_first=self.local_first and self.is_consumer and self._moves_units,
             cuts_columns=COLUMNS in self.dimensions,
             kernel_sums=0 if self.is_consumer else self.kernel_sums,
             takes_map=self.takes_map and self.collective == "all_reduce" and self.kernel_sums > 0,
             blocks=self.blocks if self.parts > 1 and not self.is_consumer else 1,
             deals_unevenly=self.deals_unevenly and not self.is_consumer,
             program="" if self.is_consumer else self.program,
+            axis=0 if self.collective == "all_reduce" else self.axis,
         )
 
     @property
@@ -174,7 +180,7 @@ class Problem:
     @property
     def granule(self) -> int:
         """Every group of rows is a multiple of so many."""
-        return self.row_multiple or (1 if self.collective == "all_reduce" else self.world_size)
+        return self.row_multiple or (self.world_size if self._moves_units else 1)
 
     @property
     def dimensions(self) -> tuple[str, ...]:
@@ -183,9 +189,15 @@ class Problem:
 
     @property
     def parts(self) -> int:
-        """Ranks that rows of C are dealt out to, each as many; 1 where they are not."""
-        is_dealt = self.collective != "all_reduce" and self.granule % self.world_size == 0
+        """Ranks that rows of C are dealt out to, or of A come from, each as many; 1 where a group
+        is a plain band."""
+        is_dealt = self._moves_units and self.granule % self.world_size == 0
         return self.world_size if is_dealt and not self.deals_unevenly else 1
+
+    @property
+    def _moves_units(self) -> bool:
+        """Whether each rank sends or gets rows of its own."""
+        return self.collective != "all_reduce" and self.axis == 0
 
     @property
     def run_rows(self) -> int:
@@ -251,4 +263,5 @@ class Problem:
 
     def local_rows(self, rows: int) -> int:
         """How many of a group's rows are computed before it has come."""
-        return rows // self.world_size if self.is_consumer and self.local_first else 0
+        is_first = self.is_consumer and self.local_first and self._moves_units
+        return rows // self.world_size if is_first else 0

@@ -20,7 +20,7 @@ from overlapc.planning.rates import GemmRates, Link
 from overlapc.planning.records import check_format, from_value, to_value
 from overlapc.planning.tuned import TunedPlan
 
-FORMAT = 5
+FORMAT = 6
 """Version of the files that `save` writes: one more whenever a record gets a field. Files of every
 version before are read, and what they lack has a default; a newer one is refused."""
 

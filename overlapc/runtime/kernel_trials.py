@@ -46,16 +46,13 @@ class KernelTrial:
     def spec(self, plan: Plan | None = None) -> ChainSpec:
         """The chain of the problem; of a plan of tiles it gives them as they lie."""
         p = self.problem
-        # Of units of several rows, those along the other dimension may divide by the ranks as well.
-        dealt = self.program.rows_per_unit * p.world_size
-        is_dealt = p.collective == "all_reduce" or p.granule % dealt == 0
         return ChainSpec(
             kind=p.kind,
             target=self.target.fingerprint,
             options="",
             program=self.program.program,
             schedule="signaled",
-            axis=0 if is_dealt else 1,
+            axis=p.axis,
             takes_map=p.takes_map,
             packed=plan.tile if plan and plan.by == TILES else None,
         )

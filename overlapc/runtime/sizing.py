@@ -85,7 +85,7 @@ def problem_of(
         order=COLLECTIVE_FIRST if spec.is_consumer else GEMM_FIRST,
         sent_dtype=_name(sent.dtype),
         row_multiple=rows_per_unit * world_size if dealt else rows_per_unit,
-        local_first=spec.axis == 0,
+        axis=spec.axis,
         cuts_columns=_column_operands(spec, operands, values) is not None,
         kernel_sums=_kernel_sums(spec, operands),
         blocks=outer if dealt and not spec.is_consumer else 1,

@@ -63,17 +63,10 @@ class Trial:
         return getattr(torch, self.problem.sent_dtype or self.problem.dtype)
 
     @cached_property
-    def _shards(self) -> int:
-        """Ranks that rows are dealt out to or come from; 1 where a group is a plain band."""
-        is_dealt = self.problem.collective != "all_reduce"
-        is_even = self.problem.granule % self.problem.world_size == 0
-        return self.problem.world_size if is_dealt and is_even else 1
-
-    @cached_property
     def _a(self) -> torch.Tensor:
         """``[shards, rows, k]``."""
         p = self.problem
-        return self._random(p.m, p.k).unflatten(0, (self._shards, -1))
+        return self._random(p.m, p.k).unflatten(0, (p.parts, -1))
 
     @cached_property
     def _b(self) -> torch.Tensor:
@@ -85,7 +78,7 @@ class Trial:
         """``[shards, rows, n]``."""
         p = self.problem
         out = torch.empty(p.m, p.n, dtype=self._dtype, device=self.device)
-        return out.unflatten(0, (self._shards, -1))
+        return out.unflatten(0, (p.parts, -1))
 
     @cached_property
     def _come(self) -> torch.Tensor:
@@ -150,7 +143,8 @@ class Trial:
         return waited
 
     def _consume(self, rows: Sequence[int]) -> float:
-        p, shards = self.problem, self._shards
+        p = self.problem
+        shards = p.parts
         bands = list(self._bands(rows))
         # Of an all-gather every rank sends its own rows, of an all-to-all some of everyone's.
         mine = self._a[:1] if p.collective == "all_gather" else self._a
@@ -174,7 +168,7 @@ class Trial:
 
     def _bands(self, rows: Sequence[int]) -> list[tuple[int, int]]:
         """First and last row of each group on every shard."""
-        return list(pairwise([0, *(end // self._shards for end in accumulate(rows))]))
+        return list(pairwise([0, *(end // self.problem.parts for end in accumulate(rows))]))
 
     def _start(self, sent: torch.Tensor, count: int = 0, *, is_plain: bool = False) -> _Started:
         """Send a group, flat; ``count`` elements come, by default as many as are sent.

@@ -46,7 +46,20 @@ def test_only_consumers_have_rows_of_their_own_first() -> None:
     gather = replace(AR, collective="all_gather")
     assert gather.local_rows(40) == 10
     assert replace(gather, local_first=False).local_rows(40) == 0
+    assert replace(gather, axis=1).local_rows(40) == 0
     assert AR.local_rows(40) == 0
+
+
+def test_along_dimension_1_groups_are_plain_bands() -> None:
+    """However many rows a unit has. An all-reduce has no such dimension."""
+    scatter = replace(AR, collective="reduce_scatter", row_multiple=8)
+    across = replace(scatter, axis=1)
+    assert (scatter.parts, across.parts) == (4, 1)
+    assert (scatter.run_rows, across.run_rows) == (16, 64)
+    assert (scatter.granule, across.granule) == (8, 8)
+    assert replace(across, row_multiple=0, m=66).granule == 1
+    assert across.resolved() != scatter.resolved()
+    assert replace(AR, axis=1).resolved() == AR.resolved()
 
 
 def test_what_means_the_same_is_equal_once_resolved() -> None:
@@ -79,6 +92,7 @@ def test_what_means_the_same_is_equal_once_resolved() -> None:
         ({"m": 64.0}, "m is 64.0, not an integer"),
         ({"n": "48"}, "n is '48', not an integer"),
         ({"k": True}, "k is True, not an integer"),
+        ({"axis": 2}, "axis is 2, not 0 or 1"),
         ({"world_size": 0}, "a group has members"),
         ({"world_size": None}, "world_size is None, not an integer"),
         ({"dtype": "int32"}, "dtype 'int32'"),

@@ -175,7 +175,7 @@ def test_a_trial_computes_the_chain(name: str, kind: str, pair: Ranks) -> None:
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_a_trial_is_dealt_out_along_the_dimension_of_its_chain(axis: int) -> None:
-    """Units of four rows, which two ranks divide as well. Mutant: one that forgets the units."""
+    """Units of four rows, which two ranks divide as well. Mutant: one that takes the rows alone."""
     its = problem("batches", "gemm_reduce_scatter", axis)
     trial = KernelTrial(its, SLOW_LINK, mock.Mock(), torch.device("cpu"))
     assert trial.spec().axis == axis

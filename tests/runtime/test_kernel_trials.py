@@ -45,7 +45,7 @@ PROBLEMS = {
         1536, 192, 24, "float32", "reduce_scatter", 2, kernel_sums=MOST_SUMS, blocks=2
     ),
     "by columns": Problem(
-        1536, 192, 24, "float32", "reduce_scatter", 2, kernel_sums=MOST_SUMS, row_multiple=1
+        1536, 192, 24, "float32", "reduce_scatter", 2, kernel_sums=MOST_SUMS, axis=1
     ),
     "cast": Problem(
         1536, 192, 24, "float32", "all_to_all", 2, order="gemm_first", sent_dtype="bfloat16",

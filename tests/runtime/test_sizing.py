@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
 
 from overlapc.errors import ProblemError
 from overlapc.planning.problem import Problem
-from overlapc.planning.tiles import MOST_SUMS, SPARING_SUMS
+from overlapc.planning.tiles import MOST_SUMS, SPARING_SUMS, Tile
+from overlapc.runtime.layout import Dealing, producer_parts
 from overlapc.runtime.program import ROWS, WHOLE, Program, Step
 from overlapc.runtime.sizing import problem_of
 from tests.runtime.chains import chain
@@ -92,7 +94,8 @@ def test_a_chain_is_one_problem(case):
 def test_columns_are_cut_by_whole_units_and_have_no_local_rows():
     found = problem("all_gather_gemm", "bmm", EXPERTS, axis=1)
     assert (found.m, found.k, found.row_multiple) == (EXPERTS * CAPACITY * RANKS, K, 2 * CAPACITY)
-    assert not found.local_first
+    assert found.local_rows(found.m) == 0
+    assert not found.resolved().local_first
 
 
 def test_uneven_rows_are_those_that_arrive():
@@ -137,6 +140,37 @@ def test_a_problem_says_how_rows_are_dealt_out():
     assert problem_of(across, *sizes).parts == 1
     assert problem("gemm_all_to_all", "mm", 12, receives=(3, 9)).deals_unevenly
     assert not problem("all_to_all_gemm", "mm", 12, receives=(3, 9)).deals_unevenly
+
+
+def in_units(kind, axis, units, rows, ranks):
+    """A problem of units of so many rows, and how the ops deal them out."""
+    steps = (
+        Step("aten.view.default", (operand(0), (-1, 4))),
+        Step("aten.mm.default", (value(0), operand(1))),
+        Step("aten.view.default", (value(1), (-1, rows, 64))),
+    )
+    spec = chain(kind, Program((ROWS, WHOLE), steps, value(2)), SLOW_LINK, axis=axis)
+    found = problem_of(spec, [(units, rows, 4), (4, 64)], [torch.bfloat16] * 2, ranks)
+    return found, Dealing(spec.collective, axis, units, ranks, 0)
+
+
+@pytest.mark.parametrize("kind", ["gemm_all_reduce", "gemm_reduce_scatter", "gemm_all_to_all"])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_groups_of_a_kernel_end_between_tiles_of_what_the_ops_compute(kind, axis):
+    """Every cut in two, beside the units that the op computes first. Units along dimension 1 may
+    have as many rows as the ranks divide. Mutant: `Problem.parts` that ignores the axis."""
+    tile = Tile(2, 16, 32, 4, 3)
+    for rows, ranks, each in product((1, 2, 3, 4, 6), (2, 3), (2, 3, 4)):
+        found, deal = in_units(kind, axis, each * ranks, rows, ranks)
+        cuts = [(count, deal.each - count) for count in range(1, deal.each)]
+        assert cuts
+        for cut in cuts:
+            first, second = producer_parts(deal, cut)
+            assert found.parts == len(first.computed.slices)
+            fits = all(length * rows % tile.block_m == 0 for _, length in first.computed.slices)
+            counts = [part.computed.count * rows for part in (first, second)]
+            assert found.is_cut_by(counts)
+            assert found.is_cut_by(counts, tile=tile) == fits
 
 
 @pytest.mark.parametrize(("units", "k", "n"), [(0, 4, 4), (4, 0, 4), (4, 4, 0)])
