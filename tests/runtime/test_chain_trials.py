@@ -246,6 +246,26 @@ def test_what_cannot_be_tried_this_time_keeps_what_was_measured(pair: Ranks) -> 
         assert what.startswith("None of 1 chains")
 
 
+def test_what_failed_is_not_made_again_for_each_plan() -> None:
+    """Inductor takes seconds for a chain. Mutant: trials that forget what failed."""
+    made: list[str] = []
+
+    def fails(self: Trial) -> Any:
+        made.append(self.problem.program)
+        raise NotImplementedError("no such op here")
+
+    failing, other = problem("epilogue"), problem("batches")
+    trials = Trials(mock.Mock(), torch.device("cpu"), SLOW_LINK)
+    with mock.patch.object(Trial, "alone", property(fails)):
+        for rows in ((32, 64), (48, 48), (M,)):
+            assert not trials.can_run(plan_rows(failing, SLOW_LINK, rows))
+        assert not trials.can_run(in_parts(other))
+        assert not trials.can_run(in_parts(failing))  # nor after another was tried
+    assert made == [failing.program, other.program]
+    with uncompiled():
+        assert trials.can_run(in_parts(problem("keeping")))  # nor does it hold for others
+
+
 def compiled(rank: int, its: Problem) -> float:
     target = tune_chains([its], target=SLOW_LINK, seconds=0.1, save=False)
     return target.tuned[0].seconds
