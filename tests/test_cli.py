@@ -81,6 +81,13 @@ def error_of(capsys, *arguments: str) -> str:
     return captured.err
 
 
+@pytest.mark.parametrize("command", ["calibrate --softmax nowhere:build", "targets"])
+def test_a_misspelled_variable_is_an_error_of_every_command(capsys, monkeypatch, command):
+    """Mutant: commands that leave the environment to what they compile, which may be nothing."""
+    monkeypatch.setenv("OVERLAPC_DUMPS", "/tmp")
+    assert "did you mean 'OVERLAPC_DUMP'" in error_of(capsys, *command.split())
+
+
 def test_plan_prints_what_the_planner_says(capsys):
     assert main([*GEMM, "--collective", "all_reduce"]) == 0
     expected = plan_gemm(

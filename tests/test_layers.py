@@ -41,8 +41,8 @@ MAY_IMPORT = {
     "linear_tuning": "errors planning passes runtime explaining calibration",
     "attention_tuning": "errors planning runtime explaining calibration",
     "softmax_tuning": "errors planning graphs runtime calibration",
-    "cli": "errors planning reporting explaining calibration tuning linear_tuning attention_tuning"
-    " softmax_tuning",
+    "cli": "errors options planning reporting explaining calibration tuning linear_tuning"
+    " attention_tuning softmax_tuning",
     "overlapc": "options planning reporting backend explaining calibration",
 }
 """Parts of the package in the order of their layers, and the parts that each may import."""

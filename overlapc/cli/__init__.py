@@ -18,6 +18,7 @@ from overlapc.cli.calibrate import add_calibrate
 from overlapc.cli.callables import import_here, model_and_inputs
 from overlapc.cli.plan import add_plan, count
 from overlapc.errors import CommandError, OverlapcError
+from overlapc.options import from_user
 from overlapc.reporting.records import Report
 from overlapc.reporting.table import WIDTH, show
 from overlapc.reporting.target_table import target_table
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return 0, or 2 after an error of ours, printed as one message."""
     chosen = _parser().parse_args(arguments)
     try:
+        from_user(None)  # what is misspelled in the environment is an error of every command
         chosen.run(chosen)
         sys.stdout.flush()
     except BrokenPipeError:
