@@ -93,12 +93,12 @@ class Problem:
     takes_map: bool = False
     """Whoever reads the result of an all-reduce can read it where the tiles of a kernel lie."""
     blocks: int = 1
-    """Producers: blocks of rows of C, one after another, each of which is dealt out to all ranks.
-    They do not divide m where rows are only tried."""
+    """Blocks of rows, one after another, each of which is dealt out to all ranks, or comes from
+    all. They do not divide m where rows are only tried."""
     deals_unevenly: bool = False
     """Producers: ranks get different numbers of rows."""
     program: str = ""
-    """Producers of one GEMM and more than a cast: what is computed, as text, for those who run it.
+    """What is computed, as text, for those who run it, where it is more than a GEMM and a cast.
     Nothing is predicted from it, but what was measured holds for the same text."""
     axis: int = 0
     """What is scattered or gathered of rows that come in units of ``row_multiple``: 0 units, or 1 a
@@ -155,9 +155,8 @@ class Problem:
             cuts_columns=COLUMNS in self.dimensions,
             kernel_sums=0 if self.is_consumer else self.kernel_sums,
             takes_map=self.takes_map and self.collective == "all_reduce" and self.kernel_sums > 0,
-            blocks=self.blocks if self.parts > 1 and not self.is_consumer else 1,
+            blocks=self.blocks if self.parts > 1 else 1,
             deals_unevenly=self.deals_unevenly and not self.is_consumer,
-            program="" if self.is_consumer else self.program,
             axis=0 if self.collective == "all_reduce" else self.axis,
         )
 

@@ -19,7 +19,7 @@ from overlapc.runtime.plans import remember
 from overlapc.runtime.preparing import Chain, Ready, assemble, cut_of
 from overlapc.runtime.signaled import why_not_signaled
 from overlapc.runtime.spec import ChainSpec
-from overlapc.runtime.trial_programs import TrialProgram
+from overlapc.runtime.trial_programs import TrialProgram, sent_of
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,10 @@ class KernelTrial:
 
     @cached_property
     def operands(self) -> list[torch.Tensor]:
-        """Random: A[m, k], B[k, n], a transposed weight, and what pointwise work reads."""
-        return self.program.tensors(self.problem.m, self.device)
+        """Random: A[m, k], B[k, n], a transposed weight, and what pointwise work reads. Of a
+        consumer the first is what this rank sends."""
+        first, *others = self.program.tensors(self.problem.m, self.device)
+        return [sent_of(self.problem, first) if self.problem.is_consumer else first, *others]
 
     def spec(self, plan: Plan | None = None) -> ChainSpec:
         """The chain of the problem; of a plan of tiles it gives them as they lie."""

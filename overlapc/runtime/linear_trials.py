@@ -142,7 +142,7 @@ def graph_of(program: Program) -> fx.GraphModule:
         args = tuple(fill(arg, operands, values) for arg in step.args)
         named = {name: fill(arg, operands, values) for name, arg in step.kwargs}
         values.append(graph.call_function(overload(step.op), args, named))
-    results = [values[result.index] for result in program.results]
+    results = [fill(result, operands, values) for result in program.results]
     graph.output(tuple(results) if len(results) > 1 else results[0])
     return fx.GraphModule(torch.nn.Module(), graph)
 

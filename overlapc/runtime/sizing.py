@@ -88,10 +88,10 @@ def problem_of(
         axis=spec.axis,
         cuts_columns=_column_operands(spec, operands, values) is not None,
         kernel_sums=_kernel_sums(spec, operands),
-        blocks=outer if dealt and not spec.is_consumer else 1,
+        blocks=outer if dealt else 1,
         deals_unevenly=bool(receives) and not spec.is_consumer,
         takes_map=spec.takes_map,
-        program="" if receives or len(gemms) != 1 else text_of(spec, operands, rows_per_unit),
+        program="" if receives else text_of(spec, operands, rows_per_unit),
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from overlapc.planning.problem import Problem
+from overlapc.runtime import columns
 from overlapc.runtime.execution import is_view, overload
 from overlapc.runtime.program import OFFSETS, ROWS, WHOLE, Program, Ref, Step, canonical
 from overlapc.runtime.spec import ChainSpec
@@ -16,27 +17,55 @@ from overlapc.runtime.spec import ChainSpec
 CAST = "prims.convert_element_type.default"
 CASTS = (CAST, "aten._to_copy.default")
 MM = "aten.mm.default"
-RIGHT = {MM: 1, "aten.addmm.default": 2, "aten._scaled_mm.default": 1}
+RIGHT = {
+    MM: 1,
+    "aten.addmm.default": 2,
+    "aten.bmm.default": 1,
+    "aten.baddbmm.default": 2,
+    "aten._scaled_mm.default": 1,
+}
 """Which argument of a GEMM that is tried is B."""
 
 
 def text_of(spec: ChainSpec, operands: Sequence[torch.Tensor], rows_per_unit: int) -> str:
-    """Return a producer's program and its operands but for their units, as `TrialProgram` reads
-    them; empty where a trial needs no more than the problem's sizes, or cannot compute the chain.
+    """Return a chain's program and its operands but for their units, as `TrialProgram` reads them;
+    empty where a trial needs no more than the problem's sizes, or cannot compute the chain.
 
-    ``rows_per_unit``: rows of the one GEMM in a unit, which is what operands have in dimension 0.
+    ``operands`` are those of the program: of a consumer the first is what has come.
+    ``rows_per_unit``: rows of the first GEMM in a unit, which is what operands have in dimension 0.
     """
     program = spec.program
     ops = [step.op for step in program.steps if not is_view(overload(step.op))]
-    if spec.is_consumer or OFFSETS in program.modes:
-        return ""
-    is_plain = ops[:1] == [MM] and all(op in CASTS for op in ops[1:]) and not program.kept
-    if is_plain or not ops or ops[0] not in RIGHT:
+    is_plain = ops[:1] == [MM] and all(op in CASTS for op in ops[1:]) and len(program.results) == 1
+    if is_plain or OFFSETS in program.modes or not RIGHT.keys() & set(ops):
         return ""
     given = zip(program.modes, operands, strict=True)
     facts = [[_name(t.dtype), list(t.shape)[mode == ROWS :]] for mode, t in given]
     values = {"program": program.value(), "operands": facts, "rows": rows_per_unit}
     return canonical(values)
+
+
+def sent_of(problem: Problem, come: torch.Tensor) -> torch.Tensor:
+    """Return what a rank may send, so that ``come`` is like what comes of a consumer's collective.
+
+    It is contiguous, and in the order of the ranks that get it.
+    """
+    ranks = problem.world_size
+    packed = columns.pack(come, ranks) if problem.axis else come
+    if problem.collective == "all_to_all":
+        return packed
+    return packed[: len(packed) // ranks]
+
+
+def placed(problem: Problem, landed: torch.Tensor, come: torch.Tensor) -> torch.Tensor:
+    """Return what has come, flat and in the order of the ranks that sent it, as ``come`` lies."""
+    ranks, outer = problem.world_size, problem.blocks
+    if problem.axis:
+        units, width, *rest = come.shape
+        return columns.unpack(landed.view(ranks * units, width // ranks, *rest), ranks)
+    if outer > 1:
+        landed = landed.view(ranks, outer, -1).transpose(0, 1).contiguous()
+    return landed.view(come.shape)
 
 
 @dataclass(frozen=True)
@@ -63,13 +92,14 @@ class TrialProgram:
         return cls(program, ((p.dtype, (p.k,)), (p.dtype, (p.k, p.n))))
 
     def tensors(self, rows: int, device: torch.device) -> list[torch.Tensor]:
-        """Random operands of so many rows; B is a transposed weight, as a linear layer has it."""
+        """Random operands of so many rows; B is a transposed weight, as a linear layer has it, and
+        those of experts are not."""
         rights = [s.args[RIGHT[s.op]] for s in self.program.steps if s.op in RIGHT]
         made = []
         for index, (name, sizes) in enumerate(self.operands):
             by_rows = self.program.modes[index] == ROWS
             shape = (rows // self.rows_per_unit, *sizes) if by_rows else sizes
-            is_right = Ref("operand", index) in rights
+            is_right = len(shape) == 2 and Ref("operand", index) in rights
             shape = shape[::-1] if is_right else shape
             tensor = torch.randn(shape, device=device).to(getattr(torch, name))
             made.append(tensor.t() if is_right else tensor)

@@ -19,7 +19,7 @@ from overlapc.runtime.execution import function
 from overlapc.runtime.kernel_trials import KernelTrial
 from overlapc.runtime.linear_trials import graph_of
 from overlapc.runtime.sending import Sender, Work
-from overlapc.runtime.trial_programs import TrialProgram
+from overlapc.runtime.trial_programs import TrialProgram, placed, sent_of
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,10 @@ class Trial:
 
     def __post_init__(self) -> None:
         # Before any run: making operands takes longer than computing with them.
-        if self.problem.program:
+        if self.problem.is_consumer and self.problem.program:
+            self.alone(self._operands[0])
+            _ = self._mine
+        elif self.problem.program:
             self.alone()
         else:
             _ = self._a, self._b, self._out, self._come
@@ -92,18 +95,28 @@ class Trial:
         return Sender(self.problem.collective, "sum")
 
     @cached_property
-    def alone(self) -> Callable[[], torch.Tensor]:
-        """Computes a problem with a program as a graph that is left alone: the library its GEMM,
-        and one kernel all pointwise work."""
-        its = TrialProgram.of(self.problem)
-        operands, compute = its.tensors(self.problem.m, self.device), function(its.program)
-        if len(its.program.steps) == 1:
-            return lambda: compute(operands, ())[0]
+    def alone(self) -> Callable[..., torch.Tensor]:
+        """Computes a problem with a program as a graph that is left alone: the library its GEMMs,
+        and one kernel all pointwise work. Of a consumer it is given what has come."""
+        program = TrialProgram.of(self.problem).program
+        given, compute = self._operands[self.problem.is_consumer :], function(program)
+        if len(program.steps) == 1:
+            return lambda *come: compute((*come, *given), ())[0]
         # Whole, or the comparison would not be with what Inductor makes of it.
-        run = torch.compile(graph_of(its.program), dynamic=False, fullgraph=True)
-        if its.program.kept:
-            return lambda: run(*operands)[0]
-        return lambda: run(*operands)
+        run = torch.compile(graph_of(program), dynamic=False, fullgraph=True)
+        if len(program.results) > 1:
+            return lambda *come: run(*come, *given)[0]
+        return lambda *come: run(*come, *given)
+
+    @cached_property
+    def _operands(self) -> list[torch.Tensor]:
+        """Of a problem with a program."""
+        return TrialProgram.of(self.problem).tensors(self.problem.m, self.device)
+
+    @cached_property
+    def _mine(self) -> torch.Tensor:
+        """What this rank sends to a consumer with a program."""
+        return sent_of(self.problem, self._operands[0])
 
     def _random(self, rows: int, columns: int) -> torch.Tensor:
         return torch.randn(rows, columns, device=self.device).to(self._dtype)
@@ -144,6 +157,13 @@ class Trial:
 
     def _consume(self, rows: Sequence[int]) -> float:
         p = self.problem
+        if p.program:
+            assert len(rows) == 1, "a trial of the library alone has one group"
+            come = self._operands[0]
+            started = self._start(self._mine.flatten(), come.numel(), is_plain=True)
+            waited = self._wait_for([started])
+            self.alone(placed(p, started.landing, come))
+            return waited
         shards = p.parts
         bands = list(self._bands(rows))
         # Of an all-gather every rank sends its own rows, of an all-to-all some of everyone's.

@@ -21,7 +21,10 @@ from overlapc.planning.target import Target
 from overlapc.planning.tuned import TunedPlan
 from overlapc.runtime import measuring, reference
 from overlapc.runtime.column_producers import ColumnProducer
+from overlapc.runtime.consumers import Consumer
+from overlapc.runtime.execution import function
 from overlapc.runtime.kernel_trials import KernelTrial
+from overlapc.runtime.linear_trials import graph_of
 from overlapc.runtime.producers import Producer
 from overlapc.runtime.program import ROWS, WHOLE, Program, Step
 from overlapc.runtime.sizing import problem_of
@@ -65,14 +68,37 @@ SCALED = Program(
     ),
     value(0),
 )
+SEVERAL = Program(
+    (ROWS, WHOLE, WHOLE),
+    (
+        Step("aten.mm.default", (operand(0), operand(1))),
+        Step("aten.silu.default", (value(0),)),
+        Step("aten.mm.default", (operand(0), operand(2))),
+        Step("aten.mul.Tensor", (value(1), value(2))),
+    ),
+    value(3),
+)
+EXPERTS = Program((ROWS, ROWS), (Step("aten.bmm.default", (operand(0), operand(1))),), value(0))
 CASES = {
     "epilogue": (EPILOGUE, [(M, K), (K, N), (N,), (M, N)], ["float32"] * 4),
     "keeping": (KEEPING, [(M, K), (K, N), (N,), (M, N)], ["float32"] * 4),
     "batches": (BATCHES, [(M // 4, 4, K), (K, N), (M // 4, 4, N)], ["float32"] * 3),
+    "several": (SEVERAL, [(M, K), (K, N), (K, N)], ["float32"] * 3),
+    "experts": (EXPERTS, [(M // 4, 4, K), (M // 4, K, N)], ["float32"] * 2),
     "scaled": (SCALED, [(M, K), (K, N), (M, 1), (1, N)], [FP8, FP8, "float32", "float32"]),
 }
-BOUNDS = {"epilogue": 2e-6, "keeping": 2e-6, "batches": 2e-6, "scaled": 1e-2}
 KINDS = ("gemm_all_reduce", "gemm_reduce_scatter", "gemm_all_to_all")
+CONSUMERS = {
+    "epilogue": [("all_gather_gemm", 0), ("all_to_all_gemm", 0)],
+    "keeping": [("all_gather_gemm", 0)],
+    "batches": [("all_gather_gemm", 1), ("all_to_all_gemm", 1)],
+    "several": [("all_gather_gemm", 0)],
+    "experts": [("all_gather_gemm", 1), ("all_to_all_gemm", 0)],
+    "scaled": [("all_gather_gemm", 0)],
+}
+"""Kinds and dimensions with which each case is tried as a consumer."""
+TRIED = [(name, kind, 0) for name in CASES for kind in KINDS]
+TRIED += [(name, *case) for name, cases in CONSUMERS.items() for case in cases]
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +109,23 @@ def pair() -> Iterator[Ranks]:
 
 
 def problem(name: str, kind: str = "gemm_all_reduce", axis: int = 0) -> Problem:
-    program, shapes, dtypes = CASES[name]
+    program, (first, *shapes), dtypes = CASES[name]
+    if kind.endswith("_gemm"):
+        program = consuming(program)
+        units, width, *rest = first
+        if kind == "all_gather_gemm":
+            first = (units, width // 2, *rest) if axis else (units // 2, width, *rest)
+        elif axis:
+            first = (2 * units, width // 2, *rest)
     spec = chain(kind, program, SLOW_LINK, axis=axis)
-    return problem_of(spec, shapes, [getattr(torch, dtype) for dtype in dtypes], 2)
+    return problem_of(spec, [first, *shapes], [getattr(torch, dtype) for dtype in dtypes], 2)
+
+
+def consuming(program: Program) -> Program:
+    """The same after a collective; of what keeps values, the gathered tensor is kept as well."""
+    assert program.sent is not None
+    more = (*program.kept, operand(0)) if program.kept else ()
+    return replace(program, sent=None, kept=(program.sent, *more))
 
 
 def in_parts(its: Problem) -> Plan:
@@ -112,7 +152,7 @@ def test_a_problem_says_what_is_computed(name: str) -> None:
         wanted = [(s[0] * rows // M, *s[1:]) if mode == ROWS else s for s, mode in modes]
         assert [tuple(t.shape) for t in made] == wanted
         assert [t.dtype for t in made] == [getattr(torch, dtype) for dtype in dtypes]
-        assert made[1].stride() == (1, K)
+        assert made[1].stride()[-2:] == ((1, K) if made[1].dim() == 2 else (N, 1))
     made = plan(its, SLOW_LINK)
     assert Plan.from_json(made.to_json()).problem == its
 
@@ -146,17 +186,17 @@ def run(rank: int, its: Problem) -> tuple[float, list[Program], float]:
 
         return mock.patch.object(producer, "__call__", run)
 
-    with spied(Producer), spied(ColumnProducer), uncompiled():
+    with spied(Producer), spied(ColumnProducer), spied(Consumer), uncompiled():
         trials = Trials(group, torch.device("cpu"), SLOW_LINK)
         assert all(trials.can_run(each) for each in (made, plan_rows(its, SLOW_LINK, (its.m,))))
         assert trials.run(made) > 0
         assert trials.run(plan_rows(its, SLOW_LINK, (its.m,))) > 0
         its_own = TrialProgram.of(its).tensors(its.m, torch.device("cpu"))
         with mock.patch.object(TrialProgram, "tensors", return_value=its_own):
-            alone = Trial(its, group, torch.device("cpu")).alone()
-    spec = replace(trial.spec(made), kind="gemm_all_reduce")
-    with mock.patch.object(reference, "_communicated", lambda spec, sent, *_: sent):
-        whole, *_ = reference.chain(spec, its_own)
+            alone = Trial(its, group, torch.device("cpu")).alone(*its_own[: its.is_consumer])
+    stays = {"_communicated": lambda spec, sent, *_: sent, "_gathered": lambda spec, come, *_: come}
+    with mock.patch.multiple(reference, **stays):
+        whole, *_ = reference.chain(trial.spec(made), its_own)
     return error, ran, error_of(alone, whole)
 
 
@@ -164,13 +204,50 @@ def error_of(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return ((found.double() - wanted).norm() / wanted.norm()).item()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", CASES)
-def test_a_trial_computes_the_chain(name: str, kind: str, pair: Ranks) -> None:
-    """Mutants: `Trials.run` that looks at the tile alone, a trial of the GEMM without the rest."""
-    for error, ran, alone in pair.run(run, problem(name, kind)):
-        assert max(error, alone) < BOUNDS[name]
-        assert ran == [CASES[name][0]]
+@pytest.mark.parametrize(("name", "kind", "axis"), TRIED)
+def test_a_trial_computes_the_chain(name: str, kind: str, axis: int, pair: Ranks) -> None:
+    """Mutants: `Trials.run` that looks at the tile alone, a trial of the GEMM without the rest,
+    consumers whose problem drops the program, weights of experts turned as a linear layer's."""
+    program = CASES[name][0]
+    for error, ran, alone in pair.run(run, problem(name, kind, axis)):
+        assert max(error, alone) < (1e-2 if name == "scaled" else 2e-6)
+        assert ran == [consuming(program) if kind.endswith("_gemm") else program]
+
+
+def test_the_serial_peer_gives_all_that_the_chain_does() -> None:
+    """Also what has come. Mutant: `graph_of` that takes all results for values of steps."""
+    program = consuming(KEEPING)
+    given = TrialProgram.of(problem("keeping", "all_gather_gemm")).tensors(M, torch.device("cpu"))
+    found, wanted = graph_of(program)(*given), function(program)(given, ())
+    assert len(found) == len(wanted) == 3
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def arrived(rank: int, its: Problem) -> bool:
+    """Whether what a consumer's serial trial computes with is what the ranks' parts make up."""
+    group, seen = dist.group.WORLD, []
+    with mock.patch.object(Trial, "alone", property(lambda self: seen.append)):
+        trial = Trial(its, group, torch.device("cpu"))
+        trial.run((its.m,))
+    spec = KernelTrial(its, SLOW_LINK, group, torch.device("cpu")).spec()
+    wanted = reference._gathered(spec, trial._mine, its.blocks, 2, (), (), "0")
+    return torch.equal(seen[-1], wanted) and seen[-1].is_contiguous()
+
+
+@pytest.mark.parametrize(
+    ("kind", "axis", "blocks"),
+    [
+        *(("all_gather_gemm", 0, 1), ("all_gather_gemm", 0, 3), ("all_gather_gemm", 1, 1)),
+        *(("all_to_all_gemm", 0, 2), ("all_to_all_gemm", 1, 1)),
+    ],
+)
+def test_the_serial_peer_computes_with_what_has_come(
+    kind: str, axis: int, blocks: int, pair: Ranks
+) -> None:
+    """Mutants: parts placed in the order of the ranks whatever the axis, or the blocks."""
+    its = replace(problem("batches", kind, axis), blocks=blocks)
+    assert all(pair.run(arrived, its))
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -195,8 +272,9 @@ def tuned(rank: int, problems: list[Problem], known: Target = SLOW_LINK) -> tupl
 
 
 def test_what_won_is_planned_for_the_chain_that_was_tried(pair: Ranks) -> None:
-    """Mutant: `Problem.resolved` that leaves the program out."""
+    """Mutants: `Problem.resolved` that leaves the program out, or that of consumers."""
     problems = [problem("epilogue"), problem("scaled", "gemm_reduce_scatter")]
+    problems.append(problem("several", "all_gather_gemm"))
     for target, stored in pair.run(tuned, problems):
         assert stored == target
         assert [its.problem for its in target.tuned] == [its.resolved() for its in problems]
@@ -204,7 +282,8 @@ def test_what_won_is_planned_for_the_chain_that_was_tried(pair: Ranks) -> None:
             made = plan(its, stored)
             assert (made.code, made.rows) == ("measured_best", won.rows)
         # What was measured with an epilogue says nothing of the GEMM without it.
-        assert plan(replace(problems[0], program=""), stored).code != "measured_best"
+        for its in problems:
+            assert plan(replace(its, program=""), stored).code != "measured_best"
 
 
 def tuned_without(rank: int, problems: list[Problem], known: Target = SLOW_LINK) -> Target:

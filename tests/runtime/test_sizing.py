@@ -84,11 +84,9 @@ WANTED = {
 def test_a_chain_is_one_problem(case):
     found = problem(*case)
     assert replace(found, program="") == WANTED[case]
-    # What is more than a product is said, but of what a trial cannot compute: several GEMMs, and
-    # the rows of experts.
-    assert bool(found.program) == (
-        case[1] in ("addmm", "fp8_rows", "rich") and not found.is_consumer
-    )
+    # What is more than a product is said (consumers here keep what was gathered), but of what a
+    # trial cannot compute: the rows of experts.
+    assert bool(found.program) == (case[1] not in ("mm", "grouped"))
 
 
 def test_columns_are_cut_by_whole_units_and_have_no_local_rows():
@@ -100,7 +98,7 @@ def test_columns_are_cut_by_whole_units_and_have_no_local_rows():
 
 def test_uneven_rows_are_those_that_arrive():
     found = problem("all_to_all_gemm", "mm", 12, receives=(3, 4))
-    assert (found.m, found.row_multiple) == (7, 1)
+    assert (found.m, found.row_multiple, found.program) == (7, 1, "")
 
 
 PLAIN, ACTIVATED = (
