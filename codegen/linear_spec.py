@@ -11,6 +11,8 @@ from overlapc.codegen.products import GEMMS
 from overlapc.codegen.promotion import FLOATS, FP8, HALVES
 from overlapc.codegen.records import Canonical
 from overlapc.codegen.spec import LAYOUTS
+from overlapc.planning.linear import BYTES
+from overlapc.planning.linear_tiles import LinearTile
 
 GEMV, FLAT = "gemv", "flat"
 WAYS = (GEMV, FLAT)
@@ -140,8 +142,6 @@ class LinearSpec(Canonical):
 
     @property
     def bytes_in_flight(self) -> int:
-        """Of weights, what the pipeline of one CTA asks for ahead; gemv reads one at a time."""
-        sizes = {"float32": 4, "float16": 2, "bfloat16": 2}
-        item = sizes.get(self.held or self.dtype, 1)
-        weights = self.weights if self.way == FLAT else 1
-        return weights * (self.stages - 1) * self.block_n * self.block_k * item
+        """Of weights, what the pipeline of one CTA asks for ahead."""
+        tile = LinearTile(self.block_n, self.block_k, self.warps, self.stages)
+        return tile.bytes_ahead(self.way, self.weights, BYTES[self.held or self.dtype])

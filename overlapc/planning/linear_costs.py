@@ -127,8 +127,8 @@ def ours(
     splits = splits_for(tile, p.columns, p.k, device.sms)
     tiles = sum(-(-n // tile.block_n) for n in (p.n, *p.more))
     item, step = BYTES[p.dtype], tile.block_k
-    together = p.weights if way == FLAT else 1
-    block = together * tile.block_n * step * BYTES[p.held or p.dtype]
+    held = BYTES[p.held or p.dtype]
+    block = tile.step_bytes(way, p.weights, held)
     fit = shared_bytes(device.architecture) // (tile.stages * (block + padded * step * item))
     # Each of gemv's products is an operation, and so is widening what it is of.
     widened = p.dtype != "float32" or bool(p.held)
@@ -136,7 +136,7 @@ def ours(
     kernel = Kernel(
         ctas=tiles * splits,
         resident=max(1, min(fit, RESIDENT_WARPS // tile.warps)),
-        in_flight=max(1, tile.stages - 1) * block,
+        in_flight=tile.bytes_ahead(way, p.weights, held),
         weight=p.weight_bytes,
         rows=tiles * rows * p.k * item,
         beside=rows * (p.k + p.columns) * item,

@@ -27,6 +27,14 @@ class LinearTile:
     stages: int
     splits: int = 1
 
+    def step_bytes(self, way: str, weights: int, item: int) -> int:
+        """Bytes of weights that one step along k loads; gemv loads one of gate and up at a time."""
+        return (weights if way == FLAT else 1) * self.block_n * self.block_k * item
+
+    def bytes_ahead(self, way: str, weights: int, item: int) -> int:
+        """Bytes of weights that the pipeline of one CTA asks for ahead."""
+        return max(1, self.stages - 1) * self.step_bytes(way, weights, item)
+
 
 CONFIGURATIONS: dict[tuple[str, str], dict[str, LinearTile]] = {
     # Of 64 x 128 two bytes three stages are 48 KiB on their way: what 4.8 TB/s times 0.65 us ask

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from overlapc.codegen.linear_spec import LinearSpec
 from overlapc.errors import TargetError
 from overlapc.planning.linear import (
     FORCED,
@@ -274,6 +275,17 @@ def test_there_is_a_counter_for_every_tile_that_shares_its_k(columns, k, sms, ti
     assert count % 4 == 0
     if splits_for(tile, sum(columns), k, sms) > 1:
         assert sum(-(-n // tile.block_n) for n in columns) <= count
+
+
+def test_the_kernel_asks_ahead_for_what_its_tile_says():
+    """Of sm_90's tile of bfloat16, 48 KiB. Mutants: all stages, gate and up one at a time."""
+    tile = LinearTile(64, 128, 4, 4)
+    assert tile.bytes_ahead(FLAT, 1, 2) == 48 << 10
+    assert tile.bytes_ahead(FLAT, 2, 2) == 96 << 10
+    assert tile.bytes_ahead(GEMV, 2, 2) == 48 << 10
+    assert replace(tile, stages=1).bytes_ahead(GEMV, 2, 1) == tile.step_bytes(GEMV, 2, 1) == 8 << 10
+    spec = LinearSpec(FLAT, "bfloat16", "bfloat16", 8, 64, 128, held="int8")
+    assert spec.bytes_in_flight == tile.bytes_ahead(FLAT, 1, 1)
 
 
 @pytest.mark.parametrize("architecture", ["", "sm_75", "gfx", "sm_x"])
