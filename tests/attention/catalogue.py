@@ -242,6 +242,19 @@ def causal_by_indices(q, k, v):
     return (q @ k.mT + torch.where(keys <= rows, 0.0, MIN)[None, None]).softmax(-1) @ v
 
 
+def keys_first(q, k, v, m):
+    return (k @ q.mT + m.mT).softmax(-2).mT @ v
+
+
+def keys_first_mask(q, k, v, m):
+    return (k @ q.mT + m.reshape(B, 1, K, Q)).softmax(-2).mT @ v
+
+
+def keys_first_causal(q, k, v):
+    earlier = torch.triu(torch.ones(K, K, dtype=torch.bool))
+    return (k @ q.mT).where(earlier, -INF).softmax(-2).mT @ v
+
+
 def window(q, k, v):
     rows, keys = torch.arange(K)[:, None], torch.arange(K)
     kept = (keys <= rows) & (keys > rows - 3)
@@ -403,6 +416,9 @@ REWRITTEN = {
     "infinite": Spelling(infinite, more=keep),
     "causal": Spelling(causal, operands=square, says="is_causal=True"),
     "causal_by_indices": Spelling(causal_by_indices, operands=square, says="is_causal=True"),
+    "keys_first": Spelling(keys_first, more=bias, says="attn_mask=%2"),
+    "keys_first_mask": Spelling(keys_first_mask, more=bias, says="contiguous("),
+    "keys_first_causal": Spelling(keys_first_causal, operands=square, says="is_causal=True"),
     "window": Spelling(window, operands=square, says="is_causal=False"),
     "causal_off_by_one": Spelling(causal_off_by_one, operands=square, says="is_causal=False"),
     "written_mask": Spelling(written_mask, operands=square, says="is_causal=False"),

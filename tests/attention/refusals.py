@@ -69,6 +69,14 @@ def over_rows(q, k, v):
     return (q @ k.mT).softmax(-2) @ v
 
 
+def over_heads(q, k, v):
+    return (q @ k.mT).softmax(1) @ v
+
+
+def weights_on_the_left(q, k, v):
+    return torch.einsum("bhkq,bhqd->bhkd", (k @ q.mT).softmax(-2), v)
+
+
 def weights_returned(q, k, v):
     w = (q @ k.mT).softmax(-1)
     return w @ v, w
@@ -182,9 +190,11 @@ LEFT = {
     "shifted_then_masked": Spelling(shifted_then_masked, "!dead_rows", keep),
     "exp_over_other_sum": Spelling(exp_over_other_sum, ""),
     "exp_over_more_than_its_sum": Spelling(exp_over_more_than_its_sum, ""),
-    "exp_over_sum_of_rows": Spelling(exp_over_sum_of_rows, "", operands=square),
+    "exp_over_sum_of_rows": Spelling(exp_over_sum_of_rows, "!product", operands=square),
     "less_another_maximum": Spelling(less_another_maximum, "!scores_read", operands=square),
-    "over_rows": Spelling(over_rows, "!softmax_dim"),
+    "over_rows": Spelling(over_rows, "!product", operands=square),
+    "over_heads": Spelling(over_heads, "!softmax_dim"),
+    "weights_on_the_left": Spelling(weights_on_the_left, "!product", operands=square),
     "weights_returned": Spelling(weights_returned, "!weights_read"),
     "weights_masked": Spelling(weights_masked, "!weights_changed", more=bias),
     "weights_on_the_right": Spelling(weights_on_the_right, "!product", operands=square),

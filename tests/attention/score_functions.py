@@ -119,6 +119,31 @@ def sinks_of_rows(q, k, v, sinks):
     return torch.cat((q @ k.mT, column), -1).softmax(-1)[..., :-1] @ v
 
 
+def sinks_below_keys(q, k, v, sinks):
+    """Scores are spelled with rows and keys exchanged."""
+    row = sinks[None, :, None, None].expand(B, H, 1, Q)
+    return torch.cat((k @ q.mT, row), -2).softmax(-2)[..., :-1, :].mT @ v
+
+
+def a_row_more(q, k, v, sinks):
+    """A row that is no query's, whose softmax is over keys."""
+    row = sinks[None, :, None, None].expand(B, H, K, 1)
+    return torch.cat((k @ q.mT, row), -1).softmax(-2)[..., :-1].mT @ v
+
+
+def row_left_out(q, k, v, sinks):
+    """The column of sinks stays, and the last row is left out."""
+    column = sinks[None, :, None, None].expand(B, H, Q, 1)
+    w = torch.cat((q @ k.mT, column), -1).softmax(-1).mT[..., :-1]
+    return w.mT @ F.pad(v, (0, 0, 0, 1))
+
+
+def exchanged_itself(q, k, v):
+    """Scores are multiplied by those of rows and keys exchanged."""
+    s = q @ k.mT
+    return (s * s.mT).softmax(-1) @ v
+
+
 def summed(q, k, v):
     s = q @ k.mT
     return (s * s.sum(-1, keepdim=True)).softmax(-1) @ v
@@ -157,6 +182,10 @@ OWN = {
 LEFT = {
     "weighty_sinks": Spelling(weighty_sinks, "!sinks", sinks_of_heads),
     "sinks_of_rows": Spelling(sinks_of_rows, "!sinks", sinks_of_heads),
+    "sinks_below_keys": Spelling(sinks_below_keys, "!sinks", sinks_of_heads),
+    "a_row_more": Spelling(a_row_more, "!sinks", sinks_of_heads),
+    "row_left_out": Spelling(row_left_out, "!weights_changed", sinks_of_heads),
+    "exchanged_itself": Spelling(exchanged_itself, "!score_function", operands=square),
     "summed": Spelling(summed, "!scores_read"),
     "rounded_down": Spelling(rounded_down, "!score_function"),
     "special": Spelling(special, "!score_function"),

@@ -36,8 +36,8 @@ def match(versions: Versions, softmax: Softmax) -> Attention | Refusal | None:
     scores = read_scores(versions, softmax)
     if scores is None:
         return None
-    if not softmax.is_over_keys:
-        reason = "Its softmax is over another dimension than the keys."
+    if not softmax.dim:
+        reason = "Its softmax is over another dimension than the keys, or overwrites its scores."
         return Refusal(softmax.node, "softmax_dim", reason)
     has_sinks = isinstance(scores, Scores) and scores.sinks is not None
     weights = read_weights(versions, softmax, has_sinks=has_sinks)
@@ -93,7 +93,7 @@ def _flattened(
     if isinstance(flat, Refusal):
         return flat
     is_read = layout_is_read(versions, node)
-    if is_read and not is_dense(node, weights.product.order):
+    if is_read and not (is_dense(node, weights.product.order) or is_dense(node, ())):
         reason = "Somebody reads the strides of its result, which has gaps or an order of its own."
         return Refusal(node, "layout_read", reason)
     return Attention(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.collectives import Refusal
 
 NAMES = ("matmul", "bmm", "baddbmm", "einsum")
+OVER_ROWS = "weights are summed over another dimension than their keys"
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,10 @@ class Product:
     order: tuple[int, ...] = ()
     """Dimensions of ``[..., M, N]`` in the order of the node's result; empty: as they are."""
 
+    def transposed(self) -> Product:
+        """Return the product whose result is this one with M and N exchanged."""
+        return replace(self, left=self.right.transposed(), right=self.left.transposed())
+
     @property
     def batch(self) -> tuple[Any, ...]:
         """Leading sizes of ``[..., M, N]``."""
@@ -42,23 +47,26 @@ class Product:
         return tuple(sizes[dim] for dim in range(len(self.order) - 2))
 
 
-def read_product(versions: Versions, call: Call, left: fx.Node | None = None) -> Product | Refusal:
+def read_product(
+    versions: Versions, call: Call, left: fx.Node | None = None, *, is_transposed: bool = False
+) -> Product | Refusal:
     """Read a call of one of ``NAMES``.
 
     ``left`` names the operand that is to stand left, its last dimension contracted; without it the
-    last dimension of the result is to come from the right one.
+    last dimension of the result is to come from the right one. With ``is_transposed`` that operand,
+    or without it the result, is spelled with its last two dimensions exchanged.
     """
     if call.in_place:
         return _refused(call, "its product is added to a tensor in place")
     if call.name == "einsum":
-        return _read_einsum(versions, call, left)
+        return _read_einsum(versions, call, left, is_transposed)
     if call.name == "baddbmm":
         names, scales = ("batch1", "batch2"), (call.get("alpha", 1), call.get("beta", 1))
     else:
         names, scales = ("input", "other"), (1, 1)
     nodes = [call.get(name) for name in names]
-    if left is not None and (nodes[0] is not left or nodes[1] is left):
-        return _refused(call, "the weights stand on the right of a product")
+    if left is not None and [node is left for node in nodes] != [not is_transposed, is_transposed]:
+        return _refused(call, OVER_ROWS)
     found = _operands(versions, call, nodes)
     if isinstance(found, Refusal):
         return found
@@ -67,7 +75,11 @@ def read_product(versions: Versions, call: Call, left: fx.Node | None = None) ->
     if not all(isinstance(scale, int | float) for scale in scales):
         return _refused(call, "alpha or beta is computed")
     added = call.get("input") if call.name == "baddbmm" and scales[1] != 0 else None
-    return Product(call.node, *found, float(scales[0]), added, float(scales[1]))
+    product = Product(call.node, *found, float(scales[0]), added, float(scales[1]))
+    if not is_transposed:
+        return product
+    *batch, one, other = range(max(len(side.shape) for side in found))
+    return replace(product.transposed(), order=() if left is None else (*batch, other, one))
 
 
 def _operands(
@@ -82,7 +94,9 @@ def _operands(
     return sides[0], sides[1]
 
 
-def _read_einsum(versions: Versions, call: Call, left: fx.Node | None) -> Product | Refusal:
+def _read_einsum(
+    versions: Versions, call: Call, left: fx.Node | None, is_transposed: bool
+) -> Product | Refusal:
     operands = [value for key, value in call.given.items() if key != "equation"]
     if len(operands) == 1 and isinstance(operands[0], list | tuple):
         operands = list(operands[0])
@@ -93,11 +107,13 @@ def _read_einsum(versions: Versions, call: Call, left: fx.Node | None) -> Produc
     if labels is None:
         return _refused(call, "its einsum is no product of two matrices")
     one, other, out = labels
+    if is_transposed and left is None:
+        out = out[:-2] + out[:-3:-1]
     sides = [(found[0], one), (found[1], other)]
     is_swapped = operands[1] is left if left is not None else out[-1] in one
     (a, a_labels), (b, b_labels) = reversed(sides) if is_swapped else sides
     # Of weights it is known which dimension is of rows, and which of keys.
-    row, summed = (a_labels[-2], a_labels[-1]) if left is not None else ("", "")
+    row, summed = ("", "") if left is None else a_labels[-2:][:: -1 if is_transposed else 1]
     return _arranged(call, a, a_labels, b, b_labels, out, row, summed)
 
 
@@ -119,7 +135,7 @@ def _arranged(
     if len(summed) != 1 or len(columns) != 1 or not rows or every - set(out) - set(summed):
         return _refused(call, "its einsum is no product of two matrices")
     if contracted not in ("", summed[0]):
-        return _refused(call, "weights are summed over another dimension than their keys")
+        return _refused(call, OVER_ROWS)
     row = row or rows[-1]
     if row not in rows:
         return _refused(call, "each row of weights meets values of its own")

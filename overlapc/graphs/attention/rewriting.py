@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import fx
 
 from overlapc.graphs.adding import add_call
+from overlapc.graphs.attention.layouts import is_dense
 from overlapc.graphs.attention.masks import FINITE_FILL
 from overlapc.graphs.attention.scores import Bias, Fill
 from overlapc.graphs.attention.site import Attention, Fused
 from overlapc.graphs.attention.spelling import tensor_of
-from overlapc.graphs.attention.tensors import Expression
+from overlapc.graphs.attention.tensors import Expression, is_same
 from overlapc.graphs.values import value_of
 
 
@@ -23,7 +24,7 @@ def fuse(graph: fx.Graph, found: Attention) -> None:
     node = found.node
     with graph.inserting_before(node):
         sides = (side.emit(graph) for side in (found.query, found.key, found.value))
-        mask = _mask(graph, found)
+        mask = _dense(graph, _mask(graph, found))
         named = {
             "attn_mask": mask,
             "is_causal": found.mask.says == "causal",
@@ -73,6 +74,15 @@ def _mask(graph: fx.Graph, found: Attention) -> fx.Node | None:
     return None if total is None else _in_kernel_dtype(graph, total, found.query.value.dtype)
 
 
+def _dense(graph: fx.Graph, mask: fx.Node | None) -> fx.Node | None:
+    """Let the keys of a mask lie side by side: a fused kernel of torch's takes no other."""
+    value = tensor_of(mask)
+    if mask is None or value is None or value.ndim == 0:
+        return mask
+    is_side_by_side = is_same((value.shape[-1],), (1,)) or is_same((value.stride(-1),), (1,))
+    return mask if is_side_by_side else _call(graph, torch.Tensor.contiguous, mask, like=mask)
+
+
 def _in_kernel_dtype(graph: fx.Graph, mask: fx.Node, dtype: torch.dtype) -> fx.Node:
     """Bring a mask to a dtype that the kernel adds to queries of ``dtype``, losing nothing."""
     own = value_of(mask).dtype
@@ -111,9 +121,15 @@ def as_spelled(result: fx.Node, found: Attention) -> Expression:
     if len(found.frame) == 3:
         given = given.then(torch.unflatten, 1, tuple(found.frame[1:]))
     given = given.shaped(found.frame, found.batch)
-    if found.is_contiguous and not given.value.is_contiguous():
-        given = given.then(torch.Tensor.contiguous)
-    return given.permuted(found.order) if found.order else given
+    if found.is_contiguous and is_dense(found.node, found.order):
+        given = _contiguous(given)
+    given = given.permuted(found.order) if found.order else given
+    is_exchanged = found.is_contiguous and not is_dense(found.node, found.order)
+    return _contiguous(given) if is_exchanged else given
+
+
+def _contiguous(given: Expression) -> Expression:
+    return given if given.value.is_contiguous() else given.then(torch.Tensor.contiguous)
 
 
 def _call(

@@ -15,7 +15,14 @@ from overlapc.graphs.attention.products import NAMES, Product, read_product
 from overlapc.graphs.attention.sinks import Sinks, is_shift, read_sinks
 from overlapc.graphs.attention.softmaxes import Softmax
 from overlapc.graphs.attention.spelling import Call, tensor_of
-from overlapc.graphs.attention.tensors import Expression, expression, is_cast, is_same, keeps_rows
+from overlapc.graphs.attention.tensors import (
+    Expression,
+    exchanges_last,
+    expression,
+    is_cast,
+    is_same,
+    keeps_rows,
+)
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.collectives import Refusal
 from overlapc.runtime.attention_masks import CannotLower
@@ -97,8 +104,9 @@ class _Walk:
     """From the softmax on."""
     nodes: list[fx.Node] = field(default_factory=list)
     sinks: Sinks | None = None
-
     is_shifted: bool = False
+    is_transposed: bool = False
+    """What is walked to is spelled ``[..., keys, rows]``."""
 
     @property
     def is_free(self) -> bool:
@@ -119,7 +127,7 @@ def read_scores(versions: Versions, softmax: Softmax) -> Scores | Refusal | None
         return None
     value = tensor_of(source)
     assert value is not None
-    walk = _Walk(versions, tuple(value.shape[:-2]))
+    walk = _Walk(versions, tuple(value.shape[:-2]), is_transposed=softmax.dim == -2)
     for _ in range(FURTHEST):
         walk.nodes.append(node)
         call = versions.calls[node]
@@ -158,8 +166,8 @@ def _could_be_scores(source: fx.Node, value: torch.Tensor) -> bool:
     own = tensor_of(source)
     if own is None or own.ndim < 2 or value.ndim < 2 or not own.dtype.is_floating_point:
         return False
-    one, all_but_sinks = (own.numel(), own.shape[-1] + 1), (value.numel(), value.shape[-1])
-    return any(is_same((a,), (b,)) for a, b in zip(one, all_but_sinks, strict=True))
+    fewer = [(own.shape[dim] + 1, value.shape[dim]) for dim in (-1, -2)]
+    return any(is_same((a,), (b,)) for a, b in ((own.numel(), value.numel()), *fewer))
 
 
 def _step(walk: _Walk, call: Call) -> fx.Node | Refusal:
@@ -167,6 +175,9 @@ def _step(walk: _Walk, call: Call) -> fx.Node | Refusal:
     versions, node = walk.versions, call.node
     source = call.get("input")
     if is_cast(versions, node) or keeps_rows(versions, node):
+        return source
+    if exchanges_last(versions, node):
+        walk.is_transposed = not walk.is_transposed
         return source
     if call.name in ("add", "sub", "mul", "div") and not call.get("rounding_mode"):
         return _arithmetic(walk, call)
@@ -181,6 +192,9 @@ def _step(walk: _Walk, call: Call) -> fx.Node | Refusal:
 
 
 def _with_sinks(walk: _Walk, call: Call) -> fx.Node | Refusal:
+    if walk.is_transposed:
+        reason = "A row that is no key takes part in the softmax of scores spelled transposed."
+        return Refusal(call.node, "sinks", reason)
     found = None if walk.steps or walk.sinks else read_sinks(walk.versions, call, walk.frame)
     if found is None:
         reason = "A column that is no key takes part in the softmax, and is no number of each head."
@@ -280,7 +294,8 @@ def _arithmetic(walk: _Walk, call: Call) -> fx.Node | Refusal:
         walk.factor *= 1.0 if is_first else sign * alpha
         return scores
     if call.name == "sub" and is_first and alpha == 1 and walk.is_free:
-        shifting = is_shift(walk.versions, call.node, scores, other)
+        dim = -2 if walk.is_transposed else -1
+        shifting = is_shift(walk.versions, call.node, scores, other, dim)
         if shifting:
             walk.nodes.extend(shifting)
             walk.is_shifted = walk.is_shifted or not walk.steps
@@ -336,6 +351,9 @@ def _mask(walk: _Walk, call: Call, argument: object) -> Expression | None:
     if not isinstance(argument, fx.Node) or value is None:
         return None
     found, batch = expression(walk.versions, call.node, argument), tuple(value.shape[:-2])
+    if found is not None and walk.is_transposed and found.shape:
+        is_vector = len(found.shape) == 1
+        found = found.then(torch.unsqueeze, -1) if is_vector else found.transposed()
     if found is None or is_same(batch, walk.frame):
         return found
     if len(found.shape) < 2 or all(is_same((size,), (1,)) for size in found.shape[:-2]):
@@ -345,7 +363,7 @@ def _mask(walk: _Walk, call: Call, argument: object) -> Expression | None:
 
 
 def _ended(walk: _Walk, call: Call) -> Scores | Refusal:
-    product = read_product(walk.versions, call)
+    product = read_product(walk.versions, call, is_transposed=walk.is_transposed)
     if isinstance(product, Refusal):
         return product
     if product.order:

@@ -17,6 +17,8 @@ from overlapc.graphs.attention.tensors import (
     Expression,
     expression,
     is_cast,
+    is_dim,
+    is_kept,
     is_same,
 )
 from overlapc.graphs.attention.versions import Versions
@@ -79,13 +81,16 @@ def _is_of_heads(versions: Versions, reader: fx.Node, column: fx.Node) -> bool:
 
 
 def is_shift(
-    versions: Versions, reader: fx.Node, scores: fx.Node, other: object
+    versions: Versions, reader: fx.Node, scores: fx.Node, other: object, dim: int
 ) -> tuple[fx.Node, ...]:
-    """The calls that make ``other`` the maximum of each row of ``scores``; none if it is not."""
+    """The calls that make ``other`` the maximum of each row of ``scores``; none if it is not.
+
+    Keys are its dimension ``dim``, from the end.
+    """
     nodes = []
     node = versions.read(reader, other) if isinstance(other, fx.Node) else None
     value, own = tensor_of(other), tensor_of(scores)
-    if value is None or own is None or not is_same(tuple(value.shape), (*own.shape[:-1], 1)):
+    if value is None or own is None or not is_kept(value, own, dim):
         return ()
     while node is not None:
         nodes.append(node)
@@ -95,7 +100,7 @@ def is_shift(
         source = call.get("input")
         if call.name in MAXIMA:
             is_own = versions.read(node, source) is versions.read(reader, scores)
-            return tuple(nodes) if is_own and _is_of_rows(call) else ()
+            return tuple(nodes) if is_own and is_dim(own, call.get("dim"), dim) else ()
         if not _hands_on(versions, call) or not isinstance(source, fx.Node):
             return ()
         node = versions.read(node, source)
@@ -109,12 +114,3 @@ def _hands_on(versions: Versions, call: Call) -> bool:
         return call.get("index") == 0 if is_pair else is_full_index(call.get("index"))
     passing = ("values", "detach", *ORDERED, *COPIES)
     return call.name in passing or is_cast(versions, call.node)
-
-
-def _is_of_rows(call: Call) -> bool:
-    source = tensor_of(call.get("input"))
-    dim = call.get("dim")
-    dims = dim if isinstance(dim, list | tuple) else (dim,)
-    if source is None or len(dims) != 1 or not isinstance(dims[0], int):
-        return False
-    return dims[0] % source.ndim == source.ndim - 1

@@ -45,7 +45,8 @@ class Attention:
     order: tuple[int, ...]
     """Dimensions of the result in the order of ``node``; empty: as they are."""
     is_contiguous: bool
-    """Somebody reads strides of the result: before ``order`` it is to be contiguous."""
+    """Somebody reads strides of the result: it is to be contiguous before ``order``, or after it
+    where ``node`` is."""
     repeated: tuple[Expression, Expression] | None = None
     """Keys and values as the graph repeats their heads; None where it does not."""
     length: Prefix | str = ""

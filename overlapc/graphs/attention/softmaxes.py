@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from overlapc.graphs.attention.spelling import Call, is_full_index, tensor_of
-from overlapc.graphs.attention.tensors import is_same
+from overlapc.graphs.attention.tensors import is_dim, is_kept
 from overlapc.graphs.attention.versions import Versions
 
 
@@ -21,8 +21,9 @@ class Softmax:
     """Who reads the scores."""
     scores: fx.Node
     """As they are spelled there."""
-    is_over_keys: bool
-    """It is over the last dimension, and overwrites nothing."""
+    dim: int
+    """It is over: -1, the last dimension; -2, that before, rows and keys exchanged; 0, another, or
+    it overwrites scores."""
     nodes: tuple[fx.Node, ...]
     """The calls that it is spelled by."""
     is_by_exp: bool = False
@@ -36,8 +37,8 @@ def read_softmax(versions: Versions, call: Call) -> Softmax | None:
         scores = call.get("input")
         if not isinstance(scores, fx.Node):
             return None
-        is_over_keys = not call.in_place and _is_last(call.node, call.get("dim"))
-        return Softmax(call.node, call.node, scores, is_over_keys, (call.node,))
+        dim = 0 if call.in_place else _dim(call.node, call.get("dim"))
+        return Softmax(call.node, call.node, scores, dim, (call.node,))
     if call.name == "div" and not call.get("rounding_mode"):
         return _divided(versions, call)
     if call.name == "exp":
@@ -48,36 +49,30 @@ def read_softmax(versions: Versions, call: Call) -> Softmax | None:
 def _divided(versions: Versions, call: Call) -> Softmax | None:
     """``exp(x) / exp(x).sum(-1, keepdim=True)``"""
     exp = _call(versions, call.node, call.get("input"))
-    total, between = _kept_sum(versions, call)
+    total, between = _sum(versions, call)
     if exp is None or exp.name != "exp" or total is None:
         return None
     again = _call(versions, total.node, total.get("input"))
     if again is None or again.name != "exp" or not _is_same_exp(versions, exp, again):
         return None
-    scores = exp.get("input")
-    if not isinstance(scores, fx.Node) or not _is_row_sum(total, again.node):
+    scores, dim = exp.get("input"), _dim(again.node, total.get("dim"))
+    if not isinstance(scores, fx.Node) or not _keeps(call.get("other"), call.node, dim):
         return None
     nodes = dict.fromkeys((exp.node, again.node, total.node, *between, call.node))
-    return Softmax(call.node, exp.node, scores, True, tuple(nodes), is_by_exp=True)
+    return Softmax(call.node, exp.node, scores, dim, tuple(nodes), is_by_exp=True)
 
 
-def _kept_sum(versions: Versions, call: Call) -> tuple[Call | None, tuple[fx.Node, ...]]:
+def _sum(versions: Versions, call: Call) -> tuple[Call | None, tuple[fx.Node, ...]]:
     """The sum that a call divides by, and the views by which it keeps its dimension."""
-    value, own = tensor_of(call.get("other")), tensor_of(call.node)
-    if value is None or own is None or not is_same(tuple(value.shape), (*own.shape[:-1], 1)):
-        return None, ()
     found, between = _call(versions, call.node, call.get("other")), []
     while found is not None and found.name in ("getitem", "unsqueeze"):
         if found.name == "getitem" and not is_full_index(found.get("index")):
             return None, ()
         between.append(found.node)
         found = _call(versions, found.node, found.get("input"))
-    is_sum = found is not None and found.name == "sum" and not found.in_place
-    return (found, tuple(between)) if is_sum else (None, ())
-
-
-def _is_row_sum(total: Call, summed: fx.Node) -> bool:
-    return _is_last(summed, total.get("dim")) and total.get("dtype") is None
+    if found is None or found.name != "sum" or found.in_place or found.get("dtype") is not None:
+        return None, ()
+    return found, tuple(between)
 
 
 def _is_same_exp(versions: Versions, one: Call, other: Call) -> bool:
@@ -98,23 +93,21 @@ def _by_logarithm(versions: Versions, call: Call) -> Softmax | None:
         return None
     nodes = (inner.node, call.node)
     if inner.name == "log_softmax":
-        is_last = _is_last(inner.node, inner.get("dim"))
-        return Softmax(call.node, inner.node, scores, is_last, nodes)
+        dim = _dim(inner.node, inner.get("dim"))
+        return Softmax(call.node, inner.node, scores, dim, nodes)
     if inner.name != "sub" or inner.get("alpha", 1) != 1:
         return None
     total = _call(versions, inner.node, inner.get("other"))
-    value, own = tensor_of(inner.get("other")), tensor_of(scores)
-    if total is None or value is None or own is None or total.name != "logsumexp":
-        return None
-    if not is_same(tuple(value.shape), (*own.shape[:-1], 1)):
+    if total is None or total.name != "logsumexp":
         return None
     source = total.get("input")
     is_own = isinstance(source, fx.Node) and versions.read(total.node, source) is versions.read(
         inner.node, scores
     )
-    if not is_own or not _is_last(source, total.get("dim")):
+    dim = _dim(source, total.get("dim"))
+    if not is_own or not _keeps(inner.get("other"), scores, dim):
         return None
-    return Softmax(call.node, inner.node, scores, True, (total.node, *nodes))
+    return Softmax(call.node, inner.node, scores, dim, (total.node, *nodes))
 
 
 def _call(versions: Versions, reader: fx.Node, source: object) -> Call | None:
@@ -122,10 +115,13 @@ def _call(versions: Versions, reader: fx.Node, source: object) -> Call | None:
     return versions.calls.get(seen) if seen is not None else None
 
 
-def _is_last(node: object, dim: object) -> bool:
-    """Whether ``dim`` says the last dimension of a node's tensor, and nothing else."""
+def _dim(node: object, dim: object) -> int:
+    """As of ``Softmax.dim``, what ``dim`` says of a node's tensor."""
     value = tensor_of(node)
-    dims = dim if isinstance(dim, list | tuple) else (dim,)
-    if value is None or len(dims) != 1 or not isinstance(dims[0], int):
-        return False
-    return dims[0] % value.ndim == value.ndim - 1
+    return next((own for own in (-1, -2) if value is not None and is_dim(value, dim, own)), 0)
+
+
+def _keeps(reduced: object, whole: object, dim: int) -> bool:
+    """Whether a tensor is as one that was reduced over ``dim``, which it keeps."""
+    value, own = tensor_of(reduced), tensor_of(whole)
+    return dim != 0 and value is not None and own is not None and is_kept(value, own, dim)

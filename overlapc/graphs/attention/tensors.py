@@ -122,6 +122,21 @@ def is_same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
     )
 
 
+def is_dim(value: torch.Tensor, said: object, dim: int) -> bool:
+    """Return whether an argument says the dimension ``dim``, counted from the end, and no other."""
+    dims = said if isinstance(said, list | tuple) else (said,)
+    if len(dims) != 1 or not isinstance(dims[0], int) or value.ndim < -dim:
+        return False
+    return dims[0] % value.ndim == value.ndim + dim
+
+
+def is_kept(reduced: torch.Tensor, whole: torch.Tensor, dim: int) -> bool:
+    """Return whether a shape is that of ``whole`` with one in place of ``dim``, from the end."""
+    sizes = list(whole.shape)
+    sizes[dim] = 1
+    return is_same(tuple(reduced.shape), tuple(sizes))
+
+
 def as_it_stands(versions: Versions, reader: fx.Node, source: object) -> Expression | None:
     """Return what ``reader`` reads of ``source``; None as of ``expression``."""
     value = tensor_of(source)
@@ -166,6 +181,15 @@ def permutation(name: str, node: fx.Node, dims: int) -> tuple[int, ...]:
     else:
         return ()
     return tuple(order)
+
+
+def exchanges_last(versions: Versions, node: fx.Node) -> bool:
+    """Return whether a node exchanges the last two dimensions of its input and nothing else."""
+    call, value = versions.calls.get(node), tensor_of(node)
+    if call is None or value is None or call.in_place or value.ndim < 2:
+        return False
+    *batch, one, other = range(value.ndim)
+    return permutation(call.name, node, value.ndim) == (*batch, other, one)
 
 
 def keeps_rows(versions: Versions, node: fx.Node) -> bool:

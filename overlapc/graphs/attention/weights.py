@@ -9,7 +9,7 @@ from torch import fx
 from overlapc.graphs.attention.products import NAMES, Product, read_product
 from overlapc.graphs.attention.softmaxes import Softmax
 from overlapc.graphs.attention.spelling import Call, tensor_of
-from overlapc.graphs.attention.tensors import is_cast, is_same, keeps_rows
+from overlapc.graphs.attention.tensors import exchanges_last, is_cast, is_same, keeps_rows
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.collectives import Refusal
 
@@ -32,6 +32,7 @@ def read_weights(versions: Versions, softmax: Softmax, *, has_sinks: bool) -> We
     With sinks, which are its last column, that column is to be dropped on the way.
     """
     node, nodes, spelled = softmax.node, [softmax.node], softmax.node
+    is_transposed = softmax.dim == -2
     for _ in range(FURTHEST):
         readers = list(dict.fromkeys(versions.readers[node]))
         if len(readers) != 1:
@@ -42,13 +43,16 @@ def read_weights(versions: Versions, softmax: Softmax, *, has_sinks: bool) -> We
         call = versions.calls.get(reader)
         if call is None or reader.op == "output":
             return _read_by_others(node, readers)
-        if call.name == "getitem" and has_sinks and _drops_last(call):
+        if call.name == "getitem" and has_sinks and not is_transposed and _drops_last(call):
             node, has_sinks = reader, False
+            continue
+        if exchanges_last(versions, reader):
+            node, is_transposed = reader, not is_transposed
             continue
         if call.name in NAMES:
             if has_sinks:
                 return _sinks_weigh(call)
-            product = read_product(versions, call, left=spelled)
+            product = read_product(versions, call, left=spelled, is_transposed=is_transposed)
             if isinstance(product, Refusal):
                 return product
             if product.added is not None or product.alpha != 1:
