@@ -33,7 +33,7 @@ def shapes_of(
 ) -> list[AttentionShape]:
     """Return each shape of attention in a model's graphs that a kernel of ours could compute."""
     compilations = compilations_of(model, None)(*args, **(kwargs or {}))
-    problems = [problem for one in compilations for problem in one.attentions.values()]
+    problems = [problem.own for one in compilations for problem in one.attentions.values()]
     return list(dict.fromkeys(shape_of(problem) for problem in problems if problem.is_static))
 
 

@@ -158,6 +158,10 @@ def _decided(problem: AttentionProblem, choice: str) -> Verdict:
     return decide_on_gpu(problem, table)
 
 
+def _shape(problem: AttentionProblem, verdict: Verdict) -> str:
+    return (problem.own if verdict.reads_latent else problem).text()
+
+
 def _report(
     node: fx.Node, found: Attention | Fused | Refusal, verdict: Verdict, compilation: Compilation
 ) -> str:
@@ -170,7 +174,7 @@ def _report(
         code=verdict.code,
         graph=compilation.graph_kind,
         where=where(node),
-        shape="" if isinstance(found, Refusal) else problem_of(found).text(),
+        shape="" if isinstance(found, Refusal) else _shape(problem_of(found), verdict),
     )
     log.info("%s %s at %s: %s", site.decision, site.kind, site.where, site.reason)
     compilation.sites.append(site)

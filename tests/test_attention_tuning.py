@@ -59,6 +59,21 @@ def test_each_shape_is_measured_once_at_every_number_of_keys():
     assert AttentionTable.load(AttentionTable.path(machine), machine) == table
 
 
+def test_a_latent_cache_is_measured_as_one():
+    """Mutant: shapes of what torch's attention would be given."""
+
+    def function(q, q_pe, c, k_pe, offset):
+        mask = torch.arange(64)[None, None, None] <= (torch.arange(1) + offset)[:, None]
+        scores = (q @ c.mT + q_pe @ k_pe.mT) * 0.1
+        return scores.where(mask, float("-inf")).softmax(-1) @ c
+
+    queries = [torch.randn(1, 4, 1, size) for size in (32, 16)]
+    cache = [torch.randn(1, 1, 64, size) for size in (32, 16)]
+    (shape,) = shapes_of(function, (*queries, *cache, torch.tensor(5)))
+    assert shape == AttentionShape(1, 4, 4, 1, 48, 32, "float32", "length", is_latent=True)
+    assert shape.text("~") == "1x4/1x1x~x48/32 float32, mask: length, keys begin with values"
+
+
 def test_a_shape_that_is_measured_again_is_replaced():
     def at(low):
         return lambda shape, keys, seconds: AttentionTrial(keys, 1e-5, low, low, low)
@@ -70,9 +85,17 @@ def test_a_shape_that_is_measured_again_is_replaced():
     assert won == {"nothing": True, "length": False}
 
 
+SIZES = {"apart": (2, 4, 2, 3, 16, 16), "latent": (2, 4, 2, 3, 24, 16)}
+
+
+@pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("mask", ["length", "given", "nothing"])
-def test_a_trial_compares_both_on_other_keys_each(mask, monkeypatch):
-    """What no kernel computes is not taken for ours: it would be torch against torch."""
+def test_a_trial_compares_both_on_other_keys_each(mask, sizes, monkeypatch):
+    """What no kernel computes is not taken for ours: it would be torch against torch.
+
+    Mutants: of a latent cache, products without the mask; with groups and rows exchanged; ours
+    given the beginnings of keys for their rest.
+    """
     monkeypatch.setattr(attention_trials, "COLD_BYTES", 1)
     seen = []
 
@@ -82,7 +105,7 @@ def test_a_trial_compares_both_on_other_keys_each(mask, monkeypatch):
         results.append(run(operands[0]))
         return lambda: {"_library": 3.0, "_own": 2.0}[run.__name__]
 
-    shape = AttentionShape(2, 4, 2, 3, 16, 16, "float32", mask)
+    shape = AttentionShape(*SIZES[sizes], "float32", mask, sizes == "latent")
     results: list[torch.Tensor] = []
     trials = AttentionTrials(shape, torch.device("cpu"), clock)
     found = trials.trial(40, 1.0)

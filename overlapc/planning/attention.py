@@ -99,18 +99,29 @@ class AttentionProblem:
     narrow: str = ""
     """The dtype of a cache of keys and values that the graph widens; empty: it widens none."""
     is_latent: bool = False
-    """Its keys begin with their values (latent attention), whether the graph has them whole or as
-    two products that are added."""
+    """Its keys begin with their values, and each is read once; ``head_dim`` is of whole keys."""
+    latent: AttentionProblem | None = None
+    """The same as such a one, whether the graph has keys whole or as two products that are added;
+    None where a kernel of our own would not read it so."""
     is_broadcast: bool = False
     """Queries that share a head of keys do by broadcasting it: eager copies none."""
     splits: int = 0
     """CTAs among which a kernel of our own shares the keys; 0: rows are too many for it to."""
 
     @property
+    def own(self) -> AttentionProblem:
+        """What a kernel of our own is given: with gradients no latent cache is read as one."""
+        latent = self.latent
+        if latent is None or self.is_trained or latent.is_trained or latent.is_mask_trained:
+            return self
+        return replace(latent, prompts=self.prompts)
+
+    @property
     def cache_bytes(self) -> int:
         """Bytes of keys and values, each head once."""
         elements = self.batch * self.heads // self.groups * self.keys
-        return elements * (self.head_dim + self.value_dim) * ITEM_BYTES.get(self.dtype, 4)
+        columns = self.head_dim if self.is_latent else self.head_dim + self.value_dim
+        return elements * columns * ITEM_BYTES.get(self.dtype, 4)
 
     @property
     def score_bytes(self) -> int:
@@ -152,6 +163,8 @@ def decide(problem: AttentionProblem, choice: str) -> Verdict:
     ``choice`` is option ``softmax``: "auto", "sdpa" to take the fused one wherever it may be, or
     one of ``OWN`` to take a kernel of our own.
     """
+    if choice in OWN:
+        problem = problem.own
     verdict = _own(problem, choice) if choice in OWN else _by_torch(problem, choice)
     if choice not in OWN and _reads_prefix(problem, choice, verdict):
         verdict = _of_prefix(problem)
@@ -269,8 +282,7 @@ def _own(problem: AttentionProblem, choice: str) -> Verdict:
     reads_narrow = bool(problem.narrow and problem.splits) and not is_trained
     if reads_narrow:
         rest += f", of keys and values in {problem.narrow} as a cache holds them"
-    reads_latent = problem.is_latent and problem.splits > 0 and not is_trained
-    if reads_latent:
+    if problem.is_latent:
         rest += ", of keys that begin with their values, each read once"
     if is_trained:
         rest += "; its gradients are made by kernels of our own"
@@ -283,7 +295,7 @@ def _own(problem: AttentionProblem, choice: str) -> Verdict:
     else:
         reason = f"A kernel of our own makes its softmax {source.how}{rest}."
         own = Verdict("rewritten", choice, reason, source.policy, source.phi)
-    return replace(own, reads_narrow=reads_narrow, reads_latent=reads_latent)
+    return replace(own, reads_narrow=reads_narrow, reads_latent=problem.is_latent)
 
 
 def _decode(problem: AttentionProblem) -> str:

@@ -31,11 +31,12 @@ def decide_on_gpu(problem: AttentionProblem, table: AttentionTable | None) -> Ve
     """Decide on an attention of a GPU under option ``softmax="auto"``."""
     left = decide(problem, AUTO)
     is_trained = problem.is_trained or problem.is_mask_trained  # of a backward nothing is known
-    if is_trained or why_not_own(problem):
+    if is_trained or why_not_own(problem.own):
         return left
-    choice = choose_on_gpu(problem, table)
+    choice = choose_on_gpu(problem.own, table)
     if not choice.is_own:
-        return Verdict("kept", choice.code, choice.reason) if problem.is_fused else left
+        is_told = problem.is_fused or problem.own.is_latent
+        return Verdict("kept", choice.code, choice.reason) if is_told else left
     own = decide(problem, "unified")
     return replace(own, code=choice.code, reason=f"{own.reason} {choice.reason}")
 
@@ -52,15 +53,15 @@ class Choice:
 
 def choose_on_gpu(problem: AttentionProblem, table: AttentionTable | None) -> Choice:
     """Choose for one attention that both can compute; None: nothing was measured here."""
-    # A trial is of keys and values apart, whatever the graph has.
-    is_measurable = problem.is_static and problem.untold is None and not problem.is_latent
+    is_measurable = problem.is_static and problem.untold is None
+    rival = "the products of the graph" if problem.is_latent else "torch's attention"
     entry = table.entry(shape_of(problem)) if table and is_measurable else None
     if entry is not None:
         gain = entry.gain_at(problem.keys)
         if gain is None:
-            reason = f"Nothing was measured to beat torch's attention at {problem.keys} keys."
+            reason = f"Nothing was measured to beat {rival} at {problem.keys} keys."
             return Choice(False, "library", reason)
-        reason = f"Measured here: {gain:.2f} times as fast as torch's attention."
+        reason = f"Measured here: {gain:.2f} times as fast as {rival}."
         return Choice(True, "measured", reason)
     if not problem.splits or not problem.is_static:
         reason = "Rows are many or vary, and no kernel of ours was measured to beat torch's there."
@@ -68,13 +69,13 @@ def choose_on_gpu(problem: AttentionProblem, table: AttentionTable | None) -> Ch
     ratio = library_bytes(problem) / own_bytes(problem)
     if ratio < LEAST_PREDICTED:
         reason = (
-            f"Predicted {ratio:.2g} times as fast as torch's attention, and a trial is worth while "
-            f"from {LEAST_PREDICTED:g} on."
+            f"Predicted {ratio:.2g} times as fast as {rival}, and a trial is worth while from "
+            f"{LEAST_PREDICTED:g} on."
         )
         return Choice(False, "library", reason)
     why = _why_slow(problem)
     reason = (
-        f"A kernel of ours is predicted {ratio:.2g} times as fast as torch's, for {why}, {TRY}."
+        f"A kernel of ours is predicted {ratio:.2g} times as fast as {rival}, for {why}, {TRY}."
     )
     return Choice(False, "predicted", reason)
 
@@ -92,8 +93,14 @@ def library_bytes(problem: AttentionProblem) -> float:
     """The same of torch's attention, as it stands in the graph.
 
     Under a mask none of its kernels takes heads that queries share, or shares keys out among CTAs:
-    heads are copied, and one CTA reads all keys of one of them.
+    heads are copied, and one CTA reads all keys of one of them. A latent cache it is not called on:
+    the graph multiplies keys, then values once more, and writes and reads scores twice.
     """
+    if problem.is_latent:
+        again = problem.cache_bytes * problem.value_dim / problem.head_dim
+        return (problem.cache_bytes + again + 4 * problem.score_bytes) / LIBRARY_SHARE + (
+            4 * LAUNCH_BYTES
+        )
     if problem.mask != "given":
         return problem.cache_bytes / LIBRARY_SHARE + 2 * LAUNCH_BYTES
     reached = LIBRARY_SHARE * min(1.0, problem.batch * problem.heads / problem.multiprocessors)
@@ -106,6 +113,8 @@ def library_bytes(problem: AttentionProblem) -> float:
 
 def _why_slow(problem: AttentionProblem) -> str:
     """What keeps torch's attention from the rate."""
+    if problem.is_latent:
+        return "they read values again behind keys, and store scores"
     found = []
     if problem.groups > 1:
         found.append(f"under a mask it copies each head of keys {problem.groups} times")

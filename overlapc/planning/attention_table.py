@@ -28,17 +28,20 @@ class AttentionShape:
     dtype: str
     mask: str
     """"nothing", "causal", "given" to both, or "length": ours is given a number, torch's a mask."""
+    is_latent: bool = False
+    """Keys begin with their values: ours reads each once, torch's are two products."""
 
     def text(self, keys: int | str) -> str:
         """Sizes as a person reads them, for so many keys."""
         heads = f"{self.heads}/{self.heads // self.groups}" if self.groups > 1 else str(self.heads)
         dims = "" if self.value_dim == self.head_dim else f"/{self.value_dim}"
         sizes = f"{self.batch}x{heads}x{self.rows}x{keys}x{self.head_dim}{dims}"
-        return f"{sizes} {self.dtype}, mask: {self.mask}"
+        latent = ", keys begin with values" * self.is_latent
+        return f"{sizes} {self.dtype}, mask: {self.mask}{latent}"
 
 
 def shape_of(problem: AttentionProblem) -> AttentionShape:
-    """Return what attentions that are computed alike have in common."""
+    """Return what attentions that are computed alike have in common, of one as ours reads it."""
     return AttentionShape(
         problem.batch,
         problem.heads,
@@ -48,6 +51,7 @@ def shape_of(problem: AttentionProblem) -> AttentionShape:
         problem.value_dim,
         problem.dtype,
         "length" if problem.prefix else problem.mask,
+        problem.is_latent,
     )
 
 
@@ -106,7 +110,8 @@ class AttentionTable(MeasuredTable):
     """Every attention that was measured, by its shape."""
 
     KEY: ClassVar[str] = "overlapc_attention"
-    FORMAT: ClassVar[int] = 1
+    FORMAT: ClassVar[int] = 2
+    """1 had no latent caches."""
     ABOUT: ClassVar[str] = "attentions"
     AGAIN: ClassVar[str] = (
         "run overlapc calibrate --attention on this machine, or compile with softmax='sdpa'"

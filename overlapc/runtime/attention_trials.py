@@ -23,7 +23,8 @@ MOST_BYTES = 2 << 30
 """Of keys and values of one trial: chosen."""
 
 Operands = list[torch.Tensor]
-"""Queries, keys, values, a mask for torch, and lengths for ours."""
+"""Queries, keys, values, a mask for torch, and lengths for ours. Of a latent cache values are the
+beginnings of keys."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class AttentionTrials:
     def _library(self, operands: Sequence[torch.Tensor]) -> torch.Tensor:
         """As transformers compiles it: under a mask heads are repeated."""
         query, key, value, mask, _ = operands
+        if self.shape.is_latent:
+            return self._products(query, key, value, mask)
         if self.shape.mask in ("given", "length"):
             if self.shape.groups > 1:
                 key, value = (_repeated(side, self.shape.groups) for side in (key, value))
@@ -73,9 +76,24 @@ class AttentionTrials:
             enable_gqa=self.shape.groups > 1,
         )  # fmt: skip
 
+    def _products(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """As models multiply a latent cache: by the rows of all heads that share it at once."""
+        s = self.shape
+        sizes = (s.heads // s.groups, s.groups, s.rows)
+        scores = query.unflatten(1, sizes[:2]).flatten(2, 3) @ key.mT * s.head_dim**-0.5
+        if s.mask != "nothing":
+            kept = mask[:, :, None]
+            scores = scores.unflatten(2, sizes[1:]).masked_fill(~kept, -math.inf).flatten(2, 3)
+        result = torch.softmax(scores, -1) @ value
+        return result.unflatten(2, sizes[1:]).flatten(1, 2)
+
     def _own(self, operands: Sequence[torch.Tensor]) -> torch.Tensor:
         query, key, value, mask, lengths = operands
         is_given, has_length = self.shape.mask == "given", self.shape.mask == "length"
+        if self.shape.is_latent:
+            key = key[..., self.shape.value_dim :]
         result, _ = torch.ops.overlapc.attention(
             query, key, value, [mask] if is_given else [], lengths if has_length else None, None,
             None, str(self._spec), SITE,
@@ -105,7 +123,8 @@ class AttentionTrials:
     def _bytes(self, keys: int) -> int:
         s = self.shape
         item = getattr(torch, s.dtype).itemsize
-        return s.batch * s.heads // s.groups * keys * (s.head_dim + s.value_dim) * item
+        columns = s.head_dim if s.is_latent else s.head_dim + s.value_dim
+        return s.batch * s.heads // s.groups * keys * columns * item
 
     def _operands(self, keys: int) -> list[Operands]:
         """One list a call: keys and values differ."""
@@ -116,20 +135,18 @@ class AttentionTrials:
             return torch.randn(sizes, device=self.device).to(dtype)
 
         query = random_of(s.batch, s.heads, s.rows, s.head_dim)
-        own = torch.arange(s.rows, device=self.device)[:, None] + keys - s.rows
+        before = 0 if s.mask == "causal" else keys - s.rows
+        own = torch.arange(s.rows, device=self.device)[:, None] + before
         mask = (torch.arange(keys, device=self.device) <= own)[None, None]
         lengths = torch.full((s.batch,), keys, dtype=torch.int32, device=self.device)
         copies = max(2, min(MOST_COPIES, math.ceil(COLD_BYTES / max(1, self._bytes(keys)))))
-        return [
-            [
-                query,
-                random_of(s.batch, shared, keys, s.head_dim),
-                random_of(s.batch, shared, keys, s.value_dim),
-                mask,
-                lengths,
-            ]
-            for _ in range(copies)
-        ]
+        found = []
+        for _ in range(copies):
+            key = random_of(s.batch, shared, keys, s.head_dim)
+            begin = key[..., : s.value_dim]
+            value = begin if s.is_latent else random_of(s.batch, shared, keys, s.value_dim)
+            found.append([query, key, value, mask, lengths])
+        return found
 
 
 def _repeated(side: torch.Tensor, groups: int) -> torch.Tensor:

@@ -143,6 +143,36 @@ def test_what_is_no_latent_cache_is_read_as_it_is_spelled(name):
     assert READS not in rewritten(function, *make()).sites[0].reason
 
 
+def from_a_static_cache(q, q_pe, c, k_pe, positions):
+    kept = torch.arange(latent_cache.KEYS) <= positions[:, None]
+    scores = q @ c[:, None].mT + q_pe @ k_pe[:, None].mT
+    return torch.softmax(scores.where(kept, -torch.inf), -1) @ c[:, None]
+
+
+def counted(q, q_pe, c, k_pe, first):
+    kept = torch.arange(latent_cache.KEYS) <= (torch.arange(q.shape[2]) + first)[:, None]
+    scores = q @ c[:, None].mT + q_pe @ k_pe[:, None].mT
+    return torch.softmax(scores.where(kept, -torch.inf), -1) @ c[:, None]
+
+
+def test_the_report_speaks_of_what_the_kernel_is_given():
+    """Of a sum of two products, to torch's attention one of them is a mask.
+
+    Mutants: the problem of the sum is decided on; its sizes are shown.
+    """
+    site = rewritten(counted, *latent_cache.operands(), torch.tensor(9)).sites[0]
+    assert "reads to a length on the device" in site.reason
+    assert site.shape == "2x4/1x3x40x48/32 float32"
+
+
+def test_the_report_says_why_a_latent_cache_is_read_whole():
+    """Mutant: as above."""
+    positions = torch.tensor([4, 9, 20])
+    done = rewritten(from_a_static_cache, *latent_cache.operands(), positions)
+    assert READS in done.sites[0].reason
+    assert "however many a cache holds: its mask compares" in done.sites[0].reason
+
+
 def test_a_cache_that_is_written_to_between_keys_and_values_is_refused():
     with torch.no_grad():
         done = rewrite(written_between, *latent_cache.operands(), softmax="unified")

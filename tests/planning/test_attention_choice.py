@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -40,6 +41,12 @@ LLAMA = AttentionProblem(
     splits=16,
 )
 """One token over a static cache, on an H100."""
+LATENT = replace(
+    LLAMA, batch=32, heads=128, groups=128, head_dim=576, value_dim=512, is_fused=False,
+    is_latent=True,
+)  # fmt: skip
+DEEPSEEK = replace(LATENT, head_dim=512, is_latent=False, prefix=False, latent=LATENT, splits=0)
+"""Its graph adds two products, of which one looks like a mask."""
 HERE = Machine("cuda", "some GPU, 132 SMs", "torch 2")
 
 
@@ -106,6 +113,45 @@ def test_a_measurement_is_of_one_shape(change):
     assert decide_on_gpu(LLAMA, table(trial(8192, 1.0))).code == "library"
 
 
+@pytest.mark.parametrize(("low", "code"), [(1.5, "measured"), (0.9, "library")])
+def test_a_latent_cache_is_chosen_by_a_measurement_of_such(low, code):
+    """Mutants: the shape is that of values alone; it forgets that keys begin with values."""
+    measured = table(trial(8192, low), problem=LATENT)
+    verdict = decide_on_gpu(DEEPSEEK, measured)
+    assert verdict.code == code
+    assert verdict.reads_latent == (code == "measured")
+    assert "products of the graph" in verdict.reason
+    apart = table(trial(8192, low), problem=replace(LATENT, is_latent=False))
+    assert decide_on_gpu(DEEPSEEK, apart).code == "predicted"
+
+
+def test_a_latent_cache_is_worth_a_trial_where_it_is_large():
+    """Mutant: the products are said to read values with keys."""
+    assert decide_on_gpu(DEEPSEEK, None).code == "predicted"
+    small = replace(LATENT, batch=1)
+    verdict = decide_on_gpu(replace(DEEPSEEK, latent=small), None)
+    assert (verdict.decision, verdict.code) == ("kept", "library")
+    many = replace(DEEPSEEK, latent=None, rows=512)
+    assert decide_on_gpu(many, None).code == "not_measured"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"untold": ("score_function", "It is capped.")}, {"is_static": False}],
+    ids=str,
+)
+def test_a_latent_cache_that_no_trial_is_of_is_not_measured(change):
+    """Mutant: it is measured whatever is done to its scores."""
+    changed = replace(DEEPSEEK, latent=replace(LATENT, **change))
+    assert decide_on_gpu(changed, table(trial(8192, 1.5), problem=LATENT)).code != "measured"
+
+
+def test_a_latent_cache_is_no_such_with_gradients_of_its_mask():
+    """Mutant: only those of keys count."""
+    trained = replace(DEEPSEEK, latent=replace(LATENT, is_mask_trained=True))
+    assert trained.own is trained
+
+
 def test_what_torch_cannot_be_told_was_not_measured_against_it():
     capped = replace(LLAMA, is_fused=False, untold=("score_function", "It is capped."))
     for known in (table(trial(8192, 2.0)), None):
@@ -125,6 +171,22 @@ def test_a_table_is_read_back_and_by_its_own_machine_only(tmp_path):
     assert AttentionTable.load(tmp_path / "of.json", HERE) == kept
     with pytest.raises(TargetError, match=r"attentions is of some GPU.*--attention"):
         AttentionTable.load(tmp_path / "of.json", replace(HERE, name="another GPU, 132 SMs"))
+
+
+def test_a_table_from_before_latent_caches_still_speaks(tmp_path):
+    """One of a later version is refused. Mutants: the field has no default; nothing is newer."""
+    path = tmp_path / "of.json"
+    table(trial(8192, 1.5)).save(path)
+    stored = json.loads(path.read_text())
+    for entry in stored["entries"]:
+        del entry["problem"]["is_latent"]
+    path.write_text(json.dumps(stored | {"overlapc_attention": 1}))
+    before = AttentionTable.load(path, HERE)
+    assert decide_on_gpu(LLAMA, before).code == "measured"
+    assert decide_on_gpu(DEEPSEEK, before).code == "predicted"
+    path.write_text(json.dumps(stored | {"overlapc_attention": 3}))
+    with pytest.raises(TargetError, match="a newer overlapc wrote it"):
+        AttentionTable.load(path, HERE)
 
 
 @pytest.mark.parametrize("trials", [(trial(512, 1.0), trial(512, 1.0)), (trial(2, 1), trial(1, 1))])

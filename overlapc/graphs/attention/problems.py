@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import fx
@@ -26,20 +27,25 @@ def problem_of(
     found: Attention | Fused, weights: Mapping[fx.Node, torch.Tensor] = NO_WEIGHTS
 ) -> AttentionProblem:
     """Return the sizes of an attention, hints where they vary; weights as of ``scores_of``."""
+    problem = _problem(found, weights)
+    own = found if isinstance(found, Attention) else found.spelled
+    latent = _latent(own) if isinstance(own, Attention) else None
+    return replace(problem, latent=_problem(latent, weights)) if latent else problem
+
+
+def _problem(found: Attention | Fused, weights: Mapping[fx.Node, torch.Tensor]) -> AttentionProblem:
     query, key, value = (side.value for side in (found.query, found.key, found.value))
     sizes = [hint_of(size) for size in query.shape]
     is_spelled = isinstance(found, Attention)
     own = found if is_spelled else found.spelled
     untold = found.untold if is_spelled else None
-    latent = _latent(own) if isinstance(own, Attention) else None
-    splits = 0 if isinstance(own, Refusal) else _splits(latent or own)
     return AttentionProblem(
         batch=sizes[0] if len(sizes) == 4 else 1,
         heads=sizes[-3] if len(sizes) > 2 else 1,
         groups=found.groups if isinstance(own, Refusal) else own.groups,
         rows=sizes[-2],
         keys=hint_of(key.shape[-2]),
-        head_dim=sizes[-1],
+        head_dim=hint_of(found.head_dim) if is_spelled else sizes[-1],
         value_dim=hint_of(value.shape[-1]),
         dtype=str(query.dtype).removeprefix("torch."),
         device=query.device.type,
@@ -56,13 +62,13 @@ def problem_of(
         untold=(untold.code, untold.reason) if untold else None,
         why_no_gradient=_why_no_gradient(own) if isinstance(own, Attention) else "",
         runs_kernels=runs_kernels(query.device.type),
-        scores=UNKNOWN if isinstance(own, Refusal) else scores_of(latent or own, weights),
+        scores=UNKNOWN if isinstance(own, Refusal) else scores_of(own, weights),
         is_static=all(isinstance(size, int) for size in (*query.shape, *key.shape)),
         multiprocessors=multiprocessors(query.device),
-        splits=splits,
-        is_latent=latent is not None,
+        splits=0 if isinstance(own, Refusal) else _splits(own),
+        is_latent=is_spelled and found.is_latent,
         is_broadcast=isinstance(own, Attention) and own.is_broadcast,
-        narrow=_narrow(latent or own) if isinstance(own, Attention) else "",
+        narrow=_narrow(own) if isinstance(own, Attention) else "",
     )
 
 
