@@ -39,6 +39,12 @@ def halved(q: Any, k: Any, v: Any) -> torch.Tensor:
     return spelled(q, 0.5 * k.to(q.dtype), v)
 
 
+def one_key(q: Any, k: Any, v: Any, k_scale: Any, v_scale: Any) -> torch.Tensor:
+    """[batch, heads, dim], scaled before the dimension of keys is added."""
+    k, v = k.to(q.dtype) * k_scale, v.to(q.dtype) * v_scale
+    return F.scaled_dot_product_attention(q, k.unsqueeze(2), v.unsqueeze(2))
+
+
 def written(q: Any, k: Any, v: Any) -> torch.Tensor:
     """The cache is another one when the result is computed."""
     wide = k.to(q.dtype)
@@ -62,6 +68,13 @@ def operands(rows: int = 3, kind: torch.dtype = FP8) -> list[torch.Tensor]:
 def of_heads(shape: tuple[int, ...] = (KEY_HEADS, 1, 1)) -> list[torch.Tensor]:
     """Operands, and two scales of a shape."""
     return [*operands(), *(torch.rand(shape) + 0.5 for _ in range(2))]
+
+
+def of_one_key() -> list[torch.Tensor]:
+    """What ``one_key`` takes, of as many sequences as heads and a scale of each sequence."""
+    cache = [torch.randn(HEADS, HEADS, DIM).to(FP8) for _ in range(2)]
+    scales = [torch.rand(HEADS, 1, 1) + 0.5 for _ in range(2)]
+    return [torch.randn(HEADS, HEADS, 3, DIM), *cache, *scales]
 
 
 def transposed() -> list[torch.Tensor]:

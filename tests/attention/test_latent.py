@@ -54,6 +54,22 @@ def test_it_is_found_as_it_was_published(golden):
     golden(done.after[0])
 
 
+def keys_first(q, q_pe, c, k_pe):
+    scores = c[:, None] @ q.mT + k_pe[:, None] @ q_pe.mT
+    return torch.softmax(scores, -2).mT @ c[:, None]
+
+
+def one_product_keys_first(q, q_pe, c, k_pe):
+    scores = q @ c[:, None].mT + (k_pe[:, None] @ q_pe.mT).mT
+    return torch.softmax(scores, -1) @ c[:, None]
+
+
+@pytest.mark.parametrize("function", [keys_first, one_product_keys_first])
+def test_products_may_be_spelled_transposed(function):
+    """Mutant: the one that is added is read as it is spelled."""
+    assert READS in rewritten(function, *latent_cache.operands()).sites[0].reason
+
+
 @pytest.mark.long
 def test_the_kernel_reads_it(interpreted):  # noqa: F811
     found = interpreted("attention_graphs.run", "latent", "unified")
@@ -124,7 +140,55 @@ def turned_rest(q, q_pe, c, k_pe):
     return torch.softmax(scores, -1) @ c
 
 
+def a_rest_of_each_head(q, q_pe, c, k_pe):
+    """Heads share values, and not the rest of keys."""
+    rest = k_pe[:, None] * torch.arange(1.0, 1 + latent_cache.HEADS)[:, None, None]
+    return torch.softmax(q @ c[:, None].mT + q_pe @ rest.mT, -1) @ c[:, None]
+
+
+def one_batch_of_the_rest(q, q_pe, c, k_pe):
+    scores = q @ c[:, None].mT + q_pe[:1] @ k_pe[:1, None].mT
+    return torch.softmax(scores, -1) @ c[:, None]
+
+
+def other_batches_of_the_rest(q, q_pe, c, k_pe):
+    """One product has heads and sequences as one dimension."""
+    keys = c.repeat_interleave(latent_cache.HEADS, 0).mT
+    scores = (q.flatten(0, 1) @ keys).view(*q.shape[:3], -1) + q_pe @ k_pe[:, None].mT
+    return torch.softmax(scores, -1) @ c[:, None]
+
+
+def heads_for_batches(q, q_pe, c, k_pe):
+    """Of as many batches as heads, one product is added with the two exchanged."""
+    q, q_pe = torch.cat((q, q.flip(0))), torch.cat((q_pe, 2 * q_pe))
+    c, k_pe = torch.cat((c, c.flip(1)))[:, None], torch.cat((k_pe, k_pe.flip(1)))[:, None]
+    return torch.softmax(q @ c.mT + (q_pe @ k_pe.mT).transpose(0, 1), -1) @ c
+
+
+def a_rest_that_is_overwritten(q, q_pe, c, k_pe):
+    rest = q_pe @ k_pe[:, None].mT
+    rest.mul_(3.0)
+    return torch.softmax(q @ c[:, None].mT + rest, -1) @ c[:, None]
+
+
+def a_narrower_rest(q, q_pe, c, k_pe):
+    rest = q_pe.bfloat16() @ k_pe[:, None].bfloat16().mT
+    return torch.softmax(q @ c[:, None].mT + rest, -1) @ c[:, None]
+
+
+def few_columns(q, q_pe, c, k_pe):
+    """Of 40 columns the first 24 are values, and kernels load powers of two."""
+    return latent_cache.two_products(q[..., :24], q_pe, c[..., :24], k_pe)
+
+
 OTHERS = {
+    "a rest of each head": (a_rest_of_each_head, latent_cache.operands),
+    "one batch of the rest": (one_batch_of_the_rest, latent_cache.operands),
+    "other batches of the rest": (other_batches_of_the_rest, latent_cache.operands),
+    "heads for batches": (heads_for_batches, latent_cache.operands),
+    "a rest that is overwritten": (a_rest_that_is_overwritten, latent_cache.operands),
+    "a narrower rest": (a_narrower_rest, latent_cache.operands),
+    "few columns": (few_columns, latent_cache.operands),
     "written first": (written_first, latent_cache.operands),
     "put together first": (put_together_first, latent_cache.operands),
     "one row of the rest": (one_row_of_the_rest, latent_cache.operands),
@@ -141,6 +205,51 @@ OTHERS = {
 def test_what_is_no_latent_cache_is_read_as_it_is_spelled(name):
     function, make = OTHERS[name]
     assert READS not in rewritten(function, *make()).sites[0].reason
+
+
+def widened(q, q_pe, c, k_pe, c_scale=1.0, k_scale=1.0):
+    """A cache of float8; a scale of one is none."""
+    c, k_pe = (side.to(q.dtype) * scale if torch.is_tensor(scale) else side.to(q.dtype)
+               for side, scale in ((c, c_scale), (k_pe, k_scale)))  # fmt: skip
+    scores = torch.einsum("bhsc,btc->bhst", q, c) + torch.einsum("bhsr,btr->bhst", q_pe, k_pe)
+    return torch.einsum("bhst,btc->bhsc", torch.softmax(scores, -1), c)
+
+
+def narrow(*kinds, scales=0):
+    q, q_pe, *cache = latent_cache.operands()
+    sides = (side.to(kind) for side, kind in zip(cache, kinds, strict=True))
+    return [q, q_pe, *sides, *torch.tensor([0.5, 2.0])[:scales]]
+
+
+FP8, WIDE = torch.float8_e4m3fn, torch.float32
+
+
+def widened_then_unsqueezed(q, q_pe, c, k_pe):
+    return latent_cache.two_products(q, q_pe, c.to(q.dtype), k_pe.to(q.dtype))
+
+
+WIDENED = {
+    "both": ((FP8, FP8), 0, (True, True)),
+    "values alone": ((FP8, WIDE), 0, (False, True)),
+    "the rest alone": ((WIDE, FP8), 0, (True, False)),
+    "scaled": ((FP8, FP8), 1, (False, True)),
+    "scaled apart": ((FP8, FP8), 2, (False, True)),
+}
+"""What is narrow, how many scales there are; whether it is latent, and read narrow."""
+
+
+@pytest.mark.parametrize("name", WIDENED)
+def test_a_latent_cache_is_not_read_in_a_wider_dtype_than_apart(name):
+    kinds, scales, wanted = WIDENED[name]
+    reason = rewritten(widened, *narrow(*kinds, scales=scales)).sites[0].reason
+    assert (READS in reason, "as a cache holds them" in reason) == wanted
+
+
+def test_a_cache_that_is_unsqueezed_when_it_is_wide_is_read_narrow():
+    """Mutant: what is unsqueezed is not looked through."""
+    reason = rewritten(widened_then_unsqueezed, *narrow(FP8, FP8)).sites[0].reason
+    assert READS in reason
+    assert "as a cache holds them" in reason
 
 
 def from_a_static_cache(q, q_pe, c, k_pe, positions):

@@ -11,6 +11,8 @@ from tests.attention.narrow_cache import (
     by_one_call,
     halved,
     of_heads,
+    of_one_key,
+    one_key,
     operands,
     rescaled,
     rows_first,
@@ -71,6 +73,7 @@ def test_scales_are_given_beside_the_cache(name, golden):
 WIDENED = {
     "a scale of each key": (scaled, lambda: of_heads((KEYS, 1))),
     "a scale of each sequence": (scaled, lambda: of_heads((2, 1, 1, 1))),
+    "a scale of each sequence, before keys are": (one_key, of_one_key),
     "another dtype": (spelled, lambda: operands(kind=torch.float8_e5m2)),
     "wide enough": (spelled, lambda: operands(kind=torch.float16)),
     "many rows": (spelled, lambda: operands(rows=70)),

@@ -11,14 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import fx
 
 from overlapc.graphs.attention.layouts import four_dimensional
 from overlapc.graphs.attention.products import NAMES, Product, read_product
 from overlapc.graphs.attention.scores import Bias, Scores
 from overlapc.graphs.attention.site import Attention
-from overlapc.graphs.attention.spelling import is_full_index, tensor_of
-from overlapc.graphs.attention.tensors import Expression, expression, is_same
+from overlapc.graphs.attention.spelling import tensor_of
+from overlapc.graphs.attention.tensors import Expression, expression, insertion, is_same
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.collectives import Refusal
 from overlapc.runtime.attention_kernels import may_share
@@ -40,22 +39,37 @@ def apart(versions: Versions, scores: Scores) -> Iterator[Apart]:
     added = steps[0] if steps else None
     if not isinstance(added, Bias):
         return
-    call = versions.calls.get(added.tensor.node)
-    if call is None or call.name not in NAMES:
+    rest, own = _product(versions, added.tensor, scores), scores.product
+    if rest is None or rest.added is not None or rest.order:
         return
-    rest, own = read_product(versions, call), scores.product
-    if isinstance(rest, Refusal) or rest.added is not None or rest.order:
+    if added.factor * rest.alpha != scores.factor:
         return
-    if added.factor * rest.alpha != scores.factor or not is_same(rest.batch, own.batch):
-        return
-    nodes = tuple(sorted((rest.node, *scores.nodes), key=versions.index.__getitem__))
-    fewer = replace(scores, nodes=nodes)
+    # Who else reads the product, or writes to it, is found as of all that the chain reads.
+    nodes = {rest.node, *scores.nodes, *(reader for reader, _ in added.tensor.read)}
+    fewer = replace(scores, nodes=tuple(sorted(nodes, key=versions.index.__getitem__)))
     if scores.program:
         fewer = replace(fewer, program=scores.program[1:])
     else:
         fewer = replace(fewer, masks=scores.masks[1:])
     yield Apart(fewer, rest)
     yield Apart(replace(fewer, product=rest), own)
+
+
+def _product(versions: Versions, added: Expression, scores: Scores) -> Product | None:
+    """The product whose result is added to that of ``scores``, of as many batches, as it is or with
+    rows and keys exchanged."""
+    call, value, batch = versions.calls.get(added.node), tensor_of(added.node), scores.product.batch
+    if call is None or value is None or call.name not in NAMES or added.has_symbols:
+        return None
+    if not is_same(tuple(value.shape[:-2]), batch):
+        return None
+    plain = Expression(added.node, value)
+    for side in (plain, plain.transposed()):
+        moved = side.shaped(batch, scores.frame)
+        if not moved.has_symbols and added.calls == moved.calls:
+            found = read_product(versions, call, is_transposed=side is not plain)
+            return None if isinstance(found, Refusal) else found
+    return None
 
 
 def latent_of_two(versions: Versions, found: Attention, rest: Product) -> Attention | None:
@@ -124,7 +138,7 @@ def _put_behind(versions: Versions, key: Expression, value: Expression) -> Expre
     reader, source = key.read[0]
     inserted: list[object] = []
     node = versions.read(reader, source)
-    while node is not None and (index := _inserts(versions, node)) is not None:
+    while node is not None and (index := insertion(versions, node)) is not None:
         inserted.append(index)
         (source,) = node.all_input_nodes
         node = versions.read(node, source)
@@ -149,16 +163,3 @@ def _put_behind(versions: Versions, key: Expression, value: Expression) -> Expre
 def _read_by(one: Expression, other: Expression) -> Expression:
     """An expression that has to be read before anybody writes to what another one reads, too."""
     return replace(one, read=(*one.read, *other.read))
-
-
-def _inserts(versions: Versions, node: fx.Node) -> tuple[object, ...] | None:
-    """The index by which a call only adds dimensions of one; None where it does more."""
-    call, value = versions.calls.get(node), tensor_of(node)
-    if call is None or value is None or call.in_place or len(node.all_input_nodes) != 1:
-        return None
-    if call.name == "getitem" and is_full_index(index := call.get("index")):
-        return index if isinstance(index, tuple) else (index,)
-    dim = call.get("dim", call.get("0"))
-    if call.name == "unsqueeze" and isinstance(dim, int):
-        return (*(slice(None),) * (dim % value.ndim), None)
-    return None

@@ -5,6 +5,7 @@ That is a cast, and perhaps a product with a scale: one number, or one of each h
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -14,7 +15,13 @@ from torch import fx
 from overlapc.graphs.adding import add_call
 from overlapc.graphs.attention.constants import number
 from overlapc.graphs.attention.spelling import Call, tensor_of
-from overlapc.graphs.attention.tensors import Expression, expression, is_cast, is_same
+from overlapc.graphs.attention.tensors import (
+    Expression,
+    expression,
+    insertion,
+    is_cast,
+    is_same,
+)
 from overlapc.graphs.attention.versions import Versions
 from overlapc.runtime.attention_kernels import NARROW
 
@@ -90,6 +97,7 @@ def unwidened(versions: Versions, key: Expression, value: Expression) -> Narrow 
 def _held(versions: Versions, side: Expression) -> Held | None:
     node = versions.read(*side.read[0])
     scale: Expression | float | None = None
+    inserted: list[object] = []
     for _ in range(FURTHEST):
         call = versions.calls.get(node) if node is not None else None
         if call is None or call.in_place:
@@ -98,9 +106,14 @@ def _held(versions: Versions, side: Expression) -> Held | None:
             source = call.get("input")
             base = expression(versions, call.node, source)
             if base is not None and str(base.value.dtype).removeprefix("torch.") in NARROW:
+                for index in reversed(inserted):
+                    base = base.then(operator.getitem, index)
                 own = replace(base.replayed(side.calls), read=(*base.read, *side.read))
                 return Held(own, scale)
-        elif call.name == "mul" and scale is None:
+        elif (index := insertion(versions, call.node)) is not None:
+            inserted.append(index)
+            (source,) = call.node.all_input_nodes
+        elif call.name == "mul" and scale is None and not inserted:
             factors = next(_factors(versions, call, side), None)
             if factors is None:
                 return None

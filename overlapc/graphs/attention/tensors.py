@@ -192,6 +192,19 @@ def exchanges_last(versions: Versions, node: fx.Node) -> bool:
     return permutation(call.name, node, value.ndim) == (*batch, other, one)
 
 
+def insertion(versions: Versions, node: fx.Node) -> tuple[object, ...] | None:
+    """Return the index by which a call only adds dimensions of one; None where it does more."""
+    call, value = versions.calls.get(node), tensor_of(node)
+    if call is None or value is None or call.in_place or len(node.all_input_nodes) != 1:
+        return None
+    if call.name == "getitem" and is_full_index(index := call.get("index")):
+        return index if isinstance(index, tuple) else (index,)
+    dim = call.get("dim", call.get("0"))
+    if call.name == "unsqueeze" and isinstance(dim, int):
+        return (*(slice(None),) * (dim % value.ndim), None)
+    return None
+
+
 def keeps_rows(versions: Versions, node: fx.Node) -> bool:
     """Return whether a node regroups the leading dimensions of its input and nothing else."""
     call = versions.calls.get(node)
