@@ -164,6 +164,13 @@ def half_mask(q, k, v, kept):
     return (q @ k.mT + torch.where(kept, 0.0, -65504.0).half()).softmax(-1) @ v
 
 
+def half_product_filled(q, k, v, kept):
+    """What was a product is a mask when it is added."""
+    m = q @ k.mT
+    m.masked_fill_(~kept, -65504.0)
+    return (q @ k.mT + m).softmax(-1) @ v
+
+
 def module(q, k, v):
     x = q.flatten(0, 1)
     w = torch.eye(D)
@@ -212,6 +219,7 @@ LEFT = {
     "unlike": Spelling(unlike, "!mixed_dtypes"),
     "under_autocast": Spelling(under_autocast, "!autocast"),
     "half_mask": Spelling(half_mask, "!half_mask", keep, half),
+    "half_product_filled": Spelling(half_product_filled, "!half_mask", keep, half),
     "filled_weakly": Spelling(filled_weakly, "!weak_fill", more=keep),
     "filled_above": Spelling(filled_above, "!weak_fill", more=keep),
     "module": Spelling(module, "=fused_already"),

@@ -146,11 +146,6 @@ def a_rest_of_each_head(q, q_pe, c, k_pe):
     return torch.softmax(q @ c[:, None].mT + q_pe @ rest.mT, -1) @ c[:, None]
 
 
-def one_batch_of_the_rest(q, q_pe, c, k_pe):
-    scores = q @ c[:, None].mT + q_pe[:1] @ k_pe[:1, None].mT
-    return torch.softmax(scores, -1) @ c[:, None]
-
-
 def other_batches_of_the_rest(q, q_pe, c, k_pe):
     """One product has heads and sequences as one dimension."""
     keys = c.repeat_interleave(latent_cache.HEADS, 0).mT
@@ -183,7 +178,6 @@ def few_columns(q, q_pe, c, k_pe):
 
 OTHERS = {
     "a rest of each head": (a_rest_of_each_head, latent_cache.operands),
-    "one batch of the rest": (one_batch_of_the_rest, latent_cache.operands),
     "other batches of the rest": (other_batches_of_the_rest, latent_cache.operands),
     "heads for batches": (heads_for_batches, latent_cache.operands),
     "a rest that is overwritten": (a_rest_that_is_overwritten, latent_cache.operands),
@@ -203,6 +197,8 @@ OTHERS = {
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_is_no_latent_cache_is_read_as_it_is_spelled(name):
+    """Mutants: a sum of products without its check of groups, batches, dtypes, columns, of what
+    exchanges dimensions of one, and of who else reads it."""
     function, make = OTHERS[name]
     assert READS not in rewritten(function, *make()).sites[0].reason
 
@@ -238,8 +234,14 @@ WIDENED = {
 """What is narrow, how many scales there are; whether it is latent, and read narrow."""
 
 
-@pytest.mark.parametrize("name", WIDENED)
+SOME = ("both", "values alone", "scaled")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in SOME else pytest.param(n, marks=pytest.mark.long) for n in WIDENED]
+)
 def test_a_latent_cache_is_not_read_in_a_wider_dtype_than_apart(name):
+    """Mutants: scales do not matter; what is narrow apart does not."""
     kinds, scales, wanted = WIDENED[name]
     reason = rewritten(widened, *narrow(*kinds, scales=scales)).sites[0].reason
     assert (READS in reason, "as a cache holds them" in reason) == wanted
@@ -250,6 +252,40 @@ def test_a_cache_that_is_unsqueezed_when_it_is_wide_is_read_narrow():
     reason = rewritten(widened_then_unsqueezed, *narrow(FP8, FP8)).sites[0].reason
     assert READS in reason
     assert "as a cache holds them" in reason
+
+
+IN_HALF = (
+    latent_cache.two_products,
+    pytest.param(latent_cache.rest_first, marks=pytest.mark.long),
+)
+
+
+@pytest.mark.parametrize("function", IN_HALF)
+def test_in_float16_it_is_no_further_off_than_eager(function):
+    """By torch's ops; ``test_the_kernel_reads_it_in_float16`` by the kernel.
+
+    Mutant: a product of float16 is a mask of float16, which is refused.
+    """
+    torch.manual_seed(0)
+    inputs = [side.half() for side in latent_cache.operands()]
+    with torch.no_grad():
+        wanted = function(*(side.double() for side in inputs))
+        eager = (function(*inputs).double() - wanted).abs().max()
+        done = rewrite(function, *inputs, softmax="unified")
+        assert READS in done.sites[0].reason
+        assert (done.function(*inputs).double() - wanted).abs().max() <= 1.5 * eager
+
+
+@pytest.mark.long
+def test_the_kernel_reads_it_in_float16(interpreted):  # noqa: F811
+    found = interpreted("attention_graphs.run", "latent half", "unified")
+    assert found[1:3] == ("unified", {"first_tile, decode, 3 splits": 1})
+    assert READS in found[3]
+    torch.manual_seed(0)
+    inputs = [side.half() for side in latent_cache.operands()]
+    wanted = latent_cache.two_products(*(side.double() for side in inputs))
+    eager = (latent_cache.two_products(*inputs).double() - wanted).abs().max()
+    assert found[4] <= 1.5 * eager
 
 
 def from_a_static_cache(q, q_pe, c, k_pe, positions):

@@ -88,6 +88,10 @@ PROGRAMS: dict[str, tuple[Callable[..., Any], Callable[[], Any]]] = {
         lambda: [*catalogue.plain(), *catalogue.bias(), *score_functions.sinks_of_heads()],
     ),
     "latent": (latent_cache.two_products, latent_cache.operands),
+    "latent half": (
+        latent_cache.two_products,
+        lambda: [side.half() for side in latent_cache.operands()],
+    ),
     "narrow": (narrow_cache.spelled, narrow_cache.operands),
     "narrow, scaled": (narrow_cache.scaled, narrow_cache.of_heads),
     "positions": (

@@ -14,9 +14,10 @@ from torch import fx
 
 from overlapc.graphs.attention.bands import Band, band_of
 from overlapc.graphs.attention.constants import constant, number
+from overlapc.graphs.attention.products import NAMES
 from overlapc.graphs.attention.repeats import EXPANSIONS
 from overlapc.graphs.attention.scores import WEAKEST_FILL, Bias, Fill
-from overlapc.graphs.attention.tensors import CASTS, COPIES, ORDERED
+from overlapc.graphs.attention.tensors import CASTS, COPIES, ORDERED, Expression
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.collectives import Refusal
 
@@ -69,7 +70,7 @@ def read_mask(
     said = _constant(versions, parts, dtype)
     if said is None or bool((said <= HALF_MIN).all(-1).any()):
         for part in parts:
-            if isinstance(part, Bias) and part.tensor.value.dtype == torch.float16:
+            if isinstance(part, Bias) and _is_half(versions, part.tensor):
                 reason = "Scores are lost in a mask of float16, and are not in torch's attention."
                 return Refusal(part.tensor.node, "half_mask", reason)
     if said is None:
@@ -104,6 +105,14 @@ def _why_not(part: Bias | Fill, dtype: torch.dtype) -> Refusal | None:
     if math.isfinite(part.value) or part.value == -math.inf:
         return None
     return Refusal(node, "weak_fill", f"Scores are filled with {part.value:g}, which is no score.")
+
+
+def _is_half(versions: Versions, added: Expression) -> bool:
+    """Whether a tensor is a mask of float16. A product that is added is none, but more of the
+    scores: eager has rounded both, and a kernel is nearer to what they are."""
+    call = versions.calls.get(added.node)
+    is_product = call is not None and call.name in NAMES and added.is_unwritten(versions)
+    return added.value.dtype == torch.float16 and not is_product
 
 
 def _why_untold(part: Bias | Fill, dtype: torch.dtype, is_last: bool) -> Refusal | None:
