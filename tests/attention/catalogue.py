@@ -404,6 +404,10 @@ REWRITTEN = {
     "exp_of_logarithms": Spelling(exp_of_logarithms),
     "log_softmax": Spelling(log_softmax),
     "added": Spelling(added, more=bias),
+    "added_number": Spelling(added, more=lambda: (torch.randn(()),)),
+    "added_to_each_head": Spelling(
+        added, more=lambda: (torch.randn(H, 1, K),), says="unsqueeze(%2, 0)"
+    ),
     "narrow_mask": Spelling(added, more=lambda: tuple(m.bfloat16() for m in bias())),
     "wide_mask": Spelling(upcast_then_added, more=bias, operands=bfloat),
     "added_then_scaled": Spelling(added_then_scaled, more=bias),

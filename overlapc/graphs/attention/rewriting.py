@@ -24,7 +24,8 @@ def fuse(graph: fx.Graph, found: Attention) -> None:
     node = found.node
     with graph.inserting_before(node):
         sides = (side.emit(graph) for side in (found.query, found.key, found.value))
-        mask = _dense(graph, _mask(graph, found))
+        mask = _mask(graph, found)
+        mask = mask if mask is None else _for_fused(graph, mask)
         named = {
             "attn_mask": mask,
             "is_causal": found.mask.says == "causal",
@@ -74,12 +75,15 @@ def _mask(graph: fx.Graph, found: Attention) -> fx.Node | None:
     return None if total is None else _in_kernel_dtype(graph, total, found.query.value.dtype)
 
 
-def _dense(graph: fx.Graph, mask: fx.Node | None) -> fx.Node | None:
-    """Let the keys of a mask lie side by side: a fused kernel of torch's takes no other."""
-    value = tensor_of(mask)
-    if mask is None or value is None or value.ndim == 0:
-        return mask
-    is_side_by_side = is_same((value.shape[-1],), (1,)) or is_same((value.stride(-1),), (1,))
+def _for_fused(graph: fx.Graph, mask: fx.Node) -> fx.Node:
+    """Bring a mask to two dimensions or four, its keys side by side: torch's fused kernels take no
+    other, and none of its attentions takes a number."""
+    value = value_of(mask)
+    for _ in range({0: 2, 1: 1, 3: 1}.get(value.ndim, 0)):
+        mask = _call(graph, torch.unsqueeze, mask, 0, like=mask)
+    is_side_by_side = value.ndim == 0 or any(
+        is_same((size,), (1,)) for size in (value.shape[-1], value.stride(-1))
+    )
     return mask if is_side_by_side else _call(graph, torch.Tensor.contiguous, mask, like=mask)
 
 
