@@ -132,6 +132,8 @@ def test_in_a_checkpoint_without_gradients_it_stays():
 
 VARYING = {
     "einsum_grouped": "!symbolic_layout",
+    "einsum_of_one_head_of_keys": "!symbolic_layout",
+    "einsum_of_one_head_of_keys_and_other_rows": "!symbolic_layout",
     "one_batch_of_keys": "!symbolic_layout",
     "chosen": "!score_function",
 }
