@@ -66,14 +66,20 @@ class Device:
 
     @staticmethod
     def of(target: Target, dtype: str) -> Device | None:
-        """None where the target says too little, as those of processors do."""
+        """None where the target says too little, as those of processors do.
+
+        A calibrated one has no rate of memory by itself: that of pointwise work stands in.
+        """
         rates, float32 = target.rates_of(dtype), target.rates_of("float32")
-        if rates is None or float32 is None or rates.memory_bytes_per_second is None:
+        if rates is None or float32 is None or not target.architecture:
+            return None
+        memory = rates.memory_bytes_per_second or rates.pointwise_bytes_per_second
+        if memory is None:
             return None
         return Device(
             target.architecture,
             rates.resident,
-            rates.memory_bytes_per_second,
+            memory,
             target.l2_bytes_per_second or inf,
             rates.flops_per_second,
             float32.flops_per_second,

@@ -70,6 +70,21 @@ def test_a_device_is_what_its_target_says():
     assert Device.of(H100, "float64") is None
 
 
+def test_a_calibrated_target_reads_memory_as_fast_as_its_pointwise_work():
+    """Calibration fits no rate of memory; mutants: none is taken, and that of a processor is."""
+
+    def without(pointwise: float | None, target: Target = H100) -> Target:
+        rates = [
+            replace(one, memory_bytes_per_second=None, pointwise_bytes_per_second=pointwise)
+            for one in target.gemm
+        ]
+        return replace(target, gemm=tuple(rates))
+
+    assert Device.of(without(2.5e12), "bfloat16") == replace(BY_HAND, memory=2.5e12)
+    assert Device.of(without(None), "bfloat16") is None
+    assert Device.of(without(2.5e12, Target.load("cpu")), "float32") is None
+
+
 def test_llama_s_output_projection_on_an_h100_by_hand():
     """Mutants: another term than the longest, padded rows or splits left out, no gap."""
     read, cached = 0.91 * 3.35e12, 0.91 * 9e12
