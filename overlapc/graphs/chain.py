@@ -133,12 +133,13 @@ def meta_operand(
     """Return a tensor without content like one operand of a chain on a device."""
     value = value_of(operand.node)
     where = "meta" if value.device.type == device else "cpu"
-    # Reshaped, turned, padded or filled it is made anew.
+    # Turned, padded or filled it is made anew.
     is_new = operand.fill is not None or operand.turn is not None
-    if not is_new and tuple(hint_of(n) for n in value.shape) == shape:
-        strides = [hint_of(n) for n in value.stride()]
-        return torch.empty_strided(shape, strides, dtype=dtype, device=where)
-    return torch.empty(shape, dtype=dtype, device=where)
+    own = [hint_of(size) for size in value.shape]
+    if is_new or prod(own) != prod(shape):
+        return torch.empty(shape, dtype=dtype, device=where)
+    strides = [hint_of(stride) for stride in value.stride()]
+    return torch.empty_strided(own, strides, dtype=dtype, device=where).reshape(shape)
 
 
 def _hint(dim: Dim) -> int:

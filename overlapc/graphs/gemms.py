@@ -75,11 +75,11 @@ def is_shared(node: fx.Node) -> bool:
     That is how a matmul with a matrix is spelled where its left operand is not contiguous, and how
     an einsum is: of one batch.
     """
-    return node.target is aten.bmm.default and _shared_weight(node) is not None
+    return node.target is aten.bmm.default and shared_weight(node) is not None
 
 
-def _shared_weight(bmm: fx.Node) -> fx.Node | None:
-    """The one right operand of all batches, ``[.., k, n]`` of one matrix; None if they differ."""
+def shared_weight(bmm: fx.Node) -> fx.Node | None:
+    """Return the one right operand of all batches, ``[.., k, n]`` of one matrix; else None."""
     right = _node(bmm.args[1])
     spread = right.all_input_nodes[0] if right.target is aten.reshape.default else right
     if spread.target is aten.expand.default:
@@ -135,7 +135,7 @@ def add_gemm(builder: Builder, node: fx.Node, left: Band | None = None) -> Band:
 
 def _shared(builder: Builder, node: fx.Node, left: Band | None) -> Band:
     shape, source = shape_of(node), left_of(node)
-    weight = _shared_weight(node)
+    weight = shared_weight(node)
     assert weight is not None
     rest = (-1, *sizes_of(source, 2))
     more = len(shape_of(weight)) - 2

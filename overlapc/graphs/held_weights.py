@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -19,6 +20,14 @@ CAST = torch.ops.prims.convert_element_type.default
 
 TURNS = frozenset({aten.permute.default, aten.t.default, aten.transpose.int, aten.alias.default})
 """What may stand between a parameter and its GEMM."""
+PARTS = frozenset(
+    {
+        aten.slice.Tensor, aten.select.int, aten.split.Tensor, aten.split_with_sizes.default,
+        aten.unbind.int, operator.getitem, aten.unsqueeze.default, aten.squeeze.default,
+        aten.squeeze.dim, aten.squeeze.dims,
+    }
+)  # fmt: skip
+"""What reads a part of a parameter where it is, and adds or drops dimensions of one."""
 SHAPES = frozenset({aten.reshape.default, aten.view.default, aten._unsafe_view.default})
 """What puts a weight in groups, and ends that."""
 MUL, SUB = aten.mul.Tensor, aten.sub.Tensor
@@ -42,7 +51,7 @@ class Held:
         """How it lies as [k, n]: "row", "col", or "strided"."""
         value = value_of(self.node)
         turns = sum(map(_transposes, self.widening))
-        strides = value.t().stride() if turns % 2 else value.stride()
+        strides = (value.mT if turns % 2 else value).stride()[-2:]
         if not is_static(strides):
             return "strided"
         rows, columns = strides
@@ -57,6 +66,13 @@ class Held:
     def calls(self) -> set[fx.Node]:
         """Its widening, and what is done to scales and zero points before they meet it."""
         return {*self.widening, *(node for call in self.widening for node in self._side(call)[1])}
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether something else than a matrix is widened, or a part taken of what was widened."""
+        given = (self.node, *self.widening)
+        views = any(call.target in PARTS for call in self.widening)
+        return bool(self.widening) and (views or len(value_of(given[-1]).shape) != 2)
 
     def steps(self, place: Any) -> list[Step]:
         """The calls as steps: of values each refers to the one before, of operands to
@@ -147,10 +163,24 @@ def held_as(weight: fx.Node) -> Held | None:
         calls.append(node)
         node = source
     if dtype_of(node) not in NARROW:
-        return Held(weight) if all(call.target in TURNS for call in calls) else None
-    while calls and calls[-1].target in TURNS:
+        return Held(weight) if all(map(_is_alias, calls)) else None
+    while calls and calls[-1].target in TURNS | PARTS:
         node = calls.pop()
     return Held(node, tuple(reversed(calls)))
+
+
+def _is_alias(call: fx.Node) -> bool:
+    """Whether a call gives what it is given where that lies."""
+    if call.target not in SHAPES:
+        return call.target in TURNS | PARTS
+    given, shape = value_of(call.all_input_nodes[0]), value_of(call).shape
+    if not is_static((*given.shape, *given.stride(), *shape)):
+        return True  # nobody takes a weight whose sizes vary, and it is said so
+    try:
+        torch.empty_strided(given.shape, given.stride(), device="meta").view(shape)
+    except RuntimeError:  # it would be a copy
+        return False
+    return True
 
 
 def dtype_of(node: fx.Node) -> str:
@@ -160,7 +190,7 @@ def dtype_of(node: fx.Node) -> str:
 
 def _source(node: fx.Node) -> fx.Node | None:
     """What a call widens, scales, regroups, turns, or subtracts a zero point from."""
-    if node.target in TURNS or node.target in SHAPES:
+    if node.target in TURNS | PARTS | SHAPES:
         return node.all_input_nodes[0]
     if node.target is CAST:
         (given,) = node.all_input_nodes

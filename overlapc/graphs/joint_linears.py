@@ -17,7 +17,8 @@ def may_join(layer: Linear, gemm: fx.Node) -> bool:
     """Return whether a GEMM, by its operands, may be one more of a layer's launch."""
     first = layer.gemms[0].node
     ours, other = value_of(weight_of(first)), value_of(weight_of(gemm))
-    return rows_key(left_of(gemm)) == rows_key(left_of(first)) and ours.shape[0] == other.shape[0]
+    of_one_k = ours.shape[-2] == other.shape[-2]
+    return of_one_k and rows_key(left_of(gemm)) == rows_key(left_of(first))
 
 
 def join(layer: Linear, other: Linear) -> Linear | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from overlapc.graphs.algebra import mutates
 from overlapc.graphs.bands import Builder, Operand
@@ -14,12 +15,21 @@ from overlapc.graphs.bodies import placeholders
 from overlapc.graphs.chain import Result, meta_operand, operand_shape
 from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.edges import through
-from overlapc.graphs.elementwise import is_pointwise, is_view
-from overlapc.graphs.gemms import Gemm, add_gemm, form_of, left_of, read_gemm, rows_of
+from overlapc.graphs.elementwise import is_pointwise, is_view, permutation
+from overlapc.graphs.gemms import (
+    Gemm,
+    add_gemm,
+    form_of,
+    is_shared,
+    left_of,
+    read_gemm,
+    rows_of,
+    shared_weight,
+)
 from overlapc.graphs.given_casts import cast_within
 from overlapc.graphs.held_weights import TURNS, Held, held_as
 from overlapc.graphs.refusals import Refused, refuse
-from overlapc.graphs.sizes import is_static
+from overlapc.graphs.sizes import is_static, shape_of
 from overlapc.graphs.values import value_of
 from overlapc.graphs.walking import Walk, dims_or_refuse, ordered
 from overlapc.runtime.norming import GEMMS as ROWS_OF
@@ -31,6 +41,11 @@ from overlapc.runtime.widening import Loaded, loaded, widened
 aten = torch.ops.aten
 
 GEMMS = (aten.mm.default, aten.addmm.default)
+
+APART = (
+    "The rows of its batches do not lie one after another: one GEMM of them all would need a copy "
+    "of them, which the batched GEMM does not."
+)
 
 Takes = Callable[["Linear"], bool]
 """Whether an op may take a layer with as much behind it."""
@@ -124,17 +139,27 @@ def linear_gemms(graph: fx.Graph) -> Iterator[fx.Node]:
     """
     is_backward = any(str(node.target).startswith("tangents") for node in placeholders(graph))
     for node in graph.nodes:
-        if node.target not in GEMMS or (is_backward and left_of(node).target in TURNS):
-            continue
-        if held_as(weight_of(node)) is not None:
+        if _is_linear(node) and not (is_backward and _contracts_rows(node)):
             yield node
 
 
+def _is_linear(node: fx.Node) -> bool:
+    is_gemm = node.target in GEMMS or is_shared(node)
+    return is_gemm and held_as(weight_of(node)) is not None
+
+
+def _contracts_rows(gemm: fx.Node) -> bool:
+    """Whether the left operand was turned, so that what are rows elsewhere are its columns."""
+    node, _ = through(left_of(gemm), is_view)
+    order = permutation(node)
+    return node.target in TURNS and (order is None or order[-1] != len(order) - 1)
+
+
 def weight_of(gemm: fx.Node) -> fx.Node:
-    """Return the right operand of a GEMM."""
+    """Return the right operand of a GEMM, of a batched one that of all batches: [.., k, n]."""
     form = form_of(gemm)
     assert form is not None
-    weight = gemm.args[form.b]
+    weight = shared_weight(gemm) if is_shared(gemm) else gemm.args[form.b]
     assert isinstance(weight, fx.Node)
     return weight
 
@@ -162,6 +187,10 @@ class _Reader:
             refuse(gemm, "dynamic_columns", "The sizes of its weight vary.")
         if not value_of(weight_of(gemm)).numel():
             refuse(gemm, "empty", "Its weight has no element.")
+        if is_shared(gemm) and not _is_matrix(left_of(gemm)):
+            refuse(gemm, "rows_apart", APART)
+        if _held(gemm).is_cut:
+            refuse(gemm, "weight", "Its weight is cut or put in a batch after it was widened.")
         self.gemm, self.takes = gemm, takes
         self.builder = Builder(rows_of(gemm))
         add_gemm(self.builder, gemm)
@@ -230,11 +259,11 @@ class _Reader:
             self.builder.restore(saved)
 
     def _is_sibling(self, node: fx.Node) -> bool:
-        if node.target not in GEMMS or held_as(weight_of(node)) is None:
+        if not _is_linear(node):
             return False
         ours, other = value_of(weight_of(self.gemm)), value_of(weight_of(node))
         return rows_key(left_of(node)) == rows_key(left_of(self.gemm)) and (
-            ours.shape == other.shape
+            ours.shape[-2:] == other.shape[-2:]
         )
 
     def _is_crossed(self, last: fx.Node, dead: Sequence[fx.Node]) -> bool:
@@ -253,7 +282,7 @@ class _Reader:
 
     def _linear(self, last: fx.Node) -> Linear:
         builder, band = self.builder, self.builder.bands[last]
-        dims = None if last is self.gemm else dims_or_refuse(last, band)
+        dims = dims_or_refuse(last, band)
         gemms = [node for node in builder.bands if form_of(node) is not None]
         program, operands, casts = cast_within(
             *merged(builder.program(None, [band.ref]), builder.operands), builder.bands
@@ -278,6 +307,13 @@ class _Reader:
             (Result(last, dims),),
             ordered(mine, last.graph),
         )
+
+
+def _is_matrix(rows: fx.Node) -> bool:
+    """Whether [batch, rows, k] is read as [batch * rows, k] without a copy."""
+    (batches, rows_of_one, _), (far, near, _) = shape_of(rows), value_of(rows).stride()
+    facts = (batches == 1, rows_of_one == 1, far == rows_of_one * near)
+    return any(statically_known_true(fact) for fact in facts)
 
 
 def _whole(operands: list[Operand], node: fx.Node) -> Ref:

@@ -49,6 +49,30 @@ def qkv(x, q, k, v, b):
     return F.linear(x, q, b), F.linear(x, k, b[: len(k)]), F.linear(x, v, b[: len(v)])
 
 
+def packed_qkv(x, w):
+    """Of one parameter, of which each takes some rows."""
+    return F.linear(x, w[:INNER]), F.linear(x, w[INNER : INNER + 16]), F.linear(x, w[-16:])
+
+
+def turned(x, w):
+    """Of heads side by side, which matmul copies before it multiplies them in batches."""
+    return x.transpose(1, 2) @ w
+
+
+def einsum(x, w):
+    return torch.einsum("bsk,nk->bsn", x, w)
+
+
+def spread(x, w):
+    """A weight that batches share."""
+    return torch.bmm(x, w[None].expand(len(x), -1, -1)).relu()
+
+
+def rows_apart(x, w):
+    """Of sequences side by side, which matmul multiplies where they are."""
+    return x.transpose(0, 1) @ w
+
+
 def qkv_and_more(x, q, k, v, w):
     return F.linear(x, q).sin(), F.linear(x, k), F.linear(x.cos(), w), F.linear(x, v)
 
@@ -274,6 +298,11 @@ READ = {
                   bf16(INNER)), [(1, "")]),
     "qkv_and_more": (qkv_and_more, (bf16(ROWS, WIDE), bf16(INNER, WIDE), bf16(16, WIDE),
                                     bf16(16, WIDE), bf16(8, WIDE)), [(1, "sin"), (1, ""), (1, "")]),
+    "packed_qkv": (packed_qkv, (bf16(1, ROWS, WIDE), bf16(INNER + 32, WIDE)), [(1, "")]),
+    "turned": (turned, (bf16(2, ROWS, 4, WIDE), bf16(WIDE, INNER)), [(1, "")]),
+    "rows_of_one": (rows_apart, (bf16(ROWS, 1, WIDE), bf16(WIDE, INNER)), [(1, "")]),
+    "einsum": (einsum, (bf16(2, ROWS, WIDE), bf16(INNER, WIDE)), [(1, "")]),
+    "spread": (spread, (bf16(2, ROWS, WIDE), bf16(WIDE, INNER)), [(1, "relu")]),
     "normed_mlp": (normed_mlp, (bf16(4, 1, WIDE), bf16(WIDE), bf16(INNER, WIDE),
                                 bf16(INNER, WIDE)), [(2, "mul")]),
     "normed_qkv": (normed_qkv, (bf16(1, 1, WIDE), bf16(WIDE), bf16(INNER, WIDE), bf16(16, WIDE),

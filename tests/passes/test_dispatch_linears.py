@@ -34,6 +34,7 @@ from tests.passes.linear_spellings import (
     mlp,
     mlp_inputs,
     plain,
+    rows_apart,
     weight,
 )
 from tests.targets import FAST_LINK, SLOW_LINK
@@ -58,6 +59,13 @@ def test_what_is_read(name, explained, golden):
     assert wanted is None or found == wanted
     (_, after) = result.graphs["inference"]
     assert not any(f"= aten.{op}.default(" in after for op in ("mm", "addmm"))
+
+
+@pytest.mark.parametrize(("name", "layout"), [("einsum", "col"), ("turned", "row")])
+def test_how_a_shared_weight_lies(name, layout):
+    """The mutant that takes what is reshaped to be copied finds rows in both."""
+    (layer,) = layers_of(*READ[name][:2])
+    assert layer.problem.layout == layout
 
 
 def stored(problems_of, regions, **changes):
@@ -227,7 +235,18 @@ def uint8_from_int8(x, w, scale, zero):
     return F.linear(x, (w.to(x.dtype) - zero.to(x.dtype)) * scale)
 
 
+def int8_packed(x, w, scale):
+    """Cut after it was widened, which is done once for all parts."""
+    wide = w.to(x.dtype) * scale
+    return F.linear(x, wide[:3]), F.linear(x, wide[3:])
+
+
 REFUSED = {
+    "rows_apart": (rows_apart, (weight(2, 3, 4), weight(4, 5))),
+    "weight (packed)": (
+        int8_packed,
+        (weight(3, 4), torch.ones(6, 4, dtype=torch.int8), weight(6, 1)),
+    ),
     "weight (zero points)": (
         int8_zeros_between,
         (weight(3, 4), torch.ones(6, 4, dtype=torch.int8), weight(6, 1), weight(6, 1).bfloat16()),
@@ -256,9 +275,10 @@ REFUSED = {
 
 @pytest.mark.parametrize("code", REFUSED)
 def test_refused(code, explained):
+    """Mutants: batches whose rows lie apart are one matrix; a weight is not cut once widened."""
     function, inputs = REFUSED[code]
     report, changes = changed(explained, function, *inputs, linear="flat")
-    assert (said(report), changes) == ([("refused", code.split()[0])], False)
+    assert ({*said(report)}, changes) == ({("refused", code.split()[0])}, False)
 
 
 def test_a_product_of_what_the_graph_computes_is_no_linear_layer(explained):
@@ -267,6 +287,11 @@ def test_a_product_of_what_the_graph_computes_is_no_linear_layer(explained):
     # Nor is one by what is subtracted from after it is scaled.
     inputs = weight(3, 4), torch.ones(4, 5, dtype=torch.int8), torch.ones(5, dtype=torch.int8)
     result = explained(lambda x, w, z: x @ (w * 0.5 * x[0, 0] - z), *inputs, linear="flat")
+    assert result.report.sites == []
+    # Nor by one that it copies in another order: the mutant that takes any reshape for a view.
+    result = explained(
+        lambda x, w: x @ w.t().reshape(4, 5), weight(3, 4), weight(4, 5), linear="flat"
+    )
     assert result.report.sites == []
     # Nor by a weight that meets itself, or wraps around.
     for function in (

@@ -255,6 +255,29 @@ def test_a_new_row_count_compiles_nothing():
     assert sites()[-1].shape.startswith("~")
 
 
+def by_shared_weights(x, w, packed):
+    """Batches that share a weight, and parts of a parameter, as models spell them."""
+    return (
+        x.transpose(1, 2) @ w,
+        torch.einsum("bshk,nk->hbsn", x, packed),
+        torch.bmm(x[0], w[None].expand(len(x[0]), -1, -1)),
+        *(F.linear(x, part) for part in packed.split([20, 30, N - 50])),
+    )
+
+
+def test_batches_that_share_a_weight_and_parts_of_a_parameter():
+    """Changed in place they are seen. The mutant that leaves the result in the shape of one GEMM of
+    all batches fails."""
+    x, w, packed = torch.randn(2, 3, 4, K), torch.randn(K, N), torch.randn(N, K)
+    run, before = compiled(by_shared_weights), len(sites())
+    for _ in range(2):
+        for one, wanted in zip(run(x, w, packed), by_shared_weights(x, w, packed), strict=True):
+            close(one, wanted)
+            assert one.stride() == wanted.stride()
+        packed.mul_(-2)
+    assert [site.calls for site in sites()[before:]] == [{FLAT: 2}] * 6
+
+
 @pytest.mark.parametrize("strided", ["rows", "columns", "broadcast"])
 def test_weights_that_are_not_contiguous(strided):
     w = {
