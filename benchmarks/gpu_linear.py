@@ -22,7 +22,9 @@ from benchmarks.gpu_device import DTYPE, architecture, device, sms
 from benchmarks.gpu_worker import Row
 from benchmarks.paired import round_orders
 from overlapc.codegen.linear_check import LinearCase
+from overlapc.codegen.linear_choice import linear_spec_for
 from overlapc.codegen.linear_kernel import build_linear
+from overlapc.codegen.linear_spec import LinearSpec
 from overlapc.planning.linear import (
     FORCED,
     LIBRARY,
@@ -35,7 +37,7 @@ from overlapc.planning.linear import (
 from overlapc.planning.linear_tiles import FLAT, GEMV, TILE_ROWS, most_counters
 from overlapc.planning.target import Target
 from overlapc.runtime import linear
-from overlapc.runtime.linear_kernels import linear_kernel_spec
+from overlapc.runtime.linear_kernels import lowered_layer
 from overlapc.runtime.linear_spec import LayerSpec
 from overlapc.runtime.linear_trials import LinearTrials
 from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
@@ -56,6 +58,45 @@ class Shape:
     """Of each result: two are gate and up."""
     is_normed: bool = False
     """Whether the launch norms its rows first."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kernel to check."""
+
+    shape: Shape
+    epilogue: str = ""
+    """"residual", or "bias, gelu"."""
+    layout: str = "col"
+    """Of weights as [k, n]."""
+    held: str = ""
+    """Dtype of weights where it is narrower."""
+    scales: str = ""
+    """Dtype of scales of columns, or of groups of ``group`` k."""
+    group: int = 0
+    zeros: str = ""
+    """Dtype of zero points of groups."""
+
+    def spec(self, way: str, rows: int, n: int, k: int) -> LinearSpec:
+        """Its kernel for a weight of these sizes on this device."""
+        its = replace(self.shape, columns=(n,) * len(self.shape.columns), k=k)
+        operands = like(its, self.epilogue)
+        layer = lowered_layer(program(its, self.epilogue), operands)
+
+        def of_weights(dtype: str, rows: int, is_turned: bool = False) -> list[torch.Tensor]:
+            shape = (n, rows) if is_turned else (rows, n)
+            made = torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
+            return [made.t() if is_turned else made] * (its.weights * len(its.columns))
+
+        groups = k // self.group if self.group else 1
+        return linear_spec_for(
+            way, rows, operands[0],
+            of_weights(self.held or DTYPE, k, self.layout == "col"), layer.lowered[0],
+            architecture=architecture(), sms=sms(),
+            scales=of_weights(self.scales, groups) if self.scales else [], group=self.group,
+            zeros=of_weights(self.zeros, groups) if self.zeros else [],
+            eps=layer.norm.eps if layer.norm else None, gain=layer.gain(operands),
+        )  # fmt: skip
 
 
 LAYERS = {
@@ -79,16 +120,23 @@ LAYERS = {
     "Llama-3 8B head": Shape((128256,), 4096),
 }
 """The most telling first."""
+ONE = Shape((1,), 1)
 CHECKED_AS = {
-    "residual": (Shape((1,), 1), "residual"),
-    "two weights": (Shape((1,), 1, weights=2), ""),
-    "three results, normed": (Shape((1, 1, 1), 1, is_normed=True), ""),
+    "residual": Kind(ONE, "residual"),
+    "two weights": Kind(Shape((1,), 1, weights=2)),
+    "three results, normed": Kind(Shape((1, 1, 1), 1, is_normed=True)),
+    "[k, n], bias and GELU": Kind(ONE, "bias, gelu", layout="row"),
+    "int8 by columns": Kind(ONE, held="int8", scales="float32"),
+    "int8 by groups, zero points": Kind(ONE, held="int8", scales=DTYPE, group=8, zeros="int8"),
+    "fp8 by columns, [k, n]": Kind(ONE, layout="row", held="float8_e4m3fn", scales="float32"),
 }
-"""Kinds of kernels: of any sizes, and what comes last."""
+"""Kinds of kernels, of any sizes."""
 COUNTS = (1, 8, 16, 2, 4, 32, 64)
 CHECK_SIZES = ((1000, 776), (4096, 4096))
 """n, k: ragged, and whole tiles with a split k."""
 READ_BYTES = 1 << 30
+LARGE_MIB = 32
+"""Of a weight from which on a layer is to read nearly as fast as anything can."""
 TINY = (1, 256, 256)
 """Rows, n and k of a layer that a device computes sooner than a host launches it."""
 CALLS, ROUNDS = 200, 9
@@ -98,8 +146,8 @@ Done = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 def program(its: Shape, epilogue: str = "") -> Program:
-    """Layers alone, of gated pairs, or with a residual. Operands are the rows, every weight, the
-    norm's gain and the residual."""
+    """Layers alone, of gated pairs, with a residual, or with a bias and GELU. Operands are the
+    rows, every weight, the norm's gain, and the residual or bias."""
     operand, value = (lambda i: Ref("operand", i)), (lambda i: Ref("value", i))
     count = len(its.columns) * its.weights
     modes, steps, kept = [ROWS, *[WHOLE] * count], list[Step](), list[Ref]()
@@ -109,7 +157,13 @@ def program(its: Shape, epilogue: str = "") -> Program:
         modes.append(WHOLE)
         rows = value(len(steps) - 1)
     for first in range(1, count + 1, its.weights):
-        steps.append(Step("aten.mm.default", (rows, operand(first))))
+        if epilogue == "bias, gelu":
+            modes.append(WHOLE)
+            bias = operand(len(modes) - 1)
+            steps.append(Step("aten.addmm.default", (bias, rows, operand(first))))
+            steps.append(Step("aten.gelu.default", (value(len(steps) - 1),)))
+        else:
+            steps.append(Step("aten.mm.default", (rows, operand(first))))
         if its.weights > 1:
             gate = len(steps) - 1
             steps += [
@@ -147,7 +201,8 @@ def like(its: Shape, epilogue: str = "") -> list[torch.Tensor]:
 
     held = [empty(n, its.k).t() for n in its.columns for _ in range(its.weights)]
     gain = [empty(its.k)] if its.is_normed else []
-    return [empty(1, its.k), *held, *gain, *(empty(1, n) for n in its.columns if epilogue)]
+    lead = (1,) if epilogue == "residual" else ()
+    return [empty(1, its.k), *held, *gain, *(empty(*lead, n) for n in its.columns if epilogue)]
 
 
 def reading(deadline: Deadline) -> dict[str, Any]:
@@ -162,14 +217,9 @@ def reading(deadline: Deadline) -> dict[str, Any]:
 def values(deadline: Deadline, way: str, rows: int, kind: str) -> dict[str, Any]:
     """One kind of kernel on random operands and a poisoned C, against float64."""
     torch.manual_seed(rows)
-    shape, epilogue = CHECKED_AS[kind]
     errors: dict[str, float] = {}
     for n, k in CHECK_SIZES:
-        its = replace(shape, columns=(n,) * len(shape.columns), k=k)
-        spec, _ = linear_kernel_spec(
-            program(its, epilogue), like(its, epilogue), way, rows,
-            architecture=architecture(), sms=sms(),
-        )  # fmt: skip
+        spec = CHECKED_AS[kind].spec(way, rows, n, k)
         for m in {1, max(1, rows - 1), rows}:
             case = LinearCase.random(build_linear(spec), (m, n, k), "cuda")
             for _ in range(2):  # the second with counters that the first has left
@@ -241,7 +291,10 @@ def speed(deadline: Deadline, layer: str, rows: int, read: float) -> dict[str, A
     bytes_read = problem.weight_bytes
     best = max(trial.gains, key=lambda gain: gain.median, default=None)
     row: dict[str, Any] = {"row": f"{layer}, {rows} rows", "layer": layer, "rows": rows}
+    row["weight MiB"] = bytes_read / 2**20
     row["library us"] = 1e6 * trial.library_seconds
+    if read:
+        row["library share of reading"] = bytes_read / trial.library_seconds / 1e12 / read
     for gain in trial.gains:
         row[f"{gain.implementation} of library"] = [gain.median, gain.low, gain.high]
     for gain in trial.launched or ():
@@ -256,9 +309,9 @@ def speed(deadline: Deadline, layer: str, rows: int, read: float) -> dict[str, A
 def rows(done: Done, shipped: Target) -> Iterator[Row]:
     """Every row, in the order in which they are measured."""
     yield Row(READ, "a sum of 1 GiB", "benchmarks.gpu_linear.reading")
-    for kind in CHECKED_AS:
-        for way in (GEMV, FLAT):
-            for count in TILE_ROWS[way]:
+    for way in (GEMV, FLAT):
+        for count in TILE_ROWS[way]:
+            for kind in CHECKED_AS:
                 given = {"way": way, "rows": count, "kind": kind}
                 yield Row(CHECKED, name_of(way, count, kind), "benchmarks.gpu_linear.values", given)
     yield Row(DISPATCH, "a tiny layer", "benchmarks.gpu_linear.dispatch")
@@ -271,30 +324,51 @@ def rows(done: Done, shipped: Target) -> Iterator[Row]:
 
 def regions(speeds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What a table would hold of each layer, were row counts between `COUNTS` like those beside."""
-    found = []
+    return [
+        {"row": layer, "regions": str(chosen), "measured at": len(trials)}
+        for layer, (chosen, trials) in _tables(speeds).items()
+    ]
+
+
+def _tables(speeds: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Regions, list[LinearTrial]]]:
+    """By layer, what a table would hold of it, and its trials by rows."""
+    found = {}
     for layer in LAYERS:
-        trials = [
-            LinearTrial(
-                row["rows"], row["trial"]["library_seconds"],
-                tuple(Gain(**gain) for gain in row["trial"]["gains"]),
-            )
-            for row in speeds
-            if row.get("layer") == layer
-        ]  # fmt: skip
+        trials = [_trial(row) for row in speeds if row.get("layer") == layer]
+        trials.sort(key=lambda trial: trial.rows)
         if trials:
-            chosen = choose(sorted(trials, key=lambda trial: trial.rows), COUNTS)
-            found.append({"row": layer, "regions": str(chosen), "measured at": len(trials)})
+            found[layer] = choose(trials, COUNTS), trials
     return found
 
 
+def _trial(row: Mapping[str, Any]) -> LinearTrial:
+    its = row["trial"]
+    return LinearTrial(
+        row["rows"], its["library_seconds"], tuple(Gain(**gain) for gain in its["gains"])
+    )
+
+
 def summary(speeds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The geometric mean of what dispatch gains, and its minimum, by the kind of layer."""
+    """What dispatch by a table gains, by the kind of layer: geometric mean and minimum. Of large
+    weights also the least share of the read bandwidth."""
+    tables = _tables(speeds)
+    known = [row for row in speeds if row.get("layer")]
+    gains = [_dispatched(row, tables[row["layer"]][0]) for row in known]
     found = []
-    for name in ("one weight", "gate and up", "more in a launch"):
-        gains = [_dispatched(row) for row in speeds if row.get("layer") and _kind(row) == name]
-        if gains:
-            mean = math.exp(sum(map(math.log, gains)) / len(gains))
-            found.append({"row": name, "rows": len(gains), "geomean": mean, "least": min(gains)})
+    for name, is_in in SUMMARIES.items():
+        its = [gain for row, gain in zip(known, gains, strict=True) if is_in(row)]
+        if its:
+            mean = math.exp(sum(map(math.log, its)) / len(its))
+            found.append({"row": name, "rows": len(its), "geomean": mean, "least": min(its)})
+    pairs = zip(known, gains, strict=True)
+    shares = [
+        row["library share of reading"] * gain
+        for row, gain in pairs
+        if row["weight MiB"] >= LARGE_MIB and row.get("library share of reading")
+    ]
+    if shares:
+        name = f"weights of {LARGE_MIB} MiB and more"
+        found.append({"row": name, "rows": len(shares), "least share of reading": min(shares)})
     return found
 
 
@@ -305,10 +379,20 @@ def _kind(row: Mapping[str, Any]) -> str:
     return "gate and up" if its.weights > 1 else "one weight"
 
 
-def _dispatched(row: Mapping[str, Any]) -> float:
-    """The best gain that is repeatable; 1 where the library keeps the layer."""
-    gains = [Gain(**gain) for gain in row["trial"]["gains"]]
-    return max((gain.median for gain in gains if gain.is_repeatable), default=1.0)
+SUMMARIES: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+    "all layers": lambda row: True,
+    "all but gate and up": lambda row: LAYERS[row["layer"]].weights == 1,
+    "one weight": lambda row: _kind(row) == "one weight",
+    "gate and up": lambda row: _kind(row) == "gate and up",
+    "more in a launch": lambda row: _kind(row) == "more in a launch",
+}
+"""Lines of the summary, and whether a row counts for each."""
+
+
+def _dispatched(row: Mapping[str, Any], regions: Regions) -> float:
+    """The gain of what a table would choose at a row; 1 where it leaves it to the library."""
+    gain = _trial(row).gain(regions.implementation(row["rows"]))
+    return gain.median if gain else 1.0
 
 
 def tables(done: Done, shipped: Target) -> dict[str, Sequence[Mapping[str, Any]]]:

@@ -43,7 +43,7 @@ LAUNCHES_NOTHING = {gpu_attention.BOUNDS, gpu_linear.READ}
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("part", "most"), [("gemm", 18), ("linear", 20), ("attention", 45)], ids=str
+    ("part", "most"), [("gemm", 18), ("linear", 21), ("attention", 45)], ids=str
 )
 def test_rows_are_compiled_and_launched(part, most, tmp_path):
     done = run(tmp_path, "-m", "tests.device.parts", part, str(tmp_path), str(most))

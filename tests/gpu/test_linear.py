@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.gpu_linear import CHECK_SIZES, CHECKED_AS
 from overlapc.codegen.linear_check import LinearCase
 from overlapc.codegen.linear_choice import linear_spec_for
 from overlapc.codegen.linear_kernel import build_linear
@@ -47,6 +48,20 @@ def test_values(way, rows, sizes, layout):
         case.outs[0].fill_(torch.nan)
         case.run()
         assert case.error() <= 1
+
+
+@pytest.mark.parametrize("kind", CHECKED_AS)
+@pytest.mark.parametrize(("way", "rows"), [(GEMV, 1), (GEMV, 2), (FLAT, 8), (FLAT, 64)])
+def test_every_kind(way, rows, kind):
+    """Narrow weights with scales and zero points, [k, n], bias and GELU among them."""
+    for n, k in CHECK_SIZES:
+        kernel = build_linear(CHECKED_AS[kind].spec(way, rows, n, k))
+        case = LinearCase.random(kernel, (rows, n, k), "cuda")
+        for _ in range(2):
+            for out in case.outs:
+                out.fill_(torch.nan)
+            case.run()
+            assert case.error() <= 1
 
 
 @pytest.mark.parametrize("way", [GEMV, FLAT])
