@@ -14,6 +14,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from overlapc.errors import TargetError
 from overlapc.planning.linear import LIBRARY, OURS, LinearTrial, Regions
 from overlapc.planning.linear_table import LinearTable, Machine
 from overlapc.planning.records import from_value
@@ -30,7 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("table", type=Path, help="what overlapc calibrate --linear stored")
     parser.add_argument("--out", type=Path, help="folder to write to, by default the table's")
     given = parser.parse_args(argv)
-    table = read(given.table)
+    try:
+        table = read(given.table)
+    except (OSError, ValueError, KeyError, TypeError, TargetError) as error:
+        what = getattr(error, "what", str(error) or repr(error))
+        remedy = "name a file that overlapc calibrate --linear stored with this version"
+        parser.error(f"{given.table} holds no table of linear layers: {what} Remedy: {remedy}")
     folder = given.out or given.table.parent
     plot(table, folder)
     print(f"written: {folder / NAME}.svg, {folder / NAME}.md")

@@ -55,6 +55,20 @@ def test_the_page_sets_what_was_predicted_beside():
     assert "predicted" not in page(without)
 
 
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", '{"machine": 3}'], ids=str)
+def test_a_file_that_is_no_table_is_one_line_of_error(text, tmp_path, capsys):
+    """The mutant that catches nothing ends in a traceback."""
+    path = tmp_path / "table.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SystemExit) as left:
+        main([str(path)])
+    assert left.value.code == 2
+    *_, said = capsys.readouterr().err.splitlines()
+    assert str(path) in said
+    assert "overlapc calibrate --linear" in said
+
+
 def test_it_is_drawn_the_same_twice(tmp_path):
     pytest.importorskip("matplotlib")
     path = tmp_path / "table.json"
