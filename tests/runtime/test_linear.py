@@ -146,6 +146,43 @@ def test_a_kernel_that_fails_leaves_its_calls_to_the_library(monkeypatch):
     assert len(tried) == 1
 
 
+@pytest.mark.parametrize("rows", [1, 2, 4, 5, 70])
+def test_a_call_outside_of_the_regions_is_the_librarys(rows):
+    """Below, inside and above, and counted once. Mutants: either end is off by one, the library's
+    call is not counted, the regions are not looked at."""
+    spec = LayerSpec(MM, Regions(2, 2, 5), f"outside {rows}")
+    layer = linear.Layer(spec, calls_of(spec.site), by_library_of(spec.site))
+    given, ours = operands(rows), torch.full((rows, N), 7.0)
+    layer._ours = lambda *_: ours
+    found = layer.caller()(given, None, 0)
+    is_ours = 2 <= rows < 5
+    assert (found is ours) == is_ours
+    assert is_ours or torch.equal(found, given[0] @ given[1])
+    assert calls_of(spec.site) == ({} if is_ours else {LIBRARY: 1})
+    assert by_library_of(spec.site) == {}
+
+
+def test_a_kernel_that_fails_once_it_ran_leaves_its_call_to_the_library(monkeypatch):
+    """The mutant that forgets nothing tries what failed again."""
+    tried = []
+
+    def fails(given, *_):
+        tried.append(given)
+        raise KernelError("gone", where="here", remedy="none")
+
+    monkeypatch.setattr("overlapc.runtime.machine.architecture_of", lambda device: "sm_90")
+    monkeypatch.setattr(
+        linear, "by_kernel", lambda *_: lambda given, *_: (given[0] @ given[1], fails)
+    )
+    spec = LayerSpec(MM, FORCED, "fails later")
+    given = operands(4, dtype=torch.bfloat16)
+    for _ in range(3):
+        assert torch.equal(linear.run(given, spec.text()), given[0] @ given[1])
+    assert calls_of(spec.site) == {FLAT: 2, LIBRARY: 1}
+    assert by_library_of(spec.site) == {"gone": 1}
+    assert len(tried) == 1
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "{}", "[]", LayerSpec(MM, FORCED).text().replace("flat_from", "flat_to"),
