@@ -1,7 +1,8 @@
 """What the op of linear layers costs a processor beyond the library call that it makes.
 
-``python -m benchmarks.linear_dispatch`` (ten seconds) times the op through torch's dispatcher, as a
-compiled graph calls it, against the library call, on operands so small that nothing else counts.
+``python -m benchmarks.linear_dispatch`` (ten seconds) times it against the library call on operands
+so small that nothing else counts: as a function, which is how code that Inductor generates calls it
+(``overlapc/direct_calls.py``), and as an op through torch's dispatcher, as all else calls it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from benchmarks.attention import Alone
 from benchmarks.paired import Samples, measure
 from overlapc.planning.linear import Regions
-from overlapc.runtime.linear import OP
+from overlapc.runtime.linear import OP, run
 from overlapc.runtime.linear_spec import LayerSpec
 from overlapc.runtime.linear_ways import swapped
 from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
@@ -27,9 +28,11 @@ MM = Program(
     (Ref("value", 0),),
 )  # fmt: skip
 PAIRS = {
-    "library, over torch.mm": ("op by the library", "torch.mm"),
-    "library, over aten.mm": ("op by the library", "aten.mm"),
-    "flat, over the same calls": ("op by flat", "flat"),
+    "function by the library, over torch.mm": ("function by the library", "torch.mm"),
+    "function by flat, over the same calls": ("function by flat", "flat"),
+    "op by the library, over torch.mm": ("op by the library", "torch.mm"),
+    "op by the library, over aten.mm": ("op by the library", "aten.mm"),
+    "op by flat, over the same calls": ("op by flat", "flat"),
     "torch.mm again": ("torch.mm again", "torch.mm"),
 }
 """What is subtracted from what; the last is the noise."""
@@ -45,6 +48,8 @@ def candidates() -> dict[str, Callable[[], object]]:
         "torch.mm": lambda: torch.mm(x, w),
         "torch.mm again": lambda: torch.mm(x, w),
         "aten.mm": lambda: mm(x, w),
+        "function by the library": lambda: run([x, w], library),
+        "function by flat": lambda: run([x, w], flat),
         "op by the library": lambda: OP([x, w], library),
         "flat": lambda: swapped(None, x, w),
         "op by flat": lambda: OP([x, w], flat),
@@ -53,11 +58,11 @@ def candidates() -> dict[str, Callable[[], object]]:
         call()
 
     def repeated(call: Callable[[], object]) -> Callable[[], object]:
-        def run() -> None:
+        def many() -> None:
             for _ in range(CALLS):
                 call()
 
-        return run
+        return many
 
     return {name: repeated(call) for name, call in calls.items()}
 
