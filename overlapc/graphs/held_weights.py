@@ -163,24 +163,12 @@ def held_as(weight: fx.Node) -> Held | None:
         calls.append(node)
         node = source
     if dtype_of(node) not in NARROW:
-        return Held(weight) if all(map(_is_alias, calls)) else None
+        return (
+            Held(weight) if all(call.target in TURNS | PARTS | SHAPES for call in calls) else None
+        )
     while calls and calls[-1].target in TURNS | PARTS:
         node = calls.pop()
     return Held(node, tuple(reversed(calls)))
-
-
-def _is_alias(call: fx.Node) -> bool:
-    """Whether a call gives what it is given where that lies."""
-    if call.target not in SHAPES:
-        return call.target in TURNS | PARTS
-    given, shape = value_of(call.all_input_nodes[0]), value_of(call).shape
-    if not is_static((*given.shape, *given.stride(), *shape)):
-        return True  # nobody takes a weight whose sizes vary, and it is said so
-    try:
-        torch.empty_strided(given.shape, given.stride(), device="meta").view(shape)
-    except RuntimeError:  # it would be a copy
-        return False
-    return True
 
 
 def dtype_of(node: fx.Node) -> str:

@@ -63,9 +63,11 @@ def test_what_is_read(name, explained, golden):
 
 @pytest.mark.parametrize(("name", "layout"), [("einsum", "col"), ("turned", "row")])
 def test_how_a_shared_weight_lies(name, layout):
-    """The mutant that takes what is reshaped to be copied finds rows in both."""
+    """In the table and for the kernel. The mutant that takes what is reshaped to be copied lowers
+    both for rows."""
     (layer,) = layers_of(*READ[name][:2])
     assert layer.problem.layout == layout
+    assert layer.operands[1].stride() == ((1, WIDE) if layout == "col" else (INNER, 1))
 
 
 def stored(problems_of, regions, **changes):
@@ -288,7 +290,7 @@ def test_a_product_of_what_the_graph_computes_is_no_linear_layer(explained):
     inputs = weight(3, 4), torch.ones(4, 5, dtype=torch.int8), torch.ones(5, dtype=torch.int8)
     result = explained(lambda x, w, z: x @ (w * 0.5 * x[0, 0] - z), *inputs, linear="flat")
     assert result.report.sites == []
-    # Nor by one that it copies in another order: the mutant that takes any reshape for a view.
+    # Nor by one that it copies: the mutant that takes a clone for a part finds one.
     result = explained(
         lambda x, w: x @ w.t().reshape(4, 5), weight(3, 4), weight(4, 5), linear="flat"
     )
