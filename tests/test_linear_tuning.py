@@ -279,6 +279,24 @@ def test_the_command_measures_stores_and_prints(monkeypatch, capsys):
     assert "4 rows: library" in said
 
 
+@pytest.mark.parametrize("kind", ["linear", "attention"])
+def test_the_command_takes_the_graphs_of_inference(monkeypatch, capsys, kind):
+    """Those of training keep values for the backward, and fuse less. Mutant: the mode that is."""
+    found: list[bool] = []
+    name = {"linear": "linear_tuning.layers_of", "attention": "attention_tuning.shapes_of"}[kind]
+    monkeypatch.setattr(f"overlapc.{name}", lambda *_: found.append(torch.is_grad_enabled()) or [])
+    monkeypatch.setattr(callables, "load", lambda given: model_and_inputs)
+    for mode in (True, False):
+        with torch.set_grad_enabled(mode):
+            assert cli.main(["calibrate", f"--{kind}", "a:model"]) != 0  # as nothing was found
+            assert cli.main(["calibrate", f"--{kind}", "a:model", "--training"]) != 0
+            assert torch.is_grad_enabled() == mode
+    assert found == [False, True] * 2
+    capsys.readouterr()
+    assert cli.main(["calibrate", "--training"]) != 0
+    assert "no model is named" in capsys.readouterr().err
+
+
 def test_a_description_tells_regions_and_spread():
     trial = LinearTrial(1, 1e-5, (Gain(FLAT, 1.1, 1.2, 1.3),))
     table = calibrate_linears(

@@ -73,6 +73,12 @@ def add_calibrate(commands: Any) -> None:
         "tensors, one for each call), and remember a number for each head of its attentions that "
         "softmax='unified' takes scores relative to",
     )
+    calibrate.add_argument(
+        "--training",
+        action="store_true",
+        help="with --linear or --attention: of the graphs that training compiles, forward and "
+        "backward, not of those of inference",
+    )
     calibrate.set_defaults(run=_calibrate)
 
 
@@ -94,10 +100,14 @@ def _progress_bar(is_shown: bool = True) -> Iterator[Tell]:
 
 
 def _calibrate_linears(chosen: argparse.Namespace) -> None:
+    import torch
+
     from overlapc.linear_tuning import calibrate_linears, layers_of
     from overlapc.planning.linear_table import table_path
 
-    layers = layers_of(*model_and_inputs(chosen.linear))
+    model = model_and_inputs(chosen.linear)
+    with torch.set_grad_enabled(chosen.training):
+        layers = layers_of(*model)
     with _progress_bar() as tell:
         table = calibrate_linears(layers, seconds=chosen.seconds, progress=tell)
     measured = {layer.problem for layer in layers}
@@ -108,9 +118,13 @@ def _calibrate_linears(chosen: argparse.Namespace) -> None:
 
 
 def _calibrate_attentions(chosen: argparse.Namespace) -> None:
+    import torch
+
     from overlapc.attention_tuning import calibrate_attentions, describe, shapes_of
 
-    shapes = shapes_of(*model_and_inputs(chosen.attention))
+    model = model_and_inputs(chosen.attention)
+    with torch.set_grad_enabled(chosen.training):
+        shapes = shapes_of(*model)
     with _progress_bar() as tell:
         table = calibrate_attentions(shapes, seconds=chosen.seconds, progress=tell)
     print(f"stored in {table.path(table.machine)} for {table.machine}")
@@ -152,6 +166,12 @@ INSTEAD = {
 
 
 def _calibrate(chosen: argparse.Namespace) -> None:
+    if chosen.training and not (chosen.linear or chosen.attention):
+        raise CommandError(
+            "Option --training says which graphs of a model are measured, and no model is named.",
+            where="overlapc calibrate",
+            remedy="give it with --linear or --attention",
+        )
     for name, run in INSTEAD.items():
         if getattr(chosen, name):
             run(chosen)
