@@ -29,11 +29,21 @@ Measure = Callable[[Layer, int, float, Sequence[str]], LinearTrial]
 
 
 def layers_of(
-    model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] | None = None
+    model: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    varying: bool = False,
 ) -> list[Layer]:
-    """Return one layer for each linear problem of a model's graphs, forward and backward."""
+    """Return one layer for each linear problem of a model's graphs, forward and backward.
+
+    With ``varying`` also for those of the graphs that torch compiles for any row count, once it
+    has met a second or with ``dynamic=True``. Gradients are needed or not as where it is called.
+    """
     compilations = compilations_of(model, {"linear": "flat"})(*args, **(kwargs or {}))
-    layers = (layer for one in compilations for layer in one.layers.values())
+    layers = [layer for one in compilations for layer in one.layers.values()]
+    if varying:
+        layers += [layer for one in compilations for layer in one.varying]
     return list({layer.problem: layer for layer in layers}.values())
 
 

@@ -62,6 +62,8 @@ class Compilation:
     """The graph is the body of a higher-order op, such as activation checkpointing."""
     layers: dict[str, Layer] = field(default_factory=dict)
     """Linear layers that were read, by the site's identifier."""
+    varying: list[Layer] = field(default_factory=list)
+    """Those of the same GEMMs where the row count is not known; empty where nothing explains."""
     attentions: dict[str, AttentionProblem] = field(default_factory=dict)
     """Attentions that a kernel of our own could compute, by the site's identifier."""
     weights: dict[fx.Node, Tensor] = field(default_factory=dict)

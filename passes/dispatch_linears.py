@@ -9,7 +9,7 @@ leaves the graph as it was. Without a measurement there are no sites.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import fx
@@ -20,7 +20,7 @@ from overlapc.errors import KernelError, TargetError
 from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.joint_linears import join, may_join
 from overlapc.graphs.linear_counters import give_counters
-from overlapc.graphs.linears import Linear, linear_gemms, read_linear
+from overlapc.graphs.linears import Linear, Takes, linear_gemms, read_linear
 from overlapc.graphs.normed_linears import with_norm
 from overlapc.graphs.origins import where
 from overlapc.graphs.replacing import replace_linear
@@ -70,6 +70,8 @@ class DispatchLinears:
         taken: set[fx.Node] = set()
         ops: list[fx.Node] = []
         gemms = list(linear_gemms(graph))
+        if compilation.explains:
+            compilation.varying += where_rows_vary(gemms, compilation.graph_id)
         for index, gemm in enumerate(gemms):
             facts = tensor_facts(gemm)
             if gemm in taken or facts is None:
@@ -81,7 +83,7 @@ class DispatchLinears:
                 continue
             later = [one for one in gemms[index + 1 :] if one not in taken]
             target = _target(compilation, facts.device)
-            found, verdict = judge(gemm, table, choice, later, target)
+            found, verdict = judge(gemm, table, choice, takes, later, target)
             if not isinstance(found, Refusal):
                 taken |= {one.node for one in found.gemms}
             ops += self._settle(graph, gemm, found, verdict, compilation)
@@ -122,15 +124,16 @@ def judge(
     gemm: fx.Node,
     table: LinearTable | str,
     choice: str,
+    fits: Takes,
     later: Sequence[fx.Node] = (),
     target: Target | None = None,
 ) -> tuple[Linear | Refusal, Verdict]:
-    """Read the layer that begins with a GEMM, as far as one op may take it, with those of the same
+    """Read the layer that begins with a GEMM, as far as it fits into one op, with those of the same
     rows among ``later`` GEMMs that one launch computes beside it, and decide on it."""
     try:
-        found = read_linear(gemm, takes)
+        found = read_linear(gemm, fits)
         if isinstance(found, Linear):
-            found = with_norm_before(with_others(found, later))
+            found = with_norm_before(with_others(found, later, fits), fits)
         return found, decide(found, table, choice, target)
     except KernelError as error:  # of how its weight is scaled
         return Refusal(gemm, "weight", error.what), Verdict("refused", "weight", error.what)
@@ -138,6 +141,29 @@ def judge(
         log.exception("a fault of overlapc at %s", where(gemm))
         reason = f"A fault of overlapc, which its log tells, please report it: {error!r}."
         return Refusal(gemm, "internal", reason), Verdict("refused", "internal", reason)
+
+
+def where_rows_vary(gemms: Sequence[fx.Node], name: str) -> Iterator[Layer]:
+    """Yield the layers of a graph's GEMMs as they are read where the row count is not known.
+
+    They are other problems than the same layers with what else one op takes where it is, and a
+    model whose row count changes is compiled for both. ``name`` stands for a site.
+    """
+    taken: set[fx.Node] = set()
+    for index, gemm in enumerate(gemms):
+        if gemm in taken:
+            continue
+        later = [one for one in gemms[index + 1 :] if one not in taken]
+        found, verdict = judge(gemm, "", "flat", alone, later)
+        if not isinstance(found, Refusal) and verdict.decision == "rewritten":
+            taken |= {one.node for one in found.gemms}
+            spec = LayerSpec(found.program, verdict.regions, name)
+            yield Layer(problem_of(found), spec, found.meta_operands)
+
+
+def alone(layer: Linear) -> bool:
+    """Whether what follows a GEMM may go into its op where rows vary: nothing does."""
+    return False
 
 
 def takes(layer: Linear) -> bool:
@@ -163,14 +189,14 @@ def is_lowered(layer: Linear) -> bool:
     return True
 
 
-def with_others(layer: Linear, later: Sequence[fx.Node]) -> Linear:
+def with_others(layer: Linear, later: Sequence[fx.Node], fits: Takes) -> Linear:
     """Return a layer joined with as many of later GEMMs as one launch computes alike."""
     for gemm in later if may_fuse(layer) and len(layer.gemms) == 1 else ():
         if len(layer.results) == MOST_RESULTS:
             break
         if not may_join(layer, gemm):
             continue
-        other = read_linear(gemm, takes)
+        other = read_linear(gemm, fits)
         if isinstance(other, Refusal) or _kind(other) != _kind(layer):
             continue
         joint = join(layer, other)
@@ -179,12 +205,10 @@ def with_others(layer: Linear, later: Sequence[fx.Node]) -> Linear:
     return layer
 
 
-def with_norm_before(layer: Linear) -> Linear:
-    """Return a layer with the norm of its rows, where one kernel computes both."""
-    if not may_fuse(layer) or not layer.is_static:
-        return layer
-    normed = with_norm(layer)
-    return normed if normed is not None and is_lowered(normed) else layer
+def with_norm_before(layer: Linear, fits: Takes) -> Linear:
+    """Return a layer with the norm of its rows, where that fits into one op."""
+    normed = with_norm(layer) if may_fuse(layer) else None
+    return normed if normed is not None and fits(normed) else layer
 
 
 def _kind(layer: Linear) -> tuple[object, ...]:

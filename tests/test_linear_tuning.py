@@ -284,7 +284,9 @@ def test_the_command_takes_the_graphs_of_inference(monkeypatch, capsys, kind):
     """Those of training keep values for the backward, and fuse less. Mutant: the mode that is."""
     found: list[bool] = []
     name = {"linear": "linear_tuning.layers_of", "attention": "attention_tuning.shapes_of"}[kind]
-    monkeypatch.setattr(f"overlapc.{name}", lambda *_: found.append(torch.is_grad_enabled()) or [])
+    monkeypatch.setattr(
+        f"overlapc.{name}", lambda *_, **__: found.append(torch.is_grad_enabled()) or []
+    )
     monkeypatch.setattr(callables, "load", lambda given: model_and_inputs)
     for mode in (True, False):
         with torch.set_grad_enabled(mode):
@@ -295,6 +297,55 @@ def test_the_command_takes_the_graphs_of_inference(monkeypatch, capsys, kind):
     capsys.readouterr()
     assert cli.main(["calibrate", "--training"]) != 0
     assert "no model is named" in capsys.readouterr().err
+
+
+class Block(nn.Module):
+    """Of a decoder, without its attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.RMSNorm(24)
+        self.q, self.k, self.v = (nn.Linear(24, n) for n in (24, 8, 8))
+        self.gate, self.up, self.down = nn.Linear(24, 40), nn.Linear(24, 40), nn.Linear(40, 24)
+
+    def forward(self, x):
+        y = self.norm(x)
+        z = nn.functional.silu(self.gate(x)) * self.up(x)
+        return self.q(y), self.k(y), self.v(y), x + self.down(z)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_what_the_command_measured_is_found_by_every_compilation(monkeypatch, rows):
+    """Of these rows, of others, and where they vary: each another graph, with the same layers.
+
+    Mutants: it traces with gradients; rows that vary are left out; a joined layer is read alone.
+    """
+    asked = []
+
+    def measure(layer, rows, seconds, ways):
+        asked.append((layer.problem, rows, seconds))
+        return LinearTrial(rows, 1e-5, (Gain(FLAT, 1.5, 1.5, 1.5),))
+
+    monkeypatch.setattr("overlapc.passes.dispatch_linears.may_fuse", lambda layer: True)
+    monkeypatch.setattr("overlapc.linear_tuning._measure", lambda device: measure)
+    model = Block()
+    monkeypatch.setattr(callables, "load", lambda _: lambda: (model, (torch.randn(1, rows, 24),)))
+    with torch.enable_grad():
+        assert cli.main(["calibrate", "--linear", "a:model", "--seconds", "6"]) == 0
+    assert len({(problem, rows) for problem, rows, _ in asked}) == len(asked)
+    assert sum(seconds for *_, seconds in asked) == pytest.approx(6)
+    torch._dynamo.reset()
+    shapes = []
+    for count, dynamic in ((4, None), (5, None), (6, True)):
+        if dynamic:
+            torch._dynamo.reset()
+        sites = overlapc.explain(model, dynamic=dynamic)(torch.randn(1, count, 24)).sites
+        assert {(site.decision, site.code) for site in sites} == {("rewritten", "measured")}
+        shapes.append([site.shape for site in sites])
+    sizes = [sorted(shape.split(" ")[0] for shape in of_one) for of_one in shapes]
+    assert sizes[0] == ["4x24+8+8x24", "4x24x40", "4x2x40x24"]
+    assert sizes[1] == ["~5x24+8+8x24", "~5x24x40", "~5x40+40x24"]
+    assert len(sizes[2]) == 3
 
 
 def test_a_description_tells_regions_and_spread():

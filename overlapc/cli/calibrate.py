@@ -107,7 +107,7 @@ def _calibrate_linears(chosen: argparse.Namespace) -> None:
 
     model = model_and_inputs(chosen.linear)
     with torch.set_grad_enabled(chosen.training):
-        layers = layers_of(*model)
+        layers = layers_of(*model, varying=True)
     with _progress_bar() as tell:
         table = calibrate_linears(layers, seconds=chosen.seconds, progress=tell)
     measured = {layer.problem for layer in layers}
