@@ -29,6 +29,7 @@ from overlapc.passes.base import Compilation, Fuel, Layer
 from overlapc.planning.linear import FORCED, LIBRARY, LinearProblem, Regions
 from overlapc.planning.linear_prediction import predict, spans
 from overlapc.planning.linear_table import LinearTable
+from overlapc.planning.reasons import no_op_where_rows_vary
 from overlapc.planning.target import Target
 from overlapc.reporting.records import Site
 from overlapc.runtime import linear  # registers torch.ops.overlapc.linear
@@ -250,6 +251,9 @@ def decide(
     if tuned := [name for name in TUNES if getattr(inductor_config, name)]:
         reason = f"It was measured against Inductor without {' and '.join(tuned)}, and won then."
         return Verdict("kept", "autotuned", reason)
+    calls_library = not found.is_static and found.gemms[0].device == "cpu"
+    if calls_library and (why := no_op_where_rows_vary(entry)):
+        return Verdict("kept", why.code, why.text)
     return Verdict("rewritten", "measured", f"Measured here: {regions}.", regions)
 
 

@@ -126,8 +126,9 @@ class Gain:
     high: float
 
     def __post_init__(self) -> None:
-        if self.implementation not in OURS:
-            raise ValueError(f"implementation {self.implementation!r} is not one of {OURS}")
+        known = (*OURS, LIBRARY)
+        if self.implementation not in known:
+            raise ValueError(f"implementation {self.implementation!r} is not one of {known}")
         if not 0 < self.low <= self.median <= self.high:
             raise ValueError(f"the interval of {self.implementation} does not hold its median")
 
@@ -149,6 +150,8 @@ class LinearTrial:
     launched: tuple[Gain, ...] | None = None
     """Where a host launches each call, over what a library's GEMMs alone take then; None where that
     is how all was measured."""
+    by_op: Gain | None = None
+    """Of the library where the op calls it, over a graph without the op; of processors alone."""
 
     def __post_init__(self) -> None:
         if self.rows < 1 or not self.library_seconds > 0:

@@ -17,7 +17,7 @@ class LinearTable(MeasuredTable):
     """Every linear layer that was measured, by its problem."""
 
     KEY: ClassVar[str] = "overlapc_linear"
-    FORMAT: ClassVar[int] = 4
+    FORMAT: ClassVar[int] = 5
     ABOUT: ClassVar[str] = "linear layers"
     AGAIN: ClassVar[str] = (
         "run overlapc calibrate --linear on this machine, or compile with linear='off'"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from overlapc.planning.cost import Costs
+from overlapc.planning.linear import LIBRARY, LinearEntry
 from overlapc.planning.problem import COLUMNS, ROWS, Problem
 from overlapc.planning.schedule import format_seconds
 from overlapc.planning.target import Target
@@ -126,6 +127,32 @@ def overlaps(costs: Costs, cut: Cut) -> Reason:
         f"stay visible instead of {format_seconds(costs.plain(costs.size))}: "
         f"{serial / end:.2f} times as fast as serial.",
     )
+
+
+def no_op_where_rows_vary(entry: LinearEntry) -> Reason | None:
+    """Why a graph of any row count is faster on a processor without the op of linear layers, or is
+    not known to be slower; None where the op may stand in it.
+
+    The op costs a call where it leaves rows to the library, which a graph of one row count, in
+    which it then does not stand, never pays.
+    """
+    left = [t for t in entry.trials if entry.regions.implementation(t.rows) == LIBRARY]
+    found = [(trial.by_op, trial.rows) for trial in left if trial.by_op is not None]
+    worst, rows = min(found, key=lambda one: one[0].high, default=(None, 0))
+    if worst is not None and worst.high < 1:
+        return Reason(
+            "op_slower",
+            f"Measured here: {entry.regions}; but at {rows} rows the library was surely slower "
+            f"where the op calls it, {worst.median:.3f}x [{worst.low:.3f}, {worst.high:.3f}], and "
+            "the graph may be called with any row count.",
+        )
+    if len(found) < len(left):
+        return Reason(
+            "op_not_measured",
+            "The graph may be called with any row count, and what the op costs where the library "
+            "computes was not measured, as by an older overlapc: run overlapc calibrate --linear.",
+        )
+    return None
 
 
 def _groups(cut: Cut) -> str:

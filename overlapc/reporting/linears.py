@@ -19,6 +19,7 @@ def describe_entry(entry: LinearEntry) -> str:
         said = f"library {1e6 * trial.library_seconds:.1f} us; "
         said += _listed(trial.gains) or "nothing else ran"
         said += f"; launched one by one {_listed(trial.launched)}" if trial.launched else ""
+        said += f"; by the op {_listed((trial.by_op,))}" if trial.by_op else ""
         if before := predicted.trial(trial.rows) if predicted else None:
             said += f"; predicted {_likely(before)}"
         lines.append(f"  {trial.rows:3} rows: {said}")

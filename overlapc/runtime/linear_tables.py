@@ -10,6 +10,7 @@ import torch
 from overlapc.errors import TargetError
 from overlapc.planning.linear import LinearEntry
 from overlapc.planning.linear_table import LinearTable, table_path
+from overlapc.planning.reasons import no_op_where_rows_vary
 from overlapc.runtime.attention_tables import attentions_won
 from overlapc.runtime.machine import this_machine
 
@@ -30,7 +31,7 @@ def fingerprint_of_tables() -> str:
     Equal for machines whose measurements led to the same regions, whatever was measured. A table
     that cannot be used counts: sites say so.
     """
-    return _hash([_problems(device) or _said(_entries(device)) for device in _devices()])
+    return _hash([_problems(device) or _said(device, _entries(device)) for device in _devices()])
 
 
 def _devices() -> list[str]:
@@ -42,8 +43,13 @@ def _hash(said: list[list[str]]) -> str:
     return hashlib.sha256(repr(found).encode()).hexdigest()[:12] if found else ""
 
 
-def _said(entries: Iterable[LinearEntry]) -> list[str]:
-    return sorted(f"{entry.problem} {entry.regions} {entry.launched}" for entry in entries)
+def _said(device: str, entries: Iterable[LinearEntry]) -> list[str]:
+    lines = []
+    for entry in entries:
+        why = no_op_where_rows_vary(entry) if device == "cpu" else None
+        said = f" {why.code}" if why else ""
+        lines.append(f"{entry.problem} {entry.regions} {entry.launched}{said}")
+    return sorted(lines)
 
 
 def _problems(device: str) -> list[str]:
@@ -64,7 +70,7 @@ def _entries(device: str) -> tuple[LinearEntry, ...]:
 
 
 def _not_left_to_the_library(device: str) -> list[str]:
-    return _said(entry for entry in _entries(device) if not entry.is_empty)
+    return _said(device, (entry for entry in _entries(device) if not entry.is_empty))
 
 
 def choices(digest: str, linear: str, softmax: str = "off") -> str:

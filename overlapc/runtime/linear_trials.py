@@ -34,6 +34,8 @@ from overlapc.runtime.widening import loaded
 
 ONLY = {GEMV: Regions(1, 1 << 20, 1 << 20), FLAT: Regions(1, 1, 1 << 20)}
 """Every row count in one way."""
+BY_OP = "by the op"
+"""The library, called as the op calls it."""
 
 
 class LinearTrials:
@@ -57,13 +59,18 @@ class LinearTrials:
         runs = self._runs(rows, ways)
         share = seconds if self.launching is None else seconds / 2
         operands = self._operands(rows)
+        if self.device.type == "cpu":
+            # The kernel of a graph without the op is its one call: what the op adds may be felt.
+            spec = LayerSpec(self.program, Regions(), f"trial of {LIBRARY}")
+            runs[BY_OP] = _by_op(spec.text(), None)
         times = seconds_of(runs, operands, self.clock, share, rows)
         library = sorted(times[LIBRARY])[len(times[LIBRARY]) // 2]
         launched = None
         if self.launching is not None:
             alone = {**runs, LIBRARY: products_of(self.program)}
             launched = tuple(_gains(seconds_of(alone, operands, self.launching, share, rows)))
-        return LinearTrial(rows, library, tuple(_gains(times)), launched)
+        by_op = _gain(LIBRARY, times, BY_OP)
+        return LinearTrial(rows, library, tuple(_gains(times)), launched, by_op)
 
     def _runs(self, rows: int, ways: Sequence[str]) -> dict[str, Call]:
         runs: dict[str, Call] = {LIBRARY: self._peer}
@@ -173,10 +180,13 @@ def products_of(program: Program) -> Call:
 
 
 def _gains(times: Mapping[str, Sequence[float]]) -> list[Gain]:
-    found = []
-    for way in OURS:
-        if way in times:
-            ratio = median_ratio(paired_ratios(times[LIBRARY], times[way]))
-            if ratio.low > 0:
-                found.append(Gain(way, ratio.low, ratio.median, ratio.high))
-    return found
+    found = (_gain(way, times, way) for way in OURS)
+    return [gain for gain in found if gain is not None]
+
+
+def _gain(implementation: str, times: Mapping[str, Sequence[float]], run: str) -> Gain | None:
+    """Of a run over the library; None where it did not run, or too few rounds were timed."""
+    if run not in times:
+        return None
+    ratio = median_ratio(paired_ratios(times[LIBRARY], times[run]))
+    return Gain(implementation, ratio.low, ratio.median, ratio.high) if ratio.low > 0 else None

@@ -17,7 +17,7 @@ from overlapc.graphs.linears import linear_gemms, read_linear
 from overlapc.linear_tuning import layers_of
 from overlapc.passes import PIPELINE
 from overlapc.passes.base import Fuel
-from overlapc.planning.linear import LinearEntry, Regions
+from overlapc.planning.linear import LIBRARY, Gain, LinearEntry, LinearTrial, Regions
 from overlapc.planning.linear_prediction import predict
 from overlapc.planning.linear_table import LinearTable, table_path
 from overlapc.planning.target import Target
@@ -461,6 +461,39 @@ def test_rows_that_vary_take_the_gemm_alone(explained):
     problems = [layer.problem for one in compiled for layer in one.layers.values()]
     found = [(one.weights, one.more, one.epilogue) for one in problems]
     assert found == [(1, (INNER,), ""), (1, (), "")]
+
+
+COSTS = {
+    "op_slower": Gain(LIBRARY, 0.9, 0.95, 0.99),
+    "op_not_measured": None,
+    "measured": Gain(LIBRARY, 0.9, 0.95, 1.0),
+}
+
+
+def test_rows_vary_only_where_the_library_costs_no_more_by_the_op():
+    """On a processor, a graph of two rows has the op whatever that costs at eight.
+
+    Mutants: the table is not asked; it is of a known row count too; what a cache of graphs and
+    ranks compare does not follow it.
+    """
+    w = weight(24, 40)
+    (layer,) = layers_of(plain, (weight(2, 24), w))
+    machine, known = this_machine("cpu"), set()
+    for code, by_op in COSTS.items():
+        trials = (LinearTrial(8, 1e-5, (), by_op=by_op),)
+        entry = LinearEntry(layer.problem, Regions(1, 1, 3), trials)
+        LinearTable(machine, (entry,)).save(table_path(machine))
+        found = {}
+        for varies in (False, True):
+            torch._dynamo.reset()
+            x = torch.randn(2, 24)
+            if varies:
+                torch._dynamo.mark_dynamic(x, 0)
+            found[varies] = said(overlapc.explain(plain)(x, w))
+        kept = "rewritten" if code == "measured" else "kept"
+        assert found == {False: [("rewritten", "measured")], True: [(kept, code)]}
+        known.add((fingerprint_of_tables(), choices("", "auto")))
+    assert len(known) == len(COSTS)
 
 
 def shard(x, up, down, other):

@@ -37,6 +37,7 @@ from overlapc.planning.linear_tiles import (
     splits_for,
     tile_for,
 )
+from overlapc.planning.reasons import no_op_where_rows_vary
 
 HERE = Machine("cuda", "NVIDIA H200, 132 SMs", "torch 2.13.0, triton 3.7.1")
 PROBLEM = LinearProblem(4096, 14336, "bfloat16", epilogue="silu mul")
@@ -157,6 +158,42 @@ def test_a_host_that_launches_each_call_has_regions_of_its_own():
     assert same.regions_of(in_graphs=False) == Regions(1, 1, 4)
     none = entry_of(PROBLEM, [replace(one, gains=slow, launched=slow) for one in trials])
     assert (entry.is_empty, none.is_empty) == (False, True)
+
+
+@settings(deadline=None)
+@given(some_trials(), st.data())
+def test_rows_may_vary_only_where_the_op_costs_nothing_for_sure(trials, data):
+    """Mutants: rows that ours compute count; what was not measured costs nothing; the median
+    decides."""
+    asked = [replace(t, by_op=data.draw(st.none() | gains(LIBRARY))) for t in trials]
+    entry = entry_of(PROBLEM, asked)
+    left = [t.by_op for t in asked if entry.regions.implementation(t.rows) == LIBRARY]
+    why = no_op_where_rows_vary(entry)
+    if any(gain is not None and gain.high < 1 for gain in left):
+        assert why is not None
+        assert why.code == "op_slower"
+        assert str(entry.regions) in why.text
+    elif None in left:
+        assert why is not None
+        assert why.code == "op_not_measured"
+        assert "calibrate --linear" in why.text
+    else:
+        assert why is None
+
+
+def test_a_table_of_an_older_format_is_read_without_what_it_lacks(tmp_path):
+    path = tmp_path / "table.json"
+    entry = LinearEntry(PROBLEM, Regions(1, 1, 2), (LinearTrial(8, 1e-5, ()),))
+    LinearTable(HERE, (entry,)).save(path)
+    content = json.loads(path.read_text())
+    content["overlapc_linear"] = 4
+    del content["entries"][0]["trials"][0]["by_op"]
+    path.write_text(json.dumps(content))
+    (read,) = LinearTable.load(path, HERE).entries
+    assert read == entry
+    why = no_op_where_rows_vary(read)
+    assert why is not None
+    assert why.code == "op_not_measured"
 
 
 @settings(deadline=None, max_examples=30)
