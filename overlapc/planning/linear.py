@@ -15,6 +15,8 @@ MEASURED_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Row counts that are measured: those next to which a tile or the cost of a library changes."""
 BYTES = {**SENT_BYTES, "int8": 1}
 """Of an element of a weight or of rows."""
+CAST = "convert_element_type"
+"""Name of an op that gives another dtype."""
 LEAST_GAIN = 1.02
 """Times as fast as the library that an implementation has to be at least, at the low end of its
 interval: chosen, so that what is won is still there the next day."""
@@ -55,10 +57,10 @@ class LinearProblem:
         columns = "+".join(map(str, (self.n, *self.more)))
         held = f" by {self.held}" if self.held else ""
         scaled = f" scaled in {self.scaled}" if self.scaled else ""
-        count = len(self.epilogue.split())
-        then = f", then {count} op{'s' * (count > 1)}" if count else ""
+        lies = {"col": "", "row": " [k, n]"}.get(self.layout, f" {self.layout}")
         normed = ", normed" if self.before else ""
-        return f"{rows}x{times}{columns}x{self.k} {self.dtype}{normed}{held}{scaled}{then}"
+        sizes = f"{rows}x{times}{columns}x{self.k} {self.dtype}{lies}"
+        return f"{sizes}{normed}{held}{scaled}{_then(self.epilogue.split())}"
 
     @property
     def columns(self) -> int:
@@ -69,6 +71,14 @@ class LinearProblem:
     def weight_bytes(self) -> int:
         """Of what every row count has to read."""
         return self.weights * self.columns * self.k * BYTES[self.held or self.dtype]
+
+
+def _then(ops: Sequence[str]) -> str:
+    """An epilogue as a person reads it: the first op and the last, of those that are no casts."""
+    if len(ops) < 2:
+        return f", then {ops[0]}" if ops else ""
+    named = [op for op in ops if op != CAST] or ops
+    return f", then {len(ops)} ops, {named[0]} to {named[-1]}"
 
 
 @dataclass(frozen=True)

@@ -281,6 +281,21 @@ def test_ours_may_win_where_it_is_there():
     assert most_rows("float32", "cpu") == {GEMV: 2, FLAT: 64}
 
 
+def test_problems_of_another_layout_or_epilogue_read_otherwise():
+    """Mutants: the layout is left out; of the ops only the first, the last, or how many; casts are
+    named."""
+    ops = ("", "add", "add mul", "sub mul", "add neg", "add exp mul")
+    those = [replace(PROBLEM, layout=lies, epilogue=one) for lies in ("col", "row") for one in ops]
+    assert len({one.text("~") for one in those}) == len(those)
+    said = replace(PROBLEM, layout="row", epilogue="add exp mul", before="rms_norm").text(8)
+    assert said == "8x4096x14336 bfloat16 [k, n], normed, then 3 ops, add to mul"
+    assert PROBLEM.text("~") == "~x4096x14336 bfloat16, then 2 ops, silu to mul"
+    assert replace(PROBLEM, epilogue="add").text(1).endswith("bfloat16, then add")
+    cast = "convert_element_type"
+    assert replace(PROBLEM, epilogue=f"{cast} exp mul {cast}").text(1).endswith("exp to mul")
+    assert replace(PROBLEM, epilogue=f"{cast} {cast}").text(1).endswith(f"{cast} to {cast}")
+
+
 def test_bytes_are_of_all_weights_as_they_lie():
     problem = LinearProblem(8, 4, "bfloat16", more=(2, 2))
     assert problem.weight_bytes == 2 * 12 * 4
