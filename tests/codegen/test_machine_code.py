@@ -227,6 +227,12 @@ def test_hard_ops_keep_the_budgets(op: str):
     check("sm_90", on_device(chain_of(op, "bfloat16"), "bfloat16", "sm_90"))
 
 
+@pytest.mark.parametrize("op", ["log", "log2"])
+def test_a_logarithm_beside_tensor_memory_keeps_the_budgets(op: str):
+    """Mutant: no ``APART_BY_TENSOR_MEMORY``."""
+    check("sm_100", on_device(chain_of(f"aten.{op}.default", "bfloat16"), "bfloat16", "sm_100"))
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("op", RULES)
