@@ -6,8 +6,9 @@ import re
 
 from tests.codegen.machine_loops import loops_of_ptx
 
-STORE = re.compile(r"\bst\.(\w+\.)?global|cp\.(reduce\.)?async\.bulk\S*\.global\.shared")
-"""Ordinary stores, and those of the TMA unit, which nothing orders before a release."""
+BULK_STORE = re.compile(r"\bcp\.(reduce\.)?async\.bulk\S*\.global\.shared")
+"""Of the TMA unit: no barrier orders it before a release, nor a wait for what it reads."""
+STORE = re.compile(rf"\bst\.(\w+\.)?global|{BULK_STORE.pattern}")
 BARRIER = re.compile(r"\bbar(rier)?\.sync")
 # Releases of Triton differ in whether an unused result makes it a reduction.
 RELEASE = re.compile(
@@ -36,17 +37,19 @@ AMD_ADD = re.compile(r"\bglobal_atomic_add\b")
 def signal_order_faults(ptx: str, signals: bool, late: bool = False) -> list[str]:
     """What is wrong with the order stores of C -> CTA barrier -> release add in this PTX.
 
-    Every global store and a release must stand in one straight line of code, the barrier between.
-    A pipeline may end with its last tile in code of its own. Of a ``late`` kernel the barrier
-    follows the stores in one straight line, so that no release is reached but by way of it.
+    No store may be one of the TMA unit. Every other and a release must stand in one straight line
+    of code, the barrier between. A pipeline may end with its last tile in code of its own. Of a
+    ``late`` kernel the barrier follows the stores in one straight line, so that no release is
+    reached but by way of it.
     """
     releases = lines_of(RELEASE, ptx.splitlines())
     if not signals:
         return ["a silent kernel releases"] if releases else []
     blocks = [block.splitlines() for block in re.split(r"^\$L__BB\w+:", ptx, flags=re.MULTILINE)]
+    faults = ["a store by the TMA unit"] * bool(lines_of(BULK_STORE, ptx.splitlines()))
     if late:
-        return _late_faults(blocks) + _misplaced(ptx.splitlines())
-    faults = [] if releases else ["no release adds"]
+        return faults + _late_faults(blocks) + _misplaced(ptx.splitlines())
+    faults += [] if releases else ["no release adds"]
     for block in blocks:
         stores, barriers = lines_of(STORE, block), lines_of(BARRIER, block)
         release, *more = lines_of(RELEASE, block) or [None]

@@ -362,10 +362,21 @@ def ptx() -> str:
 
 
 TMA_STORE = "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%rd1, {%r1, %r2}], [%r3];"
+TMA_STORES = {
+    "TMA store first": [TMA_STORE],
+    "TMA store first, its reads awaited": [
+        TMA_STORE,
+        "cp.async.bulk.commit_group;",
+        "cp.async.bulk.wait_group.read 0;",
+    ],
+    "TMA sum first": [TMA_STORE.replace("cp.async", "cp.reduce.async")],
+}
+"""In front of the last ordinary store, so with a barrier and a release behind."""
 
 
 @pytest.mark.parametrize(
-    "mutation", ["no barrier", "store last", "TMA store last", "relaxed", "twice", "silent"]
+    "mutation",
+    ["no barrier", "store last", "TMA store last", *TMA_STORES, "relaxed", "twice", "silent"],
 )
 def test_a_wrong_order_is_caught(ptx: str, mutation: str):
     lines = ptx.splitlines()
@@ -384,13 +395,15 @@ def test_a_wrong_order_is_caught(ptx: str, mutation: str):
             lines[release] = lines[release].replace("release", "relaxed")
         case "twice":
             lines.insert(release, lines[release])
+        case _:
+            lines[store:store] = TMA_STORES.get(mutation, [])
     assert signal_order_faults("\n".join(lines), signals=mutation != "silent")
 
 
 @pytest.mark.parametrize(
     "mutation",
-    ["no barrier", "store last", "TMA store last", "relaxed", "early", "last tile", "all behind",
-     "all among"],
+    ["no barrier", "store last", "TMA store last", *TMA_STORES, "relaxed", "early", "last tile",
+     "all behind", "all among"],
 )  # fmt: skip
 def test_a_wrong_order_of_late_signals_is_caught(mutation: str):
     lines = build_for(FLOAT, "sm_90").assembly.splitlines()
@@ -417,6 +430,8 @@ def test_a_wrong_order_of_late_signals_is_caught(mutation: str):
             lines.insert(releases[1], lines.pop(releases[0]))
         case "all among":
             lines.insert(releases[0], lines.pop(releases[1]))
+        case _:
+            lines[store:store] = TMA_STORES[mutation]
     assert signal_order_faults("\n".join(lines), signals=True, late=True)
 
 
