@@ -16,7 +16,7 @@ import torch.distributed._functional_collectives as functional
 
 import overlapc
 from overlapc.codegen import Kernel
-from overlapc.errors import SignalError
+from overlapc.errors import KernelError, SignalError
 from overlapc.planning.tiles import Tile
 from overlapc.runtime import communicators, ops, reference, signaled, staged
 from overlapc.runtime.plans import remember
@@ -25,6 +25,7 @@ from overlapc.runtime.sending import Sender
 from overlapc.runtime.signaled import Signaled
 from overlapc.runtime.signals import Signals
 from overlapc.runtime.spec import ChainSpec
+from overlapc.runtime.staged import StagedGemm
 from tests.ranks import Ranks
 from tests.runtime.chains import MM, call, chain, errors_of, poisoned, ragged
 from tests.runtime.matrix import forget
@@ -184,6 +185,30 @@ def test_ranks_that_fall_back_alone_meet_the_others(ranks, name):
         assert calls == {"chunked" if rank == 1 else "signaled": 2}
         assert why == ({"It falls back.": 2} if rank == 1 else {})
     assert_met(found)
+
+
+def begins_at(rank: int, name: str) -> list[int]:
+    """The rows of A with which this rank's kernel would begin each of its groups."""
+    case, found = CASES[name], []
+    forget()
+
+    def seen(self: StagedGemm, *_: Any, **__: Any) -> Any:
+        found.extend(runs[0].source for runs in self.bands.runs)
+        raise KernelError("It is not launched.", where="a test", remedy="none")
+
+    with pretended_gpu(), ragged(3, cut="signaled"), patch.object(StagedGemm, "__call__", seen):
+        errors_of(case.spec, case.operands(rank), *case.arguments(rank))
+    return found
+
+
+@pytest.mark.parametrize("name", ["scatter rows", "all-to-all"])
+def test_every_rank_begins_with_what_it_keeps(ranks, name):
+    """Mutant: ``turned=0`` in ``Signaled._staged``, so that all begin with what rank 0 gets."""
+    found = ranks.run(begins_at, name)
+    kept = CASES[name].rows // len(found)
+    for rank, rows in enumerate(found):
+        assert len(rows) > 1
+        assert {row // kept for row in rows} == {rank}
 
 
 def assert_met(found: list[tuple[float, dict, dict, list]]) -> None:
