@@ -57,7 +57,7 @@ gpu: ## check, then time one PART on a GPU (no set-up, at most nine minutes)
 	$(GPU_PYTHON) -m benchmarks.gpu $(PART) --minutes 9 --out benchmarks/results
 
 dry: ## launch rows of one PART (gemm, linear, attention) on a GPU that is absent; GPU_PYTHON needs torch alone
-	$(GPU_PYTHON) -m tests.device.parts $(PART) $$(mktemp -d) 50
+	$(GPU_PYTHON) -m tests.device $(PART) $$(mktemp -d) 50
 
 clean: ## remove the virtual environment and whatever tools left behind
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -54,14 +54,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def why_not() -> str:
     """Why nothing can be measured here; empty if something can."""
+    if why := missing():
+        return why
+    import torch
+
+    return "" if torch.cuda.is_available() else "torch.cuda.is_available() is false here"
+
+
+def missing() -> str:
+    """Which package this Python lacks, and why; empty if none."""
     for name in ("torch", "triton"):
         try:
             import_module(name)
         except ImportError as error:
             return f"{sys.executable} cannot import {name}: {error}"
-    import torch
-
-    return "" if torch.cuda.is_available() else "torch.cuda.is_available() is false here"
+    return ""
 
 
 def measure(part: str, page: Page, runner: Runner, minutes: float) -> int:

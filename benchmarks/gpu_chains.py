@@ -12,7 +12,7 @@ import torch
 from benchmarks.emulated_group import ME, EmulatedGroup
 from benchmarks.emulated_link import EmulatedLink
 from benchmarks.gpu_device import device
-from overlapc.codegen import Bands
+from overlapc.codegen import Bands, Kernel
 from overlapc.planning.problem import Problem
 from overlapc.planning.schedule import Plan
 from overlapc.planning.target import Target
@@ -24,6 +24,9 @@ from overlapc.runtime.spec import ChainSpec
 
 BOUND = 0.02
 """Of an element's error, over its size and the mean: a few roundings to bfloat16."""
+
+LATE_CYCLES = 20_000_000
+"""Of the device's clock: some ten milliseconds, many times what a checked path sends in."""
 
 A, B, MORE = (Ref("operand", index) for index in range(3))
 EPILOGUES: dict[str, tuple[tuple[str, ...], tuple[Step, ...]]] = {
@@ -105,16 +108,19 @@ class Site(KernelTrial):
         run = self.ready(plan).run
         return lambda: run(self.operands, self.group)[0]
 
-    def unordered(self, plan: Plan) -> Callable[[], torch.Tensor]:
+    def unordered(self, plan: Plan, *, late: bool = False) -> Callable[[], torch.Tensor]:
         """The same kernel and collectives where nobody waits for a tile: no schedule beats it.
 
-        The plan has been called before. What it gives is wrong.
+        The plan has been called before. What it gives is wrong, and surely so if the kernel is
+        ``late``.
         """
         built = built_of(self.ready(plan).signaled)
         bands = built.gemm.bands
         assert isinstance(bands, Bands), "no plan here is of tiles"
         free = Unordered(bands.runs, bands.block_m)
-        gemm, given = replace(built.gemm, bands=free), self.operands
+        kernel = built.gemm.kernel
+        kernel = Late(kernel.spec, kernel.path, kernel.module) if late else kernel
+        gemm, given = replace(built.gemm, bands=free, kernel=kernel), self.operands
         link = self.group.link  # pyright: ignore[reportAttributeAccessIssue]
         inputs = [given[index] for index in built.inputs]
         return lambda: gemm(
@@ -139,6 +145,15 @@ class Site(KernelTrial):
             return True
         seen: Any = self.group.seen  # pyright: ignore[reportAttributeAccessIssue]
         return torch.equal(found.view(-1), seen[: found.numel()])
+
+
+class Late(Kernel):
+    """A kernel that begins when collectives that wait for nothing have ended."""
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        """Launch, behind some milliseconds of idling on the same stream."""
+        torch.cuda._sleep(LATE_CYCLES)
+        return super().__call__(*given, **named)
 
 
 class Unordered(Bands):

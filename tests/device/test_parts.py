@@ -46,7 +46,7 @@ LAUNCHES_NOTHING = {gpu_attention.BOUNDS, gpu_linear.READ}
     ("part", "most"), [("gemm", 18), ("linear", 21), ("attention", 45)], ids=str
 )
 def test_rows_are_compiled_and_launched(part, most, tmp_path):
-    done = run(tmp_path, "-m", "tests.device.parts", part, str(tmp_path), str(most))
+    done = run(tmp_path, "-m", "tests.device", part, str(tmp_path), str(most))
     assert done.returncode == 0, done.stdout + done.stderr
     rows: list[dict[str, Any]] = json.loads((tmp_path / "found.json").read_text())
     assert [row.get("details", row["error"]) for row in rows if "error" in row] == []
