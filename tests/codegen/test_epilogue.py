@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -15,6 +17,8 @@ from tests.codegen.epilogue_cases import MODELS, SCALED, chain_of
 LEAST_OPS = 60
 SIZES = (20, 37, 16)
 """m, n, k: two tile rows, three tile columns, with remainders."""
+GROUPS = {"band": (16, 4), "packed": (2, 4)}
+"""Of these sizes: rows of each band, and tiles of each group."""
 
 
 def spec_of(chain, dtype: str, **fields) -> str:
@@ -28,10 +32,20 @@ def test_the_table_is_long():
     assert len(names) >= LEAST_OPS
 
 
-@pytest.mark.parametrize("op", RULES)
-def test_every_op_of_the_table(interpreted, op):
-    text = spec_of(chain_of(op, "bfloat16"), "bfloat16", signals=False)
-    interpreted("gemm_cases.run", text, *SIZES, ctas=2)
+KINDS = list(
+    itertools.product(("bfloat16", "float16", "float32"), ("band", "packed"), (False, True))
+)
+
+
+@pytest.mark.parametrize(
+    ("op", "kind"), list(zip(RULES, itertools.cycle(KINDS), strict=False)), ids=str
+)
+def test_every_op_of_the_table(interpreted, op, kind):
+    """Each in one kind of kernel, by turns; in all of them in long runs."""
+    dtype, order, signals = kind
+    text = spec_of(chain_of(op, dtype), dtype, order=order, signals=signals)
+    groups = GROUPS[order] if signals else ()
+    interpreted("gemm_cases.run", text, *SIZES, groups, ctas=2)
 
 
 @pytest.mark.long
