@@ -12,13 +12,12 @@ from overlapc.codegen.epilogue import Input
 from overlapc.codegen.function import PARTS
 from overlapc.codegen.spec import GemmSpec
 from overlapc.errors import KernelError
+from overlapc.planning.kernel_tiles import TMA_ALIGNMENT, tma_reads
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 INT32_LIMIT = 2**31
-TMA_ALIGNMENT = 16
-"""Bytes of which pointers and outer strides are multiples where descriptors are used."""
 
 
 @dataclass(frozen=True)
@@ -183,12 +182,11 @@ def fits_tma(operand: Tensor, layout: str) -> bool:
     """Whether the TMA unit can read a matrix of this layout; one without data counts as aligned."""
     if layout == "strided" or operand.numel() == 0:
         return False
-    outer = operand.stride(0 if layout == "row" else 1) * operand.element_size()
     start = operand.storage_offset() * operand.element_size()
     has_data = operand.device.type != "meta" and type(operand).__name__ != "FakeTensor"
     base = operand.data_ptr() if has_data else 0
-    aligned = all(number % TMA_ALIGNMENT == 0 for number in (outer, start, base))
-    return aligned and 0 < outer < 2**40
+    aligned = start % TMA_ALIGNMENT == 0 and base % TMA_ALIGNMENT == 0
+    return aligned and tma_reads(layout, operand.stride(), operand.element_size())
 
 
 def input_strides(item: Input, tensor: Tensor) -> tuple[int, ...]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from overlapc.codegen.epilogue import Epilogue
@@ -11,14 +10,8 @@ from overlapc.codegen.kernel import fits_tma, name_of
 from overlapc.codegen.promotion import FP8
 from overlapc.codegen.spec import GemmSpec
 from overlapc.errors import KernelError
-from overlapc.planning.tiles import (
-    MOST_SUMS,
-    SPARING_SUMS,
-    Tile,
-    sm_number,
-    sums,
-    tiles_for,
-)
+from overlapc.planning.kernel_tiles import KernelFacts, layout_name, loads_by_tma
+from overlapc.planning.tiles import MOST_SUMS, SPARING_SUMS, Tile, sums, tiles_for
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,20 +63,21 @@ def spec_for(
             remedy="use the serial or chunked schedule",
         )
     layouts = layout(a), layout(b)
-    # Of 32 bits the TMA unit has no use: such products are not made by matrix units.
-    fits = fits_tma(a, layouts[0]) and fits_tma(b, layouts[1]) and a.element_size() <= 2
-    by_tma = fits and sm_number(architecture) >= 90
+    aligned = fits_tma(a, layouts[0]) and fits_tma(b, layouts[1])
+    by_tma = loads_by_tma(architecture, a.element_size(), aligned=aligned)
     chain = lowered.epilogue if lowered else None
     stored = lowered.dtype if lowered else out or dtype
-    tile = tile or known[0]
-    if sums(tile, architecture) > SPARING_SUMS:
-        # The whole tile passes through registers on its way from tensor memory.
-        passes = stored == "float32" and sm_number(architecture) >= 100
-        if passes or not _leaves_registers(chain, layouts, tile, by_tma=by_tma, depth=a.shape[1]):
-            tile = _sparing(tile, known, architecture)
-        elif not by_tma:
-            # Addresses take the registers of one more stage.
-            tile = replace(tile, stages=min(tile.stages, 3))
+    facts = KernelFacts(
+        architecture,
+        dtype,
+        stored,
+        a.shape[1],
+        layouts,
+        by_tma,
+        most_sums=most_sums(chain),
+        is_bare=is_bare(chain),
+    )
+    tile = facts.tile(tile or known[0])
     return GemmSpec(
         dtype,
         stored,
@@ -100,28 +94,19 @@ def spec_for(
     )
 
 
-def most_sums(chain: Epilogue) -> int:
-    """Elements of C that a thread may hold beside an epilogue: what `planning.tiles` chooses by."""
-    return MOST_SUMS if _is_light(chain) else SPARING_SUMS
+def most_sums(chain: Epilogue | None) -> int:
+    """Elements of C that a thread may hold beside an epilogue: what the planner chooses by too."""
+    return MOST_SUMS if chain is None or _is_light(chain) else SPARING_SUMS
+
+
+def is_bare(chain: Epilogue | None) -> bool:
+    """Whether a chain is its GEMM alone."""
+    return chain is None or (len(chain.calls) == 1 and not chain.inputs)
 
 
 def layout(operand: Tensor) -> str:
     """How a spec names the strides of a matrix."""
-    rows, columns = operand.stride()
-    if columns == 1:
-        return "row"
-    return "col" if rows == 1 else "strided"
-
-
-def _leaves_registers(
-    chain: Epilogue | None, layouts: tuple[str, str], tile: Tile, *, by_tma: bool, depth: int
-) -> bool:
-    """Whether a tile of many sums leaves registers to the epilogue, and to addresses if any are."""
-    if by_tma:
-        return chain is None or _is_light(chain)
-    even_k = depth % tile.block_k == 0
-    is_bare = chain is None or (len(chain.calls) == 1 and not chain.inputs)
-    return is_bare and "strided" not in layouts and (layouts[1] == "col" or even_k)
+    return layout_name(operand.stride())
 
 
 def _runs_on(
@@ -137,16 +122,6 @@ def _runs_on(
     beside = len(chain.calls) - 1 + len(chain.inputs) if chain else 0
     is_narrow = by_tma and beside <= MOST_BESIDE and stored != "float32"
     return sums(tile, architecture) <= SPARING_SUMS or is_narrow
-
-
-def _sparing(tile: Tile, known: Sequence[Tile], architecture: str) -> Tile:
-    """The widest configuration of as many rows that leaves registers to anything."""
-    others = [
-        other
-        for other in known
-        if other.block_m == tile.block_m and sums(other, architecture) <= SPARING_SUMS
-    ]
-    return max(others, key=lambda other: other.block_n, default=tile)
 
 
 def _is_light(chain: Epilogue) -> bool:

@@ -109,7 +109,8 @@ def _problem(chain: Chain, target: Target, compilation: Compilation) -> Problem:
     spec = specification(chain, target, compilation, "")
     ranks = resolve(chain.collective.group).size()
     receives = [hint_of(size) for size in chain.receives]
-    return problem_of(spec, shapes, dtypes, ranks, receives, blocks_of(chain))
+    strides = [operand.stride() for operand in meta_operands(chain)]
+    return problem_of(spec, shapes, dtypes, ranks, receives, blocks_of(chain), strides)
 
 
 def _why_not_signaled(chain: Chain, plan: Plan, target: Target, compilation: Compilation) -> str:

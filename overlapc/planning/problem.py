@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from math import lcm
 
 from overlapc.errors import ProblemError
+from overlapc.planning.kernel_tiles import LAYOUT
 from overlapc.planning.packed_order import packs
 from overlapc.planning.tiles import Tile
 
@@ -103,6 +104,10 @@ class Problem:
     axis: int = 0
     """What is scattered or gathered of rows that come in units of ``row_multiple``: 0 units, or 1 a
     part of every unit, so that groups are plain bands."""
+    computes_beside: bool = False
+    """Producers that one generated kernel computes: it computes or reads more than the product."""
+    layouts: tuple[str, str] = ("row", "col")
+    """Of the same, how A and B lie (`kernel_tiles.LAYOUT`); "col" is a transposed weight."""
 
     def __post_init__(self) -> None:
         for name in _SIZES:
@@ -130,6 +135,8 @@ class Problem:
         if self.order and self.order not in _ORDERS_OF[self.collective]:
             known = " or ".join(_ORDERS_OF[self.collective])
             raise self._error(f"order {self.order!r} of {self.collective} is not {known}")
+        if len(self.layouts) != 2 or not all(LAYOUT.fullmatch(one) for one in self.layouts):
+            raise self._error(f"layouts are {self.layouts!r}, not row, col, row:16 or strided")
         if self.m % self.granule:
             of = f", of which each of {self.world_size} ranks has as many" if self.parts > 1 else ""
             raise self._error(
@@ -146,6 +153,7 @@ class Problem:
 
     def resolved(self) -> Problem:
         """The same problem, nothing left to a default: equal for problems that mean the same."""
+        has_kernel = self.kernel_sums > 0 and not self.is_consumer
         return replace(
             self,
             order=COLLECTIVE_FIRST if self.is_consumer else GEMM_FIRST,
@@ -153,11 +161,13 @@ class Problem:
             row_multiple=self.granule,
             local_first=self.local_first and self.is_consumer and self._moves_units,
             cuts_columns=COLUMNS in self.dimensions,
-            kernel_sums=0 if self.is_consumer else self.kernel_sums,
-            takes_map=self.takes_map and self.collective == "all_reduce" and self.kernel_sums > 0,
+            kernel_sums=self.kernel_sums if has_kernel else 0,
+            takes_map=self.takes_map and self.collective == "all_reduce" and has_kernel,
             blocks=self.blocks if self.parts > 1 else 1,
             deals_unevenly=self.deals_unevenly and not self.is_consumer,
             axis=0 if self.collective == "all_reduce" else self.axis,
+            computes_beside=self.computes_beside and has_kernel,
+            layouts=self.layouts if has_kernel else ("row", "col"),
         )
 
     @property

@@ -8,10 +8,11 @@ from itertools import accumulate, pairwise
 
 from overlapc.planning.cost import Costs, advance
 from overlapc.planning.kernel_costs import KernelCosts, kernel_costs
+from overlapc.planning.kernel_tiles import KernelFacts, loads_by_tma, strides_of, tma_reads
 from overlapc.planning.problem import Problem
 from overlapc.planning.schedule import Event
 from overlapc.planning.target import Target
-from overlapc.planning.tiles import Tile, sums, tiles_for
+from overlapc.planning.tiles import Tile, tiles_for
 from overlapc.planning.timelines import Cut
 
 MAX_BOUNDARIES = 256
@@ -33,7 +34,28 @@ def configurations(problem: Problem, target: Target) -> tuple[Tile, ...]:
     if problem.is_consumer or target.device == "cpu" or not problem.kernel_sums:
         return ()
     known = tiles_for(target.architecture, problem.dtype)
-    return tuple(t for t in known if sums(t, target.architecture) <= problem.kernel_sums)
+    facts = _kernel_facts(problem, target.architecture)
+    return tuple(dict.fromkeys(facts.tile(tile) for tile in known))
+
+
+def _kernel_facts(problem: Problem, architecture: str) -> KernelFacts:
+    """What the choice of the kernel will see of its operands, whose bases are taken as aligned."""
+    (a, b), (m, n, k) = problem.layouts, (problem.m, problem.n, problem.k)
+    matrices = (a, m, k), (b, k, n)
+    aligned = min(m, n, k) > 0 and all(
+        tma_reads(layout.partition(":")[0], strides_of(layout, *shape), problem.item_bytes)
+        for layout, *shape in matrices
+    )
+    return KernelFacts(
+        architecture,
+        problem.dtype,
+        problem.sent_dtype or problem.dtype,
+        k,
+        problem.layouts,
+        loads_by_tma(architecture, problem.item_bytes, aligned=aligned),
+        most_sums=problem.kernel_sums,
+        is_bare=not problem.computes_beside,
+    )
 
 
 def reachable_tiles(problem: Problem, target: Target, schedule: str) -> tuple[Tile, ...]:
@@ -50,7 +72,10 @@ def reachable_tiles(problem: Problem, target: Target, schedule: str) -> tuple[Ti
 
 def _is_like(one: Problem, other: Problem) -> bool:
     """Whether two problems differ in their rows at most, as far as a kernel is concerned."""
-    same = ("n", "k", "dtype", "collective", "world_size", "kernel_sums")
+    same = (
+        *("n", "k", "dtype", "collective", "world_size", "kernel_sums"),
+        *("computes_beside", "layouts"),
+    )
     return all(getattr(one, name) == getattr(other, name) for name in same)
 
 

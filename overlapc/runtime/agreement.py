@@ -55,6 +55,8 @@ class Work:
     """What the chains of all ranks can be cut by: "rows", "columns"."""
     takes_map: bool
     """Whether the graphs of all ranks took tiles in any order."""
+    layouts: tuple[str, str]
+    """How A and B of a kernel lay at the first call."""
 
     def problem(self, spec: ChainSpec, deal: Dealing, moved: int) -> Problem | None:
         """Return what to plan for a call whose collective is given ``moved`` units, or None."""
@@ -65,17 +67,22 @@ class Work:
         given = zip(self.shapes, modes, rows, strict=True)
         shapes = [(n, *shape[1:]) if mode == program.ROWS else shape for shape, mode, n in given]
         own = {"program": self.program, "takes_map": self.takes_map, "packed": None}
-        return problem_at(replace(spec, **own), shapes, self.dtypes, deal)
+        found = problem_at(replace(spec, **own), shapes, self.dtypes, deal)
+        return found and replace(found, layouts=self.layouts)
 
 
 def problem_at(
-    spec: ChainSpec, shapes: Sequence[Sequence[int]], dtypes: Sequence[torch.dtype], deal: Dealing
+    spec: ChainSpec,
+    shapes: Sequence[Sequence[int]],
+    dtypes: Sequence[torch.dtype],
+    deal: Dealing,
+    strides: Sequence[Sequence[int]] = (),
 ) -> Problem | None:
     """Return what is planned for operands of these shapes; None where nothing can be."""
     if OFFSETS in spec.program.modes and deal.outer > 1:
         return None  # a group's rows would not be in the order that the offsets count
     try:
-        return problem_of(spec, shapes, dtypes, deal.ranks, deal.receives, deal.outer)
+        return problem_of(spec, shapes, dtypes, deal.ranks, deal.receives, deal.outer, strides)
     except ProblemError:
         return None  # nothing is planned for this dtype
 
@@ -125,7 +132,7 @@ def common_work(
 def _described(spec: ChainSpec, operands: Sequence[torch.Tensor], deal: Dealing) -> str:
     """A work as the others read it; empty where nothing is planned."""
     shapes, dtypes = [tuple(t.shape) for t in operands], [t.dtype for t in operands]
-    problem = problem_at(spec, shapes, dtypes, deal)
+    problem = problem_at(spec, shapes, dtypes, deal, [t.stride() for t in operands])
     if problem is None:
         return ""
     return canonical(
@@ -136,6 +143,7 @@ def _described(spec: ChainSpec, operands: Sequence[torch.Tensor], deal: Dealing)
             "dtypes": [str(dtype).removeprefix("torch.") for dtype in dtypes],
             "ways": problem.dimensions,
             "takes_map": spec.takes_map,
+            "layouts": problem.layouts,
         }
     )
 
@@ -151,6 +159,7 @@ def _heaviest(texts: Sequence[str]) -> Work | None:
         tuple(getattr(torch, name) for name in most["dtypes"]),
         frozenset.intersection(*(frozenset(work["ways"]) for work in read.values())),
         all(work["takes_map"] for work in read.values()),
+        tuple(most["layouts"]),
     )
 
 

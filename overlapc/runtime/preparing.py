@@ -207,7 +207,8 @@ def _uneven_cut(
         return known, None
     shapes, dtypes = [t.shape for t in operands], [t.dtype for t in operands]
     with comparing.refusals_told(group, spec.wait_seconds, is_asked=True):
-        problem = agreement.problem_at(spec, shapes, dtypes, deal)
+        strides = [t.stride() for t in operands]
+        problem = agreement.problem_at(spec, shapes, dtypes, deal, strides)
         plan = plan_call(spec.target, spec.schedule, problem) if problem else None
     mine = cut_of(plan) if plan else Cut("serial", (deal.units,))
     call = comparing.call_of(spec)

@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 
 from overlapc.codegen import Kernel, build
-from overlapc.codegen.kernel import TMA_ALIGNMENT
 from overlapc.errors import KernelError
+from overlapc.planning.kernel_tiles import TMA_ALIGNMENT
 from overlapc.planning.target import Target
 from overlapc.planning.tiles import Tile
 from overlapc.runtime.communicators import Communicator, communicator

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from overlapc.codegen.tiles import most_sums
+from overlapc.codegen.tiles import is_bare, most_sums
 from overlapc.errors import KernelError
+from overlapc.planning.kernel_tiles import layout_of
 from overlapc.planning.problem import COLLECTIVE_FIRST, GEMM_FIRST, Problem
 from overlapc.runtime.column_roles import cut_operands
 from overlapc.runtime.execution import is_view, trace
@@ -53,12 +54,14 @@ def problem_of(
     world_size: int,
     receives: Sequence[int] = (),
     outer: int = 1,
+    strides: Sequence[Sequence[int]] = (),
 ) -> Problem:
     """Return what is planned for a call with operands of these shapes; ``ProblemError`` if nothing.
 
     Of an uneven all-to-all ``receives`` are the units from each rank; ``outer`` is how many blocks
     of units are dealt out to the ranks, one after another. Of several GEMMs it is the one that has
-    as many rows, flops and bytes to send as all of them.
+    as many rows, flops and bytes to send as all of them. Without ``strides`` A and B lie as those
+    of a linear layer.
     """
     operands = _empty(shapes, dtypes)
     if spec.is_consumer:
@@ -87,7 +90,7 @@ def problem_of(
         row_multiple=rows_per_unit * world_size if dealt else rows_per_unit,
         axis=spec.axis,
         cuts_columns=_column_operands(spec, operands, values) is not None,
-        kernel_sums=_kernel_sums(spec, operands),
+        **_of_kernel(spec, operands, strides),
         blocks=outer if dealt else 1,
         deals_unevenly=bool(receives) and not spec.is_consumer,
         takes_map=spec.takes_map,
@@ -119,12 +122,22 @@ def _column_operands(
     return cut_operands(spec.program, operands, values)
 
 
-def _kernel_sums(spec: ChainSpec, operands: Sequence[torch.Tensor]) -> int:
-    """What a thread of the kernel that computes the chain can hold; 0 where none does."""
+def _of_kernel(
+    spec: ChainSpec, operands: Sequence[torch.Tensor], strides: Sequence[Sequence[int]]
+) -> dict[str, Any]:
+    """What a problem says of the kernel that computes the chain; nothing where none does."""
     try:
-        return most_sums(lowered_chain(spec, operands).epilogue)
+        lowered = lowered_chain(spec, operands)
     except KernelError:
-        return 0
+        return {}
+    found: dict[str, Any] = {
+        "kernel_sums": most_sums(lowered.epilogue),
+        "computes_beside": not is_bare(lowered.epilogue),
+    }
+    if strides:
+        matrices = lowered.a, lowered.b
+        found["layouts"] = tuple(layout_of(strides[i], operands[i].shape) for i in matrices)
+    return found
 
 
 def _empty(shapes: Sequence[Sequence[int]], dtypes: Sequence[torch.dtype]) -> list[torch.Tensor]:

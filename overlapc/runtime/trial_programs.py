@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from overlapc.planning.kernel_tiles import strides_of
 from overlapc.planning.problem import Problem
 from overlapc.runtime import columns
 from overlapc.runtime.execution import is_view, overload
@@ -76,6 +77,8 @@ class TrialProgram:
     operands: tuple[tuple[str, tuple[int, ...]], ...]
     """Dtype of each, and its sizes but for the units."""
     rows_per_unit: int = 1
+    layouts: tuple[str, str] = ("row", "col")
+    """Of A and B, where they are matrices."""
 
     @classmethod
     def of(cls, problem: Problem) -> TrialProgram:
@@ -83,27 +86,42 @@ class TrialProgram:
         if problem.program:
             value = json.loads(problem.program)
             facts = tuple((name, tuple(sizes)) for name, sizes in value["operands"])
-            return cls(Program.from_value(value["program"]), facts, value["rows"])
+            return cls(Program.from_value(value["program"]), facts, value["rows"], problem.layouts)
         p = problem
         steps = [Step("aten.mm.default", (Ref("operand", 0), Ref("operand", 1)))]
         if p.sent_dtype not in ("", p.dtype):
             steps.append(Step(CAST, (Ref("value", 0), getattr(torch, p.sent_dtype))))
         program = Program((ROWS, WHOLE), tuple(steps), Ref("value", len(steps) - 1))
-        return cls(program, ((p.dtype, (p.k,)), (p.dtype, (p.k, p.n))))
+        return cls(program, ((p.dtype, (p.k,)), (p.dtype, (p.k, p.n))), layouts=p.layouts)
 
     def tensors(self, rows: int, device: torch.device) -> list[torch.Tensor]:
-        """Random operands of so many rows; B is a transposed weight, as a linear layer has it, and
-        those of experts are not."""
-        rights = [s.args[RIGHT[s.op]] for s in self.program.steps if s.op in RIGHT]
+        """Random operands of so many rows; A and B lie as the problem says, but for
+        those of experts, which are contiguous."""
+        laid = {}
+        for step in self.program.steps:
+            if step.op in RIGHT:
+                right = RIGHT[step.op]
+                laid |= zip(step.args[right - 1 : right + 1], self.layouts, strict=True)
         made = []
         for index, (name, sizes) in enumerate(self.operands):
             by_rows = self.program.modes[index] == ROWS
             shape = (rows // self.rows_per_unit, *sizes) if by_rows else sizes
-            is_right = len(shape) == 2 and Ref("operand", index) in rights
-            shape = shape[::-1] if is_right else shape
-            tensor = torch.randn(shape, device=device).to(getattr(torch, name))
-            made.append(tensor.t() if is_right else tensor)
+            layout, dtype = laid.get(Ref("operand", index)), getattr(torch, name)
+            if layout and len(shape) == 2:
+                made.append(random_matrix(shape, layout, dtype, device))
+            else:
+                made.append(torch.randn(shape, device=device).to(dtype))
         return made
+
+
+def random_matrix(
+    shape: tuple[int, int], layout: str, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """A matrix that lies as `planning.kernel_tiles.LAYOUT` says."""
+    strides = strides_of(layout, *shape)
+    last = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    elements = torch.randn(last + 1 if all(shape) else 0, device=device).to(dtype)
+    return elements.as_strided(shape, strides)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -19,7 +19,7 @@ from overlapc.runtime.execution import function
 from overlapc.runtime.kernel_trials import KernelTrial
 from overlapc.runtime.linear_trials import graph_of
 from overlapc.runtime.sending import Sender, Work
-from overlapc.runtime.trial_programs import TrialProgram, placed, sent_of
+from overlapc.runtime.trial_programs import TrialProgram, placed, random_matrix, sent_of
 
 log = logging.getLogger(__name__)
 
@@ -69,12 +69,12 @@ class Trial:
     def _a(self) -> torch.Tensor:
         """``[shards, rows, k]``."""
         p = self.problem
-        return self._random(p.m, p.k).unflatten(0, (p.parts, -1))
+        return self._random(p.m, p.k, p.layouts[0]).unflatten(0, (p.parts, -1))
 
     @cached_property
     def _b(self) -> torch.Tensor:
-        """``[k, n]``, as a linear layer has it: its weight transposed."""
-        return self._random(self.problem.n, self.problem.k).t()
+        """``[k, n]``, by default as a linear layer has it: its weight transposed."""
+        return self._random(self.problem.k, self.problem.n, self.problem.layouts[1])
 
     @cached_property
     def _out(self) -> torch.Tensor:
@@ -118,8 +118,8 @@ class Trial:
         """What this rank sends to a consumer with a program."""
         return sent_of(self.problem, self._operands[0])
 
-    def _random(self, rows: int, columns: int) -> torch.Tensor:
-        return torch.randn(rows, columns, device=self.device).to(self._dtype)
+    def _random(self, rows: int, columns: int, layout: str) -> torch.Tensor:
+        return random_matrix((rows, columns), layout, self._dtype, self.device)
 
     def run(self, counts: Sequence[int], by: str = ROWS) -> Run:
         """Run groups of so many rows, or columns; a single one is the serial schedule."""

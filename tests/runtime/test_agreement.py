@@ -62,6 +62,22 @@ def test_who_has_no_rows_now_has_one_group_later(saying):
     assert agreed(saying, "serial rows 0", "serial rows 0").rows == (1,)
 
 
+def test_all_plan_for_operands_that_lie_as_those_of_one_rank(saying):
+    """Which of two that compute as much does not matter. Mutant: each takes dense ones."""
+    group, spec = Group(), chain("gemm_all_reduce", MM, SLOW_LINK)
+    deal = Dealing("all_reduce", 0, 64, 2, 0)
+    strided = [torch.ones(64, 16)[:, ::2], torch.ones(8, 6)]
+    said = [
+        f"an op of sizes\nby {agreement._described(spec, operands, deal)}"
+        for operands in (strided, [torch.ones(64, 9)[:, :8], torch.ones(8, 6)])
+    ]
+    for order in (said, said[::-1]):
+        saying(*order)
+        work = agreement.common_work(group, spec, f"{order}", "sizes", strided, deal)
+        problem = work.problem(spec, deal, 64)
+        assert problem.layouts == ("strided", "row")
+
+
 def test_what_is_beyond_memory_runs_serial_and_asks_nobody(saying, monkeypatch):
     monkeypatch.setattr(agreement, "MOST_REMEMBERED", 1)
     group, spec = Group(), chain("gemm_all_reduce", MM, SLOW_LINK)

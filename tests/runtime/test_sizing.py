@@ -43,7 +43,7 @@ WANTED = {
     ),
     ("gemm_reduce_scatter", "addmm", 8): Problem(
         8, N, K, "float32", "reduce_scatter", RANKS, **PRODUCED, sent_dtype="float32",
-        row_multiple=RANKS, cuts_columns=True, kernel_sums=MOST_SUMS,
+        row_multiple=RANKS, cuts_columns=True, kernel_sums=MOST_SUMS, computes_beside=True,
     ),
     # The sum of two GEMMs is one of twice the depth; their sum is written, the parts are not read.
     ("gemm_reduce_scatter", "sum", 8): Problem(
@@ -66,7 +66,7 @@ WANTED = {
     ),
     ("gemm_all_to_all", "fp8_rows", 8): Problem(
         8, N, K, "float8_e4m3fn", "all_to_all", RANKS, **PRODUCED, sent_dtype="bfloat16",
-        row_multiple=RANKS, kernel_sums=MOST_SUMS,
+        row_multiple=RANKS, kernel_sums=MOST_SUMS, computes_beside=True,
     ),
     ("gemm_all_to_all", "grouped", 8): Problem(
         8, N, K, "bfloat16", "all_to_all", RANKS, **PRODUCED, sent_dtype="bfloat16",
