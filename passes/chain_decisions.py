@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -71,7 +71,16 @@ def decide(chain: Chain, compilation: Compilation) -> Decision | Refusal:
     if plan.schedule == "signaled" and (why := _why_not_signaled(chain, plan, target, compilation)):
         reason = f"{plan.reason} The library computes its groups: {why}"
         return Decision("rewritten", plan, reason, "not_signaled")
+    if schedule == "serial":
+        # Of what is left to it Inductor makes as few kernels as it can; an op would run each step.
+        return Decision("kept", plan, plan.reason, plan.code)
     pays = [other for other in tried if _beats_inductor(other, target, chain)]
+    if pays and schedule == "auto" and _saved(tried, target, chain) < 0:
+        reason = (
+            f"The rows vary, and at {pays[0].problem.m} it pays, but over all numbers of rows more "
+            "is lost where pointwise work is not one kernel, as Inductor makes it."
+        )
+        return Decision("kept", plan, reason, "lost_fusion")
     if not pays and schedule == "auto":
         if plan.schedule == "serial":
             return Decision("kept", plan, plan.reason, plan.code)
@@ -147,6 +156,17 @@ def _beats_inductor(plan: Plan, target: Target, chain: Chain) -> bool:
         return True
     serial = inductor_seconds(plan.problem, target, chain)
     return plan.predicted_seconds < (1 - MEASURED_MARGIN) * serial
+
+
+def _saved(plans: Iterable[Plan], target: Target, chain: Chain) -> float:
+    """What plans save, each as a share of what Inductor takes, added up: below 0 where they lose.
+
+    Serial ones lose what the steps of pointwise work take that Inductor fuses.
+    """
+    if pointwise_steps(chain) < 2:
+        return 0.0
+    ratios = (p.predicted_seconds / inductor_seconds(p.problem, target, chain) for p in plans)
+    return sum(1 - ratio for ratio in ratios)
 
 
 def inductor_seconds(problem: Problem, target: Target, chain: Chain) -> float:

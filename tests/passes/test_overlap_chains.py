@@ -326,3 +326,53 @@ def test_a_measured_plan_decides_where_rows_may_differ(explained, rows):
     (site,) = explained(scattered, *inputs, target=target).report.sites
     assert site.decision == "rewritten"
     assert site.code == ("measured_best" if rows == 26 else "varying_rows")
+
+
+def fusing(bytes_per_second):
+    """A machine where calls cost time, so that few rows are not cut, and so does pointwise work."""
+    target = machine("fusing", 4e7)
+    more = {"launch_seconds": 1e-4, "pointwise_bytes_per_second": bytes_per_second}
+    gemm = tuple(dataclasses.replace(rates, **more) for rates in target.gemm)
+    return dataclasses.replace(target, name=f"fusing-{bytes_per_second:.0f}", gemm=gemm)
+
+
+def activated(x, w):
+    return functional.all_reduce(torch.nn.functional.silu(x @ w), "sum", dist.group.WORLD)
+
+
+@pytest.mark.parametrize(
+    ("bytes_per_second", "varies", "code"),
+    [
+        (5e8, True, "chunked_overlaps"),
+        (1.6e8, True, "lost_fusion"),
+        (1.6e8, False, "chunked_overlaps"),
+    ],
+)
+def test_where_rows_vary_few_of_them_must_not_lose_more_than_many_win(
+    explained, bytes_per_second, varies, code
+):
+    """An op runs the steps of SiLU one by one, at row counts too that are not cut. At 8192 rows
+    cutting pays. Mutant: what serial row counts lose is not counted."""
+    x, target = torch.randn(8192, 64), fusing(bytes_per_second)
+    if varies:
+        torch._dynamo.mark_dynamic(x, 0)
+    with torch.no_grad():
+        result = explained(activated, x, torch.randn(64, 16), target=target)
+    (site,) = result.report.sites
+    assert (site.code, site.plan.schedule) == (code, "chunked")
+    assert site.decision == ("kept" if code == "lost_fusion" else "rewritten")
+    assert ("The rows vary" in site.reason) == (code == "lost_fusion")
+
+
+@pytest.mark.parametrize("varies", [False, True])
+def test_what_is_asked_to_run_serial_is_left_to_inductor(explained, varies):
+    """Whose kernels are fewer than the steps of an op. Mutant: an op that runs the serial plan."""
+    x = torch.randn(2048, 64)
+    if varies:
+        torch._dynamo.mark_dynamic(x, 0)
+    options = {"target": SLOW_LINK, "overlap": "serial"}
+    with torch.no_grad():
+        result = explained(activated, x, torch.randn(64, 16), **options)
+    (site,) = result.report.sites
+    assert (site.decision, site.code, site.plan.schedule) == ("kept", "forced", "serial")
+    assert all(before == after for before, after in result.graphs.values())
