@@ -11,7 +11,7 @@ from overlapc.codegen.promotion import FP8
 from overlapc.codegen.spec import GemmSpec
 from overlapc.errors import KernelError
 from overlapc.planning.kernel_tiles import KernelFacts, layout_name, loads_by_tma
-from overlapc.planning.tiles import MOST_SUMS, SPARING_SUMS, Tile, sums, tiles_for
+from overlapc.planning.tiles import MOST_SUMS, SPARING_SUMS, Tile, sm_number, sums, tiles_for
 
 if TYPE_CHECKING:
     from torch import Tensor
