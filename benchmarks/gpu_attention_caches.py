@@ -21,7 +21,7 @@ from benchmarks.gpu_attention_peers import (
 from benchmarks.gpu_attention_speed import AGAIN, ONLINE, OURS, Copy, DecodeShape, Turns
 from benchmarks.gpu_speed import raw
 from overlapc.codegen.attention.cache import Cache
-from overlapc.runtime.attention_kernels import as_wide
+from overlapc.runtime.attention.kernels import as_wide
 
 BFLOAT16, DEQUANTISED = "bfloat16", "dequantised"
 SHARED = Cache(shares_values=True)

@@ -20,12 +20,12 @@ from overlapc.codegen.attention.scores import PRODUCT
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import tile_for
 from overlapc.codegen.epilogue import Call, Epilogue, Input, Ref
-from overlapc.runtime.attention import redone_of
-from overlapc.runtime.attention_gradients import BACKWARD
-from overlapc.runtime.attention_kernels import run_decode
-from overlapc.runtime.attention_program import attention_by_torch, masked_scores
+from overlapc.runtime.attention.gradients import BACKWARD
+from overlapc.runtime.attention.kernels import run_decode
+from overlapc.runtime.attention.op import redone_of
+from overlapc.runtime.attention.program import attention_by_torch, masked_scores
+from overlapc.runtime.attention.running_phi import running_phi
 from overlapc.runtime.ops import calls_of
-from overlapc.runtime.running_phi import running_phi
 
 SIZES = (2, 2, 300, 700)
 """Batch, heads of keys, rows, keys: no whole tiles."""

@@ -28,8 +28,8 @@ from overlapc.codegen.attention.cache import Cache
 from overlapc.codegen.attention.kernel import build_attention
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import tile_for
-from overlapc.runtime.attention_gradients import BACKWARD
-from overlapc.runtime.attention_kernels import run_decode
+from overlapc.runtime.attention.gradients import BACKWARD
+from overlapc.runtime.attention.kernels import run_decode
 from overlapc.runtime.ops import calls_of
 
 HEADS, DIM = 8, 128

@@ -21,11 +21,11 @@ from benchmarks.gpu_chains import WrongResult
 from benchmarks.gpu_device import DTYPE, architecture, device, sms
 from benchmarks.gpu_worker import Row
 from benchmarks.paired import round_orders
-from overlapc.codegen.linear_check import LinearCase
-from overlapc.codegen.linear_choice import linear_spec_for
-from overlapc.codegen.linear_kernel import build_linear
-from overlapc.codegen.linear_spec import LinearSpec
-from overlapc.planning.linear import (
+from overlapc.codegen.linear.check import LinearCase
+from overlapc.codegen.linear.choice import linear_spec_for
+from overlapc.codegen.linear.kernel import build_linear
+from overlapc.codegen.linear.spec import LinearSpec
+from overlapc.planning.linear.regions import (
     FORCED,
     LIBRARY,
     Gain,
@@ -34,12 +34,12 @@ from overlapc.planning.linear import (
     Regions,
     choose,
 )
-from overlapc.planning.linear_tiles import FLAT, GEMV, TILE_ROWS, most_counters
+from overlapc.planning.linear.tiles import FLAT, GEMV, TILE_ROWS, most_counters
 from overlapc.planning.target import Target
-from overlapc.runtime import linear
-from overlapc.runtime.linear_kernels import lowered_layer
-from overlapc.runtime.linear_spec import LayerSpec
-from overlapc.runtime.linear_trials import LinearTrials
+from overlapc.runtime.linear import op as linear
+from overlapc.runtime.linear.kernels import lowered_layer
+from overlapc.runtime.linear.spec import LayerSpec
+from overlapc.runtime.linear.trials import LinearTrials
 from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
 
 READ, CHECKED, SPEED, REGIONS = "Reading", "Values", "Speed", "Regions"

@@ -42,7 +42,7 @@ from benchmarks.linear_rows import (
 )
 from benchmarks.paired import Samples, measure
 from overlapc.linear_tuning import calibrate_linears, layers_of
-from overlapc.planning.linear_table import LinearTable
+from overlapc.planning.linear.table import LinearTable
 
 NAME = "linear"
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)

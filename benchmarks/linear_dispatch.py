@@ -15,10 +15,10 @@ import torch
 
 from benchmarks.attention import Alone
 from benchmarks.paired import Samples, measure
-from overlapc.planning.linear import Regions
-from overlapc.runtime.linear import OP, run
-from overlapc.runtime.linear_spec import LayerSpec
-from overlapc.runtime.linear_ways import swapped
+from overlapc.planning.linear.regions import Regions
+from overlapc.runtime.linear.op import OP, run
+from overlapc.runtime.linear.spec import LayerSpec
+from overlapc.runtime.linear.ways import swapped
 from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
 
 CALLS = 50

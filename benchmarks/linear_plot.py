@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from overlapc.errors import TargetError
-from overlapc.planning.linear import LIBRARY, OURS, LinearTrial, Regions
-from overlapc.planning.linear_table import LinearTable, Machine
+from overlapc.planning.linear.regions import LIBRARY, OURS, LinearTrial, Regions
+from overlapc.planning.linear.table import LinearTable, Machine
 from overlapc.planning.records import from_value
 
 NAME = "linear_table"

@@ -16,7 +16,7 @@ from overlapc.codegen.promotion import FP8
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from overlapc.codegen.linear_spec import LinearSpec
+    from overlapc.codegen.linear.spec import LinearSpec
     from overlapc.codegen.spec import GemmSpec
 
     Spec = GemmSpec | LinearSpec

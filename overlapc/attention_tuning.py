@@ -10,7 +10,7 @@ import torch
 from overlapc.calibration import Progress
 from overlapc.errors import ProblemError, TargetError
 from overlapc.explaining import compilations_of
-from overlapc.planning.attention_table import (
+from overlapc.planning.attention.table import (
     MEASURED_KEYS,
     AttentionEntry,
     AttentionShape,
@@ -18,8 +18,8 @@ from overlapc.planning.attention_table import (
     AttentionTrial,
     shape_of,
 )
-from overlapc.runtime.attention_tables import attention_table
-from overlapc.runtime.attention_trials import AttentionTrials
+from overlapc.runtime.attention.tables import attention_table
+from overlapc.runtime.attention.trials import AttentionTrials
 from overlapc.runtime.kernel_attempts import runs_kernels
 from overlapc.runtime.machine import this_machine
 

@@ -23,7 +23,7 @@ from overlapc.options import Options
 from overlapc.passes import PIPELINE, check_disabled
 from overlapc.passes.base import Compilation, run_passes
 from overlapc.runtime.groups import sizes_of_groups
-from overlapc.runtime.linear_tables import fingerprint_of_tables
+from overlapc.runtime.linear.tables import fingerprint_of_tables
 from overlapc.runtime.plans import keep
 from overlapc.sources import fingerprint_of_sources
 from overlapc.targets import TargetChoice

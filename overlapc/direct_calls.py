@@ -16,7 +16,7 @@ from torch._inductor.codegen.custom_extern_kernel_codegen import (
 )
 from torch._inductor.select_algorithm import extern_kernels
 
-from overlapc.runtime import linear
+from overlapc.runtime.linear import op as linear
 
 DIRECT: dict[str, Callable[..., Any]] = {
     f"torch.ops.overlapc.{name}.default": linear.run

@@ -18,7 +18,7 @@ from overlapc.passes import BEFORE_AUTOGRAD
 from overlapc.passes.base import Compilation, run_passes
 from overlapc.planning.target import Target
 from overlapc.reporting.records import BEFORE_AUTOGRAD as STAGE
-from overlapc.runtime.softmax_tables import NOT_CALIBRATED, calibration_of
+from overlapc.runtime.attention.softmax_tables import NOT_CALIBRATED, calibration_of
 from overlapc.runtime.weights import weights_in
 
 

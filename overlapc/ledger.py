@@ -25,8 +25,8 @@ from overlapc.options import Options
 from overlapc.reporting.records import BEFORE_AUTOGRAD, Report, Site
 from overlapc.runtime import groups
 from overlapc.runtime.artifacts import beside_artifacts
-from overlapc.runtime.attention import redone_of
-from overlapc.runtime.linear_tables import choices
+from overlapc.runtime.attention.op import redone_of
+from overlapc.runtime.linear.tables import choices
 from overlapc.runtime.ops import by_library_of, calls_of, choices_text
 from overlapc.targets import TargetChoice
 

@@ -11,17 +11,17 @@ from overlapc.calibration import Progress, shipped_target
 from overlapc.errors import ProblemError, TargetError
 from overlapc.explaining import compilations_of
 from overlapc.passes.base import Layer
-from overlapc.planning.linear import (
+from overlapc.planning.linear.prediction import may_win, predict
+from overlapc.planning.linear.regions import (
     MEASURED_ROWS,
     LinearProblem,
     LinearTrial,
     entry_of,
 )
-from overlapc.planning.linear_prediction import may_win, predict
-from overlapc.planning.linear_table import LinearTable, table_path
+from overlapc.planning.linear.table import LinearTable, table_path
 from overlapc.planning.target import Target
-from overlapc.runtime.linear_tables import table_for
-from overlapc.runtime.linear_trials import LinearTrials
+from overlapc.runtime.linear.tables import table_for
+from overlapc.runtime.linear.trials import LinearTrials
 from overlapc.runtime.machine import this_machine
 
 Measure = Callable[[Layer, int, float, Sequence[str]], LinearTrial]

@@ -18,9 +18,9 @@ from overlapc.graphs.attention.placing import Lengths, spec_of, text_of
 from overlapc.graphs.attention.site import Attention, Fused
 from overlapc.graphs.attention.watching import watch
 from overlapc.graphs.origins import where
-from overlapc.planning.softmax import SiteScores
-from overlapc.planning.softmax_table import GraphScores, SoftmaxTable, table_path
-from overlapc.runtime.score_watching import SiteRange, Watch
+from overlapc.planning.attention.softmax import SiteScores
+from overlapc.planning.attention.softmax_table import GraphScores, SoftmaxTable, table_path
+from overlapc.runtime.attention.score_watching import SiteRange, Watch
 from overlapc.runtime.weights import content_of, structure_of, weights_in
 
 log = logging.getLogger(__name__)

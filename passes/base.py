@@ -16,14 +16,14 @@ from overlapc.graphs.collectives import group_of, kind_of
 from overlapc.graphs.origins import where
 from overlapc.graphs.values import tensor_facts
 from overlapc.options import Options
-from overlapc.planning.attention import AttentionProblem
-from overlapc.planning.linear import LinearProblem
+from overlapc.planning.attention.problem import AttentionProblem
+from overlapc.planning.linear.regions import LinearProblem
 from overlapc.planning.target import Target
 from overlapc.reporting.dumps import GraphDump
 from overlapc.reporting.records import Site
-from overlapc.runtime.linear_spec import LayerSpec
-from overlapc.runtime.linear_tables import choices
-from overlapc.runtime.softmax_tables import NOT_CALIBRATED, Calibration
+from overlapc.runtime.attention.softmax_tables import NOT_CALIBRATED, Calibration
+from overlapc.runtime.linear.spec import LayerSpec
+from overlapc.runtime.linear.tables import choices
 
 log = logging.getLogger(__name__)
 

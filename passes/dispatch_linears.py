@@ -15,27 +15,27 @@ from dataclasses import dataclass
 from torch import fx
 from torch._inductor import config as inductor_config
 
-from overlapc.codegen.linear_spec import MOST_RESULTS
+from overlapc.codegen.linear.spec import MOST_RESULTS
 from overlapc.errors import KernelError, TargetError
 from overlapc.graphs.collectives import Refusal
-from overlapc.graphs.joint_linears import join, may_join
-from overlapc.graphs.linear_counters import give_counters
-from overlapc.graphs.linears import Linear, Takes, linear_gemms, read_linear
-from overlapc.graphs.normed_linears import with_norm
+from overlapc.graphs.linear.counters import give_counters
+from overlapc.graphs.linear.joint import join, may_join
+from overlapc.graphs.linear.layers import Linear, Takes, linear_gemms, read_linear
+from overlapc.graphs.linear.normed import with_norm
 from overlapc.graphs.origins import where
 from overlapc.graphs.replacing import replace_linear
 from overlapc.graphs.values import tensor_facts
 from overlapc.passes.base import Compilation, Fuel, Layer
-from overlapc.planning.linear import FORCED, LIBRARY, LinearProblem, Regions
-from overlapc.planning.linear_prediction import predict, spans
-from overlapc.planning.linear_table import LinearTable
+from overlapc.planning.linear.prediction import predict, spans
+from overlapc.planning.linear.regions import FORCED, LIBRARY, LinearProblem, Regions
+from overlapc.planning.linear.table import LinearTable
 from overlapc.planning.reasons import no_op_where_rows_vary
 from overlapc.planning.target import Target
 from overlapc.reporting.records import Site
-from overlapc.runtime import linear  # registers torch.ops.overlapc.linear
-from overlapc.runtime.linear_kernels import lowered_layer
-from overlapc.runtime.linear_spec import LayerSpec
-from overlapc.runtime.linear_tables import table_for
+from overlapc.runtime.linear import op as linear  # registers torch.ops.overlapc.linear
+from overlapc.runtime.linear.kernels import lowered_layer
+from overlapc.runtime.linear.spec import LayerSpec
+from overlapc.runtime.linear.tables import table_for
 
 log = logging.getLogger(__name__)
 

@@ -26,14 +26,14 @@ from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.origins import where
 from overlapc.graphs.values import hint_of
 from overlapc.passes.base import Compilation, Fuel
-from overlapc.planning.attention import AttentionProblem, Verdict, decide
-from overlapc.planning.attention_choice import decide_on_gpu
-from overlapc.planning.softmax import SiteScores
+from overlapc.planning.attention.choice import decide_on_gpu
+from overlapc.planning.attention.problem import AttentionProblem, Verdict, decide
+from overlapc.planning.attention.softmax import SiteScores
 from overlapc.reporting.records import Site
-from overlapc.runtime.attention import counter_of, phi_on
-from overlapc.runtime.attention_masks import AttentionSpec
-from overlapc.runtime.attention_tables import attention_table
-from overlapc.runtime.running_phi import running_phi
+from overlapc.runtime.attention.masks import AttentionSpec
+from overlapc.runtime.attention.op import counter_of, phi_on
+from overlapc.runtime.attention.running_phi import running_phi
+from overlapc.runtime.attention.tables import attention_table
 
 log = logging.getLogger(__name__)
 

@@ -10,14 +10,14 @@ from overlapc import cli
 from overlapc.attention_tuning import calibrate_attentions, describe, shapes_of
 from overlapc.cli import callables
 from overlapc.errors import ProblemError
-from overlapc.planning.attention_table import (
+from overlapc.planning.attention.table import (
     MEASURED_KEYS,
     AttentionShape,
     AttentionTable,
     AttentionTrial,
 )
-from overlapc.runtime import attention_trials
-from overlapc.runtime.attention_trials import AttentionTrials
+from overlapc.runtime.attention import trials as attention_trials
+from overlapc.runtime.attention.trials import AttentionTrials
 from overlapc.runtime.machine import this_machine
 
 SHAPE = AttentionShape(1, 4, 2, 1, 16, 16, "float32", "length")

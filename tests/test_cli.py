@@ -14,8 +14,8 @@ import pytest
 import overlapc
 from overlapc.cli import main
 from overlapc.errors import TargetError
-from overlapc.planning.linear import LinearProblem, Prediction
-from overlapc.planning.linear_prediction import predict
+from overlapc.planning.linear.prediction import predict
+from overlapc.planning.linear.regions import LinearProblem, Prediction
 from overlapc.planning.records import from_value
 from overlapc.planning.schedule import Plan
 from overlapc.planning.search import plan, plan_gemm

@@ -16,7 +16,8 @@ from overlapc import cli
 from overlapc.cli import callables
 from overlapc.errors import ProblemError
 from overlapc.linear_tuning import calibrate_linears, layers_of
-from overlapc.planning.linear import (
+from overlapc.planning.linear.prediction import predict
+from overlapc.planning.linear.regions import (
     LIBRARY,
     MEASURED_ROWS,
     OURS,
@@ -25,14 +26,13 @@ from overlapc.planning.linear import (
     Regions,
     entry_of,
 )
-from overlapc.planning.linear_prediction import predict
-from overlapc.planning.linear_table import LinearTable, table_path
-from overlapc.planning.linear_tiles import FLAT, GEMV
+from overlapc.planning.linear.table import LinearTable, table_path
+from overlapc.planning.linear.tiles import FLAT, GEMV
 from overlapc.planning.target import Target
 from overlapc.reporting.linears import describe_entry
 from overlapc.runtime.clocks import on_device
-from overlapc.runtime.linear_spec import LayerSpec
-from overlapc.runtime.linear_trials import LinearTrials, products_of
+from overlapc.runtime.linear.spec import LayerSpec
+from overlapc.runtime.linear.trials import LinearTrials, products_of
 from overlapc.runtime.machine import this_machine
 from overlapc.runtime.ops import calls_of
 from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
@@ -272,7 +272,7 @@ def test_a_model_without_linear_layers_is_said_to_have_none():
 
 def test_the_command_measures_stores_and_prints(monkeypatch, capsys):
     monkeypatch.setattr("overlapc.linear_tuning.MEASURED_ROWS", (1, 4))
-    monkeypatch.setattr("overlapc.runtime.linear_trials.COLD_BYTES", 1)
+    monkeypatch.setattr("overlapc.runtime.linear.trials.COLD_BYTES", 1)
     name = f"{__name__}:model_and_inputs"
     monkeypatch.setattr(
         callables, "load", lambda given: model_and_inputs if given == name else None

@@ -13,7 +13,7 @@ from overlapc import cli
 from overlapc.cli import callables
 from overlapc.errors import ProblemError
 from overlapc.graphs.attention import problems
-from overlapc.planning.softmax_table import SoftmaxTable, table_path
+from overlapc.planning.attention.softmax_table import SoftmaxTable, table_path
 from overlapc.runtime.weights import content_of, structure_of
 from overlapc.softmax_tuning import batches_of, calibrate_softmax, describe
 from tests.attention.rewriting import rewrite

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.records import Canonical
-from overlapc.planning.linear_tiles import FP8_SINCE
+from overlapc.planning.linear.tiles import FP8_SINCE
 from overlapc.planning.tiles import sm_number
 
 NARROW = ("float8_e4m3fn",)

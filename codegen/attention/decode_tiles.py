@@ -5,7 +5,7 @@ from __future__ import annotations
 from overlapc.codegen.attention.cache import Cache, leading
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import LEAST_BLOCK, AttentionTile, padded
-from overlapc.planning.decode_splits import MOST_ROWS
+from overlapc.planning.attention.decode_splits import MOST_ROWS
 from overlapc.planning.shared_memory import shared_bytes
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1}

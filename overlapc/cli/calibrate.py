@@ -103,7 +103,7 @@ def _calibrate_linears(chosen: argparse.Namespace) -> None:
     import torch
 
     from overlapc.linear_tuning import calibrate_linears, layers_of
-    from overlapc.planning.linear_table import table_path
+    from overlapc.planning.linear.table import table_path
 
     model = model_and_inputs(chosen.linear)
     with torch.set_grad_enabled(chosen.training):
@@ -134,7 +134,7 @@ def _calibrate_attentions(chosen: argparse.Namespace) -> None:
 
 
 def _calibrate_softmax(chosen: argparse.Namespace) -> None:
-    from overlapc.planning.softmax_table import table_path
+    from overlapc.planning.attention.softmax_table import table_path
     from overlapc.softmax_tuning import batches_of, calibrate_softmax, describe
 
     match returned(chosen.softmax):

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from overlapc.errors import CommandError, TargetError
-from overlapc.planning.linear import BYTES, LinearProblem
-from overlapc.planning.linear_prediction import predict
+from overlapc.planning.linear.prediction import predict
+from overlapc.planning.linear.regions import BYTES, LinearProblem
 from overlapc.planning.problem import COLLECTIVES, ITEM_BYTES, ORDERS
 from overlapc.planning.records import to_value
 from overlapc.planning.schedule import SCHEDULES

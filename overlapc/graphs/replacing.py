@@ -14,7 +14,7 @@ from torch._inductor.pattern_matcher import stable_topological_sort
 from overlapc.graphs.adding import add_call
 from overlapc.graphs.bands import Fill, Operand, Turn
 from overlapc.graphs.chain import Chain, Result
-from overlapc.graphs.linears import Linear
+from overlapc.graphs.linear.layers import Linear
 from overlapc.graphs.readers import read_tiles
 from overlapc.graphs.sizes import Dim, Size, Sum, same, shape_of, size_of, sizes_of
 from overlapc.graphs.values import value_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from overlapc.planning.cost import Costs
-from overlapc.planning.linear import LIBRARY, LinearEntry
+from overlapc.planning.linear.regions import LIBRARY, LinearEntry
 from overlapc.planning.problem import COLUMNS, ROWS, Problem
 from overlapc.planning.schedule import format_seconds
 from overlapc.planning.target import Target

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from overlapc.planning.linear import Gain, LinearEntry, LinearProblem, LinearTrial, Prediction
+from overlapc.planning.linear.regions import (
+    Gain,
+    LinearEntry,
+    LinearProblem,
+    LinearTrial,
+    Prediction,
+)
 
 PREDICTED = "predicted in CUDA graphs, not measured"
 

@@ -17,7 +17,7 @@ from overlapc.planning.schedule import Plan
 from overlapc.planning.target import Target
 from overlapc.runtime.execution import function
 from overlapc.runtime.kernel_trials import KernelTrial
-from overlapc.runtime.linear_trials import graph_of
+from overlapc.runtime.linear.trials import graph_of
 from overlapc.runtime.sending import Sender, Work
 from overlapc.runtime.trial_programs import TrialProgram, placed, random_matrix, sent_of
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from overlapc.errors import TargetError
 from overlapc.passes import rewrite_attention
-from overlapc.planning.attention_table import (
+from overlapc.planning.attention.table import (
     AttentionEntry,
     AttentionTable,
     AttentionTrial,

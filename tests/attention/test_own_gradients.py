@@ -10,9 +10,9 @@ import torch
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.errors import KernelError
 from overlapc.graphs.collectives import collective_starts, sent_by
-from overlapc.planning.attention import AttentionProblem, decide
-from overlapc.runtime import attention_gradients
-from overlapc.runtime.attention_gradients import why_no_gradient
+from overlapc.planning.attention.problem import AttentionProblem, decide
+from overlapc.runtime.attention import gradients as attention_gradients
+from overlapc.runtime.attention.gradients import why_no_gradient
 from tests.attention.catalogue import REWRITTEN, plain
 from tests.attention.rewriting import rewrite
 from tests.codegen import attention_oracle

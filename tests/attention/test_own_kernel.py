@@ -8,7 +8,7 @@ import torch
 import overlapc
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.graphs.collectives import collective_starts, sent_by
-from overlapc.runtime.attention_program import attention_by_torch
+from overlapc.runtime.attention.program import attention_by_torch
 from tests.attention.catalogue import functional, plain
 from tests.attention.rewriting import rewrite
 from tests.codegen import attention_oracle

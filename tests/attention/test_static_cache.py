@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("transformers", reason="needs the extra 'models'")
 
-from overlapc.runtime import attention_library
+from overlapc.runtime.attention import library as attention_library
 from tests.attention import static_cache
 from tests.codegen.conftest import interpreted  # noqa: F401
 

@@ -11,7 +11,7 @@ from benchmarks import gpu_model
 from benchmarks.deadline import Deadline
 from benchmarks.gpu_model import SPEED, TABLE_ROWS, WAYS, calibrate, rows, tables
 from benchmarks.gpu_worker import attempt
-from overlapc.planning.linear import Regions
+from overlapc.planning.linear.regions import Regions
 from overlapc.planning.target import Target
 
 COMPILED = gpu_model.compiled
@@ -33,7 +33,7 @@ def toy(monkeypatch, tmp_path):
                "BATCHES": (2,)}  # fmt: skip
     for name, value in changes.items():
         monkeypatch.setattr(gpu_model, name, value)
-    monkeypatch.setattr("overlapc.runtime.linear_trials.COLD_BYTES", 1)
+    monkeypatch.setattr("overlapc.runtime.linear.trials.COLD_BYTES", 1)
     # The model sets these for its process, which here is of other tests as well.
     config = torch._dynamo.config
     own = {name: getattr(config, name) for name in ("recompile_limit", "automatic_dynamic_shapes")}
@@ -113,7 +113,7 @@ def test_every_row_of_a_run_is_measured(toy):
 
 @pytest.mark.long
 def test_the_table_is_of_every_layer_of_a_step(toy, monkeypatch, tmp_path):
-    monkeypatch.setattr("overlapc.planning.linear.choose", lambda trials: Regions(1, 1, 3))
+    monkeypatch.setattr("overlapc.planning.linear.regions.choose", lambda trials: Regions(1, 1, 3))
     row = calibrate(Deadline.after(0.1), 2, str(tmp_path))
     assert row["layers"] >= 5
     assert "flat 1..2 rows" in row["found"]

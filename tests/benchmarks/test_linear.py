@@ -68,7 +68,7 @@ def test_what_a_user_may_have_tried_freezes_the_weights():
 def test_a_part_is_measured_and_written(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("overlapc.runtime.linear_trials.COLD_BYTES", 1)
+    monkeypatch.setattr("overlapc.runtime.linear.trials.COLD_BYTES", 1)
     for name, value in {
         "SHAPES": {"tiny": (24, 32)},
         "MOST_WEIGHTS": 2,

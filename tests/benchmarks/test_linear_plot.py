@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.linear_plot import curves, main, page
-from overlapc.planning.linear import (
+from overlapc.planning.linear.regions import (
     Gain,
     LinearEntry,
     LinearProblem,
@@ -16,7 +16,7 @@ from overlapc.planning.linear import (
     Prediction,
     Regions,
 )
-from overlapc.planning.linear_table import LinearTable, Machine
+from overlapc.planning.linear.table import LinearTable, Machine
 
 TRIALS = (
     LinearTrial(1, 4e-5, (Gain("gemv", 1.9, 2.0, 2.1), Gain("flat", 1.0, 1.25, 1.3))),

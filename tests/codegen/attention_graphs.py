@@ -15,7 +15,7 @@ import torch
 
 import overlapc
 from overlapc.codegen.interpreting import correct_interpreter
-from overlapc.runtime.attention import redone_of
+from overlapc.runtime.attention.op import redone_of
 from overlapc.runtime.ops import calls_of
 from overlapc.softmax_tuning import calibrate_softmax
 from tests.attention import (

@@ -43,18 +43,10 @@ from overlapc.codegen.attention.decode import build_decode
 from overlapc.codegen.attention.kernel import build_attention
 from overlapc.codegen.interpreting import correct_interpreter
 from overlapc.planning.tiles import Tile
-from overlapc.runtime import (
-    attention_gradients,
-    attention_kernels,
-    clocks,
-    communicators,
-    linear_trials,
-    machine,
-    signaled,
-    signals,
-    streams,
-    waiting,
-)
+from overlapc.runtime import clocks, communicators, machine, signaled, signals, streams, waiting
+from overlapc.runtime.attention import gradients as attention_gradients
+from overlapc.runtime.attention import kernels as attention_kernels
+from overlapc.runtime.linear import trials as linear_trials
 from tests.runtime import pretended
 
 sys.path.insert(0, str(Path(__file__).parent))

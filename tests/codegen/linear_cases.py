@@ -17,9 +17,9 @@ import torch
 
 from overlapc.codegen.builder import TEMPLATES, load
 from overlapc.codegen.interpreting import correct_interpreter
-from overlapc.codegen.linear_check import LinearCase
-from overlapc.codegen.linear_kernel import LinearKernel, build_linear
-from overlapc.codegen.linear_spec import LinearSpec
+from overlapc.codegen.linear.check import LinearCase
+from overlapc.codegen.linear.kernel import LinearKernel, build_linear
+from overlapc.codegen.linear.spec import LinearSpec
 
 correct_interpreter()
 
@@ -102,7 +102,7 @@ def mutant(kernel: LinearKernel, change: tuple[str, str]) -> LinearKernel:
 
 def main_of(text: str) -> int:
     """The exit code of a generated module that is run by itself."""
-    from overlapc.codegen.linear_check import main
+    from overlapc.codegen.linear.check import main
 
     return main(str(build_linear(LinearSpec.parse(text)).path))
 
@@ -130,10 +130,11 @@ def op(rows: int, pair: bool, layout: str) -> tuple[float, dict[str, int], dict[
 
     Programs of kernels run in the interpreter; of the device only the names are pretended.
     """
-    from overlapc.planning.linear import FORCED
-    from overlapc.planning.linear_tiles import most_counters
-    from overlapc.runtime import linear, machine
-    from overlapc.runtime.linear_spec import LayerSpec
+    from overlapc.planning.linear.regions import FORCED
+    from overlapc.planning.linear.tiles import most_counters
+    from overlapc.runtime import machine
+    from overlapc.runtime.linear import op as linear
+    from overlapc.runtime.linear.spec import LayerSpec
     from overlapc.runtime.ops import by_library_of, calls_of
     from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
 
@@ -168,12 +169,13 @@ def op(rows: int, pair: bool, layout: str) -> tuple[float, dict[str, int], dict[
 
 def op_of_int8(rows: int, is_turned: bool, sizes: list[tuple[int, int]]) -> list[float]:
     """Run one op of a weight of int8 on several n and k; the errors over eager's."""
-    from overlapc.planning.linear import FORCED
-    from overlapc.runtime import linear, machine
-    from overlapc.runtime.linear_spec import LayerSpec
+    from overlapc.planning.linear.regions import FORCED
+    from overlapc.runtime import machine
+    from overlapc.runtime.linear import op as linear
+    from overlapc.runtime.linear.spec import LayerSpec
+    from overlapc.runtime.linear.widening import widened
     from overlapc.runtime.ops import calls_of
     from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
-    from overlapc.runtime.widening import widened
 
     machine.architecture_of = lambda device: "sm_90"
     machine.multiprocessors = lambda device: 12
@@ -201,9 +203,10 @@ def op_of_int8(rows: int, is_turned: bool, sizes: list[tuple[int, int]]) -> list
 def op_of_scaled(rows: int, spelled: str) -> tuple[float, dict[str, int]]:
     """Run one op of a weight as torchao dequantises it; root mean squares of its error over
     those of the exact result, and its calls."""
-    from overlapc.planning.linear import FORCED
-    from overlapc.runtime import linear, machine
-    from overlapc.runtime.linear_spec import LayerSpec
+    from overlapc.planning.linear.regions import FORCED
+    from overlapc.runtime import machine
+    from overlapc.runtime.linear import op as linear
+    from overlapc.runtime.linear.spec import LayerSpec
     from overlapc.runtime.ops import calls_of
     from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
 
@@ -253,10 +256,11 @@ def op_of_normed_rows(rows: int, shift: float) -> tuple[float, float, dict[str, 
 
     Rows are large in some columns, as residual streams are. With a shift the gain is Gemma's.
     """
-    from overlapc.planning.linear import FORCED
-    from overlapc.runtime import linear, machine
+    from overlapc.planning.linear.regions import FORCED
+    from overlapc.runtime import machine
     from overlapc.runtime.execution import function
-    from overlapc.runtime.linear_spec import LayerSpec
+    from overlapc.runtime.linear import op as linear
+    from overlapc.runtime.linear.spec import LayerSpec
     from overlapc.runtime.ops import calls_of
     from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
 

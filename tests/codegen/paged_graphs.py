@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from overlapc.runtime import paged
+from overlapc.runtime.attention import paged
 from overlapc.runtime.ops import calls_of
 from tests.runtime.paged_cases import Case, error
 

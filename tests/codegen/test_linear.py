@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from overlapc.codegen.epilogue import Dtype, Epilogue, Input
-from overlapc.codegen.linear_module import linear_module_text
-from overlapc.codegen.linear_spec import LinearSpec
+from overlapc.codegen.linear.module import linear_module_text
+from overlapc.codegen.linear.spec import LinearSpec
 from overlapc.errors import KernelError
 from tests.codegen.epilogue_cases import MM, MODELS, A, B, Ref, bfloat16, call, given, value
 

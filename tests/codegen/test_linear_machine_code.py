@@ -11,12 +11,12 @@ import torch
 from overlapc.codegen.aot import Binary, compile_kernel
 from overlapc.codegen.epilogue import Epilogue
 from overlapc.codegen.function import function_of
-from overlapc.codegen.linear_aot import build_linear_for
-from overlapc.codegen.linear_choice import linear_spec_for
-from overlapc.codegen.linear_spec import LinearSpec
+from overlapc.codegen.linear.aot import build_linear_for
+from overlapc.codegen.linear.choice import linear_spec_for
+from overlapc.codegen.linear.spec import LinearSpec
 from overlapc.codegen.lowering import Lowered
 from overlapc.errors import KernelError
-from overlapc.planning.linear_tiles import DTYPES, FLAT, GEMV, TILE_ROWS
+from overlapc.planning.linear.tiles import DTYPES, FLAT, GEMV, TILE_ROWS
 from tests.codegen.epilogue_cases import MM, MODELS
 from tests.codegen.machine_order import arrival_faults, arrival_mutants
 from tests.codegen.test_linear import EPILOGUES, GATED

@@ -11,7 +11,7 @@ from overlapc.codegen.attention.bounds import MOST_KEYS, bounds_of, safe_phi
 from overlapc.codegen.attention.policies import LARGEST, SAFE_SUMS
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.epilogue import Epilogue
-from overlapc.runtime.attention_program import scores_of
+from overlapc.runtime.attention.program import scores_of
 from tests.codegen import score_programs as programs
 from tests.codegen.score_programs import program
 

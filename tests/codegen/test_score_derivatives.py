@@ -14,7 +14,7 @@ from overlapc.codegen.attention.scores import PRODUCT
 from overlapc.codegen.epilogue import Call, Dtype, Epilogue, Input, Ref
 from overlapc.codegen.pointwise import CASTS, RULES
 from overlapc.codegen.promotion import CannotLower
-from overlapc.runtime.attention_program import values_of
+from overlapc.runtime.attention.program import values_of
 from tests.codegen import score_programs as programs
 
 POSITIVE = ("log", "log10", "log1p", "log2", "rsqrt", "sqrt", "pow")

@@ -27,9 +27,10 @@ from benchmarks import (
 )
 from benchmarks.gpu_report import Page
 from benchmarks.paired import Samples
-from overlapc.codegen.linear_check import LinearCase
+from overlapc.codegen.linear.check import LinearCase
 from overlapc.codegen.selfcheck import Case
-from overlapc.runtime import clocks, linear_trials
+from overlapc.runtime import clocks
+from overlapc.runtime.linear import trials as linear_trials
 from tests.device.absent import absent_h200
 
 

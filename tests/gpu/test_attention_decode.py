@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 import overlapc
 from overlapc.attention_tuning import calibrate_attentions, describe
-from overlapc.planning.attention_table import AttentionShape
-from overlapc.runtime.paged import paged_attention
+from overlapc.planning.attention.table import AttentionShape
+from overlapc.runtime.attention.paged import paged_attention
 from tests.runtime.paged_cases import Case, error, operands
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]

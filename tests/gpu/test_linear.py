@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.gpu_linear import CHECK_SIZES, CHECKED_AS
-from overlapc.codegen.linear_check import LinearCase
-from overlapc.codegen.linear_choice import linear_spec_for
-from overlapc.codegen.linear_kernel import build_linear
-from overlapc.planning.linear_tiles import FLAT, GEMV, TILE_ROWS
+from overlapc.codegen.linear.check import LinearCase
+from overlapc.codegen.linear.choice import linear_spec_for
+from overlapc.codegen.linear.kernel import build_linear
+from overlapc.planning.linear.tiles import FLAT, GEMV, TILE_ROWS
 from overlapc.runtime.kernels import lowered_program
 from overlapc.runtime.machine import architecture_of, multiprocessors
 from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step

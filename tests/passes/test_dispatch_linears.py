@@ -12,19 +12,19 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import overlapc
 from overlapc.explaining import compilations_of
-from overlapc.graphs.joint_linears import join
-from overlapc.graphs.linears import linear_gemms, read_linear
+from overlapc.graphs.linear.joint import join
+from overlapc.graphs.linear.layers import linear_gemms, read_linear
 from overlapc.linear_tuning import layers_of
 from overlapc.passes import PIPELINE
 from overlapc.passes.base import Fuel
-from overlapc.planning.linear import LIBRARY, Gain, LinearEntry, LinearTrial, Regions
-from overlapc.planning.linear_prediction import predict
-from overlapc.planning.linear_table import LinearTable, table_path
+from overlapc.planning.linear.prediction import predict
+from overlapc.planning.linear.regions import LIBRARY, Gain, LinearEntry, LinearTrial, Regions
+from overlapc.planning.linear.table import LinearTable, table_path
 from overlapc.planning.target import Target
 from overlapc.runtime import execution
-from overlapc.runtime.linear_tables import choices, fingerprint_of_tables
+from overlapc.runtime.linear.tables import choices, fingerprint_of_tables
+from overlapc.runtime.linear.widening import loaded
 from overlapc.runtime.machine import this_machine
-from overlapc.runtime.widening import loaded
 from tests.passes.catalogue import all_reduce
 from tests.passes.linear_spellings import (
     INNER,
@@ -390,7 +390,7 @@ def read(function, *inputs):
 @pytest.mark.parametrize("looks", [True, False], ids=["", "mutant"])
 def test_what_is_written_between_ends_a_layer(monkeypatch, looks):
     if not looks:
-        monkeypatch.setattr("overlapc.graphs.linears._Reader._is_crossed", lambda *_: False)
+        monkeypatch.setattr("overlapc.graphs.linear.layers._Reader._is_crossed", lambda *_: False)
     found = read(written_between, weight(ROWS, WIDE), weight(WIDE, INNER))
     assert found.after == (() if looks else ("relu",))
 
@@ -398,7 +398,7 @@ def test_what_is_written_between_ends_a_layer(monkeypatch, looks):
 @pytest.mark.parametrize("looks", [True, False], ids=["", "mutant"])
 def test_a_weight_that_is_written_after_it_was_widened_is_refused(monkeypatch, looks):
     if not looks:
-        monkeypatch.setattr("overlapc.graphs.linears._Reader._is_crossed", lambda *_: False)
+        monkeypatch.setattr("overlapc.graphs.linear.layers._Reader._is_crossed", lambda *_: False)
     held = torch.ones(WIDE, INNER, dtype=torch.int8)
     found = read(written_after_widening, weight(ROWS, WIDE), held)
     assert getattr(found, "code", "taken") == ("written" if looks else "taken")
@@ -428,7 +428,7 @@ def test_the_cast_of_a_scale_is_made_in_the_op():
 @pytest.mark.parametrize("looks", [True, False], ids=["", "mutant"])
 def test_a_scale_that_is_written_after_its_cast_ends_a_layer(monkeypatch, looks):
     if not looks:
-        monkeypatch.setattr("overlapc.graphs.linears._Reader._is_crossed", lambda *_: False)
+        monkeypatch.setattr("overlapc.graphs.linear.layers._Reader._is_crossed", lambda *_: False)
     x, w = weight(ROWS, WIDE).bfloat16(), weight(WIDE, INNER).bfloat16()
     found = read(partial(scale_cast, is_written=True), x, w, weight(INNER))
     # Where the op does not make the cast, which others read still, it may go on.

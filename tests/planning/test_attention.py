@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from overlapc.planning.attention import AttentionProblem, decide
+from overlapc.planning.attention.problem import AttentionProblem, decide
 
 PREFILL = AttentionProblem(
     batch=1,

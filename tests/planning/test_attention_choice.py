@@ -8,14 +8,14 @@ from dataclasses import replace
 import pytest
 
 from overlapc.errors import TargetError
-from overlapc.planning.attention import AttentionProblem
-from overlapc.planning.attention_choice import (
+from overlapc.planning.attention.choice import (
     LEAST_PREDICTED,
     decide_on_gpu,
     library_bytes,
     own_bytes,
 )
-from overlapc.planning.attention_table import (
+from overlapc.planning.attention.problem import AttentionProblem
+from overlapc.planning.attention.table import (
     AttentionEntry,
     AttentionTable,
     AttentionTrial,

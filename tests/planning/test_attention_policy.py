@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from overlapc.planning.attention_policy import KnownScores, choose_source
+from overlapc.planning.attention.policy import KnownScores, choose_source
 
 CAPPED = KnownScores(-50.0, 50.0, 0.0)
 

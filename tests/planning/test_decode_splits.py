@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from overlapc.planning.decode_splits import Splits, plan_splits, rounds
+from overlapc.planning.attention.decode_splits import Splits, plan_splits, rounds
 
 PAIRS = (1, 2, 8, 13, 64, 500)
 KEYS = (1, 63, 64, 65, 1000, 4096, 8191, 131072)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from overlapc.codegen.linear_spec import LinearSpec
+from overlapc.codegen.linear.spec import LinearSpec
 from overlapc.errors import TargetError
-from overlapc.planning.linear import (
+from overlapc.planning.linear.regions import (
     FORCED,
     LEAST_GAIN,
     LIBRARY,
@@ -27,8 +27,8 @@ from overlapc.planning.linear import (
     entry_of,
     most_rows,
 )
-from overlapc.planning.linear_table import LinearTable, Machine, table_path
-from overlapc.planning.linear_tiles import (
+from overlapc.planning.linear.table import LinearTable, Machine, table_path
+from overlapc.planning.linear.tiles import (
     CONFIGURATIONS,
     FLAT,
     GEMV,

@@ -1,6 +1,6 @@
 """The cost model of linear layers of few rows: by hand, its bounds, and what moves M1 and M2.
 
-Nothing here is a measurement. Each test names the mutant of `linear_costs` that it fails by.
+Nothing here is a measurement. Each test names the mutant of `costs` that it fails by.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from overlapc.planning import linear_costs
-from overlapc.planning.linear import LEAST_GAIN, LIBRARY, MEASURED_ROWS, OURS, LinearProblem
-from overlapc.planning.linear_costs import (
+from overlapc.planning.linear import costs as linear_costs
+from overlapc.planning.linear.costs import (
     BEST,
     LIKELY,
     WORST,
@@ -22,8 +21,9 @@ from overlapc.planning.linear_costs import (
     library,
     ours,
 )
-from overlapc.planning.linear_prediction import may_win, predict, predicted_trial, spans
-from overlapc.planning.linear_tiles import FLAT, GEMV
+from overlapc.planning.linear.prediction import may_win, predict, predicted_trial, spans
+from overlapc.planning.linear.regions import LEAST_GAIN, LIBRARY, MEASURED_ROWS, OURS, LinearProblem
+from overlapc.planning.linear.tiles import FLAT, GEMV
 from overlapc.planning.target import Target
 
 GPUS = ("a100-nvlink", "h100-nvlink", "h200-nvlink", "mi300x", "rtx4090-pcie")

@@ -10,7 +10,7 @@ from overlapc.codegen.attention.cache import Cache
 from overlapc.codegen.attention.decode_tiles import decode_tile
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import tile_for
-from overlapc.planning import linear_tiles
+from overlapc.planning.linear import tiles as linear_tiles
 from overlapc.planning.shared_memory import SHARED_KIB, shared_bytes
 from overlapc.planning.tiles import tiles_for
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 
 from overlapc.errors import TargetError
-from overlapc.planning import softmax
-from overlapc.planning.softmax import (
+from overlapc.planning.attention import softmax
+from overlapc.planning.attention.softmax import (
     LEAST_SLACK,
     MOST_REDONE,
     HeadScores,
@@ -19,7 +19,7 @@ from overlapc.planning.softmax import (
     SiteScores,
     choose_phi,
 )
-from overlapc.planning.softmax_table import GraphScores, SoftmaxTable, table_path
+from overlapc.planning.attention.softmax_table import GraphScores, SoftmaxTable, table_path
 
 HEAD = HeadScores(100, -3.0, 4.0, (-2.0, 0.5, 3.5), 1.5, 20.0, 0)
 WITHOUT = replace(HEAD, phi=None, slack=0.0, redone_by_first=1)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from overlapc.runtime.paged import paged_attention
+from overlapc.runtime.attention.paged import paged_attention
 
 PAGE = 16
 

@@ -13,7 +13,9 @@ from overlapc.codegen.attention.decode import DecodeKernel
 from overlapc.codegen.attention.kernel import AttentionKernel
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.errors import KernelError
-from overlapc.runtime import attention, attention_kernels, kernel_attempts
+from overlapc.runtime import kernel_attempts
+from overlapc.runtime.attention import kernels as attention_kernels
+from overlapc.runtime.attention import op as attention
 from overlapc.runtime.ops import calls_of
 from tests.runtime import fake_gpu
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from overlapc.codegen.attention.spec import AttentionSpec
-from overlapc.runtime import attention_library
-from overlapc.runtime.attention_library import attention_by_fused, why_not_fused
-from overlapc.runtime.attention_masks import Added, Filled, Input, program_of
+from overlapc.runtime.attention import library as attention_library
+from overlapc.runtime.attention.library import attention_by_fused, why_not_fused
+from overlapc.runtime.attention.masks import Added, Filled, Input, program_of
 from tests.codegen import attention_oracle, score_programs
 
 SPEC = AttentionSpec("float32", 8, 8, groups=2, scale=0.3, lse=False)

@@ -24,7 +24,7 @@ from overlapc.runtime.column_producers import ColumnProducer
 from overlapc.runtime.consumers import Consumer
 from overlapc.runtime.execution import function
 from overlapc.runtime.kernel_trials import KernelTrial
-from overlapc.runtime.linear_trials import graph_of
+from overlapc.runtime.linear.trials import graph_of
 from overlapc.runtime.producers import Producer
 from overlapc.runtime.program import ROWS, WHOLE, Program, Step
 from overlapc.runtime.sizing import problem_of

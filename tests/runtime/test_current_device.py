@@ -11,7 +11,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from overlapc.codegen.attention.cache import Cache
 from overlapc.codegen.attention.spec import AttentionSpec
-from overlapc.runtime import attention, attention_gradients, linear_kernels, paged
+from overlapc.runtime.attention import gradients as attention_gradients
+from overlapc.runtime.attention import op as attention
+from overlapc.runtime.attention import paged
+from overlapc.runtime.linear import kernels as linear_kernels
 
 SPEC = AttentionSpec("float32", 64, 64)
 

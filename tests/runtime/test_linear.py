@@ -15,10 +15,10 @@ from torch._inductor.utils import run_and_get_code
 
 import overlapc
 from overlapc.errors import KernelError
-from overlapc.planning.linear import FORCED, LIBRARY, Regions
-from overlapc.planning.linear_tiles import FLAT, GEMV
-from overlapc.runtime import linear
-from overlapc.runtime.linear_spec import LayerSpec
+from overlapc.planning.linear.regions import FORCED, LIBRARY, Regions
+from overlapc.planning.linear.tiles import FLAT, GEMV
+from overlapc.runtime.linear import op as linear
+from overlapc.runtime.linear.spec import LayerSpec
 from overlapc.runtime.ops import by_library_of, calls_of
 from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
 

@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from overlapc.errors import KernelError
-from overlapc.runtime import paged
+from overlapc.runtime.attention import paged
 from overlapc.runtime.ops import calls_of
 from tests.codegen.conftest import interpreted  # noqa: F401
 from tests.runtime.paged_cases import Case, error, operands

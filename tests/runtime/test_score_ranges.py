@@ -11,11 +11,11 @@ import torch
 from overlapc.codegen.attention.policies import SAFE_SUMS
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.errors import ProblemError
-from overlapc.planning.softmax import QUANTILES
-from overlapc.runtime import score_watching
-from overlapc.runtime.attention_masks import Added, Filled, Input, program_of
-from overlapc.runtime.score_ranges import FIRST_KEYS
-from overlapc.runtime.score_watching import SiteRange, Watch
+from overlapc.planning.attention.softmax import QUANTILES
+from overlapc.runtime.attention import score_watching
+from overlapc.runtime.attention.masks import Added, Filled, Input, program_of
+from overlapc.runtime.attention.score_ranges import FIRST_KEYS
+from overlapc.runtime.attention.score_watching import SiteRange, Watch
 from tests.codegen import attention_oracle
 
 SPEC = AttentionSpec("float32", 24, 24, groups=3, scale=0.7)

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from overlapc.planning.softmax import HeadScores, SiteScores
-from overlapc.planning.softmax_table import GraphScores, SoftmaxTable, table_path
-from overlapc.runtime.softmax_tables import NOT_CALIBRATED, Calibration, calibration_of
+from overlapc.planning.attention.softmax import HeadScores, SiteScores
+from overlapc.planning.attention.softmax_table import GraphScores, SoftmaxTable, table_path
+from overlapc.runtime.attention.softmax_tables import NOT_CALIBRATED, Calibration, calibration_of
 from overlapc.runtime.weights import content_of, structure_of, weights_in
 
 HEAD = HeadScores(10, -1.0, 1.0, (-1.0, 0.0, 0.9), 2.0, 9.0, 0)

@@ -20,7 +20,7 @@ from overlapc.graphs.attention.constants import number
 from overlapc.graphs.attention.spelling import OPERATORS_IN_PLACE, Call, tensor_of
 from overlapc.graphs.attention.tensors import Expression, is_cast, keeps_rows
 from overlapc.graphs.attention.versions import Versions
-from overlapc.runtime.attention_masks import AtenCall, CannotLower, Dtype, Ref, why_not_lowered
+from overlapc.runtime.attention.masks import AtenCall, CannotLower, Dtype, Ref, why_not_lowered
 
 STANDING_FOR = (1, 1, 3, 5)
 """Scores ``[batch, heads, rows, keys]`` while tracing: a size of one broadcasts, others differ."""

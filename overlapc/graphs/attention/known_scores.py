@@ -13,7 +13,7 @@ from overlapc.graphs.attention.norms import Norms
 from overlapc.graphs.attention.scores import Bias, Fill, Step, tensors_of
 from overlapc.graphs.attention.site import Attention
 from overlapc.graphs.attention.tensors import is_same
-from overlapc.runtime.attention_masks import (
+from overlapc.runtime.attention.masks import (
     Added,
     Applied,
     Filled,

@@ -20,7 +20,7 @@ from overlapc.graphs.attention.spelling import tensor_of
 from overlapc.graphs.attention.tensors import Expression, expression, insertion, is_same
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.collectives import Refusal
-from overlapc.runtime.attention_kernels import may_share
+from overlapc.runtime.attention.kernels import may_share
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from overlapc.graphs.attention.tensors import (
     is_same,
 )
 from overlapc.graphs.attention.versions import Versions
-from overlapc.runtime.attention_kernels import NARROW
+from overlapc.runtime.attention.kernels import NARROW
 
 FURTHEST = 4
 """Calls that widen: chosen, a cast, a product and a cast are three."""

@@ -21,8 +21,8 @@ from overlapc.graphs.attention.sinks import Sinks
 from overlapc.graphs.attention.site import Attention
 from overlapc.graphs.attention.tensors import Expression
 from overlapc.graphs.values import hint_of
-from overlapc.runtime.attention_masks import AttentionSpec, program_of
-from overlapc.runtime.score_watching import attention_text
+from overlapc.runtime.attention.masks import AttentionSpec, program_of
+from overlapc.runtime.attention.score_watching import attention_text
 
 
 def spec_of(found: Attention, policy: str, phi: float = 0.0) -> AttentionSpec:

@@ -14,10 +14,10 @@ from overlapc.graphs.attention.placing import inputs_of, spec_of
 from overlapc.graphs.attention.site import Attention, Fused
 from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.values import hint_of
-from overlapc.planning.attention import AttentionProblem, most_columns
-from overlapc.planning.attention_policy import UNKNOWN
-from overlapc.runtime.attention_gradients import why_no_gradient
-from overlapc.runtime.attention_kernels import multiprocessors, splits_for
+from overlapc.planning.attention.policy import UNKNOWN
+from overlapc.planning.attention.problem import AttentionProblem, most_columns
+from overlapc.runtime.attention.gradients import why_no_gradient
+from overlapc.runtime.attention.kernels import multiprocessors, splits_for
 from overlapc.runtime.kernel_attempts import runs_kernels
 
 NO_WEIGHTS: Mapping[fx.Node, torch.Tensor] = {}

@@ -25,7 +25,7 @@ from overlapc.graphs.attention.tensors import (
 )
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.collectives import Refusal
-from overlapc.runtime.attention_masks import CannotLower
+from overlapc.runtime.attention.masks import CannotLower
 
 FURTHEST = 24
 """Calls between a product and its softmax: chosen, three times what any model in the tests has."""

@@ -1,0 +1,1 @@
+"""Linear layers as FX graphs spell them."""

@@ -1,0 +1,1 @@
+"""Attention in numbers: which is worth a rewrite, which kernel, and where φ comes from."""

@@ -1,0 +1,125 @@
+"""The measured attentions of one machine: from which keys on a kernel of our own surely won."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from overlapc.planning.attention.problem import AttentionProblem
+from overlapc.planning.linear.regions import LEAST_GAIN
+from overlapc.planning.tables import MeasuredTable
+
+MEASURED_KEYS = tuple(1 << power for power in range(9, 18))
+"""From 512 to 128k, each twice the one before: chosen."""
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """All attentions that are computed alike: everything but the keys."""
+
+    batch: int
+    heads: int
+    """Of queries."""
+    groups: int
+    """Heads of queries that share one of keys."""
+    rows: int
+    head_dim: int
+    value_dim: int
+    dtype: str
+    mask: str
+    """"nothing", "causal", "given" to both, or "length": ours is given a number, torch's a mask."""
+    is_latent: bool = False
+    """Keys begin with their values: ours reads each once, torch's are two products."""
+
+    def text(self, keys: int | str) -> str:
+        """Sizes as a person reads them, for so many keys."""
+        heads = f"{self.heads}/{self.heads // self.groups}" if self.groups > 1 else str(self.heads)
+        dims = "" if self.value_dim == self.head_dim else f"/{self.value_dim}"
+        sizes = f"{self.batch}x{heads}x{self.rows}x{keys}x{self.head_dim}{dims}"
+        latent = ", keys begin with values" * self.is_latent
+        return f"{sizes} {self.dtype}, mask: {self.mask}{latent}"
+
+
+def shape_of(problem: AttentionProblem) -> AttentionShape:
+    """Return what attentions that are computed alike have in common, of one as ours reads it."""
+    return AttentionShape(
+        problem.batch,
+        problem.heads,
+        problem.groups,
+        problem.rows,
+        problem.head_dim,
+        problem.value_dim,
+        problem.dtype,
+        "length" if problem.prefix else problem.mask,
+        problem.is_latent,
+    )
+
+
+@dataclass(frozen=True)
+class AttentionTrial:
+    """What was measured at one number of keys, all of them valid."""
+
+    keys: int
+    library_seconds: float
+    """Median of torch's attention."""
+    low: float
+    """How many times as fast ours was: the ends of the 95 % interval, and the median; zeros where
+    no kernel of ours ran."""
+    median: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if self.keys < 1 or not self.library_seconds > 0:
+            raise ValueError("keys and seconds of a trial are above zero")
+        if not 0 <= self.low <= self.median <= self.high:
+            raise ValueError("the interval of a trial does not hold its median")
+
+    @property
+    def is_won(self) -> bool:
+        """Whether ours was faster even at the low end of the interval, by a gain that lasts."""
+        return self.low >= LEAST_GAIN
+
+
+@dataclass(frozen=True)
+class AttentionEntry:
+    """One shape and what was measured of it, by rising keys."""
+
+    problem: AttentionShape
+    trials: tuple[AttentionTrial, ...]
+
+    def __post_init__(self) -> None:
+        keys = [trial.keys for trial in self.trials]
+        if keys != sorted(set(keys)):
+            raise ValueError("keys of trials do not rise")
+
+    def gain_at(self, keys: int) -> float | None:
+        """How many times as fast as torch's ours was at so many keys; None where it did not win.
+
+        Between two numbers that were measured it has to have won at both; beyond them nothing is
+        known.
+        """
+        above = [trial for trial in self.trials if trial.keys >= keys]
+        below = [trial for trial in self.trials if trial.keys <= keys]
+        if not above or not below or not (above[0].is_won and below[-1].is_won):
+            return None
+        return min(above[0].median, below[-1].median)
+
+
+@dataclass(frozen=True)
+class AttentionTable(MeasuredTable):
+    """Every attention that was measured, by its shape."""
+
+    KEY: ClassVar[str] = "overlapc_attention"
+    FORMAT: ClassVar[int] = 2
+    """1 had no latent caches."""
+    ABOUT: ClassVar[str] = "attentions"
+    AGAIN: ClassVar[str] = (
+        "run overlapc calibrate --attention on this machine, or compile with softmax='sdpa'"
+    )
+    FOLDER: ClassVar[str] = "attention"
+
+    entries: tuple[AttentionEntry, ...] = ()
+
+    def entry(self, problem: AttentionShape) -> AttentionEntry | None:
+        """What is known of exactly this shape."""
+        return self._by_problem.get(problem)

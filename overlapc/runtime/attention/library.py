@@ -1,0 +1,139 @@
+"""An attention of a spec by torch's fused one, where that can say the same.
+
+On processors it reads the keys that a cache holds and no others: their number is at hand there. On
+GPUs to ask for it would wait for the device, so there lengths become a mask.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypeGuard
+
+import torch
+import torch.nn.functional as F
+
+from overlapc.codegen.attention.spec import ALIGNMENTS, AttentionSpec
+from overlapc.codegen.epilogue import Call, Ref
+from overlapc.runtime.attention.program import scores_of, seen_by
+
+ADDS = "aten.add.Tensor"
+FILLS = ("aten.where.ScalarOther", "aten.where.ScalarSelf")
+LOST, FINITE_FILL = -1e9, -1e38
+"""What is added and takes a score's bits away, and what stands for any such number."""
+
+
+def why_not_fused(spec: AttentionSpec) -> str:
+    """Return why torch's fused attention cannot compute a spec; empty if it can."""
+    if spec.sinks:
+        return "a sink takes part in the softmax"
+    if spec.head_dim != spec.value_dim:
+        return f"heads of {spec.head_dim} meet values of {spec.value_dim}"
+    calls = spec.scores.calls[1:] if spec.scores else ()
+    others = {call.op for index, call in enumerate(calls) if not _is_mask(call, index)}
+    if others:
+        return f"{min(others)} changes its scores"
+    fills = [x for call in calls if call.op in FILLS for x in call.arguments if _is_number(x)]
+    scores = [value for value in fills if value > LOST]
+    return f"{scores[0]} is put in for scores" if scores else ""
+
+
+def _is_mask(call: Call, index: int) -> bool:
+    """Whether a call adds something to scores of value ``index``, or puts something in for them."""
+    score = Ref("value", index)
+    values = [x for x in call.arguments if isinstance(x, Ref) and x.kind == "value"]
+    return call.op in (ADDS, *FILLS) and values == [score]
+
+
+def _is_number(argument: object) -> TypeGuard[float]:
+    return isinstance(argument, (int, float)) and not isinstance(argument, bool)
+
+
+def attention_by_fused(
+    spec: AttentionSpec,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    inputs: Sequence[torch.Tensor],
+    lengths: torch.Tensor | None,
+) -> torch.Tensor:
+    """Return the result, rows before heads in memory; ``why_not_fused`` has to be empty."""
+    on_processor = query.device.type == "cpu"
+    if lengths is not None and on_processor:
+        key, value, inputs, lengths = _cut(key, value, inputs, lengths)
+    return _fused(spec, query, key, value, inputs, lengths, takes_masked_groups=on_processor)
+
+
+def _fused(
+    spec: AttentionSpec,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    inputs: Sequence[torch.Tensor],
+    lengths: torch.Tensor | None,
+    *,
+    takes_masked_groups: bool,
+) -> torch.Tensor:
+    keys = key.shape[2]
+    is_causal = not spec.program and lengths is None and _is_causal(spec, query.shape[2], keys)
+    mask = None if is_causal else _mask(spec, query, keys, inputs, lengths)
+    takes_groups = takes_masked_groups or mask is None
+    if not takes_groups:
+        key, value = (side.repeat_interleave(spec.groups, 1) for side in (key, value))
+    out = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=is_causal, scale=spec.scale,
+        enable_gqa=takes_groups and spec.groups > 1,
+    )  # fmt: skip
+    if mask is not None and spec.dead == "nan":
+        kept = mask if mask.dtype == torch.bool else mask > -math.inf
+        out = out.masked_fill(~kept.any(-1, keepdim=True), math.nan)
+    return out.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _cut(
+    key: torch.Tensor, value: torch.Tensor, inputs: Sequence[torch.Tensor], lengths: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, Sequence[torch.Tensor], torch.Tensor | None]:
+    """Operands up to the longest sequence; without lengths where all are as long.
+
+    At least one key stays, so that it is a mask that leaves it out.
+    """
+    keys, known = key.shape[2], lengths.tolist()
+    longest = max(min(max(known), keys), 1)
+    key, value = (side[:, :, :longest] for side in (key, value))
+    inputs = [x[..., :longest] if x.dim() and x.shape[-1] == keys else x for x in inputs]
+    is_whole = all(length == longest for length in known)
+    return key, value, inputs, None if is_whole else lengths
+
+
+def _is_causal(spec: AttentionSpec, rows: int, keys: int) -> bool:
+    """Whether it is what torch calls causal: row r sees the keys up to the r-th."""
+    starts_together = spec.align == ALIGNMENTS[0] or rows == keys
+    return rows > 1 and spec.after == 0 and spec.before is None and starts_together
+
+
+def _mask(
+    spec: AttentionSpec,
+    query: torch.Tensor,
+    keys: int,
+    inputs: Sequence[torch.Tensor],
+    lengths: torch.Tensor | None,
+) -> torch.Tensor | None:
+    """Booleans that keep where all it does is to leave keys out, else float32 that is added."""
+    rows = query.shape[2]
+    sees_all = rows == 1 and spec.align == ALIGNMENTS[1] and spec.before is None
+    seen = None
+    if lengths is not None or not sees_all:
+        seen = seen_by(spec, rows, keys, lengths, query.device)
+        seen = None if seen is None else seen.expand(*seen.shape[:-2], rows, keys)
+    if not spec.scores:
+        return seen
+    wide = torch.promote_types(query.dtype, torch.float32)
+    nothing = torch.zeros((1, 1, 1, 1), dtype=wide, device=query.device)
+    added = scores_of(spec, nothing, inputs)
+    added = added.expand(*added.shape[:2], rows, keys)
+    if all(call.op in FILLS and -math.inf in call.arguments for call in spec.scores.calls[1:]):
+        kept = added > -math.inf
+        return kept if seen is None else kept & seen
+    # A row of one fill alone is uniform: its scores have to be lost in it.
+    added = added.masked_fill((added <= LOST) & (added > -math.inf), FINITE_FILL)
+    return added if seen is None else added.masked_fill(~seen, -math.inf)
