@@ -89,7 +89,8 @@ PAIRED = {
     if tiles_for(architecture, dtype)
 }
 """Every architecture with every dtype, both orders, and with signals and without: each pair of
-these occurs, and so do those of dtypes, orders and signals."""
+these occurs, and so do those of dtypes, orders and signals. Mutant: a larger tile of float32 for
+sm_100 among the configurations."""
 
 
 def paired(architecture: str, dtype: str, order: str, *, signals: bool) -> GemmSpec:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from benchmarks import gpu_attention, gpu_gemm, gpu_linear
+from benchmarks.gpu import NO_GPU
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(
@@ -62,6 +63,16 @@ def test_rows_are_compiled_and_launched(part, most, tmp_path):
         assert all(row["waits of the driver"] for row in staged)
     (page,) = tmp_path.glob("gpu-*.json")
     assert json.loads(page.read_text())["about"]["device"] == "NVIDIA H200, 132 SMs"
+
+
+@pytest.mark.parametrize("name", ["torch", "triton"])
+def test_a_python_that_lacks_what_is_launched_says_so_in_one_line(name, tmp_path):
+    """Mutant: no ``missing`` is asked."""
+    start = "runpy.run_module('tests.device', run_name='__main__')"
+    done = run(tmp_path, "-c", f"import runpy, sys; sys.modules[{name!r}] = None; {start}")
+    assert done.returncode == NO_GPU
+    assert done.stderr.startswith(f"nothing launched: {sys.executable} cannot import {name}: ")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.long
