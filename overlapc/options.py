@@ -33,7 +33,7 @@ class Options:
     else the shipped target nearest to the device."""
     overlap: str = "auto"
     """"auto": what the planner predicts to pay; "off": no chain is touched; or one schedule forced
-    at every chain."""
+    at every chain: "serial" leaves them to Inductor."""
     softmax: str = "auto"
     """Attention. "auto": torch's fused one where that was measured to pay, on GPUs a kernel of our
     own where `overlapc calibrate --attention` measured it to, or much is predicted; "off": not
