@@ -14,8 +14,8 @@ from torch import fx
 
 from overlapc.graphs.attention.finding import find_sites
 from overlapc.graphs.attention.prefixes import Prefix, read_prefix
-from overlapc.graphs.attention.scores import Bias
 from overlapc.graphs.attention.site import Attention, Fused
+from overlapc.graphs.attention.steps import Bias
 from overlapc.graphs.attention.versions import Versions
 from tests.attention.rewriting import rewrite
 

@@ -148,8 +148,11 @@ def pretended_gpu() -> Iterator[None]:
         cached.cache_clear()
     links = {name: _sparing(make) for name, make in emulated_link.LINKS.items()}
     small = dict.fromkeys((("sm_90", "half"), ("sm_80", "half")), TILES)
+    # Launches run one after another here: no collective is early.
+    sees = gpu_checks._sees_early_bands
     with ExitStack() as stack:
         for each in (
+            mock.patch.object(gpu_checks, "_sees_early_bands", lambda *its: sees(*its) or True),
             mock.patch.multiple(torch.cuda, **FAKES),
             mock.patch.dict("overlapc.planning.tiles.CONFIGURATIONS", small),
             mock.patch.dict(emulated_link.LINKS, links),

@@ -14,9 +14,10 @@ import torch
 
 from overlapc.graphs.attention.layouts import four_dimensional
 from overlapc.graphs.attention.products import NAMES, Product, read_product
-from overlapc.graphs.attention.scores import Bias, Scores
+from overlapc.graphs.attention.scores import Scores
 from overlapc.graphs.attention.site import Attention
 from overlapc.graphs.attention.spelling import tensor_of
+from overlapc.graphs.attention.steps import Bias
 from overlapc.graphs.attention.tensors import Expression, expression, insertion, is_same
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.collectives import Refusal

@@ -11,8 +11,8 @@ from torch import fx
 from overlapc.graphs.attention.functions import Function
 from overlapc.graphs.attention.masks import Mask
 from overlapc.graphs.attention.repeats import unrepeated
-from overlapc.graphs.attention.scores import Step, with_tensors
 from overlapc.graphs.attention.spelling import tensor_of
+from overlapc.graphs.attention.steps import Step, with_tensors
 from overlapc.graphs.attention.tensors import COPIES, PERMUTATIONS, Expression, is_same
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.collectives import Refusal

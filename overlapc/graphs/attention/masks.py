@@ -16,7 +16,7 @@ from overlapc.graphs.attention.bands import Band, band_of
 from overlapc.graphs.attention.constants import constant, number
 from overlapc.graphs.attention.products import NAMES
 from overlapc.graphs.attention.repeats import EXPANSIONS
-from overlapc.graphs.attention.scores import WEAKEST_FILL, Bias, Fill
+from overlapc.graphs.attention.steps import WEAKEST_FILL, Bias, Fill
 from overlapc.graphs.attention.tensors import CASTS, COPIES, ORDERED, Expression
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.collectives import Refusal

@@ -16,9 +16,9 @@ from overlapc.graphs.attention.bands import Band
 from overlapc.graphs.attention.known_scores import as_lowered
 from overlapc.graphs.attention.prefixes import Prefix
 from overlapc.graphs.attention.rewriting import as_spelled
-from overlapc.graphs.attention.scores import Step, tensors_of
 from overlapc.graphs.attention.sinks import Sinks
 from overlapc.graphs.attention.site import Attention
+from overlapc.graphs.attention.steps import Step, tensors_of
 from overlapc.graphs.attention.tensors import Expression
 from overlapc.graphs.values import hint_of
 from overlapc.runtime.attention.masks import AttentionSpec, program_of

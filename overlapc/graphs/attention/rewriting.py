@@ -12,9 +12,9 @@ from torch import fx
 from overlapc.graphs.adding import add_call
 from overlapc.graphs.attention.layouts import is_dense
 from overlapc.graphs.attention.masks import FINITE_FILL
-from overlapc.graphs.attention.scores import Bias, Fill
 from overlapc.graphs.attention.site import Attention, Fused
 from overlapc.graphs.attention.spelling import tensor_of
+from overlapc.graphs.attention.steps import Bias, Fill
 from overlapc.graphs.attention.tensors import Expression, is_same
 from overlapc.graphs.values import value_of
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import fx
 
+from overlapc.graphs.attention.above import FURTHEST, between, leads_to_product, product_above
 from overlapc.graphs.attention.constants import number
 from overlapc.graphs.attention.functions import Function, trace_function
 from overlapc.graphs.attention.products import NAMES, Product, read_product
 from overlapc.graphs.attention.sinks import Sinks, is_shift, read_sinks
 from overlapc.graphs.attention.softmaxes import Softmax
 from overlapc.graphs.attention.spelling import Call, tensor_of
+from overlapc.graphs.attention.steps import WEAKEST_FILL, Bias, Fill, Step
 from overlapc.graphs.attention.tensors import (
     Expression,
     exchanges_last,
@@ -27,52 +28,7 @@ from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.collectives import Refusal
 from overlapc.runtime.attention.masks import CannotLower
 
-FURTHEST = 24
-"""Calls between a product and its softmax: chosen, three times what any model in the tests has."""
-
-WEAKEST_FILL = -1e9
-"""A fill above it might be no mask, but a score: chosen, what is common and far below any score."""
-
 HIDDEN = "Scores are written through another view of them."
-
-
-@dataclass(frozen=True)
-class Bias:
-    """``scores + factor * tensor``, in terms of what the softmax reads."""
-
-    tensor: Expression
-    factor: float
-
-
-@dataclass(frozen=True)
-class Fill:
-    """``where(condition, scores, value)``, or with the two exchanged."""
-
-    condition: Expression
-    value: float
-    """In terms of what the softmax reads."""
-    is_kept: bool
-    """Scores stay where ``condition`` is true."""
-
-
-Step = Bias | Fill | Function
-"""What is done to scores, each with its tensors in the batch dimensions of ``Scores.frame``."""
-
-
-def tensors_of(step: Step) -> tuple[Expression, ...]:
-    """The tensors that a step takes beside scores."""
-    if isinstance(step, Function):
-        return step.inputs
-    return (step.tensor,) if isinstance(step, Bias) else (step.condition,)
-
-
-def with_tensors(step: Step, change: Callable[[Expression], Expression]) -> Step:
-    """Return a step on what ``change`` makes of its tensors."""
-    if isinstance(step, Function):
-        return replace(step, inputs=tuple(map(change, step.inputs)))
-    if isinstance(step, Bias):
-        return replace(step, tensor=change(step.tensor))
-    return replace(step, condition=change(step.condition))
 
 
 @dataclass(frozen=True)
@@ -143,33 +99,6 @@ def read_scores(versions: Versions, softmax: Softmax) -> Scores | Refusal | None
     return Refusal(node, "far_product", f"Over {FURTHEST} calls stand between product and softmax.")
 
 
-def leads_to_product(versions: Versions, node: fx.Node) -> bool:
-    """Return whether a product of matrices stands above a node, with no reduction in between."""
-    waiting, seen = [node], set()
-    while waiting and len(seen) < 4 * FURTHEST:
-        one = waiting.pop()
-        call, value = versions.calls.get(one), tensor_of(one)
-        if one in seen or call is None or value is None:
-            continue
-        seen.add(one)
-        if call.name in NAMES:
-            return True
-        if call.name in ("linear", "addmm", "scaled_dot_product_attention", "softmax"):
-            continue
-        sources = [versions.read(one, source) for source in one.all_input_nodes]
-        waiting.extend(s for s in sources if s is not None and _could_be_scores(s, value))
-    return False
-
-
-def _could_be_scores(source: fx.Node, value: torch.Tensor) -> bool:
-    """Whether ``value`` may be made of scores ``source``: of as many, or of all but sinks."""
-    own = tensor_of(source)
-    if own is None or own.ndim < 2 or value.ndim < 2 or not own.dtype.is_floating_point:
-        return False
-    fewer = [(own.shape[dim] + 1, value.shape[dim]) for dim in (-1, -2)]
-    return any(is_same((a,), (b,)) for a, b in ((own.numel(), value.numel()), *fewer))
-
-
 def _step(walk: _Walk, call: Call) -> fx.Node | Refusal:
     """Take up what one call does to the scores; return the tensor of scores that it is done to."""
     versions, node = walk.versions, call.node
@@ -209,10 +138,10 @@ def _applied(walk: _Walk, call: Call) -> fx.Node | Refusal:
     versions, node = walk.versions, call.node
     operands = [s for s in node.all_input_nodes if _is_scores(versions, node, s)]
     operands.sort(key=_is_condition)
-    product = _product_above(versions, node, operands[0]) if operands else None
+    product = product_above(versions, node, operands[0]) if operands else None
     if product is None or (call.in_place and call.get("input") not in operands):
         return _no_scores(call)
-    nodes = _between(versions, product, node)
+    nodes = between(versions, product, node)
     own = [s for s in operands if versions.read(node, s) in (product, *nodes)]
     seen = versions.read(node, own[0])
     if len(own) == 1 and seen is not None:
@@ -232,40 +161,6 @@ def _applied(walk: _Walk, call: Call) -> fx.Node | Refusal:
 def _is_condition(node: fx.Node) -> bool:
     value = tensor_of(node)
     return value is not None and value.dtype == torch.bool
-
-
-def _product_above(versions: Versions, reader: fx.Node, source: fx.Node) -> fx.Node | None:
-    """The nearest product that scores are made of, by first operands first."""
-    node = versions.read(reader, source)
-    call, value = (versions.calls.get(node), tensor_of(node)) if node is not None else (None, None)
-    if node is None or call is None or value is None:
-        return None
-    if call.name in NAMES:
-        return node
-    for operand in node.all_input_nodes:
-        seen = versions.read(node, operand)
-        if seen is not None and _could_be_scores(seen, value) and leads_to_product(versions, seen):
-            return _product_above(versions, node, operand)
-    return None
-
-
-def _between(versions: Versions, product: fx.Node, last: fx.Node) -> list[fx.Node]:
-    """The calls by which ``last`` depends on ``product``, in their order, without that."""
-    depends = {product}
-    nodes = [n for n in versions.calls if versions.index[product] < versions.index[n]]
-    for node in nodes:
-        if versions.index[node] > versions.index[last]:
-            break
-        if any(versions.read(node, source) in depends for source in node.all_input_nodes):
-            depends.add(node)
-    needed, waiting = set(), [last]
-    while waiting:
-        node = waiting.pop()
-        if node in depends and node is not product and node not in needed:
-            needed.add(node)
-            seen = (versions.read(node, source) for source in node.all_input_nodes)
-            waiting.extend(one for one in seen if one is not None)
-    return sorted(needed, key=versions.index.__getitem__)
 
 
 def _arithmetic(walk: _Walk, call: Call) -> fx.Node | Refusal:
@@ -332,7 +227,7 @@ def _filled(walk: _Walk, call: Call) -> fx.Node | Refusal:
 
 def _is_made_of_one(versions: Versions, reader: fx.Node, operands: list[fx.Node]) -> bool:
     """Whether two operands are made of the same product."""
-    products = [_product_above(versions, reader, one) for one in operands]
+    products = [product_above(versions, reader, one) for one in operands]
     return len(products) > 1 and len(set(products)) == 1
 
 

@@ -14,8 +14,8 @@ from overlapc.graphs.attention.masks import Mask
 from overlapc.graphs.attention.narrow import Narrow
 from overlapc.graphs.attention.norms import Norms
 from overlapc.graphs.attention.prefixes import Prefix
-from overlapc.graphs.attention.scores import Step, tensors_of
 from overlapc.graphs.attention.sinks import Sinks
+from overlapc.graphs.attention.steps import Step, tensors_of
 from overlapc.graphs.attention.tensors import Expression
 from overlapc.graphs.collectives import Refusal
 
