@@ -140,8 +140,14 @@ def _tried_plans(chain: Chain, problem: Problem, target: Target, schedule: str) 
 
 
 def _differs_in_rows(one: Problem, other: Problem) -> bool:
-    """Whether two problems are equal but for how many rows they have, or not even for that."""
-    without = [replace(p.resolved(), m=0, epilogue_bytes=0) for p in (one, other)]
+    """Whether two problems are equal but for how many rows they have, or not even for that.
+
+    Blocks of rows may be as many as a hint said, and programs of consumers may differ by rank.
+    """
+    without = [
+        replace(p, m=0, epilogue_bytes=0, blocks=1, program="" if p.is_consumer else p.program)
+        for p in (one.resolved(), other.resolved())
+    ]
     return without[0] == without[1]
 
 

@@ -42,7 +42,7 @@ def add_calibrate(commands: Any) -> None:
         nargs="+",
         default=(),
         metavar="DTYPE",
-        help="to measure GEMMs of, beside float32, and on a GPU bfloat16",
+        help="to measure GEMMs of, beside float32, and on a GPU bfloat16 and float8_e4m3fn",
     )
     calibrate.add_argument(
         "--chains",

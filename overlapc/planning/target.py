@@ -121,12 +121,17 @@ class Target:
     def tuned_for(self, problem: Problem) -> TunedPlan | None:
         """What was measured for exactly this problem, or None.
 
-        What was measured for readers of rows holds for those that could read tiles as well.
+        What was measured for readers of rows holds for those that could read tiles as well; and of
+        consumers, whose programs may differ by rank, what was measured first of those sizes.
         """
         if not self.tuned:
             return None
         known, exact = self._tuned, problem.resolved()
-        return known.get(exact) or known.get(replace(exact, takes_map=False))
+        found = known.get(exact) or known.get(replace(exact, takes_map=False))
+        if found is None and exact.is_consumer:
+            alike = (p for p in self.tuned if replace(p.problem, program=exact.program) == exact)
+            found = next(alike, None)
+        return found
 
     def lacks(self, problem: Problem) -> str:
         """What is missing here to plan ``problem``, as a sentence; empty when nothing is."""

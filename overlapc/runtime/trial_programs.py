@@ -46,6 +46,19 @@ def text_of(spec: ChainSpec, operands: Sequence[torch.Tensor], rows_per_unit: in
     return canonical(values)
 
 
+def packed(problem: Problem, computed: torch.Tensor) -> torch.Tensor:
+    """Return what a producer computes, in the order of the ranks that get it.
+
+    Rows that are only tried may not be whole blocks for each: these stay as they are.
+    """
+    ranks, outer = problem.world_size, problem.blocks
+    if problem.axis:
+        return columns.pack(computed, ranks)
+    if problem.parts > 1 and outer > 1 and len(computed) % (outer * ranks) == 0:
+        return computed.unflatten(0, (outer, ranks, -1)).transpose(0, 1).contiguous()
+    return computed
+
+
 def sent_of(problem: Problem, come: torch.Tensor) -> torch.Tensor:
     """Return what a rank may send, so that ``come`` is like what comes of a consumer's collective.
 

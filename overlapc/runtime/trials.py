@@ -19,7 +19,13 @@ from overlapc.runtime.execution import function
 from overlapc.runtime.kernel_trials import KernelTrial
 from overlapc.runtime.linear.trials import graph_of
 from overlapc.runtime.sending import Sender, Work
-from overlapc.runtime.trial_programs import TrialProgram, placed, random_matrix, sent_of
+from overlapc.runtime.trial_programs import (
+    TrialProgram,
+    packed,
+    placed,
+    random_matrix,
+    sent_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +140,8 @@ class Trial:
     def _produce(self, rows: Sequence[int]) -> float:
         if self.problem.program:
             assert len(rows) == 1, "a trial of the library alone has one group"
-            return self._wait_for([self._start(self.alone().flatten(), is_plain=True)])
+            sent = packed(self.problem, self.alone()).flatten()
+            return self._wait_for([self._start(sent, is_plain=True)])
         in_flight = []
         for first, last in self._bands(rows):
             sent = self._gemm(self._a[:, first:last]).to(self._sent_dtype).flatten()

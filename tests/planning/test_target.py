@@ -261,3 +261,22 @@ def test_the_nearest_group_size_stands_in() -> None:
         assert (
             f"torchrun --nproc-per-node={size} --no-python overlapc calibrate" in reason
         ) == is_told
+
+
+def test_what_was_measured_of_a_consumer_holds_for_programs_of_other_ranks() -> None:
+    """Ranks whose programs differ would decide otherwise; mutants: only the exact program is found,
+    that of producers is found as well, another one is taken before the exact one."""
+    consumer = Problem(64, 32, 16, "float32", "all_gather", 2, program="of rank 0").resolved()
+    other, rows = replace(consumer, program="of a bias"), (16, 48)
+    producer = replace(consumer, collective="reduce_scatter", order="", row_multiple=0).resolved()
+    measured = [
+        TunedPlan(consumer, rows, 1e-3),
+        TunedPlan(other, (32, 32), 1e-3),
+        TunedPlan(producer, rows, 1e-3),
+    ]
+    target = replace(Target.load("cpu"), tuned=tuple(measured))
+    assert target.tuned_for(replace(consumer, program="of rank 1")) == measured[0]
+    assert target.tuned_for(other) == measured[1]
+    assert target.tuned_for(replace(consumer, n=31)) is None
+    assert target.tuned_for(producer) == measured[2]
+    assert target.tuned_for(replace(producer, program="of rank 1")) is None

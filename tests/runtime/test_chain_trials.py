@@ -28,7 +28,7 @@ from overlapc.runtime.linear.trials import graph_of
 from overlapc.runtime.producers import Producer
 from overlapc.runtime.program import ROWS, WHOLE, Program, Step
 from overlapc.runtime.sizing import problem_of
-from overlapc.runtime.trial_programs import TrialProgram
+from overlapc.runtime.trial_programs import TrialProgram, packed
 from overlapc.runtime.trials import Trial, Trials
 from overlapc.tuning import tune_chains
 from tests.ranks import Ranks
@@ -281,9 +281,10 @@ def test_what_won_is_planned_for_the_chain_that_was_tried(pair: Ranks) -> None:
         for its, won in zip(problems, target.tuned, strict=True):
             made = plan(its, stored)
             assert (made.code, made.rows) == ("measured_best", won.rows)
-        # What was measured with an epilogue says nothing of the GEMM without it.
+        # What was measured with an epilogue says nothing of a producer without it.
         for its in problems:
-            assert plan(replace(its, program=""), stored).code != "measured_best"
+            is_known = plan(replace(its, program=""), stored).code == "measured_best"
+            assert is_known == its.is_consumer
 
 
 def tuned_without(rank: int, problems: list[Problem], known: Target = SLOW_LINK) -> Target:
@@ -354,3 +355,24 @@ def compiled(rank: int, its: Problem) -> float:
 def test_the_serial_peer_is_what_inductor_makes(pair: Ranks) -> None:
     for seconds in pair.run(compiled, problem("epilogue"), timeout=120):
         assert 0 < seconds < 5
+
+
+@pytest.mark.parametrize("collective", ["reduce_scatter", "all_to_all"])
+def test_a_serial_trial_sends_each_rank_what_the_chain_would(collective):
+    """Mutants: nothing is packed, along dimension 1 or of blocks; ranks and blocks exchanged."""
+    ranks, blocks, each = 3, 2, 4
+    c = torch.randn(blocks * ranks * each, ranks * 5)
+    problem = Problem(len(c), c.shape[1], 8, "float32", collective, ranks)
+    plain = packed(problem, c)
+    by_blocks = packed(replace(problem, blocks=blocks), c)
+    by_columns = packed(replace(problem, row_multiple=1, axis=1), c)
+    for rank in range(ranks):
+        own = slice(rank * each, (rank + 1) * each)
+        wanted = torch.cat([block[own] for block in c.chunk(blocks)])
+        assert torch.equal(plain.flatten().chunk(ranks)[rank], c.chunk(ranks)[rank].flatten())
+        assert torch.equal(by_blocks.flatten().chunk(ranks)[rank], wanted.flatten())
+        assert torch.equal(
+            by_columns.flatten().chunk(ranks)[rank], c[:, rank * 5 : rank * 5 + 5].flatten()
+        )
+    odd = torch.randn(7, 15)
+    assert packed(replace(problem, blocks=blocks), odd) is odd
