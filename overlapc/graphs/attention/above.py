@@ -14,8 +14,11 @@ FURTHEST = 24
 """Calls between a product and its softmax: chosen, three times what any model in the tests has."""
 
 
-def leads_to_product(versions: Versions, node: fx.Node) -> bool:
-    """Return whether a product of matrices stands above a node, with no reduction in between."""
+def leads_to_product(versions: Versions, node: fx.Node, dim: int = -1) -> bool:
+    """Return whether a product of matrices stands above a node, with no reduction in between.
+
+    ``dim`` is the dimension in which there may be sinks beside.
+    """
     waiting, seen = [node], set()
     while waiting and len(seen) < 4 * FURTHEST:
         one = waiting.pop()
@@ -28,17 +31,17 @@ def leads_to_product(versions: Versions, node: fx.Node) -> bool:
         if call.name in ("linear", "addmm", "scaled_dot_product_attention", "softmax"):
             continue
         sources = [versions.read(one, source) for source in one.all_input_nodes]
-        waiting.extend(s for s in sources if s is not None and _could_be_scores(s, value))
+        waiting.extend(s for s in sources if s is not None and _could_be_scores(s, value, dim))
     return False
 
 
-def _could_be_scores(source: fx.Node, value: torch.Tensor) -> bool:
+def _could_be_scores(source: fx.Node, value: torch.Tensor, dim: int = -1) -> bool:
     """Whether ``value`` may be made of scores ``source``: of as many, or of all but sinks."""
     own = tensor_of(source)
     if own is None or own.ndim < 2 or value.ndim < 2 or not own.dtype.is_floating_point:
         return False
-    fewer = [(own.shape[dim] + 1, value.shape[dim]) for dim in (-1, -2)]
-    return any(is_same((a,), (b,)) for a, b in ((own.numel(), value.numel()), *fewer))
+    is_fewer = is_same((own.shape[dim] + 1,), (value.shape[dim],))
+    return is_fewer or is_same((own.numel(),), (value.numel(),))
 
 
 def product_above(versions: Versions, reader: fx.Node, source: fx.Node) -> fx.Node | None:

@@ -13,16 +13,14 @@ from overlapc.graphs.attention.masks import Mask
 from overlapc.graphs.attention.repeats import unrepeated
 from overlapc.graphs.attention.spelling import tensor_of
 from overlapc.graphs.attention.steps import Step, with_tensors
-from overlapc.graphs.attention.tensors import COPIES, PERMUTATIONS, Expression, is_same
+from overlapc.graphs.attention.tensors import PERMUTATIONS, Expression, is_same
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.collectives import Refusal
 
-MOVING = (*PERMUTATIONS, "to", "type", "float", "type_as")
-"""Calls that hand on the strides that they find; who reads them is asked in turn."""
-BLIND = (*COPIES, "reshape", "flatten", "linear", "matmul", "bmm", "einsum", "addmm", "layer_norm")
+MOVING = (*PERMUTATIONS, "to", "type", "float", "type_as", "clone", "reshape", "flatten")
+"""Calls that may hand on the strides that they find; who reads them is asked in turn."""
+BLIND = ("contiguous", "linear", "matmul", "bmm", "einsum", "addmm", "layer_norm")
 """Calls that give the same whatever the strides of their input."""
-MAY_ALIAS = (*COPIES, "reshape", "flatten")
-"""Of these, calls that share memory with an input that is contiguous, and copy any other."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +104,10 @@ def layout_is_read(versions: Versions, node: fx.Node) -> bool:
         if call.name in MOVING:
             if layout_is_read(versions, reader):
                 return True
-        elif (
-            call.name in MAY_ALIAS and len(node.users) > 1 and _is_written(versions, reader)
-        ) or call.name not in BLIND:
+        elif call.name not in BLIND:
             return True
+        elif call.name == "contiguous" and len(node.users) > 1 and _is_written(versions, reader):
+            return True  # it shares memory with an input that is contiguous, and copies any other
     return False
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
+from typing import Any
 
 import torch
 from torch import fx
@@ -22,7 +24,7 @@ from overlapc.graphs.attention.scores import Scores, read_scores
 from overlapc.graphs.attention.site import Attention
 from overlapc.graphs.attention.softmaxes import Softmax
 from overlapc.graphs.attention.spelling import tensor_of
-from overlapc.graphs.attention.tensors import Expression, expression, is_cast
+from overlapc.graphs.attention.tensors import Expression, expression, is_cast, is_same
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.attention.weights import Weights, read_weights
 from overlapc.graphs.collectives import Refusal
@@ -69,10 +71,14 @@ def _flattened(
     node, frame = weights.product.node, scores.frame
     calls = {*scores.nodes, *softmax.nodes, *weights.nodes}
     chain = tuple(sorted(calls, key=versions.index.__getitem__))
-    values = weights.product.right.shaped(weights.product.batch, frame)
-    refusal = _why_not_alone(chain, node) or _why_not_dtypes(softmax, scores, weights)
+    refusal = (
+        _why_not_alone(chain, node)
+        or _why_not_dtypes(softmax, scores, weights)
+        or _why_not_batches(weights, frame)
+    )
     if refusal:
         return refusal
+    values = weights.product.right.shaped(weights.product.batch, frame)
     dtype = values.value.dtype
     sides = [
         _in_dtype(versions, side, dtype)
@@ -114,6 +120,13 @@ def _flattened(
         merged_steps(scores.program, frame),
         scores.sinks,
     )
+
+
+def _why_not_batches(weights: Weights, frame: tuple[Any, ...]) -> Refusal | None:
+    if is_same((prod(weights.product.batch),), (prod(frame),)):
+        return None
+    reason = "Its values have more batches than its weights, which all of these share."
+    return Refusal(weights.product.node, "value_batches", reason)
 
 
 def _why_not_alone(chain: tuple[fx.Node, ...], last: fx.Node) -> Refusal | None:

@@ -79,7 +79,7 @@ def read_scores(versions: Versions, softmax: Softmax) -> Scores | Refusal | None
     node = versions.read(softmax.reader, source)
     if node is None:
         return Refusal(softmax.node, "hidden_write", HIDDEN)
-    if not leads_to_product(versions, node):
+    if not any(leads_to_product(versions, node, dim) for dim in (-1, -2)):
         return None
     value = tensor_of(source)
     assert value is not None

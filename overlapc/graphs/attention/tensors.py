@@ -166,7 +166,7 @@ def expression(versions: Versions, reader: fx.Node, source: object) -> Expressio
 def permutation(name: str, node: fx.Node, dims: int) -> tuple[int, ...]:
     """The order of dimensions that a permutation gives; empty if it is no plain permutation."""
     args: list[Any] = [] if name in ("mT", "T", "t") else list(node.args[1:])
-    args += node.kwargs.values()
+    args += [value for name, value in node.kwargs.items() if name not in ("input", "self")]
     flat: list[Any] = (
         list(args[0]) if len(args) == 1 and isinstance(args[0], list | tuple) else args
     )

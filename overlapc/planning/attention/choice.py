@@ -31,7 +31,9 @@ def decide_on_gpu(problem: AttentionProblem, table: AttentionTable | None) -> Ve
     """Decide on an attention of a GPU under option ``softmax="auto"``."""
     left = decide(problem, AUTO)
     is_trained = problem.is_trained or problem.is_mask_trained  # of a backward nothing is known
-    if is_trained or why_not_own(problem.own):
+    # Where the graph calls torch's attention on a latent cache, that was not timed beside ours.
+    is_untimed = problem.is_fused and problem.own.is_latent
+    if is_trained or is_untimed or why_not_own(problem.own):
         return left
     choice = choose_on_gpu(problem.own, table)
     if not choice.is_own:
