@@ -146,6 +146,14 @@ def test_a_latent_cache_that_no_trial_is_of_is_not_measured(change):
     assert decide_on_gpu(changed, table(trial(8192, 1.5), problem=LATENT)).code != "measured"
 
 
+def test_torchs_attention_on_a_latent_cache_is_not_what_was_timed():
+    """Mutant: the trial's rival, products of a graph, stands for it."""
+    changed = replace(DEEPSEEK, is_fused=True, latent=replace(LATENT, is_fused=True))
+    measured = table(trial(8192, 1.5), problem=LATENT)
+    assert decide_on_gpu(changed, measured) == decide_on_gpu(changed, None)
+    assert decide_on_gpu(changed, measured).code != "measured"
+
+
 def test_a_latent_cache_is_no_such_with_gradients_of_its_mask():
     """Mutant: only those of keys count."""
     trained = replace(DEEPSEEK, latent=replace(LATENT, is_mask_trained=True))
