@@ -376,3 +376,26 @@ def test_what_is_asked_to_run_serial_is_left_to_inductor(explained, varies):
     (site,) = result.report.sites
     assert (site.decision, site.code, site.plan.schedule) == ("kept", "forced", "serial")
     assert all(before == after for before, after in result.graphs.values())
+
+
+@pytest.mark.parametrize("batch", [2, 4])
+def test_how_many_blocks_a_hint_says_decides_nothing(batch, explained):
+    """Gathered along the sequence, rows come in a block a batch; a rank may have another hint.
+
+    Mutant: measured problems of other blocks are not tried.
+    """
+
+    def function(x, w):
+        return functional.all_gather_tensor(x, 1, dist.group.WORLD) @ w
+
+    def site(target, batch):
+        given = torch.randn(batch, 16, 32), torch.randn(32, 48)
+        return explained(function, *given, dynamic=True, target=target).report.sites[0]
+
+    problem = site(FAST_LINK, 2).plan.problem.resolved()
+    assert problem.blocks == 2
+    first = problem.m // problem.granule // 4 * problem.granule
+    tuned = TunedPlan(problem, (first, problem.m - first), 1e-12)
+    target = dataclasses.replace(FAST_LINK, tuned=(tuned,))
+    assert site(FAST_LINK, batch).decision == "kept"
+    assert site(target, batch).decision == "rewritten"
