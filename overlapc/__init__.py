@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from overlapc.planning.schedule import Plan
     from overlapc.planning.search import plan_gemm as plan
     from overlapc.planning.target import Target
-    from overlapc.reporting.records import Report, Site
+    from overlapc.reporting.records import Site
+    from overlapc.reporting.report import Report
 
 __version__ = "0.1.0"
 
@@ -36,7 +37,7 @@ __all__ = [
 _HOME = {
     "Options": ("overlapc.options", "Options"),
     "Plan": ("overlapc.planning.schedule", "Plan"),
-    "Report": ("overlapc.reporting.records", "Report"),
+    "Report": ("overlapc.reporting.report", "Report"),
     "Site": ("overlapc.reporting.records", "Site"),
     "Target": ("overlapc.planning.target", "Target"),
     "calibrate": ("overlapc.calibration", "calibrate"),

@@ -26,7 +26,7 @@ from overlapc.ledger import report
 from overlapc.options import Options
 from overlapc.passes import PIPELINE, check_disabled
 from overlapc.passes.base import Compilation, Fuel, run_passes
-from overlapc.reporting.records import Report
+from overlapc.reporting.report import Report
 from overlapc.targets import TargetChoice
 
 __all__ = ["explain", "report"]

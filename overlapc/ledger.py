@@ -22,7 +22,8 @@ from torch import fx
 
 from overlapc.errors import ReportError
 from overlapc.options import Options
-from overlapc.reporting.records import BEFORE_AUTOGRAD, Report, Site
+from overlapc.reporting.records import BEFORE_AUTOGRAD, Site
+from overlapc.reporting.report import Report
 from overlapc.runtime import groups
 from overlapc.runtime.artifacts import beside_artifacts
 from overlapc.runtime.attention.op import redone_of

@@ -16,7 +16,7 @@ from overlapc.planning.problem import Problem
 from overlapc.planning.schedule import Plan
 from overlapc.planning.target import Target, stored_path
 from overlapc.planning.tuned import TunedPlan
-from overlapc.reporting.records import Report
+from overlapc.reporting.report import Report
 from overlapc.runtime.measuring import Bench
 from overlapc.runtime.trials import Trials
 

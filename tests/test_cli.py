@@ -22,7 +22,7 @@ from overlapc.planning.search import plan, plan_gemm
 from overlapc.planning.target import Target, shipped_names
 from overlapc.reporting.linears import describe_prediction
 from overlapc.reporting.measured import describe_target
-from overlapc.reporting.records import Report
+from overlapc.reporting.report import Report
 from tests.reporting.examples import make_site
 
 COMMAND = Path(sys.executable).with_name("overlapc")

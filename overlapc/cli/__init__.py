@@ -19,7 +19,7 @@ from overlapc.cli.callables import import_here, model_and_inputs
 from overlapc.cli.plan import add_plan, count
 from overlapc.errors import CommandError, OverlapcError
 from overlapc.options import from_user
-from overlapc.reporting.records import Report
+from overlapc.reporting.report import Report
 from overlapc.reporting.table import WIDTH, show
 from overlapc.reporting.target_table import target_table
 
@@ -188,6 +188,6 @@ def _targets(chosen: argparse.Namespace) -> None:
 
 def _print_report(report: Report) -> None:
     if sys.stdout.isatty():
-        show(report, Console())
+        show(report.sites, Console())
     else:
         print(report, end="")

@@ -18,7 +18,7 @@ from overlapc.planning.target import Target, stored_path
 from overlapc.reporting.gantt import describe_tuned
 from overlapc.reporting.linears import describe_entry
 from overlapc.reporting.measured import describe_target
-from overlapc.reporting.records import Report
+from overlapc.reporting.report import Report
 
 Tell = Callable[[str, float], None]
 """Called with the stage and the part that is done, of one, as a measurement goes on."""

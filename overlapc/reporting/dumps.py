@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 
-from overlapc.reporting.records import Report, Site
+from overlapc.reporting.records import Site
+from overlapc.reporting.report import Report
 
 
 class GraphDump:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from overlapc.errors import ReportError
-from overlapc.reporting.records import Report
+from overlapc.reporting.encoding import from_json, to_json
+from overlapc.reporting.records import Site
+from overlapc.reporting.table import to_text
 from overlapc.reporting.timeline import chrome_trace
 
 TIMELINES = "timelines"
@@ -15,7 +18,7 @@ REPORT = "report.json"
 """The file from which a report is read again."""
 
 
-def save(report: Report, directory: Path) -> Path:
+def save(sites: Sequence[Site], directory: Path) -> Path:
     """Write report.json, report.txt and, for each planned site, timelines/NNN-ID.json.
 
     Timelines of an earlier report in the same directory are removed. Raises ReportError where the
@@ -26,20 +29,20 @@ def save(report: Report, directory: Path) -> Path:
         timelines.mkdir(parents=True, exist_ok=True)
         for stale in timelines.glob("*.json"):
             stale.unlink()
-        for number, site in enumerate(report.sites):
+        for number, site in enumerate(sites):
             if site.plan:
                 name = re.sub(r"[^A-Za-z0-9_.-]+", "-", site.id)
                 path = timelines / f"{number:03d}-{name}.json"
                 path.write_text(chrome_trace(site, site.plan), encoding="utf-8")
-        (directory / REPORT).write_text(report.to_json(), encoding="utf-8")
-        (directory / "report.txt").write_text(str(report), encoding="utf-8")
+        (directory / REPORT).write_text(to_json(sites), encoding="utf-8")
+        (directory / "report.txt").write_text(to_text(sites), encoding="utf-8")
     except OSError as error:
         raise _file_error("written", directory, error) from error
     return directory
 
 
-def load(directory: Path) -> Report:
-    """The report that `save` wrote to a directory, or to its file of that name.
+def load(directory: Path) -> list[Site]:
+    """The sites of the report that `save` wrote to a directory, or to its file of that name.
 
     Raises ReportError where there is none.
     """
@@ -48,7 +51,7 @@ def load(directory: Path) -> Report:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise _file_error("read", path, error) from error
-    return Report.from_json(text, where=str(path))
+    return from_json(text, where=str(path))
 
 
 def _file_error(what: str, path: Path, error: Exception) -> ReportError:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 from rich import box
 from rich.console import Console, RenderableType
@@ -12,7 +13,7 @@ from rich.text import Text
 
 from overlapc.planning.schedule import Plan, format_rows, format_seconds
 from overlapc.reporting.folding import Row, fold
-from overlapc.reporting.records import DECISIONS, Report
+from overlapc.reporting.records import DECISIONS, Site
 
 WIDTH = 160
 """Columns of the plain text: chosen, so that every reason takes at most a few lines."""
@@ -23,40 +24,40 @@ _SHAPE_WIDTH = 16
 _STYLES = {"rewritten": "green", "kept": "yellow", "refused": "red"}
 
 
-def to_text(report: Report) -> str:
+def to_text(sites: Sequence[Site]) -> str:
     """The report as plain text, the same everywhere."""
     text = io.StringIO()
     console = Console(file=text, width=WIDTH, color_system=None, force_terminal=False)
-    show(report, console)
+    show(sites, console)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
 
 
-def show(report: Report, console: Console) -> None:
+def show(sites: Sequence[Site], console: Console) -> None:
     """Print the report at the console's own width and colours."""
-    for part in _parts(report):
+    for part in _parts(sites):
         console.print(part)
 
 
-def _parts(report: Report) -> Iterator[RenderableType]:
-    if not report.sites:
+def _parts(sites: Sequence[Site]) -> Iterator[RenderableType]:
+    if not sites:
         yield "No sites: the graphs hold no collective and no softmax attention."
         return
-    rows = fold(report.sites)
+    rows = fold(sites)
     yield _table(rows)
-    yield Text(summary(report))
+    yield Text(summary(sites))
     for row in rows:
         if row.first.ran_only_serial:
             yield Text.assemble(("not a success: ", "bold red"), _only_serial(row))
 
 
-def summary(report: Report) -> str:
+def summary(sites: Sequence[Site]) -> str:
     """Counts of decisions, and the predicted seconds of what was rewritten."""
-    count = report.decisions
+    count = Counter(site.decision for site in sites)
     decisions = ", ".join(f"{count[decision]} {decision}" for decision in DECISIONS)
-    if removed := sum(site.is_removed for site in report.sites):
+    if removed := sum(site.is_removed for site in sites):
         decisions = decisions.replace(" rewritten", f" rewritten ({removed} of them removed)")
-    plans = [s.plan for s in report.sites if s.decision == "rewritten" and s.plan]
-    text = f"{_plural(len(report.sites), 'site')}: {decisions}."
+    plans = [s.plan for s in sites if s.decision == "rewritten" and s.plan]
+    text = f"{_plural(len(sites), 'site')}: {decisions}."
     if not plans:
         return text
     serial = sum(plan.serial_seconds for plan in plans)

@@ -12,7 +12,7 @@ import pytest
 import torch.distributed as dist
 
 import overlapc
-from overlapc.reporting.records import Report
+from overlapc.reporting.report import Report
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from overlapc.errors import ReportError
-from overlapc.reporting.records import DECISIONS, GRAPHS, KINDS, Report, Site
+from overlapc.reporting.records import DECISIONS, GRAPHS, KINDS, Site
+from overlapc.reporting.report import Report
 from tests.reporting.examples import make_plan, make_site
 
 

@@ -14,7 +14,7 @@ from overlapc.planning.target import Target
 from overlapc.planning.tiles import MOST_SUMS, tiles_for
 from overlapc.planning.tuned import TunedPlan
 from overlapc.reporting.gantt import describe, describe_tuned, gantt
-from overlapc.reporting.records import Report
+from overlapc.reporting.report import Report
 from overlapc.reporting.timeline import chrome_trace
 from tests.reporting.examples import make_plan, make_site
 

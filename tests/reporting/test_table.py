@@ -8,7 +8,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from overlapc.reporting.folding import fold
-from overlapc.reporting.records import Report
+from overlapc.reporting.report import Report
 from overlapc.reporting.table import WIDTH, show, summary
 from tests.reporting.examples import make_plan, make_site, written_plan
 
@@ -43,7 +43,7 @@ def test_the_text_is_plain_and_of_fixed_width(monkeypatch):
 
 def test_a_terminal_gets_colours():
     out = io.StringIO()
-    show(Report(layers([0])), Console(file=out, force_terminal=True, color_system="standard"))
+    show(layers([0]), Console(file=out, force_terminal=True, color_system="standard"))
     assert "\x1b[32m" in out.getvalue()
 
 
@@ -99,7 +99,7 @@ def test_one_serial_site_among_overlapped_ones_is_not_hidden():
 def test_summary_adds_up_what_was_rewritten():
     plan = make_plan()
     kept = make_site(decision="kept", plan=make_plan("serial"))
-    text = summary(Report([*layers(range(2)), kept]))
+    text = summary([*layers(range(2)), kept])
     assert text.startswith("3 sites: 2 rewritten, 1 kept, 0 refused.")
     assert f"({plan.serial_seconds / plan.predicted_seconds:.2f}x)" in text
     assert f"serial {2e3 * plan.serial_seconds:.3g} ms" in text

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 
-from overlapc.reporting.records import Report
+from overlapc.reporting.report import Report
 from tests.targets import SLOW_LINK
 
 

@@ -24,7 +24,7 @@ from overlapc.planning.search import plan
 from overlapc.planning.target import Target, stored_path
 from overlapc.planning.tiles import MOST_SUMS, Tile, tiles_for
 from overlapc.planning.tuned import TunedPlan
-from overlapc.reporting.records import Report
+from overlapc.reporting.report import Report
 from overlapc.runtime import measuring
 from overlapc.runtime.trials import Trial
 from overlapc.tuning import (
