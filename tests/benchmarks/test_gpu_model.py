@@ -34,6 +34,9 @@ def toy(monkeypatch, tmp_path):
     for name, value in changes.items():
         monkeypatch.setattr(gpu_model, name, value)
     monkeypatch.setattr("overlapc.runtime.linear.trials.COLD_BYTES", 1)
+    # No kernel of attention runs on a processor: each shape is asked for, and none is timed.
+    monkeypatch.setattr("overlapc.attention_tuning.runs_kernels", lambda device: True)
+    monkeypatch.setattr("overlapc.attention_tuning._measure", lambda device: _nothing)
     # The model sets these for its process, which here is of other tests as well.
     config = torch._dynamo.config
     own = {name: getattr(config, name) for name in ("recompile_limit", "automatic_dynamic_shapes")}
@@ -42,6 +45,10 @@ def toy(monkeypatch, tmp_path):
     for made in (gpu_model.model, gpu_model.decoder, COMPILED):
         made.cache_clear()
     torch._dynamo.reset()
+
+
+def _nothing(shape, keys, seconds):
+    assert keys == gpu_model.PROMPT + gpu_model.STEPS
 
 
 @pytest.mark.parametrize("factor", [1, 2], ids=["", "mutant"])
