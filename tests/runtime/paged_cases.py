@@ -94,7 +94,7 @@ def _wanted(case: Case, given: dict[str, Any]) -> torch.Tensor:
         off = key > own
         if case.window is not None:
             off |= key < own - case.window
-        results.append(scores.masked_fill(off, -torch.inf).softmax(-1) @ sides[1])
-        if not length:
-            results[-1] = torch.full_like(results[-1], torch.nan)
+        # A row that sees no key is zeros, as the product with no values is.
+        weights = scores.masked_fill(off, -torch.inf).softmax(-1).masked_fill(off, 0)
+        results.append(weights @ sides[1])
     return torch.stack(results)

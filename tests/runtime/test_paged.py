@@ -23,6 +23,7 @@ from tests.runtime.paged_cases import Case, error, operands
         Case(value_dim=24),
         Case(dtype="bfloat16", narrow=True),
         Case(lengths=(0, 33)),
+        Case(rows=3, lengths=(2, 33)),
         Case(dim=48, value_dim=32, is_latent=True),
         Case(dim=48, value_dim=32, is_latent=True, dtype="bfloat16", narrow=True),
     ],
@@ -45,6 +46,7 @@ def test_torch_gathers_pages(case):
                 Case(value_dim=24),
                 Case(dtype="bfloat16", narrow=True),
                 Case(lengths=(0, 33)),
+                Case(rows=3, lengths=(2, 33)),
                 Case(dim=48, value_dim=32, is_latent=True),
                 Case(dim=48, value_dim=32, is_latent=True, dtype="bfloat16", narrow=True),
             )
@@ -128,6 +130,8 @@ WRONG = (
     Wrong({"table": lambda t: t.to("meta")}, "table is on meta"),
     Wrong({"lengths": lambda t: t[:1]}, "lengths is"),
     Wrong({"lengths": lambda t: -t}, "a sequence has -50 keys"),
+    Wrong({"lengths": lambda t: t + 15}, "a sequence has 65 keys, and its pages 64"),
+    Wrong({"window": lambda _: -1}, "cannot see -1 keys before its own"),
     Wrong({"k_scale": lambda _: torch.rand(2)}, "v_scale is promised"),
     Wrong({name: lambda _: torch.rand(3) for name in ("k_scale", "v_scale")}, "is float32.3"),
     Wrong({"softmax": lambda _: "none"}, "has softmax 'none'"),
@@ -183,7 +187,7 @@ def test_a_kernel_is_given_tables_without_gaps(monkeypatch):
     assert all(seen[0][name].is_contiguous() for name in ("table", "lengths"))
 
 
-def test_of_nothing_is_nothing_and_without_keys_no_number():
+def test_of_nothing_is_nothing_and_without_keys_zeros():
     """The mutants: a call of no sequence that asks for its longest, and pages of a cache that has
     none yet."""
     given = operands(Case())
@@ -193,4 +197,5 @@ def test_of_nothing_is_nothing_and_without_keys_no_number():
     assert no_rows.shape == (2, 4, 0, 16)
     no_pages = {name: given[name][:0] for name in ("keys", "values")}
     empty = {**given, **no_pages, "lengths": torch.zeros(2, dtype=torch.int32)}
-    assert paged.paged_attention(**empty).isnan().all()
+    given["values"].fill_(torch.nan)
+    assert paged.paged_attention(**empty).count_nonzero() == 0

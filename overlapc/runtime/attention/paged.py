@@ -60,15 +60,21 @@ def paged_attention(
     value and is given without that (latent attention). Keys and values may be float8_e4m3fn beside
     a wider query, with ``k_scale`` of whole keys and ``v_scale``, float32[1] or [heads].
     ``softmax`` is "unified" or "online", as the option. Gives [batch, groups * heads, rows,
-    value_dim]; has no gradient. May be called in what torch.compile traces, and captured in a CUDA
-    graph after a first call. KernelError on operands that are none of this; that every page of a
-    sequence is there is checked on processors only.
+    value_dim], zeros in rows that see no key, as torch's attention over no keys; has no gradient. May be called in what torch.compile traces, and captured in a CUDA
+    graph after a first call. KernelError on operands that are none of this; that the table has every
+    page of a sequence, and the cache each of these, is checked on processors only.
     """
     if softmax not in CHOICES:
         raise KernelError(
             f"No attention over pages has softmax {softmax!r}.",
             where="paged_attention",
             remedy=f"choose one of {', '.join(CHOICES)}",
+        )
+    if window is not None and window < 0:
+        raise KernelError(
+            f"A row cannot see {window} keys before its own.",
+            where="paged_attention, window",
+            remedy="give 0 or more, or None where it sees all of them",
         )
     # Slices of wider tables are common, and kernels read rows of them without a stride.
     table, lengths, k_scale, v_scale = (_dense(x) for x in (table, lengths, k_scale, v_scale))
@@ -90,6 +96,7 @@ def paged_attention(
         align="bottom_right",
         lengths=True,
         softmax=policy_of(softmax, _name(query.dtype)),
+        dead="zero",
         lse=False,
         precision="tf32x3" if query.dtype == torch.float32 and not torch.version.hip else "ieee",
     )

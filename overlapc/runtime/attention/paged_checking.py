@@ -38,12 +38,15 @@ def check_operands(
 
 
 def check_pages(table: torch.Tensor, lengths: torch.Tensor, page: int, pages: int) -> None:
-    """Raise KernelError where a sequence has a page that is none, or a length below zero.
+    """Raise KernelError where a sequence has a page that is none, or a length that cannot be.
 
     Waits for the device: for processors.
     """
     if lengths.numel() and int(lengths.min()) < 0:
         raise _error(f"a sequence has {int(lengths.min())} keys", "lengths")
+    most = page * table.shape[1]
+    if lengths.numel() and int(lengths.max()) > most:
+        raise _error(f"a sequence has {int(lengths.max())} keys, and its pages {most}", "lengths")
     first = page * torch.arange(table.shape[1], device=table.device)
     named = table[first < lengths[:, None]]
     wrong = named[(named < 0) | (named >= pages)]
