@@ -60,9 +60,10 @@ def paged_attention(
     value and is given without that (latent attention). Keys and values may be float8_e4m3fn beside
     a wider query, with ``k_scale`` of whole keys and ``v_scale``, float32[1] or [heads].
     ``softmax`` is "unified" or "online", as the option. Gives [batch, groups * heads, rows,
-    value_dim], zeros in rows that see no key, as torch's attention over no keys; has no gradient. May be called in what torch.compile traces, and captured in a CUDA
-    graph after a first call. KernelError on operands that are none of this; that the table has every
-    page of a sequence, and the cache each of these, is checked on processors only.
+    value_dim], zeros in rows that see no key, as torch's attention over no keys; has no gradient.
+    May be called in what torch.compile traces, and captured in a CUDA graph after a first call.
+    KernelError on operands that are none of this; that the table has every page of a sequence, and
+    the cache each of these, is checked on processors only.
     """
     if softmax not in CHOICES:
         raise KernelError(
