@@ -181,6 +181,37 @@ def exp_twice(q, k, v):
     return s.exp().div(s.exp().sum(dim=-1, keepdims=True)) @ v
 
 
+def exp_times_inverse(q, k, v, kept):
+    e = torch.exp((q @ k.mT).masked_fill(~kept, -INF))
+    return (e * e.sum(-1, keepdim=True).reciprocal()) @ v
+
+
+def exp_times_one_over(q, k, v):
+    e = (q @ k.mT).exp()
+    return (1 / e.sum(-1, keepdim=True) * e) @ v
+
+
+def exp_divided_after(q, k, v, kept):
+    s = (q @ k.mT).masked_fill(~kept, -INF)
+    e = (s - s.amax(-1, keepdim=True)).exp()
+    return (e @ v) / e.sum(-1, keepdim=True)
+
+
+def exp_divided_after_in_place(q, k, v):
+    e = (0.3 * torch.bmm(q, k.mT)).exp()
+    out = torch.bmm(e, v)
+    out /= e.sum(2)[..., None]
+    return out
+
+
+def special_log_softmax(q, k, v):
+    return torch.special.log_softmax(q @ k.mT, -1).exp() @ v
+
+
+def mm(q, k, v):
+    return torch.mm(torch.mm(q, k.t()).softmax(1), v)
+
+
 def exp_of_logarithms(q, k, v):
     s = 0.3 * (q @ k.mT)
     return torch.exp(s - torch.logsumexp(s, -1, keepdim=True)) @ v
@@ -403,6 +434,12 @@ REWRITTEN = {
     "exp_twice": Spelling(exp_twice),
     "exp_of_logarithms": Spelling(exp_of_logarithms),
     "log_softmax": Spelling(log_softmax),
+    "special_log_softmax": Spelling(special_log_softmax),
+    "exp_times_inverse": Spelling(exp_times_inverse, more=keep),
+    "exp_times_one_over": Spelling(exp_times_one_over),
+    "exp_divided_after": Spelling(exp_divided_after, more=keep),
+    "exp_divided_after_in_place": Spelling(exp_divided_after_in_place, operands=three),
+    "mm": Spelling(mm, operands=two),
     "added": Spelling(added, more=bias),
     "added_number": Spelling(added, more=lambda: (torch.randn(()),)),
     "added_to_each_head": Spelling(

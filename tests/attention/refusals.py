@@ -55,6 +55,27 @@ def exp_over_more_than_its_sum(q, k, v):
     return (e / (e.sum(-1, keepdim=True) + 1)) @ v
 
 
+def divided_after_by_another_sum(q, k, v):
+    s = q @ k.mT
+    return (s.exp() @ v) / (2 * s).exp().sum(-1, keepdim=True)
+
+
+def divided_after_by_sums_of_rows(q, k, v):
+    e = (q @ k.mT).exp()
+    return (e @ v) / e.sum(-2, keepdim=True)
+
+
+def divided_after_and_read(q, k, v):
+    e = (q @ k.mT).exp()
+    out = e @ v
+    return out / e.sum(-1, keepdim=True) + out
+
+
+def divided_after_by_few_heads(q, k, v):
+    e = (q[0, 0] @ k[0, 0].mT).exp()
+    return (e @ v) / e.sum(-1, keepdim=True)
+
+
 def exp_over_sum_of_rows(q, k, v):
     e = (q @ k.mT).exp()
     return (e / e.sum(-2, keepdim=True)) @ v
@@ -197,6 +218,12 @@ LEFT = {
     "shifted_then_masked": Spelling(shifted_then_masked, "!dead_rows", keep),
     "exp_over_other_sum": Spelling(exp_over_other_sum, ""),
     "exp_over_more_than_its_sum": Spelling(exp_over_more_than_its_sum, ""),
+    "divided_after_by_another_sum": Spelling(divided_after_by_another_sum, ""),
+    "divided_after_by_sums_of_rows": Spelling(
+        divided_after_by_sums_of_rows, "", operands=lambda: plain(Q, D)
+    ),
+    "divided_after_and_read": Spelling(divided_after_and_read, "!scores_read"),
+    "divided_after_by_few_heads": Spelling(divided_after_by_few_heads, ""),
     "exp_over_sum_of_rows": Spelling(exp_over_sum_of_rows, "!product", operands=square),
     "less_another_maximum": Spelling(less_another_maximum, "!scores_read", operands=square),
     "over_rows": Spelling(over_rows, "!product", operands=square),

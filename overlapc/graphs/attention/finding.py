@@ -51,7 +51,7 @@ def find_sites(graph: fx.Graph) -> Iterator[tuple[fx.Node, Site]]:
 
 def _read_site(versions: Versions, call: Call) -> Site | None:
     softmax = read_softmax(versions, call)
-    if softmax is not None and weighs_values(versions, softmax.node):
+    if softmax is not None and weighs_values(versions, softmax):
         return match(versions, softmax)
     if call.name == "scaled_dot_product_attention":
         return read_fused(versions, call)

@@ -134,9 +134,8 @@ def _why_not_alone(chain: tuple[fx.Node, ...], last: fx.Node) -> Refusal | None:
     for node in chain:
         others = [user for user in node.users if user not in inside]
         if node is not last and others:
-            reason = (
-                f"Scores or weights are read by {len(others)} others, who need them as they are."
-            )
+            who = "another call" if len(others) == 1 else f"{len(others)} other calls"
+            reason = f"Scores or weights are read by {who}, and have to be there for that."
             return Refusal(node, "scores_read", reason)
     return None
 

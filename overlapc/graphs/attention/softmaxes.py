@@ -10,13 +10,16 @@ from overlapc.graphs.attention.spelling import Call, is_full_index, tensor_of
 from overlapc.graphs.attention.tensors import is_dim, is_kept
 from overlapc.graphs.attention.versions import Versions
 
+PRODUCTS = ("matmul", "bmm")
+"""Whose result has the rows of its first operand where that has them."""
+
 
 @dataclass(frozen=True)
 class Softmax:
     """Weights that one softmax gives."""
 
     node: fx.Node
-    """What gives the weights."""
+    """What gives the weights, or with ``product`` their product with values."""
     reader: fx.Node
     """Who reads the scores."""
     scores: fx.Node
@@ -29,6 +32,8 @@ class Softmax:
     is_by_exp: bool = False
     """Exponentials of the scores as they stand are divided by their sum: those of a finite mask are
     zero, and a row of such is NaN."""
+    product: fx.Node | None = None
+    """Of the exponentials and values, where that is divided by their sums in place of them."""
 
 
 def read_softmax(versions: Versions, call: Call) -> Softmax | None:
@@ -39,7 +44,7 @@ def read_softmax(versions: Versions, call: Call) -> Softmax | None:
             return None
         dim = 0 if call.in_place else _dim(call.node, call.get("dim"))
         return Softmax(call.node, call.node, scores, dim, (call.node,))
-    if call.name == "div" and not call.get("rounding_mode"):
+    if call.name in ("div", "mul"):
         return _divided(versions, call)
     if call.name == "exp":
         return _by_logarithm(versions, call)
@@ -47,24 +52,49 @@ def read_softmax(versions: Versions, call: Call) -> Softmax | None:
 
 
 def _divided(versions: Versions, call: Call) -> Softmax | None:
-    """``exp(x) / exp(x).sum(-1, keepdim=True)``"""
-    exp = _call(versions, call.node, call.get("input"))
-    total, between = _sum(versions, call)
+    """``exp(x) / exp(x).sum(-1, keepdim=True)``, or ``exp(x) @ v`` divided by that."""
+    divided, by = _quotient(versions, call)
+    if by is None:
+        return None
+    top = _call(versions, call.node, divided)
+    exp, product = top, None
+    if top is not None and top.name in PRODUCTS and not top.in_place:
+        exp, product = _call(versions, top.node, top.get("input")), top.node
+    total, between = _sum(versions, *by)
     if exp is None or exp.name != "exp" or total is None:
         return None
     again = _call(versions, total.node, total.get("input"))
     if again is None or again.name != "exp" or not _is_same_exp(versions, exp, again):
         return None
     scores, dim = exp.get("input"), _dim(again.node, total.get("dim"))
-    if not isinstance(scores, fx.Node) or not _keeps(call.get("other"), call.node, dim):
+    if not isinstance(scores, fx.Node) or not _keeps(by[1], call.node, dim):
         return None
+    if product is not None and dim != -1:  # as many columns of values as keys
+        return None
+    between = tuple(dict.fromkeys((*between, by[0])))
     nodes = dict.fromkeys((exp.node, again.node, total.node, *between, call.node))
-    return Softmax(call.node, exp.node, scores, dim, tuple(nodes), is_by_exp=True)
+    return Softmax(call.node, exp.node, scores, dim, tuple(nodes), True, product)
 
 
-def _sum(versions: Versions, call: Call) -> tuple[Call | None, tuple[fx.Node, ...]]:
-    """The sum that a call divides by, and the views by which it keeps its dimension."""
-    found, between = _call(versions, call.node, call.get("other")), []
+def _quotient(versions: Versions, call: Call) -> tuple[object, tuple[fx.Node, object] | None]:
+    """What a call divides, and by what, beside who reads that."""
+    sides = call.get("input"), call.get("other")
+    if call.name == "div":
+        return sides[0], None if call.get("rounding_mode") else (call.node, sides[1])
+    for one, other in (sides, sides[::-1]):
+        inverse = _call(versions, call.node, other)
+        if inverse is not None and inverse.name == "reciprocal" and not inverse.in_place:
+            return one, (inverse.node, inverse.get("input"))
+        if inverse is not None and inverse.name == "div" and inverse.get("input") == 1:
+            return one, (inverse.node, inverse.get("other"))
+    return None, None
+
+
+def _sum(
+    versions: Versions, reader: fx.Node, source: object
+) -> tuple[Call | None, tuple[fx.Node, ...]]:
+    """The sum that is divided by, and the views by which it keeps its dimension."""
+    found, between = _call(versions, reader, source), []
     while found is not None and found.name in ("getitem", "unsqueeze"):
         if found.name == "getitem" and not is_full_index(found.get("index")):
             return None, ()

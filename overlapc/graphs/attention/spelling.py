@@ -19,6 +19,8 @@ ALIASES = {
     "subtract": "sub",
     "negative": "neg",
     "special_softmax": "softmax",
+    "special_log_softmax": "log_softmax",
+    "mm": "matmul",
     "swapaxes": "transpose",
     "swapdims": "transpose",
     "concat": "cat",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx
 
@@ -31,6 +31,8 @@ def read_weights(versions: Versions, softmax: Softmax, *, has_sinks: bool) -> We
 
     With sinks, which are its last column, that column is to be dropped on the way.
     """
+    if softmax.product is not None:
+        return _divided_after(versions, softmax, versions.calls[softmax.product], has_sinks)
     node, nodes, spelled = softmax.node, [softmax.node], softmax.node
     is_transposed = softmax.dim == -2
     for _ in range(FURTHEST):
@@ -65,10 +67,24 @@ def read_weights(versions: Versions, softmax: Softmax, *, has_sinks: bool) -> We
     return Refusal(node, "far_product", f"Over {FURTHEST} calls stand between softmax and product.")
 
 
-def weighs_values(versions: Versions, softmax: fx.Node) -> bool:
+def _divided_after(
+    versions: Versions, softmax: Softmax, call: Call, has_sinks: bool
+) -> Weights | Refusal:
+    """Read the product of exponentials and values whose quotient with their sums stands for it."""
+    if has_sinks:
+        return _sinks_weigh(call)
+    product = read_product(versions, call, left=call.get("input"))
+    if isinstance(product, Refusal):
+        return product
+    return Weights(replace(product, node=softmax.node), (call.node, softmax.node))
+
+
+def weighs_values(versions: Versions, softmax: Softmax) -> bool:
     """Return whether the result of a softmax, however it is changed, is a factor of a product."""
-    own = tensor_of(softmax)
-    waiting, seen = [softmax], set()
+    if softmax.product is not None:
+        return True
+    own = tensor_of(softmax.node)
+    waiting, seen = [softmax.node], set()
     while waiting and own is not None and len(seen) < 4 * FURTHEST:
         node = waiting.pop()
         value = tensor_of(node)
