@@ -25,7 +25,9 @@ RING_PASSES = {"all_reduce": 2, "reduce_scatter": 1, "all_to_all": 1}
 """How often a ring takes a tensor round, or as many bytes as an all-to-all sends."""
 
 
-@triton.jit(do_not_specialize=["first", "last", "steps", "start_ns", "transfer_ns", "ctas"])
+# Whether where tensors end is a multiple of 16 is compiled in: else every mask cuts what is loaded
+# and stored to single elements, by which an SM does not keep the pace.
+@triton.jit(do_not_specialize=["steps", "start_ns", "transfer_ns", "ctas"])
 def paced_copy(
     source: tl.tensor,
     target: tl.tensor,
