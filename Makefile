@@ -4,6 +4,8 @@ PYTHON ?= python3
 # The GPU targets run on machines that need no installation: any Python with torch and triton.
 GPU_PYTHON ?= python3
 PART ?= gemm
+MINUTES ?= 9
+RESULTS ?= benchmarks/results
 
 # Two tests at a time of one thread each, those of a file one after another; what measures time runs by itself.
 ONE_THREAD := OMP_NUM_THREADS=1
@@ -53,8 +55,8 @@ format: setup ## let ruff lay out the code and mend what it can
 bench: setup ## GEMMs and collectives over a rate-limited link, against serial and the bound
 	$(BIN)/python -m benchmarks.overlap_link
 
-gpu: ## check, then time one PART on a GPU (no set-up, at most nine minutes)
-	$(GPU_PYTHON) -m benchmarks.gpu $(PART) --minutes 9 --out benchmarks/results
+gpu: ## check, then time one PART on a GPU, in MINUTES (9), into RESULTS (no set-up)
+	$(GPU_PYTHON) -m benchmarks.gpu $(PART) --minutes $(MINUTES) --out $(RESULTS)
 
 dry: ## launch rows of one PART (gemm, linear, attention) on a GPU that is absent; GPU_PYTHON needs torch alone
 	$(GPU_PYTHON) -m tests.device $(PART) $$(mktemp -d) 50

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from importlib import import_module
@@ -18,7 +19,7 @@ from typing import Any
 
 from benchmarks.deadline import Deadline
 from benchmarks.gpu_report import HIDDEN, Page, cell
-from benchmarks.gpu_worker import Row, Runner, Worker
+from benchmarks.gpu_worker import HUNG, Row, Runner, Worker, failed
 
 PARTS = {
     "attention": "benchmarks.gpu_attention",
@@ -31,6 +32,9 @@ FAILED, NO_GPU = 1, 2
 """Exit codes where a row failed, and where nothing could be measured."""
 RESERVE_SECONDS = 10
 """Kept of the minutes for what ends a run; chosen."""
+MOST_HUNG = 2
+"""Rows of one function that may take all of their limits: what hangs in each of them would take the
+minutes of all that comes after."""
 DESCRIBED = Row("about", "this machine", "benchmarks.gpu_device.describe", limit=120)
 
 
@@ -121,6 +125,7 @@ def _run(
 ) -> tuple[int, int]:
     """How many rows failed, and how many were left when time was up."""
     failures = left = 0
+    hung = Counter[str]()
     while True:
         try:
             row = next(rows)
@@ -132,7 +137,11 @@ def _run(
         if not deadline.left():
             left += 1
             continue
-        found = runner.run(row, min(row.limit, deadline.left() + RESERVE_SECONDS / 2))
+        if hung[row.function] < MOST_HUNG:
+            found = runner.run(row, min(row.limit, deadline.left() + RESERVE_SECONDS / 2))
+        else:
+            found = failed(row, f"Not tried: {MOST_HUNG} rows like it did not end.")
+        hung[row.function] += str(found.get("error", "")).startswith(HUNG)
         failures += "error" in found
         done.setdefault(row.table, []).append(found)
         write()

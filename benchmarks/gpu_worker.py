@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 from benchmarks.deadline import Deadline
 
+HUNG = "It did not end"
+"""With which the error of a row begins that took longer than its limit."""
 SETTLE_SECONDS = 5.0
 """For which a process that was ended may take to end."""
 
@@ -83,7 +85,7 @@ class Worker:
             self._connection.send(row)
             if not self._connection.poll(limit):
                 self.close()
-                return failed(row, f"It did not end within {limit:.0f} s, and was ended.")
+                return failed(row, f"{HUNG} within {limit:.0f} s, and was ended.")
             found, is_well = self._connection.recv()
         except (EOFError, OSError):
             process.join(SETTLE_SECONDS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,16 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_attention, gpu_device, gpu_gemm, gpu_linear, gpu_links, gpu_rates
+from benchmarks import (
+    gpu,
+    gpu_attention,
+    gpu_device,
+    gpu_gemm,
+    gpu_linear,
+    gpu_links,
+    gpu_rates,
+    gpu_worker,
+)
 from benchmarks.deadline import Deadline
 from benchmarks.emulated_link import BLOCK, LINKS, RING_PASSES, WARPS, paced_copy
 from benchmarks.gpu_report import Page, cell, table
@@ -256,14 +266,18 @@ def test_a_row_that_crashes_or_hangs_costs_its_process_alone(worker, name, limit
 
 
 class Stub:
-    """A runner of rows that are not measured, of which some fail and one is interrupted."""
+    """A runner of rows that are not measured; some fail or hang, and one is interrupted."""
 
-    def __init__(self, *, fails: str = "", interrupted: str = "") -> None:
-        self.fails, self.interrupted = fails, interrupted
+    def __init__(self, *, fails: str = "", interrupted: str = "", hangs: str = "") -> None:
+        self.fails, self.interrupted, self.hangs = fails, interrupted, hangs
+        self.tried = Counter[str]()
 
     def run(self, row: Row, limit: float) -> dict[str, Any]:
         if row is gpu.DESCRIBED:
             return {"device": "H200", "shipped": H200}
+        self.tried[row.table] += 1
+        if row.table == self.hangs:
+            return {"row": row.name, "error": f"{gpu_worker.HUNG} within 60 s, and was ended."}
         if self.interrupted and row.table == self.interrupted:
             raise KeyboardInterrupt
         if self.fails in (row.table, "all"):
@@ -304,6 +318,18 @@ def test_what_is_interrupted_leaves_what_was_measured(tmp_path):
     result = written(tmp_path)
     assert len(result[gpu_gemm.LINKED]) == 2
     assert result[gpu_gemm.SPEED] == []
+
+
+@pytest.mark.usefixtures("few_shapes")
+def test_what_hangs_in_every_row_leaves_time_for_the_rest(tmp_path):
+    """Mutant: no row is left untried."""
+    stub = Stub(hangs=gpu_gemm.STAGED)
+    failures = gpu.measure("gemm", Page(tmp_path, "gemm"), stub, 1)
+    result = written(tmp_path)
+    assert stub.tried[gpu_gemm.STAGED] == gpu.MOST_HUNG
+    assert failures == len(result[gpu_gemm.STAGED]) > gpu.MOST_HUNG
+    assert result[gpu_gemm.STAGED][-1]["error"].startswith("Not tried: 2 rows like it")
+    assert stub.tried[gpu_gemm.OVERLAP] == 2 * len(FEW)
 
 
 @pytest.mark.usefixtures("few_shapes")
