@@ -135,6 +135,7 @@ COUNTS = (1, 8, 16, 2, 4, 32, 64)
 CHECK_SIZES = ((1000, 776), (4096, 4096))
 """n, k: ragged, and whole tiles with a split k."""
 READ_BYTES = 1 << 30
+PLAIN = "a sum or a copy of 1 GiB"
 LARGE_MIB = 32
 """Of a weight from which on a layer is to read nearly as fast as anything can."""
 TINY = (1, 256, 256)
@@ -206,12 +207,18 @@ def like(its: Shape, epilogue: str = "") -> list[torch.Tensor]:
 
 
 def reading(deadline: Deadline) -> dict[str, Any]:
-    """Bytes a second that a sum of a large tensor reads: what no layer can beat."""
+    """Bytes a second that a sum of a large tensor reads, or that a copy of it reads and writes if
+    those are more: what no layer is to beat."""
     from benchmarks.gpu_timing import measure_on_device
 
     x = torch.empty(READ_BYTES // 4, device="cuda").normal_()
-    samples = measure_on_device({"sum": x.sum}, deadline, seed=0)
-    return {"row": "a sum of 1 GiB", "TB/s": READ_BYTES / samples.median("sum") / 1e12}
+    y = torch.empty_like(x)
+    samples = measure_on_device({"sum": x.sum, "copy": lambda: y.copy_(x)}, deadline, seed=0)
+    rates = {
+        "sum TB/s": READ_BYTES / samples.median("sum") / 1e12,
+        "copy TB/s": 2 * READ_BYTES / samples.median("copy") / 1e12,
+    }
+    return {"row": PLAIN, "TB/s": max(rates.values()), **rates}
 
 
 def values(deadline: Deadline, way: str, rows: int, kind: str) -> dict[str, Any]:
@@ -308,7 +315,7 @@ def speed(deadline: Deadline, layer: str, rows: int, read: float) -> dict[str, A
 
 def rows(done: Done, shipped: Target) -> Iterator[Row]:
     """Every row, in the order in which they are measured."""
-    yield Row(READ, "a sum of 1 GiB", "benchmarks.gpu_linear.reading")
+    yield Row(READ, PLAIN, "benchmarks.gpu_linear.reading")
     for way in (GEMV, FLAT):
         for count in TILE_ROWS[way]:
             for kind in CHECKED_AS:

@@ -94,15 +94,20 @@ def tile_rates(deadline: Deadline, number: int) -> dict[str, Any]:
 
 
 def alone(
-    kernel: Kernel, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, ctas: int, parts: int = 1
-) -> Callable[[], object]:
-    """Launches of a GEMM alone, with zeroed counters as an op has them."""
+    kernel: Kernel, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, ctas: int, parts: int = 1,
+    *, zeroes: bool = True,
+) -> Callable[[], object]:  # fmt: skip
+    """Launches of a GEMM alone, with zeroed counters as an op has them; or with counters that are
+    there, and only grow: nobody waits for them here."""
     bands = equal_bands(kernel.spec.block_m, a.shape[0], parts)
 
+    def counted() -> Signals:
+        return Signals.zeroed(bands, kernel.tiles_n(b.shape[1]), c.device)
+
+    kept = counted() if kernel.spec.signals and not zeroes else None
+
     def run() -> None:
-        signals = None
-        if kernel.spec.signals:
-            signals = Signals.zeroed(bands, kernel.tiles_n(b.shape[1]), c.device)
+        signals = counted() if kernel.spec.signals and zeroes else kept
         kernel(a, b, c, ctas=ctas, bands=signals and signals.bands,
                counters=signals and signals.counters)  # fmt: skip
 

@@ -31,6 +31,8 @@ LEFT = 16
 """SMs left to a collective, as NVLink machines need."""
 LIBRARY, AGAIN, CARVED = "torch.mm", "torch.mm again", "torch.mm, SMs left"
 SIGNALING = f"with {BANDS} signals, of the same without"
+ANNOUNCING = f"{SIGNALING}, counters zeroed before"
+"""What the kernel itself takes for it, without the kernel that zeroes its counters."""
 
 
 def speed(deadline: Deadline, shape: Shape, target: Target) -> dict[str, Any]:
@@ -51,15 +53,16 @@ def speed(deadline: Deadline, shape: Shape, target: Target) -> dict[str, Any]:
     def library() -> None:
         torch.mm(a, b, out=c)
 
-    def ours(tile: Tile, ctas: int, *, bands: int) -> Callable[[], object]:
+    def ours(tile: Tile, ctas: int, *, bands: int, zeroes: bool = True) -> Callable[[], object]:
         kernel = kernels[tile]
         if not bands:
             kernel = build(kernel.spec.without_signals())
-        return alone(kernel, a, b, c, ctas, bands or 1)
+        return alone(kernel, a, b, c, ctas, bands or 1, zeroes=zeroes)
 
     runs: dict[str, Callable[[], object]] = {LIBRARY: library, AGAIN: library}
     runs |= {f"silent {tile}": ours(tile, full, bands=0) for tile in kernels}
     runs["signals"] = ours(whole, full, bands=BANDS)
+    runs["announced"] = ours(whole, full, bands=BANDS, zeroes=False)
     runs["SMs left"] = ours(fewer, left, bands=BANDS)
     runs[CARVED] = carved_out(library, LEFT)
     samples = measure_on_device(runs, deadline, seed=shape.m + shape.k)
@@ -75,6 +78,7 @@ def speed(deadline: Deadline, shape: Shape, target: Target) -> dict[str, Any]:
         f"of torch.mm, {LEFT} SMs left to both": cell(samples.ratio(CARVED, "SMs left")),
         f"of torch.mm on all SMs, {LEFT} left": cell(samples.ratio(LIBRARY, "SMs left")),
         SIGNALING: cell(samples.ratio(f"silent {whole}", "signals")),
+        ANNOUNCING: cell(samples.ratio(f"silent {whole}", "announced")),
         "torch.mm again": cell(samples.ratio(LIBRARY, AGAIN)),
         "predicted over measured": ready / samples.median(f"silent {whole}"),
     } | raw(samples)
@@ -101,19 +105,23 @@ def raw(samples: Samples) -> dict[str, Any]:
 
 
 def carved_out(run: Callable[[], object], left: int) -> Callable[[], object]:
-    """The run with the library told to leave SMs out; a private setting of torch (cuBLASLt obeys).
+    """The run with the library told to leave SMs out, by a private setting of torch.
 
-    Where a release lacks it, the library runs on all SMs, and the row shows no difference.
+    torch tells cuBLASLt, and cuBLAS, which it takes for products by itself, nothing: so this run is
+    by cuBLASLt. Where a release lacks the setting, it is on all SMs, and the row shows no
+    difference.
     """
-    carve = getattr(torch._C, "_set_sm_carveout_experimental", None)
+    carve = getattr(torch._C, "_set_sm_carveout_experimental", lambda left: None)
+    prefer = torch.backends.cuda.preferred_blas_library
 
     def carved() -> None:
-        if carve is not None:
-            carve(left)
+        usual = prefer()
+        prefer("cublaslt")
+        carve(left)
         try:
             run()
         finally:
-            if carve is not None:
-                carve(None)
+            carve(None)
+            prefer(usual)
 
     return carved

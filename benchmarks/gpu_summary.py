@@ -24,7 +24,7 @@ def summary(checked: Rows, speed: Rows, overlap: Rows) -> list[dict[str, Any]]:
         lines.append({"row": name, "rows": f"{len(right)} of {len(checked)}"})
     speed, overlap = good(speed), good(overlap)
     for column in dict.fromkeys(name for row in speed for name in row):
-        if column.startswith(("of torch.mm", "torch.mm again")) or column == SIGNALING:
+        if column.startswith(("of torch.mm", "torch.mm again", SIGNALING)):
             lines += line(f"GEMM: {column}", speed, column)
     for link in LINKS:
         its = [row for row in overlap if row["EMULATED link"] == link]

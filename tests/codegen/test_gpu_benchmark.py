@@ -21,6 +21,8 @@ from benchmarks import (
     gpu_linear,
     gpu_links,
     gpu_rates,
+    gpu_speed,
+    gpu_timing,
     gpu_worker,
 )
 from benchmarks.deadline import Deadline
@@ -332,6 +334,48 @@ def test_what_hangs_in_every_row_leaves_time_for_the_rest(tmp_path):
     assert stub.tried[gpu_gemm.OVERLAP] == 2 * len(FEW)
 
 
+def test_a_short_call_is_timed_with_others_in_a_row(monkeypatch):
+    """Mutants: the time of all is taken for that of one, or the host is not waited for so long."""
+    slept, called = [], []
+    event = SimpleNamespace(record=lambda: None, synchronize=lambda: None)
+    event.elapsed_time = lambda end: 0.01 * len(called)  # milliseconds
+    monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "_sleep", slept.append)
+    calls = gpu_timing.calls_in_a_row(lambda: called.append(1), 1e-3)
+    assert calls == gpu_timing.MOST_CALLS
+    called.clear()
+    seconds = gpu_timing.device_seconds(lambda: called.append(1), 1e-3, calls)
+    assert (len(called), round(seconds, 9)) == (calls, 1e-5)
+    assert slept[1] == calls * slept[0]
+    monkeypatch.setattr(gpu_timing, "device_seconds", lambda run, host: 100e-6)
+    assert gpu_timing.calls_in_a_row(lambda: None, 0.0) == 2
+
+
+def test_the_library_leaves_multiprocessors_out_where_it_is_told_to(monkeypatch):
+    """cuBLASLt is, and is preferred for this run alone. Mutants: it is not preferred; nothing is
+    set back where the run raises."""
+    now = {"library": "cublas", "left": None}
+
+    def prefer(name: str | None = None) -> Any:
+        now["library"] = name or now["library"]
+        return now["library"]
+
+    def raising() -> None:
+        seen.append(dict(now))
+        raise RuntimeError
+
+    seen: list[Any] = []
+    monkeypatch.setattr(torch.backends.cuda, "preferred_blas_library", prefer)
+    monkeypatch.setattr(
+        torch._C, "_set_sm_carveout_experimental", lambda left: now.update(left=left)
+    )
+    with pytest.raises(RuntimeError):
+        gpu_speed.carved_out(raising, 16)()
+    assert seen == [{"library": "cublaslt", "left": 16}]
+    assert now == {"library": "cublas", "left": None}
+
+
 @pytest.mark.usefixtures("few_shapes")
 def test_a_run_without_time_says_what_is_left(tmp_path):
     gpu.measure("gemm", Page(tmp_path, "gemm"), Stub(), 0)
@@ -386,7 +430,8 @@ def test_the_most_telling_rows_of_attention_come_first():
     }  # fmt: skip
     assert {one["shape"].keys for one in given} >= {1 << 10, 1 << 17}
     assert {one["shape"].batch for one in given} >= {1, 64}
-    assert [one["with_flex"] for one in given[:12]] == [True] * 12
+    assert [one["with_flex"] for one in given[:12]] == [True, False] * 6
+    assert not any(one["with_flex"] and one["shape"].page for one in given)
 
 
 def test_rows_of_attention_are_bounded_by_what_was_measured_before():
