@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -17,6 +18,8 @@ from benchmarks.deadline import Deadline
 
 HUNG = "It did not end"
 """With which the error of a row begins that took longer than its limit."""
+DEATH_SIGNAL = 1
+"""``PR_SET_PDEATHSIG``."""
 SETTLE_SECONDS = 5.0
 """For which a process that was ended may take to end."""
 
@@ -116,7 +119,8 @@ class Worker:
 
 def serve(connection: Any) -> None:
     """Run rows until nobody asks for any; each answer says whether this process is well."""
-    os.setsid()  # so that it is ended with all that it starts
+    os.setpgrp()  # so that it is ended with all that it starts
+    end_with_parent()
     while True:
         try:
             row = connection.recv()
@@ -124,6 +128,13 @@ def serve(connection: Any) -> None:
             return
         found = attempt(row)
         connection.send((found, "error" not in found or device_is_well()))
+
+
+def end_with_parent() -> None:
+    """Let this process be killed where the one that has started it is: a row that hangs would hold
+    the device. On Linux; elsewhere a process ends with its row."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGKILL)
 
 
 def device_is_well() -> bool:

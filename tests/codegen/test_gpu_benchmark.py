@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
 import sys
+import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -265,6 +271,48 @@ def test_a_row_that_crashes_or_hangs_costs_its_process_alone(worker, name, limit
     first = worker.run(row("answers"), 20)
     assert says in worker.run(row(name), limit)["error"]
     assert worker.run(row("answers"), 20)["process"] != first["process"]
+
+
+PARENT = """
+import os, signal
+from benchmarks.gpu_worker import Row, Worker
+
+if __name__ == "__main__":
+    worker, cases = Worker(), "tests.codegen.worker_cases"
+    print(worker.run(Row("", "", f"{cases}.answers"), 20)["process"], flush=True)
+    worker._connection.send(Row("", "", f"{cases}.hangs"))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel of Linux")
+def test_a_row_that_hangs_ends_where_the_run_is_killed(tmp_path):
+    """Nobody else would end it, and it would keep the device. Mutant: it does not ask for that."""
+    script, said = tmp_path / "parent.py", tmp_path / "said"
+    script.write_text(PARENT)
+    root = Path(__file__).parents[2]
+    with said.open("w") as out:
+        subprocess.run(
+            [sys.executable, str(script)], cwd=root, check=False, stdout=out, timeout=60,
+            env={**os.environ, "PYTHONPATH": str(root)},
+        )  # fmt: skip
+    process = int(said.read_text())
+    try:
+        ends = time.monotonic() + 10
+        while is_running(process) and time.monotonic() < ends:
+            time.sleep(0.02)
+        assert not is_running(process)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+def is_running(process: int) -> bool:
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
 
 
 class Stub:
