@@ -136,6 +136,19 @@ def arrive(times: tl.tensor) -> None:
     tl.store(times + 1, globaltimer())
 
 
+@triton.jit
+def tick(times: tl.tensor) -> None:
+    """Note how far the clock of kernels goes at once: no time that it tells is finer."""
+    begun = globaltimer()
+    first = begun
+    while first == begun:
+        first = globaltimer()
+    second = first
+    while second == first:
+        second = globaltimer()
+    tl.store(times, second - first)  # pyright: ignore[reportOperatorIssue]
+
+
 def signals(deadline: Deadline, by: str) -> dict[str, Any]:
     """From a signal to the begin of a kernel that waits for it, by the driver or by a kernel."""
     require_clock()
@@ -148,7 +161,15 @@ def signals(deadline: Deadline, by: str) -> dict[str, Any]:
         "row": by,
         "us from a signal to the start": 1e6 * statistics.median(taken),
         "us, 95th percentile": 1e6 * tail,
+        "us of a tick of their clock": 1e-3 * _tick_ns(),
     }
+
+
+def _tick_ns() -> int:
+    times = torch.zeros(1, dtype=torch.int64, device=device())
+    kernel: Any = tick
+    kernel[(1,)](times, num_warps=1)
+    return int(times.item())
 
 
 def _signal_seconds(wait: Callable[[Signals, int], None]) -> float:
