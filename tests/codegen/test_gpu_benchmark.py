@@ -466,12 +466,24 @@ def test_tables_of_attention_that_fail_leave_the_others(fails, tmp_path):
 
 
 def test_the_most_telling_rows_of_attention_come_first():
-    """Of a run that is cut off: every kernel is checked, and of each table something is there."""
+    """Of a run that is cut off: what is timed is checked, and of each table something is there."""
     rows = list(gpu_attention.rows({}, H200))
     first = [row.table for row in rows[: len(rows) // 2]]
     assert set(first) == set(gpu_attention.TABLES)
-    checks = [at for at, row in enumerate(rows) if row.table == gpu_attention.CHECKED]
-    assert checks == list(range(2, 2 + len(checks)))
+    checks = {
+        is_of_gradients: [
+            at for at, row in enumerate(rows)
+            if row.table == gpu_attention.CHECKED
+            and (row.arguments["kind"] == gpu_attention.GRADIENTS) == is_of_gradients
+        ]
+        for is_of_gradients in (False, True)
+    }  # fmt: skip
+    first_trained = [row.table for row in rows].index(gpu_attention.TRAINED)
+    assert checks[False] == list(range(2, 2 + len(checks[False])))
+    assert checks[True] == list(range(first_trained - len(checks[True]), first_trained))
+    assert len(checks[False]) + len(checks[True]) == sum(
+        len(cases) for _, cases in gpu_attention.CHECKS.values()
+    )
     given = [row.arguments for row in rows if row.table == gpu_attention.DECODE]
     assert {(one["shape"].groups, bool(one["shape"].page)) for one in given} == {
         (4, False), (4, True), (8, False), (8, True),
