@@ -59,5 +59,9 @@ class KernelError(OverlapcError):
     """A kernel that cannot be generated or built for what was asked."""
 
 
+class TrialError(OverlapcError):
+    """A plan that could not be run in a trial; what it sends was sent, so that its peers go on."""
+
+
 class SignalError(OverlapcError):
     """A band that was waited for and never announced; its collective was sent all the same."""

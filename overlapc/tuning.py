@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
+import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch.distributed as dist
 
 from overlapc.calibration import Progress, find_target, group_errors, target_name
-from overlapc.errors import ProblemError
+from overlapc.errors import ProblemError, TrialError
 from overlapc.planning.candidates import even_plans, top_plans
 from overlapc.planning.problem import Problem
 from overlapc.planning.schedule import Plan
 from overlapc.planning.target import Target, stored_path
 from overlapc.planning.tuned import TunedPlan
 from overlapc.reporting.report import Report
+from overlapc.runtime import patience
+from overlapc.runtime.kernel_trials import trial_error
 from overlapc.runtime.measuring import Bench
 from overlapc.runtime.trials import Trials
 
@@ -45,10 +48,12 @@ TIE = 0.01
 
 Runner = Callable[[Plan], float]
 """Runs a plan's problem as the plan says: a library's GEMM cut into its groups, of which one is
-``serial``, or the generated kernel of a ``signaled`` plan. Seconds on this rank."""
+``serial``, or the generated kernel of a ``signaled`` plan. Seconds on this rank; TrialError where
+it has none, and its peers go on."""
 
-CanRun = Callable[[Plan], bool]
-"""Whether this rank can run a plan, for which it makes everything ready; nothing is sent."""
+WhyNot = Callable[[Plan], str]
+"""Why this rank cannot run a plan, for which it makes everything ready; empty where it can. Nothing
+is sent."""
 
 
 def tune_chains(
@@ -57,7 +62,7 @@ def tune_chains(
     target: Target | None = None,
     *,
     run: Runner | None = None,
-    can_run: CanRun | None = None,
+    why_not: WhyNot | None = None,
     seconds: float = 30.0,
     save: bool = True,
     progress: Progress | None = None,
@@ -71,12 +76,14 @@ def tune_chains(
     cannot compute, which is logged. In each round every plan of a problem runs once; the slowest
     rank counts, and of the rounds the median. After the first rounds the best few and
     ``serial`` are measured afresh, and then the winner and ``serial``. Takes about ``seconds``.
-    With ``save`` each member stores the target where `find_target` looks. Raises, on every member,
-    GroupError where the group is gone or a member leaves, ProblemError where there is nothing to
-    tune, TargetError where the target cannot be read or lacks a rate.
+    With ``save`` each member stores the target where `find_target` looks, after every chain.
+    Raises, on every member, GroupError where the group is gone, a member leaves, or one fails and
+    nobody knows what it still sends (the group is of no use then), ProblemError where there is
+    nothing to tune, TargetError where the target cannot be read or lacks a rate.
     """
     with group_errors():
         bench = Bench.of(group)
+        patience.check(bench.group)
         name = target_name(bench.device.type, bench.backend, bench.world_size)
         known, problems, seconds = bench.by_first(
             lambda: (
@@ -89,20 +96,22 @@ def tune_chains(
         problems = tuple(p for p in problems if not known.lacks(p)) or problems
         if run is None:
             trials = Trials(bench.group, bench.device, known)
-            run, can_run = trials.run, trials.can_run
-        tuned = _tuned(bench, known, problems, run, can_run or _any_plan, seconds, progress)
-    if not tuned:
+            run, why_not = trials.run, trials.why_not
+        tried, best = _Tried(bench, run, why_not or _any_plan), replace(known, name=name)
+        found = 0
+        for plan in _tuned(tried, known, problems, seconds, progress):
+            # What could not be tried this time keeps what was measured before.
+            others = tuple(other for other in best.tuned if other.problem != plan.problem)
+            best = replace(best, tuned=(*others, plan))
+            found += 1
+            if save:
+                best.save(stored_path(name))
+    if not found:
         raise ProblemError(
             f"None of {len(problems)} chains could be tried: each member's log says why not.",
             where="tune_chains",
             remedy="give a report of chains that every member of the group can compute",
         )
-    # What could not be tried this time keeps what was measured before.
-    done = {plan.problem for plan in tuned}
-    others = tuple(plan for plan in known.tuned if plan.problem not in done)
-    best = replace(known, name=name, tuned=others + tuned)
-    if save:
-        best.save(stored_path(name))
     return best
 
 
@@ -119,37 +128,80 @@ def _is_tried(problem: Problem) -> bool:
     return bool(problem.program) or not problem.dtype.startswith("float8")
 
 
-def _any_plan(plan: Plan) -> bool:
-    return True
+def _any_plan(plan: Plan) -> str:
+    return ""
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """Plans on a group: what this rank does with them, and what all of them say of it."""
+
+    bench: Bench
+    run: Runner
+    why_not: WhyNot
+
+    def runnable(self, plans: Sequence[Plan]) -> list[Plan]:
+        """The plans that every member can run; of the others it is logged why."""
+        found: list[Plan] = []
+        reasons: dict[str, Plan] = {}
+        for plan in plans:
+            # Whoever cannot run a plan must not leave the others alone with its collectives.
+            if said := self.bench.refusal(self.why_not(plan)):
+                reasons.setdefault(said, plan)
+            else:
+                found.append(plan)
+        for said, plan in reasons.items():
+            log.warning("%s", trial_error(said, plan))
+        return found
+
+    def rounds(self, plans: Sequence[Plan], count: int) -> list[dict[Plan, float]]:
+        """Seconds of the slowest rank, round by round, of the plans that never fail."""
+        rounds, left = [], list(plans)
+        for index in range(count):
+            # Nobody always runs first: after each other, plans find different caches and links.
+            first = index % max(1, len(left))
+            rounds.append({plan: self._seconds(plan) for plan in [*left[first:], *left[:first]]})
+            left = [plan for plan in left if rounds[-1][plan] < math.inf]
+        return [{plan: times[plan] for plan in left} for times in rounds]
+
+    def _seconds(self, plan: Plan) -> float:
+        """Infinitely many where a member failed, which is logged."""
+        self.bench.rest()
+        taken, said = math.inf, ""
+        try:
+            taken = self.run(plan)
+        except TrialError as error:
+            said = error.what
+        taken = self.bench.slowest(taken)
+        if math.isinf(taken):
+            said = self.bench.refusal(said) or "Its seconds are no number."
+            log.warning("%s", trial_error(said, plan))
+        return taken
 
 
 def _tuned(
-    bench: Bench,
+    tried: _Tried,
     target: Target,
     problems: Sequence[Problem],
-    run: Runner,
-    can_run: CanRun,
     seconds: float,
     progress: Progress | None,
-) -> tuple[TunedPlan, ...]:
+) -> Iterator[TunedPlan]:
     if not problems:
         raise ProblemError(
-            f"No chain is planned for {bench.world_size} ranks.",
+            f"No chain is planned for {tried.bench.world_size} ranks.",
             where="tune_chains",
             remedy="save a report of a model compiled for as many ranks as the group has",
         )
-    found = []
     for index, problem in enumerate(problems):
         if progress:
             progress(f"{problem.kind} {problem.m}x{problem.n}x{problem.k}", index / len(problems))
         plans = _candidates(problem, replace(target, tuned=()))
-        # Whoever cannot run a plan must not leave the others alone with its collectives.
-        plans = [plan for plan in plans if not bench.slowest(0.0 if can_run(plan) else 1.0)]
-        if any(plan.schedule == "serial" for plan in plans):
-            found.append(_best(bench, plans, run, seconds / len(problems)))
+        with patience.failures_told(tried.bench.group, f"a trial of {problem.kind}"):
+            won = _best(tried, tried.runnable(plans), seconds / len(problems))
+        if won:
+            yield won
         else:
             log.warning("not tried, for a member cannot compute it: %s", problem)
-    return tuple(found)
 
 
 def _candidates(problem: Problem, target: Target) -> list[Plan]:
@@ -160,39 +212,37 @@ def _candidates(problem: Problem, target: Target) -> list[Plan]:
     return [*predicted, *(plan for plan in even if (plan.by, plan.rows) not in cuts)]
 
 
-def _best(bench: Bench, plans: Sequence[Plan], run: Runner, seconds: float) -> TunedPlan:
-    """The plan that won; the serial one where none beats it by more than a tie."""
+def _best(tried: _Tried, plans: Sequence[Plan], seconds: float) -> TunedPlan | None:
+    """The plan that won; the serial one where none beats it by more than a tie.
+
+    None where a member failed with the serial one, which all are compared with.
+    """
+    serial = next((plan for plan in plans if plan.schedule == "serial"), None)
+    if serial is None:
+        return None
+    bench = tried.bench
     start = bench.now()
-    first = _standings(_rounds(bench, plans, run, 1 + FIRST_ROUNDS)[1:])  # one round warms up
+    first = _standings(tried.rounds(plans, 1 + FIRST_ROUNDS)[1:])  # one round warms up
     taken = bench.slowest(bench.now() - start)
-    serial = next(plan for plan in plans if plan.schedule == "serial")
-    ranked = sorted((plan for plan in plans if plan != serial), key=first.__getitem__)
+    if serial not in first:
+        return None
+    ranked = sorted((plan for plan in first if plan != serial), key=first.__getitem__)
     finalists = [serial, *ranked[:FINALISTS]]
     once = taken / (1 + FIRST_ROUNDS) / len(plans)
     left = seconds - taken - LAST_ROUNDS * 2 * once
     rounds = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(left / once / len(finalists))))
-    standings = _standings(_rounds(bench, finalists, run, rounds))
-    best = min(finalists, key=standings.__getitem__)
-    times = _rounds(bench, list(dict.fromkeys([serial, best])), run, LAST_ROUNDS)
+    standings = _standings(tried.rounds(finalists, rounds))
+    if serial not in standings:
+        return None
+    best = min(standings, key=standings.__getitem__)
+    times = tried.rounds(list(dict.fromkeys([serial, best])), LAST_ROUNDS)
+    if serial not in times[0]:
+        return None
     # By rounds: what disturbs a round disturbs both.
-    if statistics.median(t[best] / t[serial] for t in times) > 1 - TIE:
+    if best not in times[0] or statistics.median(t[best] / t[serial] for t in times) > 1 - TIE:
         best = serial
     predicted = statistics.median(t[best] for t in times)
     return TunedPlan(best.problem, best.rows, predicted, best.by, best.tile)
-
-
-def _rounds(
-    bench: Bench, plans: Sequence[Plan], run: Runner, count: int
-) -> list[dict[Plan, float]]:
-    """Seconds of the slowest rank for every plan, round by round."""
-
-    def seconds(plan: Plan) -> float:
-        bench.rest()
-        return bench.slowest(run(plan))
-
-    # Nobody always runs first: after each other, plans find different caches and links.
-    turns = [i % len(plans) for i in range(count)]
-    return [{plan: seconds(plan) for plan in [*plans[i:], *plans[:i]]} for i in turns]
 
 
 def _standings(rounds: Sequence[Mapping[Plan, float]]) -> dict[Plan, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -11,8 +10,9 @@ from functools import cached_property
 import torch
 import torch.distributed as dist
 
+from overlapc.errors import TrialError
 from overlapc.planning.problem import TILES, Problem
-from overlapc.planning.schedule import Plan
+from overlapc.planning.schedule import Plan, format_rows
 from overlapc.planning.target import Target
 from overlapc.runtime import checking
 from overlapc.runtime.plans import remember
@@ -20,6 +20,7 @@ from overlapc.runtime.preparing import Chain, Ready, assemble, cut_of
 from overlapc.runtime.signaled import why_not_signaled
 from overlapc.runtime.spec import ChainSpec
 from overlapc.runtime.trial_programs import TrialProgram, sent_of
+from overlapc.runtime.trial_sending import TrialSender
 
 
 @dataclass(frozen=True)
@@ -59,15 +60,20 @@ class KernelTrial:
             packed=plan.tile if plan and plan.by == TILES else None,
         )
 
-    def can_run(self, plan: Plan) -> bool:
-        """Whether a kernel runs here, as far as can be told before it is launched."""
+    @cached_property
+    def sender(self) -> TrialSender:
+        """Of what the library computes."""
+        return TrialSender(self.problem.collective, self.group, self.device)
+
+    def why_no_kernel(self, plan: Plan) -> str:
+        """Why no kernel runs here, as far as can be told before it is launched."""
         if self.problem.deals_unevenly:
-            return False
+            return "Kernels are not tried for ranks that get different numbers of rows."
         spec = self.spec(plan)
-        return not why_not_signaled(spec, self.target, self.operands, self.device, self.group)
+        return why_not_signaled(spec, self.target, self.operands, self.device, self.group)
 
     def seconds(self, plan: Plan) -> float:
-        """Seconds until everything is there; infinitely many where the library had to step in.
+        """Seconds until everything is there; TrialError where the library had to step in.
 
         What readers lose by packed tiles is added as it is predicted. Every member calls it at the
         same time.
@@ -82,7 +88,10 @@ class KernelTrial:
         else:
             _, why = run(self.operands, self.group)
         self._synchronize()
-        return math.inf if why else time.perf_counter() - start + plan.reading_seconds
+        seconds = time.perf_counter() - start
+        if why:
+            raise trial_error(why, plan)
+        return seconds + plan.reading_seconds
 
     def ready(self, plan: Plan) -> Ready:
         """What runs any plan of the problem: the library, or a kernel where it is ``signaled``."""
@@ -91,9 +100,21 @@ class KernelTrial:
             remember(self.target)
             spec = self.spec(plan)
             deal = checking.dealing_of(spec, self.operands, self.problem.blocks, (), (), self.group)
-            self.chains[key] = assemble(Chain.of(spec), self.operands, deal, cut_of(plan), plan)
+            chain = Chain(spec, self.sender)
+            self.chains[key] = assemble(chain, self.operands, deal, cut_of(plan), plan)
         return self.chains[key]
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def trial_error(said: str, plan: Plan) -> TrialError:
+    """Why a plan is not weighed."""
+    problem = plan.problem
+    return TrialError(
+        said,
+        where=f"a trial of {problem.kind} {problem.m}x{problem.n}x{problem.k} {problem.dtype} over "
+        f"{problem.world_size}, {plan.schedule}, {format_rows(plan.rows)} {plan.by}",
+        remedy="see to it on that rank and try again, or leave it: what could be measured counts",
+    )

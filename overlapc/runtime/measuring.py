@@ -18,6 +18,7 @@ from overlapc.planning.fitting import GemmSample, fit_gemm, rounded
 from overlapc.planning.problem import ITEM_BYTES
 from overlapc.planning.rates import GemmRates
 from overlapc.planning.tiles import FP8
+from overlapc.runtime import patience
 from overlapc.runtime.groups import backend_name
 
 Value = TypeVar("Value")
@@ -116,13 +117,17 @@ class Bench:
 
     def together(self) -> None:
         """Wait until every member is here."""
-        dist.barrier(self.group)
+        self._wait(dist.barrier(self.group, async_op=True))
 
     def slowest(self, seconds: float) -> float:
         """The largest of the members' values, on all of them: what decisions are made from."""
         value = torch.tensor(seconds, dtype=torch.float64, device=self.device)
-        dist.all_reduce(value, dist.ReduceOp.MAX, self.group)
+        self._wait(dist.all_reduce(value, dist.ReduceOp.MAX, self.group, async_op=True))
         return float(value)
+
+    def _wait(self, work: dist.Work | None) -> None:
+        if work is not None:
+            patience.wait(self.group, work, self.device)
 
     def agree(self, value: Value) -> Value:
         """Rank 0's value on every member; any that can be pickled."""
@@ -131,8 +136,12 @@ class Bench:
         return agreed[0]
 
     def refusal(self, said: str) -> str:
-        """What is said here against something, or that another member does; empty if none does."""
-        return (said or "another member cannot") if self.slowest(float(bool(said))) else ""
+        """What members say against something, each with its rank; empty if none says anything."""
+        if not self.slowest(float(bool(said))):
+            return ""
+        texts: list[Any] = [""] * self.world_size
+        dist.all_gather_object(texts, said, self.group)
+        return "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(texts) if text)
 
     def by_first(self, make: Callable[[], Value]) -> Value:
         """What ``make`` returns on rank 0, where alone it is called, on every member.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,13 +12,14 @@ from itertools import accumulate, pairwise
 import torch
 import torch.distributed as dist
 
+from overlapc.errors import TrialError
 from overlapc.planning.problem import COLUMNS, ROWS, Problem
 from overlapc.planning.schedule import Plan
 from overlapc.planning.target import Target
 from overlapc.runtime.execution import function
-from overlapc.runtime.kernel_trials import KernelTrial
+from overlapc.runtime.kernel_trials import KernelTrial, trial_error
 from overlapc.runtime.linear.trials import graph_of
-from overlapc.runtime.sending import Sender, Work
+from overlapc.runtime.sending import Work
 from overlapc.runtime.trial_programs import (
     TrialProgram,
     packed,
@@ -26,8 +27,7 @@ from overlapc.runtime.trial_programs import (
     random_matrix,
     sent_of,
 )
-
-log = logging.getLogger(__name__)
+from overlapc.runtime.trial_sending import Sent, TrialSender
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Trial:
             self.alone()
         else:
             _ = self._a, self._b, self._out, self._come
-        _ = self._sender
+        _ = self.sender
 
     @cached_property
     def _dtype(self) -> torch.dtype:
@@ -97,8 +97,9 @@ class Trial:
         return torch.empty(rows, p.n, dtype=self._sent_dtype, device=self.device)
 
     @cached_property
-    def _sender(self) -> Sender:
-        return Sender(self.problem.collective, "sum")
+    def sender(self) -> TrialSender:
+        """Of all that is run."""
+        return TrialSender(self.problem.collective, self.group, self.device)
 
     @cached_property
     def alone(self) -> Callable[..., torch.Tensor]:
@@ -126,6 +127,10 @@ class Trial:
 
     def _random(self, rows: int, columns: int, layout: str) -> torch.Tensor:
         return random_matrix((rows, columns), layout, self._dtype, self.device)
+
+    def seconds(self, plan: Plan) -> float:
+        """Seconds of a plan that the library computes."""
+        return self.run(plan.rows, plan.by).seconds
 
     def run(self, counts: Sequence[int], by: str = ROWS) -> Run:
         """Run groups of so many rows, or columns; a single one is the serial schedule."""
@@ -204,7 +209,7 @@ class Trial:
         """
         size, collective = self.problem.world_size, self.problem.collective
         if collective == "all_reduce":
-            return _Started(self._sender.start(self.group, sent, sent), sent, sent)
+            return _Started(self.sender.start(self.group, sent, sent), sent, sent)
         landing = sent.new_empty(count or sent.numel())
         whole = landing.numel() // size * size
         if collective == "reduce_scatter":
@@ -213,7 +218,7 @@ class Trial:
             into, given = landing[:whole], sent[: whole // size]
         else:
             into, given = landing[:whole], sent[:whole]
-        start = self._sender.start_plain if is_plain else self._sender.start
+        start = self.sender.start_plain if is_plain else self.sender.start
         return _Started(start(self.group, into, given), landing, sent)
 
     def _wait_for(self, in_flight: Sequence[_Started]) -> float:
@@ -243,29 +248,56 @@ class Trials:
         self._group, self._device, self._target = group, device, target
         self._libraries: dict[Problem, Trial] = {}
         self._kernels: dict[Problem, KernelTrial] = {}
-        self._failed: set[Problem] = set()
+        self._failed: dict[Problem, str] = {}
+        self._rehearsed: dict[Plan, list[Sent]] = {}
 
     def run(self, plan: Plan) -> float:
         """Seconds on this rank until everything is there; all members run the plan at a time.
 
-        Infinitely many where a generated kernel was to run and did not.
+        TrialError where it fails here and the others can go on, for what it sends was sent all the
+        same; any other error leaves them in a collective that this rank does not enter.
         """
-        if plan.tile or (plan.problem.program and plan.schedule != "serial"):
-            return self._kernel(plan.problem).seconds(plan)
-        return self._library(plan.problem).run(plan.rows, plan.by).seconds
+        trial = self._trial(plan)
+        trial.sender.begin()
+        try:
+            return trial.seconds(plan)
+        except TrialError:
+            raise
+        except Exception as error:
+            traceback.clear_frames(error.__traceback__)  # which hold the memory that ran out
+            sends = self._rehearsed.get(plan)
+            if sends is None or not trial.sender.finish(sends):
+                raise
+            raise trial_error(_said(error), plan) from error
 
-    def can_run(self, plan: Plan) -> bool:
-        """Whether this rank can run a plan, as far as can be told before."""
-        if plan.problem in self._failed:
-            return False
-        if plan.problem.program:
-            try:
-                self._library(plan.problem)
-            except Exception as error:  # an op or a dtype that the library lacks on this device
-                log.warning("%s is not tried: %s", plan.problem.kind, error)
-                self._failed.add(plan.problem)
-                return False
-        return plan.tile is None or self._kernel(plan.problem).can_run(plan)
+    def why_not(self, plan: Plan) -> str:
+        """Why this rank cannot run a plan, as far as can be told before; empty where it can.
+
+        All is made ready, and what the library computes of it is computed once, with nothing sent.
+        """
+        problem = plan.problem
+        if problem in self._failed:
+            return self._failed[problem]
+        try:
+            self._library(problem)
+        except Exception as error:  # an op or a dtype that the library lacks on this device
+            self._failed[problem] = _said(error)
+            return self._failed[problem]
+        try:
+            trial = self._trial(plan)
+            if plan.tile:
+                return self._kernel(problem).why_no_kernel(plan)
+            with trial.sender.rehearsal() as sends:
+                trial.seconds(plan)
+        except Exception as error:
+            return _said(error)
+        self._rehearsed[plan] = sends
+        return ""
+
+    def _trial(self, plan: Plan) -> Trial | KernelTrial:
+        if plan.tile or (plan.problem.program and plan.schedule != "serial"):
+            return self._kernel(plan.problem)
+        return self._library(plan.problem)
 
     def _library(self, problem: Problem) -> Trial:
         if problem not in self._libraries:
@@ -278,6 +310,10 @@ class Trials:
             self._kernels.clear()
             self._kernels[problem] = KernelTrial(problem, self._target, self._group, self._device)
         return self._kernels[problem]
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 @dataclass(frozen=True)

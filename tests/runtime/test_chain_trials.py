@@ -188,7 +188,8 @@ def run(rank: int, its: Problem) -> tuple[float, list[Program], float]:
 
     with spied(Producer), spied(ColumnProducer), spied(Consumer), uncompiled():
         trials = Trials(group, torch.device("cpu"), SLOW_LINK)
-        assert all(trials.can_run(each) for each in (made, plan_rows(its, SLOW_LINK, (its.m,))))
+        assert not any(trials.why_not(each) for each in (made, plan_rows(its, SLOW_LINK, (its.m,))))
+        ran.clear()
         assert trials.run(made) > 0
         assert trials.run(plan_rows(its, SLOW_LINK, (its.m,))) > 0
         its_own = TrialProgram.of(its).tensors(its.m, torch.device("cpu"))
@@ -307,7 +308,7 @@ def refused_without(rank: int, problems: list[Problem]) -> str:
 
 
 def test_what_one_rank_cannot_compute_is_tried_on_none(pair: Ranks) -> None:
-    """Mutant: a `can_run` that makes nothing ready."""
+    """Mutant: a `why_not` that makes nothing ready."""
     problems = [problem("epilogue"), problem("batches")]
     for target in pair.run(tuned_without, problems):
         assert [its.problem for its in target.tuned] == [problems[1].resolved()]
@@ -338,12 +339,12 @@ def test_what_failed_is_not_made_again_for_each_plan() -> None:
     trials = Trials(mock.Mock(), torch.device("cpu"), SLOW_LINK)
     with mock.patch.object(Trial, "alone", property(fails)):
         for rows in ((32, 64), (48, 48), (M,)):
-            assert not trials.can_run(plan_rows(failing, SLOW_LINK, rows))
-        assert not trials.can_run(in_parts(other))
-        assert not trials.can_run(in_parts(failing))  # nor after another was tried
+            assert "no such op" in trials.why_not(plan_rows(failing, SLOW_LINK, rows))
+        assert trials.why_not(in_parts(other))
+        assert trials.why_not(in_parts(failing))  # nor after another was tried
     assert made == [failing.program, other.program]
     with uncompiled():
-        assert trials.can_run(in_parts(problem("keeping")))  # nor does it hold for others
+        assert not trials.why_not(in_parts(problem("keeping")))  # nor does it hold for others
 
 
 def compiled(rank: int, its: Problem) -> float:

@@ -64,7 +64,7 @@ def test_parts_are_added_up_in_their_dtype(dtype, parts):
     """Of integers torch makes int64 unless it is told where to."""
     given = torch.randint(0, 60, (parts, ROWS, COLUMNS)).to(dtype)
     out = torch.full((ROWS, COLUMNS), 77).to(dtype)
-    sending._Sum(sending._IN_STREAM, given, out, is_mean=False).wait()
+    sending._Sum(sending.IN_STREAM, given, out, is_mean=False).wait()
     assert torch.equal(out.double(), given.double().sum(0))
 
 

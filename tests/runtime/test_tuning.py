@@ -76,7 +76,7 @@ def bytes_started(
 ) -> tuple[list[int], Any]:
     """Bytes, whole on one rank, of every collective that a trial starts, in their order."""
     trial = Trial(problem, dist.group.WORLD, torch.device("cpu"))
-    sender, started = trial._sender, []
+    sender, started = trial.sender, []
     start = sender.start
 
     def spy(group: Any, out: torch.Tensor, sent: torch.Tensor, *sizes: Any) -> Any:
@@ -164,11 +164,11 @@ def favours_tile(
         ran.append(plan.tile)
         return 1.0 if plan.tile == favourite else 2.0 + 0.5 * (plan.schedule == "serial")
 
-    def can_run(plan: Plan) -> bool:
-        return rank != lacking or plan.tile != favourite
+    def why_not(plan: Plan) -> str:
+        return "no such kernel" if rank == lacking and plan.tile == favourite else ""
 
     target = Target.load("h100-nvlink")
-    made = at_once([KERNEL], target=target, run=run, can_run=can_run)
+    made = at_once([KERNEL], target=target, run=run, why_not=why_not)
     return made, ran
 
 
