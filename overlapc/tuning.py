@@ -97,7 +97,7 @@ def tune_chains(
         if run is None:
             trials = Trials(bench.group, bench.device, known)
             run, why_not = trials.run, trials.why_not
-        tried, best = _Tried(bench, run, why_not or _any_plan), replace(known, name=name)
+        tried, best = _Tried(bench, run, why_not or _any_plan), _without_stale(known.renamed(name))
         found = 0
         for plan in _tuned(tried, known, problems, seconds, progress):
             # What could not be tried this time keeps what was measured before.
@@ -113,6 +113,19 @@ def tune_chains(
             remedy="give a report of chains that every member of the group can compute",
         )
     return best
+
+
+def _without_stale(target: Target) -> Target:
+    """The target without what older versions tried, which chains of today may be no part of."""
+    kept = tuple(plan for plan in target.tuned if not plan.is_stale)
+    if dropped := len(target.tuned) - len(kept):
+        log.warning(
+            "%s forgets %d trials of an older version, which computed less than the chains do: "
+            "name a report of those chains to run them again",
+            target.name,
+            dropped,
+        )
+    return replace(target, tuned=kept)
 
 
 def _problems(chains: Report | Iterable[Problem], world_size: int) -> tuple[Problem, ...]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import lcm
+from typing import ClassVar
 
 from overlapc.errors import ProblemError
 from overlapc.planning.kernel_tiles import LAYOUT
@@ -84,8 +85,6 @@ class Problem:
     row_multiple: int = 0
     """Groups are multiples of so many rows; 0 for the natural number, which is ``world_size`` where
     rows are dealt out to ranks and else 1. It divides m."""
-    local_first: bool = True
-    """Consumers: the rows that this rank has itself are computed before any has come."""
     cuts_columns: bool = False
     """Producers: what is sent may be cut along its n columns too."""
     kernel_sums: int = 0
@@ -108,6 +107,8 @@ class Problem:
     """Producers that one generated kernel computes: it computes or reads more than the product."""
     layouts: tuple[str, str] = ("row", "col")
     """Of the same, how A and B lie (`kernel_tiles.LAYOUT`); "col" is a transposed weight."""
+    GONE: ClassVar[frozenset[str]] = frozenset({"local_first"})
+    """Fields that older formats have and nobody reads: that one was true where rows are moved."""
 
     def __post_init__(self) -> None:
         for name in _SIZES:
@@ -159,7 +160,6 @@ class Problem:
             order=COLLECTIVE_FIRST if self.is_consumer else GEMM_FIRST,
             sent_dtype=self.sent_dtype or self.dtype,
             row_multiple=self.granule,
-            local_first=self.local_first and self.is_consumer and self._moves_units,
             cuts_columns=COLUMNS in self.dimensions,
             kernel_sums=self.kernel_sums if has_kernel else 0,
             takes_map=self.takes_map and self.collective == "all_reduce" and has_kernel,
@@ -271,6 +271,5 @@ class Problem:
         return rows * columns * self.sent_item_bytes
 
     def local_rows(self, rows: int) -> int:
-        """How many of a group's rows are computed before it has come."""
-        is_first = self.is_consumer and self.local_first and self._moves_units
-        return rows // self.world_size if is_first else 0
+        """How many of a group's rows are computed before it has come: a consumer's own."""
+        return rows // self.world_size if self.is_consumer and self._moves_units else 0

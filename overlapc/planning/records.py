@@ -21,17 +21,20 @@ def to_value(record: Any) -> Any:
 def from_value(kind: type[Record], value: Any, where: str = "") -> Record:
     """The record of class ``kind`` that ``to_value`` turned into ``value``.
 
-    Raises ValueError that names the field at fault, with ``where`` as its path.
+    What ``kind.GONE`` names is not read, where older texts hold it. Raises ValueError that names
+    the field at fault, with ``where`` as its path.
     """
     if not isinstance(value, dict):
         raise ValueError(f"{where or 'the document'} is not an object")
     hints = get_type_hints(kind)
     known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
-    if unknown := sorted(set(value) - set(known)):
+    gone = getattr(kind, "GONE", frozenset())
+    if unknown := sorted(set(value) - set(known) - gone):
         raise ValueError(f"unknown field {_path(where, unknown[0])}")
     if missing := [n for n, field in known.items() if n not in value and _is_required(field)]:
         raise ValueError(f"field {_path(where, missing[0])} is missing")
-    read = {name: _read(hints[name], item, _path(where, name)) for name, item in value.items()}
+    given = {name: item for name, item in value.items() if name not in gone}
+    read = {name: _read(hints[name], item, _path(where, name)) for name, item in given.items()}
     try:
         return kind(**read)
     except ValueError as error:

@@ -11,9 +11,10 @@ from overlapc.planning.problem import ROWS, TILES, Problem
 from overlapc.planning.records import check_format, from_value, to_value
 from overlapc.planning.tiles import Tile
 
-FORMAT = 6
-"""Version of the text that `to_json` writes: one more whenever a record gets a field. Texts of all
-versions before are read, and what they lack has a default; a newer one is refused."""
+FORMAT = 7
+"""Version of the text that `to_json` writes: one more whenever a record gets a field
+or loses one. Texts of all versions before are read, and what they lack has a default; a newer one
+is refused."""
 
 SCHEDULES = ("serial", "chunked", "signaled")
 

@@ -18,11 +18,12 @@ from overlapc.errors import TargetError
 from overlapc.planning.problem import ITEM_BYTES, Problem
 from overlapc.planning.rates import GemmRates, Link
 from overlapc.planning.records import check_format, from_value, to_value
-from overlapc.planning.tuned import TunedPlan
+from overlapc.planning.tuned import TRIALS, TunedPlan
 
-FORMAT = 6
-"""Version of the files that `save` writes: one more whenever a record gets a field. Files of every
-version before are read, and what they lack has a default; a newer one is refused."""
+FORMAT = 7
+"""Version of the files that `save` writes: one more whenever a record gets a field
+or loses one. Files of every version before are read, and what they lack has a default; a newer one
+is refused."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -267,13 +268,18 @@ def _read(text: str, where: str) -> Target:
     if not isinstance(content, dict) or "overlapc_target" not in content:
         raise TargetError("The file is no overlapc target.", where=where, remedy=remedy)
     try:
-        check_format(content.pop("overlapc_target"), FORMAT)
+        version = content.pop("overlapc_target")
+        check_format(version, FORMAT)
     except ValueError as error:
         raise TargetError(
             f"The target cannot be read: {error}.",
             where=where,
             remedy="calibrate again with this version, or use the overlapc that wrote it",
         ) from None
+    tuned = content.get("tuned") if version < TRIALS else None
+    for plan in tuned if isinstance(tuned, list) else ():
+        if isinstance(plan, dict):
+            plan.setdefault("since", version)
     try:
         return from_value(Target, content)
     except ValueError as error:

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from overlapc.planning.problem import ROWS, Problem
 from overlapc.planning.tiles import Tile
 
+TRIALS = 6
+"""Format of target files since which trials compute what they do now. Those of older files may have
+run less than the chains whose problems they stand under."""
+
 
 @dataclass(frozen=True)
 class TunedPlan:
@@ -22,6 +26,13 @@ class TunedPlan:
     """What groups are made of, "rows", "columns" or "tiles"."""
     tile: Tile | None = None
     """Of the generated kernel that won, whose groups were signaled; None where a library did."""
+    since: int = TRIALS
+    """Format of the file that it was first written to, where that is an older one."""
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether an older version ran it."""
+        return self.since < TRIALS
 
     def __post_init__(self) -> None:
         if self.problem != self.problem.resolved():

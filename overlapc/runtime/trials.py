@@ -185,7 +185,7 @@ class Trial:
             for (first, last), count in zip(bands, rows, strict=True)
         ]
         others = slice(None)
-        if p.local_first and len(rows) > 1 and shards > 1:
+        if len(rows) > 1 and shards > 1:
             self._out[:1] = self._gemm(self._a[:1]).unflatten(0, (1, -1))
             others = slice(1, None)
         waited = 0.0

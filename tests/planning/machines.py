@@ -106,7 +106,6 @@ def random_problem(random: Random, max_rows: int, kind: str = "all_reduce") -> P
         order=order,
         sent_dtype=random.choice(["", "bfloat16"]),
         row_multiple=granule,
-        local_first=random.choice([True, True, False]),
         cuts_columns=by_columns,
     )
 

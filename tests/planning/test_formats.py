@@ -108,6 +108,17 @@ def test_what_the_first_version_wrote_is_read(tmp_path: Path) -> None:
     assert Plan.from_json(made.to_json()) == made
 
 
+@pytest.mark.parametrize("flag", [True, False])
+def test_a_field_that_went_is_read_over(flag: bool, tmp_path: Path) -> None:
+    """Formats 1 to 6 had it. Mutant: a reader that takes it for unknown."""
+    before = {**FIRST_PLAN["problem"], "local_first": flag}
+    old = read_plan({**FIRST_PLAN, "problem": before}, tmp_path)
+    assert old == read_plan(FIRST_PLAN, tmp_path)
+    assert "local_first" not in old.to_json()
+    with pytest.raises(PlanError, match=r"unknown field problem\.first"):
+        read_plan({**FIRST_PLAN, "problem": {**before, "first": flag}}, tmp_path)
+
+
 @EACH
 def test_a_newer_text_is_refused_by_its_version(
     key: str, newest: int, write: Write, read: Read, error: type[OverlapcError], tmp_path: Path

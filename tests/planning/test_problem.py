@@ -45,7 +45,6 @@ def test_bytes_are_those_of_the_whole_tensor_that_is_sent() -> None:
 def test_only_consumers_have_rows_of_their_own_first() -> None:
     gather = replace(AR, collective="all_gather")
     assert gather.local_rows(40) == 10
-    assert replace(gather, local_first=False).local_rows(40) == 0
     assert replace(gather, axis=1).local_rows(40) == 0
     assert AR.local_rows(40) == 0
 
@@ -63,14 +62,12 @@ def test_along_dimension_1_groups_are_plain_bands() -> None:
 
 
 def test_what_means_the_same_is_equal_once_resolved() -> None:
-    explicit = Problem(
-        64, 48, 32, "bfloat16", "all_reduce", 4, 0, "gemm_first", "bfloat16", 1, local_first=False
-    )
+    explicit = Problem(64, 48, 32, "bfloat16", "all_reduce", 4, 0, "gemm_first", "bfloat16", 1)
     assert replace(AR, cuts_columns=True).resolved() != AR.resolved()
     assert explicit != AR
     assert explicit.resolved() == AR.resolved() == AR.resolved().resolved()
     gather = replace(AR, collective="all_gather").resolved()
-    assert (gather.order, gather.row_multiple, gather.local_first) == ("collective_first", 4, True)
+    assert (gather.order, gather.row_multiple) == ("collective_first", 4)
     assert replace(AR, sent_dtype="float32").resolved() != AR.resolved()
     assert replace(gather, cuts_columns=True).resolved() == gather
 

@@ -14,7 +14,7 @@ from overlapc.planning.problem import COLLECTIVES, Problem
 from overlapc.planning.records import to_value
 from overlapc.planning.target import FORMAT, Target, shipped_names, stored_path
 from overlapc.planning.tiles import Tile
-from overlapc.planning.tuned import TunedPlan
+from overlapc.planning.tuned import TRIALS, TunedPlan
 from tests.planning.machines import random_target
 
 PROBLEM = Problem(4096, 4096, 4096, "bfloat16", "all_reduce", 8)
@@ -280,3 +280,17 @@ def test_what_was_measured_of_a_consumer_holds_for_programs_of_other_ranks() -> 
     assert target.tuned_for(replace(consumer, n=31)) is None
     assert target.tuned_for(producer) == measured[2]
     assert target.tuned_for(replace(producer, program="of rank 1")) is None
+def test_trials_of_older_formats_are_known_as_such(tmp_path: Path) -> None:
+    """Also once they are written again. Mutants: every format's are, or none's."""
+    path, tuned = tmp_path / "old.json", TunedPlan(PROBLEM.resolved(), (4096,), 1.0)
+    replace(random_target(Random(5)), tuned=(tuned,)).save(path)
+    content = json.loads(path.read_text())
+    for version in range(1, FORMAT + 1):
+        del content["tuned"][0]["since"]
+        path.write_text(json.dumps({**content, "overlapc_target": version}))
+        read = Target.load(path)
+        assert read.tuned[0].is_stale == (version < TRIALS)
+        assert replace(read.tuned[0], since=TRIALS) == tuned
+        read.save(path)
+        assert Target.load(path) == read
+        content = json.loads(path.read_text())

@@ -93,7 +93,6 @@ def test_columns_are_cut_by_whole_units_and_have_no_local_rows():
     found = problem("all_gather_gemm", "bmm", EXPERTS, axis=1)
     assert (found.m, found.k, found.row_multiple) == (EXPERTS * CAPACITY * RANKS, K, 2 * CAPACITY)
     assert found.local_rows(found.m) == 0
-    assert not found.resolved().local_first
 
 
 def test_uneven_rows_are_those_that_arrive():

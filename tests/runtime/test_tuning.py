@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import Counter
@@ -23,7 +24,7 @@ from overlapc.planning.schedule import Plan
 from overlapc.planning.search import plan
 from overlapc.planning.target import Target, stored_path
 from overlapc.planning.tiles import MOST_SUMS, Tile, tiles_for
-from overlapc.planning.tuned import TunedPlan
+from overlapc.planning.tuned import TRIALS, TunedPlan
 from overlapc.reporting.report import Report
 from overlapc.runtime import measuring
 from overlapc.runtime.trials import Trial
@@ -134,6 +135,25 @@ def favours_columns(rank: int, problem: Problem, target: Target) -> Any:
         return 1.0 if plan.by == "columns" else 2.0
 
     return at_once([problem], target=target, run=run)
+
+
+def forgets(rank: int, target: Target) -> tuple[Target, list[str]]:
+    said: list[str] = []
+    logging.getLogger("overlapc.tuning").addFilter(lambda r: said.append(r.getMessage()) or True)
+    try:
+        return at_once([chains(2)[0]], target=target, run=lambda plan: 1.0), said
+    finally:
+        logging.getLogger("overlapc.tuning").filters.clear()
+
+
+def test_trials_of_older_versions_go_when_the_target_is_written_again(pair: Ranks) -> None:
+    """With a line that says so, once. Mutants: they stay, all others go, nothing is said."""
+    first, *others = (problem.resolved() for problem in chains(2))
+    since = dict(zip(others, (TRIALS, TRIALS - 1, 1, TRIALS), strict=True))
+    tuned = tuple(TunedPlan(p, (p.m,), 1.0, since=format) for p, format in since.items())
+    for target, said in pair.run(forgets, replace(SLOW_LINK, tuned=tuned)):
+        assert [plan.problem for plan in target.tuned] == [others[0], others[3], first]
+        assert ["forgets 2 trials" in line for line in said] == [True]
 
 
 def test_columns_that_win_are_what_is_planned(pair: Ranks) -> None:
