@@ -12,8 +12,9 @@ import torch.distributed as dist
 
 from overlapc.errors import GroupError, OptionError, OverlapcError, TargetError
 from overlapc.planning.fitting import with_group_cost
-from overlapc.planning.problem import COLLECTIVES, ITEM_BYTES, orders_of
+from overlapc.planning.problem import COLLECTIVES, ITEM_BYTES, PER_TENSOR, orders_of
 from overlapc.planning.target import Source, Target, stored_path
+from overlapc.planning.tiles import FP8
 from overlapc.runtime.contention import contention, pipeline
 from overlapc.runtime.link_curves import measure_link, why_not_sent
 from overlapc.runtime.measuring import Bench
@@ -95,8 +96,10 @@ def _measured(
     tell: Progress,
 ) -> Target:
     tell("GEMM", 0.0)
-    dtypes = [dtype for dtype in dtypes if _is_computed(bench, dtype)]
-    gemm = tuple(bench.gemm(dtype, seconds * GEMM_SHARE / len(dtypes)) for dtype in dtypes)
+    kinds = [(dtype, scales) for dtype in dtypes for scales in _scalings(dtype)]
+    kinds = [kind for kind in kinds if _is_computed(bench, *kind)]
+    share = seconds * GEMM_SHARE / len(kinds)
+    gemm = tuple(bench.gemm(dtype, share, scales) for dtype, scales in kinds)
     target = Target(
         name=target_name(bench.device.type, bench.backend, bench.world_size),
         device=bench.device.type,
@@ -165,13 +168,19 @@ def _is_sent(bench: Bench, collective: str) -> bool:
     return not said
 
 
-def _is_computed(bench: Bench, dtype: str) -> bool:
+def _scalings(dtype: str) -> tuple[str, ...]:
+    """How GEMMs of a dtype are scaled: those of float8 by rows and columns, or by tensors."""
+    return ("", PER_TENSOR) if dtype in FP8 else ("",)
+
+
+def _is_computed(bench: Bench, dtype: str, scales: str) -> bool:
     """Whether all devices have a GEMM of a dtype; logged where one has not. All have float32's,
     however busy they are."""
     if dtype == "float32":
         return True
-    if said := bench.why_no_gemm(dtype):
-        log.warning("GEMMs of %s are left out: %s", dtype, said)
+    if said := bench.why_no_gemm(dtype, scales):
+        how = " with one scale a tensor" if scales else ""
+        log.warning("GEMMs of %s%s are left out: %s", dtype, how, said)
     return not said
 
 

@@ -11,7 +11,7 @@ from typing import ClassVar
 from overlapc.errors import ProblemError
 from overlapc.planning.kernel_tiles import LAYOUT
 from overlapc.planning.packed_order import packs
-from overlapc.planning.tiles import Tile
+from overlapc.planning.tiles import FP8, Tile
 
 ITEM_BYTES = {
     "float64": 8,
@@ -45,6 +45,9 @@ _ORDERS_OF = {
 
 ROWS, COLUMNS = DIMENSIONS = ("rows", "columns")
 """What groups may be made of: rows of what is sent or gathered, or columns of what is sent."""
+
+PER_TENSOR = "tensor"
+"""How GEMMs of float8 are scaled that have one number for A and one for B."""
 
 TILES = "tiles"
 """What groups are made of where a generated kernel stores its tiles as they complete."""
@@ -107,6 +110,9 @@ class Problem:
     """Producers that one generated kernel computes: it computes or reads more than the product."""
     layouts: tuple[str, str] = ("row", "col")
     """Of the same, how A and B lie (`kernel_tiles.LAYOUT`); "col" is a transposed weight."""
+    scales: str = ""
+    """Of float8: "tensor" where A and B have one scale each; empty where each row of A and column
+    of B has one, and of other dtypes."""
     GONE: ClassVar[frozenset[str]] = frozenset({"local_first"})
     """Fields that older formats have and nobody reads: that one was true where rows are moved."""
 
@@ -138,6 +144,8 @@ class Problem:
             raise self._error(f"order {self.order!r} of {self.collective} is not {known}")
         if len(self.layouts) != 2 or not all(LAYOUT.fullmatch(one) for one in self.layouts):
             raise self._error(f"layouts are {self.layouts!r}, not row, col, row:16 or strided")
+        if self.scales not in ("", PER_TENSOR):
+            raise self._error(f"scales is {self.scales!r}, not {PER_TENSOR!r} or empty")
         if self.m % self.granule:
             of = f", of which each of {self.world_size} ranks has as many" if self.parts > 1 else ""
             raise self._error(
@@ -168,6 +176,7 @@ class Problem:
             axis=0 if self.collective == "all_reduce" else self.axis,
             computes_beside=self.computes_beside and has_kernel,
             layouts=self.layouts if has_kernel else ("row", "col"),
+            scales=self.scales if self.dtype in FP8 else "",
         )
 
     @property

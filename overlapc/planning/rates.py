@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from overlapc.planning.curve import ROUNDED_TO_DIGITS, Curve
-from overlapc.planning.problem import COLLECTIVES
+from overlapc.planning.problem import COLLECTIVES, PER_TENSOR
 
 ASSUMED_SHARE = 0.85
 """Of the library's rate, what a generated kernel reaches: assumed, and low for that."""
@@ -42,6 +42,8 @@ class GemmRates:
     generated_share: float | None = None
     """Of ``flops_per_second``, what a generated kernel reaches on full tiles; None where nobody has
     measured or assumed it, and `ASSUMED_SHARE` stands in."""
+    scales: str = ""
+    """Of float8: how A and B were scaled, as `Problem.scales` says."""
 
     def __post_init__(self) -> None:
         rates = (
@@ -52,6 +54,8 @@ class GemmRates:
         )
         if any(rate is not None and not rate > 0 for rate in rates):
             raise ValueError(f"rates of {self.dtype} must be above zero, or null where allowed")
+        if self.scales not in ("", PER_TENSOR):
+            raise ValueError(f"scales of {self.dtype} are {self.scales!r}, not {PER_TENSOR!r}")
         if self.generated_share is not None and not 0 < self.generated_share <= 1:
             raise ValueError(f"generated_share of {self.dtype} is none of its flops_per_second")
         if not self.launch_seconds >= 0:

@@ -55,7 +55,7 @@ class Target:
     is_measured: bool
     """Whether `calibrate` measured it on the group it is for."""
     gemm: tuple[GemmRates, ...]
-    """One entry a dtype."""
+    """One entry a dtype, and of float8 a way to scale."""
     links: tuple[Link, ...]
     """One entry a collective and group size."""
     compute_slowdown: float
@@ -90,12 +90,12 @@ class Target:
         rate = self.l2_bytes_per_second
         if not (0 <= self.tile_seconds < inf and self.l2_bytes >= 0 and (rate is None or rate > 0)):
             raise ValueError("tile_seconds and l2_bytes cannot be negative, nor their rate zero")
-        dtypes = [rates.dtype for rates in self.gemm]
-        if unknown := sorted(set(dtypes) - set(ITEM_BYTES)):
+        gemms = [(rates.dtype, rates.scales) for rates in self.gemm]
+        if unknown := sorted({dtype for dtype, _ in gemms} - set(ITEM_BYTES)):
             raise ValueError(f"gemm has unknown dtype {unknown[0]!r}")
         links = [(link.collective, link.world_size) for link in self.links]
         tuned = [plan.problem for plan in self.tuned]
-        if any(len(set(keys)) < len(keys) for keys in (dtypes, links, tuned)):
+        if any(len(set(keys)) < len(keys) for keys in (gemms, links, tuned)):
             raise ValueError("gemm, links or tuned has two entries for the same thing")
 
     @cached_property
@@ -137,7 +137,7 @@ class Target:
     def lacks(self, problem: Problem) -> str:
         """What is missing here to plan ``problem``, as a sentence; empty when nothing is."""
         if self.rates_of(problem.dtype) is None:
-            known = ", ".join(rates.dtype for rates in self.gemm) or "none"
+            known = ", ".join(dict.fromkeys(rates.dtype for rates in self.gemm)) or "none"
             return f"Target {self.name} has no GEMM rates for {problem.dtype}, only for {known}."
         if problem.world_size > 1 and self._nearest_link(problem) is None:
             return f"Target {self.name} has no measured curve for {problem.collective}."
@@ -155,7 +155,7 @@ class Target:
 
         Raises TargetError when there are none.
         """
-        rates = self.rates_of(problem.dtype)
+        rates = self.rates_of(problem.dtype, problem.scales)
         if rates is None:
             raise self._error(self.lacks(problem), f"{problem.dtype} among its --dtypes")
         return rates
@@ -171,10 +171,13 @@ class Target:
             raise self._error(self.lacks(problem), option)
         return link
 
-    def rates_of(self, dtype: str) -> GemmRates | None:
-        """GEMM rates for a dtype, or for one of the same kind and width; None without any."""
-        by_dtype = {rates.dtype: rates for rates in self.gemm}
-        return by_dtype.get(dtype) or by_dtype.get(_TWIN.get(dtype, ""))
+    def rates_of(self, dtype: str, scales: str = "") -> GemmRates | None:
+        """GEMM rates for a dtype, or for one of the same kind and width; None without any.
+
+        Of float8 that is scaled so, or else otherwise.
+        """
+        alike = [rates for rates in self.gemm if rates.dtype in (dtype, _TWIN.get(dtype))]
+        return min(alike, key=lambda r: (r.scales != scales, r.dtype != dtype), default=None)
 
     def _nearest_link(self, problem: Problem) -> Link | None:
         links = [link for link in self.links if link.collective == problem.collective]

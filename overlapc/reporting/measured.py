@@ -18,7 +18,8 @@ def describe_target(target: Target) -> str:
 
 def _lines(target: Target) -> Iterator[str]:
     for rates in target.gemm:
-        yield f"GEMM of {rates.dtype}: {_rates(rates)}"
+        scaled = " with one scale a tensor" if rates.scales else ""
+        yield f"GEMM of {rates.dtype}{scaled}: {_rates(rates)}"
     for link in target.links:
         c = link.compute_slowdown or target.compute_slowdown
         d = link.link_slowdown or target.link_slowdown

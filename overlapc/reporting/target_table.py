@@ -30,7 +30,7 @@ def _cells(name_or_path: str) -> tuple[str, ...]:
         target.device,
         target.backend,
         "yes" if target.is_measured else "no",
-        ", ".join(rates.dtype for rates in target.gemm),
+        ", ".join(dict.fromkeys(rates.dtype for rates in target.gemm)),
         ", ".join(str(size) for size in sorted({link.world_size for link in target.links})),
         "",
     )

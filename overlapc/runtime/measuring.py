@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from overlapc.errors import GroupError, OverlapcError
 from overlapc.planning.fitting import GemmSample, fit_gemm, rounded
-from overlapc.planning.problem import ITEM_BYTES
+from overlapc.planning.problem import ITEM_BYTES, PER_TENSOR
 from overlapc.planning.rates import GemmRates
 from overlapc.planning.tiles import FP8
 from overlapc.runtime import patience
@@ -167,11 +167,11 @@ class Bench:
 
     # GEMM
 
-    def why_no_gemm(self, dtype: str) -> str:
+    def why_no_gemm(self, dtype: str, scales: str = "") -> str:
         """Why GEMMs of a dtype cannot be measured on some member; empty where they can on all."""
         said = ""
         try:
-            call = self.mm(*GEMM_BESIDE, dtype)
+            call = self.mm(*GEMM_BESIDE, dtype, scales)
             call()  # which may load a library
             if (taken := min(self.repeat(call, 0.0))) > STAND_IN_SECONDS:
                 said = f"no library computes them, for one of few rows took {taken:.1f} s"
@@ -179,7 +179,7 @@ class Bench:
             said = str(error) or type(error).__name__
         return self.refusal(said)
 
-    def gemm(self, dtype: str, seconds: float) -> GemmRates:
+    def gemm(self, dtype: str, seconds: float, scales: str = "") -> GemmRates:
         """Rates of `mm`, while all members compute."""
         shapes = sorted(product(GEMM_ROWS, GEMM_WIDTHS), key=lambda s: s[0] * s[1][0] * s[1][1])
         # Every part of the range early on: time may run out.
@@ -189,14 +189,14 @@ class Bench:
         for rows, (n, k) in shapes:
             if spent > seconds and len(samples) >= FEWEST_SAMPLES:
                 break
-            call = self.mm(rows, n, k, dtype)
+            call = self.mm(rows, n, k, dtype, scales)
             call()
             self.together()
             taken = self.slowest(statistics.median(self.repeat(call, share)))
             samples.append(GemmSample(rows, n, k, taken))
             spent += max(share, 3 * taken)
         rates = fit_gemm(self._gemm_shape(dtype), samples, ITEM_BYTES[dtype])
-        return replace(rates, pointwise_bytes_per_second=self._pointwise(dtype))
+        return replace(rates, pointwise_bytes_per_second=self._pointwise(dtype), scales=scales)
 
     def _gemm_shape(self, dtype: str) -> GemmRates:
         if self.device.type == "cpu":
@@ -215,11 +215,11 @@ class Bench:
         times += self.repeat(lambda: torch.add(left, right, out=out), 0.0)
         return rounded(3 * out.nbytes / self.slowest(statistics.median(times)))
 
-    def mm(self, rows: int, n: int, k: int, dtype: str) -> Callable[[], Any]:
+    def mm(self, rows: int, n: int, k: int, dtype: str, scales: str = "") -> Callable[[], Any]:
         """A GEMM of random operands into rows of an output, to be called again and again.
 
         B is a transposed weight, as in a linear layer. Of float8 the GEMM has a scale for each row
-        of A and column of B, which libraries of processors compute too, and gives bfloat16. B is
+        of A and column of B, or one for each where ``scales`` is "tensor", and gives bfloat16. B is
         float8_e4m3fn then: no library multiplies two of the other.
         """
         kind = getattr(torch, dtype)
@@ -232,9 +232,10 @@ class Bench:
         out = torch.empty(rows, n, dtype=kind, device=self.device)
         if dtype not in FP8:
             return lambda: torch.mm(left, weight.t(), out=out)
-        of_rows, of_columns = (torch.ones(s, device=self.device) for s in ((rows, 1), (1, n)))
+        sizes = ((), ()) if scales == PER_TENSOR else ((rows, 1), (1, n))
+        of_a, of_b = (torch.ones(size, device=self.device) for size in sizes)
         return lambda: torch.ops.aten._scaled_mm.out(
-            left, weight.t(), of_rows, of_columns, out_dtype=kind, out=out
+            left, weight.t(), of_a, of_b, out_dtype=kind, out=out
         )
 
     def repeat(self, call: Callable[[], Any], seconds: float) -> list[float]:

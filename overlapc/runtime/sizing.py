@@ -12,7 +12,7 @@ import torch
 from overlapc.codegen.tiles import is_bare, most_sums
 from overlapc.errors import KernelError
 from overlapc.planning.kernel_tiles import layout_of
-from overlapc.planning.problem import COLLECTIVE_FIRST, GEMM_FIRST, Problem
+from overlapc.planning.problem import COLLECTIVE_FIRST, GEMM_FIRST, PER_TENSOR, Problem
 from overlapc.runtime.column_roles import cut_operands
 from overlapc.runtime.execution import is_view, trace
 from overlapc.runtime.kernels import lowered_chain
@@ -41,6 +41,7 @@ class _Gemm:
     n: int
     k: int
     dtype: torch.dtype
+    scales: str = ""
 
     @property
     def flops(self) -> int:
@@ -182,7 +183,9 @@ def _gemm(
     *rows, k = left.shape
     out = [arg for arg in (*args, *kwargs.values()) if isinstance(arg, torch.dtype)]
     value = left.new_empty((*rows, right.shape[-1]), dtype=out[0] if out else left.dtype)
-    return value, _Gemm(prod(rows), right.shape[-1], k, left.dtype)
+    of_tensors = op == aten._scaled_mm.default and all(t.numel() == 1 for t in args[2:4])
+    scales = PER_TENSOR if of_tensors else ""
+    return value, _Gemm(prod(rows), right.shape[-1], k, left.dtype, scales)
 
 
 def _name(dtype: torch.dtype) -> str:

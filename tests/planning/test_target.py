@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from overlapc.errors import TargetError
+from overlapc.errors import ProblemError, TargetError
 from overlapc.planning import search
 from overlapc.planning.problem import COLLECTIVES, Problem
+from overlapc.planning.rates import GemmRates
 from overlapc.planning.records import to_value
 from overlapc.planning.target import FORMAT, Target, shipped_names, stored_path
 from overlapc.planning.tiles import Tile
@@ -280,6 +281,33 @@ def test_what_was_measured_of_a_consumer_holds_for_programs_of_other_ranks() -> 
     assert target.tuned_for(replace(consumer, n=31)) is None
     assert target.tuned_for(producer) == measured[2]
     assert target.tuned_for(replace(producer, program="of rank 1")) is None
+def test_gemms_of_float8_have_the_rates_of_how_they_are_scaled() -> None:
+    """Else those of the other way. Mutants: the twin's come first, the first entry, none at all."""
+    rates = [
+        GemmRates("float8_e5m2", 1e12, 0.0),
+        GemmRates("float8_e4m3fn", 2e12, 0.0),
+        GemmRates("float8_e5m2", 3e12, 0.0, scales="tensor"),
+        GemmRates("float8_e4m3fn", 4e12, 0.0, scales="tensor"),
+    ]
+    base = replace(Target.load("cpu"), gemm=tuple(rates))
+    of_rows = Problem(64, 32, 16, "float8_e4m3fn", "all_reduce", 2, sent_dtype="bfloat16")
+    of_tensors = replace(of_rows, scales="tensor")
+    assert (base.rates(of_rows), base.rates(of_tensors)) == (rates[1], rates[3])
+    for left, (plain, by_tensor) in (((0, 2), (0, 2)), ((0,), (0, 0)), ((1, 2), (1, 2))):
+        target = replace(base, gemm=tuple(rates[index] for index in left))
+        assert (target.rates(of_rows), target.rates(of_tensors)) == (rates[plain], rates[by_tensor])
+    only = replace(base, gemm=(rates[3],))
+    assert only.rates(of_rows) == rates[3]
+    assert search.plan(of_tensors, base).serial_seconds < search.plan(of_rows, base).serial_seconds
+    assert replace(of_tensors, dtype="float32").resolved().scales == ""
+    with pytest.raises(ProblemError, match="scales is 'rows'"):
+        replace(of_rows, scales="rows")
+    with pytest.raises(ValueError, match="scales of float32"):
+        GemmRates("float32", 1e12, 0.0, scales="rows")
+    with pytest.raises(ValueError, match="two entries"):
+        replace(base, gemm=(rates[3], rates[3]))
+
+
 def test_trials_of_older_formats_are_known_as_such(tmp_path: Path) -> None:
     """Also once they are written again. Mutants: every format's are, or none's."""
     path, tuned = tmp_path / "old.json", TunedPlan(PROBLEM.resolved(), (4096,), 1.0)

@@ -16,6 +16,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from overlapc import calibration
 from overlapc.calibration import calibrate, find_target, stored_target, target_name
@@ -241,12 +242,12 @@ def calibrated_for(rank: int, *dtypes: str) -> tuple[Target, list[str]]:
     """Calibrate where rank 1 has no float64 and but a loop for float8; the target, and the log."""
     mm, lines = Bench.mm, []
 
-    def refusing(self: Bench, rows: int, n: int, k: int, dtype: str) -> Any:
+    def refusing(self: Bench, rows: int, n: int, k: int, dtype: str, scales: str = "") -> Any:
         if rank and dtype == "float64":
             raise RuntimeError("no float64 here")
         if rank and dtype == "float8_e5m2":
             return lambda: time.sleep(measuring.STAND_IN_SECONDS + 0.01)
-        return mm(self, rows, n, k, dtype)
+        return mm(self, rows, n, k, dtype, scales)
 
     logging.getLogger("overlapc.calibration").addFilter(lambda r: lines.append(r.getMessage()))
     try:
@@ -264,13 +265,25 @@ def test_gemms_of_the_dtypes_that_are_asked_for_are_measured(pair: Ranks) -> Non
     """But for those that a member's device has not. Mutants: members that do not tell each other,
     which would hang, and no look at the time, which would take minutes."""
     found = pair.run(calibrated_for, "float64", "bfloat16", "float8_e5m2", timeout=60)
-    for (target, lines), why in zip(found, (["another"] * 2, ["no float64", "0.2 s"]), strict=True):
+    for target, lines in found:
         assert [rates.dtype for rates in target.gemm] == ["float32", "bfloat16"]
-        assert [line.split()[2] for line in lines] == ["float64", "float8_e5m2"]
-        assert all(said in line for said, line in zip(why, lines, strict=True))
+        assert [line.split()[2] for line in lines] == ["float64", "float8_e5m2", "float8_e5m2"]
+        assert "one scale a tensor" in lines[2]
+        why = ("no float64", "0.2 s", "0.2 s")
+        assert all(
+            f"rank 1: {said}" in line or said in line for said, line in zip(why, lines, strict=True)
+        )
         assert all(rates.flops_per_second > 1e6 for rates in target.gemm)
         made = plan(Problem(512, 256, 256, "float16", "all_reduce", 2), target)
         assert made.serial_seconds > 0
+
+
+class Seen(TorchDispatchMode):
+    """The scales that a GEMM is given."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.scales = args[2:4]
+        return func(*args, **(kwargs or {}))
 
 
 def calibrated_for_float8(rank: int) -> Target:
@@ -278,24 +291,41 @@ def calibrated_for_float8(rank: int) -> Target:
     bench = Bench.of(dist.group.WORLD)
     shapes = {"GEMM_ROWS": (16, 32), "GEMM_WIDTHS": tuple((n, 64) for n in range(32, 224, 32))}
     with mock.patch.multiple(measuring, **shapes):
-        rates = [bench.gemm(dtype, 0.1) for dtype in ("float8_e4m3fn", "float8_e5m2")]
+        kinds = ("float8_e4m3fn", ""), ("float8_e5m2", ""), ("float8_e4m3fn", "tensor")
+        rates = [bench.gemm(dtype, 0.1, scales) for dtype, scales in kinds]
+        assert [(each.dtype, each.scales) for each in rates] == list(kinds)
     # What is computed, by what is computed in float64 of the same operands.
-    torch.manual_seed(rank)
-    found = bench.mm(16, 32, 64, "float8_e5m2")()
-    torch.manual_seed(rank)
-    left, right = torch.randn(16, 64), torch.randn(32, 64)
-    wanted = left.to(torch.float8_e5m2).double() @ right.to(torch.float8_e4m3fn).double().t()
-    assert found.dtype == torch.bfloat16
-    assert ((found.double() - wanted).norm() / wanted.norm()).item() < 1e-2
+    scaled = []
+    for scales in ("", "tensor"):
+        torch.manual_seed(rank)
+        call = bench.mm(16, 32, 64, "float8_e5m2", scales)
+        with Seen() as seen:
+            found = call()
+        scaled.append([tuple(t.shape) for t in seen.scales])
+        torch.manual_seed(rank)
+        left, right = torch.randn(16, 64), torch.randn(32, 64)
+        wanted = left.to(torch.float8_e5m2).double() @ right.to(torch.float8_e4m3fn).double().t()
+        assert found.dtype == torch.bfloat16
+        assert ((found.double() - wanted).norm() / wanted.norm()).item() < 1e-2
+    assert scaled == [[(16, 1), (1, 32)], [(), ()]]
     return replace(SLOW_LINK, gemm=tuple(rates))
 
 
 def test_gemms_of_float8_are_measured_with_scales(pair: Ranks) -> None:
     """And plans of chains of float8 are made of their rates. Mutants: `torch.mm` of all dtypes,
-    and pointwise work of float8, both of which torch refuses."""
+    and pointwise work of float8, both of which torch refuses; one way to scale alone."""
     for target in pair.run(calibrated_for_float8, timeout=60):
         for rates in target.gemm:
-            its = Problem(512, 256, 256, rates.dtype, "all_reduce", 2, sent_dtype="bfloat16")
+            its = Problem(
+                512,
+                256,
+                256,
+                rates.dtype,
+                "all_reduce",
+                2,
+                sent_dtype="bfloat16",
+                scales=rates.scales,
+            )
             slower = replace(rates, flops_per_second=rates.flops_per_second / 2)
             made, other = (
                 plan(its, replace(target, gemm=(each,)), "serial") for each in (rates, slower)

@@ -95,6 +95,20 @@ def test_columns_are_cut_by_whole_units_and_have_no_local_rows():
     assert found.local_rows(found.m) == 0
 
 
+@pytest.mark.parametrize(
+    ("shapes", "scales"),
+    [(((), ()), "tensor"), (((1, 1), (1,)), "tensor"), (((8, 1), (1, N)), ""), (((), (1, N)), "")],
+)
+def test_a_problem_says_how_float8_is_scaled(shapes, scales):
+    """One number for A and one for B is planned with rates of its own. Mutant: one of them does."""
+    step = Step("aten._scaled_mm.default", (*map(operand, range(4)), None, None, torch.bfloat16))
+    of_rows = ROWS if len(shapes[0]) == 2 and shapes[0][0] > 1 else WHOLE
+    program = Program((ROWS, WHOLE, of_rows, WHOLE), (step,), value(0))
+    dtypes = [torch.float8_e4m3fn] * 2 + [torch.float32] * 2
+    spec = chain("gemm_all_reduce", program, SLOW_LINK)
+    assert problem_of(spec, [(8, K), (K, N), *shapes], dtypes, RANKS).scales == scales
+
+
 def test_uneven_rows_are_those_that_arrive():
     found = problem("all_to_all_gemm", "mm", 12, receives=(3, 4))
     assert (found.m, found.row_multiple, found.program) == (7, 1, "")
