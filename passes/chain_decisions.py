@@ -142,12 +142,9 @@ def _tried_plans(chain: Chain, problem: Problem, target: Target, schedule: str) 
 def _differs_in_rows(one: Problem, other: Problem) -> bool:
     """Whether two problems are equal but for how many rows they have, or not even for that.
 
-    Blocks of rows may be as many as a hint said, and programs of consumers may differ by rank.
+    Blocks of rows may be as many as a hint said, and what is computed beside may differ by rank.
     """
-    without = [
-        replace(p, m=0, epilogue_bytes=0, blocks=1, program="" if p.is_consumer else p.program)
-        for p in (one.resolved(), other.resolved())
-    ]
+    without = [replace(p.common(), m=0, blocks=1) for p in (one, other)]
     return without[0] == without[1]
 
 

@@ -179,6 +179,18 @@ class Problem:
             scales=self.scales if self.dtype in FP8 else "",
         )
 
+    def common(self) -> Problem:
+        """What of it is the same on ranks that compute unlike things beside the GEMM, resolved."""
+        return replace(
+            self.resolved(),
+            program="",
+            epilogue_bytes=0,
+            cuts_columns=False,
+            kernel_sums=0,
+            computes_beside=False,
+            scales="",
+        )
+
     @property
     def is_consumer(self) -> bool:
         """Whether the collective comes first."""

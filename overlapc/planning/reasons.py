@@ -10,6 +10,7 @@ from overlapc.planning.problem import COLUMNS, ROWS, Problem
 from overlapc.planning.schedule import format_seconds
 from overlapc.planning.target import Target
 from overlapc.planning.timelines import Cut
+from overlapc.planning.tuned import TunedPlan
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,17 @@ def measured(seconds: float) -> Reason:
         "measured_best",
         f"Of the best plans that were run on this group this was the fastest, with "
         f"{format_seconds(seconds)}.",
+    )
+
+
+def measured_alike(tuned: TunedPlan) -> Reason:
+    """Other work of the same sizes was compared; ranks that compute unlike things decide alike."""
+    best = "whole" if len(tuned.rows) == 1 else "cut"
+    return Reason(
+        "measured_alike",
+        f"Other work of these sizes was fastest {best} on this group, with "
+        f"{format_seconds(tuned.seconds)}, and ranks that compute unlike things have to decide "
+        "alike.",
     )
 
 

@@ -20,6 +20,7 @@ from overlapc.planning.signaled import configurations, overlapping_cuts, signale
 from overlapc.planning.target import Target
 from overlapc.planning.tiles import MOST_SUMS, Tile
 from overlapc.planning.timelines import Cut, chunked_timeline, serial_timeline
+from overlapc.planning.tuned import TunedPlan
 
 MEASURED_MARGIN = 0.05
 """Share of the serial time that a cut must be predicted to save, on a target measured here: what
@@ -72,7 +73,8 @@ def plan(
 ) -> Plan:
     """The fastest plan, or the fastest of a schedule that is asked for.
 
-    "auto" takes what was measured for this very problem, where the target has it. Else it weighs
+    "auto" takes what was measured for this very problem, or for other work of the same sizes, where
+    the target has it. Else it weighs
     ``serial``, ``chunked``, by rows and where the problem allows it by columns, and ``signaled``,
     with each tile configuration and order of tiles; without ``untried_kernels`` a generated kernel
     is chosen only where it was measured. ``serial`` wins unless another saves its margin; rows win
@@ -94,8 +96,7 @@ def plan(
     if schedule == "signaled":
         return _signaled(costs)
     if schedule == "auto" and (tuned := target.tuned_for(problem)):
-        reason = reasons.measured(tuned.seconds)
-        return plan_rows(problem, target, tuned.rows, reason, by=tuned.by, tile=tuned.tile)
+        return _as_measured(problem, target, tuned, max_units)
     if schedule == "auto" and not target.overlap_gains(problem):
         return _serial(costs, reasons.contention(target, problem))
     chunked = _best_chunked(problem, target, max_units)
@@ -113,6 +114,18 @@ def plan(
         return _serial(costs, reasons.no_gain(costs, best, margin_of(best)))
     best = min(paying, key=lambda cut: cut.seconds * (1 - TIE * (cut is chunked)))
     return _plan(best, reasons.overlaps(costs, best))
+
+
+def _as_measured(problem: Problem, target: Target, tuned: TunedPlan, max_units: int) -> Plan:
+    """The plan that was measured, or where this rank cannot have those groups another cut."""
+    is_own = replace(tuned.problem, takes_map=False) == replace(problem.resolved(), takes_map=False)
+    reason = reasons.measured(tuned.seconds) if is_own else reasons.measured_alike(tuned)
+    if problem.is_cut_by(tuned.rows, tuned.by, tuned.tile):
+        return plan_rows(problem, target, tuned.rows, reason, by=tuned.by, tile=tuned.tile)
+    if chunked := _best_chunked(problem, target, max_units):
+        return _plan(chunked, reason)
+    costs = Costs(problem, target)
+    return _serial(costs, reasons.too_small(problem, quantum(costs, max_units)))
 
 
 def margin_of(cut: Cut) -> float:

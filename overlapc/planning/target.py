@@ -119,20 +119,31 @@ class Target:
     def _tuned(self) -> dict[Problem, TunedPlan]:
         return {plan.problem: plan for plan in self.tuned}
 
-    def tuned_for(self, problem: Problem) -> TunedPlan | None:
-        """What was measured for exactly this problem, or None.
-
-        What was measured for readers of rows holds for those that could read tiles as well; and of
-        consumers, whose programs may differ by rank, what was measured first of those sizes.
-        """
-        if not self.tuned:
-            return None
-        known, exact = self._tuned, problem.resolved()
-        found = known.get(exact) or known.get(replace(exact, takes_map=False))
-        if found is None and exact.is_consumer:
-            alike = (p for p in self.tuned if replace(p.problem, program=exact.program) == exact)
-            found = next(alike, None)
+    @cached_property
+    def _alike(self) -> dict[Problem, list[TunedPlan]]:
+        found: dict[Problem, list[TunedPlan]] = {}
+        for plan in self.tuned:
+            if not plan.is_stale:
+                found.setdefault(plan.problem.common(), []).append(plan)
         return found
+
+    def tuned_for(self, problem: Problem) -> TunedPlan | None:
+        """What was measured for this problem, or for other work of the same sizes; or None.
+
+        Ranks may compute unlike things beside the same GEMM, and whether they cut it has to be one
+        decision, which none asks the others about. So what was measured first of the sizes holds
+        for work that was not; and where some of what was measured was best left whole, all is.
+        What was measured for readers of rows holds for those that could read tiles as well.
+        """
+        exact = problem.resolved()
+        return self._measured(exact) or self._measured(replace(exact, takes_map=False))
+
+    def _measured(self, exact: Problem) -> TunedPlan | None:
+        mine, alike = self._tuned.get(exact), self._alike.get(exact.common(), [])
+        whole = [plan for plan in alike if len(plan.rows) == 1]
+        if whole and (mine is None or len(mine.rows) > 1):
+            return whole[0]
+        return mine or next(iter(alike), None)
 
     def lacks(self, problem: Problem) -> str:
         """What is missing here to plan ``problem``, as a sentence; empty when nothing is."""

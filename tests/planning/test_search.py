@@ -133,9 +133,10 @@ def test_what_was_measured_best_is_taken() -> None:
             schedule = "serial" if len(rows) == 1 else "chunked"
             assert (made.rows, made.schedule, made.code) == (rows, schedule, "measured_best")
             assert "12.5 ms" in made.reason
-        # Exactly that problem, and only where the choice is free.
-        for other in (replace(problem, m=1026), replace(problem, epilogue_bytes=8)):
-            assert plan(other, knowing).code == "chunked_overlaps"
+        # Of those sizes, and only where the choice is free.
+        assert plan(replace(problem, m=1026), knowing).code == "chunked_overlaps"
+        beside = plan(replace(problem, epilogue_bytes=8), knowing)
+        assert (beside.rows, beside.code) == (rows, "measured_alike")
         assert plan(problem, knowing, "chunked").code == "forced"
         assert plan(problem, knowing, "serial").code == "forced"
 

@@ -264,9 +264,10 @@ def test_the_nearest_group_size_stands_in() -> None:
         ) == is_told
 
 
-def test_what_was_measured_of_a_consumer_holds_for_programs_of_other_ranks() -> None:
+def test_what_was_measured_holds_for_programs_of_other_ranks() -> None:
     """Ranks whose programs differ would decide otherwise; mutants: only the exact program is found,
-    that of producers is found as well, another one is taken before the exact one."""
+    that of other sizes is found as well, another one is taken before the exact one, or one that an
+    older version ran."""
     consumer = Problem(64, 32, 16, "float32", "all_gather", 2, program="of rank 0").resolved()
     other, rows = replace(consumer, program="of a bias"), (16, 48)
     producer = replace(consumer, collective="reduce_scatter", order="", row_multiple=0).resolved()
@@ -280,7 +281,36 @@ def test_what_was_measured_of_a_consumer_holds_for_programs_of_other_ranks() -> 
     assert target.tuned_for(other) == measured[1]
     assert target.tuned_for(replace(consumer, n=31)) is None
     assert target.tuned_for(producer) == measured[2]
-    assert target.tuned_for(replace(producer, program="of rank 1")) is None
+    beside = replace(producer, program="of rank 1", epilogue_bytes=64, kernel_sums=64)
+    assert target.tuned_for(replace(beside, computes_beside=True)) == measured[2]
+    assert target.tuned_for(replace(beside, k=15)) is None
+    old = replace(target, tuned=(replace(measured[2], since=TRIALS - 1),))
+    assert old.tuned_for(producer) == old.tuned[0]
+    assert old.tuned_for(beside) is None
+
+
+def test_where_some_work_of_the_sizes_was_best_whole_all_is() -> None:
+    """Mutants: each program's own plan comes first, or the first that was measured."""
+    its = Problem(64, 32, 16, "float32", "all_reduce", 2, program="of rank 0").resolved()
+    cut, whole = TunedPlan(its, (32, 32), 1e-3), TunedPlan(replace(its, program=""), (64,), 1e-3)
+    other = TunedPlan(replace(its, program="other"), (64,), 1e-3)
+    for order in ((cut, whole, other), (whole, cut, other)):
+        target = replace(Target.load("cpu"), tuned=order)
+        assert target.tuned_for(its) == whole
+        assert target.tuned_for(other.problem) == other
+        made = search.plan(its, target)
+        assert (made.schedule, made.code) == ("serial", "measured_alike")
+
+
+def test_a_rank_that_cannot_have_the_groups_that_won_has_others() -> None:
+    """One that must send rows, of work whose columns won. Mutant: a plan that cannot be."""
+    its = Problem(64, 32, 16, "float32", "all_reduce", 2, cuts_columns=True).resolved()
+    target = replace(Target.load("cpu"), tuned=(TunedPlan(its, (16, 16), 1e-3, "columns"),))
+    made = search.plan(replace(its, cuts_columns=False, program="of rank 1"), target)
+    assert (made.by, made.schedule, made.code) == ("rows", "chunked", "measured_alike")
+    assert len(made.rows) > 1
+
+
 def test_gemms_of_float8_have_the_rates_of_how_they_are_scaled() -> None:
     """Else those of the other way. Mutants: the twin's come first, the first entry, none at all."""
     rates = [

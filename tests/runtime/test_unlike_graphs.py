@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 
+import overlapc
+from overlapc.planning.tuned import TunedPlan
 from overlapc.runtime import groups
 from tests.ranks import Ranks
-from tests.targets import SLOW_LINK, machine
+from tests.targets import FAST_LINK, SLOW_LINK, machine
 
 MIDDLE = machine("middle-link", 4e8)
 
@@ -113,6 +116,56 @@ def broken_on_rank_0(rank):
 
 def test_a_graph_that_breaks_on_one_rank_only_meets_the_whole_one(fresh_ranks):
     assert max(fresh_ranks.run(broken_on_rank_0)) < 1e-5
+
+
+def of_bias_on_rank_0(rank, ways):
+    """A layer whose bias rank 0 alone adds, as Megatron's do. What is measured of each rank's work
+    is cut, or not at all ("whole", "cut" or ""); the others' sites, and how wrong the result is."""
+    torch._dynamo.reset()
+    torch.manual_seed(rank)
+    x, w = torch.randn(512, 64), torch.randn(64, 64)
+    bias = torch.randn(64) if rank == 0 else None
+
+    def layer(x):
+        return reduced(torch.nn.functional.linear(x, w, bias))
+
+    with torch.no_grad():
+        (site,) = overlapc.explain(layer, options={"target": FAST_LINK})(x).sites
+        problems = [None, None]
+        dist.all_gather_object(problems, site.plan.problem.resolved())
+        rows = {"cut": (256, 256), "whole": (512,)}
+        tuned = [
+            TunedPlan(p, rows[way], 1e-3) for p, way in zip(problems, ways, strict=True) if way
+        ]
+        target = replace(FAST_LINK, tuned=tuple(tuned))
+        found = torch.compile(layer, backend="overlapc", options={"target": target})(x)
+    wanted = x.double() @ w.double().t() + (0 if bias is None else bias.double())
+    dist.all_reduce(wanted)
+    error = ((found.double() - wanted).norm() / wanted.norm()).item()
+    (made,) = overlapc.explain(layer, options={"target": target})(x).sites
+    return made.decision, made.code, error
+
+
+UNLIKE = {
+    "of rank 0": (("cut", ""), "rewritten", ["measured_best", "measured_alike"]),
+    "of rank 1": (("", "cut"), "rewritten", ["measured_alike", "measured_best"]),
+    "one is whole": (("cut", "whole"), "kept", ["measured_alike", "measured_best"]),
+    "whole": (("whole", ""), "kept", ["measured_best", "measured_alike"]),
+}
+
+
+@pytest.mark.long  # of its rules are tests in tests/planning/test_target.py
+@pytest.mark.parametrize("case", UNLIKE)
+def test_what_is_measured_of_one_ranks_work_decides_for_all(two_ranks, case):
+    """Predicted is another plan than was measured, for one rank at least. Mutants: what was
+    measured holds for the very work alone; each rank's own counts before what is whole; ranks that
+    only move a bias count as unlike ranks for what a kernel does."""
+    ways, decision, codes = UNLIKE[case]
+    found = two_ranks.run(of_bias_on_rank_0, ways, timeout=60)
+    assert [code for _, code, _ in found] == codes
+    for made, _, error in found:
+        assert made == decision
+        assert error < 1e-5
 
 
 SENDS = ["overlapc's gemm_all_reduce at a (f.py:1)", "torch's all_reduce at b (f.py:2)"]
