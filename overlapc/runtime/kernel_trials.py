@@ -6,6 +6,7 @@ import time
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 import torch.distributed as dist
@@ -65,10 +66,20 @@ class KernelTrial:
         """Of what the library computes."""
         return TrialSender(self.problem.collective, self.group, self.device)
 
+    @cached_property
+    def _splits(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Units from and to each rank where a graph holds their numbers: as even as can be."""
+        if not self.problem.deals_unevenly:
+            return (), ()
+        ranks, units = self.group.size(), self.problem.m // self.program.rows_per_unit
+        ends = [units * end // ranks for end in range(ranks + 1)]
+        sends = tuple(end - start for start, end in pairwise(ends))
+        return (sends[self.group.rank()],) * ranks, sends
+
     def why_no_kernel(self, plan: Plan) -> str:
         """Why no kernel runs here, as far as can be told before it is launched."""
         if self.problem.deals_unevenly:
-            return "Kernels are not tried for ranks that get different numbers of rows."
+            return "No kernel is tried where ranks may get different numbers of rows."
         spec = self.spec(plan)
         return why_not_signaled(spec, self.target, self.operands, self.device, self.group)
 
@@ -99,7 +110,9 @@ class KernelTrial:
         if key not in self.chains:
             remember(self.target)
             spec = self.spec(plan)
-            deal = checking.dealing_of(spec, self.operands, self.problem.blocks, (), (), self.group)
+            deal = checking.dealing_of(
+                spec, self.operands, self.problem.blocks, *self._splits, self.group
+            )
             chain = Chain(spec, self.sender)
             self.chains[key] = assemble(chain, self.operands, deal, cut_of(plan), plan)
         return self.chains[key]

@@ -78,6 +78,10 @@ def problem_of(
     flops = sum(gemm.flops for gemm in gemms) if m else sum(2 * g.n * g.k for g in gemms)
     other = -(-flops // (2 * max(m, 1) * columns)) if columns else _other_size(spec, gemms)
     dealt = spec.axis == 0 and spec.collective != "all_reduce" and units % world_size == 0
+    # A graph with numbers for an even deal holds no more than one with others: of it ranks know
+    # neither, and groups are parts of whatever each rank gets.
+    is_told = bool(receives) and not spec.is_consumer
+    dealt = dealt and not is_told
     return Problem(
         m=m,
         n=other if spec.is_consumer else columns,
@@ -93,9 +97,11 @@ def problem_of(
         cuts_columns=_column_operands(spec, operands, values) is not None,
         **_of_kernel(spec, operands, strides),
         blocks=outer if dealt else 1,
-        deals_unevenly=bool(receives) and not spec.is_consumer,
+        deals_unevenly=is_told,
         takes_map=spec.takes_map,
-        program="" if receives else text_of(spec, operands, rows_per_unit),
+        # Rows that come unevenly are not those of a trial, all of whose ranks send alike.
+        program=text_of(spec, operands, rows_per_unit) if dealt or is_told or not receives else "",
+        scales=gemms[0].scales if gemms else "",
     )
 
 

@@ -24,6 +24,7 @@ RIGHT = {
     "aten.bmm.default": 1,
     "aten.baddbmm.default": 2,
     "aten._scaled_mm.default": 1,
+    "aten._grouped_mm.default": 1,
 }
 """Which argument of a GEMM that is tried is B."""
 
@@ -38,7 +39,7 @@ def text_of(spec: ChainSpec, operands: Sequence[torch.Tensor], rows_per_unit: in
     program = spec.program
     ops = [step.op for step in program.steps if not is_view(overload(step.op))]
     is_plain = ops[:1] == [MM] and all(op in CASTS for op in ops[1:]) and len(program.results) == 1
-    if is_plain or OFFSETS in program.modes or not RIGHT.keys() & set(ops):
+    if is_plain or not RIGHT.keys() & set(ops):
         return ""
     given = zip(program.modes, operands, strict=True)
     facts = [[_name(t.dtype), list(t.shape)[mode == ROWS :]] for mode, t in given]
@@ -120,7 +121,11 @@ class TrialProgram:
             by_rows = self.program.modes[index] == ROWS
             shape = (rows // self.rows_per_unit, *sizes) if by_rows else sizes
             layout, dtype = laid.get(Ref("operand", index)), getattr(torch, name)
-            if layout and len(shape) == 2:
+            if self.program.modes[index] == OFFSETS:  # which are data; experts are as busy here
+                units = rows // self.rows_per_unit
+                made.append(torch.arange(1, shape[0] + 1, device=device) * units // shape[0])
+                made[-1] = made[-1].to(dtype)
+            elif layout and len(shape) == 2:
                 made.append(random_matrix(shape, layout, dtype, device))
             else:
                 made.append(torch.randn(shape, device=device).to(dtype))

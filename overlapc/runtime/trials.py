@@ -295,7 +295,9 @@ class Trials:
         return ""
 
     def _trial(self, plan: Plan) -> Trial | KernelTrial:
-        if plan.tile or (plan.problem.program and plan.schedule != "serial"):
+        # A trial of the library alone cuts plain bands of a GEMM alone.
+        its = plan.problem
+        if plan.tile or ((its.program or its.deals_unevenly) and plan.schedule != "serial"):
             return self._kernel(plan.problem)
         return self._library(plan.problem)
 

@@ -12,7 +12,9 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as functional
 
+import overlapc
 from overlapc.errors import ProblemError
 from overlapc.planning.problem import Problem
 from overlapc.planning.schedule import Plan
@@ -26,7 +28,8 @@ from overlapc.runtime.execution import function
 from overlapc.runtime.kernel_trials import KernelTrial
 from overlapc.runtime.linear.trials import graph_of
 from overlapc.runtime.producers import Producer
-from overlapc.runtime.program import ROWS, WHOLE, Program, Step
+from overlapc.runtime.program import OFFSETS, ROWS, WHOLE, Program, Step
+from overlapc.runtime.sending import Sender
 from overlapc.runtime.sizing import problem_of
 from overlapc.runtime.trial_programs import TrialProgram, packed
 from overlapc.runtime.trials import Trial, Trials
@@ -34,7 +37,7 @@ from overlapc.tuning import tune_chains
 from tests.ranks import Ranks
 from tests.runtime.chains import chain
 from tests.runtime.programs import operand, value
-from tests.targets import SLOW_LINK
+from tests.targets import FAST_LINK, SLOW_LINK
 
 M, N, K = 96, 64, 32
 FP8 = "float8_e4m3fn"
@@ -78,6 +81,11 @@ SEVERAL = Program(
     ),
     value(3),
 )
+GROUPED = Program(
+    (ROWS, WHOLE, OFFSETS),
+    (Step("aten._grouped_mm.default", tuple(map(operand, range(3)))),),
+    value(0),
+)
 EXPERTS = Program((ROWS, ROWS), (Step("aten.bmm.default", (operand(0), operand(1))),), value(0))
 CASES = {
     "epilogue": (EPILOGUE, [(M, K), (K, N), (N,), (M, N)], ["float32"] * 4),
@@ -86,6 +94,7 @@ CASES = {
     "several": (SEVERAL, [(M, K), (K, N), (K, N)], ["float32"] * 3),
     "experts": (EXPERTS, [(M // 4, 4, K), (M // 4, K, N)], ["float32"] * 2),
     "scaled": (SCALED, [(M, K), (K, N), (M, 1), (1, N)], [FP8, FP8, "float32", "float32"]),
+    "grouped": (GROUPED, [(M, K), (3, K, N), (3,)], ["bfloat16", "bfloat16", "int32"]),
 }
 KINDS = ("gemm_all_reduce", "gemm_reduce_scatter", "gemm_all_to_all")
 CONSUMERS = {
@@ -95,6 +104,7 @@ CONSUMERS = {
     "several": [("all_gather_gemm", 0)],
     "experts": [("all_gather_gemm", 1), ("all_to_all_gemm", 0)],
     "scaled": [("all_gather_gemm", 0)],
+    "grouped": [("all_gather_gemm", 0), ("all_to_all_gemm", 0)],
 }
 """Kinds and dimensions with which each case is tried as a consumer."""
 TRIED = [(name, kind, 0) for name in CASES for kind in KINDS]
@@ -211,8 +221,110 @@ def test_a_trial_computes_the_chain(name: str, kind: str, axis: int, pair: Ranks
     consumers whose problem drops the program, weights of experts turned as a linear layer's."""
     program = CASES[name][0]
     for error, ran, alone in pair.run(run, problem(name, kind, axis)):
-        assert max(error, alone) < (1e-2 if name == "scaled" else 2e-6)
+        assert max(error, alone) < (1e-2 if name in ("scaled", "grouped") else 2e-6)
         assert ran == [consuming(program) if kind.endswith("_gemm") else program]
+
+
+def test_ends_of_experts_are_those_of_equal_shares() -> None:
+    """Ends are data, which no graph holds. Mutants: random ones, those of all rows at each call."""
+    found = TrialProgram.of(problem("grouped", "all_gather_gemm"))
+    for rows in (M, M // 2 + 1):
+        *_, ends = found.tensors(rows, torch.device("cpu"))
+        assert (ends.dtype, ends.tolist()) == (torch.int32, [rows // 3, rows * 2 // 3, rows])
+
+
+def in_numbers(rank: int, its: Problem, rows: tuple[int, ...], by: str) -> tuple[float, list, list]:
+    """The error of a trial that is told how many rows go where, what the op would send for these
+    numbers, and what the trial of a whole run does."""
+    group, sent = dist.group.WORLD, []
+    start = Sender.start
+
+    def spy(
+        self: Sender, group: Any, out: Any, given: Any, receives: Any = (), to: Any = ()
+    ) -> Any:
+        sent.append((list(given.shape), list(receives), list(to)))
+        return start(self, group, out, given, receives, to)
+
+    made = plan_rows(its, SLOW_LINK, rows, by=by)
+    trial = KernelTrial(its, SLOW_LINK, group, torch.device("cpu"))
+    torch.manual_seed(rank)
+    with mock.patch.object(Sender, "start", spy):
+        found, *_ = trial.ready(made).run(trial.operands, group)
+    wanted, *_ = reference.chain(trial.spec(made), trial.operands, 1, *trial._splits)
+    direct, sent[:] = list(sent), []
+    with mock.patch.object(Sender, "start", spy), uncompiled():
+        trials = Trials(group, torch.device("cpu"), SLOW_LINK)
+        for each in (made, plan_rows(its, SLOW_LINK, (its.m,))):
+            assert not trials.why_not(each)
+            assert trials.run(each) > 0
+    return error_of(found, wanted), direct, sent[: len(direct)]
+
+
+@pytest.mark.parametrize(
+    ("name", "m", "cut", "by"),
+    [
+        ("experts", M, (32, 64), "rows"),
+        ("plain", 95, (31, 64), "rows"),
+        pytest.param("epilogue", M, (32, 64), "rows", marks=pytest.mark.long),
+        pytest.param("epilogue", M, (16, 48), "columns", marks=pytest.mark.long),
+        pytest.param("epilogue", 95, (31, 64), "rows", marks=pytest.mark.long),
+    ],
+)
+def test_what_a_graph_has_numbers_for_is_tried_with_numbers(
+    name: str, m: int, cut: tuple[int, ...], by: str, pair: Ranks
+) -> None:
+    """As even as they can be: groups are the op's, some rows of what each rank gets. Mutants: a
+    trial of plain bands, one without what is computed beside, one of an even deal."""
+    its = problem("epilogue" if name == "plain" else name, "gemm_all_to_all")
+    multiple = 4 if name == "experts" else 1
+    its = replace(its, m=m, row_multiple=multiple, deals_unevenly=True)
+    its = replace(its, program="") if name == "plain" else its
+    for error, direct, tried in pair.run(in_numbers, its, cut, by):
+        assert error < 2e-6
+        assert tried == direct
+        assert len(direct) == 2
+        assert all(len(to) == len(come) == 2 for _, come, to in direct)
+        rows = sum(sum(to) for _, _, to in direct) // (2 if by == "columns" else 1)
+        assert rows * multiple == m
+
+
+def exchanged(rank: int) -> tuple[str, int, float]:
+    """Of a graph whose all-to-all has equal numbers for all ranks: what is tried, in how many
+    groups a call runs where two of rows won, and how wrong its result is."""
+    torch._dynamo.reset()
+    torch.manual_seed(rank)
+    x, w, sent = torch.randn(M, K), torch.randn(K, N), []
+    start = Sender.start
+
+    def layer(x: torch.Tensor) -> torch.Tensor:
+        out = functional.all_to_all_single((x @ w).tanh(), None, None, dist.group.WORLD)
+        return functional.wait_tensor(out)
+
+    def spy(self: Sender, *given: Any) -> Any:
+        sent.append(given)
+        return start(self, *given)
+
+    with torch.no_grad():
+        (site,) = overlapc.explain(layer, options={"target": FAST_LINK})(x).sites
+        its = site.plan.problem.resolved()
+        tuned = TunedPlan(its, (M // 4, M - M // 4), 1e-3)
+        target = replace(FAST_LINK, name="exchanging", tuned=(tuned,))
+        compiled = torch.compile(layer, backend="overlapc", options={"target": target})
+        with mock.patch.object(Sender, "start", spy):
+            found = compiled(x)
+    given = (x.double() @ w.double()).tanh()
+    out = torch.empty(M, N, dtype=torch.float64)
+    dist.all_to_all_single(out, given)
+    return " ".join(its.ops), len(sent), error_of(found, out)
+
+
+@pytest.mark.long
+def test_a_graph_with_equal_numbers_runs_what_won_its_trial(pair: Ranks) -> None:
+    """Which was of the whole chain. Mutants: no program of what has numbers, rows of each rank in
+    groups of what has not."""
+    for ops, groups, error in pair.run(exchanged, timeout=60):
+        assert (ops, groups) == ("mm tanh", 2)
+        assert error < 2e-6
 
 
 def test_the_serial_peer_gives_all_that_the_chain_does() -> None:

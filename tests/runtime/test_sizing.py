@@ -84,9 +84,8 @@ WANTED = {
 def test_a_chain_is_one_problem(case):
     found = problem(*case)
     assert replace(found, program="") == WANTED[case]
-    # What is more than a product is said (consumers here keep what was gathered), but of what a
-    # trial cannot compute: the rows of experts.
-    assert bool(found.program) == (case[1] not in ("mm", "grouped"))
+    # What is more than a product is said (consumers here keep what was gathered).
+    assert bool(found.program) == (case[1] != "mm")
 
 
 def test_columns_are_cut_by_whole_units_and_have_no_local_rows():
@@ -112,6 +111,18 @@ def test_a_problem_says_how_float8_is_scaled(shapes, scales):
 def test_uneven_rows_are_those_that_arrive():
     found = problem("all_to_all_gemm", "mm", 12, receives=(3, 4))
     assert (found.m, found.row_multiple, found.program) == (7, 1, "")
+
+
+@pytest.mark.parametrize("receives", [(4, 4), (3, 5), (3, 4)])
+def test_numbers_of_rows_to_ranks_are_one_problem_whether_equal_or_not(receives):
+    """For they say nothing of other ranks, which have to decide alike; a trial computes the whole
+    chain. Mutants: groups of as many rows of each rank, where equal; nothing beside the GEMM."""
+    found = problem("gemm_all_to_all", "addmm", 8, receives=receives)
+    assert (found.deals_unevenly, found.granule, found.parts) == (True, 1, 1)
+    assert found.program == problem("gemm_all_to_all", "addmm", 8).program != ""
+    come = problem("all_to_all_gemm", "addmm", 8, receives=receives)
+    is_even = sum(receives) % RANKS == 0  # as a trial's rows are
+    assert bool(come.program) == is_even
 
 
 PLAIN, ACTIVATED = (
