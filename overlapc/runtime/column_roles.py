@@ -6,13 +6,12 @@ columns of a GEMM need those of its right operand and bias, and all of its left 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 
 from overlapc.runtime.execution import CASTS, overload
-from overlapc.runtime.program import Program, Ref, Step
+from overlapc.runtime.program import Program, Ref, Step, refs
 
 aten = torch.ops.aten
 
@@ -60,32 +59,24 @@ def _reads(
 
     None where that cannot be said, or where nobody knows how much of the value is needed.
     """
-    op, refs = overload(step.op), list(_refs((step.args, [value for _, value in step.kwargs])))
+    op, given = overload(step.op), list(refs(step))
     if is_cut is None or not (op in LEFT or _is_pointwise(op)):
         return None
     if not is_cut:
-        return None if op in LEFT else [(ref, False) for ref in refs]
+        return None if op in LEFT else [(ref, False) for ref in given]
     reads: list[Read] = []
     if op in LEFT:
         left = step.args[LEFT[op]]
         if not left.is_operand:
             return None  # every group would compute it again
-        refs.remove(left)
+        given.remove(left)
         reads = [(left, False)]
-    for ref in refs:
+    for ref in given:
         last = (1, *tensor(ref).shape)[-1]
         if last not in (1, n):
             return None
         reads.append((ref, last == n))
     return reads
-
-
-def _refs(arg: Any) -> Iterator[Ref]:
-    if isinstance(arg, Ref):
-        yield arg
-    elif isinstance(arg, Iterable) and not isinstance(arg, str):
-        for item in arg:
-            yield from _refs(item)
 
 
 def _is_pointwise(op: torch._ops.OpOverload) -> bool:

@@ -5,14 +5,15 @@ Between two GEMMs of microseconds, walking over steps and arguments would take a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
 
 from overlapc.errors import KernelError
-from overlapc.runtime.program import Program, Ref, Step
+from overlapc.runtime.program import Program, Ref, Step, refs
 
 Function = Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor]], tuple[torch.Tensor, ...]]
 """From operands, and tensors to write to, to the program's results."""
@@ -28,8 +29,28 @@ BINDINGS: dict[torch._ops.OpOverload, Callable[..., torch.Tensor]] = {
 }
 """Bindings of torch that take the same arguments, and ``out=``, in less time."""
 
+GEMMS = frozenset(BINDINGS) | {
+    torch.ops.aten._scaled_mm.default,
+    torch.ops.aten._grouped_mm.default,
+    torch.ops.aten._scaled_grouped_mm.default,
+}
+"""The ops that a library computes."""
+
 HIDDEN_VIEWS = frozenset({torch.ops.aten._unsafe_view.default, torch.ops.aten.reshape.default})
 """Ops that may give a view and do not say so."""
+
+
+@dataclass(frozen=True)
+class Fused:
+    """Some steps as one call."""
+
+    call: Callable[[list[Any]], Sequence[torch.Tensor]]
+    """From sizes, what is read, and tensors to write to, to what is given."""
+    reads: tuple[Ref, ...]
+    gives: tuple[Ref, ...]
+    """Values that the call makes tensors for."""
+    writes: tuple[Ref, ...]
+    """Values that it writes to tensors that the program is given."""
 
 
 @lru_cache(maxsize=1024)
@@ -38,15 +59,59 @@ def function(program: Program, written: tuple[Ref, ...] = ()) -> Function:
 
     Those have the values' shapes and dtypes, and any strides.
     """
+    return code(program, written, range(len(program.steps)))
+
+
+def code(
+    program: Program,
+    written: Sequence[Ref],
+    order: Iterable[int | Fused],
+    sizes: Sequence[str] = (),
+) -> Function:
+    """Return the code of a program whose steps run in an order, some of them in one call.
+
+    ``sizes``: expressions of operands ``o`` and written tensors ``w`` that such calls are given.
+    """
     known: dict[str, Any] = {}
-    lines = ["def run(o, w):"]
-    for index, step in enumerate(program.steps):
-        ref = Ref("value", index)
-        out = f"w[{written.index(ref)}]" if ref in written else ""
-        lines.append(f"    {_name(ref)} = {_call(step, index, out, known)}")
+    lines = ["def run(o, w):", *(f"    s{at} = {size}" for at, size in enumerate(sizes))]
+    places = {ref: f"w[{at}]" for at, ref in enumerate(written)}
+    order = list(order)
+    given = "".join(f"s{at}, " for at in range(len(sizes)))
+    for item, dead in zip(order, _dead(program, order), strict=True):
+        if isinstance(item, Fused):
+            lines += [f"    {line}" for line in _fused(item, given, places, known)]
+        else:
+            out = places.get(Ref("value", item), "")
+            lines.append(f"    v{item} = {_call(program.steps[item], item, out, known)}")
+        if dead:
+            lines.append(f"    del {', '.join(map(_name, dead))}")
     lines.append(f"    return ({''.join(f'{_name(ref)}, ' for ref in program.results)})")
     exec("\n".join(lines), known)
     return known["run"]
+
+
+def _dead(program: Program, order: Sequence[int | Fused]) -> list[list[Ref]]:
+    """Of every item, the values that it reads last: their memory serves what comes next."""
+    needed, dead = set(program.results), []
+    for item in reversed(order):
+        reads = item.reads if isinstance(item, Fused) else refs(program.steps[item])
+        last = [ref for ref in dict.fromkeys(reads) if not ref.is_operand and ref not in needed]
+        dead.append(last)
+        needed.update(last)
+    return dead[::-1]
+
+
+def _fused(
+    fused: Fused, sizes: str, places: Mapping[Ref, str], known: dict[str, Any]
+) -> Iterator[str]:
+    name = f"c{len(known)}"
+    known[name] = fused.call
+    to = [places[ref] for ref in fused.writes]
+    given = sizes + ", ".join((*map(_name, fused.reads), *to))
+    gives = "".join(f"{_name(ref)}, " for ref in fused.gives)
+    yield f"{gives}= {name}([{given}])" if gives else f"{name}([{given}])"
+    for ref, place in zip(fused.writes, to, strict=True):
+        yield f"{_name(ref)} = {place}"
 
 
 def _call(step: Step, index: int, out: str, known: dict[str, Any]) -> str:

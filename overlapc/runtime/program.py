@@ -8,7 +8,7 @@ compiled artifacts, and each process turns it into code once (`runtime.execution
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,6 +112,17 @@ def mapped(steps: Sequence[Step], place: Callable[[Ref], Ref]) -> tuple[Step, ..
         Step(step.op, put(step.args), tuple((name, put(arg)) for name, arg in step.kwargs))
         for step in steps
     )
+
+
+def refs(arg: Any) -> Iterator[Ref]:
+    """What a step, or an argument of one, reads."""
+    if isinstance(arg, Step):
+        yield from refs((arg.args, [value for _, value in arg.kwargs]))
+    elif isinstance(arg, Ref):
+        yield arg
+    elif isinstance(arg, Iterable) and not isinstance(arg, str):
+        for item in arg:
+            yield from refs(item)
 
 
 def _encode(value: Any) -> Any:

@@ -1,0 +1,187 @@
+"""A program whose steps between GEMMs are kernels that Inductor makes, for any number of rows.
+
+They are compiled at the first call, for on a warm cache no pass runs; Inductor's own cache on disk
+makes that quick in the next process. What cannot be compiled runs step by step, which is said.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from math import prod
+from typing import Any
+
+import torch
+
+from overlapc.runtime import execution
+from overlapc.runtime.compiling import Compilation, Sizes, row_strides
+from overlapc.runtime.execution import Function
+from overlapc.runtime.program import ROWS, Program, Ref
+from overlapc.runtime.runs import parts_of
+from overlapc.runtime.shapes import on_meta
+
+log = logging.getLogger(__name__)
+
+LEAST_ELEMENTS = 1024
+"""Of a program's largest value but for GEMMs', for its runs to be compiled: fewer take a few
+microseconds step by step, and compiling takes seconds. Chosen."""
+MOST_LAYOUTS = 8
+"""Ways in which a program's operands lay that are compiled, as many as Dynamo compiles a frame."""
+LIKELY_ROWS = 2048
+"""Chosen: for so many rows Inductor deals out loops to threads, or blocks. Not those of the first
+call, for another rank would compile another kernel."""
+CAPTURING = "It had not run before a graph was captured, and in a capture nothing is compiled."
+TOO_MANY = f"Operands lay in more than {MOST_LAYOUTS} ways."
+
+Key = tuple[Any, ...]
+"""How tensors lie: the device, and of each operand and written one its strides and what else
+counts."""
+
+_lock = threading.RLock()
+_reasons: dict[Program, str] = {}
+
+
+def why_in_steps(program: Program) -> str:
+    """Return why steps that could be one kernel ran one by one; empty where none did so."""
+    return _reasons.get(program, "")
+
+
+@lru_cache(maxsize=1024)
+def function(
+    program: Program, written: tuple[Ref, ...] = (), cut: tuple[bool, ...] = ()
+) -> Function:
+    """Return the code of a program as `execution.function` does, with runs of steps fused.
+
+    Calls may differ in rows. ``cut``: of which operands the last dimension may differ too, as it
+    does in all values that are written then.
+    """
+    steps = execution.function(program, written)
+    if ROWS not in program.modes or all(len(run.steps) == 1 for run in parts_of(program)):
+        return steps
+    return Fusing(program, written, cut, steps)
+
+
+@dataclass
+class Layout:
+    """Operands and written tensors that lie in one way, for any sizes."""
+
+    elements: float
+    """Of the largest value that a run computes, for each row, or row and column."""
+    compilation: Compilation | None = None
+    run: Function | None = None
+    """None where nothing is compiled, or can be."""
+    allowed: dict[Sizes, bool] = field(default_factory=dict)
+
+    def serves(self, sizes: Sizes) -> bool:
+        """Whether what was compiled may run for these sizes."""
+        if self.compilation is None or not self.compilation.env.guards:
+            return True
+        if sizes not in self.allowed:
+            self.allowed[sizes] = self.compilation.holds(sizes)
+        return self.allowed[sizes]
+
+
+@dataclass
+class Fusing:
+    """A program and what was compiled of it so far."""
+
+    program: Program
+    written: tuple[Ref, ...]
+    cut: tuple[bool, ...]
+    steps: Function
+    """What computes it step by step."""
+    layouts: dict[Key, Layout] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._rows_of = self.program.modes.index(ROWS)
+        self._first = [int(mode == ROWS) for mode in self.program.modes]
+        cut = self.cut or (False,) * len(self._first)
+        self._last = [-1 if is_cut else None for is_cut in cut]
+        self._strides = row_strides if self.cut else torch.Tensor.stride
+
+    def __call__(
+        self, operands: Sequence[torch.Tensor], places: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, ...]:
+        """As a function of `execution.function`."""
+        if torch._C._is_any_autocast_enabled():  # GEMMs may give other dtypes
+            return self.steps(operands, places)
+        sizes = self._sizes(operands)
+        key = self._lying(operands, places)
+        layout = self.layouts.get(key)
+        if layout is None:
+            layout = self._new(key, operands, sizes)
+        if prod(sizes) * layout.elements < LEAST_ELEMENTS or not layout.serves(sizes):
+            return self.steps(operands, places)
+        run = layout.run or self._compiled(layout, operands, places)
+        return run(operands, places)
+
+    def _sizes(self, operands: Sequence[torch.Tensor]) -> Sizes:
+        rows = operands[self._rows_of].shape[0]
+        if not any(self.cut):
+            return (rows,)
+        return rows, operands[self.cut.index(True)].shape[-1]
+
+    def _lying(self, operands: Sequence[torch.Tensor], places: Sequence[torch.Tensor]) -> Key:
+        """Equal for calls that one compilation serves."""
+        return (
+            operands[0].device,
+            *[
+                (self._strides(t), t.dtype, t.shape[first:last])
+                for t, first, last in zip(operands, self._first, self._last, strict=True)
+            ],
+            *[(self._strides(t),) for t in places],
+        )
+
+    def _without_rows(self, key: Key) -> Key:
+        """The key without strides of rows: where there is one, views may give it any."""
+        first = (*self._first, *[1] * len(self.written))
+        device, *tensors = key
+        given = zip(first, tensors, strict=True)
+        rests = [(strides or (0, 1))[at:] for at, (strides, *_) in given]
+        return (device, *[(rest, *more) for rest, (_, *more) in zip(rests, tensors, strict=True)])
+
+    def _new(self, key: Key, operands: Sequence[torch.Tensor], sizes: Sizes) -> Layout:
+        if sizes[0] == 1:
+            rest = self._without_rows(key)
+            for other, layout in self.layouts.items():
+                if self._without_rows(other) == rest:
+                    return layout
+        if len(self.layouts) >= MOST_LAYOUTS:
+            _reasons[self.program] = TOO_MANY
+            return Layout(0)
+        if not prod(sizes):
+            return Layout(0)
+        given = [on_meta(operand) for operand in operands]
+        values = execution.trace(self.program, given, lambda _, op, args, more: op(*args, **more))
+        runs = [run for run in parts_of(self.program) if len(run.steps) > 1]
+        largest = max(values[index].numel() for run in runs for index in run.steps)
+        self.layouts[key] = layout = Layout(largest / prod(sizes))
+        return layout
+
+    def _compiled(
+        self, layout: Layout, operands: Sequence[torch.Tensor], places: Sequence[torch.Tensor]
+    ) -> Function:
+        if _is_capturing(operands[0].device):
+            _reasons[self.program] = CAPTURING
+            return self.steps
+        sizes = self._sizes(operands)
+        with _lock:
+            if layout.run is None:
+                hints = (LIKELY_ROWS, *sizes[1:])
+                compilation = Compilation(self.program, self.written, self.cut, hints)
+                try:
+                    run = compilation.function(operands, places)
+                    layout.compilation = compilation
+                except Exception as error:
+                    run = self.steps
+                    _reasons[self.program] = f"Inductor did not compile them: {error!r}"
+                    log.warning("pointwise steps run one by one: %r", error, exc_info=True)
+                layout.run = run
+        return layout.run if layout.serves(sizes) else self.steps
+
+
+def _is_capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -1,0 +1,208 @@
+"""Steps between GEMMs as kernels of Inductor: which are one, and that they give what steps give.
+
+But for the last test Inductor is left out: its graphs are run as they are, call by call.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._inductor import compile_fx
+
+from overlapc.runtime import execution, fusing
+from overlapc.runtime.program import ROWS, WHOLE, Program, Step
+from overlapc.runtime.runs import parts_of
+from tests.runtime.programs import operand, value
+
+K, N, M = 16, 1024, 48
+CAST = "prims.convert_element_type.default"
+x, gate, up, down, bias = map(operand, range(5))
+
+
+def step(op: str, *args: object, **kwargs: object) -> Step:
+    return Step(f"aten.{op}", args, tuple(kwargs.items()))
+
+
+STEPS = (
+    step("mm.default", x, gate),
+    step("sigmoid.default", value(0)),
+    step("mul.Tensor", value(0), value(1)),
+    step("mm.default", x, up),
+    step("mul.Tensor", value(2), value(3)),
+    step("mul.Tensor", value(4), value(4)),
+    step("mean.dim", value(5), (1,), True),
+    step("add.Tensor", value(6), 1e-5),
+    step("rsqrt.default", value(7)),
+    step("mul.Tensor", value(4), value(8)),
+    step("view.default", value(9), (-1, 8, N // 8)),
+    step("mm.default", value(9), down),
+    step("add.Tensor", value(11), bias),
+    Step(CAST, (value(12), torch.bfloat16)),
+)
+"""Gate and up, a norm, and a GEMM with work of its own."""
+PROGRAM = Program(
+    (ROWS, WHOLE, WHOLE, WHOLE, WHOLE), STEPS, value(13), (value(10), value(3), value(12))
+)
+WRITTEN = (value(13), value(10))
+
+
+def operands(rows: int) -> list[torch.Tensor]:
+    """The rows are every second of a tensor's, and weights are transposed views."""
+    weights = [torch.randn(n, k).t() / k**0.5 for n, k in ((N, K), (N, K), (M, N))]
+    return [torch.randn(2 * rows, K)[::2], *weights, torch.randn(M)]
+
+
+def places(rows: int) -> list[torch.Tensor]:
+    """What is written, poisoned: a matrix, and columns of a wider one as they are read."""
+    wide = torch.full((rows, 2 * N), torch.nan)
+    return [torch.full((rows, M), torch.nan, dtype=torch.bfloat16),
+            wide[:, N:].unflatten(1, (8, N // 8))]  # fmt: skip
+
+
+def check(run: execution.Function, rows: int, program=PROGRAM, given=None) -> None:
+    """A run gives and writes what the steps give in float64."""
+    given, to = given or operands(rows), places(rows) if program is PROGRAM else []
+    found = run(given, to)
+    assert not to or (found[0] is to[0] and found[1] is to[1])
+    double = Program(program.modes, tuple(map(_exact, program.steps)), None, program.results)
+    wanted = execution.function(double)([tensor.double() for tensor in given], ())
+    for one, other in zip(found, wanted, strict=True):
+        bound = 2e-2 if one.dtype == torch.bfloat16 else 2e-5
+        torch.testing.assert_close(one.double(), other, atol=bound, rtol=bound)
+
+
+def _exact(its: Step) -> Step:
+    return Step(CAST, (its.args[0], torch.float64)) if its.op == CAST else its
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """The graphs that Inductor was given, which run as they are."""
+    graphs = []
+
+    def as_is(graph, inputs, **_):
+        graphs.append(graph)
+        return lambda given: graph(*given)
+
+    monkeypatch.setattr(compile_fx, "compile_fx_inner", as_is)
+    fusing.function.cache_clear()
+    yield graphs
+    fusing.function.cache_clear()
+
+
+def test_gemms_run_early_and_what_lies_between_them_together():
+    """Mutants: a step as early as it can run (the mul of the gate alone), views counted as work."""
+    assert [run.steps for run in parts_of(PROGRAM)] == [
+        (0,), (3,), (1, 2, 4, 5, 6, 7, 8, 9), (11,), (10, 12, 13),
+    ]  # fmt: skip
+    run = parts_of(PROGRAM)[2]
+    assert (run.reads, run.gives) == ((value(0), value(3)), (value(9),))
+    one = Program((ROWS, WHOLE), (STEPS[0], step("view.default", value(0), (-1, 2, N // 2)),
+                  step("relu.default", value(1))), value(2))  # fmt: skip
+    assert [run.steps for run in parts_of(one)] == [(0,), (1,), (2,)]
+    assert not isinstance(fusing.function(one), fusing.Fusing)
+
+
+def test_any_rows_of_a_layout_are_one_compilation(compiled):
+    """Mutants: what is written left out of the body; reads in another order; rows in the key, or
+    no strides."""
+    run = fusing.function(PROGRAM, WRITTEN)
+    for rows in (2, 1, 7, 64):
+        check(run, rows)
+    assert len(compiled) == 2
+    check(run, 3, given=[operands(3)[0].contiguous(), *operands(3)[1:]])
+    assert len(compiled) == 4
+    check(fusing.function(PROGRAM), 5, Program(PROGRAM.modes, STEPS, value(13), PROGRAM.kept))
+
+
+def test_few_elements_and_no_rows_run_as_steps(compiled):
+    program = Program((ROWS, ROWS), (step("mul.Tensor", x, gate), step("exp.default", value(0))),
+                      value(1))  # fmt: skip
+    run = fusing.function(program)
+    for rows in (0, 1, fusing.LEAST_ELEMENTS // 8 - 1):
+        check(run, rows, program, [torch.randn(rows, 8), torch.randn(rows, 8)])
+    assert not compiled
+    check(run, 128, program, [torch.randn(128, 8), torch.randn(128, 8)])
+    assert len(compiled) == 1
+
+
+def test_columns_may_vary_where_nothing_was_found_out_of_them(compiled):
+    """The steps look at whether columns are even. Mutants: ``holds`` is always true; a written
+    tensor's strides taken for those of other columns."""
+    steps = (STEPS[0], step("neg.default", value(0)), step("unflatten.int", value(1), 1, (-1, 2)),
+             step("exp.default", value(2)), step("flatten.using_ints", value(3), 1))  # fmt: skip
+    program = Program((ROWS, WHOLE), steps, value(4))
+    run = fusing.function(program, (value(4),), (False, True))
+    for columns in (512, 64, 1024):
+        given = [torch.randn(64, K), torch.randn(columns, K).t()]
+        to = torch.full((64, columns), torch.nan)
+        (found,) = run(given, [to])
+        torch.testing.assert_close(found, (-(given[0] @ given[1])).exp(), atol=1e-5, rtol=1e-5)
+        assert found is to
+    assert len(compiled) == 1
+
+
+def test_what_inductor_cannot_compile_runs_as_steps_and_says_so(compiled, monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(compile_fx, "compile_fx_inner", fails)
+    monkeypatch.setattr(fusing, "_reasons", {})
+    run = fusing.function(PROGRAM, WRITTEN)
+    assert fusing.why_in_steps(PROGRAM) == ""
+    check(run, 4)
+    assert "no compiler" in fusing.why_in_steps(PROGRAM)
+
+
+def test_nothing_is_compiled_in_a_capture(compiled, monkeypatch):
+    monkeypatch.setattr(fusing, "_reasons", {})
+    run = fusing.function(PROGRAM, WRITTEN)
+    with monkeypatch.context() as patch:
+        patch.setattr(fusing, "_is_capturing", lambda device: True)
+        check(run, 4)
+        assert not compiled
+        assert fusing.why_in_steps(PROGRAM) == fusing.CAPTURING
+    check(run, 4)
+    assert len(compiled) == 2
+
+
+def test_gemms_that_autocast_changes_run_beside_steps(compiled):
+    """Kernels are compiled for the dtypes that GEMMs give without it. Mutant: they are called."""
+    run, given = fusing.function(PROGRAM), operands(4)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, wanted = run(given, ()), execution.function(PROGRAM)(given, ())
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+    assert not compiled
+
+
+def test_layouts_are_compiled_up_to_a_number(compiled, monkeypatch):
+    """A transposed operand's strides are its rows: another layout at each number."""
+    monkeypatch.setattr(fusing, "_reasons", {})
+    program = Program((ROWS, ROWS), (step("mul.Tensor", x, gate), step("exp.default", value(0))),
+                      value(1))  # fmt: skip
+    run = fusing.function(program)
+    for rows in range(128, 128 + fusing.MOST_LAYOUTS + 2):
+        check(run, rows, program, [torch.randn(8, rows).t(), torch.randn(rows, 8)])
+    assert len(compiled) == fusing.MOST_LAYOUTS
+    assert fusing.why_in_steps(program) == fusing.TOO_MANY
+
+
+def test_inductor_writes_results_where_they_belong(monkeypatch):
+    """By its kernels. Mutants: one more layout where rows are one; a written tensor that is taken
+    to be contiguous, so that Inductor's own checks raise."""
+    monkeypatch.setattr(fusing, "_reasons", {})
+    program = Program(PROGRAM.modes[:3], STEPS[:10], value(9), (value(4),))
+    run = fusing.function(program, (value(9),))
+    wide = torch.full((33, 2 * N), torch.nan)
+    for rows in (2, 1, 33):
+        given, to = operands(rows)[:3], wide[:rows, N:]
+        with torch.inference_mode():
+            found = run(given, [to])
+        wanted = execution.function(program)([tensor.double() for tensor in given], ())
+        for one, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(one.double(), other, atol=2e-5, rtol=2e-5)
+        assert found[0] is to
+    assert wide[:, :N].isnan().all()
+    assert not fusing.why_in_steps(program)
+    (layout,) = run.layouts.values()
+    assert layout.run is not run.steps
