@@ -28,7 +28,7 @@ from overlapc.runtime import groups
 from overlapc.runtime.artifacts import beside_artifacts
 from overlapc.runtime.attention.op import redone_of
 from overlapc.runtime.linear.tables import choices
-from overlapc.runtime.ops import by_library_of, calls_of, choices_text
+from overlapc.runtime.ops import by_library_of, calls_of, choices_text, why_in_steps_of
 from overlapc.targets import TargetChoice
 
 log = logging.getLogger(__name__)
@@ -235,12 +235,14 @@ def report() -> Report:
 
 
 def _as_called(site: Site) -> Site:
-    """The site with its calls, why the library computed those that were to be signaled, and what
-    a softmax without a running maximum had to do again."""
+    """The site with its calls, why the library computed those that were to be signaled, why its
+    pointwise steps ran one by one, and what a softmax without a running maximum had to do again."""
     said = [
         f" The library computed {count} calls: {why}"
         for why, count in by_library_of(site.id).items()
     ]
+    if why := why_in_steps_of(site.id):
+        said.append(f" Its pointwise steps ran one by one: {why}")
     if redone := redone_of(site.id):
         said.append(f" {redone} rows were computed a second time.")
     reason = "".join((site.reason, *said))

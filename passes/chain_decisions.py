@@ -1,8 +1,8 @@
-"""Whether a chain is overlapped: by its plan, and what it costs beside what Inductor does."""
+"""Whether a chain is overlapped: by its plan, and by those at other numbers of rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +15,6 @@ from overlapc.graphs.chain import (
     blocks_of,
     meta_operands,
     operand_facts,
-    pointwise_steps,
 )
 from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.values import hint_of, tensor_facts
@@ -23,7 +22,6 @@ from overlapc.passes.base import Compilation
 from overlapc.passes.chain_specs import packed_tile, specification
 from overlapc.planning.problem import ITEM_BYTES, SENT_BYTES, Problem
 from overlapc.planning.schedule import Plan
-from overlapc.planning.search import MEASURED_MARGIN
 from overlapc.planning.target import Target
 from overlapc.runtime.groups import resolve
 from overlapc.runtime.plans import plan_call, remember
@@ -72,22 +70,11 @@ def decide(chain: Chain, compilation: Compilation) -> Decision | Refusal:
         reason = f"{plan.reason} The library computes its groups: {why}"
         return Decision("rewritten", plan, reason, "not_signaled")
     if schedule == "serial":
-        # Of what is left to it Inductor makes as few kernels as it can; an op would run each step.
+        # An op would only add what its call costs.
         return Decision("kept", plan, plan.reason, plan.code)
-    pays = [other for other in tried if _beats_inductor(other, target, chain)]
-    if pays and schedule == "auto" and _saved(tried, target, chain) < 0:
-        reason = (
-            f"The rows vary, and at {pays[0].problem.m} it pays, but over all numbers of rows more "
-            "is lost where pointwise work is not one kernel, as Inductor makes it."
-        )
-        return Decision("kept", plan, reason, "lost_fusion")
+    pays = [other for other in tried if other.schedule != "serial"]
     if not pays and schedule == "auto":
-        if plan.schedule == "serial":
-            return Decision("kept", plan, plan.reason, plan.code)
-        reason = (
-            "The plan pays only beside pointwise work that Inductor would fuse into one kernel."
-        )
-        return Decision("kept", plan, reason, "lost_fusion")
+        return Decision("kept", plan, plan.reason, plan.code)
     if plan.schedule == "serial" and pays:
         reason = f"The rows vary, and at {pays[0].problem.m} it pays: {pays[0].reason}"
         return Decision("rewritten", plan, reason, "varying_rows")
@@ -148,35 +135,9 @@ def _differs_in_rows(one: Problem, other: Problem) -> bool:
     return without[0] == without[1]
 
 
-def _beats_inductor(plan: Plan, target: Target, chain: Chain) -> bool:
-    """Whether a cut pays beside a graph whose pointwise work is one kernel.
-
-    The op runs it step by step, and so does the serial plan that the cut is weighed against.
-    """
-    if plan.schedule == "serial":
-        return False
-    if pointwise_steps(chain) < 2 or not plan.problem.epilogue_bytes:
-        return True
-    serial = inductor_seconds(plan.problem, target, chain)
-    return plan.predicted_seconds < (1 - MEASURED_MARGIN) * serial
-
-
-def _saved(plans: Iterable[Plan], target: Target, chain: Chain) -> float:
-    """What plans save, each as a share of what Inductor takes, added up: below 0 where they lose.
-
-    Serial ones lose what the steps of pointwise work take that Inductor fuses.
-    """
-    if pointwise_steps(chain) < 2:
-        return 0.0
-    ratios = (p.predicted_seconds / inductor_seconds(p.problem, target, chain) for p in plans)
-    return sum(1 - ratio for ratio in ratios)
-
-
-def inductor_seconds(problem: Problem, target: Target, chain: Chain) -> float:
-    """Predicted seconds where nothing is overlapped, and pointwise work is one kernel."""
-    passes = max(1, pointwise_steps(chain))
-    fused = replace(problem, epilogue_bytes=problem.epilogue_bytes // passes)
-    return plan_call(target.fingerprint, "serial", fused).predicted_seconds
+def inductor_seconds(problem: Problem, target: Target) -> float:
+    """Predicted seconds where nothing is overlapped."""
+    return plan_call(target.fingerprint, "serial", problem).predicted_seconds
 
 
 def _tried(problem: Problem) -> Iterator[Problem]:

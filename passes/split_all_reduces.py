@@ -142,7 +142,7 @@ def _weighed(
         return feeds
     target = compilation.target_for(gather.gemms[0].device, gather.collective.group)
     problem = second.plan.problem
-    after = inductor_seconds(problem, target, gather) - Costs(problem, target).alone(problem.m)
+    after = inductor_seconds(problem, target) - Costs(problem, target).alone(problem.m)
     known = all(target.knows(one.plan.problem) for _, one in decided)
     return Weighed(
         whole=_seconds(whole, alone, compilation) + after,
@@ -156,7 +156,7 @@ def _seconds(chain: Chain, decided: Decision, compilation: Compilation) -> float
     if decided.decision == "rewritten":
         return decided.plan.predicted_seconds
     target = compilation.target_for(chain.gemms[0].device, chain.collective.group)
-    return inductor_seconds(decided.plan.problem, target, chain)
+    return inductor_seconds(decided.plan.problem, target)
 
 
 def _feeds(chain: Chain) -> Refusal | None:

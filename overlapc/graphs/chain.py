@@ -180,21 +180,3 @@ def only_rows_vary(chain: Chain) -> bool:
         for operand in chain.operands
         for size in (operand.shape or shape_of(operand.node))[1 if operand.mode == ROWS else 0 :]
     )
-
-
-def pointwise_steps(chain: Chain) -> int:
-    """Return how many steps of a chain's program are neither GEMMs nor views."""
-    gemms = {str(gemm.node.target) for gemm in chain.gemms} | {"aten.mm.default"}
-    return sum(step.op not in gemms | VIEWS for step in chain.program.steps)
-
-
-VIEWS = frozenset(
-    {
-        "aten.reshape.default",
-        "aten.flatten.using_ints",
-        "aten.unflatten.int",
-        "aten.view.dtype",
-        "aten.expand.default",
-        "aten.permute.default",
-    }
-)

@@ -9,7 +9,8 @@ from functools import cached_property
 import torch
 import torch.distributed as dist
 
-from overlapc.runtime.execution import Function, function
+from overlapc.runtime.execution import Function
+from overlapc.runtime.fusing import function
 from overlapc.runtime.layout import Part
 from overlapc.runtime.producers import Empty
 from overlapc.runtime.program import Program, Ref
@@ -67,7 +68,7 @@ class ColumnProducer:
 
     @cached_property
     def _run(self) -> Function:
-        return function(self.program, self._written)
+        return function(self.program, self._written, tuple(self.cut or ()))
 
     def _compute_all(
         self, operands: Sequence[torch.Tensor], kept: Sequence[torch.Tensor]

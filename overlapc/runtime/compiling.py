@@ -9,7 +9,6 @@ from typing import Any
 import sympy
 import torch
 from torch._dispatch.python import enable_python_dispatcher
-from torch._dynamo.source import ConstantSource
 from torch._guards import TracingContext, tracing
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -48,6 +47,8 @@ class Compilation:
         self.symbols = [self._symbol(name, hint) for name, hint in zip("rc", hints, strict=False)]
 
     def _symbol(self, name: str, hint: int) -> torch.SymInt:
+        from torch._dynamo.source import ConstantSource
+
         source = ConstantSource(name)
         symbol = self.env.create_symbol(hint, source, dynamic_dim=DimDynamic.DYNAMIC)
         size = self.env.create_symintnode(symbol, hint=hint, source=source)

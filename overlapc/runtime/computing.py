@@ -9,7 +9,8 @@ from itertools import accumulate, repeat
 
 import torch
 
-from overlapc.runtime.execution import Function, function
+from overlapc.runtime.execution import Function
+from overlapc.runtime.fusing import function
 from overlapc.runtime.program import OFFSETS, ROWS, Program, Ref
 from overlapc.runtime.units import Units
 

@@ -154,12 +154,24 @@ class Fusing:
             return Layout(0)
         if not prod(sizes):
             return Layout(0)
+        try:
+            layout = Layout(self._largest(operands) / prod(sizes))
+        except Exception as error:  # a GEMM whose sizes cannot be told without content
+            self._fails(error)
+            layout = Layout(0)
+        self.layouts[key] = layout
+        return layout
+
+    def _largest(self, operands: Sequence[torch.Tensor]) -> int:
+        """Elements of the largest value that a run computes."""
         given = [on_meta(operand) for operand in operands]
         values = execution.trace(self.program, given, lambda _, op, args, more: op(*args, **more))
         runs = [run for run in parts_of(self.program) if len(run.steps) > 1]
-        largest = max(values[index].numel() for run in runs for index in run.steps)
-        self.layouts[key] = layout = Layout(largest / prod(sizes))
-        return layout
+        return max(values[index].numel() for run in runs for index in run.steps)
+
+    def _fails(self, error: Exception) -> None:
+        _reasons[self.program] = f"Inductor did not compile them: {error!r}"
+        log.warning("pointwise steps run one by one: %r", error, exc_info=True)
 
     def _compiled(
         self, layout: Layout, operands: Sequence[torch.Tensor], places: Sequence[torch.Tensor]
@@ -170,15 +182,14 @@ class Fusing:
         sizes = self._sizes(operands)
         with _lock:
             if layout.run is None:
-                hints = (LIKELY_ROWS, *sizes[1:])
+                hints = (LIKELY_ROWS, *(max(2, columns) for columns in sizes[1:]))
                 compilation = Compilation(self.program, self.written, self.cut, hints)
                 try:
                     run = compilation.function(operands, places)
                     layout.compilation = compilation
                 except Exception as error:
                     run = self.steps
-                    _reasons[self.program] = f"Inductor did not compile them: {error!r}"
-                    log.warning("pointwise steps run one by one: %r", error, exc_info=True)
+                    self._fails(error)
                 layout.run = run
         return layout.run if layout.serves(sizes) else self.steps
 

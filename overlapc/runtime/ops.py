@@ -17,7 +17,9 @@ from torch.fx.node import has_side_effect
 
 from overlapc.runtime import groups, shapes
 from overlapc.runtime.callers import Caller
+from overlapc.runtime.fusing import why_in_steps
 from overlapc.runtime.preparing import Chain
+from overlapc.runtime.program import Program
 from overlapc.runtime.spec import COLLECTIVE_OF, ChainSpec
 from overlapc.sources import fingerprint_of_sources
 
@@ -46,6 +48,7 @@ class Calls(Counter[str]):
 
 _calls: dict[str, Counter[str]] = {}
 _by_library: dict[str, Counter[str]] = {}
+_programs: dict[str, Program] = {}
 
 
 def calls_of(site: str) -> Counter[str]:
@@ -57,6 +60,11 @@ def calls_of(site: str) -> Counter[str]:
 def by_library_of(site: str) -> Counter[str]:
     """Return how often the library computed what a site's plan wanted signaled, by the reason."""
     return _by_library.setdefault(site, Counter())
+
+
+def why_in_steps_of(site: str) -> str:
+    """Return why steps of a site that could be one kernel ran one by one; empty if none did."""
+    return why_in_steps(_programs[site]) if site in _programs else ""
 
 
 def choices_text(options: str, target: str) -> str:
@@ -94,6 +102,7 @@ def _new_caller(group: dist.ProcessGroup, text: str) -> Caller:
     chains = _chains.setdefault(group, {})
     if spec.key not in chains:
         chains[spec.key] = Chain.of(spec)
+    _programs[spec.site] = spec.program
     counts = calls_of(spec.site), by_library_of(spec.site)
     caller = _callers[group][text] = Caller(chains[spec.key], *counts)
     return caller

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from overlapc.codegen.packing import pack, unpack
 from overlapc.planning.packed_order import PackedOrder
-from overlapc.runtime.execution import function
+from overlapc.runtime.fusing import function
 from overlapc.runtime.layout import Part
 from overlapc.runtime.program import Program
 from overlapc.runtime.sending import Sender

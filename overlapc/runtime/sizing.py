@@ -14,9 +14,10 @@ from overlapc.errors import KernelError
 from overlapc.planning.kernel_tiles import layout_of
 from overlapc.planning.problem import COLLECTIVE_FIRST, GEMM_FIRST, PER_TENSOR, Problem
 from overlapc.runtime.column_roles import cut_operands
-from overlapc.runtime.execution import is_view, trace
+from overlapc.runtime.execution import is_view, overload, trace
 from overlapc.runtime.kernels import lowered_chain
-from overlapc.runtime.program import ROWS, Ref, Step
+from overlapc.runtime.program import ROWS, Program, Ref, Step
+from overlapc.runtime.runs import parts_of
 from overlapc.runtime.shapes import moved
 from overlapc.runtime.spec import ChainSpec
 from overlapc.runtime.trial_programs import text_of
@@ -160,8 +161,6 @@ def _trace(
 ) -> tuple[list[torch.Tensor], list[_Gemm], int]:
     """Every step's value, the GEMMs, and the bytes that the other steps read and write."""
     gemms: list[_Gemm] = []
-    bytes_beside = [0]
-    modes = spec.program.modes
 
     def call(
         step: Step, op: torch._ops.OpOverload, args: list[Any], kwargs: Mapping[str, Any]
@@ -170,15 +169,25 @@ def _trace(
             value, gemm = _gemm(op, args, kwargs)
             gemms.append(gemm)
             return value
-        value = op(*args, **kwargs)
-        if not is_view(op):
-            read = [arg.index for arg in step.args if isinstance(arg, Ref) and arg.is_operand]
-            rows = [operands[index] for index in read if modes[index] == ROWS]
-            bytes_beside.append(sum(tensor.nbytes for tensor in (value, *rows)))
-        return value
+        return op(*args, **kwargs)
 
     values = trace(spec.program, operands, call)
-    return values, gemms, sum(bytes_beside)
+    return values, gemms, _bytes_beside(spec.program, operands, values)
+
+
+def _bytes_beside(
+    program: Program, operands: Sequence[torch.Tensor], values: Sequence[torch.Tensor]
+) -> int:
+    """What runs of steps between GEMMs read by rows and give: each is one pass."""
+    found = 0
+    for run in parts_of(program):
+        ops = [overload(program.steps[index].op) for index in run.steps]
+        if all(op in LEFT_AND_RIGHT or is_view(op) for op in ops):
+            continue
+        read = [ref.index for ref in run.reads if ref.is_operand]
+        rows = [operands[index] for index in read if program.modes[index] == ROWS]
+        found += sum(t.nbytes for t in (*rows, *(values[ref.index] for ref in run.gives)))
+    return found
 
 
 def _gemm(

@@ -126,20 +126,36 @@ def test_few_elements_and_no_rows_run_as_steps(compiled):
     assert len(compiled) == 1
 
 
-def test_columns_may_vary_where_nothing_was_found_out_of_them(compiled):
-    """The steps look at whether columns are even. Mutants: ``holds`` is always true; a written
-    tensor's strides taken for those of other columns."""
-    steps = (STEPS[0], step("neg.default", value(0)), step("unflatten.int", value(1), 1, (-1, 2)),
-             step("exp.default", value(2)), step("flatten.using_ints", value(3), 1))  # fmt: skip
-    program = Program((ROWS, WHOLE), steps, value(4))
-    run = fusing.function(program, (value(4),), (False, True))
-    for columns in (512, 64, 1024):
+def test_columns_may_vary_too(compiled):
+    """Mutant: strides of what is written taken for those of other columns."""
+    steps = (STEPS[0], step("neg.default", value(0)), step("exp.default", value(1)))
+    program = Program((ROWS, WHOLE), steps, value(2))
+    run = fusing.function(program, (value(2),), (False, True))
+    for columns in (512, 65, 1):
         given = [torch.randn(64, K), torch.randn(columns, K).t()]
         to = torch.full((64, columns), torch.nan)
         (found,) = run(given, [to])
         torch.testing.assert_close(found, (-(given[0] @ given[1])).exp(), atol=1e-5, rtol=1e-5)
         assert found is to
-    assert len(compiled) == 1
+    (graph,) = compiled
+    *_, place = (node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder")
+    assert isinstance(place.stride(0), torch.SymInt)
+
+
+def test_where_a_guard_of_inductor_fails_steps_run(compiled, monkeypatch):
+    """As one on indices of 32 bits may. Mutant: ``holds`` is always true."""
+    called = []
+
+    def guarded(graph, inputs, **_):
+        assert inputs[0] > 100
+        return lambda given: (called.append(given[0]), graph(*given))[1]
+
+    monkeypatch.setattr(compile_fx, "compile_fx_inner", guarded)
+    run = fusing.function(Program(PROGRAM.modes[:3], STEPS[:5], value(4)))
+    for rows in (64, 128, 100, 101):
+        given = operands(rows)[:3]
+        check(run, rows, Program(PROGRAM.modes[:3], STEPS[:5], value(4)), given)
+    assert called == [128, 101]
 
 
 def test_what_inductor_cannot_compile_runs_as_steps_and_says_so(compiled, monkeypatch):

@@ -52,7 +52,7 @@ WANTED = {
     ),
     # A residual is read and three pointwise steps write, the last one in bfloat16.
     ("gemm_all_reduce", "rich", 8): Problem(
-        8, N, K, "float32", "all_reduce", RANKS, 8 * N * (4 + 4 + 4 + 2), **PRODUCED,
+        8, N, K, "float32", "all_reduce", RANKS, 8 * N * (4 + 4 + 2), **PRODUCED,
         sent_dtype="bfloat16", row_multiple=1, cuts_columns=True,
     ),
     # Several GEMMs share what is gathered: their columns add up.
