@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -44,21 +45,27 @@ MACHINE = Target(
 """Every GEMM's launch takes so long that only thousands of rows are cut."""
 
 
+def world() -> dist.ProcessGroup:
+    """The group of all ranks."""
+    assert dist.group.WORLD is not None
+    return dist.group.WORLD
+
+
 def gated(x: Tensor, gate: Tensor, up: Tensor) -> Tensor:
     """What a gathered pair of column-parallel layers computes."""
-    full = functional.all_gather_tensor(x, 0, dist.group.WORLD)
+    full = functional.all_gather_tensor(x, 0, world())
     return F.silu(full @ gate) * (full @ up)
 
 
 def activated(x: Tensor, gate: Tensor, up: Tensor) -> Tensor:
     """A product with pointwise work before an all-reduce."""
-    return functional.all_reduce(F.silu(x @ gate) * (x @ up), "sum", dist.group.WORLD)
+    return functional.all_reduce(F.silu(x @ gate) * (x @ up), "sum", world())
 
 
 def normed(x: Tensor, gate: Tensor, up: Tensor) -> Tensor:
     """A product, a residual and a norm before a reduce-scatter."""
     y = F.rms_norm(x @ gate + (x @ up).relu(), (COLUMNS,))
-    return functional.reduce_scatter_tensor(y, "sum", 0, dist.group.WORLD)
+    return functional.reduce_scatter_tensor(y, "sum", 0, world())
 
 
 CHAINS: dict[str, Callable[..., Tensor]] = {
@@ -70,7 +77,7 @@ CHAINS: dict[str, Callable[..., Tensor]] = {
 
 def candidates(chain: Callable[..., Tensor]) -> dict[str, Callable[..., Tensor]]:
     """Compiled functions of the same graph."""
-    options = {"target": MACHINE}
+    options: dict[str, Any] = {"target": MACHINE}
     ours = torch.compile(chain, backend="overlapc", options=options)
     plain = torch.compile(chain, backend="inductor")
 

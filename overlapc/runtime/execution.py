@@ -144,7 +144,11 @@ def _text(arg: Any, known: dict[str, Any]) -> str:
     return name
 
 
-def fill(arg: Any, operands: Sequence[Any], values: Sequence[Any]) -> Any:
+Known = Sequence[Any] | Mapping[int, Any]
+"""What stands for operands, or for values, by index."""
+
+
+def fill(arg: Any, operands: Known, values: Known) -> Any:
     """Return an argument of a step with tensors in the places of ``Ref``."""
     if isinstance(arg, Ref):
         return operands[arg.index] if arg.is_operand else values[arg.index]

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
+from torch._inductor import compile_fx
 
-from overlapc.runtime import agreement, ops
+from overlapc.runtime import agreement, fusing, ops
 from overlapc.runtime.spec import COLLECTIVE_OF, CONSUMERS, ChainSpec
 from tests.runtime.chains import chain, errors_of, poisoned, ragged
 from tests.runtime.programs import CASES, Case
@@ -113,10 +116,16 @@ def trials(ranks: int) -> Iterator[Trial]:
             yield Trial("mm", kind, 17, reduce="avg")
 
 
-def run_all(rank: int, kinds: tuple[str, ...] = KINDS, every: int = 1) -> dict[str, float]:
-    """Errors over their bounds by trial, of those above 1; of these kinds, every so manieth."""
+def run_all(
+    rank: int,
+    kinds: tuple[str, ...] = KINDS,
+    every: int = 1,
+    names: tuple[str, ...] = tuple(CASES),
+) -> dict[str, float]:
+    """Errors over their bounds by trial, of those above 1; of these kinds and programs, every so
+    manieth."""
     ranks, wrong = dist.get_world_size(), {}
-    chosen = [trial for trial in trials(ranks) if trial.kind in kinds][::every]
+    chosen = [one for one in trials(ranks) if one.kind in kinds and one.name in names][::every]
     assert len(chosen) > 10
     with poisoned():
         for seed, trial in enumerate(chosen):
@@ -125,6 +134,27 @@ def run_all(rank: int, kinds: tuple[str, ...] = KINDS, every: int = 1) -> dict[s
             if not error < 1:
                 wrong[str(trial)] = error
     return wrong
+
+
+def run_fused(rank: int) -> tuple[dict[str, float], int]:
+    """Errors as of ``run_all`` of chains whose steps between GEMMs are one call, and how many calls
+    were made. What Inductor would be given is run as it is, so that nothing is built."""
+    made = []
+
+    def as_it_is(graph: Any, inputs: Any, **_: Any) -> Callable[[list[Any]], Any]:
+        made.append(graph)
+        return lambda given: graph(*given)
+
+    forget()
+    try:
+        with (
+            patch.object(fusing, "LEAST_ELEMENTS", 0),
+            patch.object(compile_fx, "compile_fx_inner", as_it_is),
+        ):
+            return run_all(rank, every=2, names=("rich",)), len(made)
+    finally:
+        dist.barrier()
+        forget()
 
 
 def run_mutated(
@@ -142,5 +172,6 @@ def run_mutated(
 
 def forget() -> None:
     """Let nothing that was made ready before a mutation be used after it."""
+    fusing.function.cache_clear()
     for memory in (ops._callers, ops._chains, agreement._agreed):
         memory.clear()

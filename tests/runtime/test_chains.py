@@ -18,6 +18,12 @@ def test_some_chains_on_four_ranks(four_ranks):
     assert four_ranks.run(matrix.run_all, matrix.KINDS, 8) == [{}] * 4
 
 
+def test_steps_that_are_one_call_give_what_steps_give(two_ranks):
+    """Sent, kept and scattered. Mutant: what is written left out of the call."""
+    for wrong, made in two_ranks.run(matrix.run_fused):
+        assert (wrong, made > 2) == ({}, True)
+
+
 @pytest.mark.long
 def test_every_chain_on_four_ranks(four_ranks):
     assert four_ranks.run(matrix.run_all, timeout=300) == [{}] * 4

@@ -220,5 +220,6 @@ def test_inductor_writes_results_where_they_belong(monkeypatch):
         assert found[0] is to
     assert wide[:, :N].isnan().all()
     assert not fusing.why_in_steps(program)
+    assert isinstance(run, fusing.Fusing)
     (layout,) = run.layouts.values()
     assert layout.run is not run.steps
