@@ -8,11 +8,14 @@ import triton.runtime.cache
 from torch._inductor import codecache, compile_fx, cpu_vec_isa
 
 import overlapc.backend
-from tests.sparing import spare
+from overlapc.runtime import compiling
+from tests.sparing import as_it_is, spare
 
 __all__ = ["compile_fx", "overlapc", "torch"]
 
 spare()
+# What Inductor makes of chains' steps is tried in one test and in benchmarks.varying_rows.
+compiling.by_inductor = as_it_is
 # Hashes of the sources of torch and triton, and the vector instructions that the C++ compiler
 # knows: seconds in each process that has to ask itself.
 codecache.torch_key()

@@ -8,6 +8,7 @@ from typing import Any
 
 import sympy
 import torch
+from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import TracingContext, tracing
 from torch._subclasses import FakeTensorMode
@@ -15,7 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils._python_dispatch import _disable_current_modes
 
-from overlapc.runtime.execution import Function, Fused, code, fill, overload, trace
+from overlapc.runtime.execution import Call, Function, Fused, code, fill, overload, trace
 from overlapc.runtime.program import ROWS, Program, Ref
 from overlapc.runtime.runs import Run, parts_of
 
@@ -124,17 +125,22 @@ class Compilation:
         call = self._compiled(_body(self.program, run, gives, writes), tensors)
         return Fused(call, run.reads, gives, writes)
 
-    def _compiled(
-        self, body: Callable[..., Any], tensors: Sequence[torch.Tensor]
-    ) -> Callable[[list[Any]], Sequence[torch.Tensor]]:
-        from torch._inductor.compile_fx import compile_fx_inner
+    def _compiled(self, body: Callable[..., Any], tensors: Sequence[torch.Tensor]) -> Call:
         from torch._inductor.decomposition import select_decomp_table
-        from torch._inductor.utils import BoxedBool
 
         inputs = [*self.symbols, *tensors]
         with self.mode, enable_python_dispatcher():
             graph = make_fx(body, decomposition_table=select_decomp_table())(*inputs)
-        return compile_fx_inner(graph, inputs, cudagraphs=BoxedBool(False))
+        return by_inductor(graph, inputs)
+
+
+def by_inductor(graph: fx.GraphModule, inputs: Sequence[Any]) -> Call:
+    """Return what computes a graph of ATen calls, for any values of the symbols among its inputs
+    that the guards allow that it adds to their environment."""
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.utils import BoxedBool
+
+    return compile_fx_inner(graph, inputs, cudagraphs=BoxedBool(False))
 
 
 def _body(

@@ -40,11 +40,15 @@ HIDDEN_VIEWS = frozenset({torch.ops.aten._unsafe_view.default, torch.ops.aten.re
 """Ops that may give a view and do not say so."""
 
 
+Call = Callable[[list[Any]], Sequence[torch.Tensor]]
+"""Takes what it is given out of the list."""
+
+
 @dataclass(frozen=True)
 class Fused:
     """Some steps as one call."""
 
-    call: Callable[[list[Any]], Sequence[torch.Tensor]]
+    call: Call
     """From sizes, what is read, and tensors to write to, to what is given."""
     reads: tuple[Ref, ...]
     gives: tuple[Ref, ...]

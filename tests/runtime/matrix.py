@@ -10,12 +10,12 @@ from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
-from torch._inductor import compile_fx
 
-from overlapc.runtime import agreement, fusing, ops
+from overlapc.runtime import agreement, compiling, fusing, ops
 from overlapc.runtime.spec import COLLECTIVE_OF, CONSUMERS, ChainSpec
 from tests.runtime.chains import chain, errors_of, poisoned, ragged
 from tests.runtime.programs import CASES, Case
+from tests.sparing import as_it_is
 from tests.targets import machine
 
 TARGET = machine("matrix", 4e7, world_sizes=(2, 3, 4))
@@ -138,18 +138,18 @@ def run_all(
 
 def run_fused(rank: int) -> tuple[dict[str, float], int]:
     """Errors as of ``run_all`` of chains whose steps between GEMMs are one call, and how many calls
-    were made. What Inductor would be given is run as it is, so that nothing is built."""
+    were made."""
     made = []
 
-    def as_it_is(graph: Any, inputs: Any, **_: Any) -> Callable[[list[Any]], Any]:
+    def counted(graph: Any, inputs: Any) -> Any:
         made.append(graph)
-        return lambda given: graph(*given)
+        return as_it_is(graph, inputs)
 
     forget()
     try:
         with (
             patch.object(fusing, "LEAST_ELEMENTS", 0),
-            patch.object(compile_fx, "compile_fx_inner", as_it_is),
+            patch.object(compiling, "by_inductor", counted),
         ):
             return run_all(rank, every=2, names=("rich",)), len(made)
     finally:

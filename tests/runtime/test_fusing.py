@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch._inductor import compile_fx
 
-from overlapc.runtime import execution, fusing
+from overlapc.runtime import compiling, execution, fusing
 from overlapc.runtime.program import ROWS, WHOLE, Program, Step
 from overlapc.runtime.runs import parts_of
 from tests.runtime.programs import operand, value
@@ -80,11 +79,11 @@ def compiled(monkeypatch):
     """The graphs that Inductor was given, which run as they are."""
     graphs = []
 
-    def as_is(graph, inputs, **_):
+    def as_is(graph, inputs):
         graphs.append(graph)
         return lambda given: graph(*given)
 
-    monkeypatch.setattr(compile_fx, "compile_fx_inner", as_is)
+    monkeypatch.setattr(compiling, "by_inductor", as_is)
     fusing.function.cache_clear()
     yield graphs
     fusing.function.cache_clear()
@@ -146,11 +145,11 @@ def test_where_a_guard_of_inductor_fails_steps_run(compiled, monkeypatch):
     """As one on indices of 32 bits may. Mutant: ``holds`` is always true."""
     called = []
 
-    def guarded(graph, inputs, **_):
+    def guarded(graph, inputs):
         assert inputs[0] > 100
         return lambda given: (called.append(given[0]), graph(*given))[1]
 
-    monkeypatch.setattr(compile_fx, "compile_fx_inner", guarded)
+    monkeypatch.setattr(compiling, "by_inductor", guarded)
     run = fusing.function(Program(PROGRAM.modes[:3], STEPS[:5], value(4)))
     for rows in (64, 128, 100, 101):
         given = operands(rows)[:3]
@@ -159,10 +158,10 @@ def test_where_a_guard_of_inductor_fails_steps_run(compiled, monkeypatch):
 
 
 def test_what_inductor_cannot_compile_runs_as_steps_and_says_so(compiled, monkeypatch):
-    def fails(*_, **__):
+    def fails(*_):
         raise RuntimeError("no compiler")
 
-    monkeypatch.setattr(compile_fx, "compile_fx_inner", fails)
+    monkeypatch.setattr(compiling, "by_inductor", fails)
     monkeypatch.setattr(fusing, "_reasons", {})
     run = fusing.function(PROGRAM, WRITTEN)
     assert fusing.why_in_steps(PROGRAM) == ""
