@@ -146,7 +146,7 @@ class Fusing:
     def _new(self, key: Key, operands: Sequence[torch.Tensor], sizes: Sizes) -> Layout:
         if sizes[0] == 1:
             rest = self._without_rows(key)
-            for other, layout in self.layouts.items():
+            for other, layout in list(self.layouts.items()):
                 if self._without_rows(other) == rest:
                     return layout
         if len(self.layouts) >= MOST_LAYOUTS:
