@@ -22,6 +22,7 @@ from overlapc.graphs.linear.counters import give_counters
 from overlapc.graphs.linear.joint import join, may_join
 from overlapc.graphs.linear.layers import Linear, Takes, linear_gemms, read_linear
 from overlapc.graphs.linear.normed import with_norm
+from overlapc.graphs.linear.unread import parameters_of, unread
 from overlapc.graphs.origins import where
 from overlapc.graphs.replacing import replace_linear
 from overlapc.graphs.values import tensor_facts
@@ -70,21 +71,25 @@ class DispatchLinears:
         tables: dict[str, LinearTable | str | None] = {}
         taken: set[fx.Node] = set()
         ops: list[fx.Node] = []
-        gemms = list(linear_gemms(graph))
+        left = {one.node: one for one in unread(graph, parameters_of(graph))}
+        gemms = [gemm for gemm in linear_gemms(graph) if gemm not in left]
         if compilation.explains:
             compilation.varying += where_rows_vary(gemms, compilation.graph_id)
-        for index, gemm in enumerate(gemms):
-            facts = tensor_facts(gemm)
-            if gemm in taken or facts is None:
+        for gemm in sorted((*gemms, *left)):
+            device = _device(gemm)
+            if gemm in taken or device is None:
                 continue
-            if facts.device not in tables:
-                tables[facts.device] = _table(facts.device) if choice == "auto" else ""
-            table = tables[facts.device]
+            if device not in tables:
+                tables[device] = _table(device) if choice == "auto" else ""
+            table = tables[device]
             if table is None:
                 continue
-            later = [one for one in gemms[index + 1 :] if one not in taken]
-            target = _target(compilation, facts.device)
-            found, verdict = judge(gemm, table, choice, takes, later, target)
+            target = _target(compilation, device)
+            if gemm in left:
+                found, verdict = left[gemm], decide(left[gemm], table, choice, target)
+            else:
+                later = [one for one in gemms if gemm < one and one not in taken]
+                found, verdict = judge(gemm, table, choice, takes, later, target)
             if not isinstance(found, Refusal):
                 taken |= {one.node for one in found.gemms}
             ops += self._settle(graph, gemm, found, verdict, compilation)
@@ -302,6 +307,12 @@ def _table(device: str) -> LinearTable | str | None:
     except TargetError as error:
         log.warning("linear layers are left to the library: %s", error)
         return f"{error.what} Remedy: {error.remedy}."
+
+
+def _device(product: fx.Node) -> str | None:
+    """Type of the device of an operand; an op that computes it may give several results."""
+    facts = (tensor_facts(node) for node in product.all_input_nodes)
+    return next((one.device for one in facts if one), None)
 
 
 def _target(compilation: Compilation, device: str) -> Target | None:

@@ -463,6 +463,29 @@ def test_rows_that_vary_take_the_gemm_alone(explained):
     assert found == [(1, (INNER,), ""), (1, (), "")]
 
 
+def test_more_rows_than_were_measured_are_the_librarys(explained):
+    """A graph of 200 stays; one of any row count has the op only where, at the most rows that were
+    measured, the library cost no more by it. Mutants: a region goes on above its end; what was
+    measured there counts only where the region leaves it to the library."""
+    w = weight(24, 40)
+    (layer,) = layers_of(plain, (weight(2, 24), w))
+    machine = this_machine("cpu")
+    for by_op, code in ((Gain(LIBRARY, 0.98, 1.0, 1.01), "measured"),
+                        (Gain(LIBRARY, 0.9, 0.95, 0.99), "op_slower")):  # fmt: skip
+        trials = (LinearTrial(64, 1e-5, (), by_op=by_op),)
+        LinearTable(machine, (LinearEntry(layer.problem, Regions(1, 1, 65), trials),)).save(
+            table_path(machine)
+        )
+        torch._dynamo.reset()
+        report, changes = changed(explained, plain, weight(200, 24), w)
+        assert (said(report), changes) == ([("kept", "library")], False)
+        assert report.sites[0].reason == "Nothing was measured to beat the library at 200 rows."
+        torch._dynamo.reset()
+        x = weight(2, 24)
+        torch._dynamo.mark_dynamic(x, 0)
+        assert [code for _, code in said(overlapc.explain(plain)(x, w))] == [code]
+
+
 COSTS = {
     "op_slower": Gain(LIBRARY, 0.9, 0.95, 0.99),
     "op_not_measured": None,

@@ -139,11 +139,12 @@ def linear_gemms(graph: fx.Graph) -> Iterator[fx.Node]:
     """
     is_backward = any(str(node.target).startswith("tangents") for node in placeholders(graph))
     for node in graph.nodes:
-        if _is_linear(node) and not (is_backward and _contracts_rows(node)):
+        if is_linear(node) and not (is_backward and _contracts_rows(node)):
             yield node
 
 
-def _is_linear(node: fx.Node) -> bool:
+def is_linear(node: fx.Node) -> bool:
+    """Return whether a node is a GEMM by a matrix that the graph is given."""
     is_gemm = node.target in GEMMS or is_shared(node)
     return is_gemm and held_as(weight_of(node)) is not None
 
@@ -259,7 +260,7 @@ class _Reader:
             self.builder.restore(saved)
 
     def _is_sibling(self, node: fx.Node) -> bool:
-        if not _is_linear(node):
+        if not is_linear(node):
             return False
         ours, other = value_of(weight_of(self.gemm)), value_of(weight_of(node))
         return rows_key(left_of(node)) == rows_key(left_of(self.gemm)) and (
