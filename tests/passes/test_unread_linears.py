@@ -72,7 +72,7 @@ UNREAD = {
         [rows, torch.tensor([2, 0, 1])],
         [experts],
     ),
-    "vector": (torch.mv, [weight], [torch.randn(WIDE)]),
+    "vector": (torch.mv, [torch.randn(INNER, WIDE)], [torch.randn(WIDE)]),
     "vector and more": (
         lambda v, b, w: torch.addmv(b, w, v, beta=0.5), [rows[0]], [torch.randn(INNER), weight]
     ),
