@@ -160,25 +160,29 @@ def where_rows_vary(gemms: Sequence[fx.Node], name: str) -> Iterator[Layer]:
         if gemm in taken:
             continue
         later = [one for one in gemms[index + 1 :] if one not in taken]
-        found, verdict = judge(gemm, "", "flat", alone, later)
+        found, verdict = judge(gemm, "", "flat", takes_where_rows_vary, later)
         if not isinstance(found, Refusal) and verdict.decision == "rewritten":
             taken |= {one.node for one in found.gemms}
             spec = LayerSpec(found.program, verdict.regions, name)
             yield Layer(problem_of(found), spec, found.meta_operands)
 
 
-def alone(layer: Linear) -> bool:
-    """Whether what follows a GEMM may go into its op where rows vary: nothing does."""
-    return False
+def takes(layer: Linear) -> bool | None:
+    """Whether what follows a GEMM may go into its op: only a generated kernel gains by it."""
+    if not layer.is_static:
+        return takes_where_rows_vary(layer)
+    return may_fuse(layer) and is_lowered(layer)
 
 
-def takes(layer: Linear) -> bool:
-    """Whether what follows a GEMM may go into its op.
+def takes_where_rows_vary(layer: Linear) -> bool | None:
+    """Whether it may where the library computes some row counts: where GEMMs alone read the result.
 
-    Only a generated kernel gains by it. Where rows vary the library may have to compute them, and
-    Inductor, which would fuse that work, could not.
+    Inductor would fuse anything else that reads it, with what is in the op, in one kernel, and with
+    a norm before what reads that.
     """
-    return may_fuse(layer) and layer.is_static and is_lowered(layer)
+    if not may_fuse(layer) or layer.before or not is_lowered(layer):
+        return False
+    return True if layer.feeds_products else None
 
 
 def may_fuse(layer: Linear) -> bool:

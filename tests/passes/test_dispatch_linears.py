@@ -451,16 +451,34 @@ def test_an_empty_weight_is_refused(explained, sizes, choice):
     assert (said(report), changes) == ([("refused", "empty")], False)
 
 
-def test_rows_that_vary_take_the_gemm_alone(explained):
-    """Its pointwise work is Inductor's to fuse at row counts that the library computes."""
+def test_rows_that_vary_take_what_products_alone_read(explained):
+    """On a device: gate and up with what makes one of them. A residual stays, for Inductor fuses it
+    with what reads it at row counts that the library computes. Mutants: all is taken, nothing is;
+    calibration is given another problem than a graph has."""
     x, *weights = mlp_inputs("meta", torch.bfloat16, shape=(4, ROWS))
-    torch._dynamo.mark_dynamic(x, 1)
-    result = explained(mlp, x, *weights, linear="flat")
-    assert [site.shape[0] for site in result.report.sites] == ["~"] * 2
-    compiled = compilations_of(mlp, {"linear": "flat"})(x, *weights)
-    problems = [layer.problem for one in compiled for layer in one.layers.values()]
-    found = [(one.weights, one.more, one.epilogue) for one in problems]
-    assert found == [(1, (INNER,), ""), (1, (), "")]
+    found = {}
+    for varies in (True, False):
+        torch._dynamo.reset()
+        given = x.clone()
+        if varies:
+            torch._dynamo.mark_dynamic(given, 1)
+        (compiled,) = compilations_of(mlp, {"linear": "flat"})(given, *weights)
+        assert [site.shape[0] == "~" for site in compiled.sites] == [varies] * 2
+        found[varies] = [layer.problem for layer in compiled.layers.values()]
+        assert [layer.problem for layer in compiled.varying] == found[True]
+    last = [(one.weights, one.epilogue.rpartition(" ")[2]) for one in found[True]]
+    assert last == [(2, "mul"), (1, "")]
+    assert found[True][0] == found[False][0]
+    assert found[False][1].epilogue == "add"
+
+
+def test_a_norm_before_stays_where_rows_vary(explained):
+    """The mutant that takes it norms once for each launch at row counts of the library."""
+    function, inputs, _ = READ["normed_mlp"]
+    x, *weights = inputs
+    torch._dynamo.mark_dynamic(x, 0)
+    (compiled,) = compilations_of(function, {"linear": "flat"})(x, *weights)
+    assert [layer.problem.before for layer in compiled.layers.values()] == [""]
 
 
 def test_more_rows_than_were_measured_are_the_librarys(explained):

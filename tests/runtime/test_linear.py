@@ -77,6 +77,22 @@ def test_the_library_computes_bit_for_bit_what_it_does(m):
     assert calls_of(spec.site) == {LIBRARY: 1}
 
 
+def test_on_a_device_the_library_has_what_follows_it_fused(monkeypatch):
+    """On a processor, where nothing follows it if rows vary, steps run as they stand. The mutant
+    that never fuses makes another kernel of each step."""
+    steps = (*MM.steps, Step("aten.relu.default", (Ref("value", 0),)),
+             Step("aten.mul.Tensor", (Ref("value", 1), Ref("value", 0))))  # fmt: skip
+    program = Program(MM.modes, steps, None, (Ref("value", 2),))
+    given, fused = operands(3), torch.randn(3, N)
+    monkeypatch.setattr(
+        "overlapc.runtime.linear.op.fusing.function", lambda its: lambda *_: (fused,)
+    )
+    library = linear._library_of.__wrapped__(program)
+    x, w = given
+    assert torch.equal(library(given), (x @ w).relu() * (x @ w))
+    assert library([one.to("meta") for one in given]) is fused
+
+
 def test_opcheck():
     spec = LayerSpec(ADDMM, FORCED, "checked").text()
     for m in (1, 4):

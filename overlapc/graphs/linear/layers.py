@@ -47,8 +47,8 @@ APART = (
     "of them, which the batched GEMM does not."
 )
 
-Takes = Callable[["Linear"], bool]
-"""Whether an op may take a layer with as much behind it."""
+Takes = Callable[["Linear"], bool | None]
+"""Whether an op may take a layer with as much behind it; None where it may with more behind."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,11 @@ class Linear:
     def is_static(self) -> bool:
         """Whether all its sizes are numbers."""
         return all(gemm.static for gemm in self.gemms)
+
+    @property
+    def feeds_products(self) -> bool:
+        """Whether its results are read by GEMMs alone, which need them in memory."""
+        return all(_feeds_products(result.node) for result in self.results)
 
     @property
     def after(self) -> tuple[str, ...]:
@@ -147,6 +152,13 @@ def is_linear(node: fx.Node) -> bool:
     """Return whether a node is a GEMM by a matrix that the graph is given."""
     is_gemm = node.target in GEMMS or is_shared(node)
     return is_gemm and held_as(weight_of(node)) is not None
+
+
+def _feeds_products(node: fx.Node) -> bool:
+    users = list(node.users)
+    return bool(users) and all(
+        _feeds_products(user) if is_view(user) else form_of(user) is not None for user in users
+    )
 
 
 def _contracts_rows(gemm: fx.Node) -> bool:
@@ -212,9 +224,11 @@ class _Reader:
                 longer = self._linear(node)
             except Refused:
                 break
-            if self._is_crossed(node, longer.dead) or not self.takes(longer):
+            takes = self.takes(longer)
+            if self._is_crossed(node, longer.dead) or takes is False:
                 break
-            best = longer
+            if takes:
+                best = longer
         return best
 
     def _readers(self) -> set[fx.Node]:

@@ -19,7 +19,7 @@ from overlapc.codegen.kernel import special
 from overlapc.errors import KernelError
 from overlapc.planning.linear.regions import LIBRARY
 from overlapc.planning.linear.tiles import rows_of_tile
-from overlapc.runtime import machine
+from overlapc.runtime import fusing, machine
 from overlapc.runtime.execution import BINDINGS, function, overload
 from overlapc.runtime.linear.kernels import Run, Start, by_kernel, linear_kernel_spec
 from overlapc.runtime.linear.spec import LayerSpec
@@ -177,12 +177,17 @@ def _library_of(program: Program) -> Callable[[Tensors], Any]:
                 return lambda operands: binding(operands[a], operands[b])
             case [int(c), int(a), int(b)]:
                 return lambda operands: binding(operands[c], operands[a], operands[b])
-    compute = function(program)
+    steps, fused = function(program), fusing.function(program)
+
+    def compute(operands: Tensors) -> tuple[torch.Tensor, ...]:
+        # As Inductor would fuse them where rows vary; of processors none are taken then.
+        return (steps if operands[0].is_cpu else fused)(operands, ())
+
     if more:
-        return lambda operands: [one.contiguous() for one in compute(operands, ())]
+        return lambda operands: [one.contiguous() for one in compute(operands)]
     if not kept.is_operand and overload(program.steps[kept.index].op) in BINDINGS:
-        return lambda operands: compute(operands, ())[0]  # a GEMM's is contiguous
-    return lambda operands: compute(operands, ())[0].contiguous()
+        return lambda operands: compute(operands)[0]  # a GEMM's is contiguous
+    return lambda operands: compute(operands)[0].contiguous()
 
 
 _callers: dict[str, Caller] = {}
