@@ -33,6 +33,7 @@ from tests.passes.linear_spellings import (
     WIDE,
     mlp,
     mlp_inputs,
+    normed_mlp,
     plain,
     rows_apart,
     weight,
@@ -472,13 +473,21 @@ def test_rows_that_vary_take_what_products_alone_read(explained):
     assert found[False][1].epilogue == "add"
 
 
-def test_a_norm_before_stays_where_rows_vary(explained):
+def normed_layers(x, g, gate, up, down):
+    """Whose gate and up a product alone reads."""
+    return F.linear(normed_mlp(x, g, gate, up)[1], down)
+
+
+@pytest.mark.parametrize("varies", [True, False])
+def test_a_norm_before_stays_where_rows_vary(varies, explained):
     """The mutant that takes it norms once for each launch at row counts of the library."""
-    function, inputs, _ = READ["normed_mlp"]
-    x, *weights = inputs
-    torch._dynamo.mark_dynamic(x, 0)
-    (compiled,) = compilations_of(function, {"linear": "flat"})(x, *weights)
-    assert [layer.problem.before for layer in compiled.layers.values()] == [""]
+    _, (x, *weights), _ = READ["normed_mlp"]
+    down = weight(WIDE, INNER, device="meta", dtype=torch.bfloat16)
+    if varies:
+        torch._dynamo.mark_dynamic(x := x.clone(), 0)
+    (compiled,) = compilations_of(normed_layers, {"linear": "flat"})(x, *weights, down)
+    before = [layer.problem.before for layer in compiled.layers.values()]
+    assert before == ["" if varies else "rms_norm", ""]
 
 
 def test_more_rows_than_were_measured_are_the_librarys(explained):

@@ -141,7 +141,7 @@ def _as_another_op(node: fx.Node, made: Collection[fx.Node]) -> tuple[str, str] 
         return None
     if not any(_given(one) in made for one in node.all_input_nodes):
         return None
-    return "another_op", f"{called} computes it, whose weight has a form of its own."
+    return "another_op", f"{called} computes it, which multiplies by a weight in its own way."
 
 
 def _name_of(call: fx.Node) -> str:
