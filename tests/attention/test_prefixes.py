@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from overlapc.graphs.attention.finding import find_sites
-from overlapc.graphs.attention.prefixes import Prefix, read_prefix
+from overlapc.graphs.attention.prefixes import Part, Prefix, read_prefix
 from overlapc.graphs.attention.site import Attention, Fused
 from overlapc.graphs.attention.steps import Bias
 from overlapc.graphs.attention.versions import Versions
@@ -46,7 +46,7 @@ def read(function, *inputs):
         assert isinstance(site, Attention | Fused), site
         rows, keys = site.query.shape[-2], site.key.shape[-2]
         mask = mask_of(site)
-        prefix = read_prefix(versions, mask, rows, keys)
+        prefix = read_prefix(versions, Part(mask, rows, keys))
         why = prefix if isinstance(prefix, str) else ""
         prefix = None if isinstance(prefix, str) else prefix
         found.append(Read(prefix, site.groups, tuple(site.key.shape), why))
@@ -122,6 +122,14 @@ SPELLINGS = {
     "a window, spelled apart": lambda own: torch.logical_and(
         own[:, None] - 5 < columns(), own[:, None] >= columns()
     ),
+    "what comes later is left out": lambda own: ~(columns() > own[:, None]),
+    "a window, left out": lambda own: torch.logical_not(
+        (own[:, None] < columns()) | (own[:, None] - 5 >= columns())
+    ),
+    "keys first": lambda own: (columns().view(-1, 1) <= own).mT,
+    "a window, keys first": lambda own: (
+        ((columns()[0, 0].mT <= own) & (own[:, None] - 5 < columns()[0, 0]).mT).mT
+    ),
     "and nothing else": lambda own: (columns() <= own[:, None]) & torch.ones(1, KEYS).bool(),
 }
 OTHERS = {
@@ -136,6 +144,8 @@ OTHERS = {
     "rows two apart": lambda own: columns() <= (2 * own)[:, None],
     "or": lambda own: (columns() <= own[:, None]) | (columns() > own[:, None] - 5),
     "a condition of its own": lambda own: (columns() <= own[:, None]) & (own[:, None] > 3),
+    "left out": lambda own: ~(columns() <= own[:, None]),
+    "not both": lambda own: ~((columns() > own[:, None]) & (columns() <= own[:, None] - 5)),
     "a window without an end": lambda own: columns() > own[:, None] - 5,
 }
 
@@ -144,7 +154,7 @@ MORE = ("a condition of its own",)
 """Those that say a length and something else."""
 MOVED = {
     "half a key less", "one more", "not its own", "later ones", "rows backwards", "rows shuffled",
-    "rows two apart", "a window without an end",
+    "rows two apart", "left out", "a window without an end",
 }  # fmt: skip
 """Those that compare the numbers of keys with anything."""
 MOVED_WHY = "its mask compares them with other positions than those of the last rows"
@@ -190,6 +200,70 @@ def test_another_mask_is_none(name):
         return
     assert found[0].prefix is None
     assert found[0].why == MOVED_WHY * (name in MOVED)
+
+
+def keys_first(q, k, v, offset):
+    kept = torch.arange(KEYS)[:, None] <= positions(q.shape[-2], offset)
+    return ((k @ q.mT).masked_fill(~kept, -torch.inf)).softmax(-2).mT @ v
+
+
+def later_filled(q, k, v, offset):
+    later = torch.arange(KEYS) > positions(q.shape[-2], offset)[:, None]
+    return (q @ k.mT).masked_fill(later, -torch.inf).softmax(-1) @ v
+
+
+def zeros_filled(q, k, v, offset):
+    later = torch.arange(KEYS) > positions(q.shape[-2], offset)[:, None]
+    mask = torch.zeros(q.shape[-2], KEYS).masked_fill(later, -torch.inf)
+    return (q @ k.mT + mask).softmax(-1) @ v
+
+
+def test_one_row_may_spell_its_position_in_any_shape():
+    """Mutants: positions are vectors; a number is no position."""
+
+    def added(q, k, v, own):
+        kept = torch.arange(KEYS)[None] <= own + torch.arange(q.shape[-2])[:, None]
+        return (q @ k.mT).masked_fill(~kept, -torch.inf).softmax(-1) @ v
+
+    def alone(q, k, v, own):
+        return torch.where(torch.arange(KEYS) <= own, q @ k.mT, -torch.inf).softmax(-1) @ v
+
+    inputs, own = operands(1), torch.tensor(7)
+    with torch.no_grad():
+        for function in (added, alone):
+            done = rewrite(function, *inputs, own)
+            assert done.codes == ["valid_keys"]
+            wanted = function(*(t.double() for t in inputs), own)
+            torch.testing.assert_close(done.function(*inputs, own).double(), wanted,
+                                       atol=1e-5, rtol=1e-5)  # fmt: skip
+
+
+def test_of_a_mask_that_is_an_input_the_report_says_that_all_keys_are_read():
+    """As ``generate`` of transformers makes it, outside of what is compiled."""
+
+    def function(q, k, v, kept):
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=kept)
+
+    with torch.no_grad():
+        done = rewrite(function, *operands(1), torch.ones(BATCH, 1, 1, KEYS).bool())
+    assert "its mask is an input" in done.sites[0].reason
+
+
+@pytest.mark.parametrize("function", [keys_first, later_filled, zeros_filled])
+def test_scores_that_a_cache_of_fixed_size_has_are_told_its_length(function):
+    """Mutants: a mask that is exchanged is read as it is spelled, or not at all; what is filled
+    is what is kept; a comparison is not negated."""
+    inputs = operands(3)
+    with torch.no_grad():
+        done = rewrite(function, *inputs, torch.tensor(7), softmax="sdpa")
+        assert done.codes == ["valid_keys"]
+        for offset in (7, 12):
+            wanted = function(*(t.double() for t in inputs), torch.tensor(offset))
+            poisoned = [side.clone() for side in inputs]
+            for side in poisoned[1:]:
+                side[:, :, offset + 3 :] = torch.nan
+            found = done.function(*poisoned, torch.tensor(offset))
+            torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_positions_that_are_overwritten_are_none():
