@@ -344,6 +344,14 @@ def keys_repeated_alone(q, k, v):
     return (q @ repeat_kv(k, H // G).mT).softmax(-1) @ v.repeat(1, H // G, 1, 1)
 
 
+def matrices_by_name(q, k, v):
+    return torch.mm(torch.mm(q, k.t()).softmax(1), v)
+
+
+def special_logarithm(q, k, v):
+    return torch.special.log_softmax(q @ k.mT, -1).exp() @ v
+
+
 def transposed_result(q, k, v):
     return functional(q, k, v).transpose(1, 2).reshape(B, Q, H * D)
 
@@ -472,6 +480,8 @@ REWRITTEN = {
     "interleaved": Spelling(interleaved, operands=grouped, says="enable_gqa=True"),
     "repeated_otherwise": Spelling(repeated_otherwise, operands=grouped, says="enable_gqa=False"),
     "keys_repeated_alone": Spelling(keys_repeated_alone, operands=grouped, says="enable_gqa=False"),
+    "matrices_by_name": Spelling(matrices_by_name, operands=two),
+    "special_logarithm": Spelling(special_logarithm),
     "transposed_result": Spelling(transposed_result),
     "viewed_result": Spelling(viewed_result, operands=sequence_first),
     "sequence_first_operands": Spelling(sequence_first_operands, operands=sequence_first),

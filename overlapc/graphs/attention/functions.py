@@ -27,6 +27,12 @@ STANDING_FOR = (1, 1, 3, 5)
 
 aten = torch.ops.aten
 
+CLAMPS = {
+    "aten.maximum.default": "aten.clamp_min.default",
+    "aten.minimum.default": "aten.clamp_max.default",
+}
+"""Choices of two tensors by what they are where one is a number."""
+
 
 @dataclass(frozen=True)
 class Function:
@@ -112,9 +118,11 @@ class _Trace:
             raise CannotLower(f"{call.name} reads what was written through another view")
         if seen in self.values:
             return self.values[seen]
-        known = number(self.versions, argument)
-        if known is not None:
-            return known
+        known, own = number(self.versions, argument), tensor_of(argument)
+        if known is not None and own is not None:  # an op may take no other number
+            value = torch.empty((), dtype=own.dtype, device="meta")
+            self.recorder.know(value, known)
+            return value
         found = self.beside(call, argument) if tensor_of(argument) is not None else None
         if found is None:
             raise CannotLower(f"{call.name} takes what is no tensor, or was written to")
@@ -205,6 +213,10 @@ class _Recorder(TorchDispatchMode):
 
 def _as_lowered(call: AtenCall) -> AtenCall:
     """A choice in the one spelling that is lowered, by which of its sides are numbers."""
+    if call.op in CLAMPS:
+        numbers = [side for side in call.arguments if not isinstance(side, Ref)]
+        scores = [side for side in call.arguments if isinstance(side, Ref)]
+        return AtenCall(CLAMPS[call.op], (*scores, *numbers)) if numbers else call
     if call.op in ("aten.masked_fill.Scalar", "aten.masked_fill.Tensor"):
         scores, mask, value = call.arguments
         call = AtenCall("aten.where.self", (mask, value, scores))
