@@ -125,6 +125,53 @@ def sinks_below_keys(q, k, v, sinks):
     return torch.cat((k @ q.mT, row), -2).softmax(-2)[..., :-1, :].mT @ v
 
 
+def not_below(q, k, v, m):
+    """As XGLM: the least number there is, as a tensor."""
+    s = torch.max(q @ k.mT + m, torch.tensor(torch.finfo(q.dtype).min))
+    return torch.maximum(s, torch.tensor(-1.0)).softmax(-1) @ v
+
+
+def written_scores(q, k, v):
+    s = q @ k.mT
+    s[:, :, torch.arange(Q) > 3] = -1.0
+    return s.softmax(-1) @ v
+
+
+def sinks_first(q, k, v, sinks):
+    """Before the keys, scores are exchanged on the way, and weights are split."""
+    column = sinks.view(1, H, 1, 1).expand(B, H, 1, Q).mT
+    s = torch.cat((column, (k @ q.mT).mT), 3) / 1.5
+    return s.softmax(-1).split([1, K], dim=-1)[1] @ v
+
+
+def sinks_of_groups(q, k, v, sinks):
+    """Heads of queries that share keys have a dimension of their own."""
+    q = q.unflatten(1, (2, 2))
+    s = torch.einsum("bghqd,bgkd->bghkq", q, k)
+    row = sinks[:, None, None].unflatten(0, (2, 2)).expand(B, 2, 2, 1, Q)
+    w = torch.cat((s, row), -2).softmax(-2).narrow(-2, 0, K)
+    return torch.einsum("bghkq,bgkd->bghqd", w, v).flatten(1, 2)
+
+
+def sinks_of_one_batch(q, k, v, sinks):
+    """Batches and heads are one dimension."""
+    q, k, v = (side.flatten(0, 1) for side in (q, k, v))
+    column = sinks.repeat(B)[:, None, None].expand(-1, Q, 1)
+    w = torch.cat((torch.bmm(q, k.mT), column), -1).softmax(-1)
+    return torch.bmm(w[..., :K], v)
+
+
+def other_column_left_out(q, k, v, sinks):
+    """Sinks stand before the keys, and the last key is left out."""
+    column = sinks[None, :, None, None].expand(B, H, Q, 1)
+    return torch.cat((column, q @ k.mT), -1).softmax(-1)[..., :-1] @ v
+
+
+def sinks_of_batches(q, k, v, sinks):
+    column = torch.stack((sinks, 2 * sinks))[:, :, None, None].expand(B, H, Q, 1)
+    return torch.cat((q @ k.mT, column), -1).softmax(-1)[..., :-1] @ v
+
+
 def a_row_more(q, k, v, sinks):
     """A row that is no query's, whose softmax is over keys."""
     row = sinks[None, :, None, None].expand(B, H, K, 1)
@@ -176,17 +223,24 @@ OWN = {
     "with_sinks": Spelling(with_sinks, "sinks", pair(bias, sinks_of_heads)),
     "scaled_sinks": Spelling(scaled_sinks, "sinks", sinks_of_heads),
     "shift_beside_sinks": Spelling(shift_beside_sinks, "sinks", sinks_of_heads),
+    "not_below": Spelling(not_below, "score_function", bias),
+    "sinks_below_keys": Spelling(sinks_below_keys, "sinks", sinks_of_heads),
+    "sinks_first": Spelling(sinks_first, "sinks", sinks_of_heads),
+    "sinks_of_groups": Spelling(sinks_of_groups, "sinks", sinks_of_heads, operands=grouped),
+    "sinks_of_one_batch": Spelling(sinks_of_one_batch, "sinks", sinks_of_heads),
 }
 """What a kernel of our own takes; the code is the reason why torch's attention does not."""
 
 LEFT = {
     "weighty_sinks": Spelling(weighty_sinks, "!sinks", sinks_of_heads),
     "sinks_of_rows": Spelling(sinks_of_rows, "!sinks", sinks_of_heads),
-    "sinks_below_keys": Spelling(sinks_below_keys, "!sinks", sinks_of_heads),
-    "a_row_more": Spelling(a_row_more, "!sinks", sinks_of_heads),
+    "sinks_of_batches": Spelling(sinks_of_batches, "!sinks", sinks_of_heads),
+    "other_column_left_out": Spelling(other_column_left_out, "!weights_changed", sinks_of_heads),
+    "a_row_more": Spelling(a_row_more, "!score_function", sinks_of_heads),
     "row_left_out": Spelling(row_left_out, "!weights_changed", sinks_of_heads),
     "exchanged_itself": Spelling(exchanged_itself, "!score_function", operands=square),
     "summed": Spelling(summed, "!scores_read"),
+    "written_scores": Spelling(written_scores, "!hidden_write"),
     "rounded_down": Spelling(rounded_down, "!score_function"),
     "special": Spelling(special, "!score_function"),
 }

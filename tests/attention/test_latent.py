@@ -64,9 +64,14 @@ def one_product_keys_first(q, q_pe, c, k_pe):
     return torch.softmax(scores, -1) @ c[:, None]
 
 
-@pytest.mark.parametrize("function", [keys_first, one_product_keys_first])
-def test_products_may_be_spelled_transposed(function):
-    """Mutant: the one that is added is read as it is spelled."""
+def each_scaled(q, q_pe, c, k_pe):
+    rest = (q_pe @ k_pe[:, None].mT) / 4
+    return torch.softmax(-rest + 0.25 * -(q @ c[:, None].mT), -1) @ c[:, None]
+
+
+@pytest.mark.parametrize("function", [keys_first, one_product_keys_first, each_scaled])
+def test_products_may_be_spelled_transposed_and_scaled(function):
+    """Mutants: the one that is added is read as it is spelled; its number is not seen."""
     assert READS in rewritten(function, *latent_cache.operands()).sites[0].reason
 
 
@@ -217,6 +222,22 @@ def narrow(*kinds, scales=0):
     return [q, q_pe, *sides, *torch.tensor([0.5, 2.0])[:scales]]
 
 
+def alike(q, q_pe, c, k_pe, scale):
+    return widened(q, q_pe, c, k_pe, scale, scale)
+
+
+def of_one_buffer(q, q_pe, c, k_pe, scale):
+    """Whole keys are scaled once, before they get a dimension of heads."""
+    keys = torch.cat((c, k_pe), -1).to(FP8).to(q.dtype) * scale
+    return latent_cache.one_buffer(q, q_pe, keys)
+
+
+def half_of_each(q, q_pe, c, k_pe):
+    c = 0.5 * c.to(q.dtype)
+    key = torch.cat((c, 0.5 * k_pe.to(q.dtype)), -1)[:, None]
+    return torch.softmax(torch.cat((q, q_pe), -1) @ key.mT, -1) @ c[:, None]
+
+
 FP8, WIDE = torch.float8_e4m3fn, torch.float32
 
 
@@ -247,6 +268,15 @@ def test_a_latent_cache_is_not_read_in_a_wider_dtype_than_apart(name):
     assert (READS in reason, "as a cache holds them" in reason) == wanted
 
 
+@pytest.mark.parametrize("function", [alike, of_one_buffer, half_of_each])
+def test_a_latent_cache_of_one_scale_is_read_once(function):
+    """Mutants: a scale of both is one of none; a scale before a dimension of one is none."""
+    scales = 0 if function is half_of_each else 1
+    done = rewritten(function, *narrow(FP8, FP8, scales=scales))
+    assert READS in done.sites[0].reason
+    assert "as a cache holds them" in done.sites[0].reason
+
+
 def test_a_cache_that_is_unsqueezed_when_it_is_wide_is_read_narrow():
     """Mutant: what is unsqueezed is not looked through."""
     reason = rewritten(widened_then_unsqueezed, *narrow(FP8, FP8)).sites[0].reason
@@ -254,8 +284,16 @@ def test_a_cache_that_is_unsqueezed_when_it_is_wide_is_read_narrow():
     assert "as a cache holds them" in reason
 
 
+def rescaled(q, q_pe, c, k_pe):
+    """The one that is added is scaled by a number, in place, and in another view."""
+    rest = k_pe[:, None] @ q_pe.mT
+    rest *= 0.5
+    return torch.softmax(q @ c[:, None].mT * 0.5 + (-rest.mT.contiguous()).neg(), -1) @ c[:, None]
+
+
 IN_HALF = (
     latent_cache.two_products,
+    rescaled,
     pytest.param(latent_cache.rest_first, marks=pytest.mark.long),
 )
 
@@ -272,7 +310,8 @@ def test_in_float16_it_is_no_further_off_than_eager(function):
         wanted = function(*(side.double() for side in inputs))
         eager = (function(*inputs).double() - wanted).abs().max()
         done = rewrite(function, *inputs, softmax="unified")
-        assert READS in done.sites[0].reason
+        assert done.codes == ["unified"]
+        assert (READS in done.sites[0].reason) == (function is not rescaled)
         assert (done.function(*inputs).double() - wanted).abs().max() <= 1.5 * eager
 
 

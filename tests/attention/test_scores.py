@@ -23,6 +23,9 @@ def own(monkeypatch):
 
 
 SHORT = (
+    "not_below",
+    "sinks_first",
+    "sinks_of_groups",
     "capped_then_causal",
     "leaky",
     "doubled",

@@ -5,20 +5,18 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from overlapc.graphs.attention.constants import number
 from overlapc.graphs.attention.products import NAMES
-from overlapc.graphs.attention.spelling import tensor_of
-from overlapc.graphs.attention.tensors import is_same
+from overlapc.graphs.attention.spelling import Call, tensor_of
+from overlapc.graphs.attention.tensors import exchanges_last, is_cast, is_same, keeps_rows
 from overlapc.graphs.attention.versions import Versions
 
 FURTHEST = 24
 """Calls between a product and its softmax: chosen, three times what any model in the tests has."""
 
 
-def leads_to_product(versions: Versions, node: fx.Node, dim: int = -1) -> bool:
-    """Return whether a product of matrices stands above a node, with no reduction in between.
-
-    ``dim`` is the dimension in which there may be sinks beside.
-    """
+def leads_to_product(versions: Versions, node: fx.Node) -> bool:
+    """Return whether a product of matrices stands above a node, with no reduction in between."""
     waiting, seen = [node], set()
     while waiting and len(seen) < 4 * FURTHEST:
         one = waiting.pop()
@@ -31,17 +29,64 @@ def leads_to_product(versions: Versions, node: fx.Node, dim: int = -1) -> bool:
         if call.name in ("linear", "addmm", "scaled_dot_product_attention", "softmax"):
             continue
         sources = [versions.read(one, source) for source in one.all_input_nodes]
-        waiting.extend(s for s in sources if s is not None and _could_be_scores(s, value, dim))
+        waiting.extend(s for s in sources if s is not None and _could_be_scores(s, value))
     return False
 
 
-def _could_be_scores(source: fx.Node, value: torch.Tensor, dim: int = -1) -> bool:
+def _could_be_scores(source: fx.Node, value: torch.Tensor) -> bool:
     """Whether ``value`` may be made of scores ``source``: of as many, or of all but sinks."""
     own = tensor_of(source)
     if own is None or own.ndim < 2 or value.ndim < 2 or not own.dtype.is_floating_point:
         return False
-    is_fewer = is_same((own.shape[dim] + 1,), (value.shape[dim],))
+    is_fewer = any(is_same((own.shape[dim] + 1,), (value.shape[dim],)) for dim in (-1, -2))
     return is_fewer or is_same((own.numel(),), (value.numel(),))
+
+
+def scaled_product(versions: Versions, node: fx.Node) -> tuple[list[fx.Node], float] | None:
+    """Return the calls from a product of matrices down to a node, and the number that they multiply
+    it by; None where they do anything else."""
+    nodes: list[fx.Node] = []
+    factor = 1.0
+    while (call := versions.calls.get(node)) is not None:
+        nodes.insert(0, node)
+        if call.name in NAMES:
+            return nodes, factor
+        whole, value = _scaled(versions, call)
+        seen = versions.read(node, whole) if whole is not None else None
+        if seen is None:
+            break
+        node, factor = seen, factor * value
+    return None
+
+
+def is_of_products(versions: Versions, node: fx.Node) -> bool:
+    """Return whether a tensor is a product of matrices, in another dtype or view, times a number,
+    or a sum of such."""
+    call = versions.calls.get(node)
+    if call is None or call.name in NAMES:
+        return call is not None
+    parts = [_scaled(versions, call)[0]]
+    if call.name in ("add", "sub"):
+        parts = [call.get("input"), call.get("other")]
+    elif is_cast(versions, node) or keeps_rows(versions, node) or exchanges_last(versions, node):
+        parts = [call.get("input")]
+    seen = [versions.read(node, part) if isinstance(part, fx.Node) else None for part in parts]
+    return all(one is not None and is_of_products(versions, one) for one in seen)
+
+
+def _scaled(versions: Versions, call: Call) -> tuple[fx.Node | None, float]:
+    """What a call multiplies by a number, and the number; None where it does anything else."""
+    pair = call.get("input"), call.get("other")
+    if call.name == "neg":
+        return pair[0], -1.0
+    if call.name not in ("mul", "div") or call.get("rounding_mode"):
+        return None, 1.0
+    sides = pair, pair[::-1]
+    for whole, other in sides if call.name == "mul" else sides[:1]:
+        value = number(versions, other)
+        if value and isinstance(whole, fx.Node) and tensor_of(whole) is not None:
+            return whole, value if call.name == "mul" else 1.0 / value
+    return None, 1.0
 
 
 def product_above(versions: Versions, reader: fx.Node, source: fx.Node) -> fx.Node | None:

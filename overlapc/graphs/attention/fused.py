@@ -11,7 +11,7 @@ from overlapc.graphs.attention.layouts import (
     layout_is_read,
     takes_groups,
 )
-from overlapc.graphs.attention.operands import checked, no_plain_tensors
+from overlapc.graphs.attention.operands import checked, no_plain_tensors, why_empty
 from overlapc.graphs.attention.prefixes import prefix_of
 from overlapc.graphs.attention.repeats import unrepeated
 from overlapc.graphs.attention.site import Attention, Fused
@@ -51,6 +51,9 @@ def _as_spelled_out(
     sides = (query, key, value)
     if any(not isinstance(side.value, FakeTensor) for side in sides):
         return no_plain_tensors(call.node, [side.value for side in sides])
+    empty = why_empty(call.node, *sides)
+    if empty:
+        return empty
     said = read_arguments(versions, call, query, key)
     if isinstance(said, Refusal):
         return said

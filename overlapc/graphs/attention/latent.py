@@ -11,14 +11,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from torch import fx
 
+from overlapc.graphs.attention.above import scaled_product
 from overlapc.graphs.attention.layouts import four_dimensional
-from overlapc.graphs.attention.products import NAMES, Product, read_product
+from overlapc.graphs.attention.products import Product, read_product
 from overlapc.graphs.attention.scores import Scores
 from overlapc.graphs.attention.site import Attention
 from overlapc.graphs.attention.spelling import tensor_of
 from overlapc.graphs.attention.steps import Bias
-from overlapc.graphs.attention.tensors import Expression, expression, insertion, is_same
+from overlapc.graphs.attention.tensors import (
+    Expression,
+    expression,
+    insertion,
+    is_same,
+    is_same_tensor,
+)
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.collectives import Refusal
 from overlapc.runtime.attention.kernels import may_share
@@ -40,13 +48,13 @@ def apart(versions: Versions, scores: Scores) -> Iterator[Apart]:
     added = steps[0] if steps else None
     if not isinstance(added, Bias):
         return
-    rest, own = _product(versions, added.tensor, scores), scores.product
+    (rest, between), own = _product(versions, added.tensor, scores), scores.product
     if rest is None or rest.added is not None or rest.order:
         return
     if added.factor * rest.alpha != scores.factor:
         return
     # Who else reads the product, or writes to it, is found as of all that the chain reads.
-    nodes = {rest.node, *scores.nodes, *(reader for reader, _ in added.tensor.read)}
+    nodes = {*between, *scores.nodes, *(reader for reader, _ in added.tensor.read)}
     fewer = replace(scores, nodes=tuple(sorted(nodes, key=versions.index.__getitem__)))
     if scores.program:
         fewer = replace(fewer, program=scores.program[1:])
@@ -56,21 +64,28 @@ def apart(versions: Versions, scores: Scores) -> Iterator[Apart]:
     yield Apart(replace(fewer, product=rest), own)
 
 
-def _product(versions: Versions, added: Expression, scores: Scores) -> Product | None:
+def _product(
+    versions: Versions, added: Expression, scores: Scores
+) -> tuple[Product | None, list[fx.Node]]:
     """The product whose result is added to that of ``scores``, of as many batches, as it is or with
-    rows and keys exchanged."""
-    call, value, batch = versions.calls.get(added.node), tensor_of(added.node), scores.product.batch
-    if call is None or value is None or call.name not in NAMES or added.has_symbols:
-        return None
-    if not is_same(tuple(value.shape[:-2]), batch):
-        return None
+    rows and keys exchanged, and the calls that scale it; None where there is none."""
+    value, batch = tensor_of(added.node), scores.product.batch
+    calls = scaled_product(versions, added.node)
+    if calls is None or value is None or added.has_symbols:
+        return None, []
+    if not is_same(tuple(value.shape[:-2]), batch) or not added.is_unwritten(versions):
+        return None, []
+    nodes, factor = calls
     plain = Expression(added.node, value)
     for side in (plain, plain.transposed()):
         moved = side.shaped(batch, scores.frame)
         if not moved.has_symbols and added.calls == moved.calls:
-            found = read_product(versions, call, is_transposed=side is not plain)
-            return None if isinstance(found, Refusal) else found
-    return None
+            transposed = side is not plain
+            found = read_product(versions, versions.calls[nodes[0]], is_transposed=transposed)
+            if isinstance(found, Refusal):
+                break
+            return replace(found, alpha=found.alpha * factor), nodes
+    return None, []
 
 
 def latent_of_two(versions: Versions, found: Attention, rest: Product) -> Attention | None:
@@ -96,10 +111,14 @@ def latent_of_two(versions: Versions, found: Attention, rest: Product) -> Attent
 
 def latent_of_one(versions: Versions, found: Attention) -> Attention | None:
     """Return an attention whose whole keys begin with its values; None where they do not."""
-    rest = _behind(found.key, found.value) or _put_behind(versions, found.key, found.value)
-    if rest is None or rest.value.dtype != found.value.value.dtype:
+    rest, value = _behind(found.key, found.value), found.value
+    if rest is not None:  # of what keys are made of, such as a cache in a narrower dtype
+        value = _read_by(found.key.then(torch.narrow, -1, 0, value.shape[-1]), value)
+    else:
+        rest = _put_behind(versions, found.key, value)
+    if rest is None or rest.value.dtype != value.value.dtype:
         return None
-    latent = replace(found, key=rest, is_latent=True)
+    latent = replace(found, key=rest, value=value, is_latent=True)
     return latent if _is_known(latent) else None
 
 
@@ -108,20 +127,6 @@ def _is_known(latent: Attention) -> bool:
     columns = latent.head_dim, latent.value.shape[-1]
     is_static = all(isinstance(count, int) for count in columns)
     return is_static and may_share(*map(int, columns)) and not latent.is_trained
-
-
-def is_same_tensor(one: Expression, other: Expression) -> bool:
-    """Return whether two expressions are one view of the same memory."""
-    a, b = one.value, other.value
-    if a.untyped_storage()._cdata != b.untyped_storage()._cdata or a.dtype != b.dtype:
-        return False
-    steps = zip(a.shape, a.stride(), b.stride(), strict=False)
-    taken = [(own, its) for size, own, its in steps if not is_same((size,), (1,))]
-    return (
-        is_same(one.shape, other.shape)
-        and all(is_same((own,), (its,)) for own, its in taken)
-        and is_same((a.storage_offset(),), (b.storage_offset(),))
-    )
 
 
 def _behind(key: Expression, value: Expression) -> Expression | None:

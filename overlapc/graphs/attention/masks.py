@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from overlapc.graphs.attention.above import is_of_products
 from overlapc.graphs.attention.bands import Band, band_of
 from overlapc.graphs.attention.constants import constant, number
-from overlapc.graphs.attention.products import NAMES
 from overlapc.graphs.attention.repeats import EXPANSIONS
 from overlapc.graphs.attention.steps import WEAKEST_FILL, Bias, Fill
 from overlapc.graphs.attention.tensors import CASTS, COPIES, ORDERED, Expression
@@ -110,9 +110,11 @@ def _why_not(part: Bias | Fill, dtype: torch.dtype) -> Refusal | None:
 def _is_half(versions: Versions, added: Expression) -> bool:
     """Whether a tensor is a mask of float16. A product that is added is none, but more of the
     scores: eager has rounded both, and a kernel is nearer to what they are."""
-    call = versions.calls.get(added.node)
-    is_product = call is not None and call.name in NAMES and added.is_unwritten(versions)
-    return added.value.dtype == torch.float16 and not is_product
+    if added.value.dtype != torch.float16:
+        return False
+    first, *others = added.read
+    node, is_seen = versions.read(*first), all(versions.read(*one) is one[1] for one in others)
+    return node is None or not is_seen or not is_of_products(versions, node)
 
 
 def _why_untold(part: Bias | Fill, dtype: torch.dtype, is_last: bool) -> Refusal | None:

@@ -18,7 +18,7 @@ from overlapc.graphs.attention.layouts import (
     merged_steps,
 )
 from overlapc.graphs.attention.masks import read_mask
-from overlapc.graphs.attention.operands import checked, no_plain_tensors
+from overlapc.graphs.attention.operands import checked, no_plain_tensors, why_empty
 from overlapc.graphs.attention.prefixes import prefix_of
 from overlapc.graphs.attention.scores import Scores, read_scores
 from overlapc.graphs.attention.site import Attention
@@ -41,8 +41,8 @@ def match(versions: Versions, softmax: Softmax) -> Attention | Refusal | None:
     if not softmax.dim:
         reason = "Its softmax is over another dimension than the keys, or overwrites its scores."
         return Refusal(softmax.node, "softmax_dim", reason)
-    has_sinks = isinstance(scores, Scores) and scores.sinks is not None
-    weights = read_weights(versions, softmax, has_sinks=has_sinks)
+    sinks = scores.sinks if isinstance(scores, Scores) else None
+    weights = read_weights(versions, softmax, sinks)
     for part in (scores, weights):
         if isinstance(part, Refusal):
             return part
@@ -89,6 +89,9 @@ def _flattened(
         return Refusal(node, "mixed_dtypes", reason)
     query, key = (side.shaped(scores.product.batch, frame) for side in sides if side is not None)
     rows, keys = query.shape[-2], key.shape[-2]
+    empty = why_empty(node, query, key, values)
+    if empty:
+        return empty
     mask = read_mask(versions, scores.masks, dtype, rows, keys)
     if isinstance(mask, Refusal):
         return mask

@@ -58,6 +58,15 @@ class Narrow:
         """The tensors that both are read from."""
         return (*self.key.expressions, *self.value.expressions)
 
+    def is_scaled_alike(self, versions: Versions) -> bool:
+        """Return whether keys and values have the same scale, or both have none."""
+        one, other = self.key.scale, self.value.scale
+        if not isinstance(one, Expression) or not isinstance(other, Expression):
+            return one == other
+        writers = [versions.read(*scale.read[0]) for scale in (one, other)]
+        is_same_read = len(one.read) == len(other.read) == 1 and writers[0] is writers[1]
+        return is_same_read and (one.node, one.calls) == (other.node, other.calls)
+
     def emit_scales(self, graph: fx.Graph, like: fx.Node) -> list[fx.Node | None]:
         """Put both scales into the graph, of one size, float32; None twice where there are none."""
         scales = [self.key.scale, self.value.scale]
@@ -113,9 +122,9 @@ def _held(versions: Versions, side: Expression) -> Held | None:
         elif (index := insertion(versions, call.node)) is not None:
             inserted.append(index)
             (source,) = call.node.all_input_nodes
-        elif call.name == "mul" and scale is None and not inserted:
+        elif call.name == "mul" and scale is None:
             factors = next(_factors(versions, call, side), None)
-            if factors is None:
+            if factors is None or (inserted and not _is_one(factors[1])):
                 return None
             source, scale = factors
         else:
@@ -125,6 +134,10 @@ def _held(versions: Versions, side: Expression) -> Held | None:
             return None
         node = versions.read(call.node, source)
     return None
+
+
+def _is_one(scale: Expression | float) -> bool:
+    return not isinstance(scale, Expression) or scale.value.numel() == 1
 
 
 def _factors(

@@ -43,19 +43,20 @@ def _latent(versions: Versions, found: Attention, narrow: Narrow | None) -> Atte
     if latent is None or _why_not_computed(versions, latent) is not None:
         return None
     own = _narrow(versions, latent)
-    if own is not None and (own.key.scale, own.value.scale) != (None, None):
-        own = None  # the rest of keys is not known to be scaled as their beginning is
+    if own is not None and not own.is_scaled_alike(versions):
+        own = None  # a kernel has one scale for whole keys
     return replace(latent, narrow=own) if own or not narrow else None
 
 
+def why_empty(node: fx.Node, *sides: Expression) -> Refusal | None:
+    """Return the refusal of operands of which one has no element; None where none has."""
+    sizes = (size for side in sides for size in side.shape)
+    if not any(isinstance(size, int) and size == 0 for size in sizes):
+        return None
+    return Refusal(node, "empty", "It has no batch, no heads, no keys, no rows or no columns.")
+
+
 def _why_not_computed(versions: Versions, found: Attention) -> Refusal | None:
-    sizes = (*found.query.shape, *found.key.shape, *found.value.shape)
-    if any(isinstance(size, int) and size == 0 for size in sizes):
-        return Refusal(found.node, "empty", "It has no keys, no rows or no columns.")
-    return _why_not_readable(versions, found)
-
-
-def _why_not_readable(versions: Versions, found: Attention) -> Refusal | None:
     """Operands have to be, where the result is computed, what they were where they were read."""
     sides = found.made_of(found.steps)
     varying = [size for size in found.batch if isinstance(size, torch.SymInt)]

@@ -21,6 +21,7 @@ from overlapc.graphs.attention.tensors import (
     exchanges_last,
     expression,
     is_cast,
+    is_dim,
     is_same,
     keeps_rows,
 )
@@ -65,6 +66,11 @@ class _Walk:
     """What is walked to is spelled ``[..., keys, rows]``."""
 
     @property
+    def dim(self) -> int:
+        """The dimension of keys."""
+        return -2 if self.is_transposed else -1
+
+    @property
     def is_free(self) -> bool:
         """What all scores of a row share changes nothing: softmax comes after, and masks."""
         return self.sinks is None and not any(
@@ -79,7 +85,10 @@ def read_scores(versions: Versions, softmax: Softmax) -> Scores | Refusal | None
     node = versions.read(softmax.reader, source)
     if node is None:
         return Refusal(softmax.node, "hidden_write", HIDDEN)
-    if not any(leads_to_product(versions, node, dim) for dim in (-1, -2)):
+    call = versions.calls.get(node)
+    if call is not None and call.name == "setitem":
+        return Refusal(node, "hidden_write", HIDDEN)
+    if not leads_to_product(versions, node):
         return None
     value = tensor_of(source)
     assert value is not None
@@ -121,10 +130,12 @@ def _step(walk: _Walk, call: Call) -> fx.Node | Refusal:
 
 
 def _with_sinks(walk: _Walk, call: Call) -> fx.Node | Refusal:
-    if walk.is_transposed:
-        reason = "A row that is no key takes part in the softmax of scores spelled transposed."
-        return Refusal(call.node, "sinks", reason)
-    found = None if walk.steps or walk.sinks else read_sinks(walk.versions, call, walk.frame)
+    value = tensor_of(call.node)
+    if value is None or not is_dim(value, call.get("dim", 0), walk.dim):
+        return _no_scores(call)
+    found = None
+    if not walk.steps and walk.sinks is None:
+        found = read_sinks(walk.versions, call, walk.frame, walk.dim)
     if found is None:
         reason = "A column that is no key takes part in the softmax, and is no number of each head."
         return Refusal(call.node, "sinks", reason)
@@ -189,8 +200,7 @@ def _arithmetic(walk: _Walk, call: Call) -> fx.Node | Refusal:
         walk.factor *= 1.0 if is_first else sign * alpha
         return scores
     if call.name == "sub" and is_first and alpha == 1 and walk.is_free:
-        dim = -2 if walk.is_transposed else -1
-        shifting = is_shift(walk.versions, call.node, scores, other, dim)
+        shifting = is_shift(walk.versions, call.node, scores, other, walk.dim)
         if shifting:
             walk.nodes.extend(shifting)
             walk.is_shifted = walk.is_shifted or not walk.steps

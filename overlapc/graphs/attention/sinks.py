@@ -1,4 +1,4 @@
-"""A column of scores that is no key, and the maximum that some subtract beside it."""
+"""A score of each row that is no key's, and the maximum that some subtract beside it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from overlapc.graphs.attention.tensors import (
     COPIES,
     ORDERED,
     Expression,
+    exchanges_last,
     expression,
     is_cast,
     is_dim,
     is_kept,
     is_same,
+    is_same_tensor,
 )
 from overlapc.graphs.attention.versions import Versions
 
@@ -34,50 +36,74 @@ class Sinks:
 
     tensor: Expression
     """``[heads]``"""
+    is_first: bool = False
+    """It stands before the keys, and not behind them."""
     factor: float = 1.0
 
 
 def read_sinks(
-    versions: Versions, call: Call, frame: tuple[Any, ...]
+    versions: Versions, call: Call, frame: tuple[Any, ...], dim: int
 ) -> tuple[fx.Node, Sinks] | None:
-    """Read ``cat([scores, sinks], -1)``: the scores, and the sinks where each is one of a head."""
+    """Read ``cat([scores, sinks], dim)``, or the other way round: the scores, and the sinks where
+    each is one of a head.
+
+    ``dim`` is the dimension of keys, -1 or -2; heads are all of ``frame`` but a batch before them.
+    """
     parts, value = call.get("input"), tensor_of(call.node)
-    dim = call.get("dim", 0)
     if not isinstance(parts, list | tuple) or len(parts) != 2 or value is None:
         return None
-    if not isinstance(dim, int) or dim % value.ndim != value.ndim - 1:
+    own, batch = tuple(value.shape[:-2]), len(frame[:-1][:1])
+    if not is_same(own, frame) and batch:
         return None
-    scores, sinks = parts
-    column = tensor_of(sinks)
-    if column is None or column.ndim != 4 or not is_same(tuple(column.shape[:2]), frame[:2]):
-        return None
-    if len(frame) != 2 or not is_same((column.shape[-1],), (1,)):
-        return None
-    if not _is_of_heads(versions, call.node, sinks):
-        return None
-    found = expression(versions, call.node, sinks)
-    if found is None:
-        return None
-    for dim, place in ((3, 0), (2, 0), (0, 0)):
-        found = found.then(torch.select, dim, place)
-    return scores, Sinks(found.then(torch.Tensor.contiguous))
+    for scores, sinks in (parts, parts[::-1]):
+        column, others = tensor_of(sinks), tensor_of(scores)
+        if column is None or others is None or not is_kept(column, others, dim):
+            continue
+        found = expression(versions, call.node, sinks)
+        if found is None or not _is_of_heads(versions, call.node, sinks, batch):
+            continue
+        found = found.shaped(own, frame)
+        for outer in (-1, -1, *(0,) * batch):
+            found = found.then(torch.select, outer, 0)
+        found = found.then(torch.flatten).then(torch.Tensor.contiguous)
+        return scores, Sinks(found, is_first=scores is not parts[0])
+    return None
 
 
-def _is_of_heads(versions: Versions, reader: fx.Node, column: fx.Node) -> bool:
-    """Whether ``[batch, heads, rows, 1]`` repeats one number of each head."""
-    node = versions.read(reader, column)
+def without_sinks(
+    versions: Versions, node: fx.Node, reader: fx.Node, sinks: Sinks, dim: int
+) -> tuple[fx.Node, ...]:
+    """Return the calls from ``reader`` on that leave sinks out of weights ``node`` and nothing
+    else, as a view of them; none where they do not."""
+    calls = (reader,) if tensor_of(reader) is not None else (reader, *versions.readers[reader])
+    old, new = tensor_of(node), tensor_of(calls[-1])
+    if old is None or new is None or len(calls) > 2:
+        return ()
+    kept = Expression(node, old).then(torch.narrow, dim, int(sinks.is_first), old.shape[dim] - 1)
+    return calls if is_same_tensor(kept, Expression(node, new)) else ()
+
+
+def _is_of_heads(versions: Versions, reader: fx.Node, column: fx.Node, batch: int) -> bool:
+    """Whether ``[batch, heads..., rows, keys]`` repeats one number of each head."""
+    node, value = versions.read(reader, column), tensor_of(column)
+    dims = value.ndim if value is not None else 0
     while node is not None and node in versions.calls:
         call, value = versions.calls[node], tensor_of(node)
-        if value is None or value.ndim != 4 or call.in_place:
+        if value is None or value.ndim > dims or call.in_place:
             return False
-        if call.name in ALIKE or is_same((value.shape[0], *value.shape[2:]), (1, 1, 1)):
+        sizes = (*(1,) * (dims - value.ndim), *value.shape)
+        if call.name in ALIKE or is_same((*sizes[:batch], *sizes[-2:]), (1,) * (batch + 2)):
             return True
         source = call.get("input")
-        if call.name not in (*EXPANSIONS, *COPIES) and not is_cast(versions, node):
+        passes = call.name in (*EXPANSIONS, *COPIES) or exchanges_last(versions, node)
+        if not passes and not is_cast(versions, node):
             break
         node = versions.read(node, source) if isinstance(source, fx.Node) else None
     known = constant(versions, node) if node is not None else None
-    return known is not None and known.numel() > 0 and bool((known == known[:1, :, :1]).all())
+    if known is None or not known.numel() or known.ndim != dims:
+        return False
+    once = known[:1] if batch else known
+    return bool((known == once[..., :1, :1]).all())
 
 
 def is_shift(

@@ -122,6 +122,20 @@ def is_same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
     )
 
 
+def is_same_tensor(one: Expression, other: Expression) -> bool:
+    """Return whether two expressions are one view of the same memory."""
+    a, b = one.value, other.value
+    if a.untyped_storage()._cdata != b.untyped_storage()._cdata or a.dtype != b.dtype:
+        return False
+    steps = zip(a.shape, a.stride(), b.stride(), strict=False)
+    taken = [(own, its) for size, own, its in steps if not is_same((size,), (1,))]
+    return (
+        is_same(one.shape, other.shape)
+        and all(is_same((own,), (its,)) for own, its in taken)
+        and is_same((a.storage_offset(),), (b.storage_offset(),))
+    )
+
+
 def is_dim(value: torch.Tensor, said: object, dim: int) -> bool:
     """Return whether an argument says the dimension ``dim``, counted from the end, and no other."""
     dims = said if isinstance(said, list | tuple) else (said,)

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from torch import fx
 
 from overlapc.graphs.attention.products import NAMES, Product, read_product
+from overlapc.graphs.attention.sinks import Sinks, without_sinks
 from overlapc.graphs.attention.softmaxes import Softmax
 from overlapc.graphs.attention.spelling import Call, tensor_of
-from overlapc.graphs.attention.tensors import exchanges_last, is_cast, is_same, keeps_rows
+from overlapc.graphs.attention.tensors import exchanges_last, is_cast, keeps_rows
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.collectives import Refusal
 
@@ -26,13 +27,13 @@ class Weights:
     """From the softmax down to the product, both among them."""
 
 
-def read_weights(versions: Versions, softmax: Softmax, *, has_sinks: bool) -> Weights | Refusal:
+def read_weights(versions: Versions, softmax: Softmax, sinks: Sinks | None) -> Weights | Refusal:
     """Walk down from a softmax to the one product that it is a factor of.
 
-    With sinks, which are its last column, that column is to be dropped on the way.
+    ``sinks`` among its columns are to be left out on the way.
     """
     if softmax.product is not None:
-        return _divided_after(versions, softmax, versions.calls[softmax.product], has_sinks)
+        return _divided_after(versions, softmax, versions.calls[softmax.product], sinks)
     node, nodes, spelled = softmax.node, [softmax.node], softmax.node
     is_transposed = softmax.dim == -2
     for _ in range(FURTHEST):
@@ -45,14 +46,16 @@ def read_weights(versions: Versions, softmax: Softmax, *, has_sinks: bool) -> We
         call = versions.calls.get(reader)
         if call is None or reader.op == "output":
             return _read_by_others(node, readers)
-        if call.name == "getitem" and has_sinks and not is_transposed and _drops_last(call):
-            node, has_sinks = reader, False
+        dim = -2 if is_transposed else -1
+        if sinks is not None and (left := without_sinks(versions, node, reader, sinks, dim)):
+            nodes += left[1:]
+            node, sinks = left[-1], None
             continue
         if exchanges_last(versions, reader):
             node, is_transposed = reader, not is_transposed
             continue
         if call.name in NAMES:
-            if has_sinks:
+            if sinks is not None:
                 return _sinks_weigh(call)
             product = read_product(versions, call, left=spelled, is_transposed=is_transposed)
             if isinstance(product, Refusal):
@@ -68,10 +71,10 @@ def read_weights(versions: Versions, softmax: Softmax, *, has_sinks: bool) -> We
 
 
 def _divided_after(
-    versions: Versions, softmax: Softmax, call: Call, has_sinks: bool
+    versions: Versions, softmax: Softmax, call: Call, sinks: Sinks | None
 ) -> Weights | Refusal:
     """Read the product of exponentials and values whose quotient with their sums stands for it."""
-    if has_sinks:
+    if sinks is not None:
         return _sinks_weigh(call)
     product = read_product(versions, call, left=call.get("input"))
     if isinstance(product, Refusal):
@@ -88,7 +91,7 @@ def weighs_values(versions: Versions, softmax: Softmax) -> bool:
     while waiting and own is not None and len(seen) < 4 * FURTHEST:
         node = waiting.pop()
         value = tensor_of(node)
-        if node in seen or value is None or value.ndim < 2:
+        if node in seen or (value is not None and value.ndim < 2):
             continue
         seen.add(node)
         for reader in versions.readers[node]:
@@ -111,18 +114,6 @@ def _why_changed(versions: Versions, call: Call) -> Refusal | None:
         reason = f"Dropout of {p} is active, and another kernel would draw other random numbers."
         return Refusal(call.node, "dropout", reason)
     return _changed(call)
-
-
-def _drops_last(call: Call) -> bool:
-    """Whether a call leaves out the last column, and nothing else."""
-    index = call.get("index")
-    new, old = tensor_of(call.node), tensor_of(call.get("input"))
-    if not isinstance(index, tuple) or new is None or old is None:
-        return False
-    *others, last = index
-    is_whole = all(part is Ellipsis or part == slice(None) for part in others)
-    is_begin = isinstance(last, slice) and last.start in (None, 0) and last.step in (None, 1)
-    return is_whole and is_begin and is_same(tuple(new.shape), (*old.shape[:-1], old.shape[-1] - 1))
 
 
 def _sinks_weigh(call: Call) -> Refusal:
