@@ -2,9 +2,9 @@
 
 It runs over what Dynamo gives, before autograd: gradients come from the kernel that is put in.
 
-Contract. Same values but for rounding; a result whose strides are read keeps them; a row that keeps
-no key gives what it gave: NaN under minus infinity, the mean of all values under a finite mask.
-Attention that is kept or refused leaves the graph as it was.
+Contract. Of finite operands the same values but for rounding; a result whose strides are read keeps
+them; a row that keeps no key gives what it gave: NaN under minus infinity, the mean of all values
+under a finite mask. Attention that is kept or refused leaves the graph as it was.
 """
 
 from __future__ import annotations
