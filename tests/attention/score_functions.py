@@ -204,7 +204,20 @@ def special(q, k, v):
     return torch.special.erfcx(q @ k.mT).softmax(-1) @ v
 
 
+def floored(q, k, v, mask):
+    """By constant tensors, as older decoders of ``transformers`` do: a row without a key is kept."""
+    s = torch.maximum(torch.tensor(0.2), q @ k.mT) + mask
+    return torch.max(s, torch.tensor(torch.finfo(s.dtype).min)).softmax(-1) @ v
+
+
+def dead_row():
+    mask = torch.where(torch.rand(B, 1, Q, K) > 0.3, 0.0, -torch.inf)
+    mask[0, 0, 2] = -torch.inf
+    return (mask,)
+
+
 OWN = {
+    "floored": Spelling(floored, "score_function", dead_row),
     "soft_cap": Spelling(refusals.soft_cap, "score_function"),
     "scaled_by_row": Spelling(refusals.scaled_by_row, "score_function"),
     "filled_weakly": Spelling(refusals.filled_weakly, "weak_fill", keep),

@@ -32,6 +32,7 @@ SHORT = (
     "filled_between",
     "with_sinks",
     "shift_beside_sinks",
+    "floored",
 )
 NAMES = [n if n in SHORT else pytest.param(n, marks=pytest.mark.long) for n in OWN]
 
@@ -50,6 +51,21 @@ def test_taken_by_a_kernel_of_our_own(own, name):
     assert (found.dtype, found.stride()) == (eager.dtype, eager.stride())
     wanted = spelling.function(*map(wide, operands), *map(wide, more)).double()
     assert_alike(found, wanted, operands[0].dtype)
+
+
+def test_gradients_of_a_floor(own):
+    """Mutants: a constant tensor is a number; it stays the first of two; a floor is a clamp, which
+    has another gradient where scores are the floor."""
+    spelling = OWN["floored"]
+    operands, more = inputs_of(spelling)
+    leaves = [side.requires_grad_() for side in operands]
+    done = rewrite(spelling.function, *leaves, *more, softmax="unified")
+    assert done.codes == ["unified"]
+    weights = torch.randn_like(operands[0])
+    results = [function(*leaves, *more) for function in (done.function, spelling.function)]
+    found, wanted = (torch.autograd.grad(result, leaves, weights) for result in results)
+    for one, other in zip(found, wanted, strict=True):
+        assert_alike(one, other.double(), torch.float32, times=2)
 
 
 @pytest.mark.parametrize("name", NAMES)

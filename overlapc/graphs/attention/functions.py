@@ -27,11 +27,8 @@ STANDING_FOR = (1, 1, 3, 5)
 
 aten = torch.ops.aten
 
-CLAMPS = {
-    "aten.maximum.default": "aten.clamp_min.default",
-    "aten.minimum.default": "aten.clamp_max.default",
-}
-"""Choices of two tensors by what they are where one is a number."""
+OF_TENSORS = ("max", "min", "maximum", "minimum")
+"""Calls that take two tensors, and no number in place of one."""
 
 
 @dataclass(frozen=True)
@@ -118,17 +115,21 @@ class _Trace:
             raise CannotLower(f"{call.name} reads what was written through another view")
         if seen in self.values:
             return self.values[seen]
-        known, own = number(self.versions, argument), tensor_of(argument)
-        if known is not None and own is not None:  # an op may take no other number
-            value = torch.empty((), dtype=own.dtype, device="meta")
-            self.recorder.know(value, known)
-            return value
+        known = number(self.versions, argument)
+        if known is not None:
+            is_tensor = call.name in OF_TENSORS and tensor_of(argument) is not None
+            return self._number(known) if is_tensor else known
         found = self.beside(call, argument) if tensor_of(argument) is not None else None
         if found is None:
             raise CannotLower(f"{call.name} takes what is no tensor, or was written to")
         value = torch.empty(standing_for(found.value), dtype=found.value.dtype, device="meta")
         self.recorder.know(value, Ref("input", len(self.inputs)))
         self.inputs.append(found)
+        return value
+
+    def _number(self, known: float) -> torch.Tensor:
+        value = torch.empty((), device="meta")
+        self.recorder.know(value, known)
         return value
 
 
@@ -211,12 +212,15 @@ class _Recorder(TorchDispatchMode):
         raise CannotLower(f"it takes {argument!r}")
 
 
+def _is_number(argument: object) -> bool:
+    return not isinstance(argument, Ref)
+
+
 def _as_lowered(call: AtenCall) -> AtenCall:
-    """A choice in the one spelling that is lowered, by which of its sides are numbers."""
-    if call.op in CLAMPS:
-        numbers = [side for side in call.arguments if not isinstance(side, Ref)]
-        scores = [side for side in call.arguments if isinstance(side, Ref)]
-        return AtenCall(CLAMPS[call.op], (*scores, *numbers)) if numbers else call
+    """A choice in the one spelling that is lowered, by which of its sides are numbers, and the
+    larger or smaller of two with a number last."""
+    if call.op in ("aten.maximum.default", "aten.minimum.default"):
+        return AtenCall(call.op, tuple(sorted(call.arguments, key=_is_number)))
     if call.op in ("aten.masked_fill.Scalar", "aten.masked_fill.Tensor"):
         scores, mask, value = call.arguments
         call = AtenCall("aten.where.self", (mask, value, scores))

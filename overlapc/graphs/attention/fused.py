@@ -24,11 +24,10 @@ from overlapc.graphs.collectives import Refusal
 def read_fused(versions: Versions, call: Call) -> Fused | Refusal:
     """Read a call of ``scaled_dot_product_attention``, or say why it is to stay unread."""
     names = ("query", "key", "value")
-    sides = [expression(versions, call.node, call.get(name)) for name in names]
+    sides = [expression(versions, call.node, call.get(name), as_memory=True) for name in names]
     query, key, value = sides
     if query is None or key is None or value is None:
-        reason = "An operand is no tensor, or was written through another view."
-        return Refusal(call.node, "hidden_write", reason)
+        return Refusal(call.node, "product", "An operand is no tensor.")
     spelled = _as_spelled_out(versions, call, query, key, value)
     key, groups = unrepeated(versions, key)
     value, others = unrepeated(versions, value)

@@ -86,11 +86,11 @@ def _operands(
     versions: Versions, call: Call, nodes: list[Any]
 ) -> tuple[Expression, Expression] | Refusal:
     sides = [
-        expression(versions, call.node, node) if isinstance(node, fx.Node) else None
+        expression(versions, call.node, node, as_memory=True) if isinstance(node, fx.Node) else None
         for node in nodes
     ]
     if len(sides) != 2 or sides[0] is None or sides[1] is None:
-        return _refused(call, "an operand is no tensor, or was written through another view")
+        return _refused(call, "an operand is no tensor")
     return sides[0], sides[1]
 
 

@@ -151,26 +151,32 @@ def is_kept(reduced: torch.Tensor, whole: torch.Tensor, dim: int) -> bool:
     return is_same(tuple(reduced.shape), tuple(sizes))
 
 
-def as_it_stands(versions: Versions, reader: fx.Node, source: object) -> Expression | None:
+def as_it_stands(
+    versions: Versions, reader: fx.Node, source: object, *, as_memory: bool = False
+) -> Expression | None:
     """Return what ``reader`` reads of ``source``; None as of ``expression``."""
     value = tensor_of(source)
-    if not isinstance(source, fx.Node) or value is None or versions.read(reader, source) is None:
+    if not isinstance(source, fx.Node) or value is None:
         return None
-    return Expression(source, value, ((reader, source),))
+    is_known = as_memory or versions.read(reader, source) is not None
+    return Expression(source, value, ((reader, source),)) if is_known else None
 
 
-def expression(versions: Versions, reader: fx.Node, source: object) -> Expression | None:
+def expression(
+    versions: Versions, reader: fx.Node, source: object, *, as_memory: bool = False
+) -> Expression | None:
     """Return what ``reader`` reads of ``source``, as calls on what it is a permutation of.
 
-    None where ``source`` is no tensor, or was written through another view.
+    None where ``source`` is no tensor, or was written through another view. With ``as_memory`` it
+    may have been: for a reader who takes what is there, and does not ask which calls made it.
     """
-    plain = as_it_stands(versions, reader, source)
+    plain = as_it_stands(versions, reader, source, as_memory=as_memory)
     seen = versions.read(reader, source) if isinstance(source, fx.Node) else None
     call = versions.calls.get(seen) if seen is not None else None
     if plain is None or call is None or call.in_place:
         return plain
     order = permutation(call.name, call.node, len(plain.shape))
-    base = expression(versions, call.node, call.get("input"))
+    base = expression(versions, call.node, call.get("input"), as_memory=as_memory)
     if base is None or not (order or call.name in COPIES):
         return plain
     moved = base.permuted(order) if order else base

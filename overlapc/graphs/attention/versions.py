@@ -15,7 +15,8 @@ from overlapc.graphs.attention.spelling import Call, read_call, tensor_of
 FRESH_NAMES = """
     matmul bmm baddbmm einsum linear addmm scaled_dot_product_attention softmax embedding
     add sub mul div neg pow exp tanh sigmoid relu gelu silu rsqrt mean sum layer_norm rms_norm
-    where masked_fill cat stack arange zeros ones full tensor le lt ge gt eq ne and_ or_
+    where masked_fill cat stack arange tensor zeros ones full empty new_zeros new_ones new_full
+    new_empty new_tensor zeros_like ones_like full_like empty_like le lt ge gt eq ne and_ or_
 """
 FRESH = frozenset(FRESH_NAMES.split())
 """Ops whose result shares no memory with an operand; of any other it may."""

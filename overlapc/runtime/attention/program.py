@@ -93,6 +93,10 @@ def scores_of(
     return values_of(calls, [product], inputs)[-1]
 
 
+OF_TENSORS = (torch.ops.aten.maximum.default, torch.ops.aten.minimum.default)
+"""Ops that take no number in place of a tensor."""
+
+
 def values_of(
     calls: Sequence[Call], given: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]
 ) -> list[torch.Tensor]:
@@ -115,4 +119,8 @@ def _value(
     for part in call.op.split("."):
         overload = getattr(overload, part)
     named = {name: place(value) for name, value in call.named}
-    return overload(*map(place, call.arguments), **named)
+    placed = map(place, call.arguments)
+    if overload in OF_TENSORS:
+        placed = (torch.as_tensor(side, dtype=None if torch.is_tensor(side) else torch.float64)
+                  for side in placed)  # fmt: skip
+    return overload(*placed, **named)
