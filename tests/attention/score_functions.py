@@ -205,9 +205,9 @@ def special(q, k, v):
 
 
 def floored(q, k, v, mask):
-    """By constant tensors, as older decoders of ``transformers`` do: a row without a key is kept."""
+    """By constant tensors, as older decoders of ``transformers``: a row without a key is kept."""
     s = torch.maximum(torch.tensor(0.2), q @ k.mT) + mask
-    return torch.max(s, torch.tensor(torch.finfo(s.dtype).min)).softmax(-1) @ v
+    return torch.max(s, torch.tensor(torch.finfo(torch.float32).min)).softmax(-1) @ v
 
 
 def dead_row():
