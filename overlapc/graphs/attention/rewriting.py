@@ -12,6 +12,7 @@ from torch import fx
 from overlapc.graphs.adding import add_call
 from overlapc.graphs.attention.layouts import is_dense
 from overlapc.graphs.attention.masks import FINITE_FILL
+from overlapc.graphs.attention.scales import TensorScale
 from overlapc.graphs.attention.site import Attention, Fused
 from overlapc.graphs.attention.spelling import tensor_of
 from overlapc.graphs.attention.steps import Bias, Fill
@@ -23,16 +24,17 @@ def fuse(graph: fx.Graph, found: Attention) -> None:
     """Let one call of ``F.scaled_dot_product_attention`` give the result, and erase the chain."""
     node = found.node
     with graph.inserting_before(node):
-        sides = (side.emit(graph) for side in (found.query, found.key, found.value))
+        query, *cache = (side.emit(graph) for side in (found.query, found.key, found.value))
+        query, factor = _scaled(graph, query, found.tensor_scale)
         mask = _mask(graph, found)
         mask = mask if mask is None else _for_fused(graph, mask)
         named = {
             "attn_mask": mask,
             "is_causal": found.mask.says == "causal",
-            "scale": found.scale,
+            "scale": found.scale * factor,
             "enable_gqa": found.groups > 1,
         }
-        result = add_call(graph, F.scaled_dot_product_attention, tuple(sides), node, named)
+        result = add_call(graph, F.scaled_dot_product_attention, (query, *cache), node, named)
         if found.mask.dead == "nan" and mask is not None:
             result = _poisoned(graph, result, mask)
         result = as_spelled(result, found).emit(graph)
@@ -55,6 +57,14 @@ def _keys_and_values(node: fx.Node) -> list[fx.Node]:
     names = ("query", "key", "value")
     given: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
     return [given["key"], given["value"]]
+
+
+def _scaled(graph: fx.Graph, query: fx.Node, scale: TensorScale | None) -> tuple[fx.Node, float]:
+    """Queries times a scale that is a tensor, and what number scores are to be multiplied by."""
+    if scale is None:
+        return query, 1.0
+    function = torch.div if scale.divides else torch.mul
+    return _call(graph, function, query, scale.tensor.emit(graph), like=query), scale.factor
 
 
 def _mask(graph: fx.Graph, found: Attention) -> fx.Node | None:

@@ -14,6 +14,7 @@ from overlapc.graphs.attention.masks import Mask
 from overlapc.graphs.attention.narrow import Narrow
 from overlapc.graphs.attention.norms import Norms
 from overlapc.graphs.attention.prefixes import Prefix
+from overlapc.graphs.attention.scales import TensorScale, tensor_scale
 from overlapc.graphs.attention.sinks import Sinks
 from overlapc.graphs.attention.steps import Step, tensors_of
 from overlapc.graphs.attention.tensors import Expression
@@ -90,12 +91,18 @@ class Attention:
         return (*self.program, *self.mask.parts)
 
     @property
+    def tensor_scale(self) -> TensorScale | None:
+        """A tensor by which rows of queries can be multiplied in place of scores; None where more
+        is done to scores."""
+        return tensor_scale(self.program, self.query)
+
+    @property
     def untold(self) -> Refusal | None:
         """Why torch's attention cannot be told the same; a kernel of our own can."""
         if self.sinks is not None:
             reason = "A column that is no key takes part in the softmax, not in torch's attention."
             return Refusal(self.node, "sinks", reason)
-        if self.program:
+        if self.program and self.tensor_scale is None:
             names = ", ".join(s.name for s in self.program if isinstance(s, Function))
             reason = f"Scores go through {names}, which torch's attention cannot do."
             return Refusal(self.node, "score_function", reason)
