@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from tests.attention import refusals
 from tests.attention.catalogue import (
     INF,
+    MIN,
     B,
     H,
     K,
@@ -153,6 +154,11 @@ def sinks_of_groups(q, k, v, sinks):
     return torch.einsum("bghkq,bgkd->bghqd", w, v).flatten(1, 2)
 
 
+def sinks_repeated(q, k, v, sinks):
+    column = sinks.reshape(1, -1, 1, 1).repeat(B, 1, Q, 1)
+    return torch.cat((q @ k.mT, column), -1).softmax(-1).narrow(-1, 0, K) @ v
+
+
 def sinks_of_one_batch(q, k, v, sinks):
     """Batches and heads are one dimension."""
     q, k, v = (side.flatten(0, 1) for side in (q, k, v))
@@ -205,19 +211,20 @@ def special(q, k, v):
 
 
 def floored(q, k, v, mask):
-    """By constant tensors, as older decoders of ``transformers``: a row without a key is kept."""
+    """By constant tensors, as older decoders of ``transformers`` do."""
     s = torch.maximum(torch.tensor(0.2), q @ k.mT) + mask
-    return torch.max(s, torch.tensor(torch.finfo(torch.float32).min)).softmax(-1) @ v
+    return torch.max(s, torch.tensor(MIN)).softmax(-1) @ v
 
 
-def dead_row():
-    mask = torch.where(torch.rand(B, 1, Q, K) > 0.3, 0.0, -torch.inf)
-    mask[0, 0, 2] = -torch.inf
+def dead_rows():
+    """One is at the floor, one below."""
+    mask = torch.where(torch.rand(B, 1, Q, K) > 0.3, 0.0, MIN)
+    mask[0, 0, 2:4] = torch.tensor([MIN, -INF])[:, None]
     return (mask,)
 
 
 OWN = {
-    "floored": Spelling(floored, "score_function", dead_row),
+    "floored": Spelling(floored, "score_function", dead_rows),
     "soft_cap": Spelling(refusals.soft_cap, "score_function"),
     "scaled_by_row": Spelling(refusals.scaled_by_row, "score_function"),
     "filled_weakly": Spelling(refusals.filled_weakly, "weak_fill", keep),
@@ -240,6 +247,7 @@ OWN = {
     "sinks_below_keys": Spelling(sinks_below_keys, "sinks", sinks_of_heads),
     "sinks_first": Spelling(sinks_first, "sinks", sinks_of_heads),
     "sinks_of_groups": Spelling(sinks_of_groups, "sinks", sinks_of_heads, operands=grouped),
+    "sinks_repeated": Spelling(sinks_repeated, "sinks", sinks_of_heads),
     "sinks_of_one_batch": Spelling(sinks_of_one_batch, "sinks", sinks_of_heads),
 }
 """What a kernel of our own takes; the code is the reason why torch's attention does not."""

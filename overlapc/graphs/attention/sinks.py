@@ -95,7 +95,7 @@ def _is_of_heads(versions: Versions, reader: fx.Node, column: fx.Node, batch: in
         if call.name in ALIKE or is_same((*sizes[:batch], *sizes[-2:]), (1,) * (batch + 2)):
             return True
         source = call.get("input")
-        passes = call.name in (*EXPANSIONS, *COPIES) or exchanges_last(versions, node)
+        passes = call.name in (*EXPANSIONS, *COPIES, "repeat") or exchanges_last(versions, node)
         if not passes and not is_cast(versions, node):
             break
         node = versions.read(node, source) if isinstance(source, fx.Node) else None
