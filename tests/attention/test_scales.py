@@ -59,11 +59,12 @@ def operands(dtype=torch.float32):
 @pytest.mark.parametrize("function", [multiplied, divided, of_groups])
 def test_rows_of_queries_are_multiplied_first(function):
     """Mutants: the tensor is left out; a quotient is a product; the number behind it is one."""
-    leaves = [side.requires_grad_() for side in operands()]
-    done = rewrite(function, *leaves)
+    *sides, scale = operands()
+    leaves = [side.requires_grad_() for side in sides]
+    done = rewrite(function, *leaves, scale)
     assert done.codes == ["fused"]
     doubles = [wide(side.detach()).requires_grad_() for side in leaves]
-    results = done.function(*leaves), function(*doubles)
+    results = done.function(*leaves, scale), function(*doubles, wide(scale))
     assert_alike(*results, torch.float32, times=2)
     weights = torch.randn_like(results[0])
     found = torch.autograd.grad(results[0], leaves, weights)
@@ -79,6 +80,14 @@ def test_what_does_more_is_no_scale(function):
     done = rewrite(function, *operands())
     assert done.codes == ["!score_function"]
     assert done.after == done.before
+
+
+def test_a_scale_that_is_trained_stays():
+    """Mutant: without asking, its gradient is a sum over queries, a digit less exact."""
+    given = [side.requires_grad_() for side in operands()]
+    assert rewrite(multiplied, *given).codes == ["!score_function"]
+    with torch.no_grad():
+        assert rewrite(multiplied, *given).codes == ["fused"]
 
 
 def test_queries_of_narrow_dtypes_would_be_rounded_once_more():
