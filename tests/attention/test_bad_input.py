@@ -100,7 +100,7 @@ NOT_FINITE = {
 }
 
 
-SHORT = ("NaN in q", "no keys, masked")
+SHORT = ("NaN in q", "no keys, masked", "no columns, torch's")
 
 
 def some(cases):
@@ -126,13 +126,20 @@ EMPTY = {
     "no heads": (functional, sizes((B, 0, Q, D), (B, 0, K, D), (B, 0, K, D))),
     "no columns": (functional, sizes((B, H, Q, 0), (B, H, K, 0), (B, H, K, D))),
     "no columns of values": (functional, sizes((B, H, Q, D), (B, H, K, D), (B, H, K, 0))),
+    "no columns, torch's": (fused, sizes((B, H, Q, 0), (B, H, K, 0), (B, H, K, D))),
+    "no rows, torch's": (fused, sizes((B, H, 0, D), (B, H, K, D), (B, H, K, D))),
 }
 
 
 @pytest.mark.parametrize("name", some(EMPTY))
-def test_what_is_empty_stays(choice, name):
+def test_what_is_empty_stays(choice, name, caplog):
+    """Mutants: a division by the columns of a head; strides are asked for before sizes."""
     function, inputs = EMPTY[name]
     done = rewrite(function, *inputs, softmax=choice)
     assert done.after == done.before
     assert all(site.decision != "rewritten" for site in done.sites)
+    reasons = [site.reason for site in done.sites]
+    is_told = choice == "unified" or function is not fused
+    assert not is_told or all("no rows, no keys or no columns" in reason for reason in reasons)
+    assert "a fault of overlapc" not in caplog.text
     torch.testing.assert_close(done.function(*inputs), function(*inputs), equal_nan=True)

@@ -128,6 +128,22 @@ REFUSED = {
     "one batch of keys": (
         lambda q, k, v: F.scaled_dot_product_attention(q, k[:1], v[:1]), "broadcast",
     ),
+    "one head of values": (
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v[:, :1]), "broadcast",
+    ),
+    "one head of keys": (
+        lambda q, k, v: F.scaled_dot_product_attention(q, k[:, :1], v), "broadcast",
+    ),
+    "a mask of more batches": (
+        lambda q, k, v: F.scaled_dot_product_attention(
+            q[0], k[0], v[0], q.new_zeros(2, 1, 6, 9)
+        ),
+        "broadcast",
+    ),
+    "four batch dimensions": (
+        lambda q, k, v: F.scaled_dot_product_attention(q[None, None], k[None, None], v[None, None]),
+        "4 batch dimensions",
+    ),
 }  # fmt: skip
 
 
@@ -149,6 +165,7 @@ CALLS = {
     "grouped": lambda q, k, v: F.scaled_dot_product_attention(
         q, k[:, :G], v[:, :G], enable_gqa=True
     ),
+    "one head for all": lambda q, k, v: F.scaled_dot_product_attention(q, k[:, :1], v[:, :1]),
 }  # fmt: skip
 
 
@@ -168,3 +185,28 @@ def test_a_call_of_torchs_is_computed_as_torch_does(on_gpu, name):
     assert "overlapc.attention" in done.after[-1]
     wanted = CALLS[name](*(t.double() for t in inputs)).float()
     torch.testing.assert_close(done.function(*inputs), wanted)
+
+
+MASKED = {
+    "nothing": lambda shape: None,
+    "booleans of all": lambda shape: kept(),
+    "numbers of each": lambda shape: torch.randn(*shape, 6, 9),
+}
+
+
+@pytest.mark.parametrize("mask", MASKED)
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3, 4)], ids=["matrices", "batch", "grouped"])
+def test_a_call_of_any_dimensions_is_taken(on_gpu, shape, mask):
+    """Mutants: the mask is not merged with the heads; the result is not split again."""
+    torch.manual_seed(0)
+    inputs = [torch.randn(*shape, n, 8) for n in (6, 9, 9)]
+    beside = MASKED[mask](shape)
+    done = rewrite(fused, *inputs, beside, softmax="unified")
+    assert done.codes == ["unified"]
+    found, wanted = done.function(*inputs, beside), fused(*inputs, beside)
+    assert found.stride() == wanted.stride()
+    torch.testing.assert_close(found, wanted)
+
+
+def fused(q, k, v, mask):
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)

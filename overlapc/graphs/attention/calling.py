@@ -23,25 +23,28 @@ class Said:
     scale: float
     mask: Mask
     groups: int
-    """Heads of queries that the call itself lets share one of keys."""
+    """Heads of queries that the call itself lets share one of keys, by its flag or a broadcast."""
 
 
 def read_arguments(
     versions: Versions, call: Call, query: Expression, key: Expression
 ) -> Said | Refusal:
-    """Read a call whose operands are ``query`` and ``key``, of four dimensions."""
+    """Read a call whose operands are ``query`` and ``key``, of as many dimensions and not empty."""
     scale, p = call.get("scale"), call.get("dropout_p", 0.0)
     if not isinstance(p, int | float) or p != 0:
         reason = f"Dropout of {p} is active, and another kernel would draw other random numbers."
         return Refusal(call.node, "dropout", reason)
     dim = query.shape[-1]
-    if len(query.shape) != 4 or len(key.shape) != 4 or not isinstance(dim, int):
-        reason = "Its queries and keys have not batch, heads, rows and a head's fixed size."
-        return Refusal(call.node, "batch_dims", reason)
+    if not isinstance(dim, int):
+        reason = "The size of its heads varies, and a kernel is made for one."
+        return Refusal(call.node, "symbolic_layout", reason)
     if scale is not None and not isinstance(scale, int | float):
         return Refusal(call.node, "computed_scale", "Its scale is computed in the graph.")
-    groups = _groups(query, key) if call.get("enable_gqa") is True else 1
-    if not groups or not is_same(key.shape[:1], query.shape[:1]):
+    is_one_for_all = len(key.shape) == 4 and is_same(key.shape[1:2], (1,))
+    is_grouped = is_one_for_all or call.get("enable_gqa") is True
+    groups = _groups(query, key) if is_grouped else 1
+    shared = -3 if groups > 1 else -2
+    if not groups or not is_same(key.shape[:shared], query.shape[:shared]):
         reason = "Its queries and keys have batches or heads that broadcast."
         return Refusal(call.node, "batch_dims", reason)
     mask = _mask(versions, call, query, key)
@@ -51,6 +54,8 @@ def read_arguments(
 
 
 def _groups(query: Expression, key: Expression) -> int:
+    if len(query.shape) != 4 or len(key.shape) != 4:
+        return 1 if is_same(query.shape[:-2], key.shape[:-2]) else 0
     heads, shared = query.shape[1], key.shape[1]
     if not isinstance(heads, int) or not isinstance(shared, int) or heads % max(shared, 1):
         return 0

@@ -57,13 +57,19 @@ def _as_spelled_out(
     if isinstance(said, Refusal):
         return said
     frame = query.shape[:-2]
-    groups, repeated = said.groups, None
+    mask, groups, repeated = said.mask, said.groups, None
     if groups == 1:
-        flat = four_dimensional(versions, query, key, value, said.mask, frame)
+        flat = four_dimensional(versions, query, key, value, mask, frame)
         if isinstance(flat, Refusal):
             return flat
-        key, value, groups, repeated = flat.key, flat.value, flat.groups, flat.repeated
+        query, key, value, mask = flat.query, flat.key, flat.value, flat.mask
+        groups, repeated = flat.groups, flat.repeated
     is_read, result = layout_is_read(versions, call.node), tensor_of(call.node)
+    if not is_same(value.shape[:-2], key.shape[:-2]) or (
+        result is not None and not is_same(tuple(result.shape[:-2]), frame)
+    ):
+        reason = "Its values or its mask have batches or heads that broadcast."
+        return Refusal(call.node, "batch_dims", reason)
     if result is None or (is_read and not is_plain(result)):
         reason = "Somebody reads the strides of its result, which has gaps or an order of its own."
         return Refusal(call.node, "layout_read", reason)
@@ -77,13 +83,13 @@ def _as_spelled_out(
         value,
         groups,
         said.scale,
-        said.mask,
+        mask,
         (call.node,),
         frame,
         frame,
         (),
         is_read and result.is_contiguous(),
         repeated,
-        prefix_of(versions, said.mask, query.shape[-2], key.shape[-2]),
+        prefix_of(versions, mask, query.shape[-2], key.shape[-2]),
     )
     return checked(versions, found)

@@ -126,8 +126,9 @@ def is_dense(node: fx.Node, order: tuple[int, ...]) -> bool:
 
 
 def is_plain(value: torch.Tensor) -> bool:
-    """Return whether ``[batch, heads, rows, dim]`` is contiguous, as it is or rows before heads."""
-    return value.is_contiguous() or value.transpose(1, 2).is_contiguous()
+    """Return whether a result is contiguous, as it is or, as kernels write it, rows before heads."""
+    has_heads = 2 < value.ndim < 5  # those of five dimensions are merged for the kernel
+    return value.is_contiguous() or (has_heads and value.transpose(-3, -2).is_contiguous())
 
 
 def _is_written(versions: Versions, node: fx.Node) -> bool:

@@ -72,7 +72,8 @@ def _flattened(
     calls = {*scores.nodes, *softmax.nodes, *weights.nodes}
     chain = tuple(sorted(calls, key=versions.index.__getitem__))
     refusal = (
-        _why_not_alone(chain, node)
+        why_empty(node, (scores.product.left, scores.product.right, weights.product.right))
+        or _why_not_alone(chain, node)
         or _why_not_dtypes(softmax, scores, weights)
         or _why_not_batches(weights, frame)
     )

@@ -35,14 +35,15 @@ def problem_of(
 
 def _problem(found: Attention | Fused, weights: Mapping[fx.Node, torch.Tensor]) -> AttentionProblem:
     query, key, value = (side.value for side in (found.query, found.key, found.value))
-    sizes = [hint_of(size) for size in query.shape]
     is_spelled = isinstance(found, Attention)
     own = found if is_spelled else found.spelled
+    flat = found if isinstance(own, Refusal) else own
+    sizes = [hint_of(size) for size in flat.query.shape]
     untold = found.untold if is_spelled else None
     return AttentionProblem(
         batch=sizes[0] if len(sizes) == 4 else 1,
         heads=sizes[-3] if len(sizes) > 2 else 1,
-        groups=found.groups if isinstance(own, Refusal) else own.groups,
+        groups=flat.groups,
         rows=sizes[-2],
         keys=hint_of(key.shape[-2]),
         head_dim=hint_of(found.head_dim) if is_spelled else sizes[-1],
