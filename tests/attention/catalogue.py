@@ -5,11 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 B, H, G, Q, K, D = 2, 4, 2, 6, 17, 8
 INF, MIN = math.inf, torch.finfo(torch.float32).min
@@ -377,6 +382,22 @@ def fused_repeated(q, k, v, kept):
 
 def in_checkpoint(q, k, v):
     return checkpoint(functional, q, k, v, use_reentrant=False)
+
+
+SEEN: set[tuple[bool, str]] = set()
+"""What ``policy`` was asked about: whether while computing again, and the op."""
+
+
+def policy(ctx, op, *arguments, **named):
+    """Save the attention, whichever op it is, and nothing else."""
+    SEEN.add((ctx.is_recompute, str(op)))
+    is_attention = "attention" in str(op)
+    return CheckpointPolicy.MUST_SAVE if is_attention else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def in_selective_checkpoint(q, k, v):
+    contexts = partial(create_selective_checkpoint_contexts, policy)
+    return checkpoint(functional, q, k, v, use_reentrant=False, context_fn=contexts)
 
 
 def twice(q, k, v):

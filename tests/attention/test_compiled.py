@@ -13,10 +13,12 @@ import overlapc
 from overlapc.graphs.attention import finding, matching
 from tests.attention.catalogue import (
     REWRITTEN,
+    SEEN,
     causal_by_indices,
     functional,
     grouped,
     in_checkpoint,
+    in_selective_checkpoint,
     keep,
     plain,
     square,
@@ -81,6 +83,26 @@ def test_compiled_with_gradients():
     assert all((a - b).abs().max() < 5e-6 for a, b in zip(found, wanted, strict=True))
     site = overlapc.report().sites[-1]
     assert (site.kind, site.decision, site.graph) == ("attention", "rewritten", "forward")
+
+
+def test_a_selective_policy_sees_the_attention_as_one_op():
+    """The mutant does not look into bodies of checkpoints: the policy is asked about bmm."""
+    torch.manual_seed(0)
+    SEEN.clear()
+    leaves = [t.requires_grad_() for t in plain()]
+    options = {"softmax": "sdpa"}
+    compiled = torch.compile(in_selective_checkpoint, backend="overlapc", options=options)
+    result = compiled(*leaves)
+    weights = torch.randn(result.shape)
+    found = [result, *torch.autograd.grad((result * weights).sum(), leaves)]
+    doubles = [t.detach().double().requires_grad_() for t in leaves]
+    wanted = functional(*doubles)
+    wanted = [wanted, *torch.autograd.grad((wanted * weights).sum(), doubles)]
+    assert all((a - b).abs().max() < 5e-6 for a, b in zip(found, wanted, strict=True))
+    assert [s.code for s in overlapc.report().sites[-1:]] == ["fused"]
+    seen = {name for _, name in SEEN}
+    assert any("_scaled_dot_product_" in name for name in seen), seen
+    assert not any("bmm" in name or "softmax" in name for name in seen), seen
 
 
 def test_explain_builds_nothing_and_says_the_same():

@@ -203,6 +203,16 @@ def test_a_compiled_program_trains_by_it(interpreted, name, leaves):  # noqa: F8
 
 
 @pytest.mark.long
+def test_a_selective_policy_is_asked_about_it(interpreted):  # noqa: F811
+    """What it saves is not computed again; by the mutant, a policy that saves nothing, it is."""
+    calls, error, seen = interpreted("attention_training.seen_by_policy", "unified")
+    assert "overlapc.attention.default" in seen
+    assert not any("bmm" in name or "softmax" in name for name in seen)
+    assert calls == {"zero, decode, 1 split": 1, "backward": 1}
+    assert error < 1e-6
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["far", "in a checkpoint"])
 def test_a_running_phi_gives_the_same_gradients(interpreted, name):  # noqa: F811
     *_, code, calls, reason, error = interpreted("attention_training.run", name, "running")

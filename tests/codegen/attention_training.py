@@ -15,7 +15,13 @@ import overlapc
 from tests.attention import catalogue
 from tests.codegen.attention_graphs import PROGRAMS
 
-PROGRAMS = {**PROGRAMS, "in a checkpoint": (catalogue.in_checkpoint, catalogue.plain)}
+PROGRAMS = {
+    **PROGRAMS,
+    "in a checkpoint": (catalogue.in_checkpoint, catalogue.plain),
+    "in a selective checkpoint": (catalogue.in_selective_checkpoint, catalogue.plain),
+}
+WIDE = {"in a selective checkpoint": catalogue.functional}
+"""What is computed in float64, where that is not the program itself."""
 
 
 def run(name: str, choice: str, *leaves: int) -> tuple[str, str, dict[str, int], str, float]:
@@ -32,7 +38,7 @@ def run(name: str, choice: str, *leaves: int) -> tuple[str, str, dict[str, int],
     places = leaves or (0, 1, 2)
     found = _gradients(compiled, inputs, places)
     wide = [t.detach().double() if t.is_floating_point() else t for t in inputs]
-    wanted = _gradients(function, wide, places)
+    wanted = _gradients(WIDE.get(name, function), wide, places)
     (site,) = overlapc.report().sites[before:]
     errors = []
     for one, other, place in zip(found, wanted, places, strict=True):
@@ -52,6 +58,13 @@ def _gradients(
     generator = torch.Generator().manual_seed(1)
     weights = torch.randn(result.shape, generator=generator).to(result.dtype)
     return list(torch.autograd.grad(result, [leaves[i] for i in places], weights))
+
+
+def seen_by_policy(choice: str) -> tuple[dict[str, int], float, set[str]]:
+    """Calls and error as of ``run``, and the ops that a selective policy was asked about."""
+    catalogue.SEEN.clear()
+    _, _, calls, _, error = run("in a selective checkpoint", choice)
+    return calls, error, {name for _, name in catalogue.SEEN}
 
 
 def family(name: str, attention: str, padded: bool) -> tuple[list[str], dict[str, int], float]:

@@ -126,7 +126,7 @@ def is_dense(node: fx.Node, order: tuple[int, ...]) -> bool:
 
 
 def is_plain(value: torch.Tensor) -> bool:
-    """Return whether a result is contiguous, as it is or, as kernels write it, rows before heads."""
+    """Return whether a result is contiguous, as it is or rows before heads, as kernels write."""
     has_heads = 2 < value.ndim < 5  # those of five dimensions are merged for the kernel
     return value.is_contiguous() or (has_heads and value.transpose(-3, -2).is_contiguous())
 
