@@ -13,6 +13,7 @@ from tests.codegen import attention_specs
 from tests.codegen import score_programs as programs
 from tests.codegen.attention_specs import BRAIN, CAUSAL, HALF, SPEC, WINDOW
 from tests.codegen.catching import wrong_values
+from tests.codegen.pairs import all_pairs
 
 ROWS = 40
 """In two batches of 20 rows."""
@@ -213,3 +214,53 @@ def test_every_policy_with_every_structure_and_program(interpreted, policy, stru
         named = {"lengths": (45, 17)} if spec.lengths else {}
         # Additions of masks may leave no key, and a row of few keys a small sum.
         interpreted("attention_cases.run", str(spec), **named, kept=0.8)
+
+
+FEATURES = {
+    "dtype": ["float32", "float16", "bfloat16"],
+    "dims": [(64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (20, 33)],
+    "structure": [*STRUCTURES, {"before": 3, "after": 4}],
+    "program": [*PROGRAMS, programs.KEPT_FINITE, programs.EVERY_SHAPE],
+    "softmax": POLICIES,
+    "groups": [1, 2, 3],
+    "sinks": [False, True],
+    "dead": ["nan", "zero"],
+    "sizes": [{}, {"rows": 45, "keys": 20}, {"rows": 1}, {"rows": 33, "keys": 32}],
+    "lengths": [(60, 17), (20, 0), (1, 32)],
+    "layout": ["odd", "dense"],
+    "tile": [(16, 16), (32, 16), (16, 32)],
+    "ones": [0, 16],
+    "kept": [0.1, 0.8],
+}
+MATRIX = all_pairs(FEATURES)
+SHORT = 2
+"""Rows of the matrix in every run."""
+
+
+@pytest.mark.parametrize(
+    "index",
+    [pytest.param(i, marks=() if i < SHORT else pytest.mark.long) for i in range(len(MATRIX))],
+)
+def test_every_pair_of_features(interpreted, index):
+    """Mutants that short rows find: "another head's keys" and "aligned at the wrong end"."""
+    text, named = combination(MATRIX[index])
+    interpreted("attention_cases.run", text, **named)
+
+
+def combination(row):
+    """A spec's text and the rest of a case."""
+    softmax = row["softmax"] if row["sinks"] or row["softmax"] != "sink" else "zero"
+    spec = replace(
+        SPEC, dtype=row["dtype"], head_dim=row["dims"][0], value_dim=row["dims"][1],
+        scale=row["dims"][0] ** -0.5, groups=row["groups"], program=row["program"],
+        sinks=row["sinks"], dead=row["dead"], softmax=softmax,
+        bound=1.5 if softmax == "bound" else 0.0, **row["structure"],
+    )  # fmt: skip
+    named = {name: row[name] for name in ("tile", "kept", "layout", "ones")} | row["sizes"]
+    if spec.lengths:
+        named["lengths"] = row["lengths"]
+    if spec.takes_phi:
+        named["phi"] = 0.7
+    if "e+38" in spec.program:  # rows of the mask alone, which some combinations have
+        named["redone"] = "any"
+    return str(spec), named

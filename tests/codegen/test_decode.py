@@ -13,6 +13,7 @@ from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile
 from overlapc.errors import KernelError
 from tests.codegen.catching import wrong_values
+from tests.codegen.pairs import all_pairs
 
 SPEC = AttentionSpec("float32", 32, 32, groups=3, scale=32**-0.5)
 CAUSAL = replace(SPEC, after=0, align="bottom_right")
@@ -356,3 +357,51 @@ MISFITS = {
 def test_calls_that_do_not_fit_are_errors(interpreted):
     messages = interpreted("decode_cases.misfits", list(MISFITS.values()))
     assert [why for why, text in zip(MISFITS, messages, strict=True) if why not in text] == []
+
+
+FEATURES = {
+    "dtype": ["float32", "float16", "bfloat16"],
+    "cache": [PLAIN, NARROW],
+    "page": [0, 16, 64],
+    "structure": [
+        {}, {"after": 0, "align": "bottom_right"},
+        {"before": 20, "after": 0, "align": "bottom_right"}, {"before": 3, "after": 40},
+    ],
+    "lengths": [(), (100, 37), (99, 0), (1, 64)],
+    "dims": [(64, 64), (80, 96), (128, 128), (192, 128), (32, 32)],
+    "groups": [1, 3, 8],
+    "mask": ["", "padding", "bias", "slopes"],
+    "softmax": ["zero", "first_tile", "online", "head", "bound", "sink"],
+    "sinks": [False, True],
+    "dead": ["nan", "zero"],
+    "rows": [1, 2, 4],
+    "splits": [1, 3, 7],
+    "layout": ["bhsd", "bshd", "strided"],
+    "scale_per_head": [False, True],
+}  # fmt: skip
+MATRIX = all_pairs(FEATURES)
+SHORT = 2
+"""Rows of the matrix in every run."""
+IN_CASE = ("lengths", "mask", "rows", "splits", "layout", "scale_per_head")
+
+
+@pytest.mark.parametrize("row", MATRIX[:SHORT] + first("", *MATRIX[SHORT:])[1:], ids=str)
+def test_every_pair_of_features(interpreted, row):
+    check(interpreted, *combination(row), **case_of(row))
+
+
+def case_of(row):
+    """The rest: of pages, all of which hold keys."""
+    return {name: row[name] for name in IN_CASE} | {"heads": 2, "keys": 128 if row["page"] else 100}
+
+
+def combination(row):
+    """A spec and its cache."""
+    softmax = row["softmax"] if row["sinks"] or row["softmax"] != "sink" else "zero"
+    spec = replace(
+        SPEC, dtype=row["dtype"], head_dim=row["dims"][0], value_dim=row["dims"][1],
+        scale=row["dims"][0] ** -0.5, groups=row["groups"], sinks=row["sinks"], dead=row["dead"],
+        lengths=bool(row["lengths"]), softmax=softmax, bound=1.5 if softmax == "bound" else 0.0,
+        **row["structure"],
+    )  # fmt: skip
+    return spec, replace(row["cache"], page=row["page"])
