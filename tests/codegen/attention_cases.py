@@ -78,8 +78,8 @@ def run(
     ``scaled`` multiplies queries of single rows and ``values`` those; ``first_sink`` is that of the
     first head; masks keep none of the first ``hidden`` keys (of single rows, and all others, where
     it says which), and scores are ``far`` from zero; ``redone`` is how many rows are to be computed
-    twice (None: at least one; "any"). ``mutate`` is a text of a template or of the module and what to put
-    in its place. The rest are fields of ``Case``.
+    twice (None: at least one; "any"). ``mutate`` is a text of a template or of the module and what
+    to put in its place. The rest are fields of ``Case``.
     """
     spec, case = AttentionSpec.parse(text), Case(**named)
     batch, every, rows, keys = case.batch, case.heads * spec.groups, case.rows, case.keys

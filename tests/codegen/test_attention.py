@@ -242,7 +242,7 @@ SHORT = 2
     [pytest.param(i, marks=() if i < SHORT else pytest.mark.long) for i in range(len(MATRIX))],
 )
 def test_every_pair_of_features(interpreted, index):
-    """Mutants that short rows find: "another head's keys" and "aligned at the wrong end"."""
+    """Of ``MUTANTS`` the short rows find "another head's keys", "no sinks" and logarithms."""
     text, named = combination(MATRIX[index])
     interpreted("attention_cases.run", text, **named)
 
@@ -263,4 +263,4 @@ def combination(row):
         named["phi"] = 0.7
     if "e+38" in spec.program:  # rows of the mask alone, which some combinations have
         named["redone"] = "any"
-    return str(spec), named
+    return str(spec), named | {"heads": 1 if spec.groups == 3 else 2}

@@ -387,6 +387,7 @@ IN_CASE = ("lengths", "mask", "rows", "splits", "layout", "scale_per_head")
 
 @pytest.mark.parametrize("row", MATRIX[:SHORT] + first("", *MATRIX[SHORT:])[1:], ids=str)
 def test_every_pair_of_features(interpreted, row):
+    """Of ``MUTANTS`` the short rows find those of the window, the table, sinks and packed rows."""
     check(interpreted, *combination(row), **case_of(row))
 
 
