@@ -132,6 +132,30 @@ def scores_read_through_a_view(q, k, v):
     return s.softmax(-1) @ v
 
 
+def item_filled(q, k, v):
+    s = q @ k.mT
+    s[:, :, torch.ones(Q, K, dtype=torch.bool).triu(1)] = -INF
+    return s.softmax(-1) @ v
+
+
+def item_of_all(q, k, v):
+    s = torch.zeros(B, H, Q, K)
+    s[:] = q @ k.mT
+    return s.softmax(-1) @ v
+
+
+def item_of_weights(q, k, v):
+    s = q @ k.mT
+    s[:] = s.softmax(-1)
+    return s @ v
+
+
+def item_of_no_scores(q, k, v):
+    s = torch.zeros(B, H, Q, K)
+    s[:] = q.sum()
+    return s.softmax(-1) @ v
+
+
 def dropped(q, k, v):
     return F.dropout((q @ k.mT).softmax(-1), p=0.5) @ v
 
@@ -212,6 +236,10 @@ def pooling(q, k, v):
 LEFT = {
     "fused": Spelling(fused, "=fused_already", operands=square),
     "soft_cap": Spelling(soft_cap, "!score_function"),
+    "item_filled": Spelling(item_filled, "!hidden_write"),
+    "item_of_all": Spelling(item_of_all, "!hidden_write"),
+    "item_of_weights": Spelling(item_of_weights, "!weights_changed"),
+    "item_of_no_scores": Spelling(item_of_no_scores, ""),
     "scaled_by_row": Spelling(scaled_by_row, "!score_function"),
     "sinks": Spelling(sinks, "!sinks"),
     "exp_over_sum_of_a_finite_mask": Spelling(exp_over_sum_of_a_finite_mask, "!dead_rows", keep),

@@ -121,3 +121,12 @@ def between(versions: Versions, product: fx.Node, last: fx.Node) -> list[fx.Node
             seen = (versions.read(node, source) for source in node.all_input_nodes)
             waiting.extend(one for one in seen if one is not None)
     return sorted(needed, key=versions.index.__getitem__)
+
+
+def is_item_of_scores(versions: Versions, node: fx.Node) -> bool:
+    """Whether a node writes to an item of scores, or scores to one of a tensor."""
+    call = versions.calls.get(node)
+    if call is None or call.name != "setitem":
+        return False
+    seen = [versions.read(node, source) for source in node.all_input_nodes]
+    return any(leads_to_product(versions, one) for one in seen if one is not None)

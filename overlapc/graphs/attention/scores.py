@@ -8,7 +8,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import fx
 
-from overlapc.graphs.attention.above import FURTHEST, between, leads_to_product, product_above
+from overlapc.graphs.attention.above import (
+    FURTHEST,
+    between,
+    is_item_of_scores,
+    leads_to_product,
+    product_above,
+)
 from overlapc.graphs.attention.constants import number
 from overlapc.graphs.attention.functions import Function, trace_function
 from overlapc.graphs.attention.products import NAMES, Product, read_product
@@ -85,9 +91,8 @@ def read_scores(versions: Versions, softmax: Softmax) -> Scores | Refusal | None
     node = versions.read(softmax.reader, source)
     if node is None:
         return Refusal(softmax.node, "hidden_write", HIDDEN)
-    call = versions.calls.get(node)
-    if call is not None and call.name == "setitem":
-        return Refusal(node, "hidden_write", HIDDEN)
+    if is_item_of_scores(versions, node):
+        return Refusal(node, "hidden_write", "Scores are written by an index, to a part or to all.")
     if not leads_to_product(versions, node):
         return None
     value = tensor_of(source)

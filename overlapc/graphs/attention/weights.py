@@ -90,8 +90,10 @@ def weighs_values(versions: Versions, softmax: Softmax) -> bool:
     waiting, seen = [softmax.node], set()
     while waiting and own is not None and len(seen) < 4 * FURTHEST:
         node = waiting.pop()
-        value = tensor_of(node)
-        if node in seen or (value is not None and value.ndim < 2):
+        call = versions.calls.get(node)
+        is_item = call is not None and call.name == "setitem"
+        value = tensor_of(call.get("input") if call is not None and is_item else node)
+        if node in seen or value is None or value.ndim < 2:
             continue
         seen.add(node)
         for reader in versions.readers[node]:
