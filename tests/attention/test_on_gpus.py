@@ -195,7 +195,14 @@ MASKED = {
 
 
 @pytest.mark.parametrize("mask", MASKED)
-@pytest.mark.parametrize("shape", [(), (3,), (2, 3, 4)], ids=["matrices", "batch", "grouped"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param((), id="matrices", marks=pytest.mark.long),
+        pytest.param((3,), id="batch", marks=pytest.mark.long),
+        pytest.param((2, 3, 4), id="grouped"),
+    ],
+)
 def test_a_call_of_any_dimensions_is_taken(on_gpu, shape, mask):
     """Mutants: the mask is not merged with the heads; the result is not split again."""
     torch.manual_seed(0)

@@ -233,7 +233,7 @@ FEATURES = {
     "kept": [0.1, 0.8],
 }
 MATRIX = all_pairs(FEATURES)
-SHORT = 2
+SHORT = 1
 """Rows of the matrix in every run."""
 
 
@@ -242,7 +242,7 @@ SHORT = 2
     [pytest.param(i, marks=() if i < SHORT else pytest.mark.long) for i in range(len(MATRIX))],
 )
 def test_every_pair_of_features(interpreted, index):
-    """Of ``MUTANTS`` the short rows find "another head's keys", "no sinks" and logarithms."""
+    """Of ``MUTANTS`` the short row finds "another head's keys", "no sinks" and logarithms."""
     text, named = combination(MATRIX[index])
     interpreted("attention_cases.run", text, **named)
 
