@@ -72,7 +72,7 @@ def _flattened(
     calls = {*scores.nodes, *softmax.nodes, *weights.nodes}
     chain = tuple(sorted(calls, key=versions.index.__getitem__))
     refusal = (
-        why_empty(node, (scores.product.left, scores.product.right, weights.product.right))
+        why_empty(node, scores.product.left, scores.product.right, weights.product.right)
         or _why_not_alone(chain, node)
         or _why_not_dtypes(softmax, scores, weights)
         or _why_not_batches(weights, frame)
@@ -90,9 +90,6 @@ def _flattened(
         return Refusal(node, "mixed_dtypes", reason)
     query, key = (side.shaped(scores.product.batch, frame) for side in sides if side is not None)
     rows, keys = query.shape[-2], key.shape[-2]
-    empty = why_empty(node, query, key, values)
-    if empty:
-        return empty
     mask = read_mask(versions, scores.masks, dtype, rows, keys)
     if isinstance(mask, Refusal):
         return mask
