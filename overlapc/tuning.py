@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch.distributed as dist
@@ -92,20 +92,26 @@ def tune_chains(
                 seconds,
             )
         )
-        # What the target has no rates for has no plans to choose from; if that is all, it is said.
-        problems = tuple(p for p in problems if not known.lacks(p)) or problems
+        problems = _with_rates(problems, known, bench.world_size)
         if run is None:
             trials = Trials(bench.group, bench.device, known)
             run, why_not = trials.run, trials.why_not
         tried, best = _Tried(bench, run, why_not or _any_plan), _without_stale(known.renamed(name))
         found = 0
-        for plan in _tuned(tried, known, problems, seconds, progress):
-            # What could not be tried this time keeps what was measured before.
-            others = tuple(other for other in best.tuned if other.problem != plan.problem)
-            best = replace(best, tuned=(*others, plan))
-            found += 1
-            if save:
-                best.save(stored_path(name))
+        for index, problem in enumerate(problems):
+            # All of it: whoever fails between two trials leaves the others in the next.
+            with patience.failures_told(bench.group, f"the tuning of {problem.kind}"):
+                if progress:
+                    sizes = f"{problem.m}x{problem.n}x{problem.k}"
+                    progress(f"{problem.kind} {sizes}", index / len(problems))
+                if won := _tuned(tried, known, problem, seconds / len(problems)):
+                    # What could not be tried this time keeps what was measured before.
+                    others = tuple(other for other in best.tuned if other.problem != won.problem)
+                    best = replace(best, tuned=(*others, won))
+                    found += 1
+                    if save:
+                        best.save(stored_path(name))
+                bench.together()  # or who fails after the last chain would be alone with it
     if not found:
         raise ProblemError(
             f"None of {len(problems)} chains could be tried: each member's log says why not.",
@@ -134,6 +140,26 @@ def _problems(chains: Report | Iterable[Problem], world_size: int) -> tuple[Prob
         chains = [site.plan.problem for site in chains.sites if site.plan]
     found = dict.fromkeys(problem.resolved() for problem in chains)
     return tuple(p for p in found if p.world_size == world_size > 1 and p.flops and _is_tried(p))
+
+
+def _with_rates(
+    problems: tuple[Problem, ...], target: Target, world_size: int
+) -> tuple[Problem, ...]:
+    """The problems that the target has rates for: of others there are no plans to choose from.
+
+    Where none is left, ProblemError or TargetError, on every member for all have the same.
+    """
+    if not problems:
+        raise ProblemError(
+            f"No chain is planned for {world_size} ranks.",
+            where="tune_chains",
+            remedy="save a report of a model compiled for as many ranks as the group has",
+        )
+    found = tuple(problem for problem in problems if not target.lacks(problem))
+    if not found:  # one of these raises what is lacking
+        target.rates(problems[0])
+        target.link(problems[0])
+    return found
 
 
 def _is_tried(problem: Problem) -> bool:
@@ -192,29 +218,12 @@ class _Tried:
         return taken
 
 
-def _tuned(
-    tried: _Tried,
-    target: Target,
-    problems: Sequence[Problem],
-    seconds: float,
-    progress: Progress | None,
-) -> Iterator[TunedPlan]:
-    if not problems:
-        raise ProblemError(
-            f"No chain is planned for {tried.bench.world_size} ranks.",
-            where="tune_chains",
-            remedy="save a report of a model compiled for as many ranks as the group has",
-        )
-    for index, problem in enumerate(problems):
-        if progress:
-            progress(f"{problem.kind} {problem.m}x{problem.n}x{problem.k}", index / len(problems))
-        plans = _candidates(problem, replace(target, tuned=()))
-        with patience.failures_told(tried.bench.group, f"a trial of {problem.kind}"):
-            won = _best(tried, tried.runnable(plans), seconds / len(problems))
-        if won:
-            yield won
-        else:
-            log.warning("not tried, for a member cannot compute it: %s", problem)
+def _tuned(tried: _Tried, target: Target, problem: Problem, seconds: float) -> TunedPlan | None:
+    plans = tried.runnable(_candidates(problem, replace(target, tuned=())))
+    won = _best(tried, plans, seconds)
+    if won is None:
+        log.warning("not tried, for a member cannot compute it: %s", problem)
+    return won
 
 
 def _candidates(problem: Problem, target: Target) -> list[Plan]:

@@ -187,7 +187,10 @@ class Problem:
             epilogue_bytes=0,
             cuts_columns=False,
             kernel_sums=0,
+            # What is told of a kernel alone, and left to a default by ranks that have none.
+            takes_map=False,
             computes_beside=False,
+            layouts=("row", "col"),
             scales="",
         )
 

@@ -118,7 +118,8 @@ def plan(
 
 def _as_measured(problem: Problem, target: Target, tuned: TunedPlan, max_units: int) -> Plan:
     """The plan that was measured, or where this rank cannot have those groups another cut."""
-    is_own = replace(tuned.problem, takes_map=False) == replace(problem.resolved(), takes_map=False)
+    exact = problem.resolved()
+    is_own = tuned.problem in (exact, replace(exact, takes_map=False))
     reason = reasons.measured(tuned.seconds) if is_own else reasons.measured_alike(tuned)
     if problem.is_cut_by(tuned.rows, tuned.by, tuned.tile):
         return plan_rows(problem, target, tuned.rows, reason, by=tuned.by, tile=tuned.tile)

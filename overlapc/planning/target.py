@@ -136,10 +136,9 @@ class Target:
         What was measured for readers of rows holds for those that could read tiles as well.
         """
         exact = problem.resolved()
-        return self._measured(exact) or self._measured(replace(exact, takes_map=False))
-
-    def _measured(self, exact: Problem) -> TunedPlan | None:
-        mine, alike = self._tuned.get(exact), self._alike.get(exact.common(), [])
+        of_rows = replace(exact, takes_map=False)
+        mine = self._tuned.get(exact) or self._tuned.get(of_rows)
+        alike = self._alike.get(exact.common(), [])
         whole = [plan for plan in alike if len(plan.rows) == 1]
         if whole and (mine is None or len(mine.rows) > 1):
             return whole[0]

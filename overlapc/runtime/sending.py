@@ -5,7 +5,7 @@ Where a backend has no reduce-scatter worth the name, an all-to-all and a sum ta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -71,7 +71,7 @@ class Sender:
         """
         options = self.options
         if self.collective == "all_reduce":
-            return self.on_its_way(group.allreduce([sent], options))
+            return self.on_its_way(lambda: group.allreduce([sent], options))
         if self.collective == "reduce_scatter":
             if adds_here(self.collective, group, sent.device.type):
                 return self._dealt_out(group, out, sent)
@@ -79,22 +79,26 @@ class Sender:
         if sent.dtype not in MOVED_AS_THEY_ARE:
             out, sent = as_bytes(out), as_bytes(sent)
         if self.collective == "all_gather":
-            return self.on_its_way(group._allgather_base(out, sent, options))
+            return self.on_its_way(lambda: group._allgather_base(out, sent, options))
         sizes = list(receives), list(sends)
-        return self.on_its_way(group.alltoall_base(out, sent, *sizes, options))
+        return self.on_its_way(lambda: group.alltoall_base(out, sent, *sizes, options))
 
     def start_plain(self, group: dist.ProcessGroup, out: torch.Tensor, sent: torch.Tensor) -> Work:
         """Do the same as a graph that is left alone does: by the backend's own collective."""
         if self.collective == "reduce_scatter":
-            return self.on_its_way(group._reduce_scatter_base(out, sent, self.options))
+            return self.on_its_way(lambda: group._reduce_scatter_base(out, sent, self.options))
         return self.start(group, out, sent)
 
     def puts_anywhere(self, group: dist.ProcessGroup, device: str) -> bool:
         """Return whether ``out`` may have any strides: sums made here are written to it."""
         return adds_here(self.collective, group, device)
 
-    def on_its_way(self, work: Work | None) -> Work:
-        """Return what a collective is waited for by; NCCL gives none for one in the stream."""
+    def on_its_way(self, begin: Callable[[], Work | None]) -> Work:
+        """Begin a collective and return what it is waited for by.
+
+        NCCL gives nothing for one in the stream. What fails before it is called has sent nothing.
+        """
+        work = begin()
         return IN_STREAM if work is None else work
 
     def _dealt_out(self, group: dist.ProcessGroup, out: torch.Tensor, sent: torch.Tensor) -> Work:
@@ -102,7 +106,7 @@ class Sender:
         here, there = parts.view(sent.shape), sent
         if sent.dtype not in MOVED_AS_THEY_ARE:
             here, there = as_bytes(here), as_bytes(there)
-        work = self.on_its_way(group.alltoall_base(here, there, [], [], self.dealt))
+        work = self.on_its_way(lambda: group.alltoall_base(here, there, [], [], self.dealt))
         return _Sum(work, parts, out, self.is_mean)
 
 

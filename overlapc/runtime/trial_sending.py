@@ -6,7 +6,7 @@ what is left of the plan, whatever lies in it, and says only then that it failed
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -85,26 +85,23 @@ class TrialSender(Sender):
         """As ``Sender.start``, or note it alone."""
         if self._noted is not None:
             return self._note(out, sent, receives, sends)
-        try:
-            return super().start(group, out, sent, receives, sends)
-        except BaseException:
-            self._is_lost = True
-            raise
+        return super().start(group, out, sent, receives, sends)
 
     def start_plain(self, group: dist.ProcessGroup, out: torch.Tensor, sent: torch.Tensor) -> Work:
         """As ``Sender.start_plain``, or note it alone."""
         if self._noted is not None:
             return self._note(out, sent, is_plain=True)
+        return super().start_plain(group, out, sent)
+
+    def on_its_way(self, begin: Callable[[], Work | None]) -> Work:
+        """Begin and count a collective, which is waited for with patience."""
         try:
-            return super().start_plain(group, out, sent)
+            work = super().on_its_way(begin)
         except BaseException:
             self._is_lost = True
             raise
-
-    def on_its_way(self, work: Work | None) -> Work:
-        """Count a collective, which is waited for with patience."""
         self._started += 1
-        watched = _Watched(self, super().on_its_way(work))
+        watched = _Watched(self, work)
         self._in_flight[watched] = None
         return watched
 

@@ -302,6 +302,29 @@ def test_where_some_work_of_the_sizes_was_best_whole_all_is() -> None:
         assert (made.schedule, made.code) == ("serial", "measured_alike")
 
 
+@pytest.mark.parametrize("told", [{"layouts": ("row", "row")}, {"takes_map": True}])
+def test_what_a_kernel_alone_is_told_decides_for_ranks_without_one(told: dict[str, Any]) -> None:
+    """Of a row-major weight, or readers of tiles, beside work that lowers to no kernel on one rank.
+
+    Mutants: `Problem.common` that keeps the layouts; that keeps whether tiles are read; a plan of
+    rows that is not found for readers of tiles before that of another program."""
+    its = Problem(64, 32, 16, "float32", "all_reduce", 2, program="of rank 0", kernel_sums=64)
+    kernel = replace(its, **told).resolved()
+    none = replace(its, **told, program="of a bias", kernel_sums=0).resolved()
+    assert kernel.common() == none.common()
+    for way in ((32, 32), (64,)):
+        for one, of in ((kernel, none), (none, kernel)):
+            measured = TunedPlan(one, way, 1e-3)
+            target = replace(Target.load("cpu"), tuned=(measured,))
+            assert target.tuned_for(of) == measured
+            cuts = [search.plan(problem, target).rows for problem in (one, of)]
+            assert cuts == [way, way]
+    other = TunedPlan(none, (16, 48), 1e-3)
+    of_rows = TunedPlan(replace(kernel, takes_map=False), (32, 32), 1e-3)
+    target = replace(Target.load("cpu"), tuned=(other, of_rows))
+    assert target.tuned_for(kernel) == of_rows
+
+
 def test_a_rank_that_cannot_have_the_groups_that_won_has_others() -> None:
     """One that must send rows, of work whose columns won. Mutant: a plan that cannot be."""
     its = Problem(64, 32, 16, "float32", "all_reduce", 2, cuts_columns=True).resolved()

@@ -208,8 +208,105 @@ def test_a_rank_that_cannot_send_stops_all(two_ranks: Ranks) -> None:
     (said, *_), (other, *_) = found = two_ranks.run(lost, [first, second], timeout=25)
     assert said == other
     assert len(said) == 2
-    assert "Rank 1 failed in a trial of gemm_reduce_scatter: RuntimeError: no link here" in said[0]
+    assert (
+        "Rank 1 failed in the tuning of gemm_reduce_scatter: RuntimeError: no link here" in said[0]
+    )
     assert said[1] == said[0]
     for _, taken, stored in found:
         assert taken < 20
         assert stored == [first.resolved()]
+
+
+@contextmanager
+def without_room(rank: int) -> Iterator[list[int]]:
+    """Rank 1 has no memory for the parts of a scatter's second group that are added up there."""
+    dealt_out, failed = TrialSender._dealt_out, [0]
+
+    def deals(self: TrialSender, group: Any, out: torch.Tensor, sent: torch.Tensor) -> Any:
+        if not rank or self._started != 1:
+            return dealt_out(self, group, out, sent)
+        failed[0] += 1
+        no_room = mock.patch.object(torch.Tensor, "new_empty", side_effect=MemoryError("no room"))
+        with no_room:
+            return dealt_out(self, group, out, sent)
+
+    with mock.patch.object(TrialSender, "_dealt_out", deals):
+        yield failed
+
+
+def sent_without_room(rank: int) -> tuple[bool, int, float]:
+    """Whether what fails so is sent to its end by ``finish``, failures, and a sum afterwards."""
+    assert dist.group.WORLD is not None
+    sender = TrialSender("reduce_scatter", dist.group.WORLD, torch.device("cpu"))
+    out, sent = torch.empty(4, 8), torch.randn(8, 8)
+    with sender.rehearsal() as rehearsed:
+        for _ in range(3):
+            sender.start(sender.group, out, sent)
+    is_sent = True
+    with without_room(rank) as failed:
+        try:
+            for _ in range(3):
+                sender.start(sender.group, out, sent).wait()
+        except MemoryError:
+            is_sent = False
+    if not is_sent:
+        is_sent = sender.finish(rehearsed)
+    total = torch.ones(1)
+    dist.all_reduce(total)
+    return is_sent, failed[0], total.item()
+
+
+def test_a_rank_without_room_for_what_comes_sends_all_the_same(two_ranks: Ranks) -> None:
+    """Nothing was sent when it failed. Mutant: a sender that is lost by whatever `start` raises."""
+    found = two_ranks.run(sent_without_room, timeout=25)
+    assert found == [(True, 0, 2.0), (True, 1, 2.0)]
+
+
+def full(rank: int, failing: str, at: int) -> tuple[str, float]:
+    """The error on a group whose rank 1 fails beside the trials of the chain ``at``, and seconds.
+
+    Its peer waits for no other member's end but its own, so that a hang is one."""
+    group, calls, saves = dist.new_group(timeout=timedelta(seconds=20)), [0], Target.save
+
+    def fails(what: str) -> None:
+        if rank and failing == what:
+            calls[0] += 1
+            if calls[0] == at + 1:
+                time.sleep(0.1)  # longer than the patience of those who wait
+                raise OSError(28, "No space left on device")
+
+    def save(self: Target, path: Any) -> None:
+        fails("save")
+        saves(self, path)
+
+    problems = [PLAIN, replace(PLAIN, m=192)]
+    begun, said = time.perf_counter(), ""
+    with (
+        mock.patch.object(Target, "save", save),
+        mock.patch.object(measuring, "REST_SECONDS", 0.0),
+        mock.patch.object(patience, "LOOKS_EVERY", timedelta(seconds=0.05)),
+    ):
+        try:
+            tune_chains(
+                problems,
+                group,
+                SLOW_LINK,
+                run=lambda plan: 1e-3,
+                seconds=0.05,
+                progress=lambda *_: fails("progress"),
+            )
+        except GroupError as error:
+            said = str(error)
+    return said, time.perf_counter() - begun
+
+
+@pytest.mark.parametrize(("failing", "at"), [("save", 0), ("save", 1), ("progress", 1)])
+def test_a_rank_that_fails_beside_its_trials_stops_all(
+    failing: str, at: int, two_ranks: Ranks
+) -> None:
+    """After the first chain, the last, and before the second. Mutants: failures told in trials
+    alone; nobody waits for what the others store."""
+    (said, taken), (other, _) = two_ranks.run(full, failing, at, timeout=25)
+    assert said == other
+    assert "Rank 1 failed in the tuning of gemm_all_reduce: OSError: [Errno 28] No space" in said
+    assert taken < 10
