@@ -263,9 +263,7 @@ def test_a_rank_without_room_for_what_comes_sends_all_the_same(two_ranks: Ranks)
 
 
 def full(rank: int, failing: str, at: int) -> tuple[str, float]:
-    """The error on a group whose rank 1 fails beside the trials of the chain ``at``, and seconds.
-
-    Its peer waits for no other member's end but its own, so that a hang is one."""
+    """The error on a group whose rank 1 fails beside trials of the chain ``at``, and seconds."""
     group, calls, saves = dist.new_group(timeout=timedelta(seconds=20)), [0], Target.save
 
     def fails(what: str) -> None:
