@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from overlapc.errors import KernelError
 from overlapc.graphs.attention.known_scores import scores_of
 from overlapc.graphs.attention.placing import inputs_of, spec_of
 from overlapc.graphs.attention.site import Attention, Fused
+from overlapc.graphs.attention.steps import Fill
 from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.values import hint_of
 from overlapc.planning.attention.policy import UNKNOWN
@@ -57,6 +59,7 @@ def _problem(found: Attention | Fused, weights: Mapping[fx.Node, torch.Tensor]) 
         undoes_repeats=not is_spelled and found.groups > 1,
         why_only_torch=own.reason if isinstance(own, Refusal) else "",
         prefix=isinstance(own, Attention) and own.prefix is not None,
+        is_kept_by_mask=isinstance(own, Attention) and _is_kept_by_mask(own),
         why_whole=own.length if isinstance(own, Attention) and isinstance(own.length, str) else "",
         dead=found.mask.dead if is_spelled else "",
         is_trained=isinstance(own, Attention) and own.is_trained,
@@ -71,6 +74,16 @@ def _problem(found: Attention | Fused, weights: Mapping[fx.Node, torch.Tensor]) 
         is_broadcast=isinstance(own, Attention) and own.is_broadcast,
         narrow=_narrow(own) if isinstance(own, Attention) else "",
     )
+
+
+def _is_kept_by_mask(own: Attention) -> bool:
+    """Whether booleans known when the graph runs leave keys out, and nothing else is done."""
+    mask = own.mask
+    is_alone = len(mask.parts) == 1 and not own.program and own.sinks is None
+    if not is_alone or mask.says != "given" or mask.dead not in ("zero", "nan"):
+        return False
+    part = mask.parts[0]
+    return isinstance(part, Fill) and part.value == -math.inf
 
 
 def _latent(own: Attention) -> Attention | None:

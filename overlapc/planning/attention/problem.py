@@ -40,6 +40,10 @@ LEAST_CACHE_BYTES = 16 << 20
 took 0.5 ms ("sdpa llama decode 2048" in benchmarks/results/attention.md), so that the call of an op
 is little beside them even where the cache is full; chosen, not measured."""
 
+MOST_MASK_ROWS = 8
+"""Of queries, up to which a mask that is given is looked through for the last key it keeps: one
+boolean for each row and key, beside all columns of a key and a value; chosen, not measured."""
+
 OWN = ("unified", ONLINE, RUNNING)
 """Choices of a kernel of our own."""
 OWN_DIMS = {"float32": 128, "float16": 256, "bfloat16": 256}
@@ -76,6 +80,9 @@ class AttentionProblem:
     """Why no other attention can take the place of torch's, as a sentence; empty if one can."""
     prefix: bool = False
     """Its mask says which keys of a cache are valid: a number on the device."""
+    is_kept_by_mask: bool = False
+    """Its mask is a tensor of booleans that is not known while compiling, and does no more than to
+    leave keys out."""
     why_whole: str = ""
     """Why it does not, where it looks like it."""
     dead: str = ""
@@ -213,7 +220,9 @@ def _by_torch(problem: AttentionProblem, choice: str) -> Verdict:
 def _reads_prefix(problem: AttentionProblem, choice: str, verdict: Verdict) -> bool:
     """Whether torch's attention is to be told how many keys are valid: on processors, where that
     number is at hand, and where the fused one is called anyway."""
-    if not problem.prefix or problem.device != "cpu" or problem.is_trained:
+    if problem.device != "cpu" or problem.is_trained:
+        return False
+    if not problem.prefix and not _has_small_mask(problem):
         return False
     if problem.dtype not in OWN_DIMS or max(problem.head_dim, problem.value_dim) > MOST_DIM:
         return False
@@ -223,12 +232,19 @@ def _reads_prefix(problem: AttentionProblem, choice: str, verdict: Verdict) -> b
     return is_called and problem.head_dim == problem.value_dim and (choice != "auto" or is_worth)
 
 
+def _has_small_mask(problem: AttentionProblem) -> bool:
+    """Whether to look for the last key that a mask keeps costs little beside reading all keys."""
+    is_large = problem.cache_bytes >= LEAST_CACHE_BYTES
+    is_one = problem.is_kept_by_mask and problem.is_fused and problem.rows <= MOST_MASK_ROWS
+    return is_one and is_large
+
+
 def _of_prefix(problem: AttentionProblem) -> Verdict:
     copies = f", and each head of them once, not {problem.groups} copies" * (problem.groups > 1)
-    reason = (
-        f"Torch's fused attention reads as many of {problem.keys} keys as the mask says are valid"
-        f"{copies}."
-    )
+    some = f"as many of {problem.keys} keys as the mask says are valid"
+    if not problem.prefix:
+        some = f"{problem.keys} keys up to the last that the mask keeps for any row"
+    reason = f"Torch's fused attention reads {some}{copies}."
     return Verdict("rewritten", "valid_keys", reason, policy_of("unified", problem.dtype))
 
 

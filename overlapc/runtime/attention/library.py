@@ -19,6 +19,8 @@ from overlapc.runtime.attention.program import scores_of, seen_by
 
 ADDS = "aten.add.Tensor"
 FILLS = ("aten.where.ScalarOther", "aten.where.ScalarSelf")
+LOOKED_THROUGH = 8
+"""Numbers of keys for each boolean of a mask from which on it is looked through; chosen."""
 LOST, FINITE_FILL = -1e9, -1e38
 """What is added and takes a score's bits away, and what stands for any such number."""
 
@@ -77,6 +79,8 @@ def _fused(
     keys = key.shape[2]
     is_causal = not spec.program and lengths is None and _is_causal(spec, query.shape[2], keys)
     mask = None if is_causal else _mask(spec, query, keys, inputs, lengths)
+    if mask is not None and query.device.type == "cpu":
+        key, value, mask = _cut_by_mask(key, value, mask)
     takes_groups = takes_masked_groups or mask is None
     if not takes_groups:
         key, value = (side.repeat_interleave(spec.groups, 1) for side in (key, value))
@@ -103,6 +107,21 @@ def _cut(
     inputs = [x[..., :longest] if x.dim() and x.shape[-1] == keys else x for x in inputs]
     is_whole = all(length == longest for length in known)
     return key, value, inputs, None if is_whole else lengths
+
+
+def _cut_by_mask(
+    key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Operands up to the last key that any row keeps; whole where none keeps one.
+
+    Of masks of booleans alone: rows of one finite number are the mean of all values. A mask that
+    is not small beside the keys is not looked through.
+    """
+    if mask.dtype != torch.bool or LOOKED_THROUGH * mask.numel() > key.numel():
+        return key, value, mask
+    kept = mask.flatten(0, -2).any(0).nonzero()
+    last = int(kept[-1]) + 1 if len(kept) else key.shape[2]
+    return key[:, :, :last], value[:, :, :last], mask[..., :last]
 
 
 def _is_causal(spec: AttentionSpec, rows: int, keys: int) -> bool:

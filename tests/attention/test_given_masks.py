@@ -1,0 +1,63 @@
+"""A mask that a graph is given says how much of a cache is read, on processors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from overlapc.runtime.attention import library
+from tests.attention.rewriting import rewrite
+
+BATCH, HEADS, KEYS, DIM = 2, 4, 4096, 64
+"""A cache of 16 MiB."""
+
+
+def operands(rows: int, held: int) -> list[torch.Tensor]:
+    """Keys and values beyond ``held`` are NaN, which a weight of zero would not hide."""
+    torch.manual_seed(0)
+    shapes = [(BATCH, 2 * HEADS, rows, DIM), *[(BATCH, HEADS, KEYS, DIM)] * 2]
+    made = [torch.randn(shape) for shape in shapes]
+    for side in made[1:]:
+        side[:, :, held:] = torch.nan
+    return made
+
+
+def attend(q, k, v, mask):
+    k, v = (side.repeat_interleave(2, 1) for side in (k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def mask_of(rows: int, held: int) -> torch.Tensor:
+    kept = torch.arange(KEYS) <= torch.arange(rows)[:, None] + held - rows
+    return kept.expand(BATCH, 1, rows, KEYS).contiguous()
+
+
+def error(function, rows: int, held: int, mask: torch.Tensor) -> float:
+    inputs = operands(rows, held)
+    clean = [side.nan_to_num(0.0).double() for side in inputs]
+    wanted = attend(*clean, mask)
+    return (function(*inputs, mask).double() - wanted).abs().max().item()
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_keys_beyond_the_last_that_is_kept_are_not_read(rows, monkeypatch):
+    """Fails where ``_cut_by_mask`` gives its operands as they are."""
+    with torch.no_grad():
+        done = rewrite(attend, *operands(rows, 100), mask_of(rows, 100))
+        assert done.codes == ["valid_keys"]
+        for held in (100, 7):
+            assert error(done.function, rows, held, mask_of(rows, held)) < 1e-5
+        padded = mask_of(rows, 100)
+        padded[1] = False
+        assert error(done.function, rows, 100, padded) < 1e-5, "a sequence of no key is zeros"
+        assert len(done.after) == 1, "no length compiles another graph"
+        monkeypatch.setattr(library, "_cut_by_mask", lambda *given: given)
+        assert not error(done.function, rows, 100, mask_of(rows, 100)) < 1e-5
+
+
+def test_where_no_row_keeps_a_key_all_is_zeros():
+    with torch.no_grad():
+        done = rewrite(attend, *operands(1, KEYS), mask_of(1, 5))
+        nothing = torch.zeros(BATCH, 1, 1, KEYS, dtype=torch.bool)
+        assert not done.function(*operands(1, KEYS), nothing).any()
