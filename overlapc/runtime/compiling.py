@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from typing import Any
 
 import sympy
@@ -17,7 +18,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils._python_dispatch import _disable_current_modes
 
 from overlapc.runtime.execution import Call, Function, Fused, code, fill, overload, trace
-from overlapc.runtime.program import ROWS, Program, Ref
+from overlapc.runtime.program import ROWS, Program, Ref, Step
 from overlapc.runtime.runs import Run, parts_of
 
 Sizes = tuple[int, ...]
@@ -109,12 +110,16 @@ class Compilation:
     def _values(
         self, operands: Sequence[torch.Tensor], places: dict[Ref, torch.Tensor]
     ) -> list[torch.Tensor]:
-        """Every step's value, without content."""
+        """Every step's value, without content; of what is written, the place: views are of that."""
+        written = {ref.index: place for ref, place in places.items()}
+        index = count()
+
+        def value(_: Step, op: Any, args: list[Any], more: Mapping[str, Any]) -> torch.Tensor:
+            made = op(*args, **more)
+            return written.get(next(index), made)
+
         with self.mode, enable_python_dispatcher():
-            values = trace(self.program, operands, lambda _, op, args, more: op(*args, **more))
-        for ref, place in places.items():
-            values[ref.index] = place
-        return values
+            return trace(self.program, operands, value)
 
     def _fused(
         self, run: Run, operands: Sequence[torch.Tensor], values: Sequence[torch.Tensor]

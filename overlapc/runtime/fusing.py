@@ -15,6 +15,7 @@ from math import prod
 from typing import Any
 
 import torch
+from torch._dynamo.convert_frame import compile_lock
 
 from overlapc.runtime import execution
 from overlapc.runtime.compiling import Compilation, Sizes, row_strides
@@ -115,8 +116,23 @@ class Fusing:
             layout = self._new(key, operands, sizes)
         if prod(sizes) * layout.elements < LEAST_ELEMENTS or not layout.serves(sizes):
             return self.steps(operands, places)
-        run = layout.run or self._compiled(layout, operands, places)
-        return run(operands, places)
+        if layout.run is not None:
+            return layout.run(operands, places)
+        return self._first_run(layout, operands, places)
+
+    def _first_run(
+        self, layout: Layout, operands: Sequence[torch.Tensor], places: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, ...]:
+        """Compile, and run what came of it; step by step where either fails, for peers send on."""
+        run = self._compiled(layout, operands, places)
+        try:
+            return run(operands, places)
+        except Exception as error:
+            if run is self.steps:
+                raise
+            self._fails(error)
+            layout.run = self.steps
+        return self.steps(operands, places)
 
     def _sizes(self, operands: Sequence[torch.Tensor]) -> Sizes:
         rows = operands[self._rows_of].shape[0]
@@ -180,7 +196,8 @@ class Fusing:
             _reasons[self.program] = CAPTURING
             return self.steps
         sizes = self._sizes(operands)
-        with _lock:
+        # Dynamo's lock first: who compiles holds it, and may call us.
+        with compile_lock, _lock:
             if layout.run is None:
                 hints = (LIKELY_ROWS, *(max(2, columns) for columns in sizes[1:]))
                 compilation = Compilation(self.program, self.written, self.cut, hints)

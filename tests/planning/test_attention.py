@@ -87,6 +87,14 @@ def test_a_cache_is_read_up_to_its_length_where_torchs_attention_is_called():
     assert "copies" not in decide(replace(CACHE, groups=1), "auto").reason
 
 
+def test_a_given_mask_of_few_rows_is_looked_through_beside_a_large_cache():
+    given = replace(CACHE, prefix=False, is_kept_by_mask=True, mask="given")
+    assert decide(given, "auto").code == "valid_keys"
+    assert "the last that the mask keeps" in decide(given, "auto").reason
+    for change in ({"rows": 9}, {"keys": 256}, {"is_fused": False}, {"device": "cuda"}):
+        assert decide(replace(given, **change), "sdpa").code != "valid_keys"
+
+
 @pytest.mark.parametrize("name", WHOLE)
 def test_else_it_is_read_whole(name):
     assert decide(replace(CACHE, **WHOLE[name]), "auto").code != "valid_keys"

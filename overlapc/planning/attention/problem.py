@@ -243,7 +243,7 @@ def _of_prefix(problem: AttentionProblem) -> Verdict:
     copies = f", and each head of them once, not {problem.groups} copies" * (problem.groups > 1)
     some = f"as many of {problem.keys} keys as the mask says are valid"
     if not problem.prefix:
-        some = f"{problem.keys} keys up to the last that the mask keeps for any row"
+        some = f"of {problem.keys} keys those up to the last that the mask keeps for any row"
     reason = f"Torch's fused attention reads {some}{copies}."
     return Verdict("rewritten", "valid_keys", reason, policy_of("unified", problem.dtype))
 

@@ -79,7 +79,7 @@ def _fused(
     keys = key.shape[2]
     is_causal = not spec.program and lengths is None and _is_causal(spec, query.shape[2], keys)
     mask = None if is_causal else _mask(spec, query, keys, inputs, lengths)
-    if mask is not None and query.device.type == "cpu":
+    if mask is not None and spec.program and lengths is None and query.device.type == "cpu":
         key, value, mask = _cut_by_mask(key, value, mask)
     takes_groups = takes_masked_groups or mask is None
     if not takes_groups:
