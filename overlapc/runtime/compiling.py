@@ -115,7 +115,7 @@ class Compilation:
         index = count()
 
         def value(_: Step, op: Any, args: list[Any], more: Mapping[str, Any]) -> torch.Tensor:
-            made = op(*args, **more)
+            made: torch.Tensor = op(*args, **more)
             return written.get(next(index), made)
 
         with self.mode, enable_python_dispatcher():

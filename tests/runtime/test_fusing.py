@@ -5,8 +5,12 @@ But for the last test Inductor is left out: its graphs are run as they are, call
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 import torch
+from torch._dynamo.convert_frame import compile_lock
 
 from overlapc.runtime import compiling, execution, fusing
 from overlapc.runtime.program import ROWS, WHOLE, Program, Step
@@ -43,6 +47,7 @@ PROGRAM = Program(
     (ROWS, WHOLE, WHOLE, WHOLE, WHOLE), STEPS, value(13), (value(10), value(3), value(12))
 )
 WRITTEN = (value(13), value(10))
+SILU = (step("sigmoid.default", value(0)), step("mul.Tensor", value(0), value(1)))
 
 
 def operands(rows: int) -> list[torch.Tensor]:
@@ -222,3 +227,76 @@ def test_inductor_writes_results_where_they_belong(monkeypatch):
     assert isinstance(run, fusing.Fusing)
     (layout,) = run.layouts.values()
     assert layout.run is not run.steps
+
+
+def test_views_of_what_is_written_lie_as_their_place_does(monkeypatch, compiled):
+    """Mutant: every value is traced before places are put in: the view has rows without gaps."""
+    seen = []
+
+    def watching(graph, inputs):
+        def run(given):
+            seen.extend(
+                (tuple(fake.stride()), real.stride())
+                for fake, real in zip(inputs, given, strict=True)
+                if isinstance(real, torch.Tensor)
+            )
+            return graph(*given)
+
+        return run
+
+    monkeypatch.setattr(compiling, "by_inductor", watching)
+    part = step("slice.Tensor", value(0), 1, 0, K)
+    rest = (step("mm.default", value(1), operand(2)), step("mul.Tensor", value(1), value(2)),
+            step("exp.default", value(3)))  # fmt: skip
+    modes = (ROWS, WHOLE, WHOLE)
+    program = Program(modes, (STEPS[0], part, *rest), None, (value(0), value(4)))
+    given = [torch.randn(96, K), torch.randn(K, 64), torch.randn(K, K) / K]
+    place = torch.full((96, 128), torch.nan)[:, :64]
+    found = fusing.function(program, (value(0),))(given, [place])
+    wanted = given[0] @ given[1]
+    torch.testing.assert_close(found[0], wanted)
+    left = wanted[:, :K]
+    torch.testing.assert_close(found[1], (left * (left @ given[2])).exp(), atol=1e-4, rtol=1e-4)
+    assert seen
+    assert all(fake == real for fake, real in seen)
+
+
+def test_who_compiles_may_make_a_first_call_beside_another(compiled):
+    """Mutant: Dynamo's lock is taken under ours: each of two threads has what the other wants."""
+    program = Program((ROWS, WHOLE), (STEPS[0], *SILU), value(2))
+    run, given = fusing.function(program), [torch.randn(M, K), torch.randn(K, N)]
+    holds, starts = threading.Event(), threading.Event()
+
+    def compiles() -> None:
+        with compile_lock:
+            holds.set()
+            starts.wait(10)
+            time.sleep(0.2)
+            run(given, ())
+
+    def calls() -> None:
+        holds.wait(10)
+        starts.set()
+        run(given, ())
+
+    threads = [threading.Thread(target=target, daemon=True) for target in (compiles, calls)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_a_kernel_that_fails_when_it_runs_is_no_error(monkeypatch, compiled):
+    """Peers would wait in the collective. Mutant: only compiling may fail."""
+
+    def fails(graph, inputs):
+        def run(given):
+            raise RuntimeError("no such device")
+
+        return run
+
+    monkeypatch.setattr(compiling, "by_inductor", fails)
+    program = Program((ROWS, WHOLE), (STEPS[0], *SILU), value(2))
+    check(fusing.function(program), M, program, [torch.randn(M, K), torch.randn(K, N)])
+    assert "no such device" in fusing.why_in_steps(program)

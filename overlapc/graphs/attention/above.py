@@ -15,11 +15,14 @@ FURTHEST = 24
 """Calls between a product and its softmax: chosen, three times what any model in the tests has."""
 
 
-def leads_to_product(versions: Versions, node: fx.Node) -> bool:
-    """Return whether a product of matrices stands above a node, with no reduction in between."""
-    waiting, seen = [node], set()
+def leads_to_product(versions: Versions, node: fx.Node, dim: int) -> bool:
+    """Return whether a product of matrices stands above a node, with no reduction in between.
+
+    ``dim``, -1 or -2, is the dimension of the node in which there may be sinks beside.
+    """
+    waiting, seen = [(node, dim)], set()
     while waiting and len(seen) < 4 * FURTHEST:
-        one = waiting.pop()
+        one, own = waiting.pop()
         call, value = versions.calls.get(one), tensor_of(one)
         if one in seen or call is None or value is None:
             continue
@@ -29,17 +32,25 @@ def leads_to_product(versions: Versions, node: fx.Node) -> bool:
         if call.name in ("linear", "addmm", "scaled_dot_product_attention", "softmax"):
             continue
         sources = [versions.read(one, source) for source in one.all_input_nodes]
-        waiting.extend(s for s in sources if s is not None and _could_be_scores(s, value))
+        above = -3 - own if exchanges_last(versions, one) else own
+        waiting.extend(
+            (s, above) for s in sources if s is not None and _could_be_scores(s, value, own)
+        )
     return False
 
 
-def _could_be_scores(source: fx.Node, value: torch.Tensor) -> bool:
+def _could_be_scores(source: fx.Node, value: torch.Tensor, dim: int) -> bool:
     """Whether ``value`` may be made of scores ``source``: of as many, or of all but sinks."""
     own = tensor_of(source)
     if own is None or own.ndim < 2 or value.ndim < 2 or not own.dtype.is_floating_point:
         return False
-    is_fewer = any(is_same((own.shape[dim] + 1,), (value.shape[dim],)) for dim in (-1, -2))
+    is_fewer = is_same((own.shape[dim] + 1,), (value.shape[dim],))
     return is_fewer or is_same((own.numel(),), (value.numel(),))
+
+
+def may_be_scores(versions: Versions, node: fx.Node) -> bool:
+    """Return whether a product stands above a node, perhaps with sinks beside rows or columns."""
+    return any(leads_to_product(versions, node, dim) for dim in (-1, -2))
 
 
 def scaled_product(versions: Versions, node: fx.Node) -> tuple[list[fx.Node], float] | None:
@@ -99,7 +110,10 @@ def product_above(versions: Versions, reader: fx.Node, source: fx.Node) -> fx.No
         return node
     for operand in node.all_input_nodes:
         seen = versions.read(node, operand)
-        if seen is not None and _could_be_scores(seen, value) and leads_to_product(versions, seen):
+        if seen is not None and any(
+            _could_be_scores(seen, value, dim) and leads_to_product(versions, seen, dim)
+            for dim in (-1, -2)
+        ):
             return product_above(versions, node, operand)
     return None
 
@@ -129,4 +143,4 @@ def is_item_of_scores(versions: Versions, node: fx.Node) -> bool:
     if call is None or call.name != "setitem":
         return False
     seen = [versions.read(node, source) for source in node.all_input_nodes]
-    return any(leads_to_product(versions, one) for one in seen if one is not None)
+    return any(may_be_scores(versions, one) for one in seen if one is not None)

@@ -53,7 +53,7 @@ def why_empty(node: fx.Node, *sides: Expression) -> Refusal | None:
     sizes = (size for side in sides for size in side.shape)
     if not any(isinstance(size, int) and size == 0 for size in sizes):
         return None
-    return Refusal(node, "empty", "It has no batch, no heads, no keys, no rows or no columns.")
+    return Refusal(node, "empty", "It has no batch, no heads, no rows, no keys or no columns.")
 
 
 def _why_not_computed(versions: Versions, found: Attention) -> Refusal | None:

@@ -13,6 +13,7 @@ from overlapc.graphs.attention.above import (
     between,
     is_item_of_scores,
     leads_to_product,
+    may_be_scores,
     product_above,
 )
 from overlapc.graphs.attention.constants import number
@@ -93,7 +94,7 @@ def read_scores(versions: Versions, softmax: Softmax) -> Scores | Refusal | None
         return Refusal(softmax.node, "hidden_write", HIDDEN)
     if is_item_of_scores(versions, node):
         return Refusal(node, "hidden_write", "Scores are written by an index, to a part or to all.")
-    if not leads_to_product(versions, node):
+    if not may_be_scores(versions, node):
         return None
     value = tensor_of(source)
     assert value is not None
@@ -152,7 +153,7 @@ def _with_sinks(walk: _Walk, call: Call) -> fx.Node | Refusal:
 def _applied(walk: _Walk, call: Call) -> fx.Node | Refusal:
     """Take up a function of scores; go on from its operand, or from the product if it has more."""
     versions, node = walk.versions, call.node
-    operands = [s for s in node.all_input_nodes if _is_scores(versions, node, s)]
+    operands = [s for s in node.all_input_nodes if _is_scores(walk, node, s)]
     operands.sort(key=_is_condition)
     product = product_above(versions, node, operands[0]) if operands else None
     if product is None or (call.in_place and call.get("input") not in operands):
@@ -181,7 +182,7 @@ def _is_condition(node: fx.Node) -> bool:
 
 def _arithmetic(walk: _Walk, call: Call) -> fx.Node | Refusal:
     pair = call.get("input"), call.get("other")
-    kept = [arg for arg in pair if _is_scores(walk.versions, call.node, arg)]
+    kept = [arg for arg in pair if _is_scores(walk, call.node, arg)]
     if not kept or _is_made_of_one(walk.versions, call.node, kept):
         return _applied(walk, call)
     scores, is_first = kept[0], kept[0] is pair[0]
@@ -225,10 +226,10 @@ def _filled(walk: _Walk, call: Call) -> fx.Node | Refusal:
         scores, fill, mask, is_kept = call.get("input"), call.get("value"), call.get("mask"), False
     else:
         mask, pair = call.get("condition"), (call.get("input"), call.get("other"))
-        is_kept = _is_scores(versions, node, pair[0])
+        is_kept = _is_scores(walk, node, pair[0])
         scores, fill = pair if is_kept else pair[::-1]
     value = number(versions, fill)
-    kept = [arg for arg in (mask, scores, fill) if _is_scores(versions, node, arg)]
+    kept = [arg for arg in (mask, scores, fill) if _is_scores(walk, node, arg)]
     condition = _mask(walk, call, mask)
     if kept != [scores] or value is None or condition is None:
         return _applied(walk, call)
@@ -246,13 +247,13 @@ def _is_made_of_one(versions: Versions, reader: fx.Node, operands: list[fx.Node]
     return len(products) > 1 and len(set(products)) == 1
 
 
-def _is_scores(versions: Versions, reader: fx.Node, argument: object) -> bool:
+def _is_scores(walk: _Walk, reader: fx.Node, argument: object) -> bool:
     own, result = tensor_of(argument), tensor_of(reader)
     if not isinstance(argument, fx.Node) or own is None or result is None:
         return False
-    seen = versions.read(reader, argument)
+    seen = walk.versions.read(reader, argument)
     is_whole = is_same(tuple(own.shape), tuple(result.shape))
-    return seen is not None and is_whole and leads_to_product(versions, seen)
+    return seen is not None and is_whole and leads_to_product(walk.versions, seen, walk.dim)
 
 
 def _mask(walk: _Walk, call: Call, argument: object) -> Expression | None:

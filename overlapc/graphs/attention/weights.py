@@ -93,7 +93,7 @@ def weighs_values(versions: Versions, softmax: Softmax) -> bool:
         call = versions.calls.get(node)
         is_item = call is not None and call.name == "setitem"
         value = tensor_of(call.get("input") if call is not None and is_item else node)
-        if node in seen or value is None or value.ndim < 2:
+        if node in seen or (value is not None and value.ndim < 2):
             continue
         seen.add(node)
         for reader in versions.readers[node]:
