@@ -28,19 +28,20 @@ def measure_on_device(
     candidates: Mapping[str, Callable[[], object]], deadline: Deadline, seed: int
 ) -> Samples:
     """Seconds of a call of every candidate by device events, once a round, in random order within a
-    round: of one call, or the mean of some in a row where one is short.
+    round: of one call, or the mean of some in a row where one is short; of all candidates as many,
+    for the events add to each, and would add differently to what is compared.
 
     A candidate leaves all its work ordered before the end of the current stream. Ends by the
     deadline, but measures ``LEAST_ROUNDS`` rounds even if that takes longer.
     """
     ahead = {name: warmed_up(run) for name, run in candidates.items()}
-    calls = {name: calls_in_a_row(run, ahead[name]) for name, run in candidates.items()}
+    calls = max(calls_in_a_row(run, ahead[name]) for name, run in candidates.items())
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for index, order in enumerate(round_orders(list(candidates), MOST_ROUNDS, seed)):
         if index >= LEAST_ROUNDS and not deadline.left():
             break
         for name in order:
-            seconds[name].append(device_seconds(candidates[name], ahead[name], calls[name]))
+            seconds[name].append(device_seconds(candidates[name], ahead[name], calls))
     return Samples({name: tuple(values) for name, values in seconds.items()})
 
 

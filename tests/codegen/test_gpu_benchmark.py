@@ -400,6 +400,23 @@ def test_a_short_call_is_timed_with_others_in_a_row(monkeypatch):
     assert gpu_timing.calls_in_a_row(lambda: None, 0.0) == 2
 
 
+def test_what_is_compared_is_timed_by_as_many_calls(monkeypatch):
+    """Mutants: each candidate by as many as it needs itself; by the fewest that any needs."""
+    timed: dict[str, set[int]] = {"short": set(), "long": set()}
+    seconds = {"short": 149e-6, "long": 151e-6}  # of which 2 and 1 are long enough
+
+    def device_seconds(run: Any, host: float, calls: int = 0) -> float:
+        if calls:
+            timed[run()].add(calls)
+        return seconds[run()]
+
+    monkeypatch.setattr(gpu_timing, "warmed_up", lambda run: 0.0)
+    monkeypatch.setattr(gpu_timing, "device_seconds", device_seconds)
+    runs = {"short": lambda: "short", "long": lambda: "long"}
+    gpu_timing.measure_on_device(runs, Deadline.after(0), 0)
+    assert timed == {"short": {2}, "long": {2}}
+
+
 def test_the_library_leaves_multiprocessors_out_where_it_is_told_to(monkeypatch):
     """cuBLASLt is, and is preferred for this run alone. Mutants: it is not preferred; nothing is
     set back where the run raises."""
