@@ -33,7 +33,7 @@ FAILED, NO_GPU = 1, 2
 RESERVE_SECONDS = 10
 """Kept of the minutes for what ends a run; chosen."""
 MOST_HUNG = 2
-"""Rows of one function that may take all of their limits: what hangs in each of them would take the
+"""Rows that are alike and may take all of their limits: what hangs in each of them would take the
 minutes of all that comes after."""
 DESCRIBED = Row("about", "this machine", "benchmarks.gpu_device.describe", limit=120)
 
@@ -125,7 +125,7 @@ def _run(
 ) -> tuple[int, int]:
     """How many rows failed, and how many were left when time was up."""
     failures = left = 0
-    hung = Counter[str]()
+    hung = Counter[tuple[str, str]]()
     while True:
         try:
             row = next(rows)
@@ -137,15 +137,21 @@ def _run(
         if not deadline.left():
             left += 1
             continue
-        if hung[row.function] < MOST_HUNG:
+        if hung[likeness(row)] < MOST_HUNG:
             found = runner.run(row, min(row.limit, deadline.left() + RESERVE_SECONDS / 2))
         else:
             found = failed(row, f"Not tried: {MOST_HUNG} rows like it did not end.")
-        hung[row.function] += str(found.get("error", "")).startswith(HUNG)
+        hung[likeness(row)] += str(found.get("error", "")).startswith(HUNG)
         failures += "error" in found
         done.setdefault(row.table, []).append(found)
         write()
         report(f"{row.table}, {row.name}: {headline(found)}")
+
+
+def likeness(row: Row) -> tuple[str, str]:
+    """What rows share that are likely to hang together: a function, and the kind of kernel or
+    collective that it is given; the table where it is given none."""
+    return row.function, row.arguments.get("kind", row.table)
 
 
 def headline(found: dict[str, Any]) -> str:

@@ -382,6 +382,24 @@ def test_what_hangs_in_every_row_leaves_time_for_the_rest(tmp_path):
     assert stub.tried[gpu_gemm.OVERLAP] == 2 * len(FEW)
 
 
+def test_what_hangs_in_one_kind_of_attention_leaves_the_checks_of_the_others(tmp_path):
+    """All are checked by one function. Mutants: what hangs is counted by it alone; by nothing."""
+
+    class Hangs(Stub):
+        def run(self, row: Row, limit: float) -> dict[str, Any]:
+            kind = row.arguments.get("kind")
+            self.tried[f"kind {kind}"] += 1
+            error = {"error": f"{gpu_worker.HUNG} within 60 s."} if kind == "prefill" else {}
+            return super().run(row, limit) | error
+
+    stub = Hangs()
+    failures = gpu.measure("attention", Page(tmp_path, "attention"), stub, 1)
+    for kind, (_, cases) in gpu_attention.CHECKS.items():
+        tried = gpu.MOST_HUNG if kind == "prefill" else len(cases)
+        assert stub.tried[f"kind {kind}"] == tried
+    assert failures == len(gpu_attention.CHECKS["prefill"][1]) > gpu.MOST_HUNG
+
+
 def test_a_short_call_is_timed_with_others_in_a_row(monkeypatch):
     """Mutants: the time of all is taken for that of one, or the host is not waited for so long."""
     slept, called = [], []
