@@ -92,6 +92,7 @@ def test_one_row_of_every_kind_is_measured_and_written(interpreted, tmp_path):
 
 @pytest.mark.parametrize("first", [1, pytest.param(None, marks=pytest.mark.long)])
 def test_rows_of_linear_layers_are_measured_and_written(interpreted, tmp_path, first):
+    """Short calls in a row among them. Mutant: how many is a fraction."""
     started = interpreted.start("benchmark_cases.dry_run_of_linears", str(tmp_path), first)
     data, page = started.result(300)
     result, text = json.loads((tmp_path / data).read_text()), (tmp_path / page).read_text()
