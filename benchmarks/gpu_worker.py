@@ -132,7 +132,8 @@ def serve(connection: Any) -> None:
 
 def end_with_parent() -> None:
     """Let this process be killed where the one that has started it is: a row that hangs would hold
-    the device. On Linux; elsewhere a process ends with its row."""
+    the device. On Linux alone; elsewhere it ends once its row has. What the row has started gets no
+    such signal: that ends by itself, or goes on."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGKILL)
 
