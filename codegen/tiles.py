@@ -31,9 +31,13 @@ MOST_BESIDE = 2
 """Calls after the GEMM and inputs, beside which the widest tile may be stored while the next one's
 operands come; from the same tests."""
 
-APART_BY_TENSOR_MEMORY = {"log", "log2"}
-"""Ops that spill where tensor memory holds the sums and the next tile's operands come while they
-are computed: the assembler then settles for 128 registers; from the same tests."""
+APART = {
+    (10, True): {"log", "log2"},
+    (12, False): {"celu", "div", "hardsigmoid", "hardswish", "reciprocal"},
+}
+"""By the major number of an architecture and whether TMA loads operands, ops that spill where the
+next tile's come while they are computed: the assembler settles for 128 registers; from the same
+tests."""
 
 
 def spec_for(
@@ -117,7 +121,7 @@ def _runs_on(
     if architecture.startswith("gfx"):
         return False
     names = {call.op.split(".")[1] for call in chain.calls} if chain else set[str]()
-    if by_tma and 100 <= sm_number(architecture) < 120 and names & APART_BY_TENSOR_MEMORY:
+    if names & APART.get((sm_number(architecture) // 10, by_tma), set()):
         return False
     beside = len(chain.calls) - 1 + len(chain.inputs) if chain else 0
     is_narrow = by_tma and beside <= MOST_BESIDE and stored != "float32"

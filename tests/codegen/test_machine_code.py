@@ -235,10 +235,16 @@ def test_hard_ops_keep_the_budgets(op: str):
     check("sm_90", on_device(chain_of(op, "bfloat16"), "bfloat16", "sm_90"))
 
 
-def test_a_logarithm_beside_tensor_memory_keeps_the_budgets():
-    """Mutant: no ``APART_BY_TENSOR_MEMORY``."""
-    chain = chain_of("aten.log.default", "bfloat16")
-    check("sm_100", on_device(chain, "bfloat16", "sm_100"))
+@pytest.mark.parametrize(
+    ("architecture", "op", "dtype"),
+    [
+        ("sm_100", "aten.log.default", "bfloat16"),
+        ("sm_120", "aten.reciprocal.default", "float32"),
+    ],
+)
+def test_ops_that_are_computed_apart_keep_the_budgets(architecture: str, op: str, dtype: str):
+    """Mutant: no ``APART``."""
+    check(architecture, on_device(chain_of(op, dtype), dtype, architecture))
 
 
 @pytest.mark.long
