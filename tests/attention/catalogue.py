@@ -396,8 +396,9 @@ def policy(ctx, op, *arguments, **named):
 
 
 def in_selective_checkpoint(q, k, v):
+    """Of another graph than ``in_checkpoint``: one that was compiled before asks no policy."""
     contexts = partial(create_selective_checkpoint_contexts, policy)
-    return checkpoint(functional, q, k, v, use_reentrant=False, context_fn=contexts)
+    return checkpoint(operators, q, k, v, use_reentrant=False, context_fn=contexts)
 
 
 def twice(q, k, v):

@@ -20,6 +20,7 @@ from tests.attention.catalogue import (
     in_checkpoint,
     in_selective_checkpoint,
     keep,
+    operators,
     plain,
     square,
 )
@@ -96,7 +97,7 @@ def test_a_selective_policy_sees_the_attention_as_one_op():
     weights = torch.randn(result.shape)
     found = [result, *torch.autograd.grad((result * weights).sum(), leaves)]
     doubles = [t.detach().double().requires_grad_() for t in leaves]
-    wanted = functional(*doubles)
+    wanted = operators(*doubles)
     wanted = [wanted, *torch.autograd.grad((wanted * weights).sum(), doubles)]
     assert all((a - b).abs().max() < 5e-6 for a, b in zip(found, wanted, strict=True))
     assert [s.code for s in overlapc.report().sites[-1:]] == ["fused"]

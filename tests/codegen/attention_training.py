@@ -20,7 +20,7 @@ PROGRAMS = {
     "in a checkpoint": (catalogue.in_checkpoint, catalogue.plain),
     "in a selective checkpoint": (catalogue.in_selective_checkpoint, catalogue.plain),
 }
-WIDE = {"in a selective checkpoint": catalogue.functional}
+WIDE = {"in a selective checkpoint": catalogue.operators}
 """What is computed in float64, where that is not the program itself."""
 
 
