@@ -40,13 +40,14 @@ class Case:
     dim: int
     mask: str
     """"none", "causal" made in the graph, "padding": a tensor of finfo.min that is given, "length":
-    made in the graph of the position of the row, which the graph is given."""
+    made in the graph of the position of the row, which the graph is given, "given": booleans of the
+    same, made before it is called, as `generate` of transformers does."""
     trains: bool = False
     is_fused: bool = False
     """It calls torch's attention, on heads that are repeated."""
     dtype: torch.dtype = torch.float32
     held: int = 0
-    """Of "length": keys that the cache holds."""
+    """Of "length" and "given": keys that the cache holds."""
 
 
 CASES = (
@@ -86,6 +87,7 @@ CASES = (
     Case("sdpa llama cache of 8192 full", 1, 16, 4, 1, 8192, 64, "length", False, True, held=8192),
     Case("sdpa llama 2048 of 8192", 1, 16, 4, 1, 8192, 64, "length", False, True, held=2048),
     Case("sdpa llama 2048 of 8192 x4", 4, 16, 4, 1, 8192, 64, "length", False, True, held=2048),
+    Case("sdpa llama given 2048 of 8192", 1, 16, 4, 1, 8192, 64, "given", False, True, held=2048),
     Case("llama 512 bfloat16", 1, 16, 4, 512, 512, 64, "causal", dtype=torch.bfloat16),
 )
 
@@ -136,6 +138,9 @@ def inputs_of(case: Case) -> list[torch.Tensor]:
     ]
     if case.mask == "length":
         return [*operands, torch.tensor(case.held - case.rows)]
+    if case.mask == "given":
+        kept = torch.arange(case.keys) < case.held
+        return [*operands, kept.expand(case.batch, 1, case.rows, case.keys).contiguous()]
     mask = torch.zeros(case.batch, 1, case.rows, case.keys, dtype=case.dtype)
     mask[..., : case.keys // 16] = torch.finfo(case.dtype).min
     return [*(t.requires_grad_(case.trains) for t in operands), mask]

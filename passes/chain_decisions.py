@@ -135,11 +135,6 @@ def _differs_in_rows(one: Problem, other: Problem) -> bool:
     return without[0] == without[1]
 
 
-def inductor_seconds(problem: Problem, target: Target) -> float:
-    """Predicted seconds where nothing is overlapped."""
-    return plan_call(target.fingerprint, "serial", problem).predicted_seconds
-
-
 def _tried(problem: Problem) -> Iterator[Problem]:
     multiple = problem.granule
     for rows in TRIED_ROWS:

@@ -35,7 +35,7 @@ from overlapc.graphs.halves import Halves, drop_whole, join, split
 from overlapc.graphs.origins import where
 from overlapc.graphs.producing import read_producer
 from overlapc.passes.base import Compilation, Fuel
-from overlapc.passes.chain_decisions import Decision, decide, inductor_seconds
+from overlapc.passes.chain_decisions import Decision, decide
 from overlapc.passes.overlap_chains import OPERATIONS
 from overlapc.planning.cost import Costs
 from overlapc.planning.schedule import format_seconds
@@ -137,26 +137,24 @@ def _weighed(
             reason = "A size of its GEMMs varies, and hints may differ by rank."
             return Refusal(halves.whole.start, "varying_sizes", reason)
         decided.append((chain, decision))
-    (whole, alone), (scatter, first), (gather, second) = decided
+    (_, alone), (_, first), (gather, second) = decided
     if feeds := _feeds(gather):
         return feeds
     target = compilation.target_for(gather.gemms[0].device, gather.collective.group)
     problem = second.plan.problem
-    after = inductor_seconds(problem, target) - Costs(problem, target).alone(problem.m)
+    after = second.plan.serial_seconds - Costs(problem, target).alone(problem.m)
     known = all(target.knows(one.plan.problem) for _, one in decided)
     return Weighed(
-        whole=_seconds(whole, alone, compilation) + after,
-        halves=_seconds(scatter, first, compilation) + _seconds(gather, second, compilation),
+        whole=_seconds(alone) + after,
+        halves=_seconds(first) + _seconds(second),
         margin=MEASURED_MARGIN if known else UNMEASURED_MARGIN,
     )
 
 
-def _seconds(chain: Chain, decided: Decision, compilation: Compilation) -> float:
+def _seconds(decided: Decision) -> float:
     """Predicted seconds of a chain as it will be, overlapped or left to Inductor."""
-    if decided.decision == "rewritten":
-        return decided.plan.predicted_seconds
-    target = compilation.target_for(chain.gemms[0].device, chain.collective.group)
-    return inductor_seconds(decided.plan.problem, target)
+    plan = decided.plan
+    return plan.predicted_seconds if decided.decision == "rewritten" else plan.serial_seconds
 
 
 def _feeds(chain: Chain) -> Refusal | None:

@@ -21,9 +21,8 @@ from overlapc.planning.records import check_format, from_value, to_value
 from overlapc.planning.tuned import TRIALS, TunedPlan
 
 FORMAT = 7
-"""Version of the files that `save` writes: one more whenever a record gets a field
-or loses one. Files of every version before are read, and what they lack has a default; a newer one
-is refused."""
+"""Version of the files that `save` writes: one more whenever a record gets or loses a field. Files
+of every version before are read, and what they lack has a default; a newer one is refused."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 

@@ -172,11 +172,8 @@ def _body(
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Nothing of the caller's is compiled in, and nothing else is compiled meanwhile."""
-    from torch._dynamo.convert_frame import compile_lock
-
+    """Nothing of the caller's is compiled in; who calls holds Dynamo's lock."""
     with ExitStack() as stack:
-        stack.enter_context(compile_lock)
         stack.enter_context(_disable_current_modes())
         stack.enter_context(torch._C._DisableAutocast())
         stack.enter_context(torch.no_grad())

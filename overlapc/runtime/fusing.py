@@ -186,7 +186,7 @@ class Fusing:
         return max(values[index].numel() for run in runs for index in run.steps)
 
     def _fails(self, error: Exception) -> None:
-        _reasons[self.program] = f"Inductor did not compile them: {error!r}"
+        _reasons[self.program] = f"No kernel of Inductor computes them: {error!r}"
         log.warning("pointwise steps run one by one: %r", error, exc_info=True)
 
     def _compiled(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 
 import overlapc
@@ -63,3 +64,12 @@ def explained(
 def order(name: str) -> int:
     """Forward before backward."""
     return ("forward", "backward", "inference").index(name.split("-")[0])
+
+
+@pytest.fixture
+def inference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Without gradients, and with tables of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with torch.no_grad():
+        yield
+    torch._dynamo.reset()

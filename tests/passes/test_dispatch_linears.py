@@ -40,13 +40,7 @@ from tests.passes.linear_spellings import (
 )
 from tests.targets import FAST_LINK, SLOW_LINK
 
-
-@pytest.fixture(autouse=True)
-def inference(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with torch.no_grad():
-        yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 @pytest.mark.parametrize("name", READ)

@@ -18,12 +18,7 @@ from overlapc.runtime.machine import this_machine
 ROWS, WIDE, INNER = 3, 48, 80
 
 
-@pytest.fixture(autouse=True)
-def inference(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with torch.no_grad():
-        yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("inference")
 
 
 class Holds(nn.Module):
