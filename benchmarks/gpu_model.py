@@ -23,10 +23,10 @@ from benchmarks.deadline import Deadline
 from benchmarks.gpu_chains import WrongResult
 from benchmarks.gpu_worker import Row, Skipped
 from benchmarks.paired import Samples, round_orders
-from overlapc import attention_tuning, linear_tuning
 from overlapc.backend import backend
 from overlapc.planning.target import Target
 from overlapc.reporting.linears import describe_entry
+from overlapc.tuning import attention, linear
 
 TABLE_ROWS, SPEED = "Measured first", "Tokens a second"
 TABLES = (TABLE_ROWS, SPEED)
@@ -161,16 +161,14 @@ def calibrate(deadline: Deadline, batch: int, tables_at: str) -> dict[str, Any]:
     its = decoder(batch)
     given = its.step, (its.tokens[0],)
     with torch.no_grad():
-        layers, shapes = linear_tuning.layers_of(*given), attention_tuning.shapes_of(*given)
+        layers, shapes = linear.layers_of(*given), attention.shapes_of(*given)
     its.rewind()
-    linears = linear_tuning.calibrate_linears(layers, rows=(batch,), seconds=LINEAR_SECONDS)
+    linears = linear.calibrate_linears(layers, rows=(batch,), seconds=LINEAR_SECONDS)
     said = [describe_entry(entry) for entry in linears.entries]
     if shapes:
         keys = (PROMPT + STEPS,)
-        attentions = attention_tuning.calibrate_attentions(
-            shapes, keys=keys, seconds=ATTENTION_SECONDS
-        )
-        said += [attention_tuning.describe(entry) for entry in attentions.entries]
+        attentions = attention.calibrate_attentions(shapes, keys=keys, seconds=ATTENTION_SECONDS)
+        said += [attention.describe(entry) for entry in attentions.entries]
     found = " / ".join(text.replace("\n", ";") for text in said)
     row = {"row": f"batch {batch}", "layers": len(layers), "attentions": len(shapes)}
     return {**row, "found": found}

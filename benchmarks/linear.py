@@ -41,8 +41,8 @@ from benchmarks.linear_rows import (
     to_json,
 )
 from benchmarks.paired import Samples, measure
-from overlapc.linear_tuning import calibrate_linears, layers_of
 from overlapc.planning.linear.table import LinearTable
+from overlapc.tuning.linear import calibrate_linears, layers_of
 
 NAME = "linear"
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)

@@ -219,7 +219,7 @@ def tuned(pair: Pair, job: Job, group: dist.ProcessGroup, target: Any | None) ->
         # second would run what was planned for the first.
         m, n, k = pair.shape.m, pair.shape.n, pair.shape.k
         return replace(target, name=f"{target.name}-{m}x{n}x{k}")
-    from overlapc.tuning import tune_chains
+    from overlapc.tuning.chains import tune_chains
 
     problem = plan_of(pair, target).problem
     return tune_chains([problem], group, target, seconds=job.tuning_seconds, save=False)

@@ -30,7 +30,6 @@ MAY_IMPORT = {
     "passes": "errors options planning reporting graphs codegen runtime",
     # What ties them together for a user.
     "calibration": "errors cache planning runtime",
-    "tuning": "errors planning reporting runtime calibration",
     "targets": "errors planning runtime calibration",
     "direct_calls": "runtime",
     "ledger": "errors options reporting runtime targets",
@@ -38,11 +37,8 @@ MAY_IMPORT = {
     "backend": "direct_calls dynamo errors options graphs passes reporting runtime sources targets"
     " ledger",
     "explaining": "backend dynamo options graphs passes reporting targets ledger",
-    "linear_tuning": "errors planning passes runtime explaining calibration",
-    "attention_tuning": "errors planning runtime explaining calibration",
-    "softmax_tuning": "errors planning graphs runtime calibration",
-    "cli": "errors options planning reporting explaining calibration tuning linear_tuning"
-    " attention_tuning softmax_tuning",
+    "tuning": "errors planning reporting graphs passes runtime explaining calibration",
+    "cli": "errors options planning reporting explaining calibration tuning",
     "overlapc": "options planning reporting backend explaining calibration",
 }
 """Parts of the package in the order of their layers, and the parts that each may import."""

@@ -102,8 +102,8 @@ def _progress_bar(is_shown: bool = True) -> Iterator[Tell]:
 def _calibrate_linears(chosen: argparse.Namespace) -> None:
     import torch
 
-    from overlapc.linear_tuning import calibrate_linears, layers_of
     from overlapc.planning.linear.table import table_path
+    from overlapc.tuning.linear import calibrate_linears, layers_of
 
     model = model_and_inputs(chosen.linear)
     with torch.set_grad_enabled(chosen.training):
@@ -120,7 +120,7 @@ def _calibrate_linears(chosen: argparse.Namespace) -> None:
 def _calibrate_attentions(chosen: argparse.Namespace) -> None:
     import torch
 
-    from overlapc.attention_tuning import calibrate_attentions, describe, shapes_of
+    from overlapc.tuning.attention import calibrate_attentions, describe, shapes_of
 
     model = model_and_inputs(chosen.attention)
     with torch.set_grad_enabled(chosen.training):
@@ -135,7 +135,7 @@ def _calibrate_attentions(chosen: argparse.Namespace) -> None:
 
 def _calibrate_softmax(chosen: argparse.Namespace) -> None:
     from overlapc.planning.attention.softmax_table import table_path
-    from overlapc.softmax_tuning import batches_of, calibrate_softmax, describe
+    from overlapc.tuning.softmax import batches_of, calibrate_softmax, describe
 
     match returned(chosen.softmax):
         case (model, inputs):
@@ -209,7 +209,7 @@ def _calibrate(chosen: argparse.Namespace) -> None:
 def _measured(chosen: argparse.Namespace, report: Report | None, tell: Tell) -> Target:
     """The group's target: measured, or with the chains of a report tuned."""
     from overlapc.calibration import calibrate, stored_target
-    from overlapc.tuning import tune_chains
+    from overlapc.tuning.chains import tune_chains
 
     target = stored_target() if report else None
     if target is None:

@@ -35,8 +35,8 @@ def toy(monkeypatch, tmp_path):
         monkeypatch.setattr(gpu_model, name, value)
     monkeypatch.setattr("overlapc.runtime.linear.trials.COLD_BYTES", 1)
     # No kernel of attention runs on a processor: each shape is asked for, and none is timed.
-    monkeypatch.setattr("overlapc.attention_tuning.runs_kernels", lambda device: True)
-    monkeypatch.setattr("overlapc.attention_tuning._measure", lambda device: _nothing)
+    monkeypatch.setattr("overlapc.tuning.attention.runs_kernels", lambda device: True)
+    monkeypatch.setattr("overlapc.tuning.attention._measure", lambda device: _nothing)
     # The model sets these for its process, which here is of other tests as well.
     config = torch._dynamo.config
     own = {name: getattr(config, name) for name in ("recompile_limit", "automatic_dynamic_shapes")}

@@ -17,7 +17,7 @@ import overlapc
 from overlapc.codegen.interpreting import correct_interpreter
 from overlapc.runtime.attention.op import redone_of
 from overlapc.runtime.ops import calls_of
-from overlapc.softmax_tuning import calibrate_softmax
+from overlapc.tuning.softmax import calibrate_softmax
 from tests.attention import (
     catalogue,
     latent_cache,

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 import overlapc
-from overlapc.attention_tuning import calibrate_attentions, describe
 from overlapc.planning.attention.table import AttentionShape
 from overlapc.runtime.attention.paged import paged_attention
+from overlapc.tuning.attention import calibrate_attentions, describe
 from tests.runtime.paged_cases import Case, error, operands
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]

@@ -14,7 +14,6 @@ import overlapc
 from overlapc.explaining import compilations_of
 from overlapc.graphs.linear.joint import join
 from overlapc.graphs.linear.layers import linear_gemms, read_linear
-from overlapc.linear_tuning import layers_of
 from overlapc.passes import PIPELINE
 from overlapc.passes.base import Fuel
 from overlapc.planning.linear.prediction import predict
@@ -25,6 +24,7 @@ from overlapc.runtime import execution
 from overlapc.runtime.linear.tables import choices, fingerprint_of_tables
 from overlapc.runtime.linear.widening import loaded
 from overlapc.runtime.machine import this_machine
+from overlapc.tuning.linear import layers_of
 from tests.passes.catalogue import all_reduce
 from tests.passes.linear_spellings import (
     INNER,

@@ -10,10 +10,10 @@ from torch._inductor.utils import run_and_get_code
 
 import overlapc
 from overlapc.graphs.linear.unread import parameters_of
-from overlapc.linear_tuning import layers_of
 from overlapc.planning.linear.regions import LinearEntry, Regions
 from overlapc.planning.linear.table import LinearTable, table_path
 from overlapc.runtime.machine import this_machine
+from overlapc.tuning.linear import layers_of
 
 ROWS, WIDE, INNER = 3, 48, 80
 

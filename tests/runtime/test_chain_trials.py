@@ -33,7 +33,7 @@ from overlapc.runtime.sending import Sender
 from overlapc.runtime.sizing import problem_of
 from overlapc.runtime.trial_programs import TrialProgram, packed
 from overlapc.runtime.trials import Trial, Trials
-from overlapc.tuning import tune_chains
+from overlapc.tuning.chains import tune_chains
 from tests.ranks import Ranks
 from tests.runtime.chains import chain
 from tests.runtime.programs import operand, value

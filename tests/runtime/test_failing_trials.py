@@ -25,7 +25,7 @@ from overlapc.runtime import measuring, patience
 from overlapc.runtime.computing import Computation
 from overlapc.runtime.trial_sending import TrialSender
 from overlapc.runtime.trials import Trial
-from overlapc.tuning import tune_chains
+from overlapc.tuning.chains import tune_chains
 from tests.ranks import Ranks
 from tests.runtime.test_chain_trials import problem, uncompiled
 from tests.targets import SLOW_LINK

@@ -29,7 +29,7 @@ from overlapc.runtime.kernel_trials import KernelTrial
 from overlapc.runtime.signaled import Signaled
 from overlapc.runtime.sizing import problem_of
 from overlapc.runtime.trials import Trials
-from overlapc.tuning import tune_chains
+from overlapc.tuning.chains import tune_chains
 from tests.ranks import Ranks
 from tests.runtime.chains import chain
 from tests.runtime.pretended import SMS, pretended_gpu

@@ -10,13 +10,13 @@ import torch
 
 from overlapc.codegen.linear.kernel import build_linear
 from overlapc.codegen.relaunching import Launched
-from overlapc.linear_tuning import layers_of
 from overlapc.planning.linear.regions import FORCED
 from overlapc.runtime import machine
 from overlapc.runtime.linear import kernels as linear_kernels
 from overlapc.runtime.linear import op as linear
 from overlapc.runtime.linear.spec import LayerSpec
 from overlapc.runtime.program import ROWS
+from overlapc.tuning.linear import layers_of
 from tests.passes.linear_spellings import INNER, READ, WIDE, bf16, rms_norm
 
 

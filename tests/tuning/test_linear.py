@@ -15,7 +15,6 @@ import overlapc
 from overlapc import cli
 from overlapc.cli import callables
 from overlapc.errors import ProblemError
-from overlapc.linear_tuning import calibrate_linears, layers_of
 from overlapc.planning.linear.prediction import predict
 from overlapc.planning.linear.regions import (
     LIBRARY,
@@ -36,6 +35,7 @@ from overlapc.runtime.linear.trials import LinearTrials, products_of
 from overlapc.runtime.machine import this_machine
 from overlapc.runtime.ops import calls_of
 from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
+from overlapc.tuning.linear import calibrate_linears, layers_of
 from tests.passes.linear_spellings import READ
 
 
@@ -271,7 +271,7 @@ def test_a_model_without_linear_layers_is_said_to_have_none():
 
 
 def test_the_command_measures_stores_and_prints(monkeypatch, capsys):
-    monkeypatch.setattr("overlapc.linear_tuning.MEASURED_ROWS", (1, 4))
+    monkeypatch.setattr("overlapc.tuning.linear.MEASURED_ROWS", (1, 4))
     monkeypatch.setattr("overlapc.runtime.linear.trials.COLD_BYTES", 1)
     name = f"{__name__}:model_and_inputs"
     monkeypatch.setattr(
@@ -288,7 +288,7 @@ def test_the_command_measures_stores_and_prints(monkeypatch, capsys):
 def test_the_command_takes_the_graphs_of_inference(monkeypatch, capsys, kind):
     """Those of training keep values for the backward, and fuse less. Mutant: the mode that is."""
     found: list[bool] = []
-    name = {"linear": "linear_tuning.layers_of", "attention": "attention_tuning.shapes_of"}[kind]
+    name = {"linear": "tuning.linear.layers_of", "attention": "tuning.attention.shapes_of"}[kind]
     monkeypatch.setattr(
         f"overlapc.{name}", lambda *_, **__: found.append(torch.is_grad_enabled()) or []
     )
@@ -333,7 +333,7 @@ def test_what_the_command_measured_is_found_by_every_compilation(monkeypatch, ro
         return LinearTrial(rows, 1e-5, (Gain(FLAT, 1.5, 1.5, 1.5),), by_op=same)
 
     monkeypatch.setattr("overlapc.passes.dispatch_linears.may_fuse", lambda layer: True)
-    monkeypatch.setattr("overlapc.linear_tuning._measure", lambda device: measure)
+    monkeypatch.setattr("overlapc.tuning.linear._measure", lambda device: measure)
     model = Block()
     monkeypatch.setattr(callables, "load", lambda _: lambda: (model, (torch.randn(1, rows, 24),)))
     with torch.enable_grad():

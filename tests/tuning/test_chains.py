@@ -28,7 +28,7 @@ from overlapc.planning.tuned import TRIALS, TunedPlan
 from overlapc.reporting.report import Report
 from overlapc.runtime import measuring
 from overlapc.runtime.trials import Trial
-from overlapc.tuning import (
+from overlapc.tuning.chains import (
     FEWEST_ROUNDS,
     FINALISTS,
     FIRST_ROUNDS,
@@ -139,11 +139,11 @@ def favours_columns(rank: int, problem: Problem, target: Target) -> Any:
 
 def forgets(rank: int, target: Target) -> tuple[Target, list[str]]:
     said: list[str] = []
-    logging.getLogger("overlapc.tuning").addFilter(lambda r: said.append(r.getMessage()) or True)
+    logging.getLogger("overlapc.tuning.chains").addFilter(lambda r: said.append(r.getMessage()) or True)
     try:
         return at_once([chains(2)[0]], target=target, run=lambda plan: 1.0), said
     finally:
-        logging.getLogger("overlapc.tuning").filters.clear()
+        logging.getLogger("overlapc.tuning.chains").filters.clear()
 
 
 def test_trials_of_older_versions_go_when_the_target_is_written_again(pair: Ranks) -> None:

@@ -15,7 +15,7 @@ from overlapc.errors import ProblemError
 from overlapc.graphs.attention import problems
 from overlapc.planning.attention.softmax_table import SoftmaxTable, table_path
 from overlapc.runtime.weights import content_of, structure_of
-from overlapc.softmax_tuning import batches_of, calibrate_softmax, describe
+from overlapc.tuning.softmax import batches_of, calibrate_softmax, describe
 from tests.attention.rewriting import rewrite
 from tests.attention.small_models import llama, mask_of, opt, prompts
 from tests.runtime.test_score_ranges import SPEC, check_head

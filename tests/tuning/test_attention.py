@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from overlapc import cli
-from overlapc.attention_tuning import calibrate_attentions, describe, shapes_of
 from overlapc.cli import callables
 from overlapc.errors import ProblemError
 from overlapc.planning.attention.table import (
@@ -19,6 +18,7 @@ from overlapc.planning.attention.table import (
 from overlapc.runtime.attention import trials as attention_trials
 from overlapc.runtime.attention.trials import AttentionTrials
 from overlapc.runtime.machine import this_machine
+from overlapc.tuning.attention import calibrate_attentions, describe, shapes_of
 
 SHAPE = AttentionShape(1, 4, 2, 1, 16, 16, "float32", "length")
 
@@ -132,7 +132,7 @@ def test_a_model_without_attention_is_said_to_have_none():
 
 def test_where_no_kernel_runs_nothing_is_measured(monkeypatch, capsys):
     """Mutants: no such check; one that a measure of one's own does not pass."""
-    monkeypatch.setattr("overlapc.attention_tuning.runs_kernels", lambda device: False)
+    monkeypatch.setattr("overlapc.tuning.attention.runs_kernels", lambda device: False)
     monkeypatch.setattr(AttentionTrials, "trial", lambda *given: pytest.fail("measured"))
     monkeypatch.setattr(callables, "load", lambda given: decode_and_inputs)
     assert cli.main(["calibrate", "--attention", "a:model"]) != 0
@@ -150,8 +150,8 @@ def test_a_cpu_without_the_interpreter_runs_no_kernel():
 
 def test_the_command_measures_stores_and_prints(monkeypatch, capsys):
     """Where kernels should run, but this one does not."""
-    monkeypatch.setattr("overlapc.attention_tuning.runs_kernels", lambda device: True)
-    monkeypatch.setattr("overlapc.attention_tuning.MEASURED_KEYS", (64, 128))
+    monkeypatch.setattr("overlapc.tuning.attention.runs_kernels", lambda device: True)
+    monkeypatch.setattr("overlapc.tuning.attention.MEASURED_KEYS", (64, 128))
     monkeypatch.setattr(attention_trials, "COLD_BYTES", 1)
     name = f"{__name__}:decode_and_inputs"
     monkeypatch.setattr(

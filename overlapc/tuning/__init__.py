@@ -1,0 +1,1 @@
+"""What `overlapc calibrate` measures of a model, and keeps: chains, attention, linear layers."""
