@@ -107,8 +107,7 @@ def _stub(options: Options, found: list[Compilation]) -> Callable[..., Any]:
     targets = TargetChoice(options.target)
 
     def inner(graph_module: fx.GraphModule, inputs: Sequence[Any], **context: Any) -> Any:
-        with unset_fake_temporarily():  # constants of the graph are real, and are copied as such
-            runnable = copy.deepcopy(graph_module)
+        runnable = _copy_of(graph_module)
         view_to_reshape(graph_module)
         graph_module.graph.eliminate_dead_code()
         kind = graph_kind()
@@ -119,3 +118,11 @@ def _stub(options: Options, found: list[Compilation]) -> Callable[..., Any]:
         return make_boxed_func(runnable)
 
     return inner
+
+
+def _copy_of(graph_module: fx.GraphModule) -> fx.GraphModule:
+    """A graph with its bodies, of which the constants are the same tensors: nothing writes to
+    them, and frozen weights are many, and cannot be copied where oneDNN has packed them."""
+    shared = {id(tensor): tensor for tensor in graph_module.buffers()}
+    with unset_fake_temporarily():  # other constants are real, and are copied as such
+        return copy.deepcopy(graph_module, cast("dict[int, Any]", shared))

@@ -125,6 +125,16 @@ def test_gradients_are_no_products_by_a_parameter(explained):
     assert codes == [("forward", "cast_weight")]
 
 
+def test_nothing_is_named_in_a_backward_graph(explained):
+    """By a literal, which both graphs make anew, the other operand's gradient is computed. The
+    mutant that looks at backward graphs as well names it twice."""
+    with torch.enable_grad():
+        x = torch.randn(2, 5, requires_grad=True)
+        result = explained(lambda x: torch.tensor([[1.5, 2.0], [0.25, 7.0]]) @ x.sin(), x,
+                           linear="flat")  # fmt: skip
+    assert [(s.graph, s.code) for s in result.report.sites] == [("forward", "left_weight")]
+
+
 def test_nothing_is_said_where_nothing_was_measured(explained):
     assert explained(Holds(lambda x, w: w @ x.t(), weight), rows).report.sites == []
 
@@ -137,6 +147,14 @@ def measured(model):
     entries = (LinearEntry(one.problem, Regions(1, 3, 65), ()) for one in layers_of(model, [rows]))
     machine = this_machine("cpu")
     LinearTable(machine, tuple(entries)).save(table_path(machine))
+
+
+def test_what_inductor_packed_is_explained(explained):
+    """Its tensors have no storage. The mutant that copies constants with the graph raises."""
+    model = nn.Sequential(nn.Linear(WIDE, INNER), nn.ReLU(), nn.Linear(INNER, 8)).eval()
+    with torch._inductor.config.patch(FROZEN):
+        sites = explained(model, rows, linear="flat").report.sites
+    assert [(site.decision, site.code) for site in sites] == [("refused", "another_op")] * 2
 
 
 @pytest.mark.long
