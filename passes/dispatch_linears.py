@@ -18,6 +18,7 @@ from torch._inductor import config as inductor_config
 from overlapc.codegen.linear.spec import MOST_RESULTS
 from overlapc.errors import KernelError, TargetError
 from overlapc.graphs.collectives import Refusal
+from overlapc.graphs.faults import fault_at, unless_faulty
 from overlapc.graphs.linear.counters import give_counters
 from overlapc.graphs.linear.joint import join, may_join
 from overlapc.graphs.linear.layers import Linear, Takes, linear_gemms, read_linear
@@ -43,6 +44,8 @@ log = logging.getLogger(__name__)
 LEFT = Regions()
 """To the library, at every row count."""
 DTYPES = ("float32", "bfloat16", "float16")
+UNREAD = "products that are not read as linear layers are not told of"
+NOT_VARIED = "linear layers are not measured where row counts vary"
 TUNES = ("max_autotune", "max_autotune_gemm", "freezing")
 """Configurations in which Inductor computes GEMMs by what tables were not measured against."""
 
@@ -71,10 +74,13 @@ class DispatchLinears:
         tables: dict[str, LinearTable | str | None] = {}
         taken: set[fx.Node] = set()
         ops: list[fx.Node] = []
-        left = {one.node: one for one in unread(graph, parameters_of(graph))}
+        products = unless_faulty(lambda: list(unread(graph, parameters_of(graph))), [], UNREAD)
+        left = {one.node: one for one in products}
         gemms = [gemm for gemm in linear_gemms(graph) if gemm not in left]
         if compilation.explains:
-            compilation.varying += where_rows_vary(gemms, compilation.graph_id)
+            name = compilation.graph_id
+            varying = unless_faulty(lambda: list(where_rows_vary(gemms, name)), [], NOT_VARIED)
+            compilation.varying += varying
         for gemm in sorted((*gemms, *left)):
             device = _device(gemm)
             if gemm in taken or device is None:
@@ -144,9 +150,8 @@ def judge(
     except KernelError as error:  # of how its weight is scaled
         return Refusal(gemm, "weight", error.what), Verdict("refused", "weight", error.what)
     except Exception as error:  # nothing is changed yet: the program is compiled without us
-        log.exception("a fault of overlapc at %s", where(gemm))
-        reason = f"A fault of overlapc, which its log tells, please report it: {error!r}."
-        return Refusal(gemm, "internal", reason), Verdict("refused", "internal", reason)
+        fault = fault_at(gemm, error)
+        return fault, Verdict("refused", fault.code, fault.reason)
 
 
 def where_rows_vary(gemms: Sequence[fx.Node], name: str) -> Iterator[Layer]:

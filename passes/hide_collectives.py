@@ -28,6 +28,7 @@ from overlapc.errors import GroupError, TargetError
 from overlapc.graphs.algebra import mutates
 from overlapc.graphs.collectives import Collective, Refusal, collective_starts, read_collective
 from overlapc.graphs.exposure import Chains, Hiding
+from overlapc.graphs.faults import unless_faulty
 from overlapc.graphs.gemms import read_gemm
 from overlapc.graphs.origins import where
 from overlapc.graphs.values import COMMON_SIZE, common_sizes, tensor_facts
@@ -41,6 +42,8 @@ from overlapc.planning.target import Target
 from overlapc.runtime.groups import resolve
 
 log = logging.getLogger(__name__)
+
+LEFT = "collectives stay where they are, for what would hide them is not known"
 
 SINKING = (
     "reorder_compute_for_overlap",
@@ -88,8 +91,7 @@ class HideCollectives:
         if compilation.is_disabled(self.name) or compilation.options.overlap != "auto":
             return
         with common_sizes():
-            exposed = {one.collective.start: one for one in _exposed(graph, compilation)}
-            hidden = choose(Chains(graph), list(exposed.values())) if exposed else {}
+            exposed, hidden = unless_faulty(lambda: _chosen(graph, compilation), ({}, {}), LEFT)
         by_inductor = inductor_reorders()
         for start in [start for start in exposed if start in hidden]:
             if not by_inductor and not Fuel.take(compilation.options):
@@ -101,6 +103,14 @@ class HideCollectives:
             compilation.taken.add(start)
         if hidden and not by_inductor:
             order(graph, {exposed[start].collective: one for start, one in hidden.items()})
+
+
+def _chosen(
+    graph: fx.Graph, compilation: Compilation
+) -> tuple[dict[fx.Node, Exposed], dict[fx.Node, Hiding]]:
+    """Collectives that may be hidden, and what hides which of them, by their starts."""
+    exposed = {one.collective.start: one for one in _exposed(graph, compilation)}
+    return exposed, choose(Chains(graph), list(exposed.values())) if exposed else {}
 
 
 def inductor_reorders() -> bool:

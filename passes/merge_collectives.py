@@ -17,10 +17,8 @@ where.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 from torch import fx
 
@@ -33,6 +31,7 @@ from overlapc.graphs.algebra import (
     why_not_same,
 )
 from overlapc.graphs.collectives import Collective, collective_starts, read_collective
+from overlapc.graphs.faults import unless_faulty
 from overlapc.graphs.origins import where
 from overlapc.graphs.sum_terms import why_not_one
 from overlapc.graphs.summing import send_sum, why_not_all_add
@@ -41,11 +40,9 @@ from overlapc.graphs.values import tensor_facts
 from overlapc.passes.base import Compilation, Fuel, add_site
 from overlapc.planning.problem import ITEM_BYTES
 
-log = logging.getLogger(__name__)
-
 CODE = "merged"
 
-Found = TypeVar("Found")
+LEFT = "sums of collectives are left as they are"
 
 
 @dataclass(frozen=True)
@@ -106,24 +103,15 @@ def use_result_of(graph: fx.Graph, early: Collective, late: Collective) -> None:
 
 def merge_sums(graph: fx.Graph, compilation: Compilation) -> None:
     """Merge the collectives of every sum, until no two of one sum can be one."""
-    for root in _read(lambda: sums_of(graph)) or ():
+    for root in unless_faulty(lambda: sums_of(graph), [], LEFT):
         total = read_sum(root)
-        while (pair := _read(lambda total=total: _next_pair(total, compilation))) and (
-            Fuel.take(compilation.options)
-        ):
+        while (
+            pair := unless_faulty(lambda total=total: _next_pair(total, compilation), None, LEFT)
+        ) and Fuel.take(compilation.options):
             early, late = pair
             _report(early.collective, _sum_reason(late.collective), compilation)
             left_over = send_sum(graph, early, late)
             total = read_sum(left_over if total.root is early.way.add else total.root)
-
-
-def _read(read: Callable[[], Found]) -> Found | None:
-    """What is read of a graph, of which nothing is changed yet: after a fault it stays as it is."""
-    try:
-        return read()
-    except Exception:
-        log.exception("a fault of overlapc: sums of collectives are left as they are")
-        return None
 
 
 def _next_pair(total: Total, compilation: Compilation) -> tuple[Term, Term] | None:

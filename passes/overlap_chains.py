@@ -24,6 +24,7 @@ from overlapc.graphs.collectives import (
     read_collective,
 )
 from overlapc.graphs.consuming import read_consumer
+from overlapc.graphs.faults import fault_at
 from overlapc.graphs.origins import where
 from overlapc.graphs.producing import read_producer
 from overlapc.graphs.replacing import replace_chain
@@ -99,9 +100,7 @@ class OverlapChains:
             # An all-to-all between two GEMMs may be either's: the one that gains more takes it.
             return max(((chain, decide(chain, compilation)) for chain in found), key=_gain)
         except Exception as error:  # nothing is changed yet: the program is compiled without us
-            log.exception("a fault of overlapc at %s", where(start))
-            reason = f"A fault of overlapc, which its log tells, please report it: {error!r}."
-            return None, Refusal(start, "internal", reason)
+            return None, fault_at(start, error)
 
     def _rewrite(self, graph: fx.Graph, chain: Chain, site: Site, compilation: Compilation) -> None:
         target = compilation.target_for(chain.gemms[0].device, chain.collective.group)

@@ -10,6 +10,7 @@ under a finite mask. Attention that is kept or refused leaves the graph as it wa
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,6 +24,7 @@ from overlapc.graphs.attention.problems import problem_of
 from overlapc.graphs.attention.rewriting import fuse, take_heads_once
 from overlapc.graphs.attention.site import Attention, Fused
 from overlapc.graphs.collectives import Refusal
+from overlapc.graphs.faults import fault_at
 from overlapc.graphs.origins import where
 from overlapc.graphs.values import hint_of
 from overlapc.passes.base import Compilation, Fuel
@@ -57,30 +59,59 @@ class RewriteAttention:
         decided = _spell_out_modules(graph, compilation)
         chosen = []
         for node, found in list(find_sites(graph)):
-            seen = _seen(node, found, compilation)
-            found, verdict = decided.get(node) or (found, _verdict(found, compilation, seen))
-            site = _report(node, found, verdict, compilation)
-            if not isinstance(found, Refusal) and not (own := problem_of(found)).why_only_torch:
-                compilation.attentions[site] = own
-            if verdict.decision == "rewritten" and not isinstance(found, Refusal):
-                chosen.append((found, verdict, site))
+            judged = decided.get(node) or _judged(node, found, compilation, sees=True)
+            site = _report(node, judged, compilation)
+            if judged.problem is not None and not judged.problem.why_only_torch:
+                compilation.attentions[site] = judged.problem
+            if judged.verdict.decision == "rewritten" and not isinstance(judged.found, Refusal):
+                chosen.append((judged.found, judged.verdict, site))
         known: Lengths = {}
         for found, verdict, site in reversed(chosen):
-            own = found.spelled if isinstance(found, Fused) else found
-            if verdict.policy and isinstance(own, Attention):
-                if verdict.reads_latent and own.latent is not None:
-                    own = own.latent
-                spec = spec_of(own, verdict.policy, verdict.phi)
-                place(
-                    graph, own, spec, site, known, verdict.of_heads,
-                    reads_narrow=verdict.reads_narrow,
-                )  # fmt: skip
-                if not compilation.explains:
-                    _make_memory(site, spec, verdict, own.query.value)
-            elif isinstance(found, Fused):
-                take_heads_once(graph, found)
+            before, lengths = set(graph.nodes), dict(known)
+            try:
+                _rewrite(graph, found, verdict, site, lengths, explains=compilation.explains)
+            except Exception as error:  # nobody reads what was put in: that comes last
+                _erase_all_but(before, graph)
+                _correct(compilation.sites, site, fault_at(found.node, error))
             else:
-                fuse(graph, found.for_torch)
+                known = lengths
+
+
+def _rewrite(
+    graph: fx.Graph,
+    found: Attention | Fused,
+    verdict: Verdict,
+    site: str,
+    known: Lengths,
+    *,
+    explains: bool,
+) -> None:
+    own = found.spelled if isinstance(found, Fused) else found
+    if verdict.policy and isinstance(own, Attention):
+        if verdict.reads_latent and own.latent is not None:
+            own = own.latent
+        spec = spec_of(own, verdict.policy, verdict.phi)
+        if not explains:
+            _make_memory(site, spec, verdict, own.query.value)
+        place(
+            graph, own, spec, site, known, verdict.of_heads, reads_narrow=verdict.reads_narrow
+        )  # fmt: skip
+    elif isinstance(found, Fused):
+        take_heads_once(graph, found)
+    else:
+        fuse(graph, found.for_torch)
+
+
+def _erase_all_but(before: Collection[fx.Node], graph: fx.Graph) -> None:
+    for node in reversed(list(graph.nodes)):
+        if node not in before:
+            graph.erase_node(node)
+
+
+def _correct(sites: list[Site], own: str, fault: Refusal) -> None:
+    """Let a site that was to be rewritten say why it was not."""
+    (index,) = (index for index, site in enumerate(sites) if site.id == own)
+    sites[index] = replace(sites[index], decision="refused", reason=fault.reason, code=fault.code)
 
 
 def _make_memory(site: str, spec: AttentionSpec, verdict: Verdict, query: torch.Tensor) -> None:
@@ -92,7 +123,17 @@ def _make_memory(site: str, spec: AttentionSpec, verdict: Verdict, query: torch.
         running_phi(site, query.device, hint_of(query.shape[1]))
 
 
-Decided = dict[fx.Node, tuple[Attention | Fused | Refusal, Verdict]]
+@dataclass(frozen=True)
+class Judged:
+    """A site, and what is to become of it."""
+
+    found: Attention | Fused | Refusal
+    verdict: Verdict
+    problem: AttentionProblem | None = None
+    """None of a refusal."""
+
+
+Decided = dict[fx.Node, Judged]
 """By the node of a site, or by the call of a module that stays as it is."""
 
 
@@ -102,17 +143,34 @@ def _spell_out_modules(graph: fx.Graph, compilation: Compilation) -> Decided:
     for call in find_modules(graph):
         spelled = spell_out(graph, call)
         if isinstance(spelled, Refusal):
-            decided[call] = spelled, _verdict(spelled, compilation)
+            decided[call] = _judged(call, spelled, compilation)
             continue
         own = [(node, found) for node, found in find_sites(graph) if node in spelled.nodes]
         for node, found in own[:1]:
-            verdict = _verdict(found, compilation)
-            decided[node if verdict.decision == "rewritten" else call] = found, verdict
+            judged = _judged(node, found, compilation)
+            decided[node if judged.verdict.decision == "rewritten" else call] = judged
         if call in decided or not own:
             spelled.restore(graph)
         else:
             spelled.keep(graph)
     return decided
+
+
+def _judged(
+    node: fx.Node,
+    found: Attention | Fused | Refusal,
+    compilation: Compilation,
+    *,
+    sees: bool = False,
+) -> Judged:
+    """Decide on a site, with ``sees`` by what prompts said of it; a fault of ours refuses it."""
+    try:
+        seen = _seen(node, found, compilation) if sees else ""
+        verdict = _verdict(found, compilation, seen)
+        return Judged(found, verdict, None if isinstance(found, Refusal) else problem_of(found))
+    except Exception as error:  # nothing is changed: the program is compiled without us
+        fault = fault_at(node, error)
+        return Judged(fault, _verdict(fault, compilation))
 
 
 def _seen(
@@ -162,10 +220,9 @@ def _shape(problem: AttentionProblem, verdict: Verdict) -> str:
     return (problem.own if verdict.reads_latent else problem).text()
 
 
-def _report(
-    node: fx.Node, found: Attention | Fused | Refusal, verdict: Verdict, compilation: Compilation
-) -> str:
+def _report(node: fx.Node, judged: Judged, compilation: Compilation) -> str:
     """Report a site; return its identifier."""
+    verdict, problem = judged.verdict, judged.problem
     site = Site(
         id=compilation.next_site_id(),
         kind="attention",
@@ -174,7 +231,7 @@ def _report(
         code=verdict.code,
         graph=compilation.graph_kind,
         where=where(node),
-        shape="" if isinstance(found, Refusal) else _shape(problem_of(found), verdict),
+        shape="" if problem is None else _shape(problem, verdict),
     )
     log.info("%s %s at %s: %s", site.decision, site.kind, site.where, site.reason)
     compilation.sites.append(site)

@@ -30,6 +30,7 @@ from overlapc.graphs.collectives import (
     read_collective,
 )
 from overlapc.graphs.consuming import read_consumer
+from overlapc.graphs.faults import fault_at
 from overlapc.graphs.gemms import form_of
 from overlapc.graphs.halves import Halves, drop_whole, join, split
 from overlapc.graphs.origins import where
@@ -115,8 +116,7 @@ def weigh(whole: Collective, compilation: Compilation) -> tuple[Halves, Weighed]
     try:
         weighed = _weighed(before, halves, ranks, compilation)
     except Exception as error:  # the graph goes on without us
-        log.exception("a fault of overlapc at %s", where(whole.start))
-        weighed = Refusal(whole.start, "internal", f"A fault of overlapc: {error!r}.")
+        weighed = fault_at(whole.start, error)
     if isinstance(weighed, Refusal):
         join(halves)
         return weighed

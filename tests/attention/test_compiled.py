@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import overlapc
-from overlapc.graphs.attention import finding, matching
+from overlapc.graphs.attention import finding
 from tests.attention.catalogue import (
     REWRITTEN,
     SEEN,
@@ -161,16 +161,15 @@ def meta(make):
     return [t.to("meta") for t in make()]
 
 
-@pytest.mark.parametrize(("module", "faulty"), [(matching, "read_scores"), (finding, "Versions")])
-def test_a_fault_leaves_the_program_as_it_was(module, faulty, monkeypatch):
+def test_a_fault_leaves_the_program_as_it_was(monkeypatch):
     def fails(*arguments):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(module, faulty, fails)
+    monkeypatch.setattr(finding, "Versions", fails)
     torch.manual_seed(0)
     inputs = plain()
     sites = overlapc.explain(functional, {"softmax": "sdpa"})(*inputs).sites
     # Without a view of the whole graph there is no site to tell of: the log does.
-    assert [site.code for site in sites] == (["internal"] if faulty == "read_scores" else [])
+    assert sites == []
     found = torch.compile(functional, backend="overlapc", options={"softmax": "sdpa"})(*inputs)
     torch.testing.assert_close(found, functional(*inputs))

@@ -257,6 +257,16 @@ def test_the_reason_names_the_work_and_both_times(explained):
     assert "save 3.28 ms" in site.reason
 
 
+def test_after_a_fault_nothing_is_moved(explained, monkeypatch):
+    """Fails where nobody catches it: the compilation would end."""
+    monkeypatch.setattr(hide_collectives, "choose", lambda *_: 1 / 0)
+    with torch.no_grad():
+        result = explained(after_it, *inputs(), target=SLOW_LINK)
+    assert [site.code for site in result.report.sites] != ["hidden_by_order"]
+    (before, after) = result.graphs["inference"]
+    assert before == after
+
+
 @pytest.mark.parametrize("function", EXPOSED, ids=lambda function: function.__name__)
 def test_not_hidden_and_unchanged(function, explained):
     options = {"target": SLOW_LINK, "disable": ("overlap_chains",)}

@@ -16,7 +16,7 @@ from overlapc.graphs.attention.spelling import Call, read_call
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.attention.weights import weighs_values
 from overlapc.graphs.collectives import Refusal
-from overlapc.graphs.origins import where
+from overlapc.graphs.faults import fault_at
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +42,7 @@ def find_sites(graph: fx.Graph) -> Iterator[tuple[fx.Node, Site]]:
         try:
             found = _read_site(versions, call)
         except Exception as error:  # nothing is changed: the program is compiled without us
-            log.exception("a fault of overlapc at %s", where(node))
-            reason = f"A fault of overlapc, which its log tells, please report it: {error!r}."
-            found = Refusal(node, "internal", reason)
+            found = fault_at(node, error)
         if found is not None:
             yield node, found
 

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 
 from overlapc.graphs.attention.spelling import read_call, tensor_of
 from overlapc.graphs.collectives import Refusal
+from overlapc.graphs.faults import fault_at
 from overlapc.graphs.values import BEFORE_AUTOGRAD, VALUE_KEYS, fake_mode, value_of
 
 MODULE = "multi_head_attention_forward"
@@ -73,6 +74,9 @@ def spell_out(graph: fx.Graph, node: fx.Node) -> SpelledOut | Refusal:
         why = "" if wanted is not None and _is_alike(found, wanted) else "it gave something else"
     except (CannotSpell, RuntimeError, TypeError, ValueError, AssertionError) as error:
         found, why = None, f"{error}"
+    except Exception as error:
+        recorder.undo()
+        return fault_at(node, error)
     if why or found is None:
         recorder.undo()
         reason = f"nn.MultiheadAttention is one call here, which could not be spelled out: {why}."

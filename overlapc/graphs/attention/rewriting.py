@@ -48,8 +48,9 @@ def take_heads_once(graph: fx.Graph, found: Fused) -> None:
     """Let a call of torch's attention read keys and values whose heads are not repeated."""
     node = found.node
     with graph.inserting_before(node):
-        for old, side in zip(_keys_and_values(node), (found.key, found.value), strict=True):
-            node.replace_input_with(old, side.emit(graph))
+        once = [side.emit(graph) for side in (found.key, found.value)]
+    for old, new in zip(_keys_and_values(node), once, strict=True):
+        node.replace_input_with(old, new)
     node.update_kwarg("enable_gqa", True)
 
 
