@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -47,11 +47,14 @@ class Binary:
     """What the assembler of NVIDIA made of it; empty on AMD."""
 
 
-def build_for(spec: GemmSpec, architecture: str, *, aligned: bool = True) -> Binary:
+def build_for(
+    spec: GemmSpec, architecture: str, *, aligned: bool = True, ragged: Collection[str] = ()
+) -> Binary:
     """Build ``spec`` for ``sm_90``, ``gfx942`` and the like; needs no GPU and no toolkit.
 
     ``aligned`` says what Triton finds out at a launch: that pointers are multiples of 16 bytes, and
-    n, k and strides of 16 elements. KernelError where Triton runs as an interpreter.
+    n, k and strides of 16 elements, but for the sizes and strides that ``ragged`` names as the
+    kernel's arguments. KernelError where Triton runs as an interpreter.
     """
     module = build(spec).module
     names = list(module.KERNEL.arg_names)
@@ -59,12 +62,11 @@ def build_for(spec: GemmSpec, architecture: str, *, aligned: bool = True) -> Bin
     signature, constants = _signature(spec, names, fixed)
     divisible = {}
     if aligned:
-        free = (name for name in names if name not in (*constants, *VARYING, "inputs"))
+        free = (name for name in names if name not in (*constants, *VARYING, *ragged, "inputs"))
         paths = [(names.index(name),) for name in free if "tensordesc" not in signature[name]]
         at = names.index("inputs")
-        paths += [
-            (at, part) for part, kind in enumerate(signature["inputs"]) if kind != "constexpr"
-        ]
+        kinds = enumerate(signature["inputs"])
+        paths += [(at, i) for i, kind in kinds if kind[0] == "*" or (kind == "i32" and not ragged)]
         divisible = dict.fromkeys(paths, DIVISIBLE)
     return compile_kernel(
         module.KERNEL, signature, constants, divisible, architecture, module.OPTIONS

@@ -182,11 +182,16 @@ def fits_tma(operand: Tensor, layout: str) -> bool:
     """Whether the TMA unit can read a matrix of this layout; one without data counts as aligned."""
     if layout == "strided" or operand.numel() == 0:
         return False
+    return begins_aligned(operand) and tma_reads(layout, operand.stride(), operand.element_size())
+
+
+def begins_aligned(operand: Tensor) -> bool:
+    """Whether a matrix begins at a multiple of 16 bytes; one without data does where its storage's
+    offset does."""
     start = operand.storage_offset() * operand.element_size()
     has_data = operand.device.type != "meta" and type(operand).__name__ != "FakeTensor"
     base = operand.data_ptr() if has_data else 0
-    aligned = start % TMA_ALIGNMENT == 0 and base % TMA_ALIGNMENT == 0
-    return aligned and tma_reads(layout, operand.stride(), operand.element_size())
+    return start % TMA_ALIGNMENT == 0 and base % TMA_ALIGNMENT == 0
 
 
 def input_strides(item: Input, tensor: Tensor) -> tuple[int, ...]:

@@ -6,11 +6,17 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from overlapc.codegen.epilogue import Epilogue
-from overlapc.codegen.kernel import fits_tma, name_of
+from overlapc.codegen.kernel import begins_aligned, fits_tma, name_of
 from overlapc.codegen.promotion import FP8
 from overlapc.codegen.spec import GemmSpec
 from overlapc.errors import KernelError
-from overlapc.planning.kernel_tiles import KernelFacts, layout_name, loads_by_tma
+from overlapc.planning.kernel_tiles import (
+    VECTOR,
+    KernelFacts,
+    layout_name,
+    loads_by_tma,
+    reads_vectors,
+)
 from overlapc.planning.tiles import MOST_SUMS, SPARING_SUMS, Tile, sm_number, sums, tiles_for
 
 if TYPE_CHECKING:
@@ -32,6 +38,7 @@ MOST_BESIDE = 2
 operands come; from the same tests."""
 
 APART = {
+    (8, False): {"lerp"},
     (10, True): {"log", "log2"},
     (12, False): {"celu", "div", "hardsigmoid", "hardswish", "reciprocal"},
 }
@@ -78,6 +85,7 @@ def spec_for(
         a.shape[1],
         layouts,
         by_tma,
+        b.shape[1] % VECTOR == 0 and (by_tma or (_by_vectors(a) and _by_vectors(b))),
         most_sums=most_sums(chain),
         is_bare=is_bare(chain),
     )
@@ -111,6 +119,11 @@ def is_bare(chain: Epilogue | None) -> bool:
 def layout(operand: Tensor) -> str:
     """How a spec names the strides of a matrix."""
     return layout_name(operand.stride())
+
+
+def _by_vectors(operand: Tensor) -> bool:
+    """Whether a thread can read many elements of it at once."""
+    return begins_aligned(operand) and reads_vectors(operand.stride())
 
 
 def _runs_on(

@@ -11,6 +11,9 @@ from overlapc.planning.tiles import MOST_SUMS, SPARING_SUMS, Tile, sm_number, su
 TMA_ALIGNMENT = 16
 """Bytes of which pointers and outer strides are multiples where descriptors are used."""
 
+VECTOR = 16
+"""Elements of which sizes and strides are multiples where Triton reads and stores many at once."""
+
 LAYOUT = re.compile(r"(?:row|col)(?::\d+)?|strided")
 """How a matrix lies: "row" or "col", whichever is contiguous, and its other stride in elements
 where that leaves gaps; or "strided", where neither is."""
@@ -31,6 +34,9 @@ class KernelFacts:
     """Of A and B."""
     by_tma: bool
     """Whether the TMA unit loads both, so that no thread keeps addresses."""
+    by_vectors: bool
+    """Whether threads store many elements at once, and load them where the TMA unit does not: each
+    that is alone has an address, and those of odd sizes are not copied to shared memory at once."""
     most_sums: int = MOST_SUMS
     """Elements of C that a thread may hold beside the epilogue."""
     is_bare: bool = True
@@ -38,6 +44,8 @@ class KernelFacts:
 
     def tile(self, planned: Tile) -> Tile:
         """The planned one, or where it leaves too few registers another of as many rows."""
+        if not self.by_vectors:
+            return self._narrow(planned)
         if sums(planned, self.architecture) <= SPARING_SUMS:
             return planned
         # The whole tile passes through registers on its way from tensor memory.
@@ -55,6 +63,12 @@ class KernelFacts:
         even_k = self.depth % tile.block_k == 0
         return self.is_bare and "strided" not in (a, b) and (b.startswith("col") or even_k)
 
+    def _narrow(self, tile: Tile) -> Tile:
+        """A sparing one, and half of it for each thing else that addresses leave no room for."""
+        sparing, number = self._sparing(tile), sm_number(self.architecture)
+        halves = (not self.by_tma and number >= 100) + (not self.is_bare and number >= 90)
+        return replace(sparing, block_n=sparing.block_n >> halves)
+
     def _sparing(self, tile: Tile) -> Tile:
         """The widest configuration of as many rows that leaves registers to anything."""
         others = [
@@ -71,6 +85,11 @@ def loads_by_tma(architecture: str, item_bytes: int, *, aligned: bool) -> bool:
     Of 32 bits it has no use: such products are not made by matrix units.
     """
     return aligned and item_bytes <= 2 and sm_number(architecture) >= 90
+
+
+def reads_vectors(strides: Sequence[int]) -> bool:
+    """Whether threads can read a matrix many elements at once, given that its base is aligned."""
+    return 1 in strides and all(stride == 1 or stride % VECTOR == 0 for stride in strides)
 
 
 def tma_reads(layout: str, strides: Sequence[int], item_bytes: int) -> bool:

@@ -8,7 +8,14 @@ from itertools import accumulate, pairwise
 
 from overlapc.planning.cost import Costs, advance
 from overlapc.planning.kernel_costs import KernelCosts, kernel_costs
-from overlapc.planning.kernel_tiles import KernelFacts, loads_by_tma, strides_of, tma_reads
+from overlapc.planning.kernel_tiles import (
+    VECTOR,
+    KernelFacts,
+    loads_by_tma,
+    reads_vectors,
+    strides_of,
+    tma_reads,
+)
 from overlapc.planning.problem import Problem
 from overlapc.planning.schedule import Event
 from overlapc.planning.target import Target
@@ -41,18 +48,20 @@ def configurations(problem: Problem, target: Target) -> tuple[Tile, ...]:
 def _kernel_facts(problem: Problem, architecture: str) -> KernelFacts:
     """What the choice of the kernel will see of its operands, whose bases are taken as aligned."""
     (a, b), (m, n, k) = problem.layouts, (problem.m, problem.n, problem.k)
-    matrices = (a, m, k), (b, k, n)
+    lies = [(layout, strides_of(layout, *shape)) for layout, *shape in ((a, m, k), (b, k, n))]
     aligned = min(m, n, k) > 0 and all(
-        tma_reads(layout.partition(":")[0], strides_of(layout, *shape), problem.item_bytes)
-        for layout, *shape in matrices
+        tma_reads(layout.partition(":")[0], strides, problem.item_bytes) for layout, strides in lies
     )
+    by_tma = loads_by_tma(architecture, problem.item_bytes, aligned=aligned)
+    by_vectors = by_tma or all(reads_vectors(strides) for _, strides in lies)
     return KernelFacts(
         architecture,
         problem.dtype,
         problem.sent_dtype or problem.dtype,
         k,
         problem.layouts,
-        loads_by_tma(architecture, problem.item_bytes, aligned=aligned),
+        by_tma,
+        by_vectors and n % VECTOR == 0,
         most_sums=problem.kernel_sums,
         is_bare=not problem.computes_beside,
     )

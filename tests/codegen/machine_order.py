@@ -9,7 +9,8 @@ from tests.codegen.machine_loops import loops_of_ptx
 BULK_STORE = re.compile(r"\bcp\.(reduce\.)?async\.bulk\S*\.global\.shared")
 """Of the TMA unit: no barrier orders it before a release, nor a wait for what it reads."""
 STORE = re.compile(rf"\bst\.(\w+\.)?global|{BULK_STORE.pattern}")
-BARRIER = re.compile(r"\bbar(rier)?\.sync")
+BARRIER = re.compile(r"\bbar(rier)?\.sync\s+0;")
+"""Of the whole CTA: one that names a number of threads is of some."""
 # Releases of Triton differ in whether an unused result makes it a reduction.
 RELEASE = re.compile(
     r"\b(red|atom)\.global\.gpu\.release\.add|"
@@ -24,7 +25,6 @@ MOVE = re.compile(r"\batom\S*\.relaxed\S*\.add\.u64|\bglobal_atomic_add_x2\b(?!.
 SETTLING = re.compile(r"\batom\S*\.acq_rel\S*\.add\.u64|\bglobal_atomic_add_x2\b.*sc0")
 
 PRODUCT = re.compile(r"\bwgmma\.mma_async|\btcgen05\.mma|\bmma\.sync|\bfma\.rn\.f32")
-
 LABEL = re.compile(r"^(\$L__|\.L)BB\w+:")
 
 AMD_STORE = re.compile(r"\b(global|buffer|flat)_store")
@@ -34,13 +34,14 @@ AMD_WRITE_BACK = re.compile(r"\bbuffer_wbl2\b")
 AMD_ADD = re.compile(r"\bglobal_atomic_add\b")
 
 
-def signal_order_faults(ptx: str, signals: bool, late: bool = False) -> list[str]:
+def signal_order_faults(ptx: str, signals: bool, late: bool = False, *, ends: int = 1) -> list[str]:
     """What is wrong with the order stores of C -> CTA barrier -> release add in this PTX.
 
     No store may be one of the TMA unit. Every other and a release must stand in one straight line
     of code, the barrier between. A pipeline may end with its last tile in code of its own. Of a
     ``late`` kernel the barrier follows the stores in one straight line, so that no release is
-    reached but by way of it.
+    reached but by way of it, and as many as ``ends`` are behind its loop: one, and one more where a
+    pipeline ends with a step in code of its own.
     """
     releases = lines_of(RELEASE, ptx.splitlines())
     if not signals:
@@ -48,7 +49,7 @@ def signal_order_faults(ptx: str, signals: bool, late: bool = False) -> list[str
     blocks = [block.splitlines() for block in re.split(r"^\$L__BB\w+:", ptx, flags=re.MULTILINE)]
     faults = ["a store by the TMA unit"] * bool(lines_of(BULK_STORE, ptx.splitlines()))
     if late:
-        return faults + _late_faults(blocks) + _misplaced(ptx.splitlines())
+        return faults + _late_faults(blocks) + _misplaced(ptx.splitlines(), ends)
     faults += [] if releases else ["no release adds"]
     for block in blocks:
         stores, barriers = lines_of(STORE, block), lines_of(BARRIER, block)
@@ -81,16 +82,15 @@ def _late_faults(blocks: list[list[str]]) -> list[str]:
     return faults
 
 
-def _misplaced(lines: list[str]) -> list[str]:
-    """One release stands among the steps of a product, and another behind the last tile; two where
-    a pipeline ends with a step in code of its own."""
+def _misplaced(lines: list[str], ends: int) -> list[str]:
+    """One release stands among the steps of a product, the others behind the last tile."""
     steps = {at for loop in loops_of_ptx(lines) if any(PRODUCT.search(lines[at]) for at in loop)
              for at in loop}  # fmt: skip
     releases = lines_of(RELEASE, lines)
     among = sum(at in steps for at in releases)
     behind = sum(at > max(steps, default=-1) for at in releases)
     where = f"{among} release adds in the loop and {behind} behind it, of {len(releases)}"
-    return [] if among == 1 and behind in (1, 2) else [where]
+    return [] if (among, behind) == (1, ends) else [where]
 
 
 def arrival_faults(assembly: str, arrivals: int = 1) -> list[str]:

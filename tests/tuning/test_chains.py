@@ -139,7 +139,9 @@ def favours_columns(rank: int, problem: Problem, target: Target) -> Any:
 
 def forgets(rank: int, target: Target) -> tuple[Target, list[str]]:
     said: list[str] = []
-    logging.getLogger("overlapc.tuning.chains").addFilter(lambda r: said.append(r.getMessage()) or True)
+    logging.getLogger("overlapc.tuning.chains").addFilter(
+        lambda r: said.append(r.getMessage()) or True
+    )
     try:
         return at_once([chains(2)[0]], target=target, run=lambda plan: 1.0), said
     finally:
