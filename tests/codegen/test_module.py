@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from overlapc.codegen import GemmSpec, builder
 from overlapc.codegen.module import constants, module_text
 from overlapc.errors import KernelError
 from tests.codegen.epilogue_cases import MODELS
+from tests.ranks import SERVER
 
 SPEC = GemmSpec("float16", "float16", 64, 32, 32, warps=2, bias=True)
 TMA = GemmSpec("bfloat16", "bfloat16", 64, 32, 32, loads="descriptors")
@@ -26,10 +29,6 @@ CHECKED = {
 }
 BUILD_SECONDS = 0.05
 """Of one site, without Triton's own import and compilation."""
-BUILD_IN_A_PROCESS = """
-from overlapc.codegen import GemmSpec, builder
-print(builder.build(GemmSpec.parse({text!r})).path.read_text())
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -77,15 +76,15 @@ def test_other_templates_or_another_triton_are_another_entry(private_cache, monk
     assert len(paths) == 3
 
 
+def text_of_a_build(cache_home):
+    os.environ["XDG_CACHE_HOME"] = cache_home
+    return builder.build(SPEC).path.read_text()
+
+
 def test_many_processes_may_build_one_spec_at_once(private_cache):
-    command = [sys.executable, "-c", BUILD_IN_A_PROCESS.format(text=str(SPEC))]
-
-    def run(_: int) -> str:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-    with ThreadPoolExecutor(3) as threads:
-        texts = list(threads.map(run, range(3)))
-    assert texts == [module_text(SPEC) + "\n"] * 3
+    with ProcessPoolExecutor(3, mp_context=SERVER) as pool:
+        texts = list(pool.map(text_of_a_build, [str(private_cache.parent)] * 3))
+    assert texts == [module_text(SPEC)] * 3
     assert [path.suffix for path in (private_cache / "kernels").iterdir()] == [".py"]
 
 
@@ -139,28 +138,31 @@ def test_importing_codegen_imports_neither(name):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs modules on the GPU")
-@pytest.mark.parametrize("spec", CHECKED.values(), ids=CHECKED.keys())
-def test_a_module_checks_itself(spec):
-    kernel = builder.build(spec)
-    done = subprocess.run(
-        [sys.executable, str(kernel.path)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "interpreter" in done.stdout
-    assert "counters [1, " in done.stdout or "counters [2, 4]" in done.stdout
+def by_itself(path):
+    """How a module ends that is run as a user would, and what it prints."""
+    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs modules on the GPU")
-def test_a_module_that_is_wrong_says_so():
+@pytest.mark.parametrize("name", CHECKED)
+def test_a_module_checks_itself(name, interpreted):
+    path = builder.build(CHECKED[name]).path
+    # To import torch and Triton takes seconds: once is enough.
+    run = by_itself if name == "bfloat16" else partial(interpreted, "module_cases.main")
+    code, printed = run(str(path))
+    assert code == 0
+    assert "interpreter" in printed
+    assert "counters [1, " in printed or "counters [2, 4]" in printed
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs modules on the GPU")
+def test_a_module_that_is_wrong_says_so(interpreted):
     kernel = builder.build(SPEC)
     wrong = kernel.path.read_text().replace("product + in0", "product - in0")
     assert wrong != kernel.path.read_text()
     kernel.path.write_text(wrong)
-    done = subprocess.run(
-        [sys.executable, str(kernel.path)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1, done.stderr
+    assert interpreted("module_cases.main", str(kernel.path))[0] == 1
 
 
 @pytest.mark.parametrize(
