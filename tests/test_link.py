@@ -7,6 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,17 +18,15 @@ from benchmarks import link as links
 from benchmarks.link import LinkError, available, rate_limited_link, remove_stale_links
 from benchmarks.ranks import RanksError, run_ranks
 
-pytestmark = pytest.mark.alone
-
 NO_LINK = available()
 needs_link = pytest.mark.skipif(NO_LINK is not None, reason=f"no emulated link here: {NO_LINK}")
 
-TIMED_ALL_REDUCE = """
+BYTES = 4 << 19
+TIMED = """
 import time, torch, torch.distributed as dist
 from benchmarks.ranks import run_rank
 
-def body(group):
-    rank, size = group.rank(), group.size()
+def all_reduce(rank, size):
     original = torch.randn(1 << 19, generator=torch.Generator().manual_seed(rank))
     seconds = []
     for _ in range(3):
@@ -36,17 +37,9 @@ def body(group):
         seconds.append(time.perf_counter() - start)
     others = [torch.randn(1 << 19, generator=torch.Generator().manual_seed(r)) for r in range(size)]
     torch.testing.assert_close(values, torch.stack(others).sum(0))
-    print("seconds", min(seconds))
+    return min(seconds)
 
-run_rank(body)
-"""
-BYTES = 4 << 19
-
-TIMED_SENDS = """
-import time, torch, torch.distributed as dist
-from benchmarks.ranks import run_rank
-
-def timed(senders, rank):
+def to_rank_0(senders, rank):
     tensors = [torch.randn(1 << 19) for _ in senders]
     dist.barrier()
     start = time.perf_counter()
@@ -57,20 +50,8 @@ def timed(senders, rank):
         dist.send(tensors[0], 0)
     return time.perf_counter() - start
 
-def body(group):
-    # The first time of each pair connects.
-    timed([1, 2, 3], group.rank())
-    print("seconds", *(min(timed(s, group.rank()) for _ in range(2)) for s in ([1], [1, 2, 3])))
-
-run_rank(body)
-"""
-
-TIMED_PAIRS = """
-import time, torch, torch.distributed as dist
-from benchmarks.ranks import run_rank
-
-def body(group):
-    rank, seconds = group.rank(), []
+def pairs(rank):
+    seconds = []
     values = torch.randn(1 << 19)
     for _ in range(3):
         dist.barrier()
@@ -81,16 +62,28 @@ def body(group):
             dist.send(values, rank + 1)
         dist.barrier()
         seconds.append(time.perf_counter() - start)
-    print("seconds", min(seconds))
+    return min(seconds)
+
+def body(group):
+    rank, size = group.rank(), group.size()
+    print("all-reduce", all_reduce(rank, size))
+    if size == 4:
+        # The first time of each pair connects.
+        to_rank_0([1, 2, 3], rank)
+        for senders in [1], [1, 2, 3]:
+            print("to rank 0 from", len(senders), min(to_rank_0(senders, rank) for _ in range(2)))
+        print("pairs", pairs(rank))
 
 run_rank(body)
 """
 
 
-@pytest.fixture(autouse=True)
-def in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="module")
+def in_the_repository() -> Iterator[None]:
     """Processes that the tests start find ``benchmarks`` in their working directory."""
-    monkeypatch.chdir(Path(__file__).parents[1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(Path(__file__).parents[1])
+        yield
 
 
 def python(code: str) -> list[str]:
@@ -102,49 +95,71 @@ def own_namespaces() -> list[str]:
     return [name for name in links._namespaces() if name.startswith(f"overlapc-{os.getpid()}-")]
 
 
-def seconds_of(output: str) -> float:
-    return float(output.split("seconds")[1])
+@dataclass(frozen=True)
+class Timed:
+    """What ranks over a link of 100 Mbit/s measured."""
+
+    outputs: list[str]
+    """Of each rank."""
+    saved_up: float
+    """Seconds that a burst may spare, of what the link had saved up before."""
+
+    def seconds(self, what: str) -> list[float]:
+        """Of each rank."""
+        return [float(output.split(what)[1].split()[0]) for output in self.outputs]
+
+
+@pytest.fixture(scope="module")
+def timed() -> Callable[[int], Timed]:
+    """Call it with the number of ranks: they are started once."""
+
+    @cache
+    def run(ranks: int) -> Timed:
+        with rate_limited_link(ranks, "100mbit") as link:
+            done = run_ranks([python(TIMED)] * ranks, link, timeout=60, echo=None).check()
+        assert own_namespaces() == []
+        return Timed([result.output for result in done.results], link.refill_seconds)
+
+    return run
 
 
 @needs_link
+@pytest.mark.alone
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_all_reduce_takes_what_the_rate_says(ranks: int) -> None:
-    with rate_limited_link(ranks, "100mbit") as link:
-        run = run_ranks([python(TIMED_ALL_REDUCE)] * ranks, link, timeout=60, echo=None).check()
-    # Of a ring, each rank sends 2(p-1)/p of the bytes; the burst may have been saved up before.
+def test_all_reduce_takes_what_the_rate_says(timed: Callable[[int], Timed], ranks: int) -> None:
+    # Of a ring, each rank sends 2(p-1)/p of the bytes.
     sent = 2 * (ranks - 1) / ranks * BYTES
-    ideal, saved_up = sent * 8 / 100e6, link.refill_seconds
-    for result in run.results:
+    ideal, found = sent * 8 / 100e6, timed(ranks)
+    for seconds in found.seconds("all-reduce"):
         # The upper limit is wide, as other programs may want the cores.
-        assert ideal - saved_up < seconds_of(result.output) < 4 * ideal
-    assert own_namespaces() == []
+        assert ideal - found.saved_up < seconds < 4 * ideal
 
 
 @needs_link
-def test_senders_to_one_rank_share_what_it_can_receive() -> None:
-    with rate_limited_link(4, "100mbit") as link:
-        run = run_ranks([python(TIMED_SENDS)] * 4, link, timeout=60, echo=None).check()
-    alone, together = map(float, run.results[0].output.split("seconds")[1].split())
+@pytest.mark.alone
+def test_senders_to_one_rank_share_what_it_can_receive(timed: Callable[[int], Timed]) -> None:
+    found = timed(4)
+    alone, together = (found.seconds(f"to rank 0 from {senders}")[0] for senders in (1, 3))
     ideal = BYTES * 8 / 100e6
-    assert ideal - link.refill_seconds < alone < 2 * ideal
+    assert ideal - found.saved_up < alone < 2 * ideal
     # Were only what leaves a rank limited, three senders would take no longer than one.
-    assert 3 * ideal - 2 * link.refill_seconds < together < 6 * ideal
+    assert 3 * ideal - 2 * found.saved_up < together < 6 * ideal
 
 
 @needs_link
-def test_pairs_of_ranks_do_not_share() -> None:
-    with rate_limited_link(4, "100mbit") as link:
-        run = run_ranks([python(TIMED_PAIRS)] * 4, link, timeout=60, echo=None).check()
+@pytest.mark.alone
+def test_pairs_of_ranks_do_not_share(timed: Callable[[int], Timed]) -> None:
+    found = timed(4)
     ideal = BYTES * 8 / 100e6
-    for result in run.results:
+    for seconds in found.seconds("pairs"):
         # A hub instead of a switch would halve the rate of both pairs.
-        assert ideal - link.refill_seconds < seconds_of(result.output) < 1.8 * ideal
+        assert ideal - found.saved_up < seconds < 1.8 * ideal
 
 
 def test_loopback_needs_no_link() -> None:
-    run = run_ranks([python(TIMED_ALL_REDUCE)] * 2, timeout=60, echo=None).check()
+    run = run_ranks([python(TIMED)] * 2, timeout=60, echo=None).check()
     assert [result.exit_code for result in run.results] == [0, 0]
-    assert all("seconds" in result.output for result in run.results)
+    assert all("all-reduce" in result.output for result in run.results)
 
 
 @needs_link
