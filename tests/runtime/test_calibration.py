@@ -63,8 +63,14 @@ def calibrated(rank: int, *collectives: str) -> tuple[Target, list[tuple[str, fl
     return target, told, taken, stored_path(target.name).exists()
 
 
-def test_all_ranks_hold_one_target_that_plans(pair: Ranks) -> None:
-    (target, told, taken, stored), (other, *_) = pair.run(calibrated, *COLLECTIVES)
+@pytest.fixture(scope="module")
+def of_all(pair: Ranks) -> list[Any]:
+    """What each rank found of all collectives."""
+    return pair.run(calibrated, *COLLECTIVES)
+
+
+def test_all_ranks_hold_one_target_that_plans(of_all: list[Any]) -> None:
+    (target, told, taken, stored), (other, *_) = of_all
     assert other == target
     assert other.fingerprint == target.fingerprint
     assert taken < SECONDS + SLACK
@@ -105,9 +111,8 @@ def predicted_and_measured(rank: int, target: Target) -> tuple[float, float]:
     return target.gemm[0].seconds(96, 768, 640, 4), min(times)
 
 
-def test_rates_predict_a_gemm_that_was_not_measured_so(pair: Ranks) -> None:
-    (target, *_), _ = pair.run(calibrated, "all_gather")
-    assert [link.collective for link in target.links] == ["all_gather"]
+def test_rates_predict_a_gemm_that_was_not_measured_so(pair: Ranks, of_all: list[Any]) -> None:
+    (target, *_), _ = of_all
     for predicted, measured in pair.run(predicted_and_measured, target):
         # A factor of three either way allows for other work on the machine, not for a mistake.
         assert 1 / 3 < predicted / measured < 3
