@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import gc
+import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -41,6 +43,21 @@ def why_no_gpu() -> str | None:
 
 def pytest_report_header(config: pytest.Config) -> str:
     return "long tests: " + ("run" if config.getoption("--long") else "left out (make test-long)")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported stays: to look through it for garbage, again and again, takes a twentieth
+    of the tests' time. And torch writes traces of each compilation, with its graphs, for whoever
+    listens: pytest does to every logger that hands nothing on."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.set_threshold(10_000)
+        gc.enable()
+        logging.getLogger("torch.__trace").propagate = True
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

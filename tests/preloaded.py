@@ -3,6 +3,8 @@
 Ranks are forked after it, so nothing here may start a thread (as autograd does) or use a device.
 """
 
+import gc
+
 import torch.distributed.tensor.parallel
 import triton.runtime.cache
 from torch._inductor import codecache, compile_fx, cpu_vec_isa
@@ -21,3 +23,6 @@ compiling.by_inductor = as_it_is
 codecache.torch_key()
 triton.runtime.cache.triton_key()
 cpu_vec_isa.valid_vec_isa_list()
+# Ranks need not look for garbage in what is imported, nor copy its pages.
+gc.freeze()
+gc.set_threshold(10_000)
