@@ -2,63 +2,65 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from dataclasses import replace
+from typing import Any
 
 import pytest
-
-from benchmarks.chains import CHAINS, spans
-from benchmarks.overlap_shapes import COLLECTIVES, KINDS
-from benchmarks.ranks import run_ranks
-from overlapc.planning.problem import COLLECTIVES as PLANNED
-
-CHECK = """
-import dataclasses, sys, torch
+import torch
+import torch.distributed as dist
 from torch.overrides import TorchFunctionMode
-from benchmarks.chains import CHAINS
-from benchmarks.overlap_shapes import Shape
-from benchmarks.ranks import run_rank
+
+from benchmarks.chains import CHAINS, Operands, spans
+from benchmarks.overlap_shapes import COLLECTIVES, KINDS, Shape
+from overlapc.planning.problem import COLLECTIVES as PLANNED
+from tests.ranks import Ranks
 
 SHAPE = Shape(48, 7, 5, "")
 
-def meant(kind, operands, rank):
+
+def meant(kind: str, operands: list[Operands], rank: int) -> torch.Tensor:
     ranks = len(operands)
     xs, ws = [o.x.double() for o in operands], [o.weight.double() for o in operands]
-    products = [x @ w.t() for x, w in zip(xs, ws)]
+    products = [x @ w.t() for x, w in zip(xs, ws, strict=True)]
     if kind == "gemm_all_reduce":
-        return sum(products)
+        return torch.stack(products).sum(0)
     if kind == "gemm_reduce_scatter":
-        return sum(products).chunk(ranks)[rank]
+        return torch.stack(products).sum(0).chunk(ranks)[rank]
     if kind == "gemm_all_to_all":
         return torch.cat([product.chunk(ranks)[rank] for product in products])
     if kind == "all_gather_gemm":
         return torch.cat(xs) @ ws[rank].t()
     return torch.cat([x.chunk(ranks)[rank] for x in xs]) @ ws[rank].t()
 
-def sent_alone(kind, operands, rank):
+
+def sent_alone(kind: str, operands: list[Operands], rank: int) -> torch.Tensor:
     ranks = len(operands)
     sent = [o.fresh for o in operands]
     if kind in ("gemm_all_reduce", "gemm_reduce_scatter"):
-        whole = sum(sent)
+        whole = torch.stack(sent).sum(0)
         return whole if kind == "gemm_all_reduce" else whole.chunk(ranks)[rank]
     if kind == "all_gather_gemm":
         return torch.cat(sent)
     return torch.cat([part.chunk(ranks)[rank] for part in sent])
 
-def close(found, expected):
-    return found.shape == expected.shape and torch.allclose(found.double(), expected.double(),
-                                                           atol=1e-4)
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    return found.shape == expected.shape and torch.allclose(
+        found.double(), expected.double(), atol=1e-4
+    )
+
 
 class CountedRows(TorchFunctionMode):
     rows = 0
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is torch.mm:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.mm:
             self.rows += args[0].size(0)
-        return function(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
-def body(group):
-    rank, ranks = group.rank(), group.size()
+
+def check(rank: int, ranks: int) -> None:
+    group = dist.group.WORLD
     for kind, chain in CHAINS.items():
         operands = [chain.operands(SHAPE, r, ranks) for r in range(ranks)]
         mine, expected = operands[rank], meant(kind, operands, rank)
@@ -86,20 +88,15 @@ def body(group):
     chain = CHAINS["gemm_all_to_all"]
     operands = [chain.operands(SHAPE, r, ranks) for r in range(ranks)]
     mine = operands[rank]
-    turned = dataclasses.replace(mine, x=mine.x.view(ranks, -1, 5).flip(1).reshape(48, 5))
+    turned = replace(mine, x=mine.x.view(ranks, -1, 5).flip(1).reshape(48, 5))
     out = chain.chunked(turned.x, mine.weight, (16, 32), group)
     assert not close(out, meant("gemm_all_to_all", operands, rank))
-    print("equal")
-
-run_rank(body)
-"""
 
 
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.long)])
-def test_every_chain_computes_what_it_means(monkeypatch: pytest.MonkeyPatch, ranks: int) -> None:
-    monkeypatch.chdir(Path(__file__).parents[2])
-    run = run_ranks([[sys.executable, "-c", CHECK]] * ranks, timeout=90, echo=None).check()
-    assert all("equal" in result.output for result in run.results)
+def test_every_chain_computes_what_it_means(ranks: int, request: pytest.FixtureRequest) -> None:
+    started: Ranks = request.getfixturevalue("two_ranks" if ranks == 2 else "four_ranks")
+    started.run(check, ranks)
 
 
 def test_spans_share_every_block_alike() -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks import end_to_end_model as e
 from benchmarks.end_to_end import _cases
-from benchmarks.end_to_end_model import CASES, SHARDINGS
 from benchmarks.end_to_end_rows import EndRow, from_json, lines, markdown, to_json
 from benchmarks.paired import Samples
-from benchmarks.ranks import run_ranks
+from tests.ranks import Ranks
 
 SECONDS = {
     "inductor": (2.0, 2.2, 2.1, 2.0, 2.4, 2.0, 2.1),
@@ -24,7 +27,7 @@ SECONDS = {
 def row(*, overlapc: bool = True, bound: float | None = 1.5) -> EndRow:
     seconds = {name: times for name, times in SECONDS.items() if overlapc or name != "overlapc"}
     errors = {"inductor": 1e-6, "overlapc": 2e-6}
-    return EndRow(str(CASES[0]), "1gbit", Samples(seconds), errors, bound, {"a rewritten": 4})
+    return EndRow(str(e.CASES[0]), "1gbit", Samples(seconds), errors, bound, {"a rewritten": 4})
 
 
 def test_speedup_and_share_point_the_right_way() -> None:
@@ -54,7 +57,7 @@ def test_the_page_has_a_line_for_each_row_and_the_sites() -> None:
 
 def test_cases_are_named_by_number() -> None:
     assert _cases("3,0") == (3, 0)
-    assert [str(CASES[number]) for number in (1, 2)] == [
+    assert [str(e.CASES[number]) for number in (1, 2)] == [
         "training step, tensor parallel",
         "prefill, sequence parallel",
     ]
@@ -63,54 +66,51 @@ def test_cases_are_named_by_number() -> None:
             _cases(text)
 
 
-SHARDED = """
-import sys, torch
-from torch.distributed.device_mesh import init_device_mesh
-from transformers import LlamaConfig, LlamaForCausalLM
-from benchmarks import end_to_end_model as e
-from benchmarks.ranks import run_rank
-
-def small():
+def small() -> LlamaForCausalLM:
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-                         num_attention_heads=4, num_key_value_heads=2, use_cache=False)
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        use_cache=False,
+    )
     return LlamaForCausalLM(config).eval().double()
 
-def weights(llama):
-    full = lambda p: p.full_tensor() if hasattr(p, "full_tensor") else p
-    return [full(p).detach().clone() for p in llama.parameters()]
 
-def body(group):
+def weights(llama: torch.nn.Module) -> list[torch.Tensor]:
+    full = [p.full_tensor() if isinstance(p, DTensor) else p for p in llama.parameters()]
+    return [p.detach().clone() for p in full]
+
+
+def trained_by_both(rank: int) -> None:
     ids = torch.randint(0, 50, (2, 12), generator=torch.Generator().manual_seed(1))
-    e.tokens = lambda: ids
-    whole = small()
-    logits = e.results(whole, e.compute(whole, trains=False), trains=False)[0]
-    before = weights(whole)
-    meant = whole(ids, labels=ids).loss.detach()
-    loss = e.step(whole, e.compute(whole, trains=True), trains=True)()
-    torch.testing.assert_close(loss, meant, check_dtype=False, atol=1e-5, rtol=0)
-    after = weights(whole)
-    for name, shard in e.SHARDINGS.items():
-        llama = shard(small(), init_device_mesh("cpu", (2,)))
-        found = e.results(llama, e.compute(llama, trains=False), trains=False)[0]
-        torch.testing.assert_close(found, logits)
-        gradients = e.results(llama, e.compute(llama, trains=True), trains=True)
-        assert len(gradients) == len(after) and all(g.abs().max() > 0 for g in gradients)
-        step = e.step(llama, e.compute(llama, trains=True), trains=True)
-        torch.testing.assert_close(step(), loss)
-        for old, one, other in zip(before, weights(llama), after, strict=True):
-            # Adam's first step is as large for a small gradient as for a large one: a wrong
-            # gradient shows in full, and so does rounding of one that is nearly zero.
-            torch.testing.assert_close(one, other, atol=2e-6, rtol=0)
-            assert not torch.allclose(old, other, atol=2e-6, rtol=0)
-    print("equal")
-
-run_rank(body)
-"""
+    with mock.patch.object(e, "tokens", return_value=ids):
+        whole = small()
+        logits = e.results(whole, e.compute(whole, trains=False), trains=False)[0]
+        before = weights(whole)
+        meant = whole(ids, labels=ids).loss.detach()
+        loss = e.step(whole, e.compute(whole, trains=True), trains=True)()
+        torch.testing.assert_close(loss, meant, check_dtype=False, atol=1e-5, rtol=0)
+        after = weights(whole)
+        for shard in e.SHARDINGS.values():
+            llama = shard(small(), init_device_mesh("cpu", (2,)))
+            found = e.results(llama, e.compute(llama, trains=False), trains=False)[0]
+            torch.testing.assert_close(found, logits)
+            gradients = e.results(llama, e.compute(llama, trains=True), trains=True)
+            assert len(gradients) == len(after)
+            assert all(g.abs().max() > 0 for g in gradients)
+            step = e.step(llama, e.compute(llama, trains=True), trains=True)
+            torch.testing.assert_close(step(), loss)
+            for old, one, other in zip(before, weights(llama), after, strict=True):
+                # Adam's first step is as large for a small gradient as for a large one: a wrong
+                # gradient shows in full, and so does rounding of one that is nearly zero.
+                torch.testing.assert_close(one, other, atol=2e-6, rtol=0)
+                assert not torch.allclose(old, other, atol=2e-6, rtol=0)
 
 
-def test_both_shardings_compute_and_train_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert set(SHARDINGS) == {case.sharding for case in CASES}
-    monkeypatch.chdir(Path(__file__).parents[2])
-    run = run_ranks([[sys.executable, "-c", SHARDED]] * 2, timeout=110, echo=None).check()
-    assert all("equal" in result.output for result in run.results)
+def test_both_shardings_compute_and_train_the_model(two_ranks: Ranks) -> None:
+    assert set(e.SHARDINGS) == {case.sharding for case in e.CASES}
+    two_ranks.run(trained_by_both)

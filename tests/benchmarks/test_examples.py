@@ -8,16 +8,27 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import overlapc
 from benchmarks.paired import Samples
-from benchmarks.ranks import run_ranks
 from examples.llama_bound import ModelBound, SiteBound
-from examples.llama_model import SEQUENCES, TOKENS, SiteShape, batch, tokenizer
+from examples.llama_model import (
+    SEQUENCES,
+    TOKENS,
+    SiteShape,
+    batch,
+    sites,
+    tensor_parallel,
+    tokenizer,
+)
 from examples.llama_output import comparison, timelines
 from examples.text.train_tokenizer import TEXT, TOKENIZER, train
 from overlapc.planning.schedule import Plan
 from overlapc.planning.target import Target
+from tests.ranks import Ranks
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,17 +52,17 @@ def test_the_batch_is_the_text() -> None:
     assert TEXT.read_text().startswith(decoded)
 
 
-SHARDED = """
-import torch
-from torch.distributed.device_mesh import init_device_mesh
-from transformers import LlamaConfig, LlamaForCausalLM
-from benchmarks.ranks import run_rank
-from examples.llama_model import sites, tensor_parallel
-
-def body(group):
+def sharded_and_whole(rank: int) -> None:
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-                         num_attention_heads=4, num_key_value_heads=2, use_cache=False)
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        use_cache=False,
+    )
     whole = LlamaForCausalLM(config).eval().double()
     tokens = torch.randint(0, 50, (2, 9))
     with torch.no_grad():
@@ -61,16 +72,11 @@ def body(group):
     layer = sharded.model.layers[0]
     linears = (layer.self_attn.o_proj, layer.mlp.down_proj)
     found = [tuple(linear.weight.to_local().shape) for linear in linears]
-    assert found == [(site.n, site.k) for site in sites(sharded, 2)], found
-    print("equal")
-
-run_rank(body)
-"""
+    assert found == [(site.n, site.k) for site in sites(sharded, 2)]
 
 
-def test_the_sharded_model_is_the_model() -> None:
-    run = run_ranks([[sys.executable, "-c", SHARDED]] * 2, timeout=90, echo=None).check()
-    assert all("equal" in result.output for result in run.results)
+def test_the_sharded_model_is_the_model(two_ranks: Ranks) -> None:
+    two_ranks.run(sharded_and_whole)
 
 
 def chunked_plan() -> Plan:
