@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import faulthandler
+import importlib
 import os
+import signal
 import tempfile
 import traceback
 from collections.abc import Callable
-from multiprocessing import get_context
+from multiprocessing import Pipe, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,8 @@ class Ranks:
 
     def __init__(self, size: int, *, environment: dict[str, str] | None = None) -> None:
         self.size, self.environment = size, environment or {}
+        # Not of a GPU: one that was looked for before a fork fails after it.
+        self.is_forked = self.environment.keys() == {"TRITON_INTERPRET"}
         self.pipes: list[Connection] = []
         self.processes = []
         self._start()
@@ -45,19 +49,17 @@ class Ranks:
         rendezvous = Path(self.folder.name) / "store"
         # Of today: the server's own are of the day when it was started.
         variables = {**os.environ, "XDG_CACHE_HOME": self.folder.name, **self.environment}
+        self.pipes, theirs = map(list, zip(*(Pipe() for _ in range(self.size)), strict=True))
         # What is imported by the server has read the rest of its environment.
         starting = SERVER if FOLDERS.issuperset(self.environment) else get_context("spawn")
-        for rank in range(self.size):
-            here, there = starting.Pipe()
-            process = starting.Process(
-                target=_serve,
-                args=(there, rank, self.size, str(rendezvous), variables),
-                daemon=True,
-            )
+        serve, ranks = (_serve_forked, [theirs]) if self.is_forked else (_serve, theirs)
+        for rank, there in enumerate(ranks):
+            args = there, rank, self.size, str(rendezvous), variables
+            self.processes.append(starting.Process(target=serve, args=args, daemon=True))
+        for process in self.processes:
             process.start()
+        for there in theirs:
             there.close()
-            self.pipes.append(here)
-            self.processes.append(process)
 
     def run(self, function: Callable[..., Any], *args: Any, timeout: float = 90) -> list[Any]:
         """Return each rank's result of ``function(rank, *args)``; ``RankError`` if one raised."""
@@ -98,10 +100,35 @@ class Ranks:
         for process in self.processes:
             process.join(5)
             if process.is_alive():
-                process.kill()
+                kill = os.killpg if self.is_forked else os.kill
+                kill(process.pid, signal.SIGKILL)
                 process.join()
         self.pipes, self.processes = [], []
         self.folder.cleanup()
+
+
+def _serve_forked(
+    pipes: list[Connection], first: int, size: int, rendezvous: str, variables: dict[str, str]
+) -> None:
+    """Import once for all ranks, which are a group of processes, and end with the last of them."""
+    os.setpgid(0, 0)
+    os.environ.clear()
+    os.environ.update(variables)
+    importlib.import_module("tests.preloaded")
+    for rank, pipe in enumerate(pipes, first):
+        if os.fork():
+            continue
+        try:
+            for other in pipes:
+                if other is not pipe:
+                    other.close()
+            _serve(pipe, rank, size, rendezvous, variables)
+        finally:
+            os._exit(1)
+    for pipe in pipes:
+        pipe.close()
+    for _ in pipes:
+        os.wait()
 
 
 def _serve(
