@@ -52,6 +52,9 @@ FEW = (
     "pooled",
     "combine",
 )
+TWICE = {*DYNAMIC} & {*TRAINED} - {*FEW}
+"""In a short run these are inferred with fixed rows and trained with rows that vary: each pair of
+a spelling, its rows and its gradient occurs so."""
 
 
 def said(sites):
@@ -69,6 +72,11 @@ def inputs_of(spelling: Spelling, *, dynamic: bool = False, trained: bool = Fals
     return values
 
 
+def with_few(names, few=FEW):
+    """The names as parameters, most of them of the long tests."""
+    return [name if name in few else pytest.param(name, marks=pytest.mark.long) for name in names]
+
+
 @pytest.mark.parametrize("name", REWRITES)
 def test_inference(name, explained, golden):
     spelling = REWRITES[name]
@@ -78,7 +86,7 @@ def test_inference(name, explained, golden):
     golden(result.text())
 
 
-@pytest.mark.parametrize("name", DYNAMIC)
+@pytest.mark.parametrize("name", with_few(DYNAMIC, {*DYNAMIC} - TWICE))
 def test_varying_rows(name, explained, golden):
     spelling = REWRITES[name]
     values = inputs_of(spelling, dynamic=True)
@@ -87,11 +95,6 @@ def test_varying_rows(name, explained, golden):
     assert said(result.report.sites) == spelling.sites
     assert all(site.shape.startswith("~") for site in result.report.sites)
     golden(result.text())
-
-
-def with_few(names, few=FEW):
-    """The names as parameters, most of them of the long tests."""
-    return [name if name in few else pytest.param(name, marks=pytest.mark.long) for name in names]
 
 
 @pytest.mark.parametrize("name", with_few(REWRITES))
@@ -125,7 +128,12 @@ def test_meta_tensors(name, explained):
 @pytest.mark.parametrize(
     ("name", "dynamic"),
     [
-        pytest.param(name, dynamic, id=f"{name}-{'varying' if dynamic else 'fixed'}")
+        pytest.param(
+            name,
+            dynamic,
+            id=f"{name}-{'varying' if dynamic else 'fixed'}",
+            marks=[pytest.mark.long] if name in TWICE and not dynamic else [],
+        )
         for name in TRAINED
         for dynamic in ((False, True) if name in DYNAMIC else (False,))
     ],
