@@ -16,7 +16,7 @@ from overlapc.errors import CommandError
 from overlapc.planning.problem import COLLECTIVES
 from overlapc.planning.target import Target, stored_path
 from overlapc.reporting.gantt import describe_tuned
-from overlapc.reporting.linears import describe_entry
+from overlapc.reporting.linears import PACKED, describe_entry
 from overlapc.reporting.measured import describe_target
 from overlapc.reporting.report import Report
 
@@ -115,6 +115,8 @@ def _calibrate_linears(chosen: argparse.Namespace) -> None:
     for entry in table.entries:
         if entry.problem in measured:
             print(describe_entry(entry))
+    if table.machine.device == "cpu":
+        print(PACKED)
 
 
 def _calibrate_attentions(chosen: argparse.Namespace) -> None:

@@ -13,6 +13,13 @@ from overlapc.planning.linear.regions import (
 )
 
 PREDICTED = "predicted in CUDA graphs, not measured"
+PACKED = (
+    "not a candidate: Inductor's C++ templates and the packed layers of oneDNN and MKL read a copy "
+    "of the weight, which would not see it change in place. Where none changes, "
+    "torch._inductor.config.freezing with max_autotune, set before the first call, has Inductor "
+    "choose among them."
+)
+"""What calibration says of a processor."""
 
 
 def describe_entry(entry: LinearEntry) -> str:

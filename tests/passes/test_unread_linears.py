@@ -175,6 +175,15 @@ def test_no_op_takes_the_place_of_what_inductor_tunes():
     assert any("overlapc" in code for code in codes)
 
 
+def test_no_template_of_inductor_takes_a_weight_that_may_change():
+    """Why calibration names none as a candidate: should one take it as it lies some day, it is."""
+    model = nn.Linear(1024, 1024).eval()
+    tuned = torch.compile(model, options={"max_autotune": True})
+    _, (code,) = run_and_get_code(tuned, torch.randn(16, 1024))
+    assert "extern_kernels.addmm(" in code
+    assert "CppMicroGemm" not in code
+
+
 def test_parameters_outside_a_compilation():
     graph = torch.fx.symbolic_trace(lambda x: x + 1).graph
     assert parameters_of(graph) == set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -286,6 +287,33 @@ def test_parameters_that_change_in_place_are_seen():
 def test_every_number_of_rows(m):
     layer, x = nn.Linear(K, N), torch.randn(m, K)
     close(compiled(layer)(x), layer(x))
+
+
+class Gated(nn.Module):
+    """Layers with a bias, and what follows them."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(K, N), nn.Linear(K, N), nn.Linear(N, K)
+
+    def forward(self, x):
+        return x + self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dynamic", [True, False], ids=["rows vary", "rows known"])
+def test_on_a_processor_what_follows_is_fused_as_without_the_op(dynamic):
+    """Inductor calls a library for each GEMM and makes one kernel of what stands between them: the
+    op, which takes no epilogue there, leaves it the same. Mutant: ``may_fuse`` of a processor."""
+    model, x, kernels = Gated(), torch.randn(5, K), []
+    for choice in ({}, {"backend": "overlapc", "options": {"linear": "flat"}}):
+        torch._dynamo.reset()
+        found, (code,) = run_and_get_code(torch.compile(model, dynamic=dynamic, **choice), x)
+        close(found, model(x))
+        kernels.append(re.findall(r"cpp_pybinding\(.*?'''\)", code, re.DOTALL))
+    assert "overlapc_linear" in code
+    assert kernels[0] == kernels[1]
+    assert kernels[0]
 
 
 def test_a_new_row_count_compiles_nothing():
