@@ -5,22 +5,27 @@ calibrate --linear`` does, in a cache of its own; then compiles each by Inductor
 all that a user may have it try, and by overlapc, and measures afresh from cold caches. It writes
 linear.md and linear.json to benchmarks/results, and what was calibrated as linear_table.md and
 linear_table.svg, with M1 and M2. ``--only down --rows 1,8 --seconds 1`` takes a minute or two.
+``--llama`` measures layers as large as those of Llama-3 8B, ``--silu`` such as a bias and SiLU
+follow; ``--append`` goes on with the rows that stand in the file, so that parts make one table.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import json
 import math
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch._inductor import config as inductor_config
 
@@ -37,6 +42,7 @@ from benchmarks.linear_rows import (
     VARYING,
     LinearRow,
     cells,
+    from_json,
     page,
     to_json,
 )
@@ -52,6 +58,8 @@ VARYING_ROWS, TUNED_ROWS = (2, 8, 64, 128), (1, 8, 64)
 SHAPES = {"qkv": (1536, 1024), "o": (1024, 1024), "gate": (2816, 1024), "down": (1024, 2816),
           "head": (32000, 1024)}  # fmt: skip
 """Columns and contracted size of the layers of a small Llama, and of its vocabulary."""
+LLAMA = {"qkv": (6144, 4096), "o": (4096, 4096), "gate": (14336, 4096), "down": (4096, 14336)}
+"""Of Llama-3 8B."""
 COLD_BYTES = 96 << 20
 """Of weights of one call, at least; more where the last cache is larger."""
 MOST_WEIGHTS = 64
@@ -76,9 +84,12 @@ class Case:
     n: int
     k: int
     dtype: torch.dtype
+    silu: bool = False
+    """Whether a bias and SiLU follow the product."""
 
     def __str__(self) -> str:
-        return f"{self.name}, {self.n}x{self.k} {str(self.dtype).removeprefix('torch.')}"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.name}, {self.n}x{self.k} {dtype}{', then silu' if self.silu else ''}"
 
     @property
     def weights(self) -> int:
@@ -104,19 +115,19 @@ class Layers(nn.Module):
 
     def __init__(self, case: Case, count: int) -> None:
         super().__init__()
-        made = [nn.Linear(case.k, case.n, bias=False, dtype=case.dtype) for _ in range(count)]
-        self.layers = nn.ModuleList(made)
+        made = [nn.Linear(case.k, case.n, bias=case.silu, dtype=case.dtype) for _ in range(count)]
+        self.layers, self.after = nn.ModuleList(made), F.silu if case.silu else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """The result of each."""
-        return [layer(x) for layer in self.layers]
+        return [self.after(layer(x)) for layer in self.layers]
 
 
-def cases() -> Iterator[Case]:
+def cases(shapes: Mapping[str, tuple[int, int]], *, silu: bool = False) -> Iterator[Case]:
     """Every layer in both dtypes."""
     for dtype in (torch.float32, torch.bfloat16):
-        for name, (n, k) in SHAPES.items():
-            yield Case(name, n, k, dtype)
+        for name, (n, k) in shapes.items():
+            yield Case(name, n, k, dtype, silu)
 
 
 def calibrated(case: Case, seconds: float) -> LinearTable:
@@ -136,7 +147,7 @@ def compiled(model: nn.Module, x: torch.Tensor, **choices: Any) -> Call:
     return lambda: run(x)
 
 
-def candidates(model: nn.Module, x: torch.Tensor) -> dict[str, Call]:
+def candidates(model: nn.Module, x: torch.Tensor, *, tunes: bool) -> dict[str, Call]:
     """A warm call for each way to compile the model for these rows."""
     torch._dynamo.reset()
     rows = len(x)
@@ -146,7 +157,7 @@ def candidates(model: nn.Module, x: torch.Tensor) -> dict[str, Call]:
     if rows in VARYING_ROWS:
         found[VARYING] = compiled(model, x, dynamic=True)
         found[OVERLAPC_VARYING] = compiled(model, x, backend="overlapc", dynamic=True)
-    if rows in TUNED_ROWS:
+    if tunes:
         found[TUNED] = compiled(model, x, dynamic=False, options=EVERYTHING)
     return found
 
@@ -171,41 +182,47 @@ def decided(model: nn.Module, x: torch.Tensor, *, dynamic: bool) -> str:
 
 def error_of(model: Layers, x: torch.Tensor, call: Call) -> float:
     """Of the first layer's values in a call, relative to the largest, against float64."""
-    weight: Any = model.layers[0].weight
-    (first, *_), right = call(), x.double() @ weight.double().t()
+    layer = copy.deepcopy(model.layers[0]).double()
+    (first, *_), right = call(), model.after(layer(x.double()))
     return float((first.double() - right).abs().max() / right.abs().max())
 
 
-def measured(case: Case, model: Layers, rows: int, seconds: float) -> LinearRow:
+def measured(case: Case, model: Layers, rows: int, seconds: float, *, tunes: bool) -> LinearRow:
     """Compile and time one layer at one row count."""
     x = case.x(rows)
     one = Layers(case, 1)
     decision = decided(one, x, dynamic=False)
     varying = decided(one, x, dynamic=True) if rows in VARYING_ROWS else ""
-    found = candidates(model, x)
+    found = candidates(model, x, tunes=tunes)
     error = max(error_of(model, x, call) for name, call in found.items() if OVERLAPC in name)
     read = case.weights * case.bytes
     times = timed(found, seconds)
     return LinearRow(str(case), rows, case.weights, read, times, decision, varying, error)
 
 
+def earlier(path: Path) -> list[LinearRow]:
+    """What a run before wrote."""
+    return [from_json(row) for row in json.loads(path.read_text())["rows"]] if path.exists() else []
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Calibrate, measure, print every row, and write all of it."""
     given = _parser().parse_args(argv)
-    if given.name is None and (given.only or given.rows != ROWS):
+    if given.name is None and (given.only or given.rows != ROWS or given.llama or given.silu):
         given.name = f"{NAME}_part"
     name, head = given.name or NAME, about("benchmarks.linear", argv or sys.argv[1:], 1)
     head = {k: v for k, v in head.items() if k not in ("ranks", "link")}
     head["threads"] = str(torch.get_num_threads())
     head["last cache"] = f"{last_cache() >> 20} MiB"
-    rows: list[LinearRow] = []
-    for case in cases():
+    rows = earlier(given.out / f"{name}.json") if given.append else []
+    for case in cases(LLAMA if given.llama else SHAPES, silu=given.silu):
         if given.only not in str(case):
             continue
         plot(calibrated(case, given.calibrating), given.out, f"{name}_table")
         model = Layers(case, case.weights)
         for count in given.rows:
-            rows.append(measured(case, model, count, given.seconds))
+            tunes = count in given.tuned
+            rows.append(measured(case, model, count, given.seconds, tunes=tunes))
             print(" | ".join(cells(rows[-1])), flush=True)
             # Row by row: a run that is cut short leaves what it measured.
             write_results(given.out, name, head, list(map(to_json, rows)), page(rows, head))
@@ -218,6 +235,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--calibrating", type=float, default=20.0, help=text)
     parser.add_argument("--only", default="", help="layers whose text contains this")
     parser.add_argument("--rows", type=_counts, default=ROWS, help="row counts, by default all")
+    text = "row counts at which Inductor tries all it has as well"
+    parser.add_argument("--tuned", type=_counts, default=TUNED_ROWS, help=text)
+    parser.add_argument("--llama", action="store_true", help="the layers of Llama-3 8B")
+    parser.add_argument("--silu", action="store_true", help="a bias and SiLU follow each layer")
+    parser.add_argument("--append", action="store_true", help="to the rows of an earlier run")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--name", help="of the files, by default linear, or linear_part of a part")
     return parser

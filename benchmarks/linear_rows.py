@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.overlap_table import NOTHING, listed, table
 from benchmarks.paired import Samples
@@ -110,3 +111,10 @@ def to_json(row: LinearRow) -> str:
     said = {name: value for name, value in vars(row).items() if name != "samples"}
     seconds = {name: list(times) for name, times in row.samples.seconds.items()}
     return json.dumps({**said, "seconds": seconds})
+
+
+def from_json(row: Mapping[str, Any]) -> LinearRow:
+    """What `to_json` wrote, read."""
+    said = {name: value for name, value in row.items() if name != "seconds"}
+    samples = Samples({name: tuple(times) for name, times in row["seconds"].items()})
+    return LinearRow(**said, samples=samples)

@@ -20,7 +20,9 @@ from benchmarks.linear_rows import (
     VARYING,
     LinearRow,
     cells,
+    from_json,
     page,
+    to_json,
 )
 from benchmarks.paired import Samples
 
@@ -50,6 +52,21 @@ def test_the_page_names_what_is_slower():
     assert "`overlapc, rows vary` was surely slower than `inductor, rows vary` in 0 of 1;" in said
     assert all(len(cells(row)) == len(HEADER) for row in rows)
     assert cells(rows[0])[2:4] == ["16", "250000"], "of one of four layers"
+
+
+def test_parts_make_one_table():
+    """Mutant: the samples of an earlier run are lists, which are no tuples."""
+    row = row_of(again=1.0, ours=0.5)
+    assert from_json(json.loads(to_json(row))) == row
+
+
+def test_the_error_is_that_of_the_layer_with_what_follows_it():
+    """Mutant: what follows is left out of what is right."""
+    case = Case("tiny", 24, 32, torch.float32, silu=True)
+    model, x = Layers(case, 2), case.x(8)
+    with torch.no_grad():
+        assert linear.error_of(model, x, lambda: model(x)) < 1e-6
+    assert str(case) == "tiny, 24x32 float32, then silu"
 
 
 @pytest.mark.long
