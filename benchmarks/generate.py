@@ -12,7 +12,7 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -158,8 +158,10 @@ def main(argv: Sequence[str] | None = None, sizes: Sizes | None = None) -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser("python -m benchmarks.generate", description=__doc__)
     parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--tokens", type=int, help="to generate, by default 32")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     given, sizes = parser.parse_args(argv), sizes or Sizes()
+    sizes = replace(sizes, tokens=given.tokens or sizes.tokens)
     head = about("benchmarks.generate", argv if argv is not None else sys.argv[1:], 1)
     head = {k: v for k, v in head.items() if k not in ("ranks", "link")}
     head["versions"] += f", transformers {metadata.version('transformers')}"
