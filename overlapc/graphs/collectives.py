@@ -22,17 +22,8 @@ NAMES = {
 """The collectives that are read, by the op that starts them, as `planning.problem` names them."""
 
 
-COMMUNICATING = ("overlapc", "_c10d_functional", "_dtensor")
-"""Namespaces whose ops all communicate, but for these."""
-
-SILENT = frozenset(
-    {
-        "_c10d_functional::wait_tensor",
-        "overlapc::linear",
-        "overlapc::attention",
-        "overlapc::attention_backward",
-    }
-)
+FOREIGN = ("_c10d_functional", "_dtensor")
+"""Namespaces of torch's whose ops all communicate, but for the wait."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +60,11 @@ class Collective:
 
 
 def is_ours(node: fx.Node) -> bool:
-    """Return whether the node is an op of overlapc that communicates."""
-    return _namespace(node) == "overlapc" and _communicates(node)
+    """Return whether the node is an op of overlapc that communicates: those are told a group."""
+    op = node.target
+    if not isinstance(op, torch._ops.OpOverload) or op.namespace != "overlapc":
+        return False
+    return any(argument.name == "group" for argument in op._schema.arguments)
 
 
 def collective_starts(graph: fx.Graph) -> list[fx.Node]:
@@ -79,15 +73,9 @@ def collective_starts(graph: fx.Graph) -> list[fx.Node]:
 
 
 def _communicates(node: fx.Node) -> bool:
-    return _namespace(node) in COMMUNICATING and _name(node) not in SILENT
-
-
-def _namespace(node: fx.Node) -> str:
-    return _name(node).partition("::")[0]
-
-
-def _name(node: fx.Node) -> str:
-    return node.target.name() if isinstance(node.target, torch._ops.OpOverload) else ""
+    op = node.target
+    is_torchs = isinstance(op, torch._ops.OpOverload) and op.namespace in FOREIGN
+    return (is_torchs and op is not functional.wait_tensor.default) or is_ours(node)
 
 
 KINDS = {

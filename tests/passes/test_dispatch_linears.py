@@ -583,6 +583,20 @@ def test_an_op_of_linear_layers_is_no_collective(explained):
     assert "control_deps" not in after
 
 
+def test_nor_is_one_of_several_layers(explained):
+    """Mutant: whatever is ours and not named as silent communicates, which ties the second op and
+    the zeros of both to the first."""
+
+    def two(x, z, q, k, g, h):
+        return F.linear(x, q), F.linear(x, k), F.linear(z, g), F.linear(z, h)
+
+    shapes = (ROWS, WIDE), (ROWS, WIDE), (INNER, WIDE), (16, WIDE), (INNER, WIDE), (16, WIDE)
+    inputs = [weight(*shape, device="meta", dtype=torch.bfloat16) for shape in shapes]
+    (_, after) = explained(two, *inputs, linear="flat").graphs["inference"]
+    assert after.count("overlapc.linears.default(") == 2
+    assert "control_deps" not in after
+
+
 @pytest.mark.parametrize("at", ["read_linear", "decide"])
 def test_a_fault_leaves_the_program_as_it_was(explained, monkeypatch, at):
     def fails(*arguments):

@@ -11,8 +11,10 @@ import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 
 import overlapc.backend as backend_module
+from overlapc.graphs.collectives import collective_starts
 from overlapc.graphs.edges import is_ancestor
 from overlapc.passes import PIPELINE
+from overlapc.runtime.spec import COLLECTIVE_OF
 from tests.passes.emission import SINKING, calls, generated
 from tests.targets import SLOW_LINK
 
@@ -243,6 +245,17 @@ def test_ancestors_are_found_through_edges_only():
     assert is_ancestor(first, last)
     assert not is_ancestor(first, apart)
     assert not is_ancestor(apart, last)
+
+
+def test_which_of_our_ops_communicate():
+    """Mutant: all do but for some that are named, of which one is forgotten."""
+    graph = torch.fx.Graph()
+    named = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("overlapc:")]
+    for name in named:
+        graph.call_function(getattr(torch.ops.overlapc, name.removeprefix("overlapc::")).default)
+    found = {str(node.target).split(".")[1] for node in collective_starts(graph)}
+    assert found == {*COLLECTIVE_OF, "verify_sizes"}
+    assert {f"overlapc::{name}" for name in found} < set(named)
 
 
 def test_an_unread_result_is_sent_all_the_same(fake_group):
