@@ -24,6 +24,7 @@ from overlapc.reporting.records import Site
 from overlapc.runtime.attention.softmax_tables import NOT_CALIBRATED, Calibration
 from overlapc.runtime.linear.spec import LayerSpec
 from overlapc.runtime.linear.tables import choices
+from overlapc.runtime.settings import settings
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +103,11 @@ class Compilation:
     def choices(self) -> str:
         """What ops carry of the options, for the members of a group to compare."""
         return choices(self.options.digest(), self.options.linear, self.options.softmax)
+
+    @cached_property
+    def settings(self) -> str:
+        """What is set of Inductor's configuration for the graph, which ops carry too."""
+        return settings()
 
     def next_site_id(self) -> str:
         """Return the identifier of the next site: equal on every rank and in every run."""

@@ -38,6 +38,7 @@ def specification(
         axis=chain.axis,
         program=chain.program,
         takes_map=takes_map(chain),
+        inductor=compilation.settings,
         packed=packed,
     )
 

@@ -126,7 +126,7 @@ class DispatchLinears:
         compilation.sites.append(site)
         if isinstance(found, Refusal):
             return []
-        spec = LayerSpec(found.program, verdict.regions, site.id)
+        spec = LayerSpec(found.program, verdict.regions, site.id, compilation.settings)
         compilation.layers[site.id] = Layer(problem_of(found), spec, found.meta_operands)
         is_rewritten = verdict.decision == "rewritten"
         return [replace_linear(graph, found, spec.text())] if is_rewritten else []

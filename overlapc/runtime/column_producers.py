@@ -33,6 +33,8 @@ class ColumnProducer:
     """From and to which column each group goes; none is empty."""
     results: Sequence[Empty]
     """What comes back from the collective, then what is kept: matrices of all columns."""
+    settings: str = ""
+    """Of Inductor, which compiles steps."""
 
     def __call__(
         self, operands: Sequence[torch.Tensor], group: dist.ProcessGroup
@@ -68,12 +70,12 @@ class ColumnProducer:
 
     @cached_property
     def _run(self) -> Function:
-        return function(self.program, self._written, tuple(self.cut or ()))
+        return function(self.program, self._written, tuple(self.cut or ()), self.settings)
 
     def _compute_all(
         self, operands: Sequence[torch.Tensor], kept: Sequence[torch.Tensor]
     ) -> torch.Tensor:
-        sent, *values = function(self.program)(operands, ())
+        sent, *values = function(self.program, settings=self.settings)(operands, ())
         for place, value in zip(kept, values, strict=True):
             place.copy_(value)
         return sent

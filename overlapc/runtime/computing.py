@@ -36,6 +36,8 @@ class Computation:
     """Of each group, in the order in which they are computed."""
     out: Ref | None = None
     """A value that is written to a tensor that the caller gives."""
+    settings: str = ""
+    """Of Inductor, which compiles steps."""
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
@@ -51,7 +53,8 @@ class Computation:
                 written.append(ref)
                 direct.append(index)
         later = tuple(index for index in range(len(self.program.kept)) if index not in direct)
-        return Group(units, function(self.program, tuple(written)), tuple(direct), later)
+        run = function(self.program, tuple(written), settings=self.settings)
+        return Group(units, run, tuple(direct), later)
 
     def operands(self, tensors: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, ...]]:
         """Return each group's operands, taken when it is asked for.

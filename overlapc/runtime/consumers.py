@@ -30,6 +30,8 @@ class Consumer:
     """Dimension 1 is gathered from the ranks."""
     results: Sequence[Empty]
     """What is kept."""
+    settings: str = ""
+    """Of Inductor, which compiles steps."""
 
     def __call__(
         self, operands: Sequence[torch.Tensor], group: dist.ProcessGroup
@@ -64,7 +66,8 @@ class Consumer:
     def computation(self) -> Computation:
         """What computes the rank's own units, and then the groups."""
         local = () if self.local is None else (self.local.computed,)
-        return Computation(self.program, (*local, *(part.computed for part in self.parts)))
+        units = (*local, *(part.computed for part in self.parts))
+        return Computation(self.program, units, settings=self.settings)
 
     def _compute(
         self,

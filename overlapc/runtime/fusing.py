@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import prod
 from typing import Any
 
@@ -22,6 +22,7 @@ from overlapc.runtime.compiling import Compilation, Sizes, row_strides
 from overlapc.runtime.execution import Function
 from overlapc.runtime.program import ROWS, Program, Ref
 from overlapc.runtime.runs import parts_of
+from overlapc.runtime.settings import under
 from overlapc.runtime.shapes import on_meta
 
 log = logging.getLogger(__name__)
@@ -41,28 +42,39 @@ Key = tuple[Any, ...]
 """How tensors lie: the device, and of each operand and written one its strides and what else
 counts."""
 
-_lock = threading.RLock()
-_reasons: dict[Program, str] = {}
+_compiling = threading.RLock()
+_making = threading.Lock()
+_reasons: dict[tuple[Program, str], str] = {}
 
 
-def why_in_steps(program: Program) -> str:
+def why_in_steps(program: Program, settings: str = "") -> str:
     """Return why steps that could be one kernel ran one by one; empty where none did so."""
-    return _reasons.get(program, "")
+    return _reasons.get((program, settings), "")
 
 
-@lru_cache(maxsize=1024)
 def function(
-    program: Program, written: tuple[Ref, ...] = (), cut: tuple[bool, ...] = ()
+    program: Program,
+    written: tuple[Ref, ...] = (),
+    cut: tuple[bool, ...] = (),
+    settings: str = "",
 ) -> Function:
     """Return the code of a program as `execution.function` does, with runs of steps fused.
 
     Calls may differ in rows. ``cut``: of which operands the last dimension may differ too, as it
-    does in all values that are written then.
+    does in all values that are written then. ``settings``: as `settings.settings` says.
     """
+    with _making:  # two threads that ask at once have one, and so compile once
+        return _function(program, written, cut, settings)
+
+
+@lru_cache(maxsize=1024)
+def _function(
+    program: Program, written: tuple[Ref, ...], cut: tuple[bool, ...], settings: str
+) -> Function:
     steps = execution.function(program, written)
     if ROWS not in program.modes or all(len(run.steps) == 1 for run in parts_of(program)):
         return steps
-    return Fusing(program, written, cut, steps)
+    return Fusing(program, written, cut, steps, settings)
 
 
 @dataclass
@@ -72,8 +84,10 @@ class Layout:
     elements: float
     """Of the largest value that a run computes, for each row, or row and column."""
     compilation: Compilation | None = None
+    made: Function | None = None
+    """What was compiled."""
     run: Function | None = None
-    """None where nothing is compiled, or can be."""
+    """The same once it has run, or what runs in its place."""
     allowed: dict[Sizes, bool] = field(default_factory=dict)
 
     def serves(self, sizes: Sizes) -> bool:
@@ -94,6 +108,7 @@ class Fusing:
     cut: tuple[bool, ...]
     steps: Function
     """What computes it step by step."""
+    settings: str = ""
     layouts: dict[Key, Layout] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -123,16 +138,39 @@ class Fusing:
     def _first_run(
         self, layout: Layout, operands: Sequence[torch.Tensor], places: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, ...]:
-        """Compile, and run what came of it; step by step where either fails, for peers send on."""
-        run = self._compiled(layout, operands, places)
+        if _is_capturing(operands[0].device):
+            self._reason(CAPTURING)
+            return self.steps(operands, places)
+        # Dynamo's lock first: who compiles holds it, and may call us.
+        with compile_lock, _compiling:
+            if layout.run is None:
+                return self._tried(layout, operands, places)
+        return self(operands, places)
+
+    def _tried(
+        self, layout: Layout, operands: Sequence[torch.Tensor], places: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, ...]:
+        """Compile, and run what came of it; step by step where either fails, for peers send on.
+
+        It is kept when it has run: at its first launch a kernel is loaded, and may be tuned, which
+        must not happen in a capture of another thread.
+        """
+        sizes = self._sizes(operands)
         try:
-            return run(operands, places)
+            if layout.made is None:
+                hints = (LIKELY_ROWS, *(max(2, columns) for columns in sizes[1:]))
+                compilation = Compilation(self.program, self.written, self.cut, hints)
+                make = partial(compilation.function, operands, places)
+                layout.made, layout.compilation = under(self.settings, make), compilation
+            if not layout.serves(sizes):
+                return self.steps(operands, places)
+            results = layout.made(operands, places)
         except Exception as error:
-            if run is self.steps:
-                raise
             self._fails(error)
-            layout.run = self.steps
-        return self.steps(operands, places)
+            layout.compilation, layout.run = None, self.steps
+            return self.steps(operands, places)
+        layout.run = layout.made
+        return results
 
     def _sizes(self, operands: Sequence[torch.Tensor]) -> Sizes:
         rows = operands[self._rows_of].shape[0]
@@ -166,7 +204,7 @@ class Fusing:
                 if self._without_rows(other) == rest:
                     return layout
         if len(self.layouts) >= MOST_LAYOUTS:
-            _reasons[self.program] = TOO_MANY
+            self._reason(TOO_MANY)
             return Layout(0)
         if not prod(sizes):
             return Layout(0)
@@ -175,8 +213,7 @@ class Fusing:
         except Exception as error:  # a GEMM whose sizes cannot be told without content
             self._fails(error)
             layout = Layout(0)
-        self.layouts[key] = layout
-        return layout
+        return self.layouts.setdefault(key, layout)  # of two threads at once the first one's
 
     def _largest(self, operands: Sequence[torch.Tensor]) -> int:
         """Elements of the largest value that a run computes."""
@@ -185,31 +222,16 @@ class Fusing:
         runs = [run for run in parts_of(self.program) if len(run.steps) > 1]
         return max(values[index].numel() for run in runs for index in run.steps)
 
-    def _fails(self, error: Exception) -> None:
-        _reasons[self.program] = f"No kernel of Inductor computes them: {error!r}"
-        log.warning("pointwise steps run one by one: %r", error, exc_info=True)
+    def _reason(self, why: str) -> None:
+        _reasons[self.program, self.settings] = why
 
-    def _compiled(
-        self, layout: Layout, operands: Sequence[torch.Tensor], places: Sequence[torch.Tensor]
-    ) -> Function:
-        if _is_capturing(operands[0].device):
-            _reasons[self.program] = CAPTURING
-            return self.steps
-        sizes = self._sizes(operands)
-        # Dynamo's lock first: who compiles holds it, and may call us.
-        with compile_lock, _lock:
-            if layout.run is None:
-                hints = (LIKELY_ROWS, *(max(2, columns) for columns in sizes[1:]))
-                compilation = Compilation(self.program, self.written, self.cut, hints)
-                try:
-                    run = compilation.function(operands, places)
-                    layout.compilation = compilation
-                except Exception as error:
-                    run = self.steps
-                    self._fails(error)
-                layout.run = run
-        return layout.run if layout.serves(sizes) else self.steps
+    def _fails(self, error: Exception) -> None:
+        self._reason(f"No kernel of Inductor computes them: {error!r}")
+        log.warning("pointwise steps run one by one: %r", error, exc_info=True)
 
 
 def _is_capturing(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):  # whose current stream is asked
+        return torch.cuda.is_current_stream_capturing()

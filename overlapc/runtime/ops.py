@@ -19,7 +19,6 @@ from overlapc.runtime import groups, shapes
 from overlapc.runtime.callers import Caller
 from overlapc.runtime.fusing import why_in_steps
 from overlapc.runtime.preparing import Chain
-from overlapc.runtime.program import Program
 from overlapc.runtime.spec import COLLECTIVE_OF, ChainSpec
 from overlapc.sources import fingerprint_of_sources
 
@@ -48,7 +47,7 @@ class Calls(Counter[str]):
 
 _calls: dict[str, Counter[str]] = {}
 _by_library: dict[str, Counter[str]] = {}
-_programs: dict[str, Program] = {}
+_specs: dict[str, ChainSpec] = {}
 
 
 def calls_of(site: str) -> Counter[str]:
@@ -64,7 +63,8 @@ def by_library_of(site: str) -> Counter[str]:
 
 def why_in_steps_of(site: str) -> str:
     """Return why steps of a site that could be one kernel ran one by one; empty if none did."""
-    return why_in_steps(_programs[site]) if site in _programs else ""
+    spec = _specs.get(site)
+    return why_in_steps(spec.program, spec.inductor) if spec else ""
 
 
 def choices_text(options: str, target: str) -> str:
@@ -102,7 +102,7 @@ def _new_caller(group: dist.ProcessGroup, text: str) -> Caller:
     chains = _chains.setdefault(group, {})
     if spec.key not in chains:
         chains[spec.key] = Chain.of(spec)
-    _programs[spec.site] = spec.program
+    _specs[spec.site] = spec
     counts = calls_of(spec.site), by_library_of(spec.site)
     caller = _callers[group][text] = Caller(chains[spec.key], *counts)
     return caller

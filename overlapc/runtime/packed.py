@@ -31,12 +31,14 @@ class PackedProducer:
     order: PackedOrder
     by_columns: bool = False
     """No columns are dealt out."""
+    settings: str = ""
+    """Of Inductor, which compiles steps."""
 
     def __call__(
         self, operands: Sequence[torch.Tensor], group: dist.ProcessGroup
     ) -> list[torch.Tensor]:
         """Return the buffer and what is kept, ready on the current stream."""
-        c, *kept = function(self.program)(operands, ())
+        c, *kept = function(self.program, settings=self.settings)(operands, ())
         buffer = pack(c, self.order)
         tiles = buffer.view(self.order.tiles, -1)
         sent = [part.computed.take(tiles) for part in self.parts]

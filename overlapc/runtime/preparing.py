@@ -103,12 +103,14 @@ def assemble(chain: Chain, operands: Operands, deal: Dealing, cut: Cut, plan: Pl
     if spec.is_consumer:
         results = tuple(((deal.units, *rest), dtype) for rest, dtype in rests.kept)
         local, parts = consumer_parts(deal, () if cut.schedule == "serial" else counts)
-        run = Consumer(spec.program, chain.sender, local, parts, deal.ranks, by_columns, results)
+        run = Consumer(
+            spec.program, chain.sender, local, parts, deal.ranks, by_columns, results, spec.inductor
+        )
     elif cut.by == COLUMNS:
         run = _column_producer(chain, operands, deal, rests, counts)
     elif sent:
         parts = producer_parts(replace(deal, units=sent.tiles), counts)
-        run = PackedProducer(spec.program, chain.sender, parts, sent)
+        run = PackedProducer(spec.program, chain.sender, parts, sent, settings=spec.inductor)
     else:
         run = _producer(chain, deal, rests, counts, by_columns)
     signaled = None
@@ -141,6 +143,7 @@ def _producer(
         ranks=deal.ranks,
         by_columns=by_columns,
         results=((shape, dtype), *kept),
+        settings=chain.spec.inductor,
     )
 
 
@@ -153,7 +156,9 @@ def _column_producer(
     (whole,) = producer_parts(deal, (1,) if deal.is_uneven else (deal.each,))
     kept = (((deal.units, *rest), dtype) for rest, dtype in rests.kept)
     results = (((deal.result_units, *rest), dtype), *kept)
-    return ColumnProducer(spec.program, cut, chain.sender, whole, ranges(columns), results)
+    return ColumnProducer(
+        spec.program, cut, chain.sender, whole, ranges(columns), results, spec.inductor
+    )
 
 
 def _rests(chain: Chain, operands: Operands, deal: Dealing) -> Rests:

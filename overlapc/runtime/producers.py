@@ -35,6 +35,8 @@ class Producer:
     """Dimension 1 is dealt out to the ranks."""
     results: Sequence[Empty]
     """What comes back from the collective, then what is kept."""
+    settings: str = ""
+    """Of Inductor, which compiles steps."""
 
     def __call__(
         self, operands: Sequence[torch.Tensor], group: dist.ProcessGroup
@@ -66,7 +68,8 @@ class Producer:
         assert sent is not None
         given = not self.by_columns and writes(self.program, sent)
         out = sent if given or self.sender.collective == "all_reduce" else None
-        return Computation(self.program, tuple(part.computed for part in self.parts), out)
+        units = tuple(part.computed for part in self.parts)
+        return Computation(self.program, units, out, self.settings)
 
     @cached_property
     def _lengths(self) -> list[int] | None:

@@ -11,6 +11,7 @@ from overlapc.errors import KernelError
 from overlapc.planning.records import from_value, to_value
 from overlapc.planning.tiles import Tile
 from overlapc.runtime.program import Program, canonical
+from overlapc.runtime.settings import stated, with_defaults
 
 COLLECTIVE_OF = {
     "gemm_all_reduce": "all_reduce",
@@ -57,6 +58,8 @@ class ChainSpec:
     """Dimension of ``[units, ...]`` that is scattered or gathered: 0, or 1 of every unit."""
     takes_map: bool = False
     """Whoever reads an all-reduce's result can read it where the tiles of a kernel lie."""
+    inductor: str = ""
+    """What is set of Inductor's configuration, as ``settings.settings`` returns it."""
     packed: Tile | None = None
     """The tiles that they read: the op gives the buffer of their ``PackedOrder``. None where they
     read rows."""
@@ -90,24 +93,23 @@ class ChainSpec:
     def role(self) -> str:
         """The text without what follows from a graph: other ranks may have compiled another."""
         values = json.loads(self.key)
-        for name in ("program", "takes_map", "packed"):
+        for name in ("program", "takes_map", "inductor", "packed"):
             values.pop(name, None)
         return canonical(values)
 
     def text(self) -> str:
         """Return the specification as canonical JSON."""
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return canonical(
-            {**values, "program": self.program.value(), "packed": to_value(self.packed)}
-        )
+        values.update(program=self.program.value(), packed=to_value(self.packed))
+        return canonical(stated(values))
 
     @classmethod
     @lru_cache(maxsize=1024)
     def parse(cls, text: str) -> ChainSpec:
         """Read what ``text()`` wrote; ``KernelError`` for anything else."""
         try:
-            values = json.loads(text)
-            if not isinstance(values, dict) or set(values) != {field.name for field in fields(cls)}:
+            values = with_defaults(json.loads(text))
+            if set(values) != {field.name for field in fields(cls)}:
                 raise ValueError("other fields")
             values["program"] = Program.from_value(values["program"])
             if values["packed"] is not None:

@@ -172,6 +172,6 @@ def run_mutated(
 
 def forget() -> None:
     """Let nothing that was made ready before a mutation be used after it."""
-    fusing.function.cache_clear()
+    fusing._function.cache_clear()
     for memory in (ops._callers, ops._chains, agreement._agreed):
         memory.clear()

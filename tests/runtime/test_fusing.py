@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -89,9 +92,9 @@ def compiled(monkeypatch):
         return lambda given: graph(*given)
 
     monkeypatch.setattr(compiling, "by_inductor", as_is)
-    fusing.function.cache_clear()
+    fusing._function.cache_clear()
     yield graphs
-    fusing.function.cache_clear()
+    fusing._function.cache_clear()
 
 
 def test_gemms_run_early_and_what_lies_between_them_together():
@@ -300,3 +303,82 @@ def test_a_kernel_that_fails_when_it_runs_is_no_error(monkeypatch, compiled):
     program = Program((ROWS, WHOLE), (STEPS[0], *SILU), value(2))
     check(fusing.function(program), M, program, [torch.randn(M, K), torch.randn(K, N)])
     assert "no such device" in fusing.why_in_steps(program)
+
+
+def called_by(threads: int, call: Callable[[], None]) -> None:
+    """Threads call at once, and all return."""
+    together = threading.Barrier(threads)
+
+    def run() -> None:
+        together.wait(10)
+        call()
+
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(run) for _ in range(threads)]:
+            done.result(20)
+
+
+def test_threads_at_once_have_one_kernel(monkeypatch, compiled):
+    """Mutants: no lock around what makes a function; each thread keeps the layout that it made."""
+
+    def slowly(one):
+        def run(*args):
+            time.sleep(0.05)
+            return one(*args)
+
+        return run
+
+    monkeypatch.setattr(fusing, "_reasons", {})
+    monkeypatch.setattr(execution, "function", slowly(execution.function))
+    monkeypatch.setattr(fusing.Fusing, "_largest", slowly(fusing.Fusing._largest))
+    program = Program((ROWS, WHOLE), (STEPS[0], *SILU), value(2))
+    given = [torch.randn(M, K), torch.randn(K, N)]
+    called_by(3, lambda: check(fusing.function(program), M, program, given))
+    assert len(compiled) == 1
+    assert not fusing.why_in_steps(program)
+
+
+def test_a_capture_beside_a_first_run_launches_nothing_new(monkeypatch, compiled):
+    """A kernel's first launch loads it. Mutant: it is kept when it is compiled."""
+    monkeypatch.setattr(fusing, "_reasons", {})
+    program = Program((ROWS, WHOLE), (STEPS[0], *SILU), value(2))
+    given, ran, starts, ends = operands(M)[:2], [], threading.Event(), threading.Event()
+
+    def waiting(graph, inputs):
+        def run(given):
+            ran.append(threading.get_ident())
+            starts.set()
+            ends.wait(10)
+            return graph(*given)
+
+        return run
+
+    monkeypatch.setattr(compiling, "by_inductor", waiting)
+    here = threading.get_ident()
+    monkeypatch.setattr(fusing, "_is_capturing", lambda _: threading.get_ident() == here)
+    first = threading.Thread(target=check, args=(fusing.function(program), M, program, given))
+    first.start()
+    assert starts.wait(10)
+    check(fusing.function(program), M, program, given)
+    ends.set()
+    first.join(10)
+    assert here not in ran
+    assert fusing.why_in_steps(program) == fusing.CAPTURING
+    check(fusing.function(program), M, program, given)
+    assert here in ran
+
+
+def test_a_capture_is_asked_of_the_operands_device(monkeypatch):
+    """Mutant: of the device that is current."""
+    current = [torch.device("cuda", 0)]
+
+    @contextmanager
+    def device(chosen):
+        current.append(chosen)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: current[-1].index == 1)
+    found = [fusing._is_capturing(torch.device(name)) for name in ("cuda:1", "cuda:0", "cpu")]
+    assert found == [True, False, False]

@@ -86,9 +86,9 @@ def test_on_a_device_the_library_has_what_follows_it_fused(monkeypatch):
     program = Program(MM.modes, steps, None, (Ref("value", 2),))
     given, fused = operands(3), torch.randn(3, N)
     monkeypatch.setattr(
-        "overlapc.runtime.linear.op.fusing.function", lambda its: lambda *_: (fused,)
+        "overlapc.runtime.linear.op.fusing.function", lambda its, settings: lambda *_: (fused,)
     )
-    library = linear._library_of.__wrapped__(program)
+    library = linear._library_of.__wrapped__(program, "")
     x, w = given
     assert torch.equal(library(given), (x @ w).relu() * (x @ w))
     assert library([one.to("meta") for one in given]) is fused

@@ -60,7 +60,7 @@ class Layer:
 
     def __post_init__(self) -> None:
         self.rows_of = self.spec.program.modes.index(ROWS)
-        self.library = _library_of(self.spec.program)
+        self.library = _library_of(self.spec.program, self.spec.inductor)
 
     def caller(self) -> Caller:
         """What computes the result, or the list of several.
@@ -166,7 +166,7 @@ def _is_capturing(device: torch.device) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _library_of(program: Program) -> Callable[[Tensors], Any]:
+def _library_of(program: Program, settings: str) -> Callable[[Tensors], Any]:
     """What computes a program by the library's calls, with contiguous results."""
     (step, *others), (kept, *more) = program.steps, program.kept
     binding = BINDINGS.get(overload(step.op))
@@ -177,7 +177,7 @@ def _library_of(program: Program) -> Callable[[Tensors], Any]:
                 return lambda operands: binding(operands[a], operands[b])
             case [int(c), int(a), int(b)]:
                 return lambda operands: binding(operands[c], operands[a], operands[b])
-    steps, fused = function(program), fusing.function(program)
+    steps, fused = function(program), fusing.function(program, settings=settings)
 
     def compute(operands: Tensors) -> tuple[torch.Tensor, ...]:
         # As Inductor would fuse them where rows vary; of processors none are taken then.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
-from typing import Any
 
 from overlapc.errors import KernelError
 from overlapc.planning.linear.regions import Regions
 from overlapc.planning.records import from_value, to_value
 from overlapc.runtime.program import Program, canonical
+from overlapc.runtime.settings import stated, with_defaults
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class LayerSpec:
     """By the rows of the call."""
     site: str = ""
     """Identifier of the site, under which calls are counted."""
+    inductor: str = ""
+    """What is set of Inductor's configuration, as ``settings.settings`` returns it."""
 
     def __post_init__(self) -> None:
         if self.program.sent is not None or not self.program.kept:
@@ -38,26 +40,27 @@ class LayerSpec:
 
     def text(self) -> str:
         """Return the specification as canonical JSON."""
-        return canonical(
-            {
-                "program": self.program.value(),
-                "regions": to_value(self.regions),
-                "site": self.site,
-            }
-        )
+        values = {
+            "program": self.program.value(),
+            "regions": to_value(self.regions),
+            "site": self.site,
+            "inductor": self.inductor,
+        }
+        return canonical(stated(values))
 
     @classmethod
     @lru_cache(maxsize=1024)
     def parse(cls, text: str) -> LayerSpec:
         """Read what ``text()`` wrote; ``KernelError`` for anything else."""
         try:
-            values: Any = json.loads(text)
-            if not isinstance(values, dict) or set(values) != {field.name for field in fields(cls)}:
+            values = with_defaults(json.loads(text))
+            if set(values) != {field.name for field in fields(cls)}:
                 raise ValueError("other fields")
             return cls(
                 Program.from_value(values["program"]),
                 from_value(Regions, values["regions"]),
                 values["site"],
+                values["inductor"],
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise KernelError(
