@@ -16,7 +16,8 @@ from tests.sparing import as_it_is, spare
 __all__ = ["compile_fx", "overlapc", "torch"]
 
 spare()
-# What Inductor makes of chains' steps is tried in one test and in benchmarks.varying_rows.
+BY_INDUCTOR = compiling.by_inductor
+# What Inductor makes of chains' steps is tried in a few tests and in benchmarks.varying_rows.
 compiling.by_inductor = as_it_is
 # Hashes of the sources of torch and triton, and the vector instructions that the C++ compiler
 # knows: seconds in each process that has to ask itself.
