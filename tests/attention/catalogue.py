@@ -432,6 +432,52 @@ def values_change_before(q, k, v):
     return w @ v
 
 
+def scores_rows_first(q, k, v, m):
+    """``[batch, rows, heads, keys]``, and a mask laid out alike."""
+    s = 0.3 * torch.einsum("bqhd,bkhd->bqhk", q, k) + m.transpose(1, 2)
+    return torch.einsum("bqhk,bkhd->bqhd", s.softmax(-1), v)
+
+
+def scores_heads_last(q, k, v, m):
+    s = torch.einsum("bqhd,bkhd->bqkh", q, k) + m.permute(0, 2, 3, 1)
+    return torch.einsum("bqkh,bkhd->bqhd", s.softmax(2), v)
+
+
+def scores_permuted(q, k, v, m):
+    s = torch.einsum("bqhd,bkhd->bqhk", q, k).permute(0, 2, 1, 3) + m
+    return torch.einsum("bqhk,bkhd->bqhd", s.softmax(-1).transpose(1, 2), v)
+
+
+def batches():
+    """Two more than a kernel has."""
+    return tuple(t.unflatten(1, (2, 2))[None] for t in plain())
+
+
+def powers_of_two(q, k, v):
+    s = (q @ k.mT) * (0.3 / math.log(2))
+    p = torch.exp2(s - s.amax(-1, keepdim=True))
+    return (p / p.sum(-1, keepdim=True)) @ v
+
+
+def item_filled(q, k, v):
+    s = q @ k.mT
+    s[:, :, torch.ones(Q, K, dtype=torch.bool).triu(1)] = -INF
+    return (s * 0.5).softmax(-1) @ v
+
+
+def items_filled(q, k, v, kept):
+    s = q @ k.mT
+    s[~kept.expand(B, H, Q, K)] = -INF
+    return s.softmax(-1) @ v
+
+
+def rows_filled(q, k, v, kept):
+    """A mask of rows in full: it has fewer dimensions than scores."""
+    s = q @ k.mT
+    s[:, :, ~kept[0, 0, :, 0]] = MIN
+    return s.softmax(-1) @ v
+
+
 def pair(*makers):
     return lambda: tuple(t for maker in makers for t in maker())
 
@@ -511,5 +557,13 @@ REWRITTEN = {
     "fused_repeated": Spelling(
         fused_repeated, "fused_groups", keep, grouped, says="enable_gqa=True"
     ),
+    "scores_rows_first": Spelling(scores_rows_first, more=bias, operands=sequence_first),
+    "scores_heads_last": Spelling(scores_heads_last, more=bias, operands=sequence_first),
+    "scores_permuted": Spelling(scores_permuted, more=bias, operands=sequence_first),
+    "batches": Spelling(added, more=bias, operands=batches),
+    "powers_of_two": Spelling(powers_of_two),
+    "item_filled": Spelling(item_filled),
+    "items_filled": Spelling(items_filled, more=keep),
+    "rows_filled": Spelling(rows_filled, more=keep),
     "values_change_before": Spelling(values_change_before),
 }

@@ -53,6 +53,30 @@ def of_lengths(x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
     return x * torch.rsqrt(x.pow(2).mean(-2, keepdim=True) + 1e-6) * gain
 
 
+def of_length_one(x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+    return F.normalize(x, dim=-1) * gain
+
+
+def by_its_length(x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+    return x / x.norm(dim=-1, keepdim=True).clamp(min=1e-6) * gain
+
+
+def by_more_than_its_length(x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+    return x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + 1e-6) * gain
+
+
+def by_less_than_its_length(x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+    return x / (x.norm(dim=-1, keepdim=True) - 1e-6) * gain
+
+
+def by_another_length(x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+    return F.normalize(x, p=3.0, dim=-1) * gain
+
+
+def of_columns(x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+    return F.normalize(x, dim=2) * gain
+
+
 def of_another(x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
     """The mean is of other rows."""
     return x * torch.rsqrt(x.flip(-2).pow(2).mean(-1, keepdim=True) + 1e-6) * gain
@@ -163,6 +187,9 @@ BOUNDED = {
     "not turned": Case(lambda: Attention(rotates=None)),
     "chunks": Case(lambda: Attention(rotates=chunked)),
     "angles scaled": Case(lambda: Attention(angles=lambda: cosine_and_sine(1.2)), factor=1.44),
+    "of length one": Case(lambda: Attention(of_length_one), columns=1),
+    "by its length": Case(lambda: Attention(by_its_length), columns=1),
+    "by more than its length": Case(lambda: Attention(by_more_than_its_length), columns=1),
     "of all heads": Case(lambda: Attention(of_all_heads), columns=HEADS * DIM),
 }
 

@@ -55,6 +55,33 @@ def exp_over_more_than_its_sum(q, k, v):
     return (e / (e.sum(-1, keepdim=True) + 1)) @ v
 
 
+def exp_over_less_than_its_sum(q, k, v):
+    e = (q @ k.mT).exp()
+    return (e / (e.sum(-1, keepdim=True) - 1)) @ v
+
+
+def off_by_one(q, k, v):
+    s = q @ k.mT
+    m = s.amax(-1, keepdim=True).clamp(min=0)
+    e = (s - m).exp()
+    return (e / ((-m).exp() + e.sum(-1, keepdim=True))) @ v
+
+
+def off_by_another_one(q, k, v):
+    """It is not the number that scores are less, that the one is."""
+    s = q @ k.mT
+    m = s.amax(-1, keepdim=True)
+    e = (s - m).exp()
+    return (e / ((-2 * m).exp() + e.sum(-1, keepdim=True))) @ v
+
+
+def off_by_one_masked(q, k, v, kept):
+    s = (q @ k.mT).masked_fill(~kept, -INF)
+    m = s.amax(-1, keepdim=True)
+    e = (s - m).exp()
+    return (e / (e.sum(-1, keepdim=True) + torch.exp(-m))) @ v
+
+
 def divided_after_by_another_sum(q, k, v):
     s = q @ k.mT
     return (s.exp() @ v) / (2 * s).exp().sum(-1, keepdim=True)
@@ -132,9 +159,15 @@ def scores_read_through_a_view(q, k, v):
     return s.softmax(-1) @ v
 
 
-def item_filled(q, k, v):
+def item_of_a_place(q, k, v):
     s = q @ k.mT
-    s[:, :, torch.ones(Q, K, dtype=torch.bool).triu(1)] = -INF
+    s[:, :, 0] = -INF
+    return s.softmax(-1) @ v
+
+
+def item_of_others(q, k, v, kept):
+    s = q @ k.mT
+    s[:, kept[0, 0, 0, :H], 0] = -INF
     return s.softmax(-1) @ v
 
 
@@ -236,7 +269,8 @@ def pooling(q, k, v):
 LEFT = {
     "fused": Spelling(fused, "=fused_already", operands=square),
     "soft_cap": Spelling(soft_cap, "!score_function"),
-    "item_filled": Spelling(item_filled, "!hidden_write"),
+    "item_of_a_place": Spelling(item_of_a_place, "!hidden_write"),
+    "item_of_others": Spelling(item_of_others, "!hidden_write", keep),
     "item_of_all": Spelling(item_of_all, "!hidden_write"),
     "item_of_weights": Spelling(item_of_weights, "!weights_changed"),
     "item_of_no_scores": Spelling(item_of_no_scores, ""),
@@ -245,7 +279,11 @@ LEFT = {
     "exp_over_sum_of_a_finite_mask": Spelling(exp_over_sum_of_a_finite_mask, "!dead_rows", keep),
     "shifted_then_masked": Spelling(shifted_then_masked, "!dead_rows", keep),
     "exp_over_other_sum": Spelling(exp_over_other_sum, ""),
-    "exp_over_more_than_its_sum": Spelling(exp_over_more_than_its_sum, ""),
+    "exp_over_more_than_its_sum": Spelling(exp_over_more_than_its_sum, "!sinks"),
+    "exp_over_less_than_its_sum": Spelling(exp_over_less_than_its_sum, ""),
+    "off_by_one": Spelling(off_by_one, "!sinks"),
+    "off_by_another_one": Spelling(off_by_another_one, ""),
+    "off_by_one_of_dead_rows": Spelling(off_by_one_masked, "!dead_rows", keep),
     "divided_after_by_another_sum": Spelling(divided_after_by_another_sum, ""),
     "divided_after_by_sums_of_rows": Spelling(
         divided_after_by_sums_of_rows, "", operands=lambda: plain(Q, D)

@@ -138,6 +138,45 @@ def written_scores(q, k, v):
     return s.softmax(-1) @ v
 
 
+def off_by_one(q, k, v, kept, m):
+    """``exp(x) / (1 + sum exp(x))``; a row that keeps no key is zeros."""
+    e = (0.3 * (q @ k.mT) + m).masked_fill(~kept, -INF).exp()
+    return (e / (1 + e.sum(-1, keepdim=True))) @ v
+
+
+def off_by_one_bounded(q, k, v, kept):
+    """The same, whatever is taken from both exponents."""
+    s = (q @ k.mT).masked_fill(~kept, -INF)
+    m = s.amax(-1, keepdim=True).clamp(min=0)
+    e = (s - m).exp()
+    return (e / (e.sum(-1, keepdim=True) + torch.exp(-m))) @ v
+
+
+def off_by_one_after(q, k, v):
+    s = q @ k.mT
+    m = s.detach().max(-1, keepdim=True).values
+    e = (s - m).exp()
+    return (e @ v) / ((0.0 - m).exp() + e.sum(-1)[..., None])
+
+
+def off_by_three_in_twos(q, k, v):
+    e = torch.exp2((q @ k.mT) * 0.7)
+    total = e.sum(-1, keepdim=True)
+    total += 3
+    return (e / total) @ v
+
+
+def column_of_zeros(q, k, v):
+    s = 0.4 * (q @ k.mT)
+    s = torch.cat([torch.zeros_like(s[..., :1]), s], -1)
+    return s.softmax(-1)[..., 1:] @ v
+
+
+def padded_with_a_half(q, k, v):
+    s = F.pad(q @ k.mT, (0, 1), value=0.25) * 2
+    return s.softmax(-1)[..., :-1] @ v
+
+
 def sinks_first(q, k, v, sinks):
     """Before the keys, scores are exchanged on the way, and weights are split."""
     column = sinks.view(1, H, 1, 1).expand(B, H, 1, Q).mT
@@ -225,6 +264,13 @@ def dead_rows():
 
 OWN = {
     "floored": Spelling(floored, "score_function", dead_rows),
+    "written_scores": Spelling(written_scores, "weak_fill"),
+    "off_by_one": Spelling(off_by_one, "sinks", pair(keep, bias)),
+    "off_by_one_bounded": Spelling(off_by_one_bounded, "sinks", keep),
+    "off_by_one_after": Spelling(off_by_one_after, "sinks"),
+    "off_by_three_in_twos": Spelling(off_by_three_in_twos, "sinks"),
+    "column_of_zeros": Spelling(column_of_zeros, "sinks"),
+    "padded_with_a_half": Spelling(padded_with_a_half, "sinks", operands=bfloat),
     "soft_cap": Spelling(refusals.soft_cap, "score_function"),
     "scaled_by_row": Spelling(refusals.scaled_by_row, "score_function"),
     "filled_weakly": Spelling(refusals.filled_weakly, "weak_fill", keep),
@@ -261,7 +307,6 @@ LEFT = {
     "row_left_out": Spelling(row_left_out, "!weights_changed", sinks_of_heads),
     "exchanged_itself": Spelling(exchanged_itself, "!score_function", operands=square),
     "summed": Spelling(summed, "!scores_read"),
-    "written_scores": Spelling(written_scores, "!hidden_write"),
     "rounded_down": Spelling(rounded_down, "!score_function"),
     "special": Spelling(special, "!score_function"),
 }
@@ -272,5 +317,7 @@ SPEC = {
     "capped_then_causal": ("aten.tanh.default", "after=0 "),
     "capped_groups": ("aten.hardtanh.default", "groups=2 "),
     "with_sinks": ("sinks=1",),
+    "off_by_one": ("sinks=1", "new_ones", "mul("),
+    "padded_with_a_half": ("sinks=1", "float(", "0.5"),
 }
 """What the spec of some has to say."""

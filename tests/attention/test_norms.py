@@ -61,7 +61,7 @@ def check_reached(model, bound):
     assert largest >= 0.95 * bound
 
 
-TIGHT = ("as in llama", "as in gemma", "not turned", "angles scaled")
+TIGHT = ("as in llama", "as in gemma", "not turned", "angles scaled", "of length one")
 
 
 @pytest.mark.parametrize("name", TIGHT)
@@ -166,6 +166,9 @@ TURNED = "what turns them is no cosine and sine of one angle"
 UNBOUNDED = {
     "of another dimension": (lambda: Attention(normed.of_lengths), ""),
     "of other rows": (lambda: Attention(normed.of_another), ""),
+    "by less than its length": (lambda: Attention(normed.by_less_than_its_length), ""),
+    "by another length": (lambda: Attention(normed.by_another_length), ""),
+    "of length one, columns": (lambda: Attention(normed.of_columns), ""),
     "less than nothing": (lambda: Attention(normed.less_than_nothing), ""),
     "other angles": (lambda: Attention(angles=of_other_angles), TURNED),
     "no pairs": (lambda: Attention(angles=by_angles_of_each_column), TURNED),

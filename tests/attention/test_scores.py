@@ -33,6 +33,9 @@ SHORT = (
     "with_sinks",
     "shift_beside_sinks",
     "floored",
+    "off_by_one",
+    "off_by_one_after",
+    "padded_with_a_half",
 )
 NAMES = [n if n in SHORT else pytest.param(n, marks=pytest.mark.long) for n in OWN]
 

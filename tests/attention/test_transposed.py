@@ -7,8 +7,6 @@ not exchanged; strides of a result as its own order has them.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -57,15 +55,12 @@ def test_many(seed, sizes):
     check(seed, sizes)
 
 
-real_mask = scores._mask
-
-
-def as_spelled(walk, call, argument):
-    return real_mask(replace(walk, is_transposed=False), call, argument)
+def as_spelled(beside, places, dims):
+    return beside
 
 
 MUTANTS = {
-    "masks are not transposed": (scores, "_mask", as_spelled),
+    "masks are not transposed": (scores, "_usual", as_spelled),
     "queries are keys": (Product, "transposed", lambda product: product),
 }
 

@@ -87,6 +87,10 @@ PROGRAMS: dict[str, tuple[Callable[..., Any], Callable[[], Any]]] = {
         score_functions.with_sinks,
         lambda: [*catalogue.plain(), *catalogue.bias(), *score_functions.sinks_of_heads()],
     ),
+    "off by one": (
+        score_functions.off_by_one,
+        lambda: [*catalogue.plain(), *catalogue.keep(), *catalogue.bias()],
+    ),
     "latent": (latent_cache.two_products, latent_cache.operands),
     "latent half": (
         latent_cache.two_products,

@@ -23,7 +23,7 @@ def leads_to_product(versions: Versions, node: fx.Node, dim: int) -> bool:
     waiting, seen = [(node, dim)], set()
     while waiting and len(seen) < 4 * FURTHEST:
         one, own = waiting.pop()
-        call, value = versions.calls.get(one), tensor_of(one)
+        call, value = versions.calls.get(one), _value_at(versions, one)
         if one in seen or call is None or value is None:
             continue
         seen.add(one)
@@ -31,17 +31,32 @@ def leads_to_product(versions: Versions, node: fx.Node, dim: int) -> bool:
             return True
         if call.name in ("linear", "addmm", "scaled_dot_product_attention", "softmax"):
             continue
-        sources = [versions.read(one, source) for source in one.all_input_nodes]
+        sources = [versions.read(one, source) for source in _parts(call)]
         above = -3 - own if exchanges_last(versions, one) else own
         waiting.extend(
-            (s, above) for s in sources if s is not None and _could_be_scores(s, value, own)
+            (s, above)
+            for s in sources
+            if s is not None and _could_be_scores(versions, s, value, own)
         )
     return False
 
 
-def _could_be_scores(source: fx.Node, value: torch.Tensor, dim: int) -> bool:
+def _value_at(versions: Versions, node: fx.Node) -> torch.Tensor | None:
+    """What a node gives, or writes to an item of."""
+    call = versions.calls.get(node)
+    return tensor_of(call.get("input") if call is not None and call.name == "setitem" else node)
+
+
+def _parts(call: Call) -> list[fx.Node]:
+    """What a call's result is made of; of a write to an item what it is an item of."""
+    if call.name == "setitem":
+        return [call.get("input")]
+    return call.node.all_input_nodes
+
+
+def _could_be_scores(versions: Versions, source: fx.Node, value: torch.Tensor, dim: int) -> bool:
     """Whether ``value`` may be made of scores ``source``: of as many, or of all but sinks."""
-    own = tensor_of(source)
+    own = _value_at(versions, source)
     if own is None or own.ndim < 2 or value.ndim < 2 or not own.dtype.is_floating_point:
         return False
     is_fewer = is_same((own.shape[dim] + 1,), (value.shape[dim],))
@@ -103,15 +118,16 @@ def _scaled(versions: Versions, call: Call) -> tuple[fx.Node | None, float]:
 def product_above(versions: Versions, reader: fx.Node, source: fx.Node) -> fx.Node | None:
     """The nearest product that scores are made of, by first operands first."""
     node = versions.read(reader, source)
-    call, value = (versions.calls.get(node), tensor_of(node)) if node is not None else (None, None)
+    call = versions.calls.get(node) if node is not None else None
+    value = _value_at(versions, node) if node is not None else None
     if node is None or call is None or value is None:
         return None
     if call.name in NAMES:
         return node
-    for operand in node.all_input_nodes:
+    for operand in _parts(call):
         seen = versions.read(node, operand)
         if seen is not None and any(
-            _could_be_scores(seen, value, dim) and leads_to_product(versions, seen, dim)
+            _could_be_scores(versions, seen, value, dim) and leads_to_product(versions, seen, dim)
             for dim in (-1, -2)
         ):
             return product_above(versions, node, operand)

@@ -20,7 +20,7 @@ from overlapc.graphs.faults import fault_at
 
 log = logging.getLogger(__name__)
 
-ROOTS = ("softmax", "exp", "scaled_dot_product_attention", MODULE, *CLOSED)
+ROOTS = ("softmax", "exp", "exp2", "scaled_dot_product_attention", MODULE, *CLOSED)
 """Calls that an attention has exactly one of."""
 
 

@@ -15,6 +15,7 @@ from torch import fx
 
 from overlapc.graphs.attention.above import scaled_product
 from overlapc.graphs.attention.layouts import four_dimensional
+from overlapc.graphs.attention.places import Places
 from overlapc.graphs.attention.products import Product, read_product
 from overlapc.graphs.attention.scores import Scores
 from overlapc.graphs.attention.site import Attention
@@ -49,7 +50,7 @@ def apart(versions: Versions, scores: Scores) -> Iterator[Apart]:
     if not isinstance(added, Bias):
         return
     (rest, between), own = _product(versions, added.tensor, scores), scores.product
-    if rest is None or rest.added is not None or rest.order:
+    if rest is None or rest.added is not None or rest.order or own.order:
         return
     if added.factor * rest.alpha != scores.factor:
         return
@@ -80,8 +81,8 @@ def _product(
     for side in (plain, plain.transposed()):
         moved = side.shaped(batch, scores.frame)
         if not moved.has_symbols and added.calls == moved.calls:
-            transposed = side is not plain
-            found = read_product(versions, versions.calls[nodes[0]], is_transposed=transposed)
+            places = Places() if side is plain else Places(-1, -2)
+            found = read_product(versions, versions.calls[nodes[0]], places=places)
             if isinstance(found, Refusal):
                 break
             return replace(found, alpha=found.alpha * factor), nodes

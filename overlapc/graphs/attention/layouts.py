@@ -45,10 +45,10 @@ def four_dimensional(
     frame: tuple[Any, ...],
 ) -> Flat | Refusal:
     """Bring operands in the batch dimensions ``frame`` to two, heads that are shared taken once."""
-    if len(frame) > 3:
-        reason = f"Its scores have {len(frame)} batch dimensions."
-        return Refusal(query.node, "batch_dims", reason)
-    if len(frame) == 3:
+    if len(frame) > 2:
+        if any(isinstance(size, torch.SymInt) for size in frame[1:]):
+            reason = "It is regrouped by sizes that vary."
+            return Refusal(query.node, "symbolic_layout", reason)
         return _merged(query, key, value, mask, frame)
     for _ in range(2 - len(frame)):
         query, key, value = (side.then(torch.unsqueeze, 0) for side in (query, key, value))
@@ -72,27 +72,28 @@ def takes_groups(query: Expression, has_mask: bool) -> bool:
 def _merged(
     query: Expression, key: Expression, value: Expression, mask: Mask, frame: tuple[Any, ...]
 ) -> Flat:
-    """Merge the second and third batch dimension: heads, and the queries that share one."""
+    """Merge all batch dimensions but the first: heads, and the queries that share one."""
     parts = tuple(
         step for step in merged_steps(mask.parts, frame) if not isinstance(step, Function)
     )
-    query, key, value = (side.then(torch.flatten, 1, 2) for side in (query, key, value))
+    last = len(frame) - 1
+    query, key, value = (side.then(torch.flatten, 1, last) for side in (query, key, value))
     return Flat(query, key, value, 1, replace(mask, parts=parts))
 
 
 def merged_steps(steps: tuple[Step, ...], frame: tuple[Any, ...]) -> tuple[Step, ...]:
-    """Return steps on tensors that broadcast to four dimensions, where ``frame`` has three."""
+    """Return steps on tensors that broadcast to four dimensions, where ``frame`` has over two."""
     if len(frame) < 3:
         return steps
     return tuple(with_tensors(step, lambda tensor: _merged_tensor(tensor, frame)) for step in steps)
 
 
 def _merged_tensor(tensor: Expression, frame: tuple[Any, ...]) -> Expression:
-    for _ in range(5 - len(tensor.shape)):
+    for _ in range(len(frame) + 2 - len(tensor.shape)):
         tensor = tensor.then(torch.unsqueeze, 0)
-    if not is_same(tensor.shape[1:3], (1, 1)):
+    if not is_same(tensor.shape[1:-2], (1,) * len(frame[1:])):
         tensor = tensor.shaped((tensor.shape[0], *frame[1:]), (tensor.shape[0], *frame[1:]))
-    return tensor.then(torch.flatten, 1, 2)
+    return tensor.then(torch.flatten, 1, len(frame) - 1)
 
 
 def layout_is_read(versions: Versions, node: fx.Node) -> bool:

@@ -38,16 +38,16 @@ def match(versions: Versions, softmax: Softmax) -> Attention | Refusal | None:
     scores = read_scores(versions, softmax)
     if scores is None:
         return None
-    if not softmax.dim:
+    is_refused = isinstance(scores, Refusal) and scores.code == "product"
+    if not softmax.dim or (softmax.dim < -2 and is_refused):
         reason = "Its softmax is over another dimension than the keys, or overwrites its scores."
         return Refusal(softmax.node, "softmax_dim", reason)
-    sinks = scores.sinks if isinstance(scores, Scores) else None
-    weights = read_weights(versions, softmax, sinks)
-    for part in (scores, weights):
-        if isinstance(part, Refusal):
-            return part
-    assert isinstance(scores, Scores)
-    assert isinstance(weights, Weights)
+    if isinstance(scores, Refusal):
+        return scores
+    sinks = scores.sinks if scores.sinks is None or scores.sinks.is_column else None
+    weights = read_weights(versions, softmax, sinks, scores.places)
+    if isinstance(weights, Refusal):
+        return weights
     return _assemble(versions, softmax, scores, weights)
 
 
@@ -93,7 +93,11 @@ def _flattened(
     mask = read_mask(versions, scores.masks, dtype, rows, keys)
     if isinstance(mask, Refusal):
         return mask
-    if softmax.is_by_exp and not scores.is_shifted and mask.dead == "mean":
+    if softmax.is_nan_where_dead and mask.dead == "nan":
+        reason = "A row that keeps no key is NaN, for its maximum is infinite: a sink gives zeros."
+        return Refusal(node, "dead_rows", reason)
+    is_sum_zero = softmax.is_by_exp and softmax.sink is None and not scores.is_shifted
+    if is_sum_zero and mask.dead == "mean":
         reason = "Its exponentials of a row that keeps no key are zero, and so is their sum."
         return Refusal(node, "dead_rows", reason)
     flat = four_dimensional(versions, query, key, values, mask, frame)

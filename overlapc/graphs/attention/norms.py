@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from overlapc.graphs.attention.constants import calls_above, number
-from overlapc.graphs.attention.rms import normalized_columns
+from overlapc.graphs.attention.rms import is_of_length_one, normalized_columns
 from overlapc.graphs.attention.rotations import read_rotation
 from overlapc.graphs.attention.spelling import Call, is_full_index, tensor_of
 from overlapc.graphs.attention.tensors import COPIES, ORDERED, Expression, is_cast, permutation
@@ -101,6 +101,8 @@ def _given(versions: Versions, call: Call, left: int) -> Normed | str:
         return _rows(versions, call.node, call.get("input"), left - 1)
     if call.name == "rms_norm":
         return _of_call(versions, call)
+    if is_of_length_one(versions, call):
+        return Normed(1.0)
     if call.name == "add":
         return _turned(versions, call, left)
     if call.name in ("mul", "div") and not call.in_place and not call.get("rounding_mode"):

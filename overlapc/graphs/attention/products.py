@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import fx
 
+from overlapc.graphs.attention.places import Places
 from overlapc.graphs.attention.spelling import Call, tensor_of
 from overlapc.graphs.attention.tensors import Expression, expression
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.collectives import Refusal
 
 NAMES = ("matmul", "bmm", "baddbmm", "einsum")
+USUAL = Places()
 OVER_ROWS = "weights are summed over another dimension than their keys"
 
 
@@ -48,18 +50,21 @@ class Product:
 
 
 def read_product(
-    versions: Versions, call: Call, left: fx.Node | None = None, *, is_transposed: bool = False
+    versions: Versions, call: Call, left: fx.Node | None = None, places: Places = USUAL
 ) -> Product | Refusal:
     """Read a call of one of ``NAMES``.
 
-    ``left`` names the operand that is to stand left, its last dimension contracted; without it the
-    last dimension of the result is to come from the right one. With ``is_transposed`` that operand,
-    or without it the result, is spelled with its last two dimensions exchanged.
+    ``left`` names the operand that is to stand left, its keys contracted; without it the keys of
+    the result are to come from the right one. ``places`` are of that operand, or without it of the
+    result.
     """
     if call.in_place:
         return _refused(call, "its product is added to a tensor in place")
     if call.name == "einsum":
-        return _read_einsum(versions, call, left, is_transposed)
+        return _read_einsum(versions, call, left, places)
+    if not places.are_last:
+        return _refused(call, "rows and keys are not the last two dimensions of scores")
+    is_transposed = places != USUAL
     if call.name == "baddbmm":
         names, scales = ("batch1", "batch2"), (call.get("alpha", 1), call.get("beta", 1))
     else:
@@ -95,7 +100,7 @@ def _operands(
 
 
 def _read_einsum(
-    versions: Versions, call: Call, left: fx.Node | None, is_transposed: bool
+    versions: Versions, call: Call, left: fx.Node | None, places: Places
 ) -> Product | Refusal:
     operands = [value for key, value in call.given.items() if key != "equation"]
     if len(operands) == 1 and isinstance(operands[0], list | tuple):
@@ -107,14 +112,21 @@ def _read_einsum(
     if labels is None:
         return _refused(call, "its einsum is no product of two matrices")
     one, other, out = labels
-    if is_transposed and left is None:
-        out = out[:-2] + out[:-3:-1]
     sides = [(found[0], one), (found[1], other)]
-    is_swapped = operands[1] is left if left is not None else out[-1] in one
+    is_weights = left is not None
+    scores = (other if operands[1] is left else one) if is_weights else out
+    if len(scores) < max(-places.rows, -places.keys):
+        return _refused(call, "its einsum is no product of two matrices")
+    row, key = scores[places.rows], scores[places.keys]
+    is_swapped = operands[1] is left if is_weights else key in one
     (a, a_labels), (b, b_labels) = reversed(sides) if is_swapped else sides
-    # Of weights it is known which dimension is of rows, and which of keys.
-    row, summed = ("", "") if left is None else a_labels[-2:][:: -1 if is_transposed else 1]
-    return _arranged(call, a, a_labels, b, b_labels, out, row, summed)
+    if is_weights:
+        return _arranged(call, a, a_labels, b, b_labels, out, row, key)
+    if places.are_last:
+        out = out[:-2] + row + key
+    if key in a_labels:
+        return _refused(call, "its keys are of both operands")
+    return _arranged(call, a, a_labels, b, b_labels, out, row, "")
 
 
 def _arranged(
@@ -127,7 +139,7 @@ def _arranged(
     row: str,
     contracted: str,
 ) -> Product | Refusal:
-    """Permute both sides to ``[..., M, C]`` and ``[..., C, N]``; M and C where they are named."""
+    """Permute both sides to ``[..., M, C]`` and ``[..., C, N]``; C where it is named."""
     summed = [label for label in a_labels if label in b_labels and label not in out]
     columns = [label for label in out if label not in a_labels]
     rows = [label for label in out if label not in b_labels]
@@ -136,12 +148,12 @@ def _arranged(
         return _refused(call, "its einsum is no product of two matrices")
     if contracted not in ("", summed[0]):
         return _refused(call, OVER_ROWS)
-    row = row or rows[-1]
     if row not in rows:
-        return _refused(call, "each row of weights meets values of its own")
+        who = "weights meets values" if contracted else "scores is of keys"
+        return _refused(call, f"each row of {who} of its own")
     batch = [label for label in out if label != row and label not in columns]
     if contracted:  # as the softmax has them
-        batch = list(a_labels[:-2])
+        batch = [label for label in a_labels if label not in (row, contracted)]
     left = a.permuted(tuple(map(a_labels.index, (*batch, row, *summed))))
     shared = [label for label in batch if label in b_labels]
     right = b.permuted(tuple(map(b_labels.index, (*shared, *summed, *columns))))

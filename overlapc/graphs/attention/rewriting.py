@@ -133,7 +133,7 @@ def as_spelled(result: fx.Node, found: Attention) -> Expression:
     given = Expression(result, value_of(result))
     for _ in range(2 - len(found.frame)):
         given = given.then(torch.squeeze, 0)
-    if len(found.frame) == 3:
+    if len(found.frame) > 2:
         given = given.then(torch.unflatten, 1, tuple(found.frame[1:]))
     given = given.shaped(found.frame, found.batch)
     if found.is_contiguous and is_dense(found.node, found.order):

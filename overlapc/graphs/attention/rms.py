@@ -1,6 +1,7 @@
 """Division by a root mean square, however it is spelled: rows get the root of their columns long.
 
-``x * rsqrt(mean(x^2, -1) + eps)``; what is added makes them shorter.
+``x * rsqrt(mean(x^2, -1) + eps)``; what is added makes them shorter. Divided by their lengths, as
+in cosine attention, they get one long.
 """
 
 from __future__ import annotations
@@ -29,6 +30,37 @@ def normalized_columns(versions: Versions, call: Call) -> int:
         if mean is not None and node is _squared_in(versions, *mean):
             return value.shape[-1]
     return 0
+
+
+def is_of_length_one(versions: Versions, call: Call) -> bool:
+    """Return whether a call divides rows by their lengths, or by more."""
+    value = tensor_of(call.node)
+    if value is None or call.in_place or not value.ndim:
+        return False
+    last = (-1, value.ndim - 1)
+    if call.name == "normalize":
+        return call.get("p", 2.0) == 2 and call.get("dim", 1) in last and call.get("out") is None
+    if call.name != "div" or call.get("rounding_mode"):
+        return False
+    by = _call(versions, call.node, call.get("other"))
+    if by is not None and _only_enlarges(versions, by):
+        by = _call(versions, by.node, by.get("input"))
+    rows = call.get("input")
+    if by is None or by.name not in ("norm", "vector_norm") or not isinstance(rows, fx.Node):
+        return False
+    is_of_rows = versions.read(by.node, by.get("input")) is versions.read(call.node, rows)
+    dim = by.get("dim")
+    (dim,) = dim if isinstance(dim, list | tuple) and len(dim) == 1 else (dim,)
+    is_length = by.get("p", 2) in (2, "fro", None) and dim in last and by.get("dtype") is None
+    return is_of_rows and is_length and by.get("keepdim") is True
+
+
+def _only_enlarges(versions: Versions, call: Call) -> bool:
+    """Whether a call gives no less than its first operand."""
+    if call.name in ("clamp", "clamp_min"):
+        return call.get("max") is None
+    value = number(versions, call.get("other")) if call.name == "add" else None
+    return value is not None and value >= 0 and call.get("alpha", 1) == 1
 
 
 def _call(versions: Versions, reader: fx.Node, source: Any) -> Call | None:

@@ -18,19 +18,21 @@ from overlapc.graphs.attention.above import (
 )
 from overlapc.graphs.attention.constants import number
 from overlapc.graphs.attention.functions import Function, trace_function
+from overlapc.graphs.attention.places import Places, possible_places
 from overlapc.graphs.attention.products import NAMES, Product, read_product
-from overlapc.graphs.attention.sinks import Sinks, is_shift, read_sinks
+from overlapc.graphs.attention.sinks import Sinks, even_sinks, is_shift, of_one_number, read_sinks
 from overlapc.graphs.attention.softmaxes import Softmax
 from overlapc.graphs.attention.spelling import Call, tensor_of
 from overlapc.graphs.attention.steps import WEAKEST_FILL, Bias, Fill, Step
 from overlapc.graphs.attention.tensors import (
     Expression,
-    exchanges_last,
     expression,
     is_cast,
     is_dim,
     is_same,
+    keeps_all,
     keeps_rows,
+    order_of,
 )
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.collectives import Refusal
@@ -53,7 +55,9 @@ class Scores:
     is_shifted: bool
     """The maximum of each row is subtracted, by the spelling itself and last of all."""
     frame: tuple[int | torch.SymInt, ...]
-    """Leading sizes of what the softmax reads."""
+    """Sizes of batches of what the softmax reads."""
+    places: Places
+    """Of rows and keys, there."""
     nodes: tuple[fx.Node, ...]
     """From the product down to what the softmax reads, both among them."""
 
@@ -68,19 +72,27 @@ class _Walk:
     """From the softmax on."""
     nodes: list[fx.Node] = field(default_factory=list)
     sinks: Sinks | None = None
+    even: float | None = None
+    """The one number that all sinks are, in terms of what the softmax reads; None where there are
+    none, or they are a tensor."""
+    is_column: bool = True
+    """Sinks are a column of what the softmax reads."""
+    is_first: bool = False
+    """It stands before the keys."""
     is_shifted: bool = False
-    is_transposed: bool = False
-    """What is walked to is spelled ``[..., keys, rows]``."""
+    places: Places = field(default_factory=Places)
+    """Of rows and keys, in what is walked to."""
 
     @property
     def dim(self) -> int:
         """The dimension of keys."""
-        return -2 if self.is_transposed else -1
+        return self.places.keys
 
     @property
     def is_free(self) -> bool:
         """What all scores of a row share changes nothing: softmax comes after, and masks."""
-        return self.sinks is None and not any(
+        has_sinks = self.sinks is not None or self.even is not None
+        return not has_sinks and not any(
             isinstance(step, Function) or (isinstance(step, Fill) and step.value > WEAKEST_FILL)
             for step in self.steps
         )
@@ -92,13 +104,26 @@ def read_scores(versions: Versions, softmax: Softmax) -> Scores | Refusal | None
     node = versions.read(softmax.reader, source)
     if node is None:
         return Refusal(softmax.node, "hidden_write", HIDDEN)
-    if is_item_of_scores(versions, node):
-        return Refusal(node, "hidden_write", "Scores are written by an index, to a part or to all.")
-    if not may_be_scores(versions, node):
+    if not is_item_of_scores(versions, node) and not may_be_scores(versions, node):
         return None
     value = tensor_of(source)
     assert value is not None
-    walk = _Walk(versions, tuple(value.shape[:-2]), is_transposed=softmax.dim == -2)
+    refusals = []
+    for places in possible_places(value.ndim, softmax.dim or -1):
+        walk = _Walk(
+            versions, places.batch(value.shape), softmax.factor, places=places, even=softmax.sink,
+            is_column=softmax.sink is None,
+        )  # fmt: skip
+        found = _walked(versions, node, walk)
+        if not isinstance(found, Refusal):
+            return replace(found, places=places)
+        refusals.append(found)
+        if found.code != "product":
+            break
+    return refusals[0]
+
+
+def _walked(versions: Versions, node: fx.Node, walk: _Walk) -> Scores | Refusal:
     for _ in range(FURTHEST):
         walk.nodes.append(node)
         call = versions.calls[node]
@@ -118,10 +143,11 @@ def _step(walk: _Walk, call: Call) -> fx.Node | Refusal:
     """Take up what one call does to the scores; return the tensor of scores that it is done to."""
     versions, node = walk.versions, call.node
     source = call.get("input")
-    if is_cast(versions, node) or keeps_rows(versions, node):
+    keeps = keeps_rows if walk.places.are_last else keeps_all
+    if is_cast(versions, node) or keeps(versions, node):
         return source
-    if exchanges_last(versions, node):
-        walk.is_transposed = not walk.is_transposed
+    if before := walk.places.before(order_of(versions, node)):
+        walk.places = before
         return source
     if call.name in ("add", "sub", "mul", "div") and not call.get("rounding_mode"):
         return _arithmetic(walk, call)
@@ -130,18 +156,53 @@ def _step(walk: _Walk, call: Call) -> fx.Node | Refusal:
         return source
     if call.name in ("masked_fill", "where"):
         return _filled(walk, call)
-    if call.name == "cat":
+    if call.name == "setitem":
+        return _item_filled(walk, call)
+    if call.name in ("cat", "pad"):
         return _with_sinks(walk, call)
     return _applied(walk, call)
 
 
+def _item_filled(walk: _Walk, call: Call) -> fx.Node | Refusal:
+    """Take up ``scores[condition] = number``, with nothing but whole dimensions before it."""
+    scores, value = call.get("input"), number(walk.versions, call.get("value"))
+    condition, own = _condition(walk.versions, call), tensor_of(scores)
+    if value is None or condition is None or own is None:
+        reason = "Scores are written by an index that is no condition on them, or not by a number."
+        return Refusal(call.node, "hidden_write", reason)
+    scaled = value * walk.factor if walk.factor else math.nan
+    walk.steps.append(Fill(_beside(walk, condition, own), scaled, is_kept=False))
+    return scores
+
+
+def _condition(versions: Versions, call: Call) -> Expression | None:
+    """The booleans by which an item is chosen, as they broadcast to what it is an item of."""
+    index, whole = call.get("index"), tensor_of(call.get("input"))
+    *before, last = index if isinstance(index, tuple | list) else (index,)
+    found = expression(versions, call.node, last) if isinstance(last, fx.Node) else None
+    is_after = all(part is Ellipsis or part == slice(None) for part in before)
+    if found is None or whole is None or found.value.dtype != torch.bool or not is_after:
+        return None
+    behind = 0 if Ellipsis in before else whole.ndim - len(before) - len(found.shape)
+    for _ in range(behind):
+        found = found.then(torch.unsqueeze, -1)
+    return found
+
+
 def _with_sinks(walk: _Walk, call: Call) -> fx.Node | Refusal:
     value = tensor_of(call.node)
-    if value is None or not is_dim(value, call.get("dim", 0), walk.dim):
+    is_pad = call.name == "pad"
+    if value is None or (not is_pad and not is_dim(value, call.get("dim", 0), walk.dim)):
         return _no_scores(call)
     found = None
-    if not walk.steps and walk.sinks is None:
-        found = read_sinks(walk.versions, call, walk.frame, walk.dim)
+    if not walk.steps and walk.sinks is None and walk.even is None and walk.places.are_last:
+        if (even := even_sinks(walk.versions, call, walk.dim)) is not None:
+            walk.even = even.value * walk.factor
+            walk.is_first = even.is_first
+            walk.nodes.extend(even.nodes)
+            return even.scores
+        if not is_pad:
+            found = read_sinks(walk.versions, call, walk.frame, walk.dim)
     if found is None:
         reason = "A column that is no key takes part in the softmax, and is no number of each head."
         return Refusal(call.node, "sinks", reason)
@@ -261,11 +322,16 @@ def _mask(walk: _Walk, call: Call, argument: object) -> Expression | None:
     value = tensor_of(call.node)
     if not isinstance(argument, fx.Node) or value is None:
         return None
-    found, batch = expression(walk.versions, call.node, argument), tuple(value.shape[:-2])
-    if found is not None and walk.is_transposed and found.shape:
-        is_vector = len(found.shape) == 1
-        found = found.then(torch.unsqueeze, -1) if is_vector else found.transposed()
-    if found is None or is_same(batch, walk.frame):
+    found = expression(walk.versions, call.node, argument)
+    return None if found is None else _beside(walk, found, value)
+
+
+def _beside(walk: _Walk, found: Expression, value: torch.Tensor) -> Expression:
+    """A tensor that broadcasts to scores ``value``, as it broadcasts to ``frame``."""
+    batch = walk.places.batch(value.shape)
+    if walk.places != Places() and found.shape:
+        found = _usual(found, walk.places, value.ndim)
+    if is_same(batch, walk.frame):
         return found
     if len(found.shape) < 2 or all(is_same((size,), (1,)) for size in found.shape[:-2]):
         ones = tuple(range(len(found.shape) - 2))
@@ -273,19 +339,29 @@ def _mask(walk: _Walk, call: Call, argument: object) -> Expression | None:
     return found.shaped(batch, walk.frame)
 
 
+def _usual(beside: Expression, places: Places, dims: int) -> Expression:
+    """A tensor beside scores of so many dimensions, as it broadcasts to ``[..., rows, keys]``."""
+    if places.are_last:
+        is_vector = len(beside.shape) == 1
+        return beside.then(torch.unsqueeze, -1) if is_vector else beside.transposed()
+    for _ in range(dims - len(beside.shape)):
+        beside = beside.then(torch.unsqueeze, 0)
+    return beside.permuted(places.order(dims))
+
+
 def _ended(walk: _Walk, call: Call) -> Scores | Refusal:
-    product = read_product(walk.versions, call, is_transposed=walk.is_transposed)
+    product = read_product(walk.versions, call, places=walk.places)
     if isinstance(product, Refusal):
         return product
-    if product.order:
-        return Refusal(
-            call.node, "score_layout", "Its scores are not laid out as [..., rows, keys]."
-        )
     if product.added is not None:
         bias = _mask(walk, call, product.added)
         if bias is None:
             return _no_scores(call)
         walk.steps.append(Bias(bias, walk.factor * product.beta))
+    sinks = walk.sinks
+    if walk.even is not None:
+        heads = math.prod(walk.frame[1:])
+        sinks = Sinks(of_one_number(product.left, heads), walk.is_first, walk.even, walk.is_column)
     factor = walk.factor * product.alpha
     if not math.isfinite(factor):
         return _no_scores(call)
@@ -295,8 +371,9 @@ def _ended(walk: _Walk, call: Call) -> Scores | Refusal:
     masks = tuple(step for step in steps[end:] if not isinstance(step, Function))
     product = replace(product, added=None)
     return Scores(
-        product, factor, tuple(steps[:end]), masks, walk.sinks, walk.is_shifted, walk.frame, nodes
-    )
+        product, factor, tuple(steps[:end]), masks, sinks, walk.is_shifted, walk.frame,
+        walk.places, nodes,
+    )  # fmt: skip
 
 
 def _no_scores(call: Call, why: str = "") -> Refusal:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
+from overlapc.graphs.attention.above import may_be_scores
 from overlapc.graphs.attention.constants import constant
 from overlapc.graphs.attention.repeats import EXPANSIONS
 from overlapc.graphs.attention.spelling import Call, is_full_index, tensor_of
@@ -39,6 +41,78 @@ class Sinks:
     is_first: bool = False
     """It stands before the keys, and not behind them."""
     factor: float = 1.0
+    is_column: bool = True
+    """It is a column of the weights, which somebody leaves out of them."""
+
+
+@dataclass(frozen=True)
+class EvenSinks:
+    """Sinks that are all the same number."""
+
+    scores: fx.Node
+    value: float
+    is_first: bool
+    nodes: tuple[fx.Node, ...] = ()
+    """Those of the calls that make them which read nothing of scores but a shape."""
+
+
+def even_sinks(versions: Versions, call: Call, dim: int) -> EvenSinks | None:
+    """Read scores beside which one column of a number is put; None where it is anything else."""
+    if call.name == "pad":
+        return _padded(call, dim)
+    parts = call.get("input")
+    if not isinstance(parts, list | tuple) or len(parts) != 2:
+        return None
+    for scores, column in (parts, parts[::-1]):
+        value, others = tensor_of(column), tensor_of(scores)
+        if value is None or others is None or not is_kept(value, others, dim):
+            continue
+        node = versions.read(call.node, column)
+        made = versions.calls.get(node) if node is not None else None
+        number = _of_all(made) if made is not None else None
+        if made is None or number is None:
+            continue
+        return EvenSinks(scores, number, scores is not parts[0], _of_shape(versions, made))
+    return None
+
+
+def _of_shape(versions: Versions, made: Call) -> tuple[fx.Node, ...]:
+    """The calls by which a tensor of one number has the shape of scores, or of a part of them."""
+    nodes, source = [made.node], made.get("input")
+    part = versions.calls.get(source) if isinstance(source, fx.Node) else None
+    if part is not None and part.name == "getitem":
+        nodes.append(part.node)
+        source = part.get("input")
+    seen = versions.read(nodes[-1], source) if isinstance(source, fx.Node) else None
+    return tuple(nodes) if seen is not None and may_be_scores(versions, seen) else ()
+
+
+def _padded(call: Call, dim: int) -> EvenSinks | None:
+    sides, value = call.get("pad"), call.get("value", 0)
+    is_constant = call.get("mode", "constant") == "constant"
+    if dim != -1 or not is_constant or list(sides or ()) not in ([0, 1], [1, 0]):
+        return None
+    number = 0 if value is None else value
+    if not isinstance(number, int | float):
+        return None
+    return EvenSinks(call.get("input"), float(number), is_first=sides[0] == 1)
+
+
+def _of_all(call: Call) -> float | None:
+    """The finite number that a call gives in all elements, of whatever size; None where not so."""
+    name = call.name.removeprefix("new_").removesuffix("_like")
+    number = {"zeros": 0.0, "ones": 1.0, "full": call.get("fill_value")}.get(name)
+    if call.in_place or not isinstance(number, int | float) or not math.isfinite(number):
+        return None
+    return float(number)
+
+
+def of_one_number(beside: Expression, heads: Any) -> Expression:
+    """Return ones, float32[heads], on the device of another tensor."""
+    value = tensor_of(beside.node)
+    assert value is not None
+    ones = Expression(beside.node, value, beside.read).then(torch.Tensor.new_ones, (heads,))
+    return ones.then(torch.Tensor.float)
 
 
 def read_sinks(

@@ -1,15 +1,24 @@
-"""Softmax in every spelling: by its name, by exponentials over their sum, by a log-sum-exp."""
+"""Softmax in every spelling: by its name, by exponentials over their sum, by a log-sum-exp.
+
+A number added to the sum (``exp(x) / (1 + exp(x).sum())``, "softmax off by one") is the exponential
+of a sink.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from torch import fx
 
+from overlapc.graphs.attention.above import between as calls_between
+from overlapc.graphs.attention.constants import number
 from overlapc.graphs.attention.spelling import Call, is_full_index, tensor_of
 from overlapc.graphs.attention.tensors import is_dim, is_kept
 from overlapc.graphs.attention.versions import Versions
 
+BASES = {"exp": 1.0, "exp2": math.log(2)}
+"""Exponentials, by the natural logarithm of what they are powers of."""
 PRODUCTS = ("matmul", "bmm")
 """Whose result has the rows of its first operand where that has them."""
 
@@ -25,13 +34,19 @@ class Softmax:
     scores: fx.Node
     """As they are spelled there."""
     dim: int
-    """It is over: -1, the last dimension; -2, that before, rows and keys exchanged; 0, another, or
-    it overwrites scores."""
+    """It is over, counted from the end: -1, the last dimension; 0: more than one, or it overwrites
+    scores."""
     nodes: tuple[fx.Node, ...]
     """The calls that it is spelled by."""
     is_by_exp: bool = False
     """Exponentials of the scores as they stand are divided by their sum: those of a finite mask are
     zero, and a row of such is NaN."""
+    factor: float = 1.0
+    """Of the scores: its exponentials are of another base."""
+    sink: float | None = None
+    """A number beside the scores, times ``factor``: its exponential is added to their sum."""
+    is_nan_where_dead: bool = False
+    """Both are less a maximum of scores that is infinite where no key is kept."""
     product: fx.Node | None = None
     """Of the exponentials and values, where that is divided by their sums in place of them."""
 
@@ -60,11 +75,11 @@ def _divided(versions: Versions, call: Call) -> Softmax | None:
     exp, product = top, None
     if top is not None and top.name in PRODUCTS and not top.in_place:
         exp, product = _call(versions, top.node, top.get("input")), top.node
-    total, between = _sum(versions, *by)
-    if exp is None or exp.name != "exp" or total is None:
+    added, total, between = _sum_and_more(versions, *by)
+    if exp is None or exp.name not in BASES or total is None:
         return None
     again = _call(versions, total.node, total.get("input"))
-    if again is None or again.name != "exp" or not _is_same_exp(versions, exp, again):
+    if again is None or again.name != exp.name or not _is_same_exp(versions, exp, again):
         return None
     scores, dim = exp.get("input"), _dim(again.node, total.get("dim"))
     if not isinstance(scores, fx.Node) or not _keeps(by[1], call.node, dim):
@@ -72,8 +87,11 @@ def _divided(versions: Versions, call: Call) -> Softmax | None:
     if product is not None and dim != -1:  # as many columns of values as keys
         return None
     between = tuple(dict.fromkeys((*between, by[0])))
-    nodes = dict.fromkeys((exp.node, again.node, total.node, *between, call.node))
-    return Softmax(call.node, exp.node, scores, dim, tuple(nodes), True, product)
+    nodes = tuple(dict.fromkeys((exp.node, again.node, total.node, *between, call.node)))
+    found = Softmax(
+        call.node, exp.node, scores, dim, nodes, True, BASES[exp.name], product=product
+    )  # fmt: skip
+    return found if added is None else _with_sink(versions, found, exp, *added)
 
 
 def _quotient(versions: Versions, call: Call) -> tuple[object, tuple[fx.Node, object] | None]:
@@ -103,6 +121,70 @@ def _sum(
     if found is None or found.name != "sum" or found.in_place or found.get("dtype") is not None:
         return None, ()
     return found, tuple(between)
+
+
+def _sum_and_more(
+    versions: Versions, reader: fx.Node, source: object
+) -> tuple[tuple[fx.Node, object] | None, Call | None, tuple[fx.Node, ...]]:
+    """What is added to the sum that is divided by, beside who reads it, and as of ``_sum``."""
+    total, between = _sum(versions, reader, source)
+    call = _call(versions, reader, source)
+    if total is not None or call is None or call.name != "add" or call.get("alpha", 1) != 1:
+        return None, total, between
+    pair = call.get("input"), call.get("other")
+    for one, other in (pair, pair[::-1]):
+        total, between = _sum(versions, call.node, one)
+        if total is not None:
+            return (call.node, other), total, (*between, call.node)
+    return None, None, ()
+
+
+def _with_sink(
+    versions: Versions, found: Softmax, exp: Call, reader: fx.Node, added: object
+) -> Softmax | None:
+    """Return a softmax to whose sum ``added`` is added: a positive number, or what one is once all
+    exponents are less the same; None where it is neither."""
+    value = number(versions, added)
+    if value is not None:
+        return replace(found, sink=math.log(value)) if value > 0 else None
+    other = _call(versions, reader, added)
+    less, scores = _call(versions, exp.node, exp.get("input")), None
+    if other is not None and less is not None and other.name == exp.name and less.name == "sub":
+        scores = less.get("input")
+    is_less = less is not None and less.get("alpha", 1) == 1
+    if other is None or less is None or not is_less or not isinstance(scores, fx.Node):
+        return None
+    shift = less.get("other")
+    minuend = _less(versions, other, shift, less.node)
+    if minuend is None or not _keeps(shift, scores, found.dim):
+        return None
+    seen, last = versions.read(less.node, scores), versions.read(less.node, shift)
+    if seen is None or last is None:
+        return None
+    ends = (_call(versions, other.node, other.get("input")), other, less)
+    nodes = (*calls_between(versions, seen, last), *(one.node for one in ends if one is not None))
+    is_bounded = (call := versions.calls.get(last)) is not None and call.get("min") is not None
+    return replace(
+        found, scores=scores, reader=less.node, sink=minuend * found.factor,
+        is_nan_where_dead=not is_bounded, nodes=tuple(dict.fromkeys((*found.nodes, *nodes))),
+    )  # fmt: skip
+
+
+def _less(versions: Versions, exp: Call, shift: object, reader: fx.Node) -> float | None:
+    """The number of which an exponent is what is left less ``shift``, as ``reader`` sees that."""
+    call = _call(versions, exp.node, exp.get("input"))
+    if call is None or call.in_place or not isinstance(shift, fx.Node):
+        return None
+    if call.name == "neg":
+        value, taken = 0.0, call.get("input")
+    elif call.name == "sub" and call.get("alpha", 1) == 1:
+        value, taken = number(versions, call.get("input")), call.get("other")
+    else:
+        return None
+    is_same = isinstance(taken, fx.Node) and versions.read(call.node, taken) is versions.read(
+        reader, shift
+    )
+    return value if is_same else None
 
 
 def _is_same_exp(versions: Versions, one: Call, other: Call) -> bool:
@@ -148,7 +230,8 @@ def _call(versions: Versions, reader: fx.Node, source: object) -> Call | None:
 def _dim(node: object, dim: object) -> int:
     """As of ``Softmax.dim``, what ``dim`` says of a node's tensor."""
     value = tensor_of(node)
-    return next((own for own in (-1, -2) if value is not None and is_dim(value, dim, own)), 0)
+    dims = range(-1, -value.ndim - 1, -1) if value is not None else ()
+    return next((own for own in dims if value is not None and is_dim(value, dim, own)), 0)
 
 
 def _keeps(reduced: object, whole: object, dim: int) -> bool:

@@ -40,6 +40,10 @@ PARAMETERS = {
     "max": "input dim keepdim",
     "amax": "input dim keepdim",
     "cat": "input dim",
+    "pad": "input pad mode value",
+    "full": "0 fill_value",
+    "new_full": "input 1 fill_value",
+    "full_like": "input fill_value",
     "dropout": "input p training inplace",
     "add": "input other",
     "sub": "input other",
@@ -50,6 +54,12 @@ PARAMETERS = {
     "transpose": "input dim0 dim1",
     "repeat_interleave": "input repeats dim",
     "getitem": "input index",
+    "setitem": "input index value",
+    "normalize": "input p dim eps",
+    "norm": "input p dim keepdim",
+    "vector_norm": "input p dim keepdim",
+    "clamp": "input min max",
+    "clamp_min": "input min",
     "scaled_dot_product_attention": "query key value attn_mask dropout_p is_causal",
     "multi_head_attention_forward": "query",
     "index_copy": "input dim index source",
@@ -69,6 +79,7 @@ RENAMED = {
     "tensors": "input",
     "axis": "dim",
     "keepdims": "keepdim",
+    "ord": "p",
 }
 """What some spellings call a parameter."""
 

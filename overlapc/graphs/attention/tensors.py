@@ -203,13 +203,18 @@ def permutation(name: str, node: fx.Node, dims: int) -> tuple[int, ...]:
     return tuple(order)
 
 
-def exchanges_last(versions: Versions, node: fx.Node) -> bool:
-    """Return whether a node exchanges the last two dimensions of its input and nothing else."""
+def order_of(versions: Versions, node: fx.Node) -> tuple[int, ...]:
+    """Return the order of dimensions that a node gives its input; empty where it does more."""
     call, value = versions.calls.get(node), tensor_of(node)
     if call is None or value is None or call.in_place or value.ndim < 2:
-        return False
-    *batch, one, other = range(value.ndim)
-    return permutation(call.name, node, value.ndim) == (*batch, other, one)
+        return ()
+    return permutation(call.name, node, value.ndim)
+
+
+def exchanges_last(versions: Versions, node: fx.Node) -> bool:
+    """Return whether a node exchanges the last two dimensions of its input and nothing else."""
+    order = order_of(versions, node)
+    return len(order) > 1 and order == (*range(len(order) - 2), len(order) - 1, len(order) - 2)
 
 
 def insertion(versions: Versions, node: fx.Node) -> tuple[object, ...] | None:
@@ -236,6 +241,13 @@ def keeps_rows(versions: Versions, node: fx.Node) -> bool:
     if new is None or old is None or new.dtype != old.dtype or min(new.ndim, old.ndim) < 2:
         return False
     return is_same(tuple(new.shape[-2:]), tuple(old.shape[-2:]))
+
+
+def keeps_all(versions: Versions, node: fx.Node) -> bool:
+    """Return whether a node gives its input as it is, perhaps as a copy of it."""
+    new, old = tensor_of(node), tensor_of(node.args[0]) if node.args else None
+    is_alike = new is not None and old is not None and is_same(tuple(new.shape), tuple(old.shape))
+    return is_alike and keeps_rows(versions, node)
 
 
 def is_cast(versions: Versions, node: fx.Node) -> bool:

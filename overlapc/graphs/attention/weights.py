@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
+from overlapc.graphs.attention.places import Places
 from overlapc.graphs.attention.products import NAMES, Product, read_product
 from overlapc.graphs.attention.sinks import Sinks, without_sinks
 from overlapc.graphs.attention.softmaxes import Softmax
 from overlapc.graphs.attention.spelling import Call, tensor_of
-from overlapc.graphs.attention.tensors import exchanges_last, is_cast, keeps_rows
+from overlapc.graphs.attention.tensors import is_cast, keeps_all, keeps_rows, order_of
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.collectives import Refusal
 
@@ -27,15 +28,18 @@ class Weights:
     """From the softmax down to the product, both among them."""
 
 
-def read_weights(versions: Versions, softmax: Softmax, sinks: Sinks | None) -> Weights | Refusal:
+def read_weights(
+    versions: Versions, softmax: Softmax, sinks: Sinks | None, places: Places
+) -> Weights | Refusal:
     """Walk down from a softmax to the one product that it is a factor of.
 
-    ``sinks`` among its columns are to be left out on the way.
+    ``sinks`` among its columns are to be left out on the way; ``places`` are of its result.
     """
     if softmax.product is not None:
+        if places != Places():
+            return _changed(versions.calls[softmax.product])
         return _divided_after(versions, softmax, versions.calls[softmax.product], sinks)
     node, nodes, spelled = softmax.node, [softmax.node], softmax.node
-    is_transposed = softmax.dim == -2
     for _ in range(FURTHEST):
         readers = list(dict.fromkeys(versions.readers[node]))
         if len(readers) != 1:
@@ -46,24 +50,25 @@ def read_weights(versions: Versions, softmax: Softmax, sinks: Sinks | None) -> W
         call = versions.calls.get(reader)
         if call is None or reader.op == "output":
             return _read_by_others(node, readers)
-        dim = -2 if is_transposed else -1
-        if sinks is not None and (left := without_sinks(versions, node, reader, sinks, dim)):
+        if sinks is not None and (
+            left := without_sinks(versions, node, reader, sinks, places.keys)
+        ):
             nodes += left[1:]
             node, sinks = left[-1], None
             continue
-        if exchanges_last(versions, reader):
-            node, is_transposed = reader, not is_transposed
+        if moved := places.after(order_of(versions, reader)):
+            node, places = reader, moved
             continue
         if call.name in NAMES:
             if sinks is not None:
                 return _sinks_weigh(call)
-            product = read_product(versions, call, left=spelled, is_transposed=is_transposed)
+            product = read_product(versions, call, left=spelled, places=places)
             if isinstance(product, Refusal):
                 return product
             if product.added is not None or product.alpha != 1:
                 return _changed(call)
             return Weights(product, tuple(nodes))
-        refusal = _why_changed(versions, call)
+        refusal = _why_changed(versions, call, places)
         if refusal:
             return refusal
         node = reader
@@ -105,9 +110,10 @@ def weighs_values(versions: Versions, softmax: Softmax) -> bool:
     return False
 
 
-def _why_changed(versions: Versions, call: Call) -> Refusal | None:
+def _why_changed(versions: Versions, call: Call, places: Places) -> Refusal | None:
     """Why a call between softmax and product changes the weights; None if it does not."""
-    if is_cast(versions, call.node) or keeps_rows(versions, call.node):
+    keeps = keeps_rows if places.are_last else keeps_all
+    if is_cast(versions, call.node) or keeps(versions, call.node):
         return None
     if call.name == "dropout":
         p, is_training = call.get("p", 0.5), call.get("training", call.node.op == "call_function")
