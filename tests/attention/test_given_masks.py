@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,6 +11,7 @@ import torch.nn.functional as F
 from overlapc.runtime.attention import library
 from tests.attention.rewriting import rewrite
 
+MIN = torch.finfo(torch.float32).min
 BATCH, HEADS, KEYS, DIM = 2, 4, 4096, 64
 """A cache of 16 MiB."""
 
@@ -33,10 +36,15 @@ def mask_of(rows: int, held: int) -> torch.Tensor:
     return kept.expand(BATCH, 1, rows, KEYS).contiguous()
 
 
+def added_of(rows: int, held: int, fill: float) -> torch.Tensor:
+    """As eager attention of transformers has it."""
+    return torch.where(mask_of(rows, held), 0.0, fill)
+
+
 def error(function, rows: int, held: int, mask: torch.Tensor) -> float:
     inputs = operands(rows, held)
     clean = [side.nan_to_num(0.0).double() for side in inputs]
-    wanted = attend(*clean, mask)
+    wanted = attend(*clean, mask if mask.dtype == torch.bool else mask.double())
     return (function(*inputs, mask).double() - wanted).abs().max().item()
 
 
@@ -54,6 +62,34 @@ def test_keys_beyond_the_last_that_is_kept_are_not_read(rows, monkeypatch):
         assert len(done.after) == 1, "no length compiles another graph"
         monkeypatch.setattr(library, "_cut_by_mask", lambda *given: given)
         assert not error(done.function, rows, 100, mask_of(rows, 100)) < 1e-5
+
+
+@pytest.mark.parametrize(("rows", "fill"), [(1, MIN), (3, -math.inf)])
+def test_so_it_is_of_numbers_that_are_added(rows, fill, monkeypatch):
+    """Mutants: all numbers keep their key; only minus infinity takes it away."""
+    with torch.no_grad():
+        done = rewrite(attend, *operands(rows, 100), added_of(rows, 100, fill))
+        assert done.codes == ["valid_keys"]
+        for held in (100, 7):
+            assert error(done.function, rows, held, added_of(rows, held, fill)) < 1e-5
+        assert len(done.after) == 1, "no length compiles another graph"
+        monkeypatch.setattr(library, "_cut_by_mask", lambda *given: given)
+        assert not error(done.function, rows, 100, added_of(rows, 100, fill)) < 1e-5
+
+
+def test_a_row_of_finite_numbers_alone_is_the_mean_of_its_values():
+    """Of those that no minus infinity leaves out. Fails where such a row is cut as others are."""
+    with torch.no_grad():
+        given = operands(2, KEYS), added_of(2, 100, MIN)
+        done = rewrite(attend, *given[0], given[1])
+        assert done.codes == ["valid_keys"]
+        mask = given[1].clone()
+        mask[1, :, 0] = MIN
+        assert error(done.function, 2, KEYS, mask) < 1e-5
+        mask[1, :, 0, 2000:] = -math.inf
+        assert error(done.function, 2, 2000, mask) < 1e-5
+        mask[0, :, 0, KEYS - 1] = torch.nan
+        assert done.function(*operands(2, KEYS), mask)[0, :, 0].isnan().all(), "no mask"
 
 
 def test_where_no_row_keeps_a_key_all_is_zeros():

@@ -91,8 +91,25 @@ def test_a_given_mask_of_few_rows_is_looked_through_beside_a_large_cache():
     given = replace(CACHE, prefix=False, is_kept_by_mask=True, mask="given")
     assert decide(given, "auto").code == "valid_keys"
     assert "the last that the mask keeps" in decide(given, "auto").reason
-    for change in ({"rows": 9}, {"keys": 256}, {"is_fused": False}, {"device": "cuda"}):
+    assert decide(replace(given, is_fused=False), "sdpa").code == "valid_keys"
+    for change in ({"rows": 9}, {"keys": 256}, {"is_mask_trained": True}, {"device": "cuda"}):
         assert decide(replace(given, **change), "sdpa").code != "valid_keys"
+
+
+WHOLE_MASKS = {
+    "its mask is looked through for no more than 8 rows.": {"rows": 9},
+    "gradients are wanted of what is read.": {"is_mask_trained": True},
+    "torch's attention is called, and it is spelled out.": {"is_fused": False},
+    "was not measured to gain by fewer of them here.": {"dtype": "bfloat16"},
+    "": {"keys": 256},
+}
+
+
+@pytest.mark.parametrize("why", WHOLE_MASKS)
+def test_why_a_given_mask_is_read_whole_is_said(why):
+    given = replace(CACHE, prefix=False, is_kept_by_mask=True, mask="given")
+    reason = decide(replace(given, **WHOLE_MASKS[why]), "auto").reason
+    assert reason.endswith(why) if why else "All keys" not in reason
 
 
 @pytest.mark.parametrize("name", WHOLE)

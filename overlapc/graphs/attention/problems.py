@@ -13,7 +13,7 @@ from overlapc.errors import KernelError
 from overlapc.graphs.attention.known_scores import scores_of
 from overlapc.graphs.attention.placing import inputs_of, spec_of
 from overlapc.graphs.attention.site import Attention, Fused
-from overlapc.graphs.attention.steps import Fill
+from overlapc.graphs.attention.steps import Bias
 from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.values import hint_of
 from overlapc.planning.attention.policy import UNKNOWN
@@ -77,13 +77,14 @@ def _problem(found: Attention | Fused, weights: Mapping[fx.Node, torch.Tensor]) 
 
 
 def _is_kept_by_mask(own: Attention) -> bool:
-    """Whether booleans known when the graph runs leave keys out, and nothing else is done."""
+    """Whether a tensor known when the graph runs may leave keys out, and nothing else is done: of
+    booleans, or of what is added."""
     mask = own.mask
     is_alone = len(mask.parts) == 1 and not own.program and own.sinks is None
-    if not is_alone or mask.says != "given" or mask.dead not in ("zero", "nan"):
+    if not is_alone or mask.says != "given" or not mask.dead:
         return False
     part = mask.parts[0]
-    return isinstance(part, Fill) and part.value == -math.inf
+    return isinstance(part, Bias) or part.value == -math.inf
 
 
 def _latent(own: Attention) -> Attention | None:

@@ -81,8 +81,8 @@ class AttentionProblem:
     prefix: bool = False
     """Its mask says which keys of a cache are valid: a number on the device."""
     is_kept_by_mask: bool = False
-    """Its mask is a tensor of booleans that is not known while compiling, and does no more than to
-    leave keys out."""
+    """Its mask is a tensor that is not known while compiling, of booleans that leave keys out or of
+    numbers that are added, and nothing else is done to its scores."""
     why_whole: str = ""
     """Why it does not, where it looks like it."""
     dead: str = ""
@@ -175,9 +175,10 @@ def decide(problem: AttentionProblem, choice: str) -> Verdict:
     verdict = _own(problem, choice) if choice in OWN else _by_torch(problem, choice)
     if choice not in OWN and _reads_prefix(problem, choice, verdict):
         verdict = _of_prefix(problem)
-    if not problem.why_whole or verdict.decision == "refused":
+    why = problem.why_whole or _why_mask_is_whole(problem, verdict)
+    if not why or verdict.decision == "refused":
         return verdict
-    whole = f"All keys are read, however many a cache holds: {problem.why_whole}."
+    whole = f"All keys are read, however many a cache holds: {why}."
     return replace(verdict, reason=f"{verdict.reason} {whole}")
 
 
@@ -234,9 +235,24 @@ def _reads_prefix(problem: AttentionProblem, choice: str, verdict: Verdict) -> b
 
 def _has_small_mask(problem: AttentionProblem) -> bool:
     """Whether to look for the last key that a mask keeps costs little beside reading all keys."""
-    is_large = problem.cache_bytes >= LEAST_CACHE_BYTES
-    is_one = problem.is_kept_by_mask and problem.is_fused and problem.rows <= MOST_MASK_ROWS
-    return is_one and is_large
+    is_few = problem.is_kept_by_mask and problem.rows <= MOST_MASK_ROWS
+    return is_few and not problem.is_mask_trained and problem.cache_bytes >= LEAST_CACHE_BYTES
+
+
+def _why_mask_is_whole(problem: AttentionProblem, verdict: Verdict) -> str:
+    """Why a mask that is given is not looked through for the last key it keeps, as a clause."""
+    is_looked_through = problem.prefix or verdict.code == "valid_keys"
+    if problem.device != "cpu" or not problem.is_kept_by_mask or is_looked_through:
+        return ""
+    if problem.cache_bytes < LEAST_CACHE_BYTES:
+        return ""  # all of them cost little
+    if problem.is_trained or problem.is_mask_trained:
+        return "gradients are wanted of what is read"
+    if problem.rows > MOST_MASK_ROWS:
+        return f"its mask is looked through for no more than {MOST_MASK_ROWS} rows"
+    if not problem.is_fused and verdict.decision == "kept":
+        return "its mask is looked through where torch's attention is called, and it is spelled out"
+    return "torch's attention was not measured to gain by fewer of them here"
 
 
 def _of_prefix(problem: AttentionProblem) -> Verdict:

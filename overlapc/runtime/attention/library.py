@@ -112,16 +112,24 @@ def _cut(
 def _cut_by_mask(
     key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Operands up to the last key that any row keeps; whole where none keeps one.
+    """Operands up to the last key that has a part in any row; whole where none has.
 
-    Of masks of booleans alone: rows of one finite number are the mean of all values. A mask that
-    is not small beside the keys is not looked through.
+    A mask that is not small beside the keys is not looked through.
     """
-    if mask.dtype != torch.bool or LOOKED_THROUGH * mask.numel() > key.numel():
+    if LOOKED_THROUGH * mask.numel() > key.numel():
         return key, value, mask
-    kept = mask.flatten(0, -2).any(0).nonzero()
+    parts = mask if mask.dtype == torch.bool else _has_part(mask)
+    kept = parts.flatten(0, -2).any(0).nonzero()
     last = int(kept[-1]) + 1 if len(kept) else key.shape[2]
     return key[:, :, :last], value[:, :, :last], mask[..., :last]
+
+
+def _has_part(added: torch.Tensor) -> torch.Tensor:
+    """Which keys may have a weight under numbers that are added: in a row whose every number takes
+    the score away, those of a finite one, for it is the mean of their values. NaN is no mask."""
+    kept = ~(added <= LOST)
+    is_row_kept = kept.any(-1, keepdim=True)
+    return kept if is_row_kept.all() else torch.where(is_row_kept, kept, added != -math.inf)
 
 
 def _is_causal(spec: AttentionSpec, rows: int, keys: int) -> bool:
