@@ -21,6 +21,7 @@ from tests.attention.catalogue import (
     pair,
     repeat_kv,
     square,
+    three,
 )
 
 
@@ -267,7 +268,7 @@ OWN = {
     "written_scores": Spelling(written_scores, "weak_fill"),
     "off_by_one": Spelling(off_by_one, "sinks", pair(keep, bias)),
     "off_by_one_bounded": Spelling(off_by_one_bounded, "sinks", keep),
-    "off_by_one_after": Spelling(off_by_one_after, "sinks"),
+    "off_by_one_after": Spelling(off_by_one_after, "sinks", operands=three),
     "off_by_three_in_twos": Spelling(off_by_three_in_twos, "sinks"),
     "column_of_zeros": Spelling(column_of_zeros, "sinks"),
     "padded_with_a_half": Spelling(padded_with_a_half, "sinks", operands=bfloat),

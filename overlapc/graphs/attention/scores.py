@@ -360,7 +360,7 @@ def _ended(walk: _Walk, call: Call) -> Scores | Refusal:
         walk.steps.append(Bias(bias, walk.factor * product.beta))
     sinks = walk.sinks
     if walk.even is not None:
-        heads = math.prod(walk.frame[1:])
+        heads = math.prod(walk.frame[1:] or walk.frame)  # as they are merged for a kernel
         sinks = Sinks(of_one_number(product.left, heads), walk.is_first, walk.even, walk.is_column)
     factor = walk.factor * product.alpha
     if not math.isfinite(factor):
