@@ -25,6 +25,7 @@ ALIASES = {
     "swapdims": "transpose",
     "concat": "cat",
     "concatenate": "cat",
+    "linalg_vector_norm": "vector_norm",
 }
 """Names of one op that torch offers several of."""
 
