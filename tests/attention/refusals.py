@@ -72,7 +72,7 @@ def off_by_another_one(q, k, v):
     s = q @ k.mT
     m = s.amax(-1, keepdim=True)
     e = (s - m).exp()
-    return (e / ((-2 * m).exp() + e.sum(-1, keepdim=True))) @ v
+    return (e / ((-(2 * m)).exp() + e.sum(-1, keepdim=True))) @ v
 
 
 def off_by_one_masked(q, k, v, kept):
