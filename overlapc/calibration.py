@@ -11,12 +11,14 @@ import torch
 import torch.distributed as dist
 
 from overlapc.errors import GroupError, OptionError, OverlapcError, TargetError
+from overlapc.planning.assumed import with_assumed
 from overlapc.planning.fitting import with_group_cost
 from overlapc.planning.problem import COLLECTIVES, ITEM_BYTES, PER_TENSOR, orders_of
 from overlapc.planning.target import Source, Target, stored_path
 from overlapc.planning.tiles import FP8
 from overlapc.runtime.contention import contention, pipeline
 from overlapc.runtime.link_curves import measure_link, why_not_sent
+from overlapc.runtime.machine import l2_bytes_of
 from overlapc.runtime.measuring import Bench
 
 log = logging.getLogger(__name__)
@@ -39,7 +41,8 @@ SHIPPED_FOR = {
 NOT_MEASURED = (
     *("signal_seconds", "communication_sms", "tile_seconds", "l2_bytes", "l2_bytes_per_second"),
 )
-"""What of a GPU is taken from its shipped target: what plans of generated kernels need."""
+"""What of a GPU is taken from its shipped target, or assumed: what plans of generated kernels
+need."""
 
 
 def calibrate(
@@ -112,20 +115,24 @@ def _measured(
         architecture=bench.architecture(),
         source=(Source("all", bench.conditions()),),
     )
-    if bench.device.type == "cuda":
-        target = with_shipped(target, torch.cuda.get_device_name(bench.device))
     if bench.world_size > 1:
         target = _with_links(target, bench, collectives, seconds, tell)
+    if bench.device.type == "cuda":
+        name = torch.cuda.get_device_name(bench.device)
+        target = with_shipped(target, name, l2_bytes_of(bench.device))
     target = bench.agree(target)
     tell("done", 1.0)
     return target
 
 
-def with_shipped(target: Target, device: str) -> Target:
-    """The target with what is not measured of a device of that name, if one is shipped for it."""
+def with_shipped(target: Target, device: str, l2_bytes: int = 0) -> Target:
+    """The target with what is not measured of a device of that name.
+
+    It is of the target that is shipped for it, else assumed by its links and architecture.
+    """
     name = _shipped_name(device)
     if not name:
-        return target
+        return with_assumed(target, l2_bytes)
     shipped = Target.load(name)
     source = Source(", ".join(NOT_MEASURED), f"not measured: as the shipped target {name} has it")
     taken = {field: getattr(shipped, field) for field in NOT_MEASURED}

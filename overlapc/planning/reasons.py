@@ -31,16 +31,38 @@ NO_SIGNALS = Reason("serial_no_signals", "A CPU runs no persistent GEMM that cou
 
 def no_kernel(problem: Problem, target: Target) -> Reason:
     """The schedule was asked for, and no generated kernel computes the problem."""
+    return Reason(
+        "forced",
+        f"The schedule 'signaled' was asked for, and {lacking_kernel(problem, target)}: the "
+        "library computes the groups.",
+    )
+
+
+def lacking_kernel(problem: Problem, target: Target) -> str:
+    """That no kernel is generated for a problem, as a clause that says what stands in the way."""
     if not problem.kernel_sums:
         what = "of what is computed before the collective"
     elif not target.architecture:
         what = f"on {target.name}, whose architecture is not said"
     else:
         what = f"of {problem.dtype} on {target.architecture}"
+    return f"no kernel is generated {what}"
+
+
+def no_multiprocessors(target: Target) -> Reason:
+    """The schedule was asked for, and its kernel leaves no multiprocessor to the collective."""
     return Reason(
         "forced",
-        f"The schedule 'signaled' was asked for, and no kernel is generated {what}: the library "
-        "computes the groups.",
+        f"The schedule 'signaled' was asked for, and {without_multiprocessors(target)}, after "
+        "which all is sent: calibrate this group again.",
+    )
+
+
+def without_multiprocessors(target: Target) -> str:
+    """That a kernel leaves no multiprocessor to the collective, as a clause."""
+    return (
+        f"target {target.name} leaves no multiprocessor to the collective (communication_sms), "
+        "which waits for the kernel's end"
     )
 
 

@@ -209,6 +209,8 @@ def _signaled(costs: Costs) -> Plan:
     if target.device == "cpu":
         return _serial(costs, reasons.NO_SIGNALS)
     best = min(signaled_cuts(problem, target), key=lambda cut: cut.seconds, default=None)
+    if best is not None and not target.communication_sms:
+        return _plan(best, reasons.no_multiprocessors(target))
     if best is not None:
         return _plan(best, reasons.forced("signaled"))
     # Without a kernel the library computes the groups, which are sent all the same.

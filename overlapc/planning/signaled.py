@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
+from overlapc.planning import reasons
 from overlapc.planning.cost import Costs, advance
 from overlapc.planning.kernel_costs import KernelCosts, kernel_costs
 from overlapc.planning.kernel_tiles import (
@@ -89,22 +90,39 @@ def _is_like(one: Problem, other: Problem) -> bool:
 
 
 def signaled_cuts(problem: Problem, target: Target) -> Iterator[Cut]:
-    """The best groups of every tile configuration and order."""
+    """The best groups of every tile configuration and order.
+
+    One group where no multiprocessor is left to the collective: the kernel's CTAs hold all of them
+    to its end, before which nothing could be sent.
+    """
     for tile in configurations(problem, target):
         for by in problem.kernel_dimensions(tile):
-            yield best_cut_of(kernel_costs(by, problem, target, tile))
+            costs = kernel_costs(by, problem, target, tile)
+            waits = not target.communication_sms
+            yield signaled_cut(costs, [costs.size]) if waits else best_cut_of(costs)
 
 
 def overlapping_cuts(problem: Problem, target: Target) -> list[Cut]:
-    """Those of them that have several groups.
-
-    None where no multiprocessor is left to the collective, which then waits for the kernel's end,
-    or where ranks get different numbers of rows, of which nobody here knows how many tiles they
-    are.
-    """
-    if not target.communication_sms or problem.deals_unevenly:
+    """Those of them that have several groups; none where `why_no_overlap` says why."""
+    if why_no_overlap(problem, target):
         return []
     return [cut for cut in signaled_cuts(problem, target) if len(cut.rows) > 1]
+
+
+def why_no_overlap(problem: Problem, target: Target) -> str:
+    """Why no generated kernel of a problem overlaps with its collective, as a clause; or empty.
+
+    Whether one has several groups to overlap with is another question.
+    """
+    if problem.is_consumer:
+        return "its GEMM comes after the collective"
+    if not configurations(problem, target):
+        return reasons.lacking_kernel(problem, target)
+    if not target.communication_sms:
+        return reasons.without_multiprocessors(target)
+    if problem.deals_unevenly:
+        return "ranks have different numbers of rows, and none knows of how many tiles the others'"
+    return ""
 
 
 def best_cut_of(costs: KernelCosts) -> Cut:

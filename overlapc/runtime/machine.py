@@ -41,6 +41,12 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+def l2_bytes_of(device: torch.device) -> int:
+    """Bytes of the last cache before memory, as the device says; 0 on AMD's, which tell of the
+    cache of one die."""
+    return 0 if torch.version.hip else torch.cuda.get_device_properties(device).L2_cache_size
+
+
 @lru_cache(maxsize=1)
 def _versions() -> str:
     try:

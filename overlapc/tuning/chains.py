@@ -15,6 +15,7 @@ from overlapc.errors import ProblemError, TrialError
 from overlapc.planning.candidates import even_plans, top_plans
 from overlapc.planning.problem import Problem
 from overlapc.planning.schedule import Plan
+from overlapc.planning.signaled import why_no_overlap
 from overlapc.planning.target import Target, stored_path
 from overlapc.planning.tuned import TunedPlan
 from overlapc.reporting.report import Report
@@ -227,7 +228,11 @@ def _tuned(tried: _Tried, target: Target, problem: Problem, seconds: float) -> T
 
 
 def _candidates(problem: Problem, target: Target) -> list[Plan]:
-    """Distinct plans, the best by prediction first."""
+    """Distinct plans, the best by prediction first; it is logged why no kernel is among them."""
+    is_asked = target.device != "cpu" and not problem.is_consumer
+    if is_asked and (why := why_no_overlap(problem, target)):
+        sizes = f"{problem.m}x{problem.n}x{problem.k}"
+        log.warning("no generated kernel is tried for %s %s: %s", problem.kind, sizes, why)
     predicted = top_plans(problem, target, CANDIDATES)
     cuts = {(plan.by, plan.rows) for plan in predicted if not plan.tile}
     even = even_plans(problem, target)

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from overlapc import calibration
 from overlapc.calibration import calibrate, find_target, stored_target, target_name
 from overlapc.errors import GroupError, OptionError, TargetError
+from overlapc.planning.assumed import with_assumed
 from overlapc.planning.problem import COLLECTIVES, Problem
 from overlapc.planning.search import plan, plan_gemm
 from overlapc.planning.target import Target, stored_path
@@ -395,6 +396,8 @@ def test_what_is_not_measured_of_a_gpu_is_its_shipped_target_s() -> None:
     assert (target.gemm, target.links) == (measured.gemm, measured.links)
     assert "h100-nvlink" in target.source[-1].origin
     assert calibration.with_shipped(measured, "Abacus 1") == measured
+    known = replace(measured, architecture="sm_90")
+    assert calibration.with_shipped(known, "Abacus 1", 123) == with_assumed(known, 123) != known
 
 
 @pytest.mark.usefixtures("empty_cache")
