@@ -16,6 +16,7 @@ from overlapc.planning.fitting import with_group_cost
 from overlapc.planning.problem import COLLECTIVES, ITEM_BYTES, PER_TENSOR, orders_of
 from overlapc.planning.target import Source, Target, stored_path
 from overlapc.planning.tiles import FP8
+from overlapc.runtime import patience
 from overlapc.runtime.contention import contention, pipeline
 from overlapc.runtime.link_curves import measure_link, why_not_sent
 from overlapc.runtime.machine import l2_bytes_of
@@ -63,9 +64,29 @@ def calibrate(
     that the backend lacks are left out, and logged. GEMMs of float32 are measured, on a GPU of
     bfloat16 too, which stands for float16, and of float8_e4m3fn, which stands for float8_e5m2, and
     of ``dtypes`` besides: the target cannot plan others. Those that no library computes on the
-    device are left out, and logged. Raises GroupError where the group is gone or a member leaves,
-    OptionError for a collective or a dtype that is none; nothing outlasts the group's own timeout.
+    device are left out, and logged. Raises, on every member, OptionError where rank 0 asks for a
+    collective or a dtype that is none, and GroupError where the group is gone, or a member leaves
+    or fails at anything: it names who and where, nothing is stored, and the group is of no use any
+    more. Nothing outlasts the group's own timeout, which on a GPU is what ends it.
     """
+    with group_errors():
+        bench = Bench.of(group)
+        tell = progress or (lambda stage, done: None)
+        with patience.failures_told(bench.group, "calibrate"):
+            measured = tuple(dict.fromkeys((*bench.dtypes(), *dtypes)))
+            # Members that measure other things, or for longer, would wait for each other for ever.
+            asked = bench.agree((tuple(dict.fromkeys(collectives)), measured, seconds))
+        _check(*asked[:2])  # as one: an error of rank 0 alone would be waited for
+        with patience.failures_told(bench.group, "calibrate"):
+            target = _measured(bench, *asked, tell)
+            if save:
+                target.save(stored_path(target.name))
+                bench.together()  # or who cannot store it would be alone with that
+    return target
+
+
+def _check(collectives: Sequence[str], dtypes: Sequence[str]) -> None:
+    """Raise OptionError for what is not measured."""
     if strange := sorted(set(dtypes) - set(ITEM_BYTES)):
         raise OptionError(
             f"GEMMs of {strange[0]!r} are not measured.",
@@ -79,16 +100,14 @@ def calibrate(
             where="calibrate(collectives=...)",
             remedy=f"choose some of {', '.join(COLLECTIVES)}",
         )
-    with group_errors():
-        tell = progress or (lambda stage, done: None)
-        bench = Bench.of(group)
-        measured = tuple(dict.fromkeys((*bench.dtypes(), *dtypes)))
-        # Members that measure other things, or for longer, would wait for each other for ever.
-        asked = bench.agree((tuple(dict.fromkeys(collectives)), measured, seconds))
-        target = _measured(bench, *asked, tell)
-    if save:
-        target.save(stored_path(target.name))
-    return target
+
+
+@contextmanager
+def _stage(bench: Bench, tell: Progress, name: str, done: float) -> Iterator[None]:
+    """A part of a calibration, by which an error names where a rank failed."""
+    with patience.failures_told(bench.group, f"calibrate, at {name}"):
+        tell(name, done)
+        yield
 
 
 def _measured(
@@ -98,11 +117,11 @@ def _measured(
     seconds: float,
     tell: Progress,
 ) -> Target:
-    tell("GEMM", 0.0)
-    kinds = [(dtype, scales) for dtype in dtypes for scales in _scalings(dtype)]
-    kinds = [kind for kind in kinds if _is_computed(bench, *kind)]
-    share = seconds * GEMM_SHARE / len(kinds)
-    gemm = tuple(bench.gemm(dtype, share, scales) for dtype, scales in kinds)
+    with _stage(bench, tell, "GEMM", 0.0):
+        kinds = [(dtype, scales) for dtype in dtypes for scales in _scalings(dtype)]
+        kinds = [kind for kind in kinds if _is_computed(bench, *kind)]
+        share = seconds * GEMM_SHARE / len(kinds)
+        gemm = tuple(bench.gemm(dtype, share, scales) for dtype, scales in kinds)
     target = Target(
         name=target_name(bench.device.type, bench.backend, bench.world_size),
         device=bench.device.type,
@@ -150,20 +169,21 @@ def _with_links(
     links = []
     collectives = [collective for collective in collectives if _is_sent(bench, collective)]
     for index, collective in enumerate(collectives):
-        tell(_spoken(collective), GEMM_SHARE + LINK_SHARE * index / len(collectives))
-        links.append(measure_link(bench, collective, seconds * LINK_SHARE / len(collectives)))
+        done = GEMM_SHARE + LINK_SHARE * index / len(collectives)
+        with _stage(bench, tell, _spoken(collective), done):
+            links.append(measure_link(bench, collective, seconds * LINK_SHARE / len(collectives)))
     done = GEMM_SHARE + LINK_SHARE
     for index, link in enumerate(links):
-        tell(f"GEMM beside {_spoken(link.collective)}", done)
-        c, d = contention(bench, link, seconds * BESIDE_SHARE / len(links))
+        with _stage(bench, tell, f"GEMM beside {_spoken(link.collective)}", done):
+            c, d = contention(bench, link, seconds * BESIDE_SHARE / len(links))
         links[index] = replace(link, compute_slowdown=c, link_slowdown=d)
         done += BESIDE_SHARE / len(links)
     target = replace(target, links=tuple(links))
     pipelines = [(link, order) for link in links for order in orders_of(link.collective)]
     share = (1 - done) / max(1, len(pipelines))
     for link, order in pipelines:
-        tell(f"GEMM and {_spoken(link.collective)} in groups", done)
-        target = with_group_cost(target, pipeline(bench, link, order, seconds * share))
+        with _stage(bench, tell, f"GEMM and {_spoken(link.collective)} in groups", done):
+            target = with_group_cost(target, pipeline(bench, link, order, seconds * share))
         done += share
     return target
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import NoReturn
 from weakref import WeakKeyDictionary
@@ -157,11 +158,13 @@ def exchange(group: dist.ProcessGroup, value: str, seconds: float) -> list[str]:
     """Return the value that every member passes, by rank.
 
     Works through the group's store: nothing is sent on the group itself, so members that would
-    issue different collectives still meet here. ``DisagreementError`` after ``seconds``.
+    issue different collectives still meet here. ``DisagreementError`` after ``seconds``, GroupError
+    where the process that keeps the store has ended.
     """
     if group.size() == 1 or _is_fake(group):
         return [value]  # a fake group has no other members to ask
-    values = _talk(group).exchange(value, seconds)
+    with _store_that_answers(group):
+        values = _talk(group).exchange(value, seconds)
     if values is None:
         _raise_late(
             group, f"Ranks {_talk(group).late} did not say within {seconds:g} s what they run."
@@ -188,6 +191,26 @@ def store_beside(group: dist.ProcessGroup, name: str) -> Store:
     """
     talk = _talk(group)
     return PrefixStore(f"{talk.prefix}/{name}", talk.store)
+
+
+@contextmanager
+def _store_that_answers(group: dist.ProcessGroup) -> Iterator[None]:
+    try:
+        yield
+    except dist.DistError as error:
+        raise GroupError(
+            unheard(error),
+            where=f"process group {group.group_name!r}, where ranks compare their graphs",
+            remedy="look for the rank that ended first, and start all of them again",
+        ) from error
+
+
+def unheard(error: RuntimeError) -> str:
+    """Return what it means that a group's store raises this."""
+    return (
+        "The store of the group does not answer, so the process that keeps it, often rank 0's, has "
+        f"ended: {error}."
+    )
 
 
 def _talk(group: dist.ProcessGroup) -> _Talk:

@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 import torch
 import torch.distributed as dist
 
+from overlapc.errors import GroupError
 from overlapc.planning.fitting import blocking_curve, rising_curve, rounded, sustained_curve
 from overlapc.planning.rates import Link
 from overlapc.runtime.measuring import REST_SECONDS, Bench
-from overlapc.runtime.sending import Sender, Work, adds_here
+from overlapc.runtime.sending import Work, adds_here
+from overlapc.runtime.trial_sending import TrialSender
 
 SMALLEST_BYTES, LARGEST_BYTES = 1 << 12, 1 << 25
 """Collectives measured, by factors of two: from pure latency to pure bandwidth."""
@@ -70,7 +72,7 @@ class Calls:
 
     def start(self, pairs: Sequence[Pair]) -> list[Work]:
         """Start one call a pair, the way a schedule does."""
-        sender = Sender(self.collective, "sum")
+        sender = TrialSender(self.collective, self.bench.group, self.bench.device)
         start = sender.start_plain if self.plain else sender.start
         return [start(self.bench.group, out, sent) for out, sent in pairs]
 
@@ -95,12 +97,14 @@ class Calls:
 def why_not_sent(bench: Bench, collective: str) -> str:
     """What the group's backend says against a collective, on any member; empty where it sends it.
 
-    Raises what torch raises where the group itself is broken.
+    Raises GroupError where a member failed.
     """
     calls, said = Calls(bench, collective), ""
     try:
         for work in calls.start(calls.buffers(SMALLEST_BYTES, 1)):
             work.wait()
+    except GroupError:
+        raise
     except (RuntimeError, ValueError) as error:
         said = str(error) or type(error).__name__
     return bench.refusal(said)

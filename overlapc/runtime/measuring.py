@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import statistics
 import time
 from collections.abc import Callable
@@ -67,7 +68,8 @@ class Bench:
 
     @staticmethod
     def of(group: dist.ProcessGroup | None) -> Bench:
-        """The bench of a group, or of the default one; ValueError where there is none."""
+        """The bench of a group, or of the default one; ValueError where there is none, GroupError
+        where a member failed before."""
         group = group or dist.group.WORLD
         if group is None:
             raise ValueError("there is no default process group.")
@@ -76,6 +78,10 @@ class Bench:
         backend, size = backend_name(group, kind), dist.get_world_size(group)
         if size < 1:
             raise ValueError("this process is no member of the group.")
+        try:
+            patience.check(group)
+        except LookupError as error:
+            raise ValueError("it was destroyed.") from error
         device = torch.device("cpu")
         if backend == "nccl":
             device = torch.device("cuda", torch.cuda.current_device())
@@ -131,17 +137,30 @@ class Bench:
 
     def agree(self, value: Value) -> Value:
         """Rank 0's value on every member; any that can be pickled."""
-        agreed: list[Any] = [value]
-        dist.broadcast_object_list(agreed, group=self.group, group_src=0)
-        return agreed[0]
+        return self._gathered(value if dist.get_rank(self.group) == 0 else None)[0]
 
     def refusal(self, said: str) -> str:
         """What members say against something, each with its rank; empty if none says anything."""
         if not self.slowest(float(bool(said))):
             return ""
-        texts: list[Any] = [""] * self.world_size
-        dist.all_gather_object(texts, said, self.group)
+        texts = self._gathered(said)
         return "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(texts) if text)
+
+    def _gathered(self, value: Any) -> list[Any]:
+        """Every member's value, by rank. Not as torch gathers objects: that waits without looking
+        whether a member failed."""
+        mine = pickle.dumps(value)
+        sizes = torch.zeros(self.world_size, dtype=torch.int64, device=self.device)
+        self._gather(sizes, torch.tensor([len(mine)], device=self.device))
+        padded = mine.ljust(int(sizes.max()))
+        sent = torch.frombuffer(bytearray(padded), dtype=torch.uint8).to(self.device)
+        come = sent.new_empty(self.world_size * len(padded))
+        self._gather(come, sent)
+        return [pickle.loads(part.numpy().tobytes()) for part in come.cpu().chunk(self.world_size)]
+
+    def _gather(self, come: torch.Tensor, sent: torch.Tensor) -> None:
+        parts = list(come.chunk(self.world_size))
+        self._wait(dist.all_gather(parts, sent, self.group, async_op=True))
 
     def by_first(self, make: Callable[[], Value]) -> Value:
         """What ``make`` returns on rank 0, where alone it is called, on every member.
@@ -149,18 +168,19 @@ class Bench:
         An error there is raised on every member: else the others would wait for a value.
         """
         made, failed = None, None
-        if dist.get_rank(self.group) == 0:
-            try:
-                made = make()
-            except OverlapcError as error:
-                failed = error
-            except Exception as error:
-                failed = GroupError(
-                    f"Rank 0 failed: {error!r}.",
-                    where="what rank 0 does for all members of a group",
-                    remedy="see to the error there, and call it again on every member",
-                )
-        made, failed = self.agree((made, failed))
+        with patience.failures_told(self.group, "what rank 0 does for all members of a group"):
+            if dist.get_rank(self.group) == 0:
+                try:
+                    made = make()
+                except OverlapcError as error:
+                    failed = error
+                except Exception as error:
+                    failed = GroupError(
+                        f"Rank 0 failed: {error!r}.",
+                        where="what rank 0 does for all members of a group",
+                        remedy="see to the error there, and call it again on every member",
+                    )
+            made, failed = self.agree((made, failed))
         if failed is not None:
             raise failed
         return cast("Value", made)
@@ -175,6 +195,8 @@ class Bench:
             call()  # which may load a library
             if (taken := min(self.repeat(call, 0.0))) > STAND_IN_SECONDS:
                 said = f"no library computes them, for one of few rows took {taken:.1f} s"
+        except OverlapcError:
+            raise
         except (RuntimeError, ValueError) as error:
             said = str(error) or type(error).__name__
         return self.refusal(said)

@@ -84,7 +84,6 @@ def tune_chains(
     """
     with group_errors():
         bench = Bench.of(group)
-        patience.check(bench.group)
         name = target_name(bench.device.type, bench.backend, bench.world_size)
         known, problems, seconds = bench.by_first(
             lambda: (
