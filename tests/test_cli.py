@@ -25,6 +25,7 @@ from overlapc.reporting.measured import describe_target
 from overlapc.reporting.report import Report
 from tests.reporting.examples import make_site
 
+README = Path(__file__).parent.parent / "README.md"
 COMMAND = Path(sys.executable).with_name("overlapc")
 
 MODEL = """
@@ -96,6 +97,13 @@ def test_plan_prints_what_the_planner_says(capsys):
     text = capsys.readouterr().out
     assert expected.reason in text
     assert "communication |" in text
+
+
+def test_the_readme_shows_what_plan_prints(capsys):
+    """Mutant: one digit of the README's plan."""
+    shown = README.read_text().partition("The first prints:\n\n```\n")[2].partition("```")[0]
+    assert main([*GEMM, "--collective", "all_reduce"]) == 0
+    assert shown == capsys.readouterr().out
 
 
 def test_plan_as_json_reads_back(capsys):
