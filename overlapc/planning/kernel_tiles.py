@@ -44,7 +44,7 @@ class KernelFacts:
 
     def tile(self, planned: Tile) -> Tile:
         """The planned one, or where it leaves too few registers another of as many rows."""
-        if not self.by_vectors:
+        if not self.by_vectors and sm_number(self.architecture):
             return self._narrow(planned)
         if sums(planned, self.architecture) <= SPARING_SUMS:
             return planned

@@ -140,10 +140,6 @@ REFUSED = {
         ),
         "broadcast",
     ),
-    "four batch dimensions": (
-        lambda q, k, v: F.scaled_dot_product_attention(q[None, None], k[None, None], v[None, None]),
-        "4 batch dimensions",
-    ),
 }  # fmt: skip
 
 

@@ -44,6 +44,7 @@ def trained_in_a_thread(rank: int, by: str) -> tuple[list[float], list[bool], li
     leaves = [torch.randn(s, dtype=torch.float64) for s in ((64, 32), (32, 64), (32, 64))]
     seen = [leaf.float().requires_grad_() for leaf in leaves]
     true = [leaf.requires_grad_() for leaf in leaves]
+    found = wanted = torch.empty(0)
     with patch.object(compiling, "by_inductor", counted):
         for _ in range(2):
             found, wanted = compiled(*seen), reference(*true)
