@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.distributed as dist
 
 from overlapc.codegen.packing import pack, unpack
 from overlapc.planning.packed_order import PackedOrder
+from overlapc.runtime.execution import Function
 from overlapc.runtime.fusing import function
 from overlapc.runtime.layout import Part
 from overlapc.runtime.program import Program
@@ -38,7 +40,7 @@ class PackedProducer:
         self, operands: Sequence[torch.Tensor], group: dist.ProcessGroup
     ) -> list[torch.Tensor]:
         """Return the buffer and what is kept, ready on the current stream."""
-        c, *kept = function(self.program, settings=self.settings)(operands, ())
+        c, *kept = self._run(operands, ())
         buffer = pack(c, self.order)
         tiles = buffer.view(self.order.tiles, -1)
         sent = [part.computed.take(tiles) for part in self.parts]
@@ -46,6 +48,10 @@ class PackedProducer:
             work.wait()
         # An op's results share no memory; only graphs that read rows keep any.
         return [buffer, *(value.clone(memory_format=torch.contiguous_format) for value in kept)]
+
+    @cached_property
+    def _run(self) -> Function:
+        return function(self.program, settings=self.settings)
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import end_to_end_model as e
 from benchmarks.end_to_end import _cases
 from benchmarks.end_to_end_rows import EndRow, from_json, lines, markdown, to_json
 from benchmarks.paired import Samples
+from tests.benchmarks.llamas import small_llama
 from tests.ranks import Ranks
 
 SECONDS = {
@@ -66,20 +66,6 @@ def test_cases_are_named_by_number() -> None:
             _cases(text)
 
 
-def small() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=50,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        use_cache=False,
-    )
-    return LlamaForCausalLM(config).eval().double()
-
-
 def weights(llama: torch.nn.Module) -> list[torch.Tensor]:
     full = [p.full_tensor() if isinstance(p, DTensor) else p for p in llama.parameters()]
     return [p.detach().clone() for p in full]
@@ -88,7 +74,7 @@ def weights(llama: torch.nn.Module) -> list[torch.Tensor]:
 def trained_by_both(rank: int) -> None:
     ids = torch.randint(0, 50, (2, 12), generator=torch.Generator().manual_seed(1))
     with mock.patch.object(e, "tokens", return_value=ids):
-        whole = small()
+        whole = small_llama()
         logits = e.results(whole, e.compute(whole, trains=False), trains=False)[0]
         before = weights(whole)
         meant = whole(ids, labels=ids).loss.detach()
@@ -96,7 +82,7 @@ def trained_by_both(rank: int) -> None:
         torch.testing.assert_close(loss, meant, check_dtype=False, atol=1e-5, rtol=0)
         after = weights(whole)
         for shard in e.SHARDINGS.values():
-            llama = shard(small(), init_device_mesh("cpu", (2,)))
+            llama = shard(small_llama(), init_device_mesh("cpu", (2,)))
             found = e.results(llama, e.compute(llama, trains=False), trains=False)[0]
             torch.testing.assert_close(found, logits)
             gradients = e.results(llama, e.compute(llama, trains=True), trains=True)

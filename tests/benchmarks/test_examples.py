@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch.distributed.device_mesh import init_device_mesh
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import overlapc
 from benchmarks.paired import Samples
@@ -28,6 +27,7 @@ from examples.llama_output import comparison, timelines
 from examples.text.train_tokenizer import TEXT, TOKENIZER, train
 from overlapc.planning.schedule import Plan
 from overlapc.planning.target import Target
+from tests.benchmarks.llamas import small_llama
 from tests.ranks import Ranks
 
 ROOT = Path(__file__).parents[2]
@@ -53,17 +53,7 @@ def test_the_batch_is_the_text() -> None:
 
 
 def sharded_and_whole(rank: int) -> None:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=50,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        use_cache=False,
-    )
-    whole = LlamaForCausalLM(config).eval().double()
+    whole = small_llama()
     tokens = torch.randint(0, 50, (2, 9))
     with torch.no_grad():
         expected = whole(tokens).logits

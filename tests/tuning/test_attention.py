@@ -20,15 +20,9 @@ from overlapc.runtime.attention.trials import AttentionTrials
 from overlapc.runtime.machine import this_machine
 from overlapc.tuning.attention import calibrate_attentions, describe, shapes_of
 
+pytestmark = pytest.mark.usefixtures("private")
+
 SHAPE = AttentionShape(1, 4, 2, 1, 16, 16, "float32", "length")
-
-
-@pytest.fixture(autouse=True)
-def private(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with torch.no_grad():
-        yield
-    torch._dynamo.reset()
 
 
 def decode_and_inputs():

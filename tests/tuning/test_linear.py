@@ -38,13 +38,7 @@ from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
 from overlapc.tuning.linear import calibrate_linears, layers_of
 from tests.passes.linear_spellings import READ
 
-
-@pytest.fixture(autouse=True)
-def private(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with torch.no_grad():
-        yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("private")
 
 
 def model_and_inputs():

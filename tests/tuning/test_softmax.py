@@ -20,17 +20,15 @@ from tests.attention.rewriting import rewrite
 from tests.attention.small_models import llama, mask_of, opt, prompts
 from tests.runtime.test_score_ranges import SPEC, check_head
 
+pytestmark = pytest.mark.usefixtures("private")
+
 BATCHES = prompts(12, 31)
 
 
 @pytest.fixture(autouse=True)
-def private(tmp_path, monkeypatch):
-    """No table but those of the test, and a device that is said to run kernels."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def has_kernels(monkeypatch):
+    """The device is said to run kernels."""
     monkeypatch.setattr(problems, "runs_kernels", lambda device: True)
-    with torch.no_grad():
-        yield
-    torch._dynamo.reset()
 
 
 def calibrated(model, batches=BATCHES, **named):
