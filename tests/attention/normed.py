@@ -69,6 +69,14 @@ def by_less_than_its_length(x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor
     return x / (x.norm(dim=-1, keepdim=True) - 1e-6) * gain
 
 
+def by_a_number_less_than_its_length(x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+    return x / (x.norm(dim=-1, keepdim=True) + -1e-6) * gain
+
+
+def by_the_length_of_others(x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+    return x / (0.5 * x).norm(dim=-1, keepdim=True) * gain
+
+
 def by_another_length(x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
     return F.normalize(x, p=3.0, dim=-1) * gain
 

@@ -75,6 +75,16 @@ def off_by_another_one(q, k, v):
     return (e / ((-(2 * m)).exp() + e.sum(-1, keepdim=True))) @ v
 
 
+def batches_exchanged(q, k, v, m):
+    """As many sequences as heads, so that only values tell them apart."""
+    s = (q @ k.mT).transpose(0, 1) + m
+    return s.softmax(-1).transpose(0, 1) @ v
+
+
+def as_many_sequences_as_heads():
+    return tuple(torch.cat((t, t.flip(0)))[:H] for t in plain())
+
+
 def off_by_one_masked(q, k, v, kept):
     s = (q @ k.mT).masked_fill(~kept, -INF)
     m = s.amax(-1, keepdim=True)
@@ -283,6 +293,12 @@ LEFT = {
     "exp_over_less_than_its_sum": Spelling(exp_over_less_than_its_sum, ""),
     "off_by_one": Spelling(off_by_one, "!sinks"),
     "off_by_another_one": Spelling(off_by_another_one, ""),
+    "batches_exchanged": Spelling(
+        batches_exchanged,
+        "!score_function",
+        lambda: (torch.randn(H, H, Q, K),),
+        as_many_sequences_as_heads,
+    ),
     "off_by_one_of_dead_rows": Spelling(off_by_one_masked, "!dead_rows", keep),
     "divided_after_by_another_sum": Spelling(divided_after_by_another_sum, ""),
     "divided_after_by_sums_of_rows": Spelling(

@@ -167,6 +167,8 @@ UNBOUNDED = {
     "of another dimension": (lambda: Attention(normed.of_lengths), ""),
     "of other rows": (lambda: Attention(normed.of_another), ""),
     "by less than its length": (lambda: Attention(normed.by_less_than_its_length), ""),
+    "by a number less": (lambda: Attention(normed.by_a_number_less_than_its_length), ""),
+    "by the length of others": (lambda: Attention(normed.by_the_length_of_others), ""),
     "by another length": (lambda: Attention(normed.by_another_length), ""),
     "of length one, columns": (lambda: Attention(normed.of_columns), ""),
     "less than nothing": (lambda: Attention(normed.less_than_nothing), ""),
