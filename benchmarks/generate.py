@@ -1,6 +1,6 @@
 """``generate`` of transformers from a long static cache, on a processor: Inductor and overlapc.
 
-``python -m benchmarks.generate`` (three minutes) has one Llama with random weights generate from a
+``python -m benchmarks.generate`` (some minutes) has one Llama with random weights generate from a
 prompt of 2048 tokens in a cache of 8192, its decoding steps compiled by each backend in turn, and
 writes benchmarks/results/generate.md. A step is all between two tokens: the compiled forward, and
 what ``generate`` does around it, mask and sampling among it, which is the same for all.
