@@ -131,8 +131,12 @@ def trial(rows, gemv=None, flat=None):
         ([trial(1, 1.5), trial(4, None, 1.5), trial(6, None, 1.5)], Regions(4, 4, 7)),
         # gemv after flat: flat goes on, as it has won too.
         ([trial(1, 1.1, 1.3), trial(2, 1.5, 1.2), trial(4, None, 1.0)], Regions(1, 1, 3)),
-        # ... and ends where it has not.
-        ([trial(1, 1.1, 1.3), trial(2, 1.5, 1.0)], Regions(1, 1, 2)),
+        # ... and ends where it has not: what gains more is taken.
+        ([trial(1, 1.1, 1.3), trial(2, 1.5, 1.0)], Regions(2, 3, 3)),
+        ([trial(1, 1.1, 1.6), trial(2, 1.5, 1.0)], Regions(1, 1, 2)),
+        # Few rows that gain much, over more of them that gain little.
+        ([trial(2, None, 2.0), trial(3, None, 1.9), trial(4, None, 1.0),
+          trial(6, None, 1.2), trial(8, None, 1.2), trial(12, None, 1.2)], Regions(2, 2, 4)),
         ([trial(1, 1.1), trial(2, 1.1)], Regions(1, 3, 3)),
     ],
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -176,35 +177,36 @@ def choose(trials: Sequence[LinearTrial], counts: Sequence[int] = MEASURED_ROWS)
     """The regions that the trials of one problem speak for; their row counts rise.
 
     A row count belongs to ours where one of them won for certain. Of the runs of such row counts
-    the longest is taken, ended where gemv would come after flat, and before a gap in which one of
-    ``counts`` was not measured. No repeatable win: the library.
+    that is taken which gains the most for certain over all of its counts, ended where gemv would
+    come after flat, and before a gap in which one of ``counts`` was not measured. No repeatable
+    win: the library.
     """
-    best: tuple[int, Regions] = (0, Regions())
-    for start in range(len(trials)):
-        run: list[tuple[int, str]] = []
-        for trial in trials[start:]:
-            if run and any(run[-1][0] < rows < trial.rows for rows in counts):
-                break
-            winner = _winner(trial, may_be_gemv=not run or run[-1][1] == GEMV)
-            if winner == LIBRARY:
-                break
-            run.append((trial.rows, winner))
-        if len(run) > best[0]:
-            best = (len(run), _regions(run))
-    return best[1]
+    runs = [_run(trials[start:], counts) for start in range(len(trials))]
+    best = max(runs, key=lambda run: math.prod(won.low for _, won in run), default=[])
+    return _regions(best) if best else Regions()
 
 
-def _winner(trial: LinearTrial, *, may_be_gemv: bool) -> str:
-    """The fastest of ours that won for certain."""
+def _run(trials: Sequence[LinearTrial], counts: Sequence[int]) -> list[tuple[int, Gain]]:
+    """The row counts from the first trial on that one of ours won, and what it gains there."""
+    run: list[tuple[int, Gain]] = []
+    for trial in trials:
+        won = _winner(trial, may_be_gemv=not run or run[-1][1].implementation == GEMV)
+        if won is None or (run and any(run[-1][0] < rows < trial.rows for rows in counts)):
+            break
+        run.append((trial.rows, won))
+    return run
+
+
+def _winner(trial: LinearTrial, *, may_be_gemv: bool) -> Gain | None:
+    """Of the fastest of ours that won for certain."""
     allowed = OURS if may_be_gemv else (FLAT,)
     gains = [g for g in trial.gains if g.implementation in allowed and g.is_repeatable]
-    best = max(gains, key=lambda g: (g.median, g.implementation == FLAT), default=None)
-    return best.implementation if best else LIBRARY
+    return max(gains, key=lambda g: (g.median, g.implementation == FLAT), default=None)
 
 
-def _regions(run: Sequence[tuple[int, str]]) -> Regions:
+def _regions(run: Sequence[tuple[int, Gain]]) -> Regions:
     first, last = run[0][0], run[-1][0]
-    flat = next((rows for rows, winner in run if winner == FLAT), last + 1)
+    flat = next((rows for rows, won in run if won.implementation == FLAT), last + 1)
     return Regions(first, flat, last + 1)
 
 
