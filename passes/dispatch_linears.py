@@ -18,7 +18,7 @@ from torch._inductor import config as inductor_config
 from overlapc.codegen.linear.spec import MOST_RESULTS
 from overlapc.errors import KernelError, TargetError
 from overlapc.graphs.collectives import Refusal
-from overlapc.graphs.faults import fault_at, unless_faulty
+from overlapc.graphs.faults import all_or_nothing, fault_at, unless_faulty
 from overlapc.graphs.linear.counters import give_counters
 from overlapc.graphs.linear.joint import join, may_join
 from overlapc.graphs.linear.layers import Linear, Takes, linear_gemms, read_linear
@@ -112,24 +112,32 @@ class DispatchLinears:
         """Report a layer, and rewrite it where that was decided: the op, if so."""
         if verdict.decision == "rewritten" and not Fuel.take(compilation.options):
             verdict = Verdict("kept", "fuel", "The fuel that option 'fuel' gives is used up.")
-        site = Site(
-            id=compilation.next_site_id(),
+        site, at, shape, ops = compilation.next_site_id(), where(gemm), "", []
+        try:
+            if not isinstance(found, Refusal):
+                shape = problem_of(found).text(_rows(found))
+                spec = LayerSpec(found.program, verdict.regions, site, compilation.settings)
+                layer = Layer(problem_of(found), spec, found.meta_operands)
+                if verdict.decision == "rewritten":
+                    with all_or_nothing(graph):
+                        ops = [replace_linear(graph, found, spec.text())]
+                compilation.layers[site] = layer
+        except Exception as error:
+            fault = fault_at(gemm, error)
+            verdict = Verdict("refused", fault.code, fault.reason)
+        reported = Site(
+            id=site,
             kind=linear.NAME,
             decision=verdict.decision,
             reason=verdict.reason,
             code=verdict.code,
             graph=compilation.graph_kind,
-            where=where(gemm),
-            shape="" if isinstance(found, Refusal) else problem_of(found).text(_rows(found)),
+            where=at,
+            shape=shape,
         )
-        log.info("%s %s at %s: %s", site.decision, site.kind, site.where, site.reason)
-        compilation.sites.append(site)
-        if isinstance(found, Refusal):
-            return []
-        spec = LayerSpec(found.program, verdict.regions, site.id, compilation.settings)
-        compilation.layers[site.id] = Layer(problem_of(found), spec, found.meta_operands)
-        is_rewritten = verdict.decision == "rewritten"
-        return [replace_linear(graph, found, spec.text())] if is_rewritten else []
+        log.info("%s %s at %s: %s", verdict.decision, reported.kind, at, verdict.reason)
+        compilation.sites.append(reported)
+        return ops
 
 
 def judge(

@@ -24,7 +24,7 @@ from overlapc.graphs.collectives import (
     read_collective,
 )
 from overlapc.graphs.consuming import read_consumer
-from overlapc.graphs.faults import fault_at
+from overlapc.graphs.faults import fault_at, unless_faulty
 from overlapc.graphs.origins import where
 from overlapc.graphs.producing import read_producer
 from overlapc.graphs.replacing import replace_chain
@@ -34,14 +34,17 @@ from overlapc.passes.chain_specs import generated_module, packed_tile, specifica
 from overlapc.passes.remarks import remarks
 from overlapc.planning.packed_order import PackedOrder
 from overlapc.planning.problem import Problem
+from overlapc.planning.schedule import Plan
 from overlapc.reporting.records import Site
 from overlapc.runtime import ops  # registers torch.ops.overlapc
 from overlapc.runtime.groups import resolve
+from overlapc.runtime.spec import ChainSpec
 
 log = logging.getLogger(__name__)
 
 OPERATIONS = ("", "sum", "avg")
 """Reductions of parts that are sums of sums; empty where nothing is reduced."""
+UNSAID = "of a chain nothing is said beside the reason for its plan"
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,19 @@ class OverlapChains:
         if chain is None or isinstance(decided, Refusal):
             assert isinstance(decided, Refusal)
             return _refused(start, decided, compilation, chain)
-        if decided.decision == "rewritten" and not Fuel.take(compilation.options):
+        spec = None
+        if decided.decision == "rewritten":
+            try:
+                spec = _specified(chain, decided.plan, compilation)
+            except Exception as error:  # as above
+                return _refused(start, fault_at(start, error), compilation, chain)
+        if spec is not None and not Fuel.take(compilation.options):
             reason = "The fuel that option 'fuel' gives is used up."
             decided = replace(decided, decision="kept", reason=reason, code="fuel")
         if compilation.explains and decided.plan.code != "forced":
             target = compilation.target_for(chain.gemms[0].device, chain.collective.group)
-            more = remarks(chain, decided.plan, target)
+            plan = decided.plan
+            more = unless_faulty(lambda: remarks(chain, plan, target), "", UNSAID)
             decided = replace(decided, reason=decided.reason + more)
         decided = replace(decided, reason=compilation.noted(start, decided.reason))
         site = Site(
@@ -84,8 +94,9 @@ class OverlapChains:
             reason=decided.reason,
             code=decided.code,
         )
-        if site.decision == "rewritten":
-            self._rewrite(graph, chain, site, compilation)
+        if site.decision == "rewritten" and spec is not None:
+            packed = _packed_order(decided.plan)
+            replace_chain(graph, chain, spec.text(), packed)
         return site
 
     def _decided(
@@ -102,17 +113,20 @@ class OverlapChains:
         except Exception as error:  # nothing is changed yet: the program is compiled without us
             return None, fault_at(start, error)
 
-    def _rewrite(self, graph: fx.Graph, chain: Chain, site: Site, compilation: Compilation) -> None:
-        target = compilation.target_for(chain.gemms[0].device, chain.collective.group)
-        plan = site.plan
-        tile = packed_tile(plan)
-        spec = specification(chain, target, compilation, site.id, tile)
-        if compilation.options.dump and plan is not None and plan.schedule == "signaled":
-            compilation.modules[site.id] = generated_module(chain, spec, target, plan.tile)
-        packed = None
-        if tile is not None and plan is not None:
-            packed = PackedOrder(plan.problem.m, plan.problem.n, tile)
-        replace_chain(graph, chain, spec.text(), packed)
+
+def _specified(chain: Chain, plan: Plan, compilation: Compilation) -> ChainSpec:
+    """What the op of the next site is told; its module is kept where dumps are asked for."""
+    target = compilation.target_for(chain.gemms[0].device, chain.collective.group)
+    site = compilation.next_site_id()
+    spec = specification(chain, target, compilation, site, packed_tile(plan))
+    if compilation.options.dump and plan.schedule == "signaled":
+        compilation.modules[site] = generated_module(chain, spec, target, plan.tile)
+    return spec
+
+
+def _packed_order(plan: Plan) -> PackedOrder | None:
+    tile = packed_tile(plan)
+    return None if tile is None else PackedOrder(plan.problem.m, plan.problem.n, tile)
 
 
 def match(start: fx.Node) -> list[Chain] | Refusal:

@@ -10,7 +10,6 @@ under a finite mask. Attention that is kept or refused leaves the graph as it wa
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,7 +23,7 @@ from overlapc.graphs.attention.problems import problem_of
 from overlapc.graphs.attention.rewriting import fuse, take_heads_once
 from overlapc.graphs.attention.site import Attention, Fused
 from overlapc.graphs.collectives import Refusal
-from overlapc.graphs.faults import fault_at
+from overlapc.graphs.faults import all_or_nothing, fault_at
 from overlapc.graphs.origins import where
 from overlapc.graphs.values import hint_of
 from overlapc.passes.base import Compilation, Fuel
@@ -67,11 +66,11 @@ class RewriteAttention:
                 chosen.append((judged.found, judged.verdict, site))
         known: Lengths = {}
         for found, verdict, site in reversed(chosen):
-            before, lengths = set(graph.nodes), dict(known)
+            lengths = dict(known)
             try:
-                _rewrite(graph, found, verdict, site, lengths, explains=compilation.explains)
-            except Exception as error:  # nobody reads what was put in: that comes last
-                _erase_all_but(before, graph)
+                with all_or_nothing(graph):  # nobody reads what was put in: that comes last
+                    _rewrite(graph, found, verdict, site, lengths, explains=compilation.explains)
+            except Exception as error:
                 _correct(compilation.sites, site, fault_at(found.node, error))
             else:
                 known = lengths
@@ -100,12 +99,6 @@ def _rewrite(
         take_heads_once(graph, found)
     else:
         fuse(graph, found.for_torch)
-
-
-def _erase_all_but(before: Collection[fx.Node], graph: fx.Graph) -> None:
-    for node in reversed(list(graph.nodes)):
-        if node not in before:
-            graph.erase_node(node)
 
 
 def _correct(sites: list[Site], own: str, fault: Refusal) -> None:

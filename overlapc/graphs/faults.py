@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from torch import fx
@@ -36,3 +37,20 @@ def unless_faulty(read: Callable[[], Found], otherwise: Found, what: str) -> Fou
     except Exception:
         log.exception("a fault of overlapc, please report it: %s", what)
         return otherwise
+
+
+@contextmanager
+def all_or_nothing(graph: fx.Graph) -> Iterator[None]:
+    """Take out of a graph what was put in before a fault, which is raised again.
+
+    Where somebody reads it already, that it cannot be taken out is raised: such a graph is no
+    longer what it was.
+    """
+    before = set(graph.nodes)
+    try:
+        yield
+    except Exception:
+        for node in reversed(list(graph.nodes)):
+            if node not in before:
+                graph.erase_node(node)
+        raise

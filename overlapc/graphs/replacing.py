@@ -60,10 +60,13 @@ def replace_linear(graph: fx.Graph, linear: Linear, spec: str) -> fx.Node:
         sizes = _Sizes(graph, {})
         operands = [_given(graph, operand, sizes) for operand in linear.operands]
         op = add_call(graph, target, (operands, spec), like=linear.gemms[0].node)
+        values = []
         for index, result in enumerate(linear.results):
             like = result.node
             value = op if is_one else add_call(graph, operator.getitem, (op, index), like=like)
-            result.node.replace_all_uses_with(_shaped(graph, value, result, sizes))
+            values.append(_shaped(graph, value, result, sizes))
+    for result, value in zip(linear.results, values, strict=True):
+        result.node.replace_all_uses_with(value)
     for old in reversed(linear.dead):
         graph.erase_node(old)
     if not is_one:

@@ -597,12 +597,20 @@ def test_nor_is_one_of_several_layers(explained):
     assert "control_deps" not in after
 
 
-@pytest.mark.parametrize("at", ["read_linear", "decide"])
+FAULTY = {
+    "reading": "overlapc.passes.dispatch_linears.read_linear",
+    "deciding": "overlapc.passes.dispatch_linears.decide",
+    "telling the op": "overlapc.passes.dispatch_linears.LayerSpec",
+    "with the op put in": "overlapc.graphs.replacing._shaped",
+}
+
+
+@pytest.mark.parametrize("at", FAULTY)
 def test_a_fault_leaves_the_program_as_it_was(explained, monkeypatch, at):
     def fails(*arguments):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(f"overlapc.passes.dispatch_linears.{at}", fails)
+    monkeypatch.setattr(FAULTY[at], fails)
     report, changes = changed(explained, mlp, *mlp_inputs(), linear="flat")
     assert (said(report), changes) == ([("refused", "internal")] * 3, False)
 

@@ -95,3 +95,19 @@ def test_every_pass_asks_by_its_own_name(one, monkeypatch):
     one.apply(graph, Compilation(options, "inference", lambda device, group: SLOW_LINK))
     assert set(asked) <= {one.name}
     assert str(graph) == before
+
+
+@pytest.mark.parametrize("at", ["match", "decide", "specification"])
+def test_a_fault_costs_the_rewrite_of_a_chain_and_no_site(explained, monkeypatch, at):
+    (before,) = reported(explained, "hide_collectives")[-1:]
+    monkeypatch.setattr(f"overlapc.passes.overlap_chains.{at}", lambda *_: 1 / 0)
+    sites = reported(explained, "hide_collectives")
+    assert before[0] == "rewritten"
+    assert len(sites) == COLLECTIVES
+    assert sites[-1] == ("refused", "internal")
+
+
+def test_a_fault_in_remarks_costs_these_alone(explained, monkeypatch):
+    before = reported(explained, "")
+    monkeypatch.setattr("overlapc.passes.overlap_chains.remarks", lambda *_: 1 / 0)
+    assert reported(explained, "") == before
