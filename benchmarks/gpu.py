@@ -2,7 +2,8 @@
 
 Needs torch >= 2.11 and triton >= 3.6, run from the repository root: no network, no installation.
 Rows are measured in a process of their own and written as they come, so that whatever fails,
-crashes or hangs costs its own row. Ends with 1 where a row failed, and with 2 without a GPU.
+crashes or hangs costs its own row. Ends with 1 where a row failed, and with 2 without a GPU; rows
+that are skipped say why, and fail nothing.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ RESERVE_SECONDS = 10
 MOST_HUNG = 2
 """Rows that are alike and may take all of their limits: what hangs in each of them would take the
 minutes of all that comes after."""
+VERDICTS = "Asked of an H200, and what this device gave"
 DESCRIBED = Row("about", "this machine", "benchmarks.gpu_device.describe", limit=120)
 
 
@@ -83,6 +85,7 @@ def measure(part: str, page: Page, runner: Runner, minutes: float) -> int:
         print(f"[{time.monotonic() - began:5.0f} s] {line}", flush=True)
 
     module: Any = import_module(PARTS[part])
+    verdicts: Any = import_module("benchmarks.gpu_verdicts").verdicts
     deadline = Deadline.after(minutes * 60 - RESERVE_SECONDS)
     about = {
         "command": f"python -m benchmarks.gpu {part} --minutes {minutes:g}",
@@ -99,6 +102,7 @@ def measure(part: str, page: Page, runner: Runner, minutes: float) -> int:
     def write() -> list[Path]:
         try:
             shown = module.tables(done, shipped)
+            shown = {VERDICTS: verdicts(part, shown), **shown}
         except Exception as error:  # what was measured is worth more than what it comes to
             shown = {"Summary": [{"error": repr(error)}], **done}
         try:

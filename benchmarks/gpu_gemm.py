@@ -7,7 +7,9 @@ from typing import Any
 
 from benchmarks import gpu_checks, gpu_links, gpu_nccl, gpu_rates
 from benchmarks.emulated_link import LINKS
+from benchmarks.gpu_asked import COMPARED
 from benchmarks.gpu_device import DTYPE
+from benchmarks.gpu_published import compared
 from benchmarks.gpu_shapes import SHAPES, Shape
 from benchmarks.gpu_summary import summary
 from benchmarks.gpu_worker import Row
@@ -121,6 +123,7 @@ def tables(done: Done, shipped: Target) -> dict[str, Sequence[Mapping[str, Any]]
     checked = [*done.get(CHECKED, ()), *done.get(STAGED, ())]
     return {
         "Summary": summary(checked, done.get(SPEED, ()), done.get(OVERLAP, ())),
+        COMPARED: compared(done.get(OVERLAP, ())),
         FOR_TARGET: for_target(done, shipped),
         **{name: done.get(name, []) for name in TABLES},
     }

@@ -136,6 +136,7 @@ CHECK_SIZES = ((1000, 776), (4096, 4096))
 """n, k: ragged, and whole tiles with a split k."""
 READ_BYTES = 1 << 30
 PLAIN = "a sum or a copy of 1 GiB"
+BY_DISPATCH, READ_BY_DISPATCH = "by dispatch, of library", "by dispatch, share of reading"
 LARGE_MIB = 32
 """Of a weight from which on a layer is to read nearly as fast as anything can."""
 TINY = (1, 256, 256)
@@ -358,25 +359,40 @@ def _trial(row: Mapping[str, Any]) -> LinearTrial:
 def summary(speeds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What dispatch by a table gains, by the kind of layer: geometric mean and minimum. Of large
     weights also the least share of the read bandwidth."""
-    tables = _tables(speeds)
-    known = [row for row in speeds if row.get("layer")]
-    gains = [_dispatched(row, tables[row["layer"]][0]) for row in known]
     found = []
     for name, is_in in SUMMARIES.items():
-        its = [gain for row, gain in zip(known, gains, strict=True) if is_in(row)]
+        its = [row[BY_DISPATCH] for row in speeds if is_in(row)]
         if its:
             mean = math.exp(sum(map(math.log, its)) / len(its))
             found.append({"row": name, "rows": len(its), "geomean": mean, "least": min(its)})
-    pairs = zip(known, gains, strict=True)
     shares = [
-        row["library share of reading"] * gain
-        for row, gain in pairs
-        if row["weight MiB"] >= LARGE_MIB and row.get("library share of reading")
+        row[READ_BY_DISPATCH]
+        for row in speeds
+        if row["weight MiB"] >= LARGE_MIB and READ_BY_DISPATCH in row
     ]
     if shares:
         name = f"weights of {LARGE_MIB} MiB and more"
         found.append({"row": name, "rows": len(shares), "least share of reading": min(shares)})
     return found
+
+
+def dispatched(speeds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with what dispatch by a table of this machine gains there; 1 where that leaves the layer
+    to the library. Rows that were not measured stay as they are."""
+    tables = _tables([row for row in speeds if "trial" in row])
+    return [_dispatched(row, tables) if "trial" in row else dict(row) for row in speeds]
+
+
+def _dispatched(
+    row: Mapping[str, Any], tables: Mapping[str, tuple[Regions, list[LinearTrial]]]
+) -> dict[str, Any]:
+    regions, _ = tables[row["layer"]]
+    found = _trial(row).gain(regions.implementation(row["rows"]))
+    gain = found.median if found else 1.0
+    more = {BY_DISPATCH: gain}
+    if share := row.get("library share of reading"):
+        more[READ_BY_DISPATCH] = share * gain
+    return {**row, **more}
 
 
 def _kind(row: Mapping[str, Any]) -> str:
@@ -396,17 +412,13 @@ SUMMARIES: dict[str, Callable[[Mapping[str, Any]], bool]] = {
 """Lines of the summary, and whether a row counts for each."""
 
 
-def _dispatched(row: Mapping[str, Any], regions: Regions) -> float:
-    """The gain of what a table would choose at a row; 1 where it leaves it to the library."""
-    gain = _trial(row).gain(regions.implementation(row["rows"]))
-    return gain.median if gain else 1.0
-
-
 def tables(done: Done, shipped: Target) -> dict[str, Sequence[Mapping[str, Any]]]:
     """What a page shows, the conclusions first."""
-    speeds = [row for row in done.get(SPEED, ()) if "trial" in row]
+    speeds = dispatched(done.get(SPEED, ()))
+    measured = [row for row in speeds if "trial" in row]
     return {
-        "Summary": summary(speeds),
-        REGIONS: regions(speeds),
-        **{name: done.get(name, []) for name in (READ, CHECKED, DISPATCH, SPEED)},
+        "Summary": summary(measured),
+        REGIONS: regions(measured),
+        **{name: done.get(name, []) for name in (READ, CHECKED, DISPATCH)},
+        SPEED: speeds,
     }

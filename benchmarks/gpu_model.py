@@ -96,8 +96,13 @@ class Decoder:
 
 @lru_cache(maxsize=1)
 def model() -> Any:
-    """The model, of random weights."""
-    from transformers import LlamaForCausalLM
+    """The model, of random weights; Skipped where nothing makes one."""
+    try:
+        from transformers import LlamaForCausalLM
+    except ModuleNotFoundError as error:
+        if error.name != "transformers":  # it is there, and lacks something
+            raise
+        raise Skipped("transformers is not installed") from error
 
     torch._dynamo.reset()
     # Every way is another compilation of the same code.
@@ -122,9 +127,9 @@ def _config() -> Any:
 def decoder(batch: int) -> Decoder:
     """The model with a prompt of random tokens for each sequence of a batch; Skipped where a static
     cache does not hold its length in a tensor, which graphs of CUDA read."""
+    its = model()
     from transformers import StaticCache, __version__
 
-    its = model()
     torch.manual_seed(batch)
     with torch.device(DEVICE), torch.no_grad():
         prompt = torch.randint(SHAPE["vocab_size"], (batch, PROMPT))

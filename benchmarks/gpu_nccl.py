@@ -40,6 +40,9 @@ SIZES = (4096, 4096, 2048)
 LEFT = 8
 """SMs for NCCL, where one rank has the device."""
 TIMEOUT_SECONDS = 50.0
+POLL_SECONDS = 0.05
+RANK = (sys.executable, "-m", "benchmarks.gpu_nccl")
+"""What runs a rank, before the path of a store and its number."""
 CALLS = 20
 BOUND = 1e-2
 """Of the relative error of a matrix of bfloat16."""
@@ -144,26 +147,40 @@ def two_ranks(deadline: Deadline) -> dict[str, Any]:
         why = f"NCCL {version()} lets no two ranks share a GPU; from {oldest} on it does"
         return {"row": "2 ranks", "skipped": why}
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "benchmarks.gpu_nccl", str(Path(folder) / "store")]
-        ranks = [
-            subprocess.Popen(
-                [*command, str(rank)], env={**os.environ, **TWO_RANKS}, text=True,
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            )
-            for rank in range(2)
-        ]  # fmt: skip
-        try:
-            ends = Deadline.after(TIMEOUT_SECONDS)
-            told = [rank.communicate(timeout=ends.left()) for rank in ranks]
-        finally:
-            for rank in ranks:
-                rank.kill()
-    for rank, (_, log) in zip(ranks, told, strict=True):
-        if rank.returncode:
-            raise RuntimeError(f"a rank ended with exit code {rank.returncode}: {log[-2000:]}")
-    found = [json.loads(out.splitlines()[-1]) for out, _ in told]
+        found = [json.loads(said.splitlines()[-1]) for said in run_ranks(Path(folder))]
     errors = {f"relative error, {kind}": max(its[kind] for its in found) for kind in KINDS}
     return {"row": "2 ranks", "NCCL": version(), **errors}
+
+
+def run_ranks(folder: Path) -> list[str]:
+    """What both ranks say, which keep what they need in a folder; RuntimeError where one fails, of
+    which the other may never learn, or where they do not end."""
+    outs, logs = ([folder / f"{name} {rank}" for rank in range(2)] for name in ("out", "log"))
+    ranks = []
+    for number, (out, log) in enumerate(zip(outs, logs, strict=True)):
+        command = [*RANK, str(folder / "store"), str(number)]
+        with out.open("w") as told, log.open("w") as logged:  # no pipe that could be full
+            environment = {**os.environ, **TWO_RANKS}
+            ranks.append(subprocess.Popen(command, env=environment, stdout=told, stderr=logged))
+    ends = Deadline.after(TIMEOUT_SECONDS)
+    try:
+        while True:
+            codes = [rank.poll() for rank in ranks]
+            if None not in codes or any(codes) or not ends.left():
+                break
+            time.sleep(POLL_SECONDS)
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    for number, (code, log) in enumerate(zip(codes, logs, strict=True)):
+        if code:
+            said = log.read_text(errors="replace")[-2000:]
+            raise RuntimeError(f"rank {number} ended with exit code {code}: {said}")
+    if None in codes:
+        said = logs[codes.index(None)].read_text(errors="replace")[-2000:]
+        raise RuntimeError(f"rank {codes.index(None)} did not end in {TIMEOUT_SECONDS} s: {said}")
+    return [out.read_text() for out in outs]
 
 
 def rank(store: str, me: int) -> dict[str, float]:

@@ -11,9 +11,10 @@ from benchmarks.deadline import Deadline
 from benchmarks.emulated_link import LINKS
 from benchmarks.gpu_chains import Site, site
 from benchmarks.gpu_device import DTYPE
+from benchmarks.gpu_published import IDEAL, RATIO
 from benchmarks.gpu_shapes import Shape
 from benchmarks.gpu_speed import cell, raw
-from benchmarks.gpu_summary import PREDICTED
+from benchmarks.gpu_summary import CHOSEN, PREDICTED
 from benchmarks.gpu_timing import measure_on_device
 from benchmarks.paired import Samples
 from overlapc.planning.problem import Problem
@@ -41,6 +42,7 @@ def overlap(
     samples = measure_on_device(candidates(its, plans), deadline, seed=shape.m + shape.k)
     row: dict[str, Any] = {
         "row": f"{shape}, {collective}" + (f", epilogue: {epilogue}" if epilogue else ""),
+        "collective": collective,
         "EMULATED link": link,
         "serial ms": 1e3 * samples.median(SERIAL),
         "planned": planned(plans),
@@ -49,6 +51,7 @@ def overlap(
     for name in (AGAIN, TWO, CHUNKED, SIGNALED):
         if name in samples.seconds:
             row[f"{name} over serial"] = cell(samples.ratio(SERIAL, name))
+    row[CHOSEN] = of_chosen(row)
     if SIGNALED in samples.seconds:
         row |= of_signaled(samples)
     for name in plans:
@@ -56,6 +59,15 @@ def overlap(
             predicted = plans[name].predicted_seconds / samples.median(name)
             row[f"{name}: {PREDICTED}"] = predicted
     return row | raw(samples)
+
+
+def of_chosen(row: dict[str, Any]) -> float | None:
+    """What a user gets by the plan that is predicted to be best; None where it was not timed."""
+    if row["chosen"] == SERIAL:
+        return 1.0
+    names = {SIGNALED: (SIGNALED,), CHUNKED: (CHUNKED, TWO)}[row["chosen"]]
+    ratios = (row.get(f"{name} over serial") for name in names)
+    return next((ratio[0] for ratio in ratios if ratio), None)
 
 
 def plans_of(problem: Problem, target: Target) -> dict[str, Plan]:
@@ -110,8 +122,8 @@ def of_signaled(samples: Samples) -> dict[str, Any]:
     seconds = samples.median(SIGNALED)
     return {
         "share of the bound": cell(samples.ratio(BOUND, SIGNALED)),
-        "longer of torch.mm and collective, over signaled": max(gemm, sent) / seconds,
-        "compute to communication": gemm / sent if sent else float("inf"),
+        IDEAL: max(gemm, sent) / seconds,
+        RATIO: gemm / sent if sent else float("inf"),
     }
 
 

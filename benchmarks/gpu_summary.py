@@ -13,6 +13,7 @@ from benchmarks.gpu_speed import SIGNALING
 Rows = Sequence[Mapping[str, Any]]
 
 PREDICTED = "predicted over measured"
+CHOSEN = "chosen over serial"
 
 
 def summary(checked: Rows, speed: Rows, overlap: Rows) -> list[dict[str, Any]]:
@@ -30,8 +31,7 @@ def summary(checked: Rows, speed: Rows, overlap: Rows) -> list[dict[str, Any]]:
         its = [row for row in overlap if row["EMULATED link"] == link]
         for column in ("signaled over serial", "two parts over serial", "share of the bound"):
             lines += line(f"over EMULATED {link}: {column}", its, column)
-    chosen = [{"of": of_chosen(row)} for row in overlap]
-    lines += line("what is predicted to be best, over serial", chosen, "of")
+    lines += line("what is predicted to be best, over serial", overlap, CHOSEN)
     for name in ("serial", "two parts", "signaled"):
         errors = [
             {"error": abs(row[column] - 1)}
@@ -44,8 +44,7 @@ def summary(checked: Rows, speed: Rows, overlap: Rows) -> list[dict[str, Any]]:
 
 def line(name: str, rows: Rows, column: str) -> list[dict[str, Any]]:
     """A column's values, of ratios the medians; none where no row has it."""
-    given = [row[column] for row in rows if row.get(column) is not None]
-    values = [value[0] if isinstance(value, list) else value for value in given]
+    values = [middle(row[column]) for row in rows if row.get(column) is not None]
     if not values:
         return []
     found = {"row": name, "rows": f"{len(values)} of {len(rows)}"}
@@ -60,13 +59,9 @@ def good(rows: Rows) -> Rows:
     return [row for row in rows if not {"error", "skipped"} & set(row)]
 
 
-def of_chosen(row: Mapping[str, Any]) -> float | None:
-    """What a user gets by the plan that is predicted to be best; None where it was not timed."""
-    if row["chosen"] == "serial":
-        return 1.0
-    names = {"signaled": ("signaled",), "chunked": ("chunked", "two parts")}[row["chosen"]]
-    ratios = (row.get(f"{name} over serial") for name in names)
-    return next((ratio[0] for ratio in ratios if ratio), None)
+def middle(value: Any) -> float:
+    """A number, or the median of a ratio with its interval."""
+    return float(value[0] if isinstance(value, Sequence) else value)
 
 
 def geomean(values: Sequence[float]) -> float:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import builtins
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import gpu_model
+from benchmarks import gpu, gpu_model
 from benchmarks.deadline import Deadline
 from benchmarks.gpu_model import SPEED, TABLE_ROWS, WAYS, calibrate, rows, tables
+from benchmarks.gpu_report import Page
 from benchmarks.gpu_worker import attempt
 from overlapc.planning.linear.regions import Regions
 from overlapc.planning.target import Target
@@ -124,3 +127,37 @@ def test_the_table_is_of_every_layer_of_a_step(toy, monkeypatch, tmp_path):
     row = calibrate(Deadline.after(0.1), 2, str(tmp_path))
     assert row["layers"] >= 5
     assert "flat 1..2 rows" in row["found"]
+
+
+@pytest.mark.parametrize(("lacks", "key"), [("transformers", "skipped"), ("tokenizers", "error")])
+def test_without_transformers_the_part_is_skipped_with_the_reason(
+    lacks, key, monkeypatch, tmp_path
+):
+    """It ends as a skip does, and the page says why; transformers that lack something are an error.
+    Mutants: every ImportError is a skip; none is."""
+
+    def lacking(name, *more, real=builtins.__import__):
+        if name == "transformers":
+            raise ModuleNotFoundError(f"No module named {lacks!r}", name=lacks)
+        return real(name, *more)
+
+    class Inline:
+        def run(self, row, limit):
+            if row is gpu.DESCRIBED:
+                shipped = Target.load("h200-nvlink")
+                return {"device": "H200", "versions": "torch", "shipped": shipped}
+            return attempt(row)
+
+    gpu_model.model.cache_clear()
+    monkeypatch.setattr(builtins, "__import__", lacking)
+    failures = gpu.measure("model", Page(tmp_path, "model"), Inline(), 1)
+    (data,), (page,) = tmp_path.glob("*.json"), tmp_path.glob("*.md")
+    result = json.loads(data.read_text())
+    tried = [*result[TABLE_ROWS], *result[SPEED]]
+    assert len(tried) == len(gpu_model.BATCHES) * (1 + len(WAYS))
+    assert all(key in row for row in tried)
+    assert failures == (len(tried) if key == "error" else 0)
+    (said,) = result[gpu.VERDICTS]
+    reason = {"skipped": "not measured: transformers is not installed", "error": "not measured"}
+    assert said["measured"] == reason[key]
+    assert reason[key] in page.read_text()

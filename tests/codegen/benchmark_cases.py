@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -33,7 +35,6 @@ from benchmarks import (
     gpu_timing,
     gpu_worker,
 )
-from benchmarks.deadline import Deadline
 from benchmarks.emulated_link import EmulatedLink
 from benchmarks.gpu_report import Page
 from benchmarks.gpu_shapes import Shape
@@ -52,6 +53,7 @@ from tests.runtime import pretended
 sys.path.insert(0, str(Path(__file__).parent))
 from link_cases import host_clock
 
+ROOT, NCCL = Path(__file__).parents[2], "benchmarks.gpu_nccl"
 SMS, LEFT = 6, 2
 SHAPE = Shape("tiny", 2, 272, 56, 64)
 """Of several bands of the smaller tiles, the last with tiles that are not whole."""
@@ -347,29 +349,39 @@ def a_lossy_link_is_seen(collective: str, by_columns: bool) -> list[dict[str, An
 @contextmanager
 def gloo_for_nccl() -> Iterator[None]:
     """Let NCCL's rows run on gloo, on small matrices."""
-    new_group = dist.new_group
+    new_group, init = dist.new_group, dist.init_process_group
+    rank = [sys.executable, __file__]
     with (
         pretended_gpu(),
         mock.patch.object(communicators, "beside", pretended.beside),
         mock.patch.object(communicators, "why_no_streams", return_value=""),
         mock.patch.object(gpu_nccl.nccl, "version", return_value=(2, 30, 3)),
+        mock.patch.object(dist, "is_nccl_available", return_value=True),
+        mock.patch.object(dist, "init_process_group", lambda backend, **its: init("gloo", **its)),
         mock.patch.object(dist, "new_group", lambda ranks, backend: new_group(ranks)),
-        mock.patch.multiple(gpu_nccl, SIZES=(1040, 40, 64), CALLS=2, LEFT=LEFT),
+        mock.patch.multiple(gpu_nccl, SIZES=(1040, 40, 64), CALLS=2, LEFT=LEFT, RANK=rank),
     ):
         yield
 
 
-def one_rank(kind: str, store: str) -> dict[str, Any]:
+def one_rank(kind: str) -> dict[str, Any]:
     """The row of one rank."""
-    dist.init_process_group("gloo", store=dist.FileStore(store, 1), rank=0, world_size=1)
-    try:
-        with gloo_for_nccl():
-            return gpu_nccl.of_world(Deadline.after(1), kind)
-    finally:
-        dist.destroy_process_group()
-
-
-def rank_of_two(store: str, me: int) -> dict[str, float]:
-    """What one of two ranks says."""
     with gloo_for_nccl():
-        return gpu_nccl.rank(store, me)
+        return gpu_worker.attempt(gpu_worker.Row("", "", f"{NCCL}.one_rank", {"kind": kind}))
+
+
+def two_ranks() -> dict[str, Any]:
+    """The row of two ranks, each in a process that runs this file."""
+    with gloo_for_nccl(), mock.patch.dict(os.environ, PYTHONPATH=str(ROOT)):
+        return gpu_worker.attempt(gpu_worker.Row("", "", f"{NCCL}.two_ranks"))
+
+
+def main() -> None:
+    """One of the two ranks."""
+    assert set(gpu_nccl.TWO_RANKS.items()) <= set(os.environ.items())
+    with gloo_for_nccl():
+        sys.stdout.write(json.dumps(gpu_nccl.rank(sys.argv[1], int(sys.argv[2]))) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -26,6 +26,7 @@ from benchmarks import (
     gpu_gemm,
     gpu_linear,
     gpu_links,
+    gpu_nccl,
     gpu_rates,
     gpu_speed,
     gpu_timing,
@@ -33,6 +34,7 @@ from benchmarks import (
 )
 from benchmarks.deadline import Deadline
 from benchmarks.emulated_link import BLOCK, LINKS, RING_PASSES, WARPS, paced_copy
+from benchmarks.gpu_asked import COMPARED
 from benchmarks.gpu_report import Page, cell, table
 from benchmarks.gpu_shapes import SHAPES
 from benchmarks.gpu_speed import SIGNALING
@@ -41,7 +43,6 @@ from benchmarks.gpu_worker import Row, Worker, attempt
 from overlapc.codegen.aot import compile_kernel
 from overlapc.planning.target import Target
 from overlapc.planning.tiles import tiles_for
-from tests.codegen.conftest import Interpreter
 from tests.codegen.machine_order import signal_order_faults
 
 H200 = Target.load("h200-nvlink")
@@ -88,6 +89,20 @@ def test_one_row_of_every_kind_is_measured_and_written(interpreted, tmp_path):
     assert 0 < named["signal_seconds"] < 10
     assert "share of the bound" in page
     assert "EMULATED" in page
+    assert without_rows(result) == {
+        "NCCL in a world of one, and two ranks on one GPU",
+        "GEMM over `torch.mm`, 16 SMs left to both",  # of 6
+        "signaled over an EMULATED link, over FlashOverlap's mean on like ratios",
+    }
+    assert page.index(gpu.VERDICTS) < page.index("Summary")
+    (compared,) = result[COMPARED]
+    assert compared["signaled over serial"] == row["signaled over serial"]
+
+
+def without_rows(result: dict[str, Any]) -> set[str]:
+    """What a page says was not measured. Mutant: any name of a column in `gpu_asked`."""
+    said = result[gpu.VERDICTS]
+    return {its["row"] for its in said if its["verdict"] == "not measured"}
 
 
 @pytest.mark.parametrize("first", [1, pytest.param(None, marks=pytest.mark.long)])
@@ -103,6 +118,10 @@ def test_rows_of_linear_layers_are_measured_and_written(interpreted, tmp_path, f
     assert {gain["implementation"] for gain in row["trial"]["gains"]} == {"gemv", "flat"}
     assert row["share of reading"] > 0
     assert len(more) == (0 if first else 3)
+    assert without_rows(result) <= {
+        "weights of 32 MiB and more: share of the measured read bandwidth",
+        "gate and up in one launch with their epilogue, over cuBLAS",
+    }  # fmt: skip
     assert result[gpu_linear.REGIONS][0]["measured at"] >= 1
     (cost,) = result[gpu_linear.DISPATCH]
     assert {"op by the library, us beyond", "op by gemv, us beyond"} < set(cost)
@@ -118,6 +137,10 @@ def test_rows_of_attention_are_measured_and_written(interpreted, tmp_path, first
     assert [row["details"] for rows in result.values() for row in rows if "error" in row] == []
     assert about["rows"].endswith(" 0 of them failed, 0 left when time was up")
     assert all(result[name] for name in gpu_attention.TABLES)
+    assert without_rows(result) <= {
+        "decode over FlashInfer",
+        "decode: share of the measured read bandwidth, from 32k tokens in total",
+    }
     decode, *_ = measured(result[gpu_attention.DECODE])
     assert {"ours", "ours again", "online", "sdpa", "sdpa math", "flex"} <= set(decode["ms"])
     assert decode["share of the bound"] > 0
@@ -215,8 +238,9 @@ KINDS = [
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_rank_is_measured_on_the_host_and_on_the_device(interpreted, kind, tmp_path):
-    row = interpreted("benchmark_cases.one_rank", kind, str(tmp_path / "store"))
+def test_one_rank_is_measured_on_the_host_and_on_the_device(interpreted, kind):
+    row = interpreted("benchmark_cases.one_rank", kind)
+    assert "error" not in row, row
     assert row["row"] == f"1 rank, {kind}"
     assert row["relative error"] < 0.01
     assert row["host us, signaled in 4 groups"] > 0
@@ -224,16 +248,78 @@ def test_one_rank_is_measured_on_the_host_and_on_the_device(interpreted, kind, t
 
 
 @pytest.mark.long
-def test_two_ranks_compute_what_gloo_does(tmp_path):
-    interpreters = Interpreter(tmp_path / "cache", processes=2)
-    try:
-        store = str(tmp_path / "store")
-        started = [interpreters.start("benchmark_cases.rank_of_two", store, me) for me in (0, 1)]
-        for errors in (future.result(100) for future in started):
-            assert set(errors) == {"all_reduce", "reduce_scatter", "all_to_all"}
-            assert max(errors.values()) < 0.01
-    finally:
-        interpreters.close()
+def test_two_ranks_compute_what_gloo_does(interpreted):
+    """All of the row but NCCL: processes, their store, what they say."""
+    row = interpreted("benchmark_cases.two_ranks")
+    assert "error" not in row, row
+    assert row["NCCL"] == "2.30.3"
+    for kind in ("all_reduce", "reduce_scatter", "all_to_all"):
+        assert 0 < row[f"relative error, {kind}"] < 0.01
+
+
+@pytest.fixture
+def some_nccl(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
+    monkeypatch.setattr(gpu_nccl.nccl, "version", lambda: (2, 30, 3))
+    return monkeypatch
+
+
+NCCL_ROWS = [
+    Row("", "1 rank", "benchmarks.gpu_nccl.one_rank", {"kind": "all_reduce"}),
+    Row("", "2 ranks", "benchmarks.gpu_nccl.two_ranks"),
+]
+
+
+@pytest.mark.parametrize("row", NCCL_ROWS, ids=lambda row: row.name)
+def test_without_nccl_its_rows_are_skipped(row, some_nccl):
+    some_nccl.setattr(torch.distributed, "is_nccl_available", lambda: False)
+    assert attempt(row)["skipped"] == "this torch has no NCCL"
+
+
+def test_an_nccl_that_lets_no_two_ranks_share_a_gpu_is_skipped(some_nccl):
+    """Mutant: versions are compared as text, of which 2.9 is the newest."""
+    for old in ((2, 30, 2), (2, 9, 9), (1, 99, 0)):
+        some_nccl.setattr(gpu_nccl.nccl, "version", lambda old=old: old)
+        why = (
+            f"NCCL {'.'.join(map(str, old))} lets no two ranks share a GPU; from 2.30.3 on it does"
+        )
+        assert attempt(NCCL_ROWS[1])["skipped"] == why
+
+
+def ranks_that(monkeypatch: Any, code: str, seconds: float) -> dict[str, Any]:
+    monkeypatch.setattr(gpu_nccl, "RANK", (sys.executable, "-c", f"import sys, time; {code}"))
+    monkeypatch.setattr(gpu_nccl, "TIMEOUT_SECONDS", seconds)
+    began = time.monotonic()
+    found = attempt(NCCL_ROWS[1])
+    assert time.monotonic() - began < 10
+    return found
+
+
+def test_the_worse_error_of_two_ranks_is_told(some_nccl):
+    """Of what both print last, told which they are and that they may share a GPU."""
+    kinds = "('all_reduce', 'reduce_scatter', 'all_to_all')"
+    code = (
+        "import json, os; assert os.environ['NCCL_MULTI_RANK_GPU_ENABLE'] == '1'; "
+        f"print('more'); print(json.dumps(dict.fromkeys({kinds}, 0.1 + int(sys.argv[2]))))"
+    )
+    found = ranks_that(some_nccl, code, 50.0)
+    assert found == {
+        "row": "2 ranks", "NCCL": "2.30.3", "relative error, all_reduce": 1.1,
+        "relative error, reduce_scatter": 1.1, "relative error, all_to_all": 1.1,
+    }  # fmt: skip
+
+
+def test_a_rank_that_fails_is_named_though_the_other_waits_for_it(some_nccl):
+    """Mutants: ranks are waited for one after another; what the one said is lost."""
+    code = "sys.exit('no device') if sys.argv[2] == '1' else time.sleep(60)"
+    assert "rank 1 ended with exit code 1: no device" in ranks_that(some_nccl, code, 50.0)["error"]
+
+
+def test_ranks_that_hang_are_ended(some_nccl):
+    """And what fills a pipe is no reason to hang."""
+    code = "sys.stderr.write('x' * 200_000); time.sleep(60 * (sys.argv[2] == '0'))"
+    found = ranks_that(some_nccl, code, 1.0)["error"]
+    assert "rank 0 did not end in 1.0 s: xxx" in found
 
 
 # One row costs no other
@@ -622,10 +708,11 @@ def test_a_summary_says_of_how_many_rows_it_is():
     ]
     overlap = [
         {
-            "EMULATED link": link, "chosen": chosen, "signaled over serial": [1.2, 1.1, 1.3],
+            "EMULATED link": link, "chosen over serial": best,
+            "signaled over serial": [1.2, 1.1, 1.3],
             "two parts over serial": [1.1, 1.0, 1.2], "signaled: predicted over measured": 0.9,
         }
-        for link, chosen in (("NVLink-like", "signaled"), ("PCIe-like", "serial"))
+        for link, best in (("NVLink-like", 1.2), ("PCIe-like", 1.0))
     ]  # fmt: skip
     lines = {its["row"]: its for its in summary(checked, speed, overlap)}
     assert lines["kernels and paths that are right"]["rows"] == "1 of 2"
@@ -639,7 +726,7 @@ def test_a_summary_says_of_how_many_rows_it_is():
     assert summary([], [], []) == []
 
 
-def test_a_summary_of_attention_counts_what_reaches_its_goal():
+def test_a_summary_of_attention_says_of_how_many_rows_it_is():
     decode = [
         {"row": name, "tokens": tokens, "share of the bound": share, "redone": 0,
          "of best sdpa": [ratio, ratio, ratio], "unified over online": [1.1, 1.0, 1.2]}
@@ -654,11 +741,10 @@ def test_a_summary_of_attention_counts_what_reaches_its_goal():
     }
     lines = {its["row"]: its for its in gpu_attention.summary(done)}
     assert lines["kernels that are right"]["rows"] == "1 of 2"
-    assert lines["decode: share of the bound"]["reached"] == "1 of 2"
     best = lines["decode: of best sdpa"]
-    assert (best["reached"], best["least"], best["goal"]) == ("2 of 3", 0.9, 1.0)
+    assert (best["rows"], best["least"]) == ("3 of 3", 0.9)
     assert best["geomean"] == pytest.approx((1.5 * 0.9 * 1.2) ** (1 / 3))
-    assert lines["static cache: of inductor"]["reached"] == "1 of 1"
+    assert lines["static cache: of inductor"]["least"] == 3.5
     assert "prefill: of best sdpa" not in lines
     assert gpu_attention.summary({}) == []
 
