@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -55,7 +55,7 @@ def kernels(arch: str) -> Iterator[GemmSpec]:
     loads = "descriptors" if sm_number(arch) >= 90 else "pointers"
     on_nvidia = sm_number(arch) > 0
     timed = [
-        GemmSpec(DTYPE, DTYPE, **asdict(tile), loads=loads, flatten=flatten)
+        GemmSpec(DTYPE, DTYPE, **tile.built, loads=loads, flatten=flatten)
         for tile in tiles
         for flatten in [on_nvidia and (loads == "descriptors" or sums(tile, arch) <= SPARING_SUMS)]
     ]
@@ -73,9 +73,9 @@ def kernels(arch: str) -> Iterator[GemmSpec]:
     yield replace(roomy, b="row")
     yield replace(roomy, a="strided", b="strided")
     single = tiles_for(arch, "float32")[0]
-    yield GemmSpec("float32", "float32", **asdict(single), flatten=on_nvidia)
+    yield GemmSpec("float32", "float32", **single.built, flatten=on_nvidia)
     for tile in tiles_for(arch, FP8):
-        yield GemmSpec(FP8, DTYPE, **asdict(tile), loads=loads, flatten=on_nvidia)
+        yield GemmSpec(FP8, DTYPE, **tile.built, loads=loads, flatten=on_nvidia)
 
 
 def kernel(deadline: Deadline, number: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from overlapc.codegen.oracle import random_operand
 from overlapc.codegen.templates.signal import publish
 from overlapc.codegen.tiles import spec_for
 from overlapc.planning.target import Target
-from overlapc.planning.tiles import tiles_for
+from overlapc.planning.tiles import SWEEP, tiles_for
 from overlapc.runtime.signals import Signals
 from overlapc.runtime.streams import communication_stream
 from overlapc.runtime.waiting import DriverWait, driver_wait, hold
@@ -95,7 +95,7 @@ def tile_rates(deadline: Deadline, number: int) -> dict[str, Any]:
 
 def alone(
     kernel: Kernel, a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, ctas: int, parts: int = 1,
-    *, zeroes: bool = True,
+    *, zeroes: bool = True, sweep: int = SWEEP,
 ) -> Callable[[], object]:  # fmt: skip
     """Launches of a GEMM alone, with zeroed counters as an op has them; or with counters that are
     there, and only grow: nobody waits for them here."""
@@ -108,7 +108,7 @@ def alone(
 
     def run() -> None:
         signals = counted() if kernel.spec.signals and zeroes else kept
-        kernel(a, b, c, ctas=ctas, bands=signals and signals.bands,
+        kernel(a, b, c, ctas=ctas, sweep=sweep, bands=signals and signals.bands,
                counters=signals and signals.counters)  # fmt: skip
 
     return run

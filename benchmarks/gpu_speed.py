@@ -20,9 +20,9 @@ from overlapc.codegen.tiles import spec_for
 from overlapc.planning.kernel_costs import KernelCosts
 from overlapc.planning.problem import Problem
 from overlapc.planning.ratios import Ratio
-from overlapc.planning.signaled import configurations
+from overlapc.planning.signaled import configurations, ranked
 from overlapc.planning.target import Target
-from overlapc.planning.tiles import MOST_SUMS, Tile
+from overlapc.planning.tiles import MOST_SUMS, SWEEP, Tile
 from overlapc.runtime.streams import resident_ctas
 
 BANDS = 8
@@ -36,16 +36,20 @@ ANNOUNCING = f"{SIGNALING}, counters zeroed before"
 
 
 def speed(deadline: Deadline, shape: Shape, target: Target) -> dict[str, Any]:
-    """All tile configurations, and what the planner takes of them, against ``torch.mm``."""
+    """All tile configurations, and what the planner takes of them, against ``torch.mm``.
+
+    Each with the sweep that is predicted for it.
+    """
     a = random_operand("row", shape.m, shape.k, DTYPE, "cuda")
     b = random_operand("col", shape.k, shape.n, DTYPE, "cuda")
     c = torch.empty(shape.m, shape.n, dtype=a.dtype, device=a.device)
     problem = Problem(
         shape.m, shape.n, shape.k, DTYPE, "all_reduce", 2, kernel_sums=MOST_SUMS
     )  # fmt: skip
+    tiles = swept_tiles(problem, target, 0)
     kernels = {
-        tile: build(spec_for(a, b, architecture=architecture(), tile=tile))
-        for tile in configurations(problem, target)
+        tile.configuration: build(spec_for(a, b, architecture=architecture(), tile=tile))
+        for tile in tiles
     }
     whole, fewer = (picked(problem, target, left) for left in (0, LEFT))
     full, left = sms(), resident_ctas(device(), LEFT)
@@ -54,19 +58,20 @@ def speed(deadline: Deadline, shape: Shape, target: Target) -> dict[str, Any]:
         torch.mm(a, b, out=c)
 
     def ours(tile: Tile, ctas: int, *, bands: int, zeroes: bool = True) -> Callable[[], object]:
-        kernel = kernels[tile]
+        kernel = kernels[tile.configuration]
         if not bands:
             kernel = build(kernel.spec.without_signals())
-        return alone(kernel, a, b, c, ctas, bands or 1, zeroes=zeroes)
+        return alone(kernel, a, b, c, ctas, bands or 1, zeroes=zeroes, sweep=tile.sweep)
 
     runs: dict[str, Callable[[], object]] = {LIBRARY: library, AGAIN: library}
-    runs |= {f"silent {tile}": ours(tile, full, bands=0) for tile in kernels}
+    runs |= {f"silent {tile}": ours(tile, full, bands=0) for tile in tiles}
+    runs["usual sweep"] = ours(whole.configuration, full, bands=0)
     runs["signals"] = ours(whole, full, bands=BANDS)
     runs["announced"] = ours(whole, full, bands=BANDS, zeroes=False)
     runs["SMs left"] = ours(fewer, left, bands=BANDS)
     runs[CARVED] = carved_out(library, LEFT)
     samples = measure_on_device(runs, deadline, seed=shape.m + shape.k)
-    best = min(kernels, key=lambda tile: samples.median(f"silent {tile}"))
+    best = min(tiles, key=lambda tile: samples.median(f"silent {tile}"))
     ready = KernelCosts(problem, replace(target, communication_sms=0), whole).ready(shape.m)
     return {
         "row": str(shape),
@@ -75,6 +80,7 @@ def speed(deadline: Deadline, shape: Shape, target: Target) -> dict[str, Any]:
         "of torch.mm": cell(samples.ratio(LIBRARY, f"silent {whole}")),
         "of torch.mm, best tile": cell(samples.ratio(LIBRARY, f"silent {best}")),
         "best tile": str(best),
+        f"of the same in sweeps of {SWEEP}": cell(samples.ratio("usual sweep", f"silent {whole}")),
         f"of torch.mm, {LEFT} SMs left to both": cell(samples.ratio(CARVED, "SMs left")),
         f"of torch.mm on all SMs, {LEFT} left": cell(samples.ratio(LIBRARY, "SMs left")),
         SIGNALING: cell(samples.ratio(f"silent {whole}", "signals")),
@@ -85,12 +91,19 @@ def speed(deadline: Deadline, shape: Shape, target: Target) -> dict[str, Any]:
 
 
 def picked(problem: Problem, target: Target, left: int) -> Tile:
-    """The tile that is predicted to be quickest with so many SMs left out."""
+    """The tile that is predicted to be quickest with so many SMs left out, and its sweep."""
     beside = replace(target, communication_sms=left)
     return min(
-        configurations(problem, target),
+        swept_tiles(problem, target, left),
         key=lambda tile: KernelCosts(problem, beside, tile).ready(problem.m),
     )
+
+
+def swept_tiles(problem: Problem, target: Target, left: int) -> list[Tile]:
+    """Every configuration with the sweep that is predicted for one group, so many SMs left out."""
+    beside = replace(target, communication_sms=left)
+    kernels = (KernelCosts(problem, beside, tile) for tile in configurations(problem, target))
+    return [ranked(kernel.swept, [problem.m])[0].tiling for kernel in kernels]
 
 
 def cell(ratio: Ratio) -> list[float]:

@@ -67,7 +67,7 @@ def time_cut(costs: Costs) -> Timed:
 
 
 def signaled(cases: int, seed: int = 0) -> list[Timed]:
-    """Time searches for groups of up to ``WAVES`` waves of one kernel."""
+    """Time searches for groups of up to ``WAVES`` waves of one kernel, and for its sweep."""
     random = Random(seed)
     names = [name for name in shipped_names() if Target.load(name).device == "cuda"]
     found: list[Timed] = []
@@ -77,8 +77,9 @@ def signaled(cases: int, seed: int = 0) -> list[Timed]:
         if not tiles:
             continue
         kernel = KernelCosts(costs.problem, costs.target, random.choice(tiles))
+        kernels = kernel.swept
         size = len(boundaries(kernel))
-        found.append(_timed(kernel, size, lambda: best_cut_of(kernel)))  # noqa: B023
+        found.append(_timed(kernel, size, lambda: best_cut_of(kernels)))  # noqa: B023
     return found
 
 

@@ -27,7 +27,7 @@ TRITON_NAMES = {
     "uint8": "u8",
 }
 DIVISIBLE = [["tt.divisibility", 16]]
-VARYING = ("M", "num_ctas")
+VARYING = ("M", "num_ctas", "sweep")
 """Arguments that no compiled kernel depends on (``do_not_specialize`` in the template)."""
 
 

@@ -13,6 +13,7 @@ from overlapc.codegen.function import PARTS
 from overlapc.codegen.spec import GemmSpec
 from overlapc.errors import KernelError
 from overlapc.planning.kernel_tiles import TMA_ALIGNMENT, tma_reads
+from overlapc.planning.tiles import SWEEP
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +46,7 @@ class Kernel:
         c: Tensor,
         *,
         ctas: int,
+        sweep: int = SWEEP,
         bias: Tensor | None = None,
         inputs: Sequence[Tensor] = (),
         bands: Tensor | None = None,
@@ -54,8 +56,9 @@ class Kernel:
 
         A[m, k] and B[k, n] have any strides that fit the spec's layouts; C is contiguous: [m, n],
         or the buffer of a ``Packing``. ``inputs`` are the epilogue's, of any strides; ``bias[n]``
-        is the one of a spec with a bias. ``ctas`` programs stay resident and share the tiles. A
-        spec with signals needs ``bands``, int32, the table of its ``Bands`` or ``Packing`` on the
+        is the one of a spec with a bias. ``ctas`` programs stay resident and share the tiles,
+        ``sweep`` tile rows of which are visited together, as a ``Packing`` has them. A spec with
+        signals needs ``bands``, int32, the table of its ``Bands`` or ``Packing`` on the
         device, and ``counters``, int32[groups or more, COUNTER_STRIDE], zeroed before in stream
         order. KernelError where any of this does not hold.
         """
@@ -67,11 +70,13 @@ class Kernel:
             raise self._error("a kernel that signals needs its bands and counters")
         if ctas < 1:
             raise self._error(f"{ctas} CTAs cannot compute anything")
+        if sweep < 1:
+            raise self._error(f"a sweep of {sweep} tile rows visits nothing")
         m, n = a.shape[0], b.shape[1]
         if m == 0 or n == 0:
             return None
         ctas = min(ctas, self.tiles(m, n))
-        arguments = self._arguments(a, b, c, inputs, bands, counters, ctas)
+        arguments = self._arguments(a, b, c, inputs, bands, counters, (ctas, sweep))
         return self.module.KERNEL[(ctas,)](*arguments, **self._constants())
 
     def compile(self, a: Tensor, b: Tensor, inputs: Sequence[Tensor] = ()) -> None:
@@ -84,12 +89,12 @@ class Kernel:
         self._check(a, b, inputs)
         c = a.new_empty(1, dtype=getattr(torch, self.spec.out))
         table = a.new_empty(1, dtype=torch.int32) if self.spec.signals else None
-        arguments = self._arguments(a, b, c, inputs, table, table, 1)
+        arguments = self._arguments(a, b, c, inputs, table, table, (1, SWEEP))
         self.module.KERNEL.warmup(*arguments, grid=(1,), **self._constants())
 
     def _arguments(
         self, a: Tensor, b: Tensor, c: Tensor, inputs: Sequence[Tensor],
-        bands: Tensor | None, counters: Tensor | None, ctas: int,
+        bands: Tensor | None, counters: Tensor | None, launch: tuple[int, int],
     ) -> tuple[Any, ...]:  # fmt: skip
         operands: tuple[Any, Any] = (a, b)
         if self.spec.loads == "descriptors":
@@ -101,7 +106,7 @@ class Kernel:
         ]
         (m, k), n = a.shape, b.shape[1]
         strides = *a.stride(), *b.stride()
-        return (*operands, c, tuple(parts), bands, counters, m, n, k, *strides, ctas)
+        return (*operands, c, tuple(parts), bands, counters, m, n, k, *strides, *launch)
 
     def _constants(self) -> dict[str, Any]:
         return {**self.module.CONSTANTS, **device_constants(self.spec), **self.module.OPTIONS}

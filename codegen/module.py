@@ -55,7 +55,6 @@ def constants(spec: GemmSpec) -> dict[str, Constant]:
         "BLOCK_M": spec.block_m,
         "BLOCK_N": spec.block_n,
         "BLOCK_K": spec.block_k,
-        "SWEEP": spec.sweep,
         "EVEN_K": spec.even_k,
         "PRECISION": "tf32" if spec.precision == "tf32" else "ieee",
         "SUM_K": spec.block_k if exact_fp8 else None,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from overlapc.codegen.spec import GemmSpec
 from overlapc.errors import KernelError
 from overlapc.planning.packed_order import AXES, PackedOrder, packs
+from overlapc.planning.tiles import SWEEP
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,8 +29,11 @@ class Packing:
     """Tiles of each group, in the order in which they complete."""
 
     @classmethod
-    def of(cls, spec: GemmSpec, m: int, n: int, tiles: Sequence[int]) -> Packing:
-        """The groups of so many tiles of what this kernel stores; KernelError if they are none."""
+    def of(
+        cls, spec: GemmSpec, m: int, n: int, tiles: Sequence[int], sweep: int = SWEEP
+    ) -> Packing:
+        """The groups of so many tiles of what this kernel stores where it is launched with the
+        sweep; KernelError if they are none."""
 
         def require(holds: bool, rule: str) -> None:
             if not holds:
@@ -40,8 +44,9 @@ class Packing:
                 )
 
         require(spec.order == "packed", "the kernel packs")
-        require(packs(spec.tile, m) and n > 0, "its tile rows are whole sweeps, or less than one")
-        order = PackedOrder(m, n, spec.tile)
+        tile = spec.tile.swept(sweep)
+        require(packs(tile, m) and n > 0, "its tile rows are whole sweeps, or less than one")
+        order = PackedOrder(m, n, tile)
         whole = bool(tiles) and all(count > 0 for count in tiles) and sum(tiles) == order.tiles
         require(whole, f"groups hold all {order.tiles} tiles, each >0")
         return cls(order, tuple(tiles))

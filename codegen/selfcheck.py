@@ -12,9 +12,13 @@ from overlapc.codegen.module_check import check_module
 from overlapc.codegen.oracle import error_over_bound, random_input, random_operand
 from overlapc.codegen.packing import Packing, unpack
 from overlapc.codegen.spec import GemmSpec
+from overlapc.planning.tiles import SWEEP
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+CHECKED_SWEEP = 2
+"""Tile rows that checks visit together: three make a whole sweep and a lower one."""
 
 TIMED_SIZES = (8192, 8192, 4096)
 """m, n, k that are timed; chosen large enough that a launch costs nothing beside them."""
@@ -38,7 +42,7 @@ def _sizes(spec: GemmSpec) -> list[tuple[int, int, int]]:
     columns, depth = spec.block_n + 7, spec.block_k * 2 + (0 if spec.even_k else 3)
     if spec.loads == "descriptors":
         columns, depth = spec.block_n + 16, spec.block_k * 2 + (0 if spec.even_k else 16)
-    tall = 3 if spec.order == "band" else max(3, spec.sweep)  # packed order takes whole sweeps
+    tall = 3 if spec.order == "band" else 2 * CHECKED_SWEEP  # packed order takes whole sweeps
     whole = (tall * spec.block_m, 2 * spec.block_n, 3 * spec.block_k)
     rows = (tall - 1) * spec.block_m + (16 if spec.a == "col" else 5)
     return [whole, (rows, columns, depth)]
@@ -72,7 +76,8 @@ class Case:
         announced: Bands | Packing
         if spec.order == "packed":
             tiles = kernel.tiles(m, n)
-            announced = Packing.of(spec, m, n, (1,) * (groups - 1) + (tiles - groups + 1,))
+            counts = (1,) * (groups - 1) + (tiles - groups + 1,)
+            announced = Packing.of(spec, m, n, counts, CHECKED_SWEEP)
             shape, targets = (announced.order.elements,), announced.targets
         else:
             head = (spec.block_m,) * (groups - 1)
@@ -82,13 +87,13 @@ class Case:
         counters = torch.zeros(len(targets), COUNTER_STRIDE, dtype=torch.int32, device=device)
         return cls(kernel, a, b, c, inputs, announced, counters)
 
-    def run(self, ctas: int) -> None:
-        """Call the kernel."""
+    def run(self, ctas: int, sweep: int = CHECKED_SWEEP) -> None:
+        """Call the kernel. What is packed lies as `result` reads it with the sweep of checks."""
         import torch
 
         table = torch.tensor(self.groups.table, dtype=torch.int32, device=self.c.device)
-        self.kernel(self.a, self.b, self.c, ctas=ctas, inputs=self.inputs, bands=table,
-                    counters=self.counters)  # fmt: skip
+        self.kernel(self.a, self.b, self.c, ctas=ctas, sweep=sweep, inputs=self.inputs,
+                    bands=table, counters=self.counters)  # fmt: skip
 
     @property
     def is_counted(self) -> bool:
@@ -124,7 +129,7 @@ def _time(kernel: Kernel) -> None:
 
     case = Case.random(kernel, TIMED_SIZES, "cuda", groups=1)
     ctas = torch.cuda.get_device_properties("cuda").multi_processor_count
-    ours = _seconds(lambda: case.run(ctas))
+    ours = _seconds(lambda: case.run(ctas, SWEEP))
     # In bfloat16, whatever the operands are: it is the plain product that is compared.
     a, b = case.a.bfloat16(), case.b.bfloat16()
     library = _seconds(lambda: torch.mm(a, b))

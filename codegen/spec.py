@@ -40,8 +40,6 @@ class GemmSpec(Canonical):
     """Columns of a tile of C."""
     block_k: int
     """Length of one step along k."""
-    sweep: int = 8
-    """Tile rows visited together inside a band, so that their part of A stays in the L2 cache."""
     warps: int = 4
     """Warps of one CTA."""
     stages: int = 3
@@ -80,7 +78,7 @@ class GemmSpec(Canonical):
         for name in ("block_m", "block_n", "block_k"):
             # The least size that Triton's dot takes on every device.
             self.require(getattr(self, name) >= 16, f"{name} is at least 16")
-        self.require(self.sweep > 0 and self.stages > 0, "sweep and stages are positive")
+        self.require(self.stages > 0, "stages are positive")
         self.require(self.a in LAYOUTS and self.b in LAYOUTS, f"a and b are of {LAYOUTS}")
         self.require(self.precision in PRECISIONS, f"precision is one of {PRECISIONS}")
         self.require(self.precision != "tf32" or self.dtype == "float32", "tf32 is for float32")
@@ -105,8 +103,8 @@ class GemmSpec(Canonical):
 
     @property
     def tile(self) -> Tile:
-        """What of it suits a device."""
-        return Tile(self.block_m, self.block_n, self.block_k, self.warps, self.stages, self.sweep)
+        """What of it suits a device; a launch may have any sweep."""
+        return Tile(self.block_m, self.block_n, self.block_k, self.warps, self.stages)
 
     def without_signals(self) -> GemmSpec:
         """The same GEMM in one band, whose tiles tell nobody that they are done."""

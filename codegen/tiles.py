@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from overlapc.codegen.epilogue import Epilogue
@@ -93,7 +92,7 @@ def spec_for(
     return GemmSpec(
         dtype,
         stored,
-        **asdict(tile),
+        **tile.built,
         a=layouts[0],
         b=layouts[1],
         bias=bias,

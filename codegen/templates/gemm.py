@@ -10,17 +10,17 @@ from overlapc.codegen.templates.signal import announce, announce_late, await_sto
 
 @triton.jit
 def tile_in_run(
-    position: tl.tensor, tall: tl.tensor, tiles_n: tl.tensor, SWEEP: tl.constexpr
+    position: tl.tensor, tall: tl.tensor, tiles_n: tl.tensor, sweep: tl.tensor
 ) -> tuple[tl.tensor, tl.tensor]:
     """The tile (row, column) at ``position`` of a run of ``tall`` tile rows.
 
-    The run is visited in sweeps of SWEEP tile rows, each column by column, so that the tiles in
+    The run is visited in sweeps of ``sweep`` tile rows, each column by column, so that the tiles in
     flight share few rows of A and few columns of B.
     """
-    sweep = position // (SWEEP * tiles_n)
-    height = tl.minimum(tall - sweep * SWEEP, SWEEP)
-    inside = position - sweep * SWEEP * tiles_n
-    return sweep * SWEEP + inside % height, inside // height
+    begun = position // (sweep * tiles_n) * sweep
+    height = tl.minimum(tall - begun, sweep)
+    inside = position - begun * tiles_n
+    return begun + inside % height, inside // height
 
 
 @triton.jit
@@ -86,16 +86,16 @@ def product_by_descriptors(
     return total
 
 
-@triton.jit(do_not_specialize=["M", "num_ctas"])
+@triton.jit(do_not_specialize=["M", "num_ctas", "sweep"])
 def band_gemm(
     a: tl.tensor, b: tl.tensor, c: tl.tensor, inputs: tl.tuple,
     bands: tl.tensor, counters: tl.tensor,
     M: tl.tensor, N: tl.tensor, K: tl.tensor,
     stride_am: tl.tensor, stride_ak: tl.tensor, stride_bk: tl.tensor, stride_bn: tl.tensor,
-    num_ctas: tl.tensor,
+    num_ctas: tl.tensor, sweep: tl.tensor,
     EPILOGUE: tl.constexpr, LOADS: tl.constexpr, ORDER: tl.constexpr, SIGNALS: tl.constexpr,
     A_LAYOUT: tl.constexpr, B_LAYOUT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SWEEP: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     EVEN_K: tl.constexpr, PRECISION: tl.constexpr, SUM_K: tl.constexpr,
     COUNTER_STRIDE: tl.constexpr, LATE: tl.constexpr,
     IS_AMD: tl.constexpr, FLATTEN: tl.constexpr,
@@ -107,8 +107,8 @@ def band_gemm(
     ``Packing``, and every tile adds one to its group's counter once its stores are visible on the
     device; tiles are begun in the order of the groups. With FLATTEN the loops over tiles and over k
     are one pipeline: the next tile's operands are on their way while one is stored. With LATE, of
-    SIGNALS, a tile is announced while the next one is computed. M and the grid are no part of the
-    compiled kernel: a new row count never compiles.
+    SIGNALS, a tile is announced while the next one is computed. M, the grid and ``sweep``, of
+    `tile_in_run`, are no part of the compiled kernel: another row count or order never compiles.
     """
     tiles_n = tl.cdiv(N, BLOCK_N)
     tiles_m = tl.load(bands) if SIGNALS and ORDER == "band" else tl.cdiv(M, BLOCK_M)
@@ -128,7 +128,7 @@ def band_gemm(
             end = tl.load(run + 5)
         elif SIGNALS:
             group = tl.load(bands + tile)
-        tile_m, tile_n = tile_in_run(tile - first * tiles_n, tall, tiles_n, SWEEP)
+        tile_m, tile_n = tile_in_run(tile - first * tiles_n, tall, tiles_n, sweep)
         row = source + tile_m * BLOCK_M
         column = tile_n * BLOCK_N
 

@@ -93,17 +93,20 @@ def advance() -> tuple[sympy.Expr, sympy.Expr]:
 
 
 def kernel_read_bytes() -> sympy.Expr:
-    """Of `KernelCosts.read_bytes`."""
+    """Of `KernelCosts.read_bytes`; gcd is the greatest common divisor."""
     import sympy
 
     r, n, k, b, w, m_t, n_t, z, s, u, h, M = symbols("r n k b w m_t n_t z s u h M")
-    a_rows, run = z * m_t * k * b, sympy.ceiling(r / u / m_t)
-    across = sympy.ceiling(n / n_t)
-    waves = sympy.ceiling(u * run * across / (w - s))
-    again_a = sympy.Max(1, sympy.ceiling(z * across / (w - s)))
-    again_b = sympy.Min(u * sympy.ceiling(run / sympy.Min(h, z)), waves)
-    a_times = sympy.Piecewise((again_a, a_rows > M), (1, True))
-    b_times = sympy.Piecewise((again_b, a_rows + n * k * b > M), (1, True))
+    run, across, workers = sympy.ceiling(r / u / m_t), sympy.ceiling(n / n_t), w - s
+    sweep, waves = sympy.Min(z, run), sympy.ceiling(u * run * across / workers)
+    tiles, held = sweep * across, sympy.Max(sweep, sympy.ceiling(workers / across))
+    columns = sympy.Min(across, sympy.ceiling(workers / sweep)) * n_t
+    again_a = sympy.Min(waves, 1 + (tiles - sympy.Function("gcd")(tiles, workers)) / workers)
+    again_b = sympy.Min(u * sympy.ceiling(run / sympy.Min(h, sweep)), waves)
+    until = held + sweep * sympy.Piecewise((1, sympy.Ne(sympy.Mod(workers, tiles), 0)), (0, True))
+    a_rows, b_rows = (sympy.Min(its, u * run) * m_t for its in (held, until))
+    a_times = sympy.Piecewise((again_a, (a_rows + columns) * k * b > M), (1, True))
+    b_times = sympy.Piecewise((again_b, (b_rows + n) * k * b > M), (1, True))
     return a_times * r * k * b + b_times * n * k * b
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import gcd
 from typing import ClassVar, Self
 
 from overlapc.planning.cost import Costs
+from overlapc.planning.packed_order import packs
 from overlapc.planning.problem import TILES, Problem
 from overlapc.planning.rates import ASSUMED_SHARE
 from overlapc.planning.target import Target
-from overlapc.planning.tiles import Tile, share_of
+from overlapc.planning.tiles import SWEEPS, Tile, share_of
 
 PACKED_SHARE = 0.075
 """Of a pass over C that reads and writes it: what it adds that tiles lie one after another
@@ -30,31 +32,50 @@ class KernelCosts(Costs):
     """
 
     tiling: Tile
-    """Of which all tiles are."""
+    """Of which all tiles are, and the sweep in which they are visited."""
     height: int = 1
     """Tile rows of each part that bands are multiples of, a power of two up to the sweep."""
 
     @property
     def unit(self) -> int:
         """What every group but the last is a multiple of, in what groups are made of."""
-        return self.problem.band_rows(self.tiling, self.height)
+        return self.unit_at(self.height)
+
+    def unit_at(self, height: int) -> int:
+        """The same of bands of another height."""
+        return self.problem.band_rows(self.tiling, height)
 
     @property
     def heights(self) -> tuple[int, ...]:
         """Those that there are, ascending: whole sweeps, and halves of them."""
-        return tuple(2**power for power in range(self.tiling.sweep.bit_length()))
+        return SWEEPS[: SWEEPS.index(self.tiling.sweep) + 1]
+
+    @property
+    def sweeps(self) -> tuple[int, ...]:
+        """Those in which the same kernel may visit its tiles."""
+        return SWEEPS
+
+    @property
+    def swept(self) -> tuple[Self, ...]:
+        """The same kernel with each of them."""
+        return tuple(replace(self, tiling=self.tiling.swept(sweep)) for sweep in self.sweeps)
 
     def at(self, height: int) -> Self:
         """The same kernel with bands of another height."""
         return self if height == self.height else replace(self, height=height)
 
-    def fits(self, rows: Sequence[int]) -> bool:
-        """Whether groups end where they may at this height."""
-        return all(count % self.unit == 0 for count in rows[:-1])
+    def fitting(self, rows: Sequence[int]) -> Self:
+        """The same at the greatest height at which groups may end so, or the lowest one."""
+
+        def fits(height: int) -> bool:
+            unit = self.unit_at(height)
+            return all(count % unit == 0 for count in rows[:-1])
+
+        return self.at(next(filter(fits, reversed(self.heights)), self.heights[0]))
 
     # Tiles and waves
 
-    @property
+    @cached_property
     def workers(self) -> int:
         """CTAs that compute: one a multiprocessor that is not left to the collective."""
         return max(1, self.rates.resident - self.target.communication_sms)
@@ -146,25 +167,89 @@ class KernelCosts(Costs):
             return 0.0
         return self.read_bytes / self.waves / self.rates.memory_bytes_per_second
 
-    @cached_property
+    @property
     def read_bytes(self) -> float:
-        """Bytes of A and B that are read from memory, all waves together.
+        """Bytes of A and B that are read from memory, all waves together."""
+        return self.read_at(self.height)
+
+    def read_at(self, height: int) -> float:
+        """The same with bands of another height, of which sweeps have at least as many tile rows.
+
+        A kernel that reads less has no longer waves.
+        """
+        sweep = min(self.tiling.sweep, self.run_tiles)
+        sweeps = self.runs * -(-self.run_tiles // min(height, sweep))
+        return self._a_bytes * self._a_times(sweep) + self._b_bytes * self._b_times(sweep, sweeps)
+
+    def bytes_read_in(self, groups: Sequence[int]) -> float:
+        """The same in exactly these bands: what of one is no whole sweep is a lower one."""
+        a_bytes, sweeps = 0.0, 0
+        for tiles, runs, rows in self._bands(groups):
+            sweep = min(self.tiling.sweep, rows)
+            a_bytes += self._a_bytes * tiles / self.tiles * self._a_times(sweep)
+            sweeps += runs * -(-rows // sweep)
+        return a_bytes + self._b_bytes * self._b_times(self.highest_in(groups), sweeps)
+
+    def highest_in(self, groups: Sequence[int]) -> int:
+        """Tile rows of the highest sweep in these groups, which decides on the order of tiles."""
+        return min(self.tiling.sweep, max(rows for _, _, rows in self._bands(groups)))
+
+    def _bands(self, groups: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+        """Of each group: its tiles, the runs that they lie in, and tile rows of such a run."""
+        before, end = 0, 0
+        for count in groups:
+            end += count
+            tiles = self.tiles_in(end) - before
+            rows = -(-tiles // (self.row_tiles * self.problem.parts))
+            runs = -(-rows // self.run_tiles)
+            yield tiles, self.problem.parts * runs, -(-rows // runs)
+            before += tiles
+
+    @property
+    def _a_bytes(self) -> int:
+        return self.problem.m * self.problem.k * self.problem.item_bytes
+
+    @property
+    def _b_bytes(self) -> int:
+        return self.problem.n * self.problem.k * self.problem.item_bytes
+
+    def _a_times(self, sweep: int) -> float:
+        """How often A is read from memory.
 
         The tiles of a wave step along k side by side, so that each of its rows and columns is read
-        once. All waves of a sweep have its rows in common, and all sweeps the columns: both are
-        read once where A's rows of a sweep, and all of B beside them, stay in the L2 cache. Else
-        each sweep reads B again, or each wave if it holds several, and each wave of a sweep A.
+        once. The waves of a sweep have its rows in common: they stay in the L2 cache where the
+        columns of a wave fit beside them. Else each wave reads them again, of which a sweep meets
+        so many on average.
         """
-        p, sweep = self.problem, self.tiling.sweep
-        row, b = p.k * p.item_bytes, p.n * p.k * p.item_bytes
-        rows = sweep * self.tiling.block_m * row
-        again_a = again_b = 1
-        if rows > self.target.l2_bytes:
-            again_a = max(1, -(-sweep * self.row_tiles // self.workers))
-        if rows + b > self.target.l2_bytes:
-            sweeps = self.runs * -(-self.run_tiles // min(self.height, sweep))
-            again_b = min(sweeps, self.waves)
-        return again_a * p.m * row + again_b * b
+        columns = min(self.row_tiles, -(-self.workers // sweep)) * self.tiling.block_n
+        row = self.problem.k * self.problem.item_bytes
+        if self._row_bytes(self._held(sweep)) + columns * row <= self.target.l2_bytes:
+            return 1
+        tiles = sweep * self.row_tiles
+        return min(self.waves, 1 + (tiles - gcd(tiles, self.workers)) / self.workers)
+
+    def _b_times(self, sweep: int, sweeps: int) -> int:
+        """How often B is read from memory.
+
+        Sweeps have all columns in common: they stay where the rows that are read until a column's
+        turn comes again fit beside them, of a wave, and unless that is whole sweeps, of one more.
+        Else each sweep reads them again, or each wave if it holds several.
+        """
+        rows = self._held(sweep)
+        if self.workers % (sweep * self.row_tiles):
+            rows += sweep
+        if self._row_bytes(rows) + self._b_bytes <= self.target.l2_bytes:
+            return 1
+        return min(sweeps, self.waves)
+
+    def _held(self, sweep: int) -> int:
+        """Tile rows of a wave, or of the sweep that it is a part of."""
+        return max(sweep, -(-self.workers // self.row_tiles))
+
+    def _row_bytes(self, tile_rows: int) -> int:
+        """Bytes of A in so many tile rows, if there are so many."""
+        rows = min(tile_rows, self.runs * self.run_tiles) * self.tiling.block_m
+        return rows * self.problem.k * self.problem.item_bytes
 
     @property
     def reading_seconds(self) -> float:
@@ -174,9 +259,10 @@ class KernelCosts(Costs):
     def bound(self) -> float:
         """Seconds of the kernel and the collective when neither waits for the other.
 
-        No groups of this kernel are quicker, at whatever height.
+        No groups of this kernel are quicker, at whatever height, with whatever sweep.
         """
-        quickest = self.at(self.heights[-1])
+        least = min(self.swept, key=lambda kernel: kernel.read_at(kernel.heights[-1]))
+        quickest = least.at(least.heights[-1])
         return max(quickest.ready(self.size), self.least_sent())
 
 
@@ -195,15 +281,24 @@ class PackedCosts(KernelCosts):
         """Tiles of C."""
         return self.tiles
 
-    @property
-    def unit(self) -> int:
+    def unit_at(self, height: int) -> int:
         """A tile."""
         return 1
 
     @property
     def heights(self) -> tuple[int, ...]:
-        """Whole sweeps: no group cuts one."""
-        return (self.tiling.sweep,)
+        """As high as any sweep: no group cuts one."""
+        return SWEEPS[-1:]
+
+    @property
+    def sweeps(self) -> tuple[int, ...]:
+        """Of which all tile rows are whole ones, or less than one."""
+        m = self.problem.m
+        return tuple(sweep for sweep in SWEEPS if packs(self.tiling.swept(sweep), m))
+
+    def _bands(self, groups: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+        """All of C, whatever the groups are."""
+        yield self.tiles, self.runs, self.run_tiles
 
     def tiles_in(self, tiles: int, /) -> int:
         """The tiles themselves."""

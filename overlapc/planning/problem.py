@@ -237,9 +237,10 @@ class Problem:
         """Rows of C that lie together and go to one rank, where they are dealt out; else all."""
         return -(-self.m // (self.parts * self.blocks))
 
-    def kernel_dimensions(self, tile: Tile) -> tuple[str, ...]:
-        """What groups of a generated kernel with the tile may be made of, rows first."""
-        is_packed = self.takes_map and self.collective == "all_reduce" and packs(tile, self.m)
+    @property
+    def kernel_dimensions(self) -> tuple[str, ...]:
+        """What groups of a generated kernel may be made of, rows first."""
+        is_packed = self.takes_map and self.collective == "all_reduce" and self.m > 0
         return (ROWS, TILES) if is_packed else (ROWS,)
 
     def band_rows(self, tile: Tile, height: int = 1) -> int:
@@ -258,9 +259,11 @@ class Problem:
         With a ``tile`` they are those of a generated kernel, whose bands end between tiles. No rows
         are one group of none.
         """
-        if by not in (self.kernel_dimensions(tile) if tile else self.dimensions):
+        if by not in (self.kernel_dimensions if tile else self.dimensions):
             return False
         size, granule = {ROWS: (self.m, self.granule), COLUMNS: (self.n, 1)}.get(by, (0, 1))
+        if tile and by == TILES and not packs(tile, self.m):
+            return False
         if tile and by == TILES:
             size = tile.count(self.m, self.n)
         if tile and by == ROWS and any(x % self.band_rows(tile) for x in counts[:-1]):

@@ -180,7 +180,7 @@ def _misfit(problem: Problem, rows: Sequence[int], by: str, tile: Tile | None) -
     if tile:
         size = tile.count(problem.m, problem.n) if by == TILES else size
         granule = problem.band_rows(tile) if by == ROWS else 1
-        dimensions = problem.kernel_dimensions(tile)
+        dimensions = problem.kernel_dimensions
     return PlanError(
         f"Groups of {list(rows)} {by} do not cut {size} {by}.",
         where="plan_rows",
@@ -196,7 +196,7 @@ def bound(problem: Problem, target: Target) -> float:
     kernels = (
         kernel_costs(by, problem, target, tile)
         for tile in configurations(problem, target)
-        for by in problem.kernel_dimensions(tile)
+        for by in problem.kernel_dimensions
     )
     return min(costs.bound() for costs in (Costs(problem, target), *kernels))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -20,7 +21,7 @@ from overlapc.planning.kernel_tiles import (
 from overlapc.planning.problem import Problem
 from overlapc.planning.schedule import Event
 from overlapc.planning.target import Target
-from overlapc.planning.tiles import Tile, tiles_for
+from overlapc.planning.tiles import SWEEP, Tile, tiles_for
 from overlapc.planning.timelines import Cut
 
 MAX_BOUNDARIES = 256
@@ -76,7 +77,11 @@ def reachable_tiles(problem: Problem, target: Target, schedule: str) -> tuple[Ti
     known = configurations(problem, target)
     if schedule == "signaled":
         return known
-    won = {tuned.tile for tuned in target.tuned if _is_like(tuned.problem, problem)}
+    won = {
+        tuned.tile.configuration
+        for tuned in target.tuned
+        if tuned.tile and _is_like(tuned.problem, problem)
+    }
     return tuple(tile for tile in known if tile in won)
 
 
@@ -90,16 +95,16 @@ def _is_like(one: Problem, other: Problem) -> bool:
 
 
 def signaled_cuts(problem: Problem, target: Target) -> Iterator[Cut]:
-    """The best groups of every tile configuration and order.
+    """The best groups and the best sweep of every tile configuration and order.
 
     One group where no multiprocessor is left to the collective: the kernel's CTAs hold all of them
     to its end, before which nothing could be sent.
     """
     for tile in configurations(problem, target):
-        for by in problem.kernel_dimensions(tile):
-            costs = kernel_costs(by, problem, target, tile)
+        for by in problem.kernel_dimensions:
+            kernels = kernel_costs(by, problem, target, tile).swept
             waits = not target.communication_sms
-            yield signaled_cut(costs, [costs.size]) if waits else best_cut_of(costs)
+            yield swept_cut(kernels, [kernels[0].size]) if waits else best_cut_of(kernels)
 
 
 def overlapping_cuts(problem: Problem, target: Target) -> list[Cut]:
@@ -125,31 +130,53 @@ def why_no_overlap(problem: Problem, target: Target) -> str:
     return ""
 
 
-def best_cut_of(costs: KernelCosts) -> Cut:
-    """The groups that finish first with a kernel.
+def best_cut_of(kernels: Sequence[KernelCosts]) -> Cut:
+    """The groups that finish first with one of these, which differ in their sweeps alone.
 
     Bands of more tile rows read less, but end in fewer places: where that is no quicker, only the
     lower ones are tried. Groups are as quick as the greatest height that they fit (`signaled_cut`),
-    and never quicker at a lower one, so that the best of the best at each height is the best of
+    and never quicker at a lower one, and of kernels with bands of one height the one with the
+    quickest waves has the quickest groups: so the best of the best at each height is the best of
     all.
     """
-    best, before = None, 0.0
-    for height in costs.heights:
-        tried = costs.at(height)
-        if tried.wave_seconds == before:
+    best, before = None, math.inf
+    for height in sorted({height for kernel in kernels for height in kernel.heights}):
+        able = (kernel for kernel in kernels if height in kernel.heights)
+        tried = min(able, key=lambda kernel: kernel.read_at(height)).at(height)
+        if tried.wave_seconds >= before:
             continue
         before = tried.wave_seconds
         ends = [0, *(group.rows for group in best_groups(tried, boundaries(tried)))]
-        cut = signaled_cut(costs, [right - left for left, right in pairwise(ends)])
+        cut = swept_cut(kernels, [right - left for left, right in pairwise(ends)])
         if best is None or cut.seconds < best.seconds:
             best = cut
     assert best is not None, "a kernel has a height"
     return best
 
 
+def swept_cut(kernels: Sequence[KernelCosts], rows: Sequence[int]) -> Cut:
+    """These groups of whichever kernel computes them best."""
+    return signaled_cut(ranked(kernels, rows)[0], rows)
+
+
+def ranked(kernels: Sequence[KernelCosts], rows: Sequence[int]) -> list[KernelCosts]:
+    """Kernels that differ in their sweeps alone, at the greatest height that these groups fit, the
+    best first.
+
+    That is the quickest one, of those the one that reads least from memory: on a device it may be
+    what the GEMM waits for after all. Where nothing tells sweeps apart, `SWEEP` is nearest.
+    """
+
+    def rank(kernel: KernelCosts) -> tuple[float, float, int]:
+        far = abs(kernel.tiling.sweep.bit_length() - SWEEP.bit_length())
+        return kernel.wave_seconds, kernel.bytes_read_in(rows), far
+
+    return sorted((kernel.fitting(rows) for kernel in kernels), key=rank)
+
+
 def signaled_cut(costs: KernelCosts, rows: Sequence[int]) -> Cut:
     """These groups of a kernel, at the greatest height that they fit."""
-    costs = max((costs.at(h) for h in costs.heights), key=lambda c: (c.fits(rows), c.height))
+    costs = costs.fitting(rows)
     ends = tuple(Boundary(costs.ready(end), end) for end in accumulate(rows))
     return Cut("signaled", costs, tuple(rows), signaled_timeline(costs, ends), costs.tiling)
 

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 FP8 = ("float8_e4m3fn", "float8_e5m2")
 HALVES = ("float16", "bfloat16")
 
 
+SWEEPS = (1, 2, 4, 8, 16)
+"""Of tile rows that a plan may have visited together."""
+
+SWEEP = 8
+"""The one of a kernel that nobody planned for, and of plans between which nothing decides."""
+
+
 @dataclass(frozen=True)
 class Tile:
-    """What of a generated GEMM suits a device rather than the operands."""
+    """What of a generated GEMM suits a device and sizes rather than the operands.
+
+    The first five make a configuration, which a kernel is built for; the sweep it is told at each
+    launch.
+    """
 
     block_m: int
     """Rows of a tile of C."""
@@ -22,20 +33,39 @@ class Tile:
     """Warps of one CTA."""
     stages: int
     """Depth of the software pipeline that loads A and B."""
-    sweep: int = 8
-    """Tile rows visited together inside a band, so that their part of A stays in the L2 cache; a
-    power of two."""
+    sweep: int = SWEEP
+    """Tile rows visited together inside a band, so that their part of A stays in the L2 cache; one
+    of ``SWEEPS``."""
 
     def __post_init__(self) -> None:
-        if min(self.block_m, self.block_n, self.block_k, self.warps, self.stages, self.sweep) < 1:
+        if min(self.block_m, self.block_n, self.block_k, self.warps, self.stages) < 1:
             raise ValueError(f"sizes of a tile are above zero, unlike those of {self}")
-        if self.sweep & (self.sweep - 1):
-            raise ValueError(f"the sweep of a tile is a power of two, unlike that of {self}")
+        if self.sweep not in SWEEPS:
+            raise ValueError(f"the sweep of a tile is one of {SWEEPS}, unlike that of {self}")
 
     @property
     def elements(self) -> int:
         """Of C in one tile."""
         return self.block_m * self.block_n
+
+    @property
+    def built(self) -> dict[str, int]:
+        """What a kernel is built for, by name."""
+        return {name: size for name, size in asdict(self).items() if name != "sweep"}
+
+    @property
+    def _work(self) -> tuple[int, ...]:
+        """What a step along k multiplies, and who does it."""
+        return self.block_m, self.block_n, self.block_k, self.warps
+
+    @property
+    def configuration(self) -> Tile:
+        """The same for any kernel that is built alike."""
+        return self.swept(SWEEP)
+
+    def swept(self, sweep: int) -> Tile:
+        """The same kernel in another order."""
+        return replace(self, sweep=sweep)
 
     def count(self, m: int, n: int) -> int:
         """Tiles of C[m, n]."""
@@ -130,7 +160,7 @@ def share_of(tile: Tile, architecture: str, dtype: str) -> float:
     However deep its pipeline is.
     """
     known = _configurations(architecture, dtype).items()
-    alike = (share for its, share in known if replace(its, stages=tile.stages) == tile)
+    alike = (share for its, share in known if its._work == tile._work)
     return next(alike, LEAST_SHARE)
 
 

@@ -118,7 +118,8 @@ def _planned(plan: Plan | None) -> str:
     if plan is None:
         return "-"
     t = plan.tile
-    kernel = f"\n{plan.order} order, tiles {t.block_m}x{t.block_n}x{t.block_k}" if t else ""
+    tiles = f"tiles {t.block_m}x{t.block_n}x{t.block_k}, sweeps of {t.sweep}" if t else ""
+    kernel = f"\n{plan.order} order, {tiles}" if t else ""
     return f"{plan.schedule} on {plan.target}\n{format_rows(plan.rows)} {plan.by}{kernel}"
 
 

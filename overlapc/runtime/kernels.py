@@ -46,14 +46,14 @@ def kernel_spec_of(
     found = spec_for(a, b, architecture=target.architecture, lowered=lowered, tile=tile)
     if spec.packed:
         # All ranks send the tiles that were planned, and the graph reads no others.
-        if not _lie_alike(found.tile, spec.packed):
+        if not _lie_alike(found.tile, spec.packed):  # the sweep is that of the launch
             raise _error(f"The operands leave too few registers to tiles of {spec.packed}.")
         found = replace(found, order="packed")
     return found, lowered
 
 
 def _lie_alike(one: Tile, other: Tile) -> bool:
-    return (one.block_m, one.block_n, one.sweep) == (other.block_m, other.block_n, other.sweep)
+    return (one.block_m, one.block_n) == (other.block_m, other.block_n)
 
 
 def lowered_chain(spec: ChainSpec, operands: Sequence[torch.Tensor]) -> Lowered:

@@ -18,7 +18,7 @@ from overlapc.codegen import Kernel, build
 from overlapc.errors import KernelError
 from overlapc.planning.kernel_tiles import TMA_ALIGNMENT
 from overlapc.planning.target import Target
-from overlapc.planning.tiles import Tile
+from overlapc.planning.tiles import SWEEP, Tile
 from overlapc.runtime.communicators import Communicator, communicator
 from overlapc.runtime.kernels import kernel_spec_of
 from overlapc.runtime.layout import Dealing
@@ -143,7 +143,8 @@ class Signaled:
         if torch.cuda.is_current_stream_capturing():
             return
         inputs = [operands[index] for index in built.inputs]
-        for tile in set(self.others) - {self.tile}:
+        mine = {self.tile.configuration} if self.tile else set[Tile]()
+        for tile in {tile.configuration for tile in self.others} - mine:
             try:
                 kernel, _ = kernel_spec_of(self.spec, self.target, operands, tile)
                 with torch.cuda.device(operands[0].device):
@@ -163,6 +164,7 @@ class Signaled:
             result_units=deal.result_units,
             across=deal.ranks if self.library.by_columns else 1,
             turned=deal.me,
+            sweep=self.tile.sweep if self.tile else SWEEP,
         )
 
 

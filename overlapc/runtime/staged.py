@@ -13,6 +13,7 @@ from overlapc.codegen.kernel import special
 from overlapc.codegen.packing import Packing
 from overlapc.errors import KernelError
 from overlapc.planning.packed_order import PackedOrder
+from overlapc.planning.tiles import SWEEP
 from overlapc.runtime.layout import Part
 from overlapc.runtime.sending import Sender
 from overlapc.runtime.signals import Signals
@@ -40,6 +41,8 @@ class StagedGemm:
     across: int
     """Ranks among which the columns of C are dealt out; 1 where rows are, or nothing is."""
     bands: Bands | Packing
+    sweep: int = SWEEP
+    """Tile rows that the kernel visits together."""
 
     @classmethod
     def of(
@@ -51,6 +54,7 @@ class StagedGemm:
         result_units: int,
         across: int = 1,
         turned: int = 0,
+        sweep: int = SWEEP,
     ) -> StagedGemm:
         """The GEMM for these groups; ``KernelError`` where they cannot be staged or announced.
 
@@ -65,7 +69,7 @@ class StagedGemm:
             )
         bands = Staging.of(parts).bands(kernel.spec.block_m, turned)
         rows = sum(part.computed.count for part in parts)
-        return cls(kernel, sender, tuple(parts), (rows, result_units), across, bands)
+        return cls(kernel, sender, tuple(parts), (rows, result_units), across, bands, sweep)
 
     @classmethod
     def packed(
@@ -76,8 +80,9 @@ class StagedGemm:
         ``KernelError`` for a kernel that does not pack so many.
         """
         counts = [part.computed.count for part in parts]
-        groups = Packing.of(kernel.spec, order.m, order.n, counts)
-        return cls(kernel, sender, tuple(parts), (order.tiles, order.tiles), 1, groups)
+        sweep = order.tile.sweep
+        groups = Packing.of(kernel.spec, order.m, order.n, counts, sweep)
+        return cls(kernel, sender, tuple(parts), (order.tiles, order.tiles), 1, groups, sweep)
 
     def __call__(
         self,
@@ -105,8 +110,8 @@ class StagedGemm:
             stored = c.view(-1) if isinstance(self.bands, Packing) else c
             overlap(
                 lambda: self.kernel(
-                    a, b, stored, ctas=ctas, inputs=inputs, bands=signals.bands,
-                    counters=signals.counters,
+                    a, b, stored, ctas=ctas, sweep=self.sweep, inputs=inputs,
+                    bands=signals.bands, counters=signals.counters,
                 ),
                 signals,
                 collectives,

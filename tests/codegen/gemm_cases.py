@@ -37,6 +37,7 @@ def run(
     *,
     placing: tuple[str, int] = ("of", 0),
     ctas: int = 3,
+    sweep: int = 2,
     seed: int = 0,
     mutate: tuple[str, str] | None = None,
 ) -> None:
@@ -50,7 +51,7 @@ def run(
     spec, generator = GemmSpec.parse(text), random.Random(seed)
     torch.manual_seed(seed)
     kernel = mutant(build(spec), mutate) if mutate else build(spec)
-    announced = announce(spec, m, n, groups, placing)
+    announced = announce(spec, m, n, groups, placing, sweep)
     packed = isinstance(announced, Packing)
     a = random_operand(spec.a, m, k, spec.dtype, "cpu")
     b = random_operand(spec.b, k, n, spec.dtype, "cpu")
@@ -79,7 +80,7 @@ def run(
                 assert not missing.any(), f"group {group} is announced before it is stored"
 
     with shuffled_programs(generator), after_every_bump(after_bump):
-        kernel(a, b, c, ctas=ctas, inputs=inputs, bands=table, counters=counters)
+        kernel(a, b, c, ctas=ctas, sweep=sweep, inputs=inputs, bands=table, counters=counters)
 
     whole = c.float()
     assert not whole[written].isnan().any(), "an element of C was never written"
@@ -94,12 +95,17 @@ def run(
 
 
 def announce(
-    spec: GemmSpec, m: int, n: int, groups: Sequence[int], placing: tuple[str, int]
+    spec: GemmSpec,
+    m: int,
+    n: int,
+    groups: Sequence[int],
+    placing: tuple[str, int],
+    sweep: int,
 ) -> Any:
     """The groups of a run."""
     if spec.order == "packed":
         tiles = -(-m // spec.block_m) * -(-n // spec.block_n)
-        return Packing.of(spec, m, n, groups or (tiles,))
+        return Packing.of(spec, m, n, groups or (tiles,), sweep)
     way, number = placing
     if way == "of":
         return Bands.of(groups or (m,), spec.block_m)
@@ -121,7 +127,7 @@ def tile_order(
 ) -> list[int]:
     """The band of every bump, in order, when one program runs all tiles of C[m, n]."""
     spec = GemmSpec.parse(text)
-    bands = announce(spec, m, n, rows, placing)
+    bands = announce(spec, m, n, rows, placing, 2)
     kernel = build(spec)
     a, b = torch.randn(m, 16).to(_dtype(spec.dtype)), torch.randn(n, 16).to(_dtype(spec.dtype)).t()
     c = torch.empty(m, n, dtype=_dtype(spec.out))
@@ -135,7 +141,7 @@ def tile_order(
         seen[:] = now
 
     with after_every_bump(after_bump):
-        kernel(a, b, c, ctas=1, bands=torch.tensor(bands.table, dtype=torch.int32),
+        kernel(a, b, c, ctas=1, sweep=2, bands=torch.tensor(bands.table, dtype=torch.int32),
                counters=counters)  # fmt: skip
     return order
 

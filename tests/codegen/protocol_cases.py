@@ -25,7 +25,7 @@ from overlapc.runtime.signals import Signals
 from overlapc.runtime.staged import StagedGemm
 from overlapc.runtime.staged_sending import staged_collectives
 from tests.codegen.gemm_cases import mutant, shuffled_programs
-from tests.codegen.protocol_groups import CASES, Case, K, N, of_all_ranks
+from tests.codegen.protocol_groups import CASES, SWEEP, Case, K, N, of_all_ranks
 from tests.codegen.weak_memory import counted_polls, until, weak_stores
 
 LAUNCHES = 2
@@ -131,7 +131,7 @@ def _launch(
     c = shared.c.view(-1) if kernel.spec.order == "packed" else shared.c
     signals = shared.signals
     with shuffled_programs(generator), weak_stores(generator, after_add), arguments_in_place():
-        kernel(*given, c, ctas=CTAS, bands=signals.bands, counters=signals.counters)
+        kernel(*given, c, ctas=CTAS, sweep=SWEEP, bands=signals.bands, counters=signals.counters)
 
 
 def consume(path: str, name: str, seed: int, mistake: Any = None, most: int = 1_000_000) -> None:

@@ -14,7 +14,9 @@ from overlapc.runtime import columns
 from overlapc.runtime.layout import Dealing, producer_parts
 from overlapc.runtime.staged import StagedGemm
 
-SPEC = GemmSpec("float32", "float32", 16, 16, 16, sweep=2)
+SPEC = GemmSpec("float32", "float32", 16, 16, 16)
+SWEEP = 2
+"""Tile rows that are visited together."""
 LATE = replace(SPEC, flatten=True)
 """Announces a tile while the next one is computed, also where the interpreter has no pipeline."""
 N, K = 24, 24
@@ -44,13 +46,13 @@ class Case:
         """The groups that are announced, and the collective of each."""
         kernel: Any = SimpleNamespace(spec=self.spec)
         if self.spec.order == "packed":
-            order = PackedOrder(self.units, N, self.spec.tile)
+            order = PackedOrder(self.units, N, self.spec.tile.swept(SWEEP))
             deal = Dealing("all_reduce", 0, order.tiles, RANKS, ME)
             return StagedGemm.packed(kernel, sender, producer_parts(deal, self.counts), order)
         deal = Dealing(self.collective, self.axis, self.units, RANKS, ME)
         return StagedGemm.of(
             kernel, sender, producer_parts(deal, self.counts), result_units=deal.result_units,
-            across=RANKS if self.axis else 1, turned=ME,
+            across=RANKS if self.axis else 1, turned=ME, sweep=SWEEP,
         )  # fmt: skip
 
     def wanted(self, c: torch.Tensor) -> torch.Tensor:

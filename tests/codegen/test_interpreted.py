@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 from overlapc.codegen import GemmSpec
+from overlapc.planning.tiles import SWEEPS
 from tests.codegen.catching import wrong_values
 
-SPEC = GemmSpec("float32", "float32", 32, 32, 32, sweep=2)
+SPEC = GemmSpec("float32", "float32", 32, 32, 32)
 HALF = replace(SPEC, dtype="float16", out="float16")
 BRAIN = replace(SPEC, dtype="bfloat16", out="bfloat16")
 FP8 = replace(SPEC, dtype="float8_e4m3fn", out="bfloat16")
@@ -31,9 +32,9 @@ MUTANTS = {
         "tl.load(bands + 1 + tile // tiles_n)",
         "tl.load(bands + 1 + (tile + 1) % (tiles_m * tiles_n) // tiles_n)",
     ),
-    "swapped tile map": ("return sweep * SWEEP + inside % height, inside // height",
-                         "return sweep * SWEEP + inside // height, inside % height"),
-    "uneven last sweep": ("tl.minimum(tall - sweep * SWEEP, SWEEP)", "SWEEP"),
+    "swapped tile map": ("return begun + inside % height, inside // height",
+                         "return begun + inside // height, inside % height"),
+    "uneven last sweep": ("tl.minimum(tall - begun, sweep)", "sweep"),
     "no mask on the store": ("tl.store(elements, result, mask=rows_inside[:, None] & "
                              "columns_inside[None, :])", "tl.store(elements, result)"),
     "no mask along k": ("k_inside = k < K - start", "k_inside = k < K + BLOCK_K"),
@@ -66,6 +67,7 @@ PLACED = {
 """Seen only where bands do not lie as they are computed."""
 
 PACKED = {
+    "a sweep of its own": ("tiles_n, sweep)\n        row", "tiles_n, 1)\n        row"),
     "no group": ("group = tl.load(bands + tile)", "group = 0"),
     "overlapping tiles": ("(BLOCK_M * BLOCK_N)\n", "(BLOCK_M * BLOCK_N - BLOCK_N)\n"),
     "transposed tiles": ("(rows - row)[:, None] * BLOCK_N + (columns - column)[None, :]",
@@ -150,12 +152,12 @@ def test_a_staged_order_gives_each_band_rows_of_every_rank(interpreted, rows, ra
 
 @pytest.mark.parametrize("groups", [(18,), THREE_GROUPS, (1,) * 18], ids=str)
 @pytest.mark.parametrize(
-    "spec", [SPEC, TMA, replace(HALF, sweep=1), replace(FP8, bias=True), replace(BRAIN, sweep=8)],
-    ids=lambda spec: f"{spec.dtype}, sweeps of {spec.sweep}",
+    ("spec", "sweep"), [(SPEC, 2), (TMA, 2), (HALF, 1), (replace(FP8, bias=True), 2), (BRAIN, 8)],
+    ids=lambda it: str(getattr(it, "dtype", it)),
 )  # fmt: skip
-def test_packed_tiles_are_found_where_their_order_says(interpreted, spec, groups):
+def test_packed_tiles_are_found_where_their_order_says(interpreted, spec, sweep, groups):
     spec = replace(spec, order="packed")
-    interpreted("gemm_cases.run", str(spec), *SWEPT, groups, seed=5)
+    interpreted("gemm_cases.run", str(spec), *SWEPT, groups, sweep=sweep, seed=5)
 
 
 def test_packed_columns_may_be_ragged(interpreted):
@@ -170,14 +172,32 @@ def test_small_and_degenerate_sizes(interpreted, sizes):
     interpreted("gemm_cases.run", str(replace(SPEC, bias=True)), *sizes, seed=3)
 
 
-@pytest.mark.parametrize("tile", [(16, 64, 16), (64, 16, 32), (128, 32, 64)], ids=str)
-@pytest.mark.parametrize("sweep", [1, 3, 8])
-def test_tiles_and_sweeps(interpreted, tile, sweep):
+@pytest.mark.parametrize(
+    ("tile", "sweep"), [((16, 64, 16), 3), ((64, 16, 32), 1), ((128, 32, 64), 8)], ids=str
+)
+def test_tiles_of_any_shape(interpreted, tile, sweep):
     block_m, block_n, block_k = tile
-    spec = GemmSpec("float16", "float32", block_m, block_n, block_k, sweep=sweep, even_k=True)
+    spec = GemmSpec("float16", "float32", block_m, block_n, block_k, even_k=True)
     m = 4 * block_m + 3
     rows = (2 * block_m, m - 2 * block_m)
-    interpreted("gemm_cases.run", str(spec), m, 3 * block_n - 1, 2 * block_k, rows)
+    interpreted("gemm_cases.run", str(spec), m, 3 * block_n - 1, 2 * block_k, rows, sweep=sweep)
+
+
+SMALL = GemmSpec("float32", "float32", 16, 16, 16)
+IN_ORDER = {
+    "band": (SMALL, (115, 39, 20), {"groups": (32, 64, 19)}),
+    "rotated": (SMALL, (115, 39, 20), {"groups": (32, 64, 19), "placing": ("rotated", 1)}),
+    "staged": (SMALL, (123, 39, 20), {"groups": (32, 9), "placing": ("staged", 3)}),
+    "packed": (replace(SMALL, order="packed"), (123, 39, 20), {"groups": (4, 1, 19)}),
+}
+"""Eight tile rows or nine with ragged ends; those that are packed are whole sweeps."""
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+@pytest.mark.parametrize("order", IN_ORDER)
+def test_every_sweep_in_every_order(interpreted, order, sweep):
+    spec, sizes, named = IN_ORDER[order]
+    interpreted("gemm_cases.run", str(spec), *sizes, **named, sweep=sweep, seed=sweep)
 
 
 def test_tiles_begin_in_the_order_of_their_bands(interpreted):

@@ -6,7 +6,7 @@ import inspect
 import itertools
 import re
 from collections.abc import Collection
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from overlapc.codegen import GemmSpec, builder
-from overlapc.codegen.aot import Binary, build_for, compile_kernel
+from overlapc.codegen.aot import VARYING, Binary, build_for, compile_kernel
 from overlapc.codegen.epilogue import Epilogue
 from overlapc.codegen.function import function_of
 from overlapc.codegen.pointwise import RULES
@@ -39,15 +39,15 @@ from tests.codegen.machine_order import (
 )
 
 WIDE, ROOMY = tiles_for("sm_90", "bfloat16")[:2]
-TMA = GemmSpec("bfloat16", "bfloat16", **asdict(WIDE), loads="descriptors", flatten=True)
+TMA = GemmSpec("bfloat16", "bfloat16", **WIDE.built, loads="descriptors", flatten=True)
 BF16 = replace(TMA, loads="pointers", stages=3, flatten=False)
-SMALL = replace(BF16, **asdict(ROOMY), flatten=True)
-FLOAT = GemmSpec("float32", "float32", **asdict(tiles_for("sm_80", "float32")[0]), flatten=True)
+SMALL = replace(BF16, **ROOMY.built, flatten=True)
+FLOAT = GemmSpec("float32", "float32", **tiles_for("sm_80", "float32")[0].built, flatten=True)
 TF32 = replace(FLOAT, block_m=128, block_n=128, precision="tf32", warps=8)
-BLACKWELL = replace(TMA, **asdict(tiles_for("sm_120", "bfloat16")[0]))
-AMPERE = replace(BF16, **asdict(tiles_for("sm_80", "bfloat16")[0]), flatten=True)
-CDNA = replace(BF16, **asdict(tiles_for("gfx942", "bfloat16")[0]))
-FP8 = replace(TMA, dtype="float8_e4m3fn", **asdict(tiles_for("sm_90", "float8_e4m3fn")[0]))
+BLACKWELL = replace(TMA, **tiles_for("sm_120", "bfloat16")[0].built)
+AMPERE = replace(BF16, **tiles_for("sm_80", "bfloat16")[0].built, flatten=True)
+CDNA = replace(BF16, **tiles_for("gfx942", "bfloat16")[0].built)
+FP8 = replace(TMA, dtype="float8_e4m3fn", **tiles_for("sm_90", "float8_e4m3fn")[0].built)
 
 SHARED_BYTES = {
     "sm_80": 163 * 1024,
@@ -295,6 +295,12 @@ CONFIGURED = [
 ]
 
 
+def test_what_varies_from_launch_to_launch_is_no_part_of_a_build():
+    """Mutant: a template that Triton compiles again for a sweep of 1, or of 16."""
+    kernel = builder.build(BF16).module.KERNEL
+    assert tuple(each.name for each in kernel.params if each.do_not_specialize) == VARYING
+
+
 def of_tile(architecture: str, dtype: str, tile: Tile, k: int, *, by_row: bool) -> GemmSpec:
     """The spec of a GEMM alone, with B as a weight or as itself; TMA reads no odd ``k``."""
     a = torch.empty(64, k, device="meta", dtype=getattr(torch, dtype))
@@ -305,7 +311,7 @@ def of_tile(architecture: str, dtype: str, tile: Tile, k: int, *, by_row: bool) 
 @pytest.mark.parametrize("tile", tiles_for("sm_90", "bfloat16"), ids=str)
 def test_configurations_keep_the_budgets(tile: Tile):
     spec = of_tile("sm_90", "bfloat16", tile, 128, by_row=False)
-    assert {name: getattr(spec, name) for name in asdict(tile)} == asdict(tile)
+    assert {name: getattr(spec, name) for name in tile.built} == tile.built
     check("sm_90", spec)
 
 

@@ -11,9 +11,9 @@ from overlapc.codegen import GemmSpec
 from overlapc.codegen.packing import Packing, pack, unpack
 from overlapc.errors import KernelError
 from overlapc.planning.packed_order import PackedOrder, packs
-from overlapc.planning.tiles import Tile
+from overlapc.planning.tiles import SWEEPS, Tile
 
-SPEC = GemmSpec("float16", "float16", 32, 64, 32, sweep=2, order="packed")
+SPEC = GemmSpec("float16", "float16", 32, 64, 32, order="packed")
 
 
 def tile_of(sweep: int) -> Tile:
@@ -21,7 +21,7 @@ def tile_of(sweep: int) -> Tile:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 300), st.integers(1, 200), st.sampled_from([1, 2, 4, 8]))
+@given(st.integers(1, 300), st.integers(1, 200), st.sampled_from(SWEEPS))
 def test_what_is_packed_is_read_back_from_tiles_that_lie_whole(m, n, sweep):
     tile = tile_of(sweep)
     assume(packs(tile, m))
@@ -42,7 +42,7 @@ def test_what_is_packed_is_read_back_from_tiles_that_lie_whole(m, n, sweep):
 
 
 def test_groups_are_ranges_of_the_buffer():
-    packing = Packing.of(SPEC, 120, 80, (1, 3, 4))
+    packing = Packing.of(SPEC, 120, 80, (1, 3, 4), 2)
     tile = 32 * 64
     assert packing.slices == (slice(0, tile), slice(tile, 4 * tile), slice(4 * tile, 8 * tile))
     assert packing.targets == (1, 3, 4)
@@ -69,7 +69,7 @@ def test_tile_rows_are_whole_sweeps(m, rows):
 )
 def test_what_cannot_be_packed_is_refused(m, tiles, message):
     with pytest.raises(KernelError, match=message):
-        Packing.of(SPEC, m, 80, tiles)
+        Packing.of(SPEC, m, 80, tiles, 2)
 
 
 def test_a_kernel_that_does_not_pack_is_refused():

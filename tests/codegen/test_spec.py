@@ -14,7 +14,7 @@ from overlapc.errors import KernelError
 
 SPEC = GemmSpec("bfloat16", "float32", 128, 256, 64, warps=8, bias=True)
 TEXT = (
-    "gemm dtype=bfloat16 out=float32 block_m=128 block_n=256 block_k=64 sweep=8 warps=8 stages=3"
+    "gemm dtype=bfloat16 out=float32 block_m=128 block_n=256 block_k=64 warps=8 stages=3"
     " a=row b=col bias=1 signals=1 even_k=0 precision=ieee loads=pointers flatten=0"
     " order=band epilogue="
 )
@@ -27,7 +27,6 @@ specs = st.builds(
     block_m=sizes,
     block_n=sizes,
     block_k=sizes,
-    sweep=st.integers(1, 64),
     warps=st.sampled_from([1, 2, 4, 8, 16]),
     stages=st.integers(1, 6),
     a=st.sampled_from(LAYOUTS),
@@ -56,12 +55,12 @@ def test_a_text_is_read_back(spec):
         "",
         "gemm",
         TEXT.replace("gemm", "attention"),
-        TEXT.replace("sweep=8", "sweep=eight"),
+        TEXT.replace("warps=8", "warps=eight"),
         TEXT.replace("bias=1", "bias=2"),
-        TEXT.replace(" sweep=8", ""),
-        TEXT + " sweep=8",
+        TEXT.replace(" warps=8", ""),
+        TEXT + " warps=8",
         TEXT + " colour=red",
-        TEXT + " sweep",
+        TEXT + " warps",
     ],
 )
 def test_another_text_is_refused_and_named(text):
@@ -78,7 +77,6 @@ def test_another_text_is_refused_and_named(text):
         {"block_m": 48},
         {"block_k": 8},
         {"warps": 3},
-        {"sweep": 0},
         {"stages": 0},
         {"a": "diagonal"},
         {"precision": "tf32"},

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +18,7 @@ from overlapc.codegen import Bands, GemmSpec, build
 from overlapc.codegen.oracle import error_over_bound, random_operand
 from overlapc.codegen.tiles import spec_for
 from overlapc.errors import KernelError, SignalError
-from overlapc.planning.tiles import tiles_for
+from overlapc.planning.tiles import SWEEPS, tiles_for
 from overlapc.runtime import streams
 from overlapc.runtime.communicators import Communicator, communicator
 from overlapc.runtime.layout import Dealing, producer_parts
@@ -33,11 +33,11 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
 POLLS = 20_000_000
 """Seconds of polling: a band that is late by so much never comes."""
 REPLAYS = 1000
-HALF = GemmSpec("bfloat16", "bfloat16", **asdict(tiles_for("sm_80", "bfloat16")[0]), flatten=True)
+HALF = GemmSpec("bfloat16", "bfloat16", **tiles_for("sm_80", "bfloat16")[0].built, flatten=True)
 SPECS = {
     "bfloat16": HALF,
     "float16 with bias": replace(HALF, dtype="float16", out="float16", bias=True),
-    "float32": GemmSpec("float32", "float32", **asdict(tiles_for("sm_80", "float32")[0])),
+    "float32": GemmSpec("float32", "float32", **tiles_for("sm_80", "float32")[0].built),
     "row-major B": replace(HALF, b="row"),
     "strided": replace(HALF, a="strided", b="strided"),
     "announced at once": replace(HALF, flatten=False),
@@ -229,20 +229,20 @@ def test_a_table_that_is_kept_is_of_no_pool_of_its_caller():
     assert not is_of_pool(table)
 
 
-def test_new_row_counts_compile_nothing():
+def test_new_row_counts_and_sweeps_compile_nothing():
     kernel = build(HALF)
     compiled = []
-    for m in (1, 127, 128, 129, 4096):
+    for m, sweep in zip((1, 127, 128, 129, 4096), SWEEPS, strict=True):
         a, b, _ = operands(HALF, m, 512, 256)
         c = torch.empty(m, 512, dtype=torch.bfloat16, device="cuda")
         signals = Signals.zeroed(Bands.of((m,), HALF.block_m), kernel.tiles_n(512), c.device)
-        compiled.append(kernel(a, b, c, ctas=m % 7 + 1, bands=signals.bands,
+        compiled.append(kernel(a, b, c, ctas=m % 7 + 1, sweep=sweep, bands=signals.bands,
                                counters=signals.counters))  # fmt: skip
     assert len({id(built) for built in compiled}) == 1
 
 
 def test_what_is_compiled_ahead_is_what_a_call_launches():
-    spec = replace(HALF, sweep=4)
+    spec = replace(HALF, stages=2)
     kernel = build(spec)
     a, b, _ = operands(spec, 300, 512, 256)
     kernel.compile(a, b)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +17,7 @@ from overlapc.runtime.staged import StagedGemm
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
 
-SPEC = GemmSpec("float32", "float32", **asdict(tiles_for("sm_80", "float32")[0]))
+SPEC = GemmSpec("float32", "float32", **tiles_for("sm_80", "float32")[0].built)
 RANKS, ME = 4, 1
 COUNTS = (200, 100, 300)
 """Rows of each group, of every rank where dimension 0 is dealt out."""

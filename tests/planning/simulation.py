@@ -133,22 +133,33 @@ def finished(places: Sequence[Place], workers: int) -> list[int]:
 
 
 def panels_read(
-    places: Sequence[Place], workers: int, panel_bytes: tuple[int, int], cache_bytes: int
+    places: Sequence[Place],
+    workers: int,
+    panel_bytes: tuple[int, int],
+    cache_bytes: int,
+    steps: int = 1,
 ) -> int:
     """Bytes of A's and B's panels that a cache fetches which drops what was used longest ago.
 
-    The tiles of a wave read side by side, so that a panel is fetched once for all of them.
+    The tiles of a wave read side by side, in so many steps, so that each step's part of a panel is
+    fetched once for all of them.
     """
-    cached: OrderedDict[tuple[str, int], int] = OrderedDict()
-    fetched = 0
+    cached: OrderedDict[tuple[str, int, int], int] = OrderedDict()
+    fetched = held = 0
     for start in range(0, len(places), workers):
         wave = places[start : start + workers]
-        for name, of, size in (("A", 1, panel_bytes[0]), ("B", 2, panel_bytes[1])):
-            for panel in dict.fromkeys((name, place[of]) for place in wave):
-                if panel not in cached:
-                    fetched += size
-                cached[panel] = size
-                cached.move_to_end(panel)
-        while sum(cached.values()) > cache_bytes:
-            cached.popitem(last=False)
+        sides = [
+            (name, dict.fromkeys(place[of] for place in wave), size // steps)
+            for name, of, size in (("A", 1, panel_bytes[0]), ("B", 2, panel_bytes[1]))
+        ]
+        for step in range(steps):
+            for name, panels, size in sides:
+                for panel in panels:
+                    if (name, panel, step) not in cached:
+                        fetched += size
+                        held += size
+                    cached[name, panel, step] = size
+                    cached.move_to_end((name, panel, step))
+            while held > cache_bytes:
+                held -= cached.popitem(last=False)[1]
     return fetched

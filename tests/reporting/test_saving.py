@@ -158,6 +158,7 @@ def test_the_kernel_of_a_signaled_plan_is_described():
     assert "signaled: 8064 + 128 rows" in describe(plan)
     table = str(Report([make_site(plan=plan)]))
     assert "band order, tiles" in table
+    assert "sweeps of 8" in table
     assert "128x256x64" in table
     tuned = TunedPlan(problem.resolved(), (8064, 128), 2e-3, tile=tile)
     assert describe_tuned(tuned).endswith(f"signaled, 8064 + 128 rows, tiles of {tile}, 2 ms")

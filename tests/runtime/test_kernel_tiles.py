@@ -12,7 +12,7 @@ from overlapc.planning.kernel_tiles import layout_of, strides_of
 from overlapc.planning.problem import Problem
 from overlapc.planning.signaled import configurations
 from overlapc.planning.target import Target
-from overlapc.planning.tiles import tiles_for
+from overlapc.planning.tiles import SWEEPS, tiles_for
 from overlapc.runtime.kernels import kernel_spec_of
 from overlapc.runtime.program import ROWS, WHOLE, Program, Step
 from overlapc.runtime.sizing import problem_of
@@ -79,6 +79,19 @@ def test_kernels_have_the_tiles_that_are_planned(architecture: str) -> None:
         others.add(tiles)
     differ = architecture != "gfx942"
     assert (len(others) > 1) == differ, "where a tile is wide or sizes are odd, sites differ"
+
+
+@pytest.mark.parametrize("k", DEPTHS)
+def test_no_sweep_is_another_kernel(k: int) -> None:
+    """So four are built for a site at most. What tiles of a graph are is said without it."""
+    spec, operands = site("product", LAYOUTS[0], k)
+    for tile in configurations(planned(spec, operands), H100):
+        swept = [tile.swept(sweep) for sweep in SWEEPS]
+        kernels = {kernel_spec_of(spec, H100, operands, its)[0] for its in swept}
+        assert len(kernels) == 1
+        packing = [replace(spec, takes_map=True, packed=its) for its in swept]
+        packed = {kernel_spec_of(its, H100, operands)[0] for its in packing}
+        assert packed == {replace(kernel, order="packed") for kernel in kernels}
 
 
 @pytest.mark.parametrize("layouts", LAYOUTS)

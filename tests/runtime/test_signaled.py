@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -15,10 +16,11 @@ import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 
 import overlapc
-from overlapc.codegen import Kernel
+from overlapc.codegen import GemmSpec, Kernel
 from overlapc.errors import KernelError, SignalError
-from overlapc.planning.tiles import Tile
+from overlapc.planning.tiles import SWEEP, SWEEPS, Tile
 from overlapc.runtime import communicators, ops, reference, signaled, staged
+from overlapc.runtime.layout import Dealing, producer_parts
 from overlapc.runtime.plans import remember
 from overlapc.runtime.program import ROWS, WHOLE, Program, Step
 from overlapc.runtime.sending import Sender
@@ -448,6 +450,17 @@ def test_a_second_number_of_rows_compiles_all_that_others_may_need(ranks):
     # The plans here name no tile, so that all of them may be another's.
     for found in ranks.run(ahead):
         assert [sorted(tiles) for tiles in found] == [[], [32, 64]]
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_a_kernel_is_launched_with_the_sweep_of_the_plan(sweep: int) -> None:
+    tile, deal = Tile(64, 64, 32, 8, 3, sweep), Dealing("all_reduce", 0, 180, 2, 0)
+    spec = GemmSpec("float32", "float32", **tile.built)
+    library: Any = SimpleNamespace(parts=producer_parts(deal, (128, 52)), by_columns=False)
+    its = Signaled(CASES["all-reduce"].spec, TARGET, deal, library, tile)
+    assert its._staged(Kernel(spec, Path(), ModuleType(""))).sweep == sweep
+    unplanned = replace(its, tile=None)
+    assert unplanned._staged(Kernel(spec, Path(), ModuleType(""))).sweep == SWEEP
 
 
 def layer(x: torch.Tensor, w: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

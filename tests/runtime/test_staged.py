@@ -48,8 +48,8 @@ class Gemm:
     def tiles_n(self, n: int) -> int:
         return -(-n // BLOCK)
 
-    def __call__(self, a, b, c, *, ctas, bands, counters, inputs) -> None:
-        assert ctas == SMS - 2
+    def __call__(self, a, b, c, *, ctas, sweep, bands, counters, inputs) -> None:
+        assert (ctas, sweep) == (SMS - 2, 4)
         (scale,) = inputs
         assert tuple(bands.tolist()) == self.bands.table
         self.gpu.load("GEMM")
@@ -77,8 +77,9 @@ class PackedGemm(Gemm):
 
     spec = replace(SPEC, order="packed")
 
-    def __call__(self, a, b, c, *, ctas, bands, counters, inputs) -> None:
+    def __call__(self, a, b, c, *, ctas, sweep, bands, counters, inputs) -> None:
         (scale,), order = inputs, self.bands.order
+        order = replace(order, tile=order.tile.swept(sweep))
         assert tuple(bands.tolist()) == self.bands.table
         assert c.shape == (order.elements,)
         self.gpu.load("GEMM")
@@ -136,7 +137,7 @@ class Call:
         fakes: Any = (kernel, sender)
         self.gemm = StagedGemm.of(
             *fakes, producer_parts(deal, COUNTS), result_units=deal.result_units,
-            across=RANKS if axis else 1, turned=ME,
+            across=RANKS if axis else 1, turned=ME, sweep=4,
         )  # fmt: skip
         kernel.bands = self.gemm.bands
         generator = torch.Generator().manual_seed(seed)
@@ -172,7 +173,7 @@ class PackedCall(Call):
 
     def __init__(self, gpu: Gpu, kind: str, axis: int, seed: int) -> None:
         super().__init__(gpu, "all_reduce", 0, seed)
-        self.order = PackedOrder(self.units, N, PackedGemm.spec.tile)
+        self.order = PackedOrder(self.units, N, PackedGemm.spec.tile.swept(2))
         deal = Dealing("all_reduce", 0, self.order.tiles, RANKS, ME)
         kernel = PackedGemm(gpu)
         fakes: Any = (kernel, Sends(gpu, "all_reduce"))
