@@ -12,6 +12,7 @@ from overlapc.codegen.attention.module import (
 )
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import LEAST_BLOCK, AttentionTile, padded
+from overlapc.codegen.attention.visibility import hides
 
 KIND = "decode"
 LEAST_TILES = 2
@@ -51,6 +52,7 @@ def decode_constants(spec: AttentionSpec, cache: Cache, tile: AttentionTile) -> 
     return {
         **shared_constants(spec),
         **softmax_constants(spec),
+        "HIDES": hides(spec.scores),
         "SHARED": cache.shares_values,
         "PAGE": cache.page,
         "BLOCK_M": tile.block_m,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from overlapc.codegen.attention.cache import Cache, leading
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import LEAST_BLOCK, AttentionTile, padded
+from overlapc.codegen.attention.visibility import hides
 from overlapc.planning.attention.decode_splits import MOST_ROWS
 from overlapc.planning.shared_memory import shared_bytes
 
@@ -24,7 +25,8 @@ def decode_tile(spec: AttentionSpec, cache: Cache, rows: int, architecture: str)
     packed = 1 << (max(rows * spec.groups, 1) - 1).bit_length()
     block_m = min(max(packed, LEAST_BLOCK), most_rows)
     rest = padded(spec.head_dim - leading(spec.head_dim)) if spec.head_dim > wide else 0
-    is_light = wide + rest <= 128 and block_m == LEAST_BLOCK
+    # Four warps that look masks through spill.
+    is_light = wide + rest <= 128 and block_m == LEAST_BLOCK and not hides(spec.scores)
     dims = leading(spec.head_dim) + rest + (0 if cache.shares_values else padded(spec.value_dim))
     of_key = dims * ITEM_BYTES[cache.of(spec)]
     budget = shared_bytes(architecture) * 2 // 3

@@ -8,6 +8,9 @@ KEEPING = ("add", "sub", "mul", "neg", "tanh", "clone")
 """Names of calls that make no minus infinity of numbers, and none of those from one: what a mask
 made infinite is so for every product, and nothing else is."""
 CHOOSING = ("where",)
+OF_KEYS = ("matrix", "vector")
+"""Shapes of inputs that differ from key to key."""
+FINITE, INFINITE = "finite", "infinite"
 
 
 def masks_tell(program: Epilogue | None) -> bool:
@@ -18,6 +21,22 @@ def masks_tell(program: Epilogue | None) -> bool:
     return all(map(_tells, program.calls[1:]))
 
 
+def hides(program: Epilogue | None) -> str:
+    """By what scores at a product of zero tell that a row gives a key no weight.
+
+    ``infinite``: minus infinity. ``finite``: a number as low as ``templates/hidden.py`` says, too,
+    for nothing but masks is done to scores once there is one. Empty: nothing that differs from key
+    to key.
+    """
+    if program is None or not masks_tell(program):
+        return ""
+    if not any(item.shape in OF_KEYS for item in program.inputs):
+        return ""
+    first = next((i for i, call in enumerate(program.calls) if _reads_input(call)), None)
+    masks = program.calls[first:]
+    return FINITE if all(map(_is_mask, masks)) else INFINITE
+
+
 def _tells(call: Call) -> bool:
     name = call.op.split(".")[1]
     if name == "div":
@@ -25,6 +44,20 @@ def _tells(call: Call) -> bool:
     if name in CHOOSING:
         return not _is_score(call.arguments[0])
     return name in KEEPING
+
+
+def _is_mask(call: Call) -> bool:
+    """Whether a call adds an input to scores, or puts a number in their place where one says so."""
+    name = call.op.split(".")[1]
+    if name == "add":
+        return len([side for side in call.arguments if _is_score(side)]) == 1 and (
+            _reads_input(call)
+        )
+    return name in CHOOSING and any(map(_is_score, call.arguments[1:]))
+
+
+def _reads_input(call: Call) -> bool:
+    return any(isinstance(side, Ref) and side.kind == "input" for side in call.arguments)
 
 
 def _is_score(argument: object) -> bool:

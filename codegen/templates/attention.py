@@ -172,8 +172,8 @@ def attention_forward(
                 is_seen = True
                 if MASKS_TELL:
                     is_seen = any_keeps_key(
-                        waits, start, place, first, end, length, inputs, SCORES, BEFORE, AFTER,
-                        BLOCK_M, BLOCK_N,
+                        waits, start, place, first, end, length, inputs, None, SCORES, BEFORE,
+                        AFTER, BLOCK_M, BLOCK_N,
                     )  # fmt: skip
                 if is_seen:
                     found, _, _ = visit_keys(

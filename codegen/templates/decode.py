@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from overlapc.codegen.templates.decode_parts import add_parts, store_part
+from overlapc.codegen.templates.hidden import WORD, count_of, floors_of, kept_tiles, lowest_of
 from overlapc.codegen.templates.running import moves_of, settle
 from overlapc.codegen.templates.signal import await_stores
 from overlapc.codegen.templates.softmax import (
@@ -158,6 +159,36 @@ def visit_tile(
     return peak, sums, total
 
 
+@triton.jit
+def visit_kept(
+    peak: tl.tensor, sums: tl.tensor, total: tl.tensor,
+    begin: tl.tensor, stop: tl.tensor, step: tl.tensor, floor: tl.tensor,
+    query: tl.tuple, cache: tl.tuple, place: tl.tuple, inputs: tl.tuple,
+    STEP: tl.constexpr, SCORES: tl.constexpr,
+    BEFORE: tl.constexpr, AFTER: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
+    SHARED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_REST: tl.constexpr, BLOCK_V: tl.constexpr, PAGE: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
+    """Take each ``step``-th tile from ``begin`` on that masks keep for some row; see ``hidden``.
+
+    Which they are is known before the first is read, so that keys are loaded ahead as ever.
+    """
+    for group in tl.range(begin, stop, step * WORD):
+        bits = kept_tiles(
+            group, stop, step, floor, (place[0], place[1], place[2], place[3]), place[4], place[5],
+            cache[5], inputs, SCORES, BEFORE, AFTER, BLOCK_M, BLOCK_N,
+        )  # fmt: skip
+        for _ in tl.range(0, count_of(bits)):
+            tile = group + lowest_of(bits) * step
+            bits = bits & (bits - 1)
+            peak, sums, total = visit_tile(
+                peak, sums, total, tile, query, cache, place, inputs, STEP, True, SCORES,
+                BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N, BLOCK_D,
+                BLOCK_REST, BLOCK_V, PAGE,
+            )  # fmt: skip
+    return peak, sums, total
+
+
 @triton.jit(do_not_specialize=["rows", "keys", "splits"])
 def attention_decode(
     q: tl.tensor, k: tl.tensor, v: tl.tensor, out: tl.tensor, lse: tl.tensor, inputs: tl.tuple,
@@ -171,6 +202,7 @@ def attention_decode(
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, SHARED: tl.constexpr, PAGE: tl.constexpr,
     BEFORE: tl.constexpr, AFTER: tl.constexpr, ALIGN: tl.constexpr,
     SOFTMAX: tl.constexpr, BOUND: tl.constexpr, DEAD: tl.constexpr, MASKS_TELL: tl.constexpr,
+    HIDES: tl.constexpr,
     LEAST: tl.constexpr, LEAST_EACH: tl.constexpr, MOST: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_REST: tl.constexpr,
     BLOCK_V: tl.constexpr, LEAST_TILES: tl.constexpr, IS_AMD: tl.constexpr,
@@ -179,7 +211,9 @@ def attention_decode(
 
     The grid is (blocks of packed rows, splits); ``heads`` are those of keys. Program (i, s) takes
     run s of the tiles of keys that block i sees. How many runs there are every program computes
-    alike from the length of the sequence, and those beyond end at once. The others leave their sums
+    alike from the length of the sequence, and those beyond end at once. With HIDES, which is what
+    ``visibility.hides`` says of SCORES, a run is each so manyth tile, however many masks hide, and
+    only those are read that some row keeps a key of. The others leave their sums
     in ``partials`` and add one to ``arrived``, which is zero before and after the launch; the one
     that finds all others there adds the sums up. Rows whose sums are not exact it computes again
     relative to the running maximum, and adds their number to ``redone``. ``moves`` is for a φ that
@@ -212,8 +246,14 @@ def attention_decode(
     parts = tl.maximum(tl.cdiv(tiles, each), 1)
     if split >= parts:
         return
-    begin = first_tile + split * each
-    stop = tl.minimum(begin + each, first_tile + tiles)
+    if HIDES == "":
+        begin = first_tile + split * each
+        stop = tl.minimum(begin + each, first_tile + tiles)
+        step = 1
+    else:
+        begin = first_tile + split
+        stop = first_tile + tiles
+        step = parts
 
     column = tl.arange(0, BLOCK_D)
     lines = q + batch.to(tl.int64) * q_strides[0]
@@ -239,6 +279,13 @@ def attention_decode(
     query = (queries, rest_of_queries, scale)
     cache = (k, v, k_strides, v_strides, table, length)
     place = (batch, head[:, None], row, row_inside, first, end)
+    own_place = (batch, head[:, None], row, row_inside)
+    floor = None
+    if HIDES != "":
+        floor = floors_of(
+            first_tile * BLOCK_N, stop * BLOCK_N, own_place, first, end, length, inputs, SCORES,
+            BEFORE, AFTER, HIDES, BLOCK_M, BLOCK_N,
+        )  # fmt: skip
 
     nothing = tl.zeros((BLOCK_M,), tl.float32)
     sink = nothing - float("inf")
@@ -266,12 +313,13 @@ def attention_decode(
         elif SOFTMAX == "first_tile":
             peak = nothing - float("inf")
             if begin < stop:
-                peak, sums, total = visit_tile(
-                    peak, sums, total, begin, query, cache, place, inputs, "first", True, SCORES,
-                    BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N, BLOCK_D,
-                    BLOCK_REST, BLOCK_V, PAGE,
-                )  # fmt: skip
-                begin += 1
+                if HIDES == "":  # else it may be hidden, and is found by the walk below
+                    peak, sums, total = visit_tile(
+                        peak, sums, total, begin, query, cache, place, inputs, "first", True,
+                        SCORES, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N,
+                        BLOCK_D, BLOCK_REST, BLOCK_V, PAGE,
+                    )  # fmt: skip
+                    begin += 1
                 # Rows that see none of these take the first of the part that they do see.
                 waits = row_inside & (peak == float("-inf"))
                 waits = waits & (end > first)
@@ -281,8 +329,8 @@ def attention_decode(
                     is_seen = True
                     if MASKS_TELL:
                         is_seen = any_keeps_key(
-                            waits, next_tile * BLOCK_N, (batch, head[:, None], row, row_inside),
-                            first, end, length, inputs, SCORES, BEFORE, AFTER, BLOCK_M, BLOCK_N,
+                            waits, next_tile * BLOCK_N, own_place, first, end, length, inputs,
+                            floor, SCORES, BEFORE, AFTER, BLOCK_M, BLOCK_N,
                         )  # fmt: skip
                     if is_seen:
                         found, _, _ = visit_tile(
@@ -292,26 +340,33 @@ def attention_decode(
                         )  # fmt: skip
                         peak = tl.where(waits, found, peak)
                         waits = waits & (peak == float("-inf"))
-                    next_tile += 1
+                    next_tile += step
             peak = or_zero(tl.where(peak == float("-inf"), own_sink, peak))
 
     base = peak
-    whole = tl.cdiv(first_seen(highest, BEFORE), BLOCK_N)
-    whole = tl.minimum(tl.maximum(whole, begin), stop)
-    whole_stop = end_seen(lowest, length, AFTER) // BLOCK_N
-    whole_stop = tl.minimum(tl.maximum(whole_stop, whole), stop)
-    for tile in tl.range(whole, whole_stop):
-        peak, sums, total = visit_tile(
-            peak, sums, total, tile, query, cache, place, inputs, STEP, False, SCORES,
-            BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N, BLOCK_D,
-            BLOCK_REST, BLOCK_V, PAGE,
-        )  # fmt: skip
-    before = whole - begin
-    for edge in tl.range(0, before + stop - whole_stop):
-        tile = tl.where(edge < before, begin + edge, whole_stop + edge - before)
-        peak, sums, total = visit_tile(
-            peak, sums, total, tile, query, cache, place, inputs, STEP, True, SCORES,
-            BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N, BLOCK_D,
+    if HIDES == "":
+        whole = tl.cdiv(first_seen(highest, BEFORE), BLOCK_N)
+        whole = tl.minimum(tl.maximum(whole, begin), stop)
+        whole_stop = end_seen(lowest, length, AFTER) // BLOCK_N
+        whole_stop = tl.minimum(tl.maximum(whole_stop, whole), stop)
+        for tile in tl.range(whole, whole_stop):
+            peak, sums, total = visit_tile(
+                peak, sums, total, tile, query, cache, place, inputs, STEP, False, SCORES,
+                BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N, BLOCK_D,
+                BLOCK_REST, BLOCK_V, PAGE,
+            )  # fmt: skip
+        before = whole - begin
+        for edge in tl.range(0, before + stop - whole_stop):
+            tile = tl.where(edge < before, begin + edge, whole_stop + edge - before)
+            peak, sums, total = visit_tile(
+                peak, sums, total, tile, query, cache, place, inputs, STEP, True, SCORES,
+                BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N, BLOCK_D,
+                BLOCK_REST, BLOCK_V, PAGE,
+            )  # fmt: skip
+    else:
+        peak, sums, total = visit_kept(
+            peak, sums, total, begin, stop, step, floor, query, cache, place, inputs, STEP, SCORES,
+            BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D,
             BLOCK_REST, BLOCK_V, PAGE,
         )  # fmt: skip
     if not IS_ONLINE:
@@ -353,8 +408,7 @@ def attention_decode(
         elif MASKS_TELL:
             unseen = keeping_none(
                 is_bad & (sums == 0.0), first_tile * BLOCK_N, (first_tile + tiles) * BLOCK_N,
-                (batch, head[:, None], row, row_inside), first, end, length, inputs, SCORES,
-                BEFORE, AFTER, BLOCK_M, BLOCK_N,
+                own_place, first, end, length, inputs, SCORES, BEFORE, AFTER, BLOCK_M, BLOCK_N,
             )  # fmt: skip
             is_bad = is_bad & (unseen == 0)
         count = tl.sum(is_bad.to(tl.int32), 0)
@@ -362,11 +416,19 @@ def attention_decode(
             redone_peak = sink
             redone_sums = tl.where(sink == float("-inf"), 0.0, 1.0)
             redone_total = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
-            for tile in tl.range(first_tile, first_tile + tiles):
-                redone_peak, redone_sums, redone_total = visit_tile(
-                    redone_peak, redone_sums, redone_total, tile, query, cache, place, inputs,
-                    "online", True, SCORES, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION,
-                    BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V, PAGE,
+            if HIDES == "":
+                for tile in tl.range(first_tile, first_tile + tiles):
+                    redone_peak, redone_sums, redone_total = visit_tile(
+                        redone_peak, redone_sums, redone_total, tile, query, cache, place, inputs,
+                        "online", True, SCORES, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED,
+                        PRECISION, BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V, PAGE,
+                    )  # fmt: skip
+            else:
+                redone_peak, redone_sums, redone_total = visit_kept(
+                    redone_peak, redone_sums, redone_total, first_tile, first_tile + tiles, 1,
+                    floor, query, cache, place, inputs, "online", SCORES, BEFORE, AFTER, HEAD_DIM,
+                    VALUE_DIM, SHARED, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V,
+                    PAGE,
                 )  # fmt: skip
             # A row of minus infinity alone has been computed: it has no weight.
             is_bad = is_bad & (redone_peak > float("-inf"))

@@ -29,6 +29,7 @@ from overlapc.codegen.epilogue import Call, Epilogue, Input, Ref
 from overlapc.codegen.interpreting import correct_interpreter
 from overlapc.codegen.templates.decode import widened
 from overlapc.errors import KernelError
+from tests.codegen.hidden_masks import HidingMask
 
 correct_interpreter()
 
@@ -51,6 +52,8 @@ class Case:
     mask: str = ""
     """"", "bool", "padding" (of the first 40 keys of the first sequence), "bias" (of rows and
     keys), "slopes" (of heads, by a vector of keys)."""
+    hiding: dict[str, Any] | None = None
+    """Fields of a ``HidingMask`` that is given instead; tiles of which it hides all hold NaN."""
     factor: float = 1.0
     """Multiplied into the scores."""
     offset: float = 0.0
@@ -70,6 +73,13 @@ class Case:
     seed: int = 0
     architecture: str = ""
     """Of the device that the kernel takes this one for."""
+
+    def hiding_mask(self, heads: int) -> HidingMask | None:
+        """The mask of ``hiding`` over the scores of so many query heads."""
+        if self.hiding is None:
+            return None
+        sizes = (self.batch, heads, self.rows, self.keys)
+        return HidingMask(sizes, seed=self.seed, **self.hiding)
 
 
 @dataclass
@@ -152,9 +162,11 @@ def bits(
         assert torch.equal(made.out, first), "another order of programs gives other bits"
 
 
-def bytes_read(spec: str, cache: str, case: Case) -> tuple[int, int]:
+def bytes_read(
+    spec: str, cache: str, case: Case, mutate: Sequence[tuple[str, str]] = ()
+) -> tuple[int, int]:
     """Bytes that one launch loads from K and from V where it is not K's."""
-    made = prepare(spec, cache, case)
+    made = prepare(spec, cache, case, mutate)
     counted = [0, 0]
     ranges = []
     for side in made.sides[1:3]:
@@ -183,7 +195,8 @@ def bytes_read(spec: str, cache: str, case: Case) -> tuple[int, int]:
 def prepare(text: str, cache_text: str, case: Case, mutate: Sequence[tuple[str, str]] = ()) -> Run:
     """Random operands, with NaN wherever nothing may be read, and the result in float64."""
     spec, cache = AttentionSpec.parse(text), Cache.parse(cache_text)
-    spec = replace(spec, program=program_of(case))
+    hiding = case.hiding_mask(case.heads * spec.groups)
+    spec = replace(spec, program=hiding.program if hiding else program_of(case))
     torch.manual_seed(case.seed)
     tile = AttentionTile(case.block_m, case.block_n, 4, 2)
     kernel = build_decode(spec, cache, tile)
@@ -204,7 +217,7 @@ def prepare(text: str, cache_text: str, case: Case, mutate: Sequence[tuple[str, 
         # Along one element of every query and key, so that all scores are shifted.
         q[..., 0], k[..., 0] = case.offset / spec.scale, 1.0
     stored_k, stored_v, table = stored(spec, cache, case, k, v, lengths)
-    inputs = inputs_of(case, query_heads)
+    inputs = [hiding.tensor] if hiding else inputs_of(case, query_heads)
     shape = (case.batch, query_heads, case.rows, spec.value_dim)
     around = torch.full((torch.Size(shape).numel() + 2 * GUARD,), torch.nan, dtype=dtype)
     out = around[GUARD:-GUARD].view(shape[0], shape[2], shape[1], shape[3]).transpose(1, 2)
@@ -254,6 +267,9 @@ def stored(
     """K and V as the kernel takes them: NaN from each sequence's length on, in pages if paged."""
     k, v = (k[..., spec.value_dim :] if case.is_apart else k).clone(), v.clone()
     shares_memory = cache.shares_values and not case.is_apart
+    if hiding := case.hiding_mask(case.heads * spec.groups):
+        hidden = hiding.hidden_tiles(case.block_n)[:, None].expand(k.shape[:3])
+        k[hidden] = v[hidden] = torch.nan
     for b in range(case.batch if spec.lengths else 0):
         k[b, :, lengths[b] :] = v[b, :, lengths[b] :] = torch.nan
     if not cache.page:
@@ -329,7 +345,10 @@ def reference(
     k, v = (side.repeat_interleave(spec.groups, 1) for side in (k, v))
     scores = q @ k.mT * spec.scale
     size = (q.abs() @ k.abs().mT * spec.scale).amax(-1, keepdim=True)
-    if case.mask in ("bool", "padding"):
+    hiding = case.hiding_mask(q.shape[1])
+    if hiding:
+        scores = hiding.applied(scores)
+    elif case.mask in ("bool", "padding"):
         scores = scores.masked_fill(~inputs[0], -torch.inf)
     elif inputs:
         scores = scores + inputs[0].double()
@@ -360,6 +379,8 @@ def reference(
     # A sum is off by what its scores and the roundings of its weights are, relative to itself.
     lse = scores.logsumexp(-1)
     allowed_lse = of_scores[..., 0] + 1.5 * step + 2.0**-22 * lse.nan_to_num(0, 0, 0).abs()
+    # The logarithm of how many masks a row is made of is lost in the least number.
+    allowed_lse = allowed_lse.masked_fill(lse.isfinite() & (lse < -1e30), torch.inf)
     return wanted, lse, allowed, allowed_lse
 
 
@@ -390,7 +411,9 @@ def shuffled_grid(generator: random.Random) -> Iterator[None]:
 def mutant(kernel: DecodeKernel, changes: Sequence[tuple[str, str]]) -> DecodeKernel:
     """The kernel on a template in which texts are replaced."""
     # One file of both: its own functions take the place of those that it imports.
-    text = "".join((TEMPLATES / name).read_text() for name in ("decode.py", "decode_parts.py"))
+    text = "".join(
+        (TEMPLATES / name).read_text() for name in ("decode.py", "decode_parts.py", "hidden.py")
+    )
     for old, new in changes:
         assert text.count(old) == 1, f"there is no single {old!r} to mutate"
         text = text.replace(old, new)

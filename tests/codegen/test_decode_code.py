@@ -13,6 +13,7 @@ from overlapc.codegen.attention.decode_tiles import decode_tile
 from overlapc.codegen.attention.policies import POLICIES
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile
+from tests.codegen import score_programs as programs
 from tests.codegen.machine_loops import Loop, loops_of
 from tests.codegen.machine_order import (
     arrival_faults,
@@ -79,6 +80,10 @@ def test_the_loop_over_keys_has_no_maximum_and_rescales_nothing():
     assert share <= MOST_OF_ONLINE, f"{share:.2f} of the instructions of a running maximum"
 
 
+def test_keys_that_a_mask_keeps_are_loaded_ahead():
+    check(replace(LLAMA, program=programs.ADDED), Cache(), "sm_90")
+
+
 @pytest.mark.long
 def test_a_latent_cache_is_not_read_twice():
     binary = check(LATENT, SHARED, "sm_90")
@@ -122,6 +127,18 @@ CASES = {
     "heads of 192 and 128": (replace(LLAMA, head_dim=192), Cache(), 1),
     "heads of 256": (WIDE, Cache(), 1),
     "heads of 256 of float32": (replace(WIDE, dtype="float32"), Cache(), 1),
+    "booleans": (replace(LLAMA, program=programs.KEPT), Cache(), 1),
+    "booleans of float16": (
+        replace(LLAMA, program=programs.KEPT, dtype="float16", softmax="first_tile"), Cache(), 1,
+    ),
+    "added": (replace(LLAMA, program=programs.ADDED), Cache(), 1),
+    "added, online": (replace(LLAMA, program=programs.ADDED, softmax="online"), Cache(), 1),
+    "added, sixteen rows": (replace(LLAMA, program=programs.ADDED, groups=8), Cache(), 16),
+    "added, fp8": (replace(LLAMA, program=programs.ADDED), NARROW, 1),
+    "added, heads of 256": (replace(WIDE, program=programs.ADDED), Cache(), 1),
+    "added, float32": (replace(LLAMA, program=programs.ADDED, dtype="float32"), Cache(), 1),
+    "booleans, latent": (replace(LATENT, program=programs.KEPT), SHARED, 1),
+    "inputs of every shape": (replace(LLAMA, program=programs.EVERY_SHAPE), Cache(), 1),
 }  # fmt: skip
 
 

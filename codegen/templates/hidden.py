@@ -1,0 +1,89 @@
+"""Which tiles of keys masks hide from every row of a block: reads masks, and neither keys nor
+values.
+
+Scores at a product of zero tell, for those programs that ``visibility.hides`` names. A row's
+``floor`` is the number at or below which a score is hidden from it. Minus infinity always is; what
+is ``HIDDEN`` or less is where the row keeps a key above ``KEPT`` elsewhere, beside which its weight
+is zero. A row that keeps none has the mean of the values that finite masks were added to.
+"""
+
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
+# (Triton's builtins raise when Python calls them; pyright concludes that they never return.)
+import triton
+import triton.language as tl
+
+from overlapc.codegen.templates.softmax import score_tile
+
+HIDDEN = tl.constexpr(-1e9 * 1.4426950408889634)
+"""In units of log 2, as scores. Of weaker fills graphs say that they might be scores."""
+KEPT = tl.constexpr(-0.5e9 * 1.4426950408889634)
+"""Products between them would have to differ by 5e8 for a weight of what is hidden."""
+WORD = tl.constexpr(31)
+"""Tiles of which one number of 32 bits says whether they are kept, and is not below zero."""
+
+
+@triton.jit
+def scores_of_nothing(
+    start: tl.tensor, place: tl.tuple, first: tl.tensor, end: tl.tensor, length: tl.tensor,
+    inputs: tl.tuple, SCORES: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Scores of the keys from ``start`` on at a product of zero, ``[BLOCK_M, BLOCK_N]``; minus
+    infinity where a row does not see a key by its place."""
+    column = start + tl.arange(0, BLOCK_N)
+    tile = (place[0], place[1], place[2], place[3], column, column < length)
+    product = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    return score_tile(product, tile, first, end, inputs, SCORES, 1.0, BEFORE, AFTER, True)
+
+
+@triton.jit
+def floors_of(
+    begin: tl.tensor, stop: tl.tensor, place: tl.tuple, first: tl.tensor, end: tl.tensor,
+    length: tl.tensor, inputs: tl.tuple, SCORES: tl.constexpr, BEFORE: tl.constexpr,
+    AFTER: tl.constexpr, HIDES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """The floor of each row by its keys from ``begin`` to ``stop``, ``[BLOCK_M]``."""
+    waits = place[3]
+    if HIDES == "finite":
+        start = begin
+        while (start < stop) & (tl.sum(waits.to(tl.int32), 0) > 0):
+            score = scores_of_nothing(
+                start, place, first, end, length, inputs, SCORES, BEFORE, AFTER, BLOCK_M, BLOCK_N
+            )
+            waits = waits & (tl.max((score > KEPT).to(tl.int32), 1) == 0)
+            start += BLOCK_N
+    return tl.where(waits, float("-inf"), HIDDEN if HIDES == "finite" else float("-inf"))
+
+
+@triton.jit
+def kept_tiles(
+    begin: tl.tensor, stop: tl.tensor, step: tl.tensor, floor: tl.tensor, place: tl.tuple,
+    first: tl.tensor, end: tl.tensor, length: tl.tensor, inputs: tl.tuple,
+    SCORES: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Bit i is set where some row is not kept from tile ``begin + i * step``, of ``WORD`` tiles
+    before tile ``stop``."""
+    found = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+    for index in tl.range(0, tl.minimum(tl.cdiv(stop - begin, step), WORD), loop_unroll_factor=4):
+        # Nothing is added up between threads before the end: loads need not wait for one another.
+        score = scores_of_nothing(
+            (begin + index * step) * BLOCK_N, place, first, end, length, inputs, SCORES, BEFORE,
+            AFTER, BLOCK_M, BLOCK_N,
+        )  # fmt: skip
+        is_kept = ((score <= floor[:, None]) == 0) & place[3][:, None]
+        found = found | (is_kept.to(tl.int32) << index)
+    return tl.reduce_or(found, None)
+
+
+@triton.jit
+def count_of(bits: tl.tensor) -> tl.tensor:
+    """How many are set."""
+    return tl.sum((bits >> tl.arange(0, 32)) & 1, 0)
+
+
+@triton.jit
+def lowest_of(bits: tl.tensor) -> tl.tensor:
+    """The place of the lowest one that is set: the exponent of what it is as a number."""
+    alone = (bits & -bits).to(tl.float32)
+    return (alone.to(tl.int32, bitcast=True) >> 23) - 127

@@ -1,0 +1,171 @@
+"""Keys that a given mask hides are not read, and what is read gives what float64 gives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from overlapc.codegen.attention.cache import Cache
+from overlapc.codegen.attention.spec import AttentionSpec
+from overlapc.codegen.attention.visibility import FINITE, INFINITE, hides
+from overlapc.codegen.epilogue import Epilogue
+from tests.codegen import score_programs as programs
+from tests.codegen.catching import wrong_values
+
+SPEC = AttentionSpec("float32", 32, 32, groups=2, scale=32**-0.5)
+QUARTER = (((0, 25),), ((0, 9),))
+"""Of a static cache, as many keys as it holds."""
+LEFT = (((40, 66),), ((90, 100),))
+HOLES = (((0, 5), (50, 52), (97, 100)), ((33, 47),))
+NOTHING = (((0, 20),), ())
+
+CASES = {
+    "booleans": {"kept": QUARTER},
+    "minus infinity": {"kept": LEFT, "fill": "infinite"},
+    "the least number": {"kept": HOLES, "fill": "least"},
+    "the least number of bfloat16": {"kept": LEFT, "fill": "least", "dtype": "bfloat16"},
+    "low numbers": {"kept": QUARTER, "fill": "low"},
+    "what may be a score": {"kept": HOLES, "fill": "weak", "dtype": "float16"},
+    "of each head": {"kept": HOLES, "dims": "bhrk", "fill": "infinite"},
+    "of all sequences": {"kept": (((3, 7), (40, 60)),), "dims": "rk", "fill": "least"},
+    "of keys": {"kept": (((30, 70),),), "dims": "k"},
+    "a sequence of nothing": {"kept": NOTHING},
+    "a sequence of the least number": {"kept": NOTHING, "fill": "least"},
+    "a row of nothing": {"kept": HOLES, "dead_row": 1, "fill": "infinite"},
+    "a row of the least number": {"kept": HOLES, "dead_row": 1, "fill": "least"},
+}
+DECODE = {"rows": 3, "keys": 100, "splits": 2}
+SHORT = (
+    "booleans", "the least number of bfloat16", "what may be a score", "of each head",
+    "a row of nothing", "a row of the least number",
+)  # fmt: skip
+"""In every run of the tests."""
+
+
+def first(*values):
+    """All values of a parameter: the first in every run of the tests, others in long ones."""
+    return [values[0], *(pytest.param(value, marks=pytest.mark.long) for value in values[1:])]
+
+
+NAMES = [name if name in SHORT else pytest.param(name, marks=pytest.mark.long) for name in CASES]
+
+
+def decode(interpreted, spec, name, call="run", mutate=(), **case):
+    """One call of the decode kernel under a mask of ``CASES``."""
+    named = {"mutate": mutate} if mutate else {}
+    case = {**DECODE, "hiding": CASES[name], **case}
+    return interpreted("decode_cases.call", call, str(spec), str(Cache()), case, **named)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_few_rows_read_no_tile_that_is_hidden_from_all(interpreted, name):
+    """Those hold NaN."""
+    decode(interpreted, SPEC, name)
+
+
+@pytest.mark.parametrize("softmax", ["online", "first_tile"])
+@pytest.mark.parametrize("name", first("the least number", *CASES.keys() - {"the least number"}))
+def test_few_rows_by_every_phi(interpreted, name, softmax):
+    spec = replace(SPEC, dtype="float16" if softmax == "first_tile" else "bfloat16")
+    decode(interpreted, replace(spec, softmax=softmax), name)
+
+
+@pytest.mark.parametrize("name", first("the least number", "booleans", "minus infinity"))
+def test_few_rows_that_are_computed_again_read_no_more(interpreted, name):
+    decode(interpreted, SPEC, name, offset=300.0, redone=2 * 2 * 3)
+
+
+@pytest.mark.parametrize("splits", first(7, 1, 2, 40))
+def test_any_number_of_ctas_shares_what_is_kept(interpreted, splits):
+    spec = replace(SPEC, lengths=True, after=0, align="bottom_right", sinks=True)
+    decode(interpreted, spec, "booleans", splits=splits, lengths=(100, 61))
+
+
+def test_more_tiles_than_one_number_tells(interpreted):
+    hiding = {"kept": (((0, 3), (500, 510), (1010, 1040)),), "fill": "least"}
+    case = {"batch": 1, "rows": 1, "keys": 1100, "splits": 2, "hiding": hiding}
+    of_keys, of_values = decode(interpreted, SPEC, "booleans", "bytes_read", **case)
+    assert of_keys == of_values == (1 + 1 + 2) * 16 * 32 * 4
+
+
+@pytest.mark.parametrize(("name", "tiles"), [("booleans", 2 + 1), ("what may be a score", 14)])
+def test_bytes_that_few_rows_read(interpreted, name, tiles):
+    of_keys, of_values = decode(interpreted, SPEC, name, "bytes_read", keys=112)
+    assert of_keys == of_values == tiles * 16 * 32 * 4
+
+
+def test_a_threshold_among_scores_is_caught(interpreted):
+    changes = [("tl.constexpr(-1e9 *", "tl.constexpr(-6e4 *")]
+    name = "what may be a score"
+    of_keys, _ = decode(interpreted, SPEC, name, "bytes_read", mutate=changes, keys=112)
+    assert of_keys < 14 * 16 * 32 * 4
+
+
+MUTANTS = {
+    "a row of masks alone reads nothing": ("a row of the least number", {}, [
+        ('tl.where(waits, float("-inf"), HIDDEN if', 'tl.where(waits, HIDDEN, HIDDEN if')
+    ]),
+    "rows beyond the last keep all": ("minus infinity", {}, [
+        (" & place[3][:, None]\n        found", "\n        found")
+    ]),
+    "the first row speaks for all": ("a row of nothing", {}, [
+        ("return tl.reduce_or(found, None)", "return tl.max(tl.where(tl.arange(0, BLOCK_M) == 2, "
+         "tl.max(found, 1), 0), 0)")
+    ]),
+    "a tile further": ("minus infinity", {}, [
+        ("tile = group + lowest_of(bits) * step", "tile = group + (lowest_of(bits) + 1) * step")
+    ]),
+    "its neighbour's tiles": ("booleans", {}, [
+        ("        begin = first_tile + split\n", "        begin = first_tile\n")
+    ]),
+    "one is left out": ("the least number", {}, [
+        ("tl.range(0, count_of(bits))", "tl.range(0, count_of(bits) - 1)")
+    ]),
+    "all are read again": ("the least number", {"offset": 300.0}, [
+        ("first_tile, first_tile + tiles, 1,\n                    floor,",
+         "first_tile, first_tile + tiles, 1,\n                    floor - float(\"inf\"),")
+    ]),
+    "φ is of hidden keys": ("the least number", {"softmax": "first_tile", "redone": 0}, [
+        ("inputs,\n                            floor, SCORES",
+         "inputs,\n                            None, SCORES")
+    ]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_mutant_of_the_decode_kernel_is_caught(interpreted, mutant):
+    name, case, changes = MUTANTS[mutant]
+    softmax = case.get("softmax", "zero")
+    case = {key: value for key, value in case.items() if key != "softmax"}
+    if case:
+        decode(interpreted, replace(SPEC, softmax=softmax), name, **case)
+    with wrong_values():
+        decode(interpreted, replace(SPEC, softmax=softmax), name, mutate=changes, **case)
+
+
+TOLD = {
+    "": [
+        programs.SOFT_CAP, programs.KEPT_BY_SCORE,
+        programs.program("one:float32", ("mul.Tensor", "%0", "@0")),
+        programs.program("matrix:float32", ("add.Tensor", "%0", "@0"), ("exp.default", "%1")),
+    ],
+    INFINITE: [
+        programs.EVERY_SHAPE,
+        # The product decides how low a score is.
+        programs.program("matrix:float32 one:float32", ("add.Tensor", "%0", "@0"),
+                         ("mul.Tensor", "%1", "@1")),
+        programs.program("matrix:float32", ("mul.Tensor", "%0", "@0")),
+        programs.program("matrix:float32", ("add.Tensor", "%0", "@0"), ("add.Tensor", "%0", "%1")),
+    ],
+    FINITE: [
+        programs.KEPT, programs.KEPT_FINITE, programs.ADDED, programs.ALIBI,
+        programs.program("matrix:float32 vector:bool", ("tanh.default", "%0"),
+                         ("add.Tensor", "%1", "@0"), ("where.ScalarSelf", "@1", -1e38, "%2")),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("told", TOLD)
+def test_what_programs_tell_of_hidden_keys(told):
+    assert [hides(Epilogue.parse(text)) for text in TOLD[told]] == [told] * len(TOLD[told])
