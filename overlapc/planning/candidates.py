@@ -10,11 +10,12 @@ from overlapc.planning.column_costs import costs_by
 from overlapc.planning.cost import Costs, advance
 from overlapc.planning.cuts import best_cut, quantum, rows_of
 from overlapc.planning.fronts import Front, Label
+from overlapc.planning.kernel_costs import kernel_costs
 from overlapc.planning.problem import Problem
 from overlapc.planning.reasons import CANDIDATE, why_not_cut
 from overlapc.planning.schedule import Plan
 from overlapc.planning.search import plan_rows
-from overlapc.planning.signaled import overlapping_cuts
+from overlapc.planning.signaled import overlapping_cuts, ranked
 from overlapc.planning.target import Target
 
 MOST_GROUPS = 8
@@ -47,6 +48,24 @@ def top_plans(problem: Problem, target: Target, count: int = 3) -> tuple[Plan, .
     ranked = sorted(best.values(), key=lambda plan: (plan.predicted_seconds, len(plan.rows)))
     chosen = [serial, *ranked[: max(0, count - 1)], *_kernels(problem, target)]
     return tuple(sorted(chosen, key=lambda plan: (plan.predicted_seconds, len(plan.rows))))
+
+
+def plan_in_another_order(plan: Plan, target: Target) -> Plan | None:
+    """The same groups by the same kernel with the sweep that is predicted to be second best.
+
+    Or best, where the plan has another. None where every other sweep visits tiles in the same
+    order, and where a library computes. What is predicted of sweeps is what moves between memory
+    and L2 cache: which of two is the better one, a trial says.
+    """
+    if not plan.tile:
+        return None
+    kernel = kernel_costs(plan.by, plan.problem, target, plan.tile)
+    height = kernel.highest_in(plan.rows)
+    for other in ranked(kernel.swept, plan.rows):
+        if other.highest_in(plan.rows) != height:
+            tile = other.tiling
+            return plan_rows(plan.problem, target, plan.rows, CANDIDATE, by=plan.by, tile=tile)
+    return None
 
 
 def even_plans(problem: Problem, target: Target) -> tuple[Plan, ...]:

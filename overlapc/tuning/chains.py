@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from overlapc.calibration import Progress, find_target, group_errors, target_name
 from overlapc.errors import ProblemError, TrialError
-from overlapc.planning.candidates import even_plans, top_plans
+from overlapc.planning.candidates import even_plans, plan_in_another_order, top_plans
 from overlapc.planning.problem import Problem
 from overlapc.planning.schedule import Plan
 from overlapc.planning.signaled import why_no_overlap
@@ -75,12 +75,12 @@ def tune_chains(
     time, with nothing else running, and gets rank 0's chains and target (by default the group's
     own, `find_target`). Plans that one member cannot run are left out on all, and chains that one
     cannot compute, which is logged. In each round every plan of a problem runs once; the slowest
-    rank counts, and of the rounds the median. After the first rounds the best few and
-    ``serial`` are measured afresh, and then the winner and ``serial``. Takes about ``seconds``.
-    With ``save`` each member stores the target where `find_target` looks, after every chain.
-    Raises, on every member, GroupError where the group is gone, a member leaves, or one fails and
-    nobody knows what it still sends (the group is of no use then), ProblemError where there is
-    nothing to tune, TargetError where the target cannot be read or lacks a rate.
+    rank counts, and of the rounds the median. After the first rounds the best few, the best kernel
+    with another sweep, and ``serial`` are measured afresh, and then the winner and ``serial``.
+    Takes about ``seconds``. With ``save`` each member stores the target where `find_target` looks,
+    after every chain. Raises, on every member, GroupError where the group is gone, a member leaves,
+    or one fails and nobody knows what it still sends (the group is of no use then), ProblemError
+    where there is nothing to tune, TargetError where the target cannot be read or lacks a rate.
     """
     with group_errors():
         bench = Bench.of(group)
@@ -219,8 +219,9 @@ class _Tried:
 
 
 def _tuned(tried: _Tried, target: Target, problem: Problem, seconds: float) -> TunedPlan | None:
-    plans = tried.runnable(_candidates(problem, replace(target, tuned=())))
-    won = _best(tried, plans, seconds)
+    untuned = replace(target, tuned=())
+    plans = tried.runnable(_candidates(problem, untuned))
+    won = _best(tried, plans, seconds, untuned)
     if won is None:
         log.warning("not tried, for a member cannot compute it: %s", problem)
     return won
@@ -238,10 +239,11 @@ def _candidates(problem: Problem, target: Target) -> list[Plan]:
     return [*predicted, *(plan for plan in even if (plan.by, plan.rows) not in cuts)]
 
 
-def _best(tried: _Tried, plans: Sequence[Plan], seconds: float) -> TunedPlan | None:
+def _best(tried: _Tried, plans: Sequence[Plan], seconds: float, target: Target) -> TunedPlan | None:
     """The plan that won; the serial one where none beats it by more than a tie.
 
-    None where a member failed with the serial one, which all are compared with.
+    The kernel that is quickest at first goes on with two sweeps. None where a member failed with
+    the serial one, which all are compared with.
     """
     serial = next((plan for plan in plans if plan.schedule == "serial"), None)
     if serial is None:
@@ -253,7 +255,9 @@ def _best(tried: _Tried, plans: Sequence[Plan], seconds: float) -> TunedPlan | N
     if serial not in first:
         return None
     ranked = sorted((plan for plan in first if plan != serial), key=first.__getitem__)
-    finalists = [serial, *ranked[:FINALISTS]]
+    kernels = [plan for plan in ranked[:FINALISTS] if plan.tile]
+    others = [plan_in_another_order(plan, target) for plan in kernels[:1]]
+    finalists = [serial, *ranked[:FINALISTS], *tried.runnable([its for its in others if its])]
     once = taken / (1 + FIRST_ROUNDS) / len(plans)
     left = seconds - taken - LAST_ROUNDS * 2 * once
     rounds = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(left / once / len(finalists))))

@@ -12,9 +12,10 @@ from statistics import mean
 import pytest
 
 from overlapc.codegen import Bands
+from overlapc.planning.candidates import plan_in_another_order
 from overlapc.planning.kernel_costs import KernelCosts, kernel_costs
 from overlapc.planning.problem import Problem
-from overlapc.planning.search import plan
+from overlapc.planning.search import plan, plan_rows
 from overlapc.planning.signaled import best_cut_of, ranked, reachable_tiles, signaled_cuts
 from overlapc.planning.target import Target
 from overlapc.planning.tiles import MOST_SUMS, SWEEP, SWEEPS, Tile
@@ -200,6 +201,32 @@ def test_equal_problems_have_equal_sweeps_and_those_left_count() -> None:
         target = replace(H100, communication_sms=sms)
         sweeps.add(ranked(kernels_of(problem, target, WIDE), [problem.m])[0].tiling.sweep)
     assert len(sweeps) > 1
+
+
+def test_another_order_of_a_plan_is_its_groups_with_the_next_best_sweep() -> None:
+    made = plan_rows(PROBLEM, H100, (2048, 6144), tile=WIDE)
+    other = plan_in_another_order(made, H100)
+    assert other is not None
+    assert other.tile is not None
+    assert (other.rows, other.by, other.tile.configuration) == (made.rows, made.by, WIDE)
+    assert other.tile.sweep != SWEEP
+    first = ranked(kernels_of(PROBLEM, H100, WIDE), made.rows)[0].tiling
+    best = plan_rows(PROBLEM, H100, made.rows, tile=first)
+    second = plan_in_another_order(best, H100)
+    assert second is not None
+    assert second.tile != first
+    third = plan_in_another_order(second, H100)
+    assert third is not None
+    assert third.tile == first
+
+
+def test_bands_of_one_tile_row_have_one_order() -> None:
+    few = replace(PROBLEM, m=256)
+    assert plan_in_another_order(plan_rows(few, H100, (128, 128), tile=WIDE), H100) is None
+    assert plan_in_another_order(plan(PROBLEM, H100, "chunked"), H100) is None
+    two = plan_in_another_order(plan_rows(few, H100, (256,), tile=WIDE), H100)
+    assert two is not None
+    assert two.tile == WIDE.swept(1)
 
 
 def test_a_kernel_that_won_with_any_sweep_is_compiled_ahead() -> None:

@@ -22,6 +22,7 @@ from overlapc.planning.candidates import even_plans, top_plans
 from overlapc.planning.problem import Problem
 from overlapc.planning.schedule import Plan
 from overlapc.planning.search import plan
+from overlapc.planning.signaled import signaled_cuts
 from overlapc.planning.target import Target, stored_path
 from overlapc.planning.tiles import MOST_SUMS, SWEEPS, Tile, tiles_for
 from overlapc.planning.tuned import TRIALS, TunedPlan
@@ -177,15 +178,16 @@ KERNEL = Problem(8192, 8192, 2048, "bfloat16", "all_reduce", 2, kernel_sums=MOST
 
 
 def favours_tile(
-    rank: int, favourite: Tile, lacking: int | None = None
+    rank: int, favourite: Tile, lacking: int | None = None, slow: int = 0
 ) -> tuple[Target, list[Tile | None]]:
-    """Tune with times that are made up, on ranks of which one may lack the favourite kernel."""
+    """Tune with times that are made up, on ranks of which one may lack the favourite kernel, which
+    takes longer with one sweep."""
     ran: list[Tile | None] = []
 
     def run(plan: Plan) -> float:
         ran.append(plan.tile)
         if plan.tile and plan.tile.configuration == favourite:
-            return 1.0
+            return 1.0 + (plan.tile.sweep == slow)
         return 2.0 + 0.5 * (plan.schedule == "serial")
 
     def why_not(plan: Plan) -> str:
@@ -207,6 +209,30 @@ def test_a_tile_that_wins_is_what_is_planned(pair: Ranks) -> None:
         made = plan(KERNEL, target)
         assert (made.schedule, made.tile, made.rows) == ("signaled", tuned.tile, tuned.rows)
         assert (made.code, made.order) == ("measured_best", "band")
+
+
+def test_the_kernel_that_is_quickest_is_measured_with_another_sweep(pair: Ranks) -> None:
+    """And is planned with it where it wins. Mutant: finalists without it."""
+    favourite = tiles_for("sm_90", "bfloat16")[0]
+    (predicted,) = [
+        cut.tile.sweep
+        for cut in signaled_cuts(KERNEL, Target.load("h100-nvlink"))
+        if cut.tile and cut.tile.configuration == favourite
+    ]
+    found = (
+        pair.run(favours_tile, favourite, None, 0),
+        pair.run(favours_tile, favourite, None, predicted),
+    )
+    assert all(mine == other for mine, other in found)
+    for (_, ran), _ in found:
+        swept = {tile.sweep for tile in ran if tile and tile.configuration == favourite}
+        assert len(swept) == 2
+        assert predicted in swept
+    kept = [target.tuned[0].tile.sweep for (target, _), _ in found if target.tuned[0].tile]
+    assert kept[0] == predicted
+    assert kept[1] != predicted
+    made = plan(KERNEL, found[1][0][0])
+    assert (made.tile, made.code) == (favourite.swept(kept[1]), "measured_best")
 
 
 def test_a_kernel_that_one_rank_lacks_is_run_on_none(pair: Ranks) -> None:
