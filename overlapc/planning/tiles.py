@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 FP8 = ("float8_e4m3fn", "float8_e5m2")
 HALVES = ("float16", "bfloat16")
@@ -49,7 +50,7 @@ class Tile:
         return self.block_m * self.block_n
 
     @property
-    def built(self) -> dict[str, int]:
+    def built(self) -> dict[str, Any]:
         """What a kernel is built for, by name."""
         return {name: size for name, size in asdict(self).items() if name != "sweep"}
 
