@@ -69,7 +69,7 @@ class DispatchLinears:
     def apply(self, graph: fx.Graph, compilation: Compilation) -> None:
         """Match, decide and rewrite each layer that no collective has taken, in program order."""
         choice = compilation.options.linear
-        if compilation.is_disabled(self.name) or choice == "off":
+        if choice == "off":
             return
         tables: dict[str, LinearTable | str | None] = {}
         taken: set[fx.Node] = set()
@@ -110,8 +110,8 @@ class DispatchLinears:
         compilation: Compilation,
     ) -> list[fx.Node]:
         """Report a layer, and rewrite it where that was decided: the op, if so."""
-        if verdict.decision == "rewritten" and not Fuel.take(compilation.options):
-            verdict = Verdict("kept", "fuel", "The fuel that option 'fuel' gives is used up.")
+        if verdict.decision == "rewritten":
+            verdict = self._allowed(verdict, compilation)
         site, at, shape, ops = compilation.next_site_id(), where(gemm), "", []
         try:
             if not isinstance(found, Refusal):
@@ -138,6 +138,14 @@ class DispatchLinears:
         log.info("%s %s at %s: %s", verdict.decision, reported.kind, at, verdict.reason)
         compilation.sites.append(reported)
         return ops
+
+    def _allowed(self, verdict: Verdict, compilation: Compilation) -> Verdict:
+        """What becomes of a layer that would be rewritten, were the pass not left out."""
+        if why := compilation.why_disabled(self.name):
+            return Verdict("refused", "disabled", why)
+        if not Fuel.take(compilation.options):
+            return Verdict("kept", "fuel", "The fuel that option 'fuel' gives is used up.")
+        return verdict
 
 
 def judge(

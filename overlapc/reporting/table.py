@@ -40,7 +40,10 @@ def show(sites: Sequence[Site], console: Console) -> None:
 
 def _parts(sites: Sequence[Site]) -> Iterator[RenderableType]:
     if not sites:
-        yield "No sites: the graphs hold no collective and no softmax attention."
+        yield (
+            "No sites: the graphs hold no collective, no softmax attention, and no linear layer "
+            "that overlapc calibrate --linear has measured here."
+        )
         return
     rows = fold(sites)
     yield _table(rows)

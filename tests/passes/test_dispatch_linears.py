@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._inductor import config as inductor_config
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import overlapc
@@ -146,7 +147,7 @@ def test_a_table_of_another_version_is_said_to_be_of_no_use(explained):
     ("options", "sites"),
     [
         ({"linear": "off"}, []),
-        ({"disable": ("dispatch_linears",)}, []),
+        ({"disable": ("dispatch_linears",)}, ["disabled"] * 3),
         ({"fuel": 2}, ["forced", "forced", "fuel"]),
     ],
     ids=str,
@@ -156,6 +157,19 @@ def test_options(explained, options, sites, monkeypatch):
     stored(layers_of(mlp, mlp_inputs()), Regions(1, 3, 9))
     result = explained(mlp, *mlp_inputs(), **{"linear": "flat", **options})
     assert [site.code for site in result.report.sites] == sites
+
+
+@pytest.mark.parametrize(
+    ("choice", "last"), [("flat", ("refused", "disabled")), ("auto", ("kept", "not_measured"))]
+)
+def test_a_pass_that_is_left_out_says_so_of_what_it_would_take(explained, choice, last):
+    """For a reason that the user did not give, too. The mutants that say nothing, or of layers that
+    are the library's anyhow, or rewrite them, are noticed."""
+    stored(layers_of(mlp, mlp_inputs())[:1], Regions(1, 1, 65))
+    with inductor_config.patch(cpp_wrapper=True):
+        report, changes = changed(explained, mlp, *mlp_inputs(), linear=choice)
+    assert (said(report), changes) == ([*[("refused", "disabled")] * 2, last], False)
+    assert "cpp_wrapper" in report.sites[0].reason
 
 
 def test_what_ranks_compare_follows_what_tables_say(explained):
@@ -428,6 +442,20 @@ def test_a_scale_that_is_written_after_its_cast_ends_a_layer(monkeypatch, looks)
     found = read(partial(scale_cast, is_written=True), x, w, weight(INNER))
     # Where the op does not make the cast, which others read still, it may go on.
     assert found.after == (("relu", "mul") if looks else RELU_TO_SIN)
+
+
+def test_what_others_read_of_a_second_product_is_given_to_what_follows_the_first():
+    """The mutant that takes the second product along ends the layer at the first."""
+
+    def gated(x, w, v):
+        gate, up = x @ w, x @ v
+        return gate.sigmoid() * up, up
+
+    inputs = (weight(ROWS, WIDE), weight(WIDE, INNER), weight(WIDE, INNER))
+    gate, up = linear_gemms(make_fx(gated, tracing_mode="fake")(*inputs).graph)
+    found = read_linear(gate, lambda layer: True)
+    assert (found.after, len(found.gemms)) == (("sigmoid", "mul"), 1)
+    assert up in [operand.node for operand in found.operands]
 
 
 def test_a_permutation_that_changes_nothing_is_no_transposition():
