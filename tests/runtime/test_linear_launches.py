@@ -134,6 +134,35 @@ def test_results_of_a_launch_are_what_the_op_gives(kernels):
         assert [one.shape[0] for one in found] == [3] * 3
 
 
+def moved(operand, change):
+    """The same values that lie otherwise: an element further in memory, or in longer rows."""
+    (down, across), (far, near) = operand.shape, operand.stride()
+    further = 8 if change == "stride" else 0
+    strides = (far, near + further) if far == 1 else (far + further, near)
+    room = torch.empty(1 + (max(strides) + 1) * max(down, across), dtype=operand.dtype)
+    first = 1 if change == "address" else 0
+    return room.as_strided((down, across), strides, first).copy_(operand)
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["rows", "weight"])
+@pytest.mark.parametrize("change", ["stride", "address"])
+def test_operands_that_lie_otherwise_are_looked_up(kernels, place, change):
+    """A launch knows strides, and its kernel what addresses are multiples of. The mutants that
+    compare shapes and dtypes alone launch with those of the first call."""
+    function, inputs, _ = READ["plain"]
+    with torch.no_grad():
+        (layer,) = layers_of(function, inputs)
+    spec = LayerSpec(layer.spec.program, FORCED, f"moved {change} {place}").text()
+    first = [one.zero_() for one in made(layer, 8)]
+    other = [moved(one, change) if at == place else one for at, one in enumerate(first)]
+
+    def looked_up(operands):
+        linear.OP(operands, spec)
+        return sum(kernel.looked_up for kernel in kernels)
+
+    assert [looked_up(one) for one in (first, first, other, other, first)] == [1, 1, 2, 2, 2]
+
+
 def test_a_gain_that_has_to_be_copied_is_copied_at_every_call(kernels):
     """The mutant that launches again with its place reads it with strides that it has not."""
     function, inputs, _ = READ["normed_mlp"]
