@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import product
 
 import pytest
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from overlapc.codegen.linear.spec import LinearSpec
 from overlapc.errors import TargetError
 from overlapc.planning.linear.regions import (
+    BYTES,
     FORCED,
     LEAST_GAIN,
     LIBRARY,
@@ -32,6 +34,7 @@ from overlapc.planning.linear.tiles import (
     CONFIGURATIONS,
     FLAT,
     GEMV,
+    TILE_ROWS,
     LinearTile,
     most_counters,
     splits_for,
@@ -319,6 +322,29 @@ def test_splits_fill_the_device_and_keep_the_pipeline(n, k, sms):
     assert splits == 1 or tiles * splits // 2 < sms
     is_full = tiles * splits >= sms or splits == 16 or steps // (2 * splits) < tile.stages
     assert is_full
+
+
+ALONE = [
+    *((6144, 4096), (4096, 4096), (1024, 4096), (4096, 14336)),  # Llama-3 8B
+    *((8192, 8192), (1024, 8192), (8192, 28672)),  # Llama-3 70B
+    *((4096, 12288), (8192, 5120), (5120, 8192), (1024, 5120), (5120, 25600)),  # Qwen3-8B, 32B
+]
+PAIRS = [(14336, 4096), (28672, 8192), (12288, 4096), (25600, 5120)]
+"""Columns and k of their gate and up."""
+
+
+@pytest.mark.parametrize(("weights", "layers"), [(1, ALONE), (2, PAIRS)], ids=["alone", "pairs"])
+def test_enough_of_a_model_s_weights_is_on_its_way(weights, layers):
+    """24 KiB for each multiprocessor of an H200 (4.8 TB/s times 0.65 us), also of few columns.
+    Mutants: k is split less often, or the pipeline has a stage less."""
+    sms = 132
+    ways = [(way, rows) for way in (GEMV, FLAT) for rows in TILE_ROWS[way]]
+    for (n, k), (way, rows), layout in product(layers, ways, ("col", "row")):
+        tile = tile_for(way, "sm_90", "bfloat16", layout, rows=rows, pair=weights > 1)
+        assert tile is not None
+        ctas = -(-n // tile.block_n) * splits_for(tile, n, k, sms)
+        ahead = min(ctas, sms) * tile.bytes_ahead(way, weights, BYTES["bfloat16"])
+        assert ahead >= sms * (24 << 10), f"{way} of {rows} rows by {layout} {n}x{k}"
 
 
 TILES = [tile for tiles in CONFIGURATIONS.values() for tile in tiles.values()]
