@@ -39,8 +39,11 @@ class Boundary:
 
 
 def configurations(problem: Problem, target: Target) -> tuple[Tile, ...]:
-    """The tile configurations of a site: at most four, and none where nothing can signal."""
+    """The tile configurations of a site: at most four, and none where nothing can signal, or no
+    tile is."""
     if problem.is_consumer or target.device == "cpu" or not problem.kernel_sums:
+        return ()
+    if not problem.m or not problem.n:
         return ()
     known = tiles_for(target.architecture, problem.dtype)
     facts = _kernel_facts(problem, target.architecture)

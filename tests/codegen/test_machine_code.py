@@ -382,9 +382,11 @@ def test_ragged_sizes_keep_the_budgets_everywhere(architecture: str, dtype: str)
 @pytest.mark.parametrize(("architecture", "dtype"), CONFIGURED)
 def test_every_configuration_keeps_the_budgets(architecture: str, dtype: str):
     for tile in tiles_for(architecture, dtype):
-        for k in (128, 127):
-            for by_row in (False, True):
-                check(architecture, of_tile(architecture, dtype, tile, k, by_row=by_row))
+        for k, by_row in itertools.product((128, 127), (False, True)):
+            # What a launch on contiguous operands finds: an odd k is the stride of one or both.
+            odd = ("K", "stride_am", *(() if by_row else ("stride_bn",))) if k % 2 else ()
+            spec = of_tile(architecture, dtype, tile, k, by_row=by_row)
+            check(architecture, spec, ragged=odd)
         chains = [chain_of(op, dtype) for op in RULES if op.split(".")[1] in HARD]
         for chain in [SCALED["with a bias"]] if dtype == "float8_e4m3fn" else chains:
             spec = on_device(chain, dtype, architecture, tile)

@@ -142,6 +142,8 @@ def test_where_nothing_can_signal_there_is_no_configuration() -> None:
     assert sparing == tiles_for("sm_90", "bfloat16")[1:]
     for problem, target in (
         (replace(PROBLEM, kernel_sums=0), H100),
+        (replace(PROBLEM, m=0), H100),
+        (replace(PROBLEM, n=0), H100),
         (replace(PROBLEM, collective="all_gather"), H100),
         (replace(PROBLEM, dtype="float8_e5m2"), replace(H100, architecture="sm_80")),
         (PROBLEM, replace(H100, architecture="")),
