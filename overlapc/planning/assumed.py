@@ -7,7 +7,7 @@ from math import ceil
 
 from overlapc.planning.rates import Link
 from overlapc.planning.target import Source, Target, shipped_names
-from overlapc.planning.tiles import sm_number
+from overlapc.planning.tiles import CDNA, sm_number
 
 FEWEST_SMS = 2
 """Multiprocessors left to a collective over the slowest link (published for a PCIe machine, by a
@@ -66,8 +66,8 @@ def _sent_per_second(link: Link) -> float:
 
 def _relative(architecture: str) -> Target | None:
     shipped = [Target.load(name) for name in shipped_names()]
-    if architecture.startswith("gfx"):
-        return next((its for its in shipped if its.architecture.startswith("gfx")), None)
+    if architecture in CDNA:
+        return next((its for its in shipped if its.architecture in CDNA), None)
     number = sm_number(architecture)
     older = [its for its in shipped if 0 < sm_number(its.architecture) <= number]
     return max(older, key=lambda its: sm_number(its.architecture), default=None)

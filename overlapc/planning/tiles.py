@@ -7,6 +7,10 @@ from typing import Any
 
 FP8 = ("float8_e4m3fn", "float8_e5m2")
 HALVES = ("float16", "bfloat16")
+CDNA = ("gfx942", "gfx950")
+"""AMD's architectures that kernels are generated for: matrix units of waves of 64 lanes, and a
+release that writes the L2 cache of each die back, as tests read in what is built. RDNA (gfx10 to
+gfx12) has waves of 32 and other units, older CDNA another release: nothing was built for them."""
 
 
 SWEEPS = (1, 2, 4, 8, 16)
@@ -180,7 +184,7 @@ def sm_number(architecture: str) -> int:
 def _configurations(architecture: str, dtype: str) -> dict[Tile, float]:
     kind = "half" if dtype in HALVES else "fp8" if dtype in FP8 else dtype
     if architecture.startswith("gfx"):
-        return CONFIGURATIONS.get(("gfx942", kind), {})
+        return CONFIGURATIONS.get(("gfx942", kind), {}) if architecture in CDNA else {}
     number = sm_number(architecture)
     known = [sm_number(name) for name, its in CONFIGURATIONS if its == kind]
     newest = max((other for other in known if 0 < other <= number), default=0)

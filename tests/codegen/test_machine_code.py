@@ -23,6 +23,8 @@ from overlapc.codegen.spec import ORDERS
 from overlapc.codegen.templates import signal
 from overlapc.codegen.tiles import spec_for
 from overlapc.errors import KernelError
+from overlapc.planning import tiles
+from overlapc.planning.shared_memory import shared_bytes
 from overlapc.planning.tiles import SPARING_SUMS, Tile, sums, tiles_for
 from tests.codegen.epilogue_cases import MM, MODELS, SCALED, chain_of
 from tests.codegen.machine_loops import Loop, loops_of
@@ -420,6 +422,26 @@ def test_a_product_without_its_instruction_is_noticed():
 def test_unaligned_operands_can_be_built():
     text = build_for(SMALL, "sm_90", aligned=False).assembly
     assert signal_order_faults(text, signals=True, late=True) == []
+
+
+@pytest.mark.parametrize("architecture", tiles.CDNA)
+def test_every_architecture_of_amd_that_is_served_has_its_units_and_its_release(architecture: str):
+    """An older one's release writes nothing back, so it is not served."""
+    binary = build_for(CDNA, architecture)
+    assert binary.spilled_bytes == 0
+    assert binary.shared_bytes <= shared_bytes(architecture)
+    assert "v_mfma_f32" in binary.assembly
+    assert amd_signal_faults(binary.assembly, signals=True) == []
+    older = build_for(CDNA, "gfx90a").assembly
+    assert amd_signal_faults(older, signals=True) == ["an add that is no release"]
+
+
+@pytest.mark.parametrize("architecture", ["gfx1030", "gfx1100", "gfx1201", "gfx90a"])
+@pytest.mark.parametrize("dtype", PAIRED_DTYPES)
+def test_no_gemm_is_generated_for_other_units(architecture: str, dtype: str):
+    """Mutant: whatever is called gfx has the tiles of gfx942."""
+    with pytest.raises(KernelError, match=f"No GEMM is generated for {dtype} .* on {architecture}"):
+        paired(architecture, dtype, "band", signals=True)
 
 
 def test_a_wrong_order_is_caught_on_amd():

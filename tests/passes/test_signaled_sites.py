@@ -95,6 +95,17 @@ def test_a_device_that_cannot_signal_is_said(sites):
     assert site.reason.endswith("Its operands are on cpu, and only GPUs signal.")
 
 
+@pytest.mark.parametrize("architecture", ["gfx1100", "gfx90a"])
+def test_an_architecture_without_kernels_is_said(architecture, sites, tmp_path):
+    """What its GEMMs and links take was measured, and no kernel was ever built for it."""
+    path = tmp_path / "target.json"
+    replace(Target.load("mi300x"), architecture=architecture).save(path)
+    (site,) = sites(plain, *operands(), target=str(path))
+    assert (site.code, site.plan.schedule) == ("not_signaled", "signaled")
+    why = f"No GEMM is generated for float16 by float16 on {architecture}."
+    assert site.reason.endswith(f"The library computes its groups: {why}")
+
+
 @pytest.mark.parametrize(
     ("function", "collective"), [(plain, "all_reduce"), (scatters_sums, "reduce_scatter")]
 )

@@ -75,7 +75,7 @@ def test_what_is_assumed_is_what_shipped_targets_have(name: str) -> None:
     assert replace(with_assumed(bare), source=shipped.source) == shipped
 
 
-@pytest.mark.parametrize("architecture", ["", "sm_75"])
+@pytest.mark.parametrize("architecture", ["", "sm_75", "gfx90a", "gfx1100"])
 def test_nothing_is_assumed_where_no_relative_is_known(architecture: str) -> None:
     bare = measured(architecture, 68, 16e9)
     assert with_assumed(bare) == bare

@@ -276,8 +276,25 @@ def test_an_old_device_is_a_reason(monkeypatch):
 def test_a_device_of_another_vendor_is_a_reason(monkeypatch):
     gpu_of(monkeypatch, (9, 4), "nccl")
     assert "gfx942" in why_no_kernel(CUDA, "gfx942")
-    monkeypatch.setattr(torch.version, "hip", "6.2")  # whose numbers are others
+    amd_gpu(monkeypatch, "gfx942:sramecc+:xnack-")
     assert "sm_90" in why_no_kernel(CUDA, "sm_90")
+    assert why_no_kernel(CUDA, "gfx942") == ""
+
+
+def amd_gpu(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(torch.version, "hip", "6.2")  # whose capabilities are other numbers
+    found = SimpleNamespace(gcnArchName=name)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+
+
+@pytest.mark.parametrize("name", ["gfx1030", "gfx1100", "gfx1201", "gfx90a:xnack-", "gfx906"])
+def test_a_device_of_amd_without_the_units_that_kernels_take_is_a_reason(name, monkeypatch):
+    """Whatever the target plans for. Mutant: every device of AMD's runs what is generated."""
+    amd_gpu(monkeypatch, name)
+    said = f"No kernel is generated for {name.partition(':')[0]}, only for gfx942 and gfx950."
+    for architecture in ("gfx942", "gfx950", name.partition(":")[0]):
+        assert why_no_kernel(CUDA, architecture) == said
+    amd_gpu(monkeypatch, "gfx950:sramecc+:xnack-")
     assert why_no_kernel(CUDA, "gfx942") == ""
 
 

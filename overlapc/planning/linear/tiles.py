@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from overlapc.planning.shared_memory import shared_bytes
-from overlapc.planning.tiles import FP8, HALVES, sm_number
+from overlapc.planning.tiles import CDNA, FP8, HALVES, sm_number
 
 GEMV, FLAT = "gemv", "flat"
 GEMV_MOST, FLAT_MOST = 2, 64
@@ -119,7 +119,7 @@ def rows_of_tile(way: str, m: int) -> int | None:
 
 def _family(way: str, architecture: str) -> str:
     if architecture.startswith("gfx"):
-        return "gfx942"
+        return "gfx942" if architecture in CDNA else ""
     number = sm_number(architecture)
     known = [sm_number(name) for name, its in CONFIGURATIONS if its == way]
     return f"sm_{max((other for other in known if 0 < other <= number), default=0)}"
