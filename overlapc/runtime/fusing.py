@@ -157,6 +157,7 @@ class Fusing:
         """
         sizes = self._sizes(operands)
         try:
+            _drain(operands[0].device)
             if layout.made is None:
                 hints = (LIKELY_ROWS, *(max(2, columns) for columns in sizes[1:]))
                 compilation = Compilation(self.program, self.written, self.cut, hints)
@@ -228,6 +229,17 @@ class Fusing:
     def _fails(self, error: Exception) -> None:
         self._reason(f"No kernel of Inductor computes them: {error!r}")
         log.warning("pointwise steps run one by one: %r", error, exc_info=True)
+
+
+def _drain(device: torch.device) -> None:
+    """Wait until nothing is in flight on a device: kernels are tuned, and loaded, beside no
+    collective and behind no waiter.
+
+    It ends: what was enqueued waits for no later call of this host. A waiter's GEMM was launched
+    before it, and its peers send in the same order.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _is_capturing(device: torch.device) -> bool:

@@ -189,6 +189,33 @@ def test_nothing_is_compiled_in_a_capture(compiled, monkeypatch):
     assert len(compiled) == 2
 
 
+def test_nothing_is_in_flight_when_a_kernel_runs_first(compiled, monkeypatch):
+    """It may be tuned then. Mutants: it is compiled, or tuned, beside what is in flight; every call
+    waits."""
+    log = []
+
+    def watching(graph, inputs):
+        log.append("compiled")
+        return lambda given: (log.append("run"), graph(*given))[1]
+
+    monkeypatch.setattr(compiling, "by_inductor", watching)
+    monkeypatch.setattr(fusing, "_drain", lambda device: log.append(f"{device} is drained"))
+    run = fusing.function(PROGRAM, WRITTEN)
+    check(run, 4)
+    assert log == ["cpu is drained", "compiled", "compiled", "run", "run"]
+    check(run, 4)
+    check(run, 9)
+    assert log[5:] == ["run"] * 4
+
+
+def test_a_gpu_is_drained_and_a_processor_has_nothing_in_flight(monkeypatch):
+    log = []
+    monkeypatch.setattr(torch.cuda, "synchronize", log.append)
+    for name in ("cpu", "cuda:1"):
+        fusing._drain(torch.device(name))
+    assert log == [torch.device("cuda:1")]
+
+
 def test_gemms_that_autocast_changes_run_beside_steps(compiled):
     """Kernels are compiled for the dtypes that GEMMs give without it. Mutant: they are called."""
     run, given = fusing.function(PROGRAM), operands(4)
