@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 
 from overlapc.codegen import COUNTER_STRIDE, Bands
 from overlapc.codegen.packing import Packing
-from overlapc.errors import KernelError, SignalError
+from overlapc.errors import SignalError
+from overlapc.runtime.group_tables import bands_on
 
 POLL_SECONDS = 1e-6
 """Of one read of a counter: near a round trip to the L2 cache, so a timeout is of this order."""
@@ -92,25 +91,3 @@ class Signals:
 def polls_in(seconds: float) -> int:
     """How often a waiter reads its counter in so many seconds: once or more, and within int32."""
     return min(max(1, round(seconds / POLL_SECONDS)), 2**31 - 1)
-
-
-@cache
-def bands_on(bands: Bands | Packing, device: torch.device) -> torch.Tensor:
-    """``bands.table`` on the device; copied once, and kept, since captured graphs point to it."""
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise KernelError(
-            "A partition into groups cannot be copied to the device during graph capture.",
-            where=f"{len(bands.slices)} groups",
-            remedy="run once with these sizes before the capture",
-        )
-    return apart(lambda: torch.tensor(bands.table, dtype=torch.int32, device=device))
-
-
-def apart(make: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """What is made to be kept, by a thread of its own.
-
-    Where Inductor makes CUDA graphs, what a first call allocates in its own thread is of a pool
-    that graphs recorded later take back, whoever holds it.
-    """
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(make).result()

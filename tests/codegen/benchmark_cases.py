@@ -44,7 +44,15 @@ from overlapc.codegen.attention.decode import build_decode
 from overlapc.codegen.attention.kernel import build_attention
 from overlapc.codegen.interpreting import correct_interpreter
 from overlapc.planning.tiles import Tile
-from overlapc.runtime import clocks, communicators, machine, signaled, signals, streams, waiting
+from overlapc.runtime import (
+    clocks,
+    communicators,
+    group_tables,
+    machine,
+    signaled,
+    streams,
+    waiting,
+)
 from overlapc.runtime.attention import gradients as attention_gradients
 from overlapc.runtime.attention import kernels as attention_kernels
 from overlapc.runtime.linear import trials as linear_trials
@@ -145,7 +153,7 @@ def _sparing(make: Any) -> Any:
 def pretended_gpu() -> Iterator[None]:
     """Let the benchmark believe in a small GPU, whose tiles are small as well."""
     correct_interpreter()
-    caches: list[Any] = [streams.communication_stream, signals.bands_on, waiting.driver_wait]
+    caches: list[Any] = [streams.communication_stream, group_tables.bands_on, waiting.driver_wait]
     for cached in caches:
         cached.cache_clear()
     links = {name: _sparing(make) for name, make in emulated_link.LINKS.items()}
@@ -160,7 +168,7 @@ def pretended_gpu() -> Iterator[None]:
             mock.patch.dict(emulated_link.LINKS, links),
             mock.patch.object(gpu_speed, "LEFT", LEFT),
             mock.patch.object(streams, "_warm", set()),
-            mock.patch.object(signals, "apart", lambda make: make()),
+            mock.patch.object(group_tables, "apart", lambda make: make()),
             mock.patch.object(dist, "is_nccl_available", return_value=False),
             mock.patch.object(signaled, "why_no_streams", return_value=""),
             mock.patch.object(signaled, "why_no_kernel", return_value=""),

@@ -25,7 +25,7 @@ import torch
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from overlapc.runtime import signals
+from overlapc.runtime import group_tables
 from overlapc.runtime.attention import gradients as attention_gradients
 from overlapc.runtime.attention import op as attention
 from overlapc.runtime.attention import paged
@@ -288,7 +288,7 @@ def absent_h200(folder: Path) -> Iterator[Any]:
         stack.enter_context(mock.patch.object(FakeTensor, "data_ptr", address, create=True))
         stack.enter_context(mock.patch.object(fake_tensor, "init_gpu_context"))
         # Another thread would make tensors of a device that is there.
-        stack.enter_context(mock.patch.object(signals, "apart", side_effect=here))
+        stack.enter_context(mock.patch.object(group_tables, "apart", side_effect=here))
         stack.enter_context(mock.patch.object(torch, "Generator", side_effect=generator))
         stack.enter_context(mock.patch.object(torch.autograd, "grad", gradients))
         found_by_triton: Any = CudaDriver()

@@ -21,10 +21,11 @@ from overlapc.errors import KernelError, SignalError
 from overlapc.planning.tiles import SWEEPS, tiles_for
 from overlapc.runtime import streams
 from overlapc.runtime.communicators import Communicator, communicator
+from overlapc.runtime.group_tables import bands_on
 from overlapc.runtime.layout import Dealing, producer_parts
 from overlapc.runtime.requirements import why_no_kernel, why_no_streams
 from overlapc.runtime.sending import Sender
-from overlapc.runtime.signals import Signals, bands_on, polls_in
+from overlapc.runtime.signals import Signals, polls_in
 from overlapc.runtime.staged import StagedGemm
 from overlapc.runtime.waiting import driver_wait
 

@@ -19,7 +19,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from overlapc.runtime import signals, streams, waiting
+from overlapc.runtime import group_tables, signals, streams, waiting
 
 SMS = 6
 POISON = 77
@@ -27,6 +27,13 @@ POISON = 77
 CUDA = torch.device("cuda", 0)
 NOT_SUPPORTED = 801
 """``CUDA_ERROR_NOT_SUPPORTED``."""
+COMPARISONS: dict[int, Callable[[int, int], bool]] = {
+    0: lambda word, value: ctypes.c_int32(word - value).value >= 0,
+    1: lambda word, value: word == value,
+    2: lambda word, value: bool(word & value),
+    3: lambda word, value: ctypes.c_uint32(~(word | value)).value != 0,
+}
+"""``CUstreamWaitValue_flags``, as CUDA's driver API defines its numbers: GEQ, EQ, AND, NOR."""
 
 
 class Deadlock(AssertionError):
@@ -279,9 +286,9 @@ class Driver(ModuleType):
         """Enqueue a wait."""
         if self.error or (self.gpu.captured is not None and not self.captures):
             return (self.error or NOT_SUPPORTED,)
-        assert flags == waiting.GEQ
         word = ctypes.c_int32.from_address(address)
-        ready = lambda: word.value - value >= 0  # noqa: E731
+        holds = COMPARISONS[flags]
+        ready = lambda: holds(word.value, value)  # noqa: E731
         work = Work("wait by driver", ready=ready, gemm=self.gpu.gemm)
         self.gpu.enqueue(work, self.gpu.streams[stream - 1])
         return (0,)
@@ -300,9 +307,9 @@ def present(gpu: Gpu, driver: ModuleType | None = None) -> Iterator[None]:
     for module in (waiting, streams):
         patch.setattr(module, "driver_wait", lambda _: on_device(CUDA))
     patch.setattr(signals.Signals, "wait", lambda *args: _spin(gpu, *args))
-    patch.setattr(signals, "apart", lambda make: make())  # its memory is this thread's
+    patch.setattr(group_tables, "apart", lambda make: make())  # its memory is this thread's
     patch.setattr(streams, "_warm", set())
-    caches: Sequence[Any] = (streams.communication_stream, on_device, signals.bands_on)
+    caches: Sequence[Any] = (streams.communication_stream, on_device, group_tables.bands_on)
     for cached in caches:
         cached.cache_clear()
     try:

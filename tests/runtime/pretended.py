@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from overlapc.codegen.interpreting import correct_interpreter
-from overlapc.runtime import communicators, groups, signaled, signals, streams, waiting
+from overlapc.runtime import communicators, group_tables, groups, signaled, streams, waiting
 
 SMS = 6
 SECONDS = 20
@@ -70,7 +70,7 @@ def pretended_gpu(*, capturing: bool = False, lacks: str = "") -> Iterator[None]
         (signaled, "why_no_kernel", lambda device, architecture: ""),
         (streams, "_warm", set()),
     ]
-    caches: list[Any] = [streams.communication_stream, signals.bands_on, waiting.driver_wait]
+    caches: list[Any] = [streams.communication_stream, group_tables.bands_on, waiting.driver_wait]
     for cached in caches:
         cached.cache_clear()
     stack = [patch.object(owner, name, value) for owner, name, value in replaced]

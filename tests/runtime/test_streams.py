@@ -15,8 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from overlapc.codegen import Bands, GemmSpec
 from overlapc.errors import KernelError, SignalError
 from overlapc.runtime import streams
+from overlapc.runtime.group_tables import GroupTables
 from overlapc.runtime.layout import Dealing, producer_parts
-from overlapc.runtime.signals import bands_on
 from overlapc.runtime.staged import StagedGemm
 from tests.runtime.fake_gpu import (
     NOT_SUPPORTED,
@@ -457,7 +457,7 @@ def test_a_capture_finds_streams_that_are_not_in_it(mutant):
 def test_what_is_kept_is_of_no_mode_or_pool_of_its_caller():
     bands = Bands.of((2 * BLOCK, 3), BLOCK)
     with FakeTensorMode():
-        table = bands_on.__wrapped__(bands, torch.device("cpu"))
+        table = GroupTables()(bands, torch.device("cpu"))
     assert table.tolist() == list(bands.table)
 
 

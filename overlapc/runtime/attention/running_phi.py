@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from overlapc.runtime import signals
+from overlapc.runtime import group_tables
 
 _phi: dict[tuple[str, torch.device, int], torch.Tensor] = {}
 
@@ -17,5 +17,7 @@ def running_phi(site: str, device: torch.device, heads: int) -> torch.Tensor:
     """
     key = site, device, heads
     if key not in _phi:
-        _phi[key] = signals.apart(lambda: torch.zeros(heads, dtype=torch.float32, device=device))
+        _phi[key] = group_tables.apart(
+            lambda: torch.zeros(heads, dtype=torch.float32, device=device)
+        )
     return _phi[key]
