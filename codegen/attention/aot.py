@@ -9,6 +9,7 @@ from overlapc.codegen.attention.kernel import build_attention
 from overlapc.codegen.attention.scores import PARTS
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile
+from overlapc.codegen.attention.visibility import hides
 
 STRIDES = ("q_strides", "k_strides", "v_strides", "out_strides")
 NEVER_ONE = 3
@@ -31,6 +32,7 @@ def build_for(spec: AttentionSpec, tile: AttentionTile, architecture: str) -> Bi
         **dict.fromkeys(("lengths", "redone"), "*i32"),
         "moves": "*i64",
         "sinks": pointer,
+        "kept": "*i32",
         **dict.fromkeys(("heads", "rows", "keys"), "i32"),
         **dict.fromkeys(STRIDES, (*("i32",) * NEVER_ONE, "constexpr")),
     }
@@ -39,6 +41,7 @@ def build_for(spec: AttentionSpec, tile: AttentionTile, architecture: str) -> Bi
         "phi": spec.takes_phi,
         "moves": spec.moves_phi,
         "sinks": spec.sinks,
+        "kept": bool(hides(spec.scores)),
     }
     constants: dict[Any, Any] = {
         **module.CONSTANTS,

@@ -12,6 +12,8 @@ from overlapc.planning.shared_memory import shared_bytes
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1}
 MOST_STAGES = 4
 MOST_KEYS = 64
+MOST_MASKED = 2048
+"""Elements of a mask that a CTA looks through at a time."""
 
 
 def decode_tile(spec: AttentionSpec, cache: Cache, rows: int, architecture: str) -> AttentionTile:
@@ -25,13 +27,16 @@ def decode_tile(spec: AttentionSpec, cache: Cache, rows: int, architecture: str)
     packed = 1 << (max(rows * spec.groups, 1) - 1).bit_length()
     block_m = min(max(packed, LEAST_BLOCK), most_rows)
     rest = padded(spec.head_dim - leading(spec.head_dim)) if spec.head_dim > wide else 0
-    # Four warps that look masks through spill.
-    is_light = wide + rest <= 128 and block_m == LEAST_BLOCK and not hides(spec.scores)
+    # Four warps that look masks through spill, and so do eight of many rows and keys.
+    hiding = bool(hides(spec.scores))
+    is_light = wide + rest <= 128 and block_m == LEAST_BLOCK and not hiding
     dims = leading(spec.head_dim) + rest + (0 if cache.shares_values else padded(spec.value_dim))
     of_key = dims * ITEM_BYTES[cache.of(spec)]
     budget = shared_bytes(architecture) * 2 // 3
     # Without matrix units, a product takes more registers the more keys it is of.
     block_n = LEAST_BLOCK if spec.dtype == "float32" else MOST_KEYS
+    if hiding:
+        block_n = min(block_n, MOST_MASKED // block_m)
     while block_n > LEAST_BLOCK and 2 * block_n * of_key > budget:
         block_n //= 2
     stages = min(max(budget // (block_n * of_key), 1), MOST_STAGES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from overlapc.codegen.attention.scores import scores_text
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile, padded
-from overlapc.codegen.attention.visibility import masks_tell
+from overlapc.codegen.attention.visibility import hides, masks_tell
 from overlapc.codegen.promotion import CannotLower
 from overlapc.errors import KernelError
 
@@ -22,7 +22,7 @@ import triton.language as tl
 
 from overlapc.codegen.templates import operands, pointwise, score_inputs
 from overlapc.codegen.templates.attention import attention_forward
-
+{import_kept}
 {scores}
 KERNEL = attention_forward
 CONSTANTS = {{
@@ -30,6 +30,15 @@ CONSTANTS = {{
 {constants}}}
 OPTIONS = {{"num_warps": {warps}, "num_stages": {stages}{registers}}}
 '''
+IMPORT_KEPT = "from overlapc.codegen.templates.hidden import find_kept\n"
+KEPT = """
+FIND_KEPT = find_kept
+KEPT_CONSTANTS = {{
+    "SCORES": scores,
+{constants}}}
+"""
+OF_KEPT = ("BEFORE", "AFTER", "ALIGN", "HIDES", "BLOCK_M", "BLOCK_N")
+"""Constants of the launch before it that looks masks through."""
 
 Constant = int | float | str | None
 
@@ -78,17 +87,25 @@ def module_text(spec: AttentionSpec, tile: AttentionTile) -> str:
         "STAGES": tile.stages,
         "ONES": 0 if spec.dtype == "float32" else tile.ones,
     }
-    lines = (f'    "{name}": {literal(value)},\n' for name, value in constants.items())
-    return TEXT.format(
+    hiding = hides(spec.scores)
+    text = TEXT.format(
         summary=_summary(spec),
         spec=literal(str(spec)),
         scores=f"\n{lowered_scores(spec)}\n" if spec.scores else "",
         has_scores="scores" if spec.scores else None,
-        constants="".join(lines),
+        import_kept=IMPORT_KEPT if hiding else "",
+        constants=_lines(constants),
         warps=tile.warps,
         stages=tile.stages,
         registers=f', "maxnreg": {tile.registers}' if tile.registers else "",
     )
+    of_kept = {name: value for name, value in {**constants, "HIDES": hiding}.items()
+               if name in OF_KEPT}  # fmt: skip
+    return text + KEPT.format(constants=_lines(of_kept)) if hiding else text
+
+
+def _lines(constants: dict[str, Constant]) -> str:
+    return "".join(f'    "{name}": {literal(value)},\n' for name, value in constants.items())
 
 
 def lowered_scores(spec: AttentionSpec) -> str:

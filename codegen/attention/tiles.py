@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from overlapc.codegen.attention.spec import AttentionSpec
+from overlapc.codegen.attention.visibility import hides
 from overlapc.errors import KernelError
 from overlapc.planning.tiles import sm_number
 
@@ -51,6 +52,13 @@ NVIDIA = {
 """Of 16 bits, by the first architecture that takes them and the most columns of a head. Of
 sm_90, products with ones leave 377 of 574 instructions of a loop over 128 keys, and are 3 to 12 %
 more products; on sm_80 they would be a quarter more."""
+NVIDIA_MASKED = {
+    "sm_80": {128: (64, 32, 8, 2), 256: (64, 16, 8, 2)},
+    "sm_90": {64: (128, 64, 8, 2, 16)},
+    "sm_100": {256: (64, 32, 8, 2)},
+    "sm_120": {256: (64, 16, 8, 2)},
+}
+"""Instead, where masks that are looked through take registers as well."""
 NVIDIA_FLOAT = {64: (32, 32, 8, 1), 128: (16, 16, 8, 1)}
 AMD = {64: (128, 64, 4, 1), 128: (128, 64, 4, 1), 256: (64, 32, 4, 1)}
 AMD_FLOAT = {64: (64, 32, 8, 2), 128: (32, 16, 4, 1), 256: (16, 16, 4, 1)}
@@ -69,6 +77,8 @@ def tile_for(spec: AttentionSpec, architecture: str) -> AttentionTile:
         number = sm_number(architecture)
         since = max((other for other in map(sm_number, NVIDIA) if other <= number), default=80)
         known = NVIDIA[f"sm_{since}"]
+        if hides(spec.scores):
+            known = known | NVIDIA_MASKED.get(f"sm_{since}", {})
     wide = max(spec.head_dim, spec.value_dim)
     fitting = [columns for columns in known if columns >= wide]
     if not fitting:

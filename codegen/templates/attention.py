@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from overlapc.codegen.templates.head_tiles import load_tile, of_head, store_tile
+from overlapc.codegen.templates.hidden import WORD, lowest_of
 from overlapc.codegen.templates.running import moves_of, settle
 from overlapc.codegen.templates.softmax import (
     LN2,
@@ -30,8 +31,57 @@ from overlapc.codegen.templates.visible import end_of, end_seen, first_seen, len
 
 
 @triton.jit
+def visit_tile(
+    peak: tl.tensor, sums: tl.tensor, total: tl.tensor, start: tl.tensor,
+    queries: tl.tensor, k: tl.tensor, v: tl.tensor, k_strides: tl.tuple, v_strides: tl.tuple,
+    place: tl.tuple, first: tl.tensor, end: tl.tensor, length: tl.tensor, inputs: tl.tuple,
+    STEP: tl.constexpr, IS_CUT: tl.constexpr, SCORES: tl.constexpr, SCALE: tl.constexpr,
+    BEFORE: tl.constexpr, AFTER: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
+    """Take the tile of keys from ``start`` on into (peak, sums, total) of the rows at ``place``.
+
+    STEP is ``maximum``: peak alone is raised; ``fixed``: weights are relative to peak, which stays;
+    ``online``: it is raised, and sums and total are rescaled. IS_CUT: not every row sees every key.
+    ``sums`` in columns (see ``spread_sums``) are products with ones: matrix units add what else
+    each thread has to widen and add, and no warp waits for others.
+    """
+    column = start + tl.arange(0, BLOCK_N)
+    inside = column < length
+    keys = load_tile(k, start, k_strides, inside, BLOCK_N, HEAD_DIM, BLOCK_D, IS_CUT)
+    product = tl.dot(queries, keys.T, input_precision=PRECISION)
+    tile = (place[0], place[1], place[2], place[3], column, inside)
+    score = score_tile(product, tile, first, end, inputs, SCORES, SCALE, BEFORE, AFTER, IS_CUT)
+    if STEP == "maximum":
+        peak = tl.maximum(peak, tl.max(score, 1))
+    else:
+        base = peak
+        if STEP == "online":
+            higher = tl.maximum(peak, tl.max(score, 1))
+            base = or_zero(higher)
+            shrunk = tl.exp2(peak - base)
+            sums = sums * (shrunk[:, None] if len(sums.shape) == 2 else shrunk)
+            total = total * shrunk[:, None]
+            peak = higher
+        values = load_tile(v, start, v_strides, inside, BLOCK_N, VALUE_DIM, BLOCK_V, IS_CUT)
+        # Summed as they are rounded: what overflows or is lost shows in the sum.
+        if STEP == "online":
+            weights = tl.exp2(score - base[:, None]).to(v.dtype.element_ty)
+        else:
+            weights = fixed_weights(score, base, v.dtype.element_ty)
+        if len(sums.shape) == 2:
+            ones = tl.full((BLOCK_N, sums.shape[1]), 1.0, tl.float32)
+            sums = tl.dot(weights, ones.to(v.dtype.element_ty), sums)
+        else:
+            sums += tl.sum(weights.to(tl.float32), 1)
+        total = tl.dot(weights, values, total, input_precision=PRECISION)
+    return peak, sums, total
+
+
+@triton.jit
 def visit_keys(
     peak: tl.tensor, sums: tl.tensor, total: tl.tensor, begin: tl.tensor, stop: tl.tensor,
+    kept: tl.tensor,
     queries: tl.tensor, k: tl.tensor, v: tl.tensor, k_strides: tl.tuple, v_strides: tl.tuple,
     place: tl.tuple, first: tl.tensor, end: tl.tensor, length: tl.tensor, inputs: tl.tuple,
     STEP: tl.constexpr, IS_CUT: tl.constexpr, STAGES: tl.constexpr,
@@ -39,44 +89,35 @@ def visit_keys(
     BEFORE: tl.constexpr, AFTER: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
-    """Take the keys from ``begin`` to ``stop`` into (peak, sums, total) of the rows at ``place``.
+    """Take the tiles from key ``begin`` to ``stop``, as ``visit_tile`` does each; those alone of
+    which ``kept`` says that some row keeps a key, where it is given.
 
-    STEP is ``maximum``: peak alone is raised; ``fixed``: weights are relative to peak, which stays;
-    ``online``: it is raised, and sums and total are rescaled. IS_CUT: not every row sees every key.
-    ``sums`` in columns (see ``spread_sums``) are products with ones: matrix units add what else
-    each thread has to widen and add, and no warp waits for others.
     STAGES deep are loads begun before they are needed.
     """
-    for start in tl.range(begin, stop, BLOCK_N, num_stages=STAGES, disable_licm=STAGES == 1):
-        column = start + tl.arange(0, BLOCK_N)
-        inside = column < length
-        keys = load_tile(k, start, k_strides, inside, BLOCK_N, HEAD_DIM, BLOCK_D, IS_CUT)
-        product = tl.dot(queries, keys.T, input_precision=PRECISION)
-        tile = (place[0], place[1], place[2], place[3], column, inside)
-        score = score_tile(product, tile, first, end, inputs, SCORES, SCALE, BEFORE, AFTER, IS_CUT)
-        if STEP == "maximum":
-            peak = tl.maximum(peak, tl.max(score, 1))
-        else:
-            base = peak
-            if STEP == "online":
-                higher = tl.maximum(peak, tl.max(score, 1))
-                base = or_zero(higher)
-                shrunk = tl.exp2(peak - base)
-                sums = sums * (shrunk[:, None] if len(sums.shape) == 2 else shrunk)
-                total = total * shrunk[:, None]
-                peak = higher
-            values = load_tile(v, start, v_strides, inside, BLOCK_N, VALUE_DIM, BLOCK_V, IS_CUT)
-            # Summed as they are rounded: what overflows or is lost shows in the sum.
-            if STEP == "online":
-                weights = tl.exp2(score - base[:, None]).to(v.dtype.element_ty)
-            else:
-                weights = fixed_weights(score, base, v.dtype.element_ty)
-            if len(sums.shape) == 2:
-                ones = tl.full((BLOCK_N, sums.shape[1]), 1.0, tl.float32)
-                sums = tl.dot(weights, ones.to(v.dtype.element_ty), sums)
-            else:
-                sums += tl.sum(weights.to(tl.float32), 1)
-            total = tl.dot(weights, values, total, input_precision=PRECISION)
+    if kept is None:
+        for start in tl.range(begin, stop, BLOCK_N, num_stages=STAGES, disable_licm=STAGES == 1):
+            peak, sums, total = visit_tile(
+                peak, sums, total, start, queries, k, v, k_strides, v_strides, place, first, end,
+                length, inputs, STEP, IS_CUT, SCORES, SCALE, BEFORE, AFTER, HEAD_DIM, VALUE_DIM,
+                PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
+            )  # fmt: skip
+    else:
+        stop_tile = tl.cdiv(stop, BLOCK_N)
+        # Which they are is known before the first is read, so that keys are loaded ahead as ever.
+        for group in tl.range(begin // BLOCK_N, stop_tile, WORD):
+            lane = tl.arange(0, 32)
+            inside = (lane < WORD) & (group + lane < stop_tile)
+            flags = tl.load(kept + group + lane, mask=inside, other=0)
+            bits = tl.sum(flags << lane, 0)
+            count = tl.sum(flags, 0)
+            for _ in tl.range(0, count, num_stages=STAGES, disable_licm=STAGES == 1):
+                start = (group + lowest_of(bits)) * BLOCK_N
+                bits = bits & (bits - 1)
+                peak, sums, total = visit_tile(
+                    peak, sums, total, start, queries, k, v, k_strides, v_strides, place, first,
+                    end, length, inputs, STEP, IS_CUT, SCORES, SCALE, BEFORE, AFTER, HEAD_DIM,
+                    VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
+                )  # fmt: skip
     return peak, sums, total
 
 
@@ -97,6 +138,7 @@ def write_rows(
 def attention_forward(
     q: tl.tensor, k: tl.tensor, v: tl.tensor, out: tl.tensor, lse: tl.tensor, inputs: tl.tuple,
     lengths: tl.tensor, phi: tl.tensor, moves: tl.tensor, sinks: tl.tensor, redone: tl.tensor,
+    kept: tl.tensor,
     heads: tl.tensor, rows: tl.tensor, keys: tl.tensor,
     q_strides: tl.tuple, k_strides: tl.tuple, v_strides: tl.tuple, out_strides: tl.tuple,
     SCORES: tl.constexpr, SCALE: tl.constexpr, GROUPS: tl.constexpr,
@@ -113,7 +155,8 @@ def attention_forward(
     [batch, heads, rows], or None, is given the logarithm of each row's sum of ``exp(score)``.
     ``lengths``, ``phi`` and ``sinks`` are None where the spec has none, and ``moves``
     where launches do not move φ (see ``running``). The number of rows that
-    were computed again is added to ``redone``.
+    were computed again is added to ``redone``. ``kept`` is what ``find_kept`` left, or None: then
+    every tile of keys is read that rows see by their place.
     """
     blocks = tl.cdiv(rows, BLOCK_M)
     program = tl.program_id(0)
@@ -143,6 +186,10 @@ def attention_forward(
     whole_begin = tl.cdiv(first_seen(highest, BEFORE), BLOCK_N) * BLOCK_N
     whole_stop = end_seen(lowest, length, AFTER) // BLOCK_N * BLOCK_N
 
+    if kept is not None:
+        tiles = tl.cdiv(keys, BLOCK_N)
+        kept += (batch.to(tl.int64) * blocks + corner // BLOCK_M) * tiles
+
     sink = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     if sinks is not None:
         sink = tl.full((BLOCK_M,), 0.0, tl.float32) + tl.load(sinks + head).to(tl.float32) * LOG2E
@@ -170,17 +217,19 @@ def attention_forward(
             left = tl.cdiv(stop - begin, BLOCK_N)
             while (left > 0) & (tl.sum(waits.to(tl.int32), 0) > 0):
                 is_seen = True
-                if MASKS_TELL:
+                if kept is not None:
+                    is_seen = tl.load(kept + start // BLOCK_N) > 0
+                if MASKS_TELL and is_seen:
                     is_seen = any_keeps_key(
                         waits, start, place, first, end, length, inputs, None, SCORES, BEFORE,
                         AFTER, BLOCK_M, BLOCK_N,
                     )  # fmt: skip
                 if is_seen:
                     found, _, _ = visit_keys(
-                        peak, nothing, total, start, tl.minimum(start + BLOCK_N, stop), queries, k,
-                        v, k_strides, v_strides, place, first, end, length, inputs, "maximum",
-                        True, 1, SCORES, SCALE, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION,
-                        BLOCK_N, BLOCK_D, BLOCK_V,
+                        peak, nothing, total, start, tl.minimum(start + BLOCK_N, stop), None,
+                        queries, k, v, k_strides, v_strides, place, first, end, length, inputs,
+                        "maximum", True, 1, SCORES, SCALE, BEFORE, AFTER, HEAD_DIM, VALUE_DIM,
+                        PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
                     )  # fmt: skip
                     peak = tl.where(waits, found, peak)
                     waits = waits & (peak == float("-inf"))
@@ -191,19 +240,22 @@ def attention_forward(
         sums = tl.exp2(sink - peak)
     sums = spread_sums(sums, ONES, BLOCK_M)
 
-    if BEFORE is not None:
+    if BEFORE is not None and kept is None:
         peak, sums, total = visit_keys(
-            peak, sums, total, begin, tl.minimum(whole_begin, stop), queries, k, v, k_strides,
+            peak, sums, total, begin, tl.minimum(whole_begin, stop), None, queries, k, v, k_strides,
             v_strides, place, first, end, length, inputs, STEP, True, STAGES, SCORES, SCALE,
             BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
         )  # fmt: skip
+    rest = begin
+    if kept is None:
+        peak, sums, total = visit_keys(
+            peak, sums, total, whole_begin, whole_stop, None, queries, k, v, k_strides,
+            v_strides, place, first, end, length, inputs, STEP, False, STAGES, SCORES, SCALE,
+            BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
+        )  # fmt: skip
+        rest = tl.maximum(whole_begin, whole_stop)
     peak, sums, total = visit_keys(
-        peak, sums, total, whole_begin, whole_stop, queries, k, v, k_strides,
-        v_strides, place, first, end, length, inputs, STEP, False, STAGES, SCORES, SCALE,
-        BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
-    )  # fmt: skip
-    peak, sums, total = visit_keys(
-        peak, sums, total, tl.maximum(whole_begin, whole_stop), stop, queries, k, v, k_strides,
+        peak, sums, total, rest, stop, kept, queries, k, v, k_strides,
         v_strides, place, first, end, length, inputs, STEP, True, STAGES, SCORES, SCALE,
         BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
     )  # fmt: skip
@@ -242,7 +294,7 @@ def attention_forward(
         if count > 0:
             nothing_yet = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
             highest_score, _, _ = visit_keys(
-                sink, nothing, nothing_yet, begin, stop, queries, k, v, k_strides,
+                sink, nothing, nothing_yet, begin, stop, kept, queries, k, v, k_strides,
                 v_strides, place, first, end, length, inputs, "maximum", True, 1, SCORES, SCALE,
                 BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
             )  # fmt: skip
@@ -253,7 +305,7 @@ def attention_forward(
                 peak = or_zero(highest_score)
                 sums_again = spread_sums(tl.exp2(sink - peak), ONES, BLOCK_M)
                 peak, sums_again, total = visit_keys(
-                    peak, sums_again, nothing_yet, begin, stop, queries, k, v, k_strides,
+                    peak, sums_again, nothing_yet, begin, stop, kept, queries, k, v, k_strides,
                     v_strides, place, first, end, length, inputs, "fixed", True, 1, SCORES, SCALE,
                     BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
                 )  # fmt: skip

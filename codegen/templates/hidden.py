@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from overlapc.codegen.templates.softmax import score_tile
+from overlapc.codegen.templates.visible import end_of, end_seen, first_seen, length_of, own_key
 
 HIDDEN = tl.constexpr(-1e9 * 1.4426950408889634)
 """In units of log 2, as scores. Of weaker fills graphs say that they might be scores."""
@@ -65,8 +66,11 @@ def kept_tiles(
     """Bit i is set where some row is not kept from tile ``begin + i * step``, of ``WORD`` tiles
     before tile ``stop``."""
     found = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
-    for index in tl.range(0, tl.minimum(tl.cdiv(stop - begin, step), WORD), loop_unroll_factor=4):
-        # Nothing is added up between threads before the end: loads need not wait for one another.
+    count = tl.minimum(tl.cdiv(stop - begin, step), WORD)
+    # Nothing is added up between threads before the end: loads need not wait for one another, where
+    # registers hold the places of several.
+    TOGETHER: tl.constexpr = 4 if BLOCK_M * BLOCK_N <= 1024 else 1
+    for index in tl.range(0, count, loop_unroll_factor=TOGETHER):
         score = scores_of_nothing(
             (begin + index * step) * BLOCK_N, place, first, end, length, inputs, SCORES, BEFORE,
             AFTER, BLOCK_M, BLOCK_N,
@@ -87,3 +91,45 @@ def lowest_of(bits: tl.tensor) -> tl.tensor:
     """The place of the lowest one that is set: the exponent of what it is as a number."""
     alone = (bits & -bits).to(tl.float32)
     return (alone.to(tl.int32, bitcast=True) >> 23) - 127
+
+
+@triton.jit
+def find_kept(
+    kept: tl.tensor, inputs: tl.tuple, lengths: tl.tensor, rows: tl.tensor, keys: tl.tensor,
+    SCORES: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, ALIGN: tl.constexpr,
+    HIDES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+) -> None:  # fmt: skip
+    """Write of each tile of keys whether some row of a block keeps a key of it, 1 or 0, to
+    ``kept``, int32[batch, blocks of rows, tiles], for masks that are the same for all heads.
+
+    The grid is (batch * blocks, tiles).
+    """
+    block = tl.program_id(0)
+    tile = tl.program_id(1)
+    blocks = tl.cdiv(rows, BLOCK_M)
+    batch = block // blocks
+    row = block % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
+    place = (batch, batch * 0, row, row < rows)
+    length = length_of(lengths, batch, keys)
+    own = own_key(row, rows, end_of(lengths, batch, keys), ALIGN)
+    first, end = first_seen(own, BEFORE), end_seen(own, length, AFTER)
+    score = scores_of_nothing(
+        tile * BLOCK_N, place, first, end, length, inputs, SCORES, BEFORE, AFTER, BLOCK_M, BLOCK_N
+    )
+    lowest = float("-inf")
+    if HIDES == "finite":
+        lowest = HIDDEN
+    is_kept = ((score <= lowest) == 0) & place[3][:, None]
+    flag = tl.max(tl.max(is_kept.to(tl.int32), 1), 0)
+    if HIDES == "finite":
+        # What is low and finite is kept by rows that keep no other key.
+        is_low = (score > float("-inf")) & place[3][:, None]
+        waits = (tl.max(is_low.to(tl.int32), 1) > 0) & (flag == 0)
+        waiting = (place[0], place[1], place[2], waits)
+        floor = floors_of(
+            0, length, waiting, first, end, length, inputs, SCORES, BEFORE, AFTER, HIDES, BLOCK_M,
+            BLOCK_N,
+        )  # fmt: skip
+        is_alone = waits & (floor == float("-inf"))
+        flag = tl.maximum(flag, tl.max(is_alone.to(tl.int32), 0))
+    tl.store(kept + block.to(tl.int64) * tl.num_programs(1) + tile, flag)

@@ -8,15 +8,18 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from triton.runtime.interpreter import interpreter_builder
 
+from overlapc.codegen.attention import kernel as forward
 from overlapc.codegen.attention.cache import Cache
 from overlapc.codegen.attention.decode import build_decode
 from overlapc.codegen.attention.kernel import AttentionKernel, build_attention
@@ -26,6 +29,7 @@ from overlapc.codegen.builder import TEMPLATES, load
 from overlapc.codegen.epilogue import Input
 from overlapc.codegen.interpreting import correct_interpreter
 from tests.codegen import attention_oracle as oracle
+from tests.codegen.hidden_masks import HidingMask
 
 correct_interpreter()
 
@@ -70,6 +74,7 @@ def run(
     hidden: int | Mapping[int, int] = 0,
     far: float = 0.0,
     ones: int = 0,
+    hiding: Mapping[str, Any] | None = None,
     mutate: tuple[str, str] | None = None,
     **named: Any,
 ) -> float:
@@ -78,15 +83,20 @@ def run(
     ``scaled`` multiplies queries of single rows and ``values`` those; ``first_sink`` is that of the
     first head; masks keep none of the first ``hidden`` keys (of single rows, and all others, where
     it says which), and scores are ``far`` from zero; ``redone`` is how many rows are to be computed
-    twice (None: at least one; "any"). ``mutate`` is a text of a template or of the module and what
-    to put in its place. The rest are fields of ``Case``.
+    twice (None: at least one; "any"). ``hiding`` are fields of a ``HidingMask``, the scores' only
+    one; keys and values of tiles of which it hides all are NaN then. ``mutate`` is a text of a
+    template or of the module and what to put in its place. The rest are fields of ``Case``.
     """
     spec, case = AttentionSpec.parse(text), Case(**named)
     batch, every, rows, keys = case.batch, case.heads * spec.groups, case.rows, case.keys
+    mask = HidingMask((batch, every, rows, keys), seed=case.seed, **hiding) if hiding else None
+    spec = replace(spec, program=mask.program) if mask else spec
     kernel = build_attention(spec, AttentionTile(*case.tile, 4, 1, ones))
     kernel = mutant(kernel, mutate) if mutate else kernel
     given = operands(spec, case)
     given["v"] = given["v"] * values
+    if mask:
+        given["inputs"] = [mask.tensor]
     hide(given["inputs"], hidden)
     if far:
         given["q"][..., 0], given["k"][..., 0] = far / spec.scale, 1.0
@@ -102,7 +112,11 @@ def run(
     out = around.transpose(1, 2)[:, :, 1:-1, 1:-2]
     lse = torch.full((batch, every, rows), -7.0)
     counter = torch.tensor([100], dtype=torch.int32)
-    kernel(**given, out=out, lse=lse, redone=counter)
+    with looking_through_masks():
+        kernel(**poisoned(given, mask, case), out=out, lse=lse, redone=counter)
+    if mask:
+        program, tensor = mask.for_oracle
+        spec, given["inputs"] = replace(spec, program=program), [tensor]
     wanted, sums = oracle.attention(spec, **given)
     error = difference(out, wanted)
     largest = given["v"].double().abs().amax() if keys else 0.0
@@ -118,6 +132,21 @@ def run(
     is_right = count > 0 if redone is None else redone in ("any", count)
     assert is_right, f"{count} rows were redone"
     return error
+
+
+@contextmanager
+def looking_through_masks() -> Iterator[None]:
+    """Of however few keys."""
+    with patch.object(forward, "LEAST_KEYS", 0):
+        yield
+
+
+def poisoned(given: Mapping[str, Any], mask: HidingMask | None, case: Case) -> dict[str, Any]:
+    """Operands of which nothing is a number that no kernel has to read."""
+    if mask is None:
+        return dict(given)
+    hidden = mask.hidden_tiles(case.tile[1])[:, None, :, None]
+    return {**given, **{name: given[name].masked_fill(hidden, torch.nan) for name in "kv"}}
 
 
 def hide(inputs: list[torch.Tensor], hidden: int | Mapping[int, int]) -> None:

@@ -70,6 +70,15 @@ class HidingMask:
             mask = Call("aten.where.ScalarOther", (given, score, -math.inf))
         return str(Epilogue((Input(shape, self.dtype if self.fill else "bool"),), (PRODUCT, mask)))
 
+    @property
+    def for_oracle(self) -> tuple[str, torch.Tensor]:
+        """A program of scores and its input that say the same in float64, which loses no score."""
+        if self.fill != "least":
+            return self.program, self.tensor
+        item, chosen = Input("matrix", "bool"), (Ref("input", 0), Ref("value", 0), LEAST)
+        fill = Call("aten.where.ScalarOther", chosen)
+        return str(Epilogue((item,), (PRODUCT, fill))), self.keeps
+
     def applied(self, scores: torch.Tensor) -> torch.Tensor:
         """Scores under the mask as eager makes them, which loses them in the least number."""
         if not self.fill:

@@ -65,6 +65,16 @@ def test_every_budget(architecture, dtype, dims, change):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("program", [programs.KEPT, programs.ADDED], ids=["kept", "added"])
+@pytest.mark.parametrize("dim", [64, 128, 256])
+@pytest.mark.parametrize("architecture", list(SHARED_BYTES))
+def test_budgets_of_what_reads_no_hidden_keys(architecture, dim, program):
+    spec = replace(SPEC, head_dim=dim, value_dim=dim, after=None, program=program)
+    check(spec, architecture)
+    check(replace(spec, dtype="float16", softmax="first_tile"), architecture)
+
+
+@pytest.mark.long
 def test_a_tile_that_is_too_large_is_noticed():
     binary = build_for(SPEC, AttentionTile(128, 128, 4, 2), "sm_90")
     assert binary.spilled_bytes > 0

@@ -95,6 +95,51 @@ def test_bytes_that_few_rows_read(interpreted, name, tiles):
     assert of_keys == of_values == tiles * 16 * 32 * 4
 
 
+PREFILL = {"rows": 20, "keys": 100}
+ALONE = replace(SPEC, groups=1, head_dim=16, value_dim=16)
+
+
+def prefill(interpreted, spec, name, **named):
+    """One call of the kernel of many rows."""
+    case = {**PREFILL, "redone": "any", "hiding": CASES[name], **named}
+    interpreted("attention_cases.run", str(spec), **case)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "of each head"])
+def test_many_rows_read_no_tile_that_is_hidden_from_all_of_a_block(interpreted, name):
+    prefill(interpreted, ALONE, name)
+
+
+def test_many_rows_read_all_where_masks_differ_by_head(interpreted):
+    with wrong_values():  # by what stands where nothing has to be read
+        prefill(interpreted, replace(ALONE, groups=2), "of each head", rows=4)
+
+
+@pytest.mark.parametrize("softmax", ["online", "first_tile"])
+@pytest.mark.parametrize("name", first("the least number", "booleans", "minus infinity"))
+def test_many_rows_by_every_phi(interpreted, name, softmax):
+    spec = replace(ALONE, dtype="float16" if softmax == "first_tile" else "bfloat16")
+    prefill(interpreted, replace(spec, softmax=softmax), name, redone=0)
+
+
+@pytest.mark.parametrize("name", first("the least number", "booleans", "minus infinity"))
+def test_many_rows_that_are_computed_again_read_no_more(interpreted, name):
+    spec = replace(ALONE, dtype="bfloat16")
+    prefill(interpreted, spec, name, far=300.0, redone=2 * 20)
+
+
+@pytest.mark.parametrize("name", first("booleans", "low numbers"))
+def test_many_rows_beside_places_and_lengths(interpreted, name):
+    before = 50 if name == "booleans" else None
+    spec = replace(ALONE, lengths=True, before=before, after=0, align="bottom_right", sinks=True)
+    prefill(interpreted, spec, name, lengths=(100, 61))
+
+
+def test_more_tiles_of_many_rows_than_one_number_tells(interpreted):
+    hiding = {"kept": (((0, 3), (490, 500), (550, 560)),), "fill": "least"}
+    prefill(interpreted, ALONE, "booleans", hiding=hiding, batch=1, rows=4, keys=560)
+
+
 def test_a_threshold_among_scores_is_caught(interpreted):
     changes = [("tl.constexpr(-1e9 *", "tl.constexpr(-6e4 *")]
     name = "what may be a score"
@@ -102,7 +147,7 @@ def test_a_threshold_among_scores_is_caught(interpreted):
     assert of_keys < 14 * 16 * 32 * 4
 
 
-MUTANTS = {
+OF_DECODE = {
     "a row of masks alone reads nothing": ("a row of the least number", {}, [
         ('tl.where(waits, float("-inf"), HIDDEN if', 'tl.where(waits, HIDDEN, HIDDEN if')
     ]),
@@ -133,15 +178,44 @@ MUTANTS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("mutant", MUTANTS)
+@pytest.mark.parametrize("mutant", OF_DECODE)
 def test_a_mutant_of_the_decode_kernel_is_caught(interpreted, mutant):
-    name, case, changes = MUTANTS[mutant]
+    name, case, changes = OF_DECODE[mutant]
     softmax = case.get("softmax", "zero")
     case = {key: value for key, value in case.items() if key != "softmax"}
     if case:
         decode(interpreted, replace(SPEC, softmax=softmax), name, **case)
     with wrong_values():
         decode(interpreted, replace(SPEC, softmax=softmax), name, mutate=changes, **case)
+
+
+OF_PREFILL = {
+    "a row of masks alone reads nothing": (
+        "a row of the least number", {}, ('waits & (floor == float("-inf"))', "waits & (row < 0)"),
+    ),
+    "rows that keep no key are kept": (
+        "a sequence of nothing", {},
+        ("((score <= lowest) == 0) & place[3]", "(score <= 9.0) & place[3]"),
+    ),
+    "the flags of the first block": (
+        "booleans", {"hiding": {"kept": HOLES}},
+        ("kept += (batch.to(tl.int64) * blocks + corner // BLOCK_M)", "kept += 0"),
+    ),
+    "a tile further": (
+        "minus infinity", {}, ("start = (group + lowest_of", "start = (group + 1 + lowest_of"),
+    ),
+    "one is left out": (
+        "the least number", {}, ("count = tl.sum(flags, 0)", "count = tl.sum(flags, 0) - 1"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mutant", OF_PREFILL)
+def test_a_mutant_of_the_kernel_of_many_rows_is_caught(interpreted, mutant):
+    name, case, change = OF_PREFILL[mutant]
+    prefill(interpreted, ALONE, name, **case)
+    with wrong_values():
+        prefill(interpreted, ALONE, name, mutate=change, **case)
 
 
 TOLD = {
