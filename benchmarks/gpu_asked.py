@@ -94,6 +94,8 @@ ASKED = (
     Asked("attention", "decode over torch's SDPA with GQA", _DECODE, "of sdpa", GEOMEAN, 1.3),
     Asked("attention", "a static cache of 8k that holds 2k, over Inductor's SDPA",
           ("A static cache that is not full",), "of inductor", LEAST, 3.0),
+    Asked("attention", "the same, where our kernel is given the mask and no length",
+          ("A static cache that is not full",), "of inductor, given the mask", LEAST, 3.0),
     Asked("attention", "prefill over the best SDPA backend, by our kernel", _PREFILL,
           "of best sdpa", LEAST, 0.9),
     *(

@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.gpu_attention_caches import LatentShape
 from benchmarks.gpu_attention_checks import CHECKS, PAGE
-from benchmarks.gpu_attention_speed import DecodeShape, PrefillShape
+from benchmarks.gpu_attention_speed import GIVEN, DecodeShape, PrefillShape
 from benchmarks.gpu_linear import PLAIN
 from benchmarks.gpu_summary import good, line
 from benchmarks.gpu_worker import Row
@@ -155,7 +155,9 @@ def summary(done: Done) -> list[dict[str, Any]]:
     ):
         for column in IN_SUMMARY:
             lines += line(f"{name}: {column}", its, column)
-    lines += line("static cache: of inductor", good(done.get(CACHE, ())), "of inductor")
+    caches = good(done.get(CACHE, ()))
+    for column in ("of inductor", GIVEN):
+        lines += line(f"static cache: {column}", caches, column)
     prefill = good(done.get(PREFILL, ()))
     for column in ("of best sdpa", "unified over online", "again", "share of the bound"):
         lines += line(f"prefill: {column}", prefill, column)

@@ -50,6 +50,8 @@ class Case:
     cache: Cache = PLAIN
     rows: int = 0
     """Of a decode step that has other than one."""
+    keys: int = 0
+    """Where it is about more than others."""
     lengths: tuple[float, ...] = ()
     """Of sequences, as shares of all keys."""
     spread: float = 1.0
@@ -79,6 +81,9 @@ KEPT = _program(
     (Input("matrix", "bool"),),
     Call("aten.where.ScalarOther", (Ref("input", 0), _value(0), -math.inf)),
 )
+ADDED = _program(
+    (Input("matrix", "bfloat16"),), Call("aten.add.Tensor", (_value(0), Ref("input", 0)))
+)
 SLOPES = _program(
     (Input("vector", "float32"),), Call("aten.add.Tensor", (_value(0), Ref("input", 0)))
 )
@@ -98,6 +103,7 @@ PREFILL: Mapping[str, Case] = {
     "lengths": Case(replace(CAUSAL, lengths=True, dead="zero"), lengths=(0.6, 0.0)),
     "a mask, rows of no key": Case(replace(BRAIN, program=KEPT)),
     "slopes": Case(replace(BRAIN, program=SLOPES)),
+    "a mask that hides tiles": Case(replace(BRAIN, program=ADDED), keys=1100),
     "soft-cap": Case(replace(BRAIN, program=CAP, softmax="bound")),
     "sinks": Case(replace(CAUSAL, sinks=True, softmax="sink")),
     "64 columns, float16": Case(replace(HALF, head_dim=64, value_dim=64, groups=3)),
@@ -125,6 +131,7 @@ DECODE: Mapping[str, Case] = {
     "four rows, a window": Case(replace(CAUSAL, groups=4, before=200), rows=4),
     "sinks": Case(replace(CAUSAL, sinks=True, softmax="sink", groups=4)),
     "slopes": Case(replace(BRAIN, program=SLOPES, groups=4)),
+    "a mask that hides tiles": Case(replace(BRAIN, program=ADDED, groups=4), rows=2),
     "float8 cache": Case(replace(CAUSAL, groups=4), Cache("float8_e4m3fn", scales=True)),
     "float8 cache, online": Case(
         replace(CAUSAL, groups=4, softmax="online"),
@@ -187,7 +194,8 @@ def prefill(case: Case) -> float:
         kernel = build_attention(case.spec, tile_for(case.spec, architecture()))
         kernel(given.q, given.k, given.v, out, **given.named, lse=lse, redone=redone)
 
-    return error_of(case, SIZES, launch)
+    batch, heads, rows, keys = SIZES
+    return error_of(case, (batch, heads, rows, case.keys or keys), launch)
 
 
 def decode(case: Case) -> float:
@@ -344,11 +352,18 @@ def operands(case: Case, sizes: tuple[int, int, int, int]) -> Given:
 
 
 def _input(item: Input, batch: int, heads: int, rows: int, keys: int) -> torch.Tensor:
-    """Truths of which some rows have none, or slopes that fall."""
+    """Truths of which some rows have none, the least number but in a fourth of the keys, or slopes
+    that fall."""
     if item.dtype == "bool":
         kept = torch.rand(batch, 1, rows, keys, device="cuda") < 0.5
         kept[:, :, 0] = False
         return kept
+    if item.shape == "matrix":
+        hidden = torch.rand(batch, 1, rows, keys, device="cuda") < 0.5
+        hidden[..., : keys // 4] = hidden[..., keys // 2 :] = True
+        hidden[..., keys // 3] = False
+        least = torch.finfo(torch.bfloat16).min
+        return torch.zeros_like(hidden, dtype=torch.bfloat16).masked_fill(hidden, least)
     slopes = torch.rand(heads, 1, 1, device="cuda") * 0.1
     return slopes * torch.arange(1 - keys, 1, device="cuda")
 
@@ -413,4 +428,4 @@ def _added(
 ) -> torch.Tensor:
     """How large scores of nothing are: what masks add, where they do not leave keys out."""
     _, scores, _ = masked_scores(spec, torch.zeros_like(q), torch.zeros_like(k), inputs, None)
-    return scores.masked_fill(scores == -math.inf, 0.0).abs().amax(-1, keepdim=True)
+    return scores.masked_fill(scores < -1e9, 0.0).abs().amax(-1, keepdim=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +30,7 @@ from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import tile_for
 from overlapc.runtime.attention.gradients import BACKWARD
 from overlapc.runtime.attention.kernels import run_decode
+from overlapc.runtime.attention.masks import Filled, input_of, program_of
 from overlapc.runtime.ops import calls_of
 
 HEADS, DIM = 8, 128
@@ -43,6 +44,8 @@ TIMED_SECONDS = 0.4
 """Of a row at least, after what it compiles: chosen, so that all rows fit the minutes of a run."""
 OURS, AGAIN, ONLINE, FIRST = "ours", "ours again", "online", "first keys"
 INDUCTOR = "inductor"
+MASKED = "ours, given the mask"
+GIVEN = f"of {INDUCTOR}, given the mask"
 PRODUCT = 8192
 """Rows and columns of the matrices whose product bounds many rows."""
 SPEC = AttentionSpec(DTYPE, DIM, DIM, scale=DIM**-0.5)
@@ -186,11 +189,15 @@ def decoder(
     softmax: str,
     redone: torch.Tensor,
     lengths: torch.Tensor | None = None,
+    kept: torch.Tensor | None = None,
 ) -> Callable[[Copy], int]:
-    """Our kernel for such caches; gives the CTAs that share a head."""
-    spec = replace(SPEC, groups=shape.groups, lengths=lengths is not None)
+    """Our kernel for such caches, perhaps of keys that a mask of booleans keeps; gives the CTAs
+    that share a head."""
+    masks = [] if kept is None else [kept]
+    program = program_of([Filled(input_of(mask), -math.inf, True) for mask in masks])
+    spec = replace(SPEC, groups=shape.groups, lengths=lengths is not None, program=program)
     out = torch.empty_like(like.sides[0])
-    return launcher(spec, Cache(page=shape.page), out, softmax, redone, lengths)
+    return launcher(spec, Cache(page=shape.page), out, softmax, redone, lengths, masks)
 
 
 def launcher(
@@ -200,6 +207,7 @@ def launcher(
     softmax: str,
     redone: torch.Tensor,
     lengths: torch.Tensor | None = None,
+    inputs: Sequence[torch.Tensor] = (),
 ) -> Callable[[Copy], int]:
     """Our kernel of few rows, as its op launches it; gives the CTAs that share a head."""
     its = replace(spec, softmax=softmax)
@@ -208,7 +216,7 @@ def launcher(
         held, scales = copy.held, copy.scales or (None, None)
         return run_decode(
             its, cache, copy.sides[0], held.k, held.v, out, None, table=held.table,
-            lengths=lengths, redone=redone, k_scale=scales[0], v_scale=scales[1],
+            lengths=lengths, inputs=inputs, redone=redone, k_scale=scales[0], v_scale=scales[1],
         )  # fmt: skip
 
     return run
@@ -241,7 +249,8 @@ def static_cache(
     deadline: Deadline, batch: int, room: int, used: int, groups: int, rate: float
 ) -> dict[str, Any]:
     """A cache with room for more keys than it holds, which only its mask tells: what transformers
-    makes of it with Inductor, and our kernel, which reads as many keys as there are."""
+    makes of it with Inductor, and our kernel, which reads as many keys as there are: given their
+    number, and given the mask, of which it reads no tile that is hidden."""
     shape = DecodeShape(batch, groups, room)
     name = f"B {batch}, {HEADS}x{groups} heads, {size(used)} keys in room for {size(room)}"
     if why := too_large((2 + 2 * groups) * shape.cache_bytes):
@@ -256,6 +265,7 @@ def static_cache(
         OURS: turns.run(decoder(shape, turns.all[0], "zero", redone, lengths)),
         AGAIN: turns.run(decoder(shape, turns.all[0], "zero", redone, lengths)),
         ONLINE: turns.run(decoder(shape, turns.all[0], "online", redone, lengths)),
+        MASKED: turns.run(decoder(shape, turns.all[0], "zero", redone, kept=kept)),
     }
     samples = timed(runs, deadline, seed=batch)
     bytes_read = replace(shape, keys=used).bytes
@@ -263,6 +273,7 @@ def static_cache(
         "row": name,
         **bounded(samples, bytes_read / rate if rate else 0.0),
         f"of {INDUCTOR}": cell(samples.ratio(INDUCTOR, OURS)),
+        GIVEN: cell(samples.ratio(INDUCTOR, MASKED)),
         **ours_alone(samples),
         **twice(runs[OURS], redone),
         **raw(samples),

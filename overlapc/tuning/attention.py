@@ -102,6 +102,9 @@ def describe(entry: AttentionEntry) -> str:
     lines = [entry.problem.text("~")]
     for trial in entry.trials:
         gain = f"ours {trial.median:.2f}x [{trial.low:.2f}, {trial.high:.2f}]"
+        if trial.quarter_median:
+            least, part = trial.quarter_low, trial.quarter_median
+            gain += f", with a quarter kept {part:.2f}x (at least {least:.2f})"
         said = gain if trial.median else "no kernel of ours ran"
         mark = ", taken" if trial.is_won else ""
         lines.append(

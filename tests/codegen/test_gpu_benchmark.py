@@ -156,6 +156,7 @@ def test_rows_of_attention_are_measured_and_written(interpreted, tmp_path, first
     assert float8["bound us"] > 0
     (cache,) = measured(result[gpu_attention.CACHE])
     assert cache["of inductor"][0] > 0
+    assert cache["of inductor, given the mask"][0] > 0
     prefill, *_ = measured(result[gpu_attention.PREFILL])
     assert prefill["redone"] == 0
     (trained,) = measured(result[gpu_attention.TRAINED])
@@ -190,6 +191,8 @@ def measured(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 ("prefill", "scores of hundreds", "nothing is redone"),
                 ("decode", "scores of hundreds", "nothing is redone"),
                 ("running", "few rows", "nothing is redone"),
+                ("prefill", "a mask that hides tiles", "scale"),
+                ("decode", "a mask that hides tiles", "scale"),
                 ("decode", "float8 cache", "scale"),
                 ("decode", "latent, 128 heads", "scale"),
                 ("prefill", "float32", "scale"),

@@ -117,11 +117,18 @@ def test_else_it_is_read_whole(name):
     assert decide(replace(CACHE, **WHOLE[name]), "auto").code != "valid_keys"
 
 
-@pytest.mark.parametrize("choice", ["auto", "unified"])
-def test_why_a_cache_is_read_whole_is_said(choice):
+def test_why_a_cache_is_read_whole_is_said():
     whole = replace(CACHE, prefix=False, why_whole="of padding", runs_kernels=True)
-    assert decide(whole, choice).reason.endswith(
+    assert decide(whole, "auto").reason.endswith(
         "All keys are read, however many a cache holds: of padding."
+    )
+
+
+def test_a_kernel_of_ours_is_said_to_skip_what_a_mask_hides():
+    """Mutant: all keys are said to be read whatever reads them."""
+    given = replace(CACHE, prefix=False, mask="given", why_whole="an input", runs_kernels=True)
+    assert decide(given, "unified").reason.endswith(
+        "Its mask tells which keys are left out, and not a length: an input."
     )
 
 

@@ -169,8 +169,35 @@ def test_what_torch_cannot_be_told_was_not_measured_against_it():
 
 def test_between_two_numbers_of_keys_both_have_to_be_won():
     entry = AttentionEntry(shape_of(LLAMA), (trial(1024, 1.0), trial(4096, 2.0), trial(16384, 1.5)))
-    won = {keys: entry.gain_at(keys) for keys in (512, 1024, 2048, 4096, 8192, 16384, 20000)}
+    at = {keys: entry.gain_at(keys) for keys in (512, 1024, 2048, 4096, 8192, 16384, 20000)}
+    won = {keys: found and found.median for keys, found in at.items()}
     assert won == {512: None, 1024: None, 2048: None, 4096: 2.0, 8192: 1.5, 16384: 1.5, 20000: None}
+
+
+MASKED = replace(LLAMA, prefix=False, is_kept_by_mask=True)
+QUARTERS = {
+    "faster over a quarter, and as fast over all": (0.98, 2.0, True),
+    "surely slower over all": (0.4, 3.0, False),
+    "over neither": (0.98, 1.01, False),
+    "over all": (1.5, 0.0, True),
+}
+
+
+@pytest.mark.parametrize("name", QUARTERS)
+def test_a_mask_may_keep_a_quarter_of_the_keys(name):
+    """Mutants: only all keys count; only a quarter does."""
+    low, quarter, is_won = QUARTERS[name]
+    one = replace(trial(8192, low), quarter_low=quarter, quarter_median=quarter)
+    verdict = decide_on_gpu(MASKED, table(one, problem=MASKED))
+    assert (verdict.code == "measured") == is_won
+    assert ("where its mask keeps a quarter" in verdict.reason) == (is_won and quarter > 0)
+
+
+def test_a_cache_that_a_mask_leaves_keys_out_of_is_worth_a_trial_sooner():
+    """Mutant: all keys are taken to be read."""
+    alone = replace(MASKED, groups=1, batch=8)
+    assert decide_on_gpu(replace(alone, is_kept_by_mask=False), None).code == "library"
+    assert decide_on_gpu(alone, None).code == "predicted"
 
 
 def test_a_table_is_read_back_and_by_its_own_machine_only(tmp_path):
@@ -188,11 +215,13 @@ def test_a_table_from_before_latent_caches_still_speaks(tmp_path):
     stored = json.loads(path.read_text())
     for entry in stored["entries"]:
         del entry["problem"]["is_latent"]
+        for one in entry["trials"]:
+            del one["quarter_low"], one["quarter_median"]
     path.write_text(json.dumps(stored | {"overlapc_attention": 1}))
     before = AttentionTable.load(path, HERE)
     assert decide_on_gpu(LLAMA, before).code == "measured"
     assert decide_on_gpu(DEEPSEEK, before).code == "predicted"
-    path.write_text(json.dumps(stored | {"overlapc_attention": 3}))
+    path.write_text(json.dumps(stored | {"overlapc_attention": 4}))
     with pytest.raises(TargetError, match="a newer overlapc wrote it"):
         AttentionTable.load(path, HERE)
 

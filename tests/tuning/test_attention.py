@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -110,6 +112,23 @@ def test_a_trial_compares_both_on_other_keys_each(mask, sizes, monkeypatch):
     found = trials.trial(40, 1.0)
     assert (found.low, found.median, found.library_seconds) == (1.5, 1.5, 3.0)
     torch.testing.assert_close(results[0], results[1])  # the first two run both on one operand
+    assert found.quarter_low == found.quarter_median == (1.5 if mask == "given" else 0.0)
+
+
+def test_a_mask_that_is_given_keeps_all_keys_and_then_a_quarter(monkeypatch):
+    """Mutant: as many both times."""
+    monkeypatch.setattr(attention_trials, "COLD_BYTES", 1)
+    kept = []
+
+    def clock(run, operands):
+        kept.append(operands[0][3][..., -1, :].sum().item())
+        return lambda: 1.0
+
+    shape = AttentionShape(*SIZES["apart"], "float32", "given")
+    monkeypatch.setattr(AttentionTrials, "_runs_own", lambda self, operands: True)
+    AttentionTrials(shape, torch.device("cpu"), clock).trial(40, 1.0)
+    assert set(kept) == {40, 10}
+    assert kept[0] == 40
 
 
 def test_too_many_keys_are_not_tried():
@@ -165,3 +184,6 @@ def test_a_description_tells_what_is_taken():
     assert describe(table.entries[0]).splitlines()[1].strip() == (
         "512 keys: torch 10.0 us; ours 1.20x [1.10, 1.30], taken"
     )
+    part = replace(trial, low=0.5, quarter_low=2.0, quarter_median=3.0)
+    table = calibrate_attentions([SHAPE], keys=(512,), measure=lambda *_: part, save=False)
+    assert "with a quarter kept 3.00x (at least 2.00), taken" in describe(table.entries[0])

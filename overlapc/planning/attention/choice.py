@@ -21,6 +21,9 @@ LAUNCH_BYTES = 13e6
 LEAST_PREDICTED = 1.5
 """How many times as fast as torch's a kernel of ours has to be predicted to be worth a trial:
 chosen, wider than what the assumed shares may be wrong by."""
+KEPT_SHARE = 0.25
+"""Of keys that a given mask is taken to keep, as of a static cache of 8192 that holds 2048: assumed
+to say whether to try."""
 TRY = "but none has run here: overlapc calibrate --attention tries it"
 
 
@@ -59,11 +62,13 @@ def choose_on_gpu(problem: AttentionProblem, table: AttentionTable | None) -> Ch
     rival = "the products of the graph" if problem.is_latent else "torch's attention"
     entry = table.entry(shape_of(problem)) if table and is_measurable else None
     if entry is not None:
-        gain = entry.gain_at(problem.keys)
-        if gain is None:
+        won = entry.gain_at(problem.keys)
+        if won is None:
             reason = f"Nothing was measured to beat {rival} at {problem.keys} keys."
             return Choice(False, "library", reason)
-        reason = f"Measured here: {gain:.2f} times as fast as {rival}."
+        part = won.quarter_median
+        of_part = f", {part:.2f} times where its mask keeps a quarter of the keys" if part else ""
+        reason = f"Measured here: {won.median:.2f} times as fast as {rival}{of_part}."
         return Choice(True, "measured", reason)
     if not problem.splits or not problem.is_static:
         reason = "Rows are many or vary, and no kernel of ours was measured to beat torch's there."
@@ -83,12 +88,14 @@ def choose_on_gpu(problem: AttentionProblem, table: AttentionTable | None) -> Ch
 
 
 def own_bytes(problem: AttentionProblem) -> float:
-    """What the decode kernel takes, in bytes at the whole rate: the cache once, however full."""
+    """What the decode kernel takes, in bytes at the whole rate: the cache once, however full, but
+    of what a mask may leave out the share that it keeps."""
     units = problem.batch * (problem.heads // problem.groups)
     ctas = units * -(-problem.rows * problem.groups // MOST_ROWS) * problem.splits
     launches = 2 if problem.splits > 1 else 1  # one sets the counters back
     reached = OWN_SHARE * min(1.0, ctas / problem.multiprocessors)
-    return problem.cache_bytes / reached + launches * LAUNCH_BYTES
+    share = KEPT_SHARE if problem.is_kept_by_mask and not problem.prefix else 1.0
+    return share * problem.cache_bytes / reached + launches * LAUNCH_BYTES
 
 
 def library_bytes(problem: AttentionProblem) -> float:

@@ -178,8 +178,11 @@ def decide(problem: AttentionProblem, choice: str) -> Verdict:
     why = problem.why_whole or _why_mask_is_whole(problem, verdict)
     if not why or verdict.decision == "refused":
         return verdict
-    whole = f"All keys are read, however many a cache holds: {why}."
-    return replace(verdict, reason=f"{verdict.reason} {whole}")
+    if choice in OWN and verdict.policy and problem.mask == "given":
+        how = f"Its mask tells which keys are left out, and not a length: {why}."
+    else:
+        how = f"All keys are read, however many a cache holds: {why}."
+    return replace(verdict, reason=f"{verdict.reason} {how}")
 
 
 def _by_torch(problem: AttentionProblem, choice: str) -> Verdict:

@@ -57,7 +57,8 @@ def shape_of(problem: AttentionProblem) -> AttentionShape:
 
 @dataclass(frozen=True)
 class AttentionTrial:
-    """What was measured at one number of keys, all of them valid."""
+    """What was measured at one number of keys, all of them valid; and of a mask that is given,
+    where it keeps a quarter of them, as of a static cache that is not full."""
 
     keys: int
     library_seconds: float
@@ -67,17 +68,24 @@ class AttentionTrial:
     no kernel of ours ran."""
     median: float
     high: float
+    quarter_low: float = 0.0
+    """The same of a mask that keeps a quarter; zeros where none was tried."""
+    quarter_median: float = 0.0
 
     def __post_init__(self) -> None:
         if self.keys < 1 or not self.library_seconds > 0:
             raise ValueError("keys and seconds of a trial are above zero")
         if not 0 <= self.low <= self.median <= self.high:
             raise ValueError("the interval of a trial does not hold its median")
+        if not 0 <= self.quarter_low <= self.quarter_median:
+            raise ValueError("the median of a quarter is below its interval")
 
     @property
     def is_won(self) -> bool:
-        """Whether ours was faster even at the low end of the interval, by a gain that lasts."""
-        return self.low >= LEAST_GAIN
+        """Whether ours was faster even at the low end of the interval, by a gain that lasts: over
+        all keys, or over a quarter where it was not surely slower over all."""
+        is_won_by_part = self.quarter_low >= LEAST_GAIN and self.high >= 1.0
+        return self.low >= LEAST_GAIN or is_won_by_part
 
 
 @dataclass(frozen=True)
@@ -92,8 +100,9 @@ class AttentionEntry:
         if keys != sorted(set(keys)):
             raise ValueError("keys of trials do not rise")
 
-    def gain_at(self, keys: int) -> float | None:
-        """How many times as fast as torch's ours was at so many keys; None where it did not win.
+    def gain_at(self, keys: int) -> AttentionTrial | None:
+        """The trial that tells how many times as fast as torch's ours was at so many keys; None
+        where it did not win.
 
         Between two numbers that were measured it has to have won at both; beyond them nothing is
         known.
@@ -102,7 +111,7 @@ class AttentionEntry:
         below = [trial for trial in self.trials if trial.keys <= keys]
         if not above or not below or not (above[0].is_won and below[-1].is_won):
             return None
-        return min(above[0].median, below[-1].median)
+        return min(above[0], below[-1], key=lambda trial: trial.median)
 
 
 @dataclass(frozen=True)
@@ -110,8 +119,8 @@ class AttentionTable(MeasuredTable):
     """Every attention that was measured, by its shape."""
 
     KEY: ClassVar[str] = "overlapc_attention"
-    FORMAT: ClassVar[int] = 2
-    """1 had no latent caches."""
+    FORMAT: ClassVar[int] = 3
+    """1 had no latent caches, 2 no masks that keep a quarter."""
     ABOUT: ClassVar[str] = "attentions"
     AGAIN: ClassVar[str] = (
         "run overlapc calibrate --attention on this machine, or compile with softmax='sdpa'"

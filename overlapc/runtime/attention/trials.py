@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,13 +40,23 @@ class AttentionTrials:
         return self._bytes(keys) <= MOST_BYTES
 
     def trial(self, keys: int, seconds: float) -> AttentionTrial:
-        """Compare both over so many keys, all of them valid, for about so many seconds.
+        """Compare both over so many keys, all of them valid, for about so many seconds; a mask that
+        is given, where it keeps a quarter of them, too.
 
         Keys and values are read from cold caches. Zeros where no kernel of ours ran.
         """
+        has_part = self.shape.mask == "given"
+        found = self._trial(keys, keys, seconds / (1 + has_part))
+        if not has_part or not found.median:
+            return found
+        part = self._trial(keys, max(keys // 4, self.shape.rows), seconds / 2)
+        return replace(found, quarter_low=part.low, quarter_median=part.median)
+
+    def _trial(self, keys: int, kept: int, seconds: float) -> AttentionTrial:
+        """Where the last row keeps ``kept`` keys."""
         clock = self.clock or (on_device if self.device.type == "cuda" else on_host)
         runs: dict[str, Callable[[Sequence[torch.Tensor]], Any]] = {"library": self._library}
-        operands = self._operands(keys)
+        operands = self._operands(keys, kept)
         if self._runs_own(operands[0]):
             runs["own"] = self._own
         times = seconds_of(runs, operands, clock, seconds, keys)
@@ -126,7 +136,7 @@ class AttentionTrials:
         columns = s.head_dim if s.is_latent else s.head_dim + s.value_dim
         return s.batch * s.heads // s.groups * keys * columns * item
 
-    def _operands(self, keys: int) -> list[Operands]:
+    def _operands(self, keys: int, kept: int) -> list[Operands]:
         """One list a call: keys and values differ."""
         s, dtype = self.shape, getattr(torch, self.shape.dtype)
         shared = s.heads // s.groups
@@ -135,7 +145,7 @@ class AttentionTrials:
             return torch.randn(sizes, device=self.device).to(dtype)
 
         query = random_of(s.batch, s.heads, s.rows, s.head_dim)
-        before = 0 if s.mask == "causal" else keys - s.rows
+        before = 0 if s.mask == "causal" else kept - s.rows
         own = torch.arange(s.rows, device=self.device)[:, None] + before
         mask = (torch.arange(keys, device=self.device) <= own)[None, None]
         lengths = torch.full((s.batch,), keys, dtype=torch.int32, device=self.device)
