@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from overlapc.codegen.attention.spec import AttentionSpec
+from overlapc.codegen.attention.visibility import FINITE, hides
 from overlapc.errors import TargetError
 from overlapc.passes import rewrite_attention
 from overlapc.planning.attention.table import (
@@ -40,6 +43,27 @@ def two_layers(q, k, v, offset):
     return q
 
 
+def added(q, k, v, mask):
+    """As transformers spells eager attention."""
+    least = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)
+    scores = q @ repeat_kv(k, H // G).mT * 0.125 + least[..., : k.shape[-2]]
+    return F.softmax(scores, -1, dtype=torch.float32).to(q.dtype) @ repeat_kv(v, H // G)
+
+
+def capped(q, k, v, mask):
+    scores = 50 * torch.tanh(q @ repeat_kv(k, H // G).mT / 50)
+    return (scores + (1 - mask.to(q.dtype)) * -1e30).softmax(-1) @ repeat_kv(v, H // G)
+
+
+def filled(q, k, v, mask):
+    scores = (q @ repeat_kv(k, H // G).mT).masked_fill(~mask, torch.finfo(q.dtype).min)
+    return scores.softmax(-1) @ repeat_kv(v, H // G)
+
+
+def called(q, k, v, mask):
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+
+
 def operands(device="cpu"):
     q, k = torch.empty(1, H, 1, 64, device=device), torch.empty(1, G, KEYS, 64, device=device)
     return q, k, torch.empty_like(k), torch.tensor(5, device=device)
@@ -61,6 +85,18 @@ def on_gpu(monkeypatch):
     monkeypatch.setattr(rewrite_attention, "attention_table", lambda device: None)
     with torch.no_grad():
         yield seen
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("spelled", [added, capped, filled, called])
+def test_the_kernel_is_told_what_a_given_mask_hides(on_gpu, spelled, dtype):
+    """Mutants: a cap before a mask is a cap of it; booleans alone are masks."""
+    q, k, v, _ = (side.to(dtype) for side in operands("meta"))
+    mask = torch.empty(1, 1, 1, KEYS, dtype=torch.bool, device="meta")
+    done = rewrite(spelled, q, k, v, mask, softmax="unified")
+    assert done.codes == ["unified"]
+    (text,) = re.findall(r"'(attention dtype=.*?)', '", done.after[-1])
+    assert hides(AttentionSpec.parse(text).scores) == FINITE
 
 
 def test_a_static_cache_takes_the_op_with_a_length_and_each_head_once(on_gpu, golden):

@@ -305,7 +305,7 @@ MUTANTS = {
 """Each a case that is right, and what makes it wrong."""
 
 
-@pytest.mark.parametrize("name", [*MUTANTS][:4] + first(*[*MUTANTS][4:])[1:])
+@pytest.mark.parametrize("name", [*MUTANTS][:4] + first("", *[*MUTANTS][4:])[1:])
 def test_a_mutant_of_the_template_is_caught(interpreted, name):
     spec, cache, call, case, changes = MUTANTS[name]
     check(interpreted, spec, cache, call, **case)
