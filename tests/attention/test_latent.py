@@ -349,12 +349,12 @@ def test_the_report_speaks_of_what_the_kernel_is_given():
     assert site.shape == "2x4/1x3x40x48/32 float32"
 
 
-def test_the_report_says_why_a_latent_cache_is_read_whole():
+def test_the_report_says_why_a_latent_cache_is_read_to_no_length():
     """Mutant: as above."""
     positions = torch.tensor([4, 9, 20])
     done = rewritten(from_a_static_cache, *latent_cache.operands(), positions)
     assert READS in done.sites[0].reason
-    assert "however many a cache holds: its mask compares" in done.sites[0].reason
+    assert "and not a length: its mask compares" in done.sites[0].reason
 
 
 def test_a_cache_that_is_written_to_between_keys_and_values_is_refused():
