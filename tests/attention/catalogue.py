@@ -478,6 +478,68 @@ def rows_filled(q, k, v, kept):
     return s.softmax(-1) @ v
 
 
+def powers_of_a_number(q, k, v):
+    p = 3 ** (0.3 * (q @ k.mT))
+    return (p * p.sum(-1, keepdim=True) ** -1) @ v
+
+
+def powers_of_e(q, k, v):
+    s = q @ k.mT
+    p = torch.pow(math.e, s - s.amax(-1, keepdim=True))
+    return (p / p.sum(-1).view(B, H, Q, 1)) @ v
+
+
+def exp_less_a_logarithm(q, k, v):
+    s = 0.3 * (q @ k.mT)
+    return (s - s.exp().sum(-1, keepdim=True).log()).exp() @ v
+
+
+def softmin(q, k, v):
+    return F.softmin(q @ k.mT, dim=-1) @ v
+
+
+def slices_filled(q, k, v):
+    """The last keys, some of a row of one head, and of one sequence but the last row."""
+    s = q @ k.mT
+    s[..., K - 5 :] = -INF
+    s[:, 1, 2, :3] = MIN
+    s[0, :, :-1, 4:6] = -INF
+    return (s * 0.5).softmax(-1) @ v
+
+
+def slices_filled_keys_first(q, k, v):
+    s = k @ q.mT
+    s[..., K - 5 :, :] = -INF
+    return s.softmax(-2).mT @ v
+
+
+def triangle_filled_by_slices(q, k, v):
+    """Causal, row by row."""
+    s = q @ k.mT
+    for row in range(K - 1):
+        s[..., row, row + 1 :] = -INF
+    return s.softmax(-1) @ v
+
+
+def expanded_as_scores(q, k, v, kept):
+    s = q @ k.mT
+    s[~kept.expand_as(s)] = -INF
+    return s.softmax(-1) @ v
+
+
+def made_like_scores(q, k, v):
+    """Causal, by what has a shape of scores and nothing else of them."""
+    s = q @ k.mT
+    later = torch.ones_like(s, dtype=torch.bool).triu(1)
+    return (s + torch.zeros(K, K).type_as(s)).masked_fill(later, -INF).softmax(-1) @ v
+
+
+def filled_through_a_view(q, k, v, kept):
+    s = torch.bmm(q.flatten(0, 1), k.flatten(0, 1).mT)
+    s.view(B, H, Q, K).masked_fill_(~kept, -INF)
+    return ((0.5 * s).softmax(-1) @ v.flatten(0, 1)).view(B, H, Q, D)
+
+
 def pair(*makers):
     return lambda: tuple(t for maker in makers for t in maker())
 
@@ -565,5 +627,17 @@ REWRITTEN = {
     "item_filled": Spelling(item_filled),
     "items_filled": Spelling(items_filled, more=keep),
     "rows_filled": Spelling(rows_filled, more=keep),
+    "powers_of_a_number": Spelling(powers_of_a_number),
+    "powers_of_e": Spelling(powers_of_e),
+    "exp_less_a_logarithm": Spelling(exp_less_a_logarithm),
+    "softmin": Spelling(softmin),
+    "slices_filled": Spelling(slices_filled),
+    "slices_filled_keys_first": Spelling(slices_filled_keys_first),
+    "triangle_filled_by_slices": Spelling(
+        triangle_filled_by_slices, operands=square, says="is_causal=True"
+    ),
+    "expanded_as_scores": Spelling(expanded_as_scores, more=keep),
+    "made_like_scores": Spelling(made_like_scores, operands=square, says="is_causal=True"),
+    "filled_through_a_view": Spelling(filled_through_a_view, more=keep),
     "values_change_before": Spelling(values_change_before),
 }

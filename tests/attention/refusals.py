@@ -75,6 +75,18 @@ def off_by_another_one(q, k, v):
     return (e / ((-(2 * m)).exp() + e.sum(-1, keepdim=True))) @ v
 
 
+def off_by_one_of_another_base(q, k, v):
+    s = q @ k.mT
+    m = s.amax(-1, keepdim=True)
+    e = 2 ** (s - m)
+    return (e / ((-m).exp() + e.sum(-1, keepdim=True))) @ v
+
+
+def powers_of_a_negative_number(q, k, v):
+    e = (-2.0) ** (q @ k.mT)
+    return (e / e.sum(-1, keepdim=True)) @ v
+
+
 def batches_exchanged(q, k, v, m):
     """As many sequences as heads, so that only values tell them apart."""
     s = (q @ k.mT).transpose(0, 1) + m
@@ -169,9 +181,104 @@ def scores_read_through_a_view(q, k, v):
     return s.softmax(-1) @ v
 
 
-def item_of_a_place(q, k, v):
+def filled_through_an_earlier_view(q, k, v, kept):
+    """The view is of scores that are scaled before it is filled."""
+    s = torch.bmm(q.flatten(0, 1), k.flatten(0, 1).mT)
+    heads = s.view(B, H, Q, K)
+    s.mul_(0.3)
+    heads.masked_fill_(~kept, -INF)
+    return (s.softmax(-1) @ v.flatten(0, 1)).view(B, H, Q, D)
+
+
+def filled_through_a_turned_view(q, k, v):
     s = q @ k.mT
-    s[:, :, 0] = -INF
+    s.mT.masked_fill_(torch.ones(K, K, dtype=torch.bool).tril(-1), -INF)
+    return s.softmax(-1) @ v
+
+
+def filled_in_another_order(q, k, v):
+    """All of them, but not row by row."""
+    s = q @ k.mT
+    s.view(B, H, K * K).masked_fill_(torch.arange(K * K) % 5 == 1, -INF)
+    return s.softmax(-1) @ v
+
+
+def copy_filled(q, k, v, kept):
+    """Of what is filled the scores have nothing."""
+    s = torch.bmm(q.flatten(0, 1), k.flatten(0, 1).mT)
+    copy = s.clone().view(B, H, Q, K).masked_fill_(~kept, 1.0)
+    return (s.softmax(-1) @ v.flatten(0, 1)).view(B, H, Q, D) + copy.sum()
+
+
+def slice_filled_through_a_view(q, k, v):
+    s = q @ k.mT
+    s[..., 9:].fill_(-INF)
+    return s.softmax(-1) @ v
+
+
+def slice_lowered(q, k, v):
+    s = q @ k.mT
+    s[..., 9:] -= 1e9
+    return s.softmax(-1) @ v
+
+
+def every_other_key(q, k, v):
+    s = q @ k.mT
+    s[..., ::2] = -INF
+    return s.softmax(-1) @ v
+
+
+def numbers_in_a_slice(q, k, v):
+    s = q @ k.mT
+    s[..., 3:5] = torch.randn(2)
+    return s.softmax(-1) @ v
+
+
+def cut_and_put_together(q, k, v):
+    s = q @ k.mT
+    return torch.cat([s[..., :9], torch.full((B, H, Q, K - 9), -INF)], -1).softmax(-1) @ v
+
+
+def summed_products(q, k, v):
+    return (q[..., None, :] * k[:, :, None]).sum(-1).softmax(-1) @ v
+
+
+def summed_products_of_one_row(q, k, v):
+    w = (q[:, :, :1] * k).sum(-1).softmax(-1)
+    return (w[..., None] * v).sum(-2)
+
+
+def values_summed(q, k, v):
+    return ((q @ k.mT).softmax(-1)[..., None] * v[:, :, None]).sum(-2)
+
+
+def one_row(q, k, v):
+    return (k[0, 0] @ q[0, 0, 0]).softmax(-1) @ v[0, 0]
+
+
+def tensordots(q, k, v):
+    w = torch.tensordot(q[0, 0], k[0, 0], dims=([1], [1])).softmax(-1)
+    return torch.tensordot(w, v[0, 0], dims=1)
+
+
+def exp_normalized(q, k, v):
+    """Rows that keep no key are zeros by the least length that it divides by."""
+    return F.normalize((q @ k.mT).exp(), p=1, dim=-1) @ v
+
+
+def exp_times_a_mask(q, k, v, kept):
+    e = (q @ k.mT).exp() * kept
+    return (e / e.sum(-1, keepdim=True)) @ v
+
+
+def powers_of_two_over_those_of_three(q, k, v):
+    s = q @ k.mT
+    return (2**s / (3**s).sum(-1, keepdim=True)) @ v
+
+
+def item_of_a_place(q, k, v, kept):
+    s = q @ k.mT
+    s[:, :, kept[0, 0, 0, :3].long()] = -INF
     return s.softmax(-1) @ v
 
 
@@ -279,7 +386,30 @@ def pooling(q, k, v):
 LEFT = {
     "fused": Spelling(fused, "=fused_already", operands=square),
     "soft_cap": Spelling(soft_cap, "!score_function"),
-    "item_of_a_place": Spelling(item_of_a_place, "!hidden_write"),
+    "item_of_a_place": Spelling(item_of_a_place, "!hidden_write", keep),
+    "filled_through_an_earlier_view": Spelling(
+        filled_through_an_earlier_view, "!scores_read", keep
+    ),
+    "filled_through_a_turned_view": Spelling(
+        filled_through_a_turned_view, "!hidden_write", operands=square
+    ),
+    "filled_in_another_order": Spelling(filled_in_another_order, "!hidden_write", operands=square),
+    "copy_filled": Spelling(copy_filled, "!hidden_write", keep),
+    "slice_filled_through_a_view": Spelling(slice_filled_through_a_view, "!hidden_write"),
+    "slice_lowered": Spelling(slice_lowered, "!hidden_write"),
+    "every_other_key": Spelling(every_other_key, "!hidden_write"),
+    "numbers_in_a_slice": Spelling(numbers_in_a_slice, "!hidden_write"),
+    "cut_and_put_together": Spelling(cut_and_put_together, "!product"),
+    "summed_products": Spelling(summed_products, "!product"),
+    "summed_products_of_one_row": Spelling(summed_products_of_one_row, "!product"),
+    "values_summed": Spelling(values_summed, "!weights_changed"),
+    "one_row": Spelling(one_row, "!product"),
+    "tensordots": Spelling(tensordots, "!product"),
+    "exp_normalized": Spelling(exp_normalized, "!unread_softmax"),
+    "exp_times_a_mask": Spelling(exp_times_a_mask, "!unread_softmax", keep),
+    "powers_of_two_over_those_of_three": Spelling(
+        powers_of_two_over_those_of_three, "!unread_softmax"
+    ),
     "item_of_others": Spelling(item_of_others, "!hidden_write", keep),
     "item_of_all": Spelling(item_of_all, "!hidden_write"),
     "item_of_weights": Spelling(item_of_weights, "!weights_changed"),
@@ -288,11 +418,13 @@ LEFT = {
     "sinks": Spelling(sinks, "!sinks"),
     "exp_over_sum_of_a_finite_mask": Spelling(exp_over_sum_of_a_finite_mask, "!dead_rows", keep),
     "shifted_then_masked": Spelling(shifted_then_masked, "!dead_rows", keep),
-    "exp_over_other_sum": Spelling(exp_over_other_sum, ""),
+    "exp_over_other_sum": Spelling(exp_over_other_sum, "!unread_softmax"),
     "exp_over_more_than_its_sum": Spelling(exp_over_more_than_its_sum, "!sinks"),
-    "exp_over_less_than_its_sum": Spelling(exp_over_less_than_its_sum, ""),
+    "exp_over_less_than_its_sum": Spelling(exp_over_less_than_its_sum, "!unread_softmax"),
     "off_by_one": Spelling(off_by_one, "!sinks"),
-    "off_by_another_one": Spelling(off_by_another_one, ""),
+    "off_by_one_of_another_base": Spelling(off_by_one_of_another_base, "!unread_softmax"),
+    "powers_of_a_negative_number": Spelling(powers_of_a_negative_number, ""),
+    "off_by_another_one": Spelling(off_by_another_one, "!unread_softmax"),
     "batches_exchanged": Spelling(
         batches_exchanged,
         "!score_function",
@@ -300,12 +432,12 @@ LEFT = {
         as_many_sequences_as_heads,
     ),
     "off_by_one_of_dead_rows": Spelling(off_by_one_masked, "!dead_rows", keep),
-    "divided_after_by_another_sum": Spelling(divided_after_by_another_sum, ""),
+    "divided_after_by_another_sum": Spelling(divided_after_by_another_sum, "!unread_softmax"),
     "divided_after_by_sums_of_rows": Spelling(
-        divided_after_by_sums_of_rows, "", operands=lambda: plain(Q, D)
+        divided_after_by_sums_of_rows, "!unread_softmax", operands=lambda: plain(Q, D)
     ),
     "divided_after_and_read": Spelling(divided_after_and_read, "!scores_read"),
-    "divided_after_by_few_heads": Spelling(divided_after_by_few_heads, ""),
+    "divided_after_by_few_heads": Spelling(divided_after_by_few_heads, "!unread_softmax"),
     "exp_over_sum_of_rows": Spelling(exp_over_sum_of_rows, "!product", operands=square),
     "less_another_maximum": Spelling(less_another_maximum, "!scores_read", operands=square),
     "over_rows": Spelling(over_rows, "!product", operands=square),

@@ -6,11 +6,16 @@ import torch
 from torch import fx
 
 from overlapc.graphs.attention.constants import number
-from overlapc.graphs.attention.products import NAMES
+from overlapc.graphs.attention.products import NAMES, UNREAD, is_summed
+from overlapc.graphs.attention.shapes import reads_shape
 from overlapc.graphs.attention.spelling import Call, tensor_of
 from overlapc.graphs.attention.tensors import exchanges_last, is_cast, is_same, keeps_rows
 from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.attention.written import read_rows
 
+MOVES = ("getitem", "narrow", "select", "cat", "stack", "split", "chunk", "tril", "triu",
+         "broadcast_tensors", "flip", "roll", "gather", "index_select", "pad")  # fmt: skip
+"""Calls of which scores come out cut, or put together."""
 FURTHEST = 24
 """Calls between a product and its softmax: chosen, three times what any model in the tests has."""
 
@@ -31,7 +36,7 @@ def leads_to_product(versions: Versions, node: fx.Node, dim: int) -> bool:
             return True
         if call.name in ("linear", "addmm", "scaled_dot_product_attention", "softmax"):
             continue
-        sources = [versions.read(one, source) for source in _parts(call)]
+        sources = [read_rows(versions, one, source) for source in _parts(call)]
         above = -3 - own if exchanges_last(versions, one) else own
         waiting.extend(
             (s, above)
@@ -51,7 +56,7 @@ def _parts(call: Call) -> list[fx.Node]:
     """What a call's result is made of; of a write to an item what it is an item of."""
     if call.name == "setitem":
         return [call.get("input")]
-    return call.node.all_input_nodes
+    return [source for source in call.node.all_input_nodes if not reads_shape(call, source)]
 
 
 def _could_be_scores(versions: Versions, source: fx.Node, value: torch.Tensor, dim: int) -> bool:
@@ -117,7 +122,7 @@ def _scaled(versions: Versions, call: Call) -> tuple[fx.Node | None, float]:
 
 def product_above(versions: Versions, reader: fx.Node, source: fx.Node) -> fx.Node | None:
     """The nearest product that scores are made of, by first operands first."""
-    node = versions.read(reader, source)
+    node = read_rows(versions, reader, source)
     call = versions.calls.get(node) if node is not None else None
     value = _value_at(versions, node) if node is not None else None
     if node is None or call is None or value is None:
@@ -125,7 +130,7 @@ def product_above(versions: Versions, reader: fx.Node, source: fx.Node) -> fx.No
     if call.name in NAMES:
         return node
     for operand in _parts(call):
-        seen = versions.read(node, operand)
+        seen = read_rows(versions, node, operand)
         if seen is not None and any(
             _could_be_scores(versions, seen, value, dim) and leads_to_product(versions, seen, dim)
             for dim in (-1, -2)
@@ -158,5 +163,33 @@ def is_item_of_scores(versions: Versions, node: fx.Node) -> bool:
     call = versions.calls.get(node)
     if call is None or call.name != "setitem":
         return False
-    seen = [versions.read(node, source) for source in node.all_input_nodes]
-    return any(may_be_scores(versions, one) for one in seen if one is not None)
+    seen = [versions.read(node, source) or source for source in node.all_input_nodes]
+    return any(may_be_scores(versions, one) for one in seen)
+
+
+def _is_as_large(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    if one is None or other is None or not one.dtype.is_floating_point:
+        return False
+    return is_same((one.numel(),), (other.numel(),))
+
+
+def why_unread(versions: Versions, node: fx.Node) -> str:
+    """Return why scores that no product leads down to are not read, where one stands above them in
+    any spelling; empty where none does."""
+    waiting, seen = [node], set()
+    while waiting and len(seen) < 4 * FURTHEST:
+        one = waiting.pop()
+        call, value = versions.calls.get(one), _value_at(versions, one)
+        if one in seen or call is None:
+            continue
+        seen.add(one)
+        if is_summed(versions, call):
+            return "Scores are summed element by element: as a matmul or an einsum they are read."
+        if call.name in UNREAD:
+            return f"Scores are a product by {call.name}, which is not read: matmul and einsum are."
+        if call.name in NAMES:
+            return "Scores are cut, put together or of one row: no product leads to them as it is."
+        for source in _parts(call):
+            if call.name in MOVES or _is_as_large(_value_at(versions, source), value):
+                waiting.append(versions.read(one, source) or source)
+    return ""

@@ -11,6 +11,7 @@ from torch import fx
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map
 
+from overlapc.graphs.attention.shapes import reads_shape, standing_in
 from overlapc.graphs.attention.spelling import tensor_of
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.edges import is_random
@@ -69,9 +70,11 @@ def calls_above(
         is_input = of_inputs and one.op == "placeholder"
         if len(found) > MOST_NODES or not (is_input or _is_computable(versions, one)):
             return None
-        if any(versions.read(one, source) is not source for source in one.all_input_nodes):
+        call = versions.calls.get(one)
+        sources = [source for source in one.all_input_nodes if not reads_shape(call, source)]
+        if any(versions.read(one, source) is not source for source in sources):
             return None
-        waiting.extend(one.all_input_nodes)
+        waiting.extend(sources)
     return tuple(sorted(found, key=versions.index.__getitem__))
 
 
@@ -87,7 +90,9 @@ def _is_computable(versions: Versions, node: fx.Node) -> bool:
 
 
 def _run(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-    args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+    args, kwargs = fx.map_arg(
+        (node.args, node.kwargs), lambda one: values[one] if one in values else standing_in(one)
+    )
     args, kwargs = tree_map(_on_processor, (args, kwargs))
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)

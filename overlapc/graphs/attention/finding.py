@@ -7,11 +7,12 @@ from collections.abc import Iterator
 
 from torch import fx
 
+from overlapc.graphs.attention.above import may_be_scores
 from overlapc.graphs.attention.fused import read_fused
 from overlapc.graphs.attention.matching import match
 from overlapc.graphs.attention.modules import CLOSED, MODULE
 from overlapc.graphs.attention.site import Site
-from overlapc.graphs.attention.softmaxes import read_softmax
+from overlapc.graphs.attention.softmaxes import EXPONENTIALS, Softmax, read_softmax
 from overlapc.graphs.attention.spelling import Call, read_call
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.attention.weights import weighs_values
@@ -20,7 +21,7 @@ from overlapc.graphs.faults import fault_at
 
 log = logging.getLogger(__name__)
 
-ROOTS = ("softmax", "exp", "exp2", "scaled_dot_product_attention", MODULE, *CLOSED)
+ROOTS = ("softmax", "softmin", *EXPONENTIALS, "scaled_dot_product_attention", MODULE, *CLOSED)
 """Calls that an attention has exactly one of."""
 
 
@@ -38,19 +39,34 @@ def has_attention(graph: fx.Graph) -> bool:
 def find_sites(graph: fx.Graph) -> Iterator[tuple[fx.Node, Site]]:
     """Yield every softmax attention of a graph, by its softmax or its one call."""
     versions = Versions(graph)
-    for node, call in list(versions.calls.items()):
+    softmaxes: dict[fx.Node, Softmax | Refusal | None] = {}
+    for node, call in versions.calls.items():
         try:
-            found = _read_site(versions, call)
+            softmaxes[node] = read_softmax(versions, call)
         except Exception as error:  # nothing is changed: the program is compiled without us
-            found = fault_at(node, error)
-        if found is not None:
-            yield node, found
+            softmaxes[node] = fault_at(node, error)
+    found = [one for one in softmaxes.values() if isinstance(one, Softmax)]
+    spelled = {node for one in found for node in one.nodes}
+    for node, softmax in softmaxes.items():
+        try:
+            site = _read_site(versions, versions.calls[node], softmax, node in spelled)
+        except Exception as error:  # as above
+            site = fault_at(node, error)
+        if site is not None:
+            yield node, site
 
 
-def _read_site(versions: Versions, call: Call) -> Site | None:
-    softmax = read_softmax(versions, call)
+def _read_site(
+    versions: Versions, call: Call, softmax: Softmax | Refusal | None, is_spelled: bool
+) -> Site | None:
+    """``is_spelled``: the call is a part of a softmax that was read."""
+    if isinstance(softmax, Refusal):
+        return softmax
     if softmax is not None and weighs_values(versions, softmax):
         return match(versions, softmax)
+    if call.name in EXPONENTIALS and not is_spelled and _weighs(versions, call):
+        reason = "Exponentials of scores weigh values, and no quotient with their sums is read."
+        return Refusal(call.node, "unread_softmax", reason)
     if call.name == "scaled_dot_product_attention":
         return read_fused(versions, call)
     if call.name == MODULE and call.node.users:
@@ -60,3 +76,12 @@ def _read_site(versions: Versions, call: Call) -> Site | None:
         reason = f"{call.name} is a kernel of torch's for more than the attention."
         return Refusal(call.node, "multi_head_module", reason)
     return None
+
+
+def _weighs(versions: Versions, exp: Call) -> bool:
+    """Whether exponentials are of scores, and what is made of them weighs values."""
+    source = exp.get("input")
+    seen = versions.read(exp.node, source) if isinstance(source, fx.Node) else None
+    if seen is None or not may_be_scores(versions, seen):
+        return False
+    return weighs_values(versions, Softmax(exp.node, exp.node, seen, 0, (exp.node,)))

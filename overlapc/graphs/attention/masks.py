@@ -19,6 +19,7 @@ from overlapc.graphs.attention.repeats import EXPANSIONS
 from overlapc.graphs.attention.steps import WEAKEST_FILL, Bias, Fill
 from overlapc.graphs.attention.tensors import CASTS, COPIES, ORDERED, Expression
 from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.attention.written import MADE
 from overlapc.graphs.collectives import Refusal
 
 FINITE_FILL = -1e38
@@ -135,7 +136,7 @@ def _constant(
     said = torch.zeros((), dtype=wide)
     for part in parts:
         source = part.tensor if isinstance(part, Bias) else part.condition
-        value = constant(versions, source.node) if source.is_unwritten(versions) else None
+        value = _content(versions, source)
         if value is None:
             return None
         for function, args in source.calls:
@@ -146,6 +147,13 @@ def _constant(
             kept = value if part.is_kept else ~value
             said = torch.where(kept, said, torch.tensor(part.value, dtype=wide))
     return said
+
+
+def _content(versions: Versions, source: Expression) -> torch.Tensor | None:
+    """What a mask's node holds, where it is a constant, or the mask has nothing of it."""
+    if source.calls and source.calls[0][0] is MADE:
+        return torch.empty(())
+    return constant(versions, source.node) if source.is_unwritten(versions) else None
 
 
 def _is_causal(said: torch.Tensor, is_off: torch.Tensor, rows: object, keys: object) -> bool:

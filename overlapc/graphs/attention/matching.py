@@ -21,6 +21,7 @@ from overlapc.graphs.attention.masks import read_mask
 from overlapc.graphs.attention.operands import checked, no_plain_tensors, why_empty
 from overlapc.graphs.attention.prefixes import prefix_of
 from overlapc.graphs.attention.scores import Scores, read_scores
+from overlapc.graphs.attention.shapes import reads_shape
 from overlapc.graphs.attention.site import Attention
 from overlapc.graphs.attention.softmaxes import Softmax
 from overlapc.graphs.attention.spelling import tensor_of
@@ -73,7 +74,7 @@ def _flattened(
     chain = tuple(sorted(calls, key=versions.index.__getitem__))
     refusal = (
         why_empty(node, scores.product.left, scores.product.right, weights.product.right)
-        or _why_not_alone(chain, node)
+        or _why_not_alone(versions, chain, node)
         or _why_not_dtypes(softmax, scores, weights)
         or _why_not_batches(weights, frame)
     )
@@ -134,10 +135,11 @@ def _why_not_batches(weights: Weights, frame: tuple[Any, ...]) -> Refusal | None
     return Refusal(weights.product.node, "value_batches", reason)
 
 
-def _why_not_alone(chain: tuple[fx.Node, ...], last: fx.Node) -> Refusal | None:
+def _why_not_alone(versions: Versions, chain: tuple[fx.Node, ...], last: fx.Node) -> Refusal | None:
     inside = set(chain)
     for node in chain:
-        others = [user for user in node.users if user not in inside]
+        readers = [user for user in node.users if user not in inside]
+        others = [one for one in readers if not reads_shape(versions.calls.get(one), node)]
         if node is not last and others:
             who = "another call" if len(others) == 1 else f"{len(others)} other calls"
             reason = f"Scores or weights are read by {who}, and have to be there for that."

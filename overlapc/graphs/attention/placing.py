@@ -15,7 +15,7 @@ from overlapc.graphs.adding import add_call
 from overlapc.graphs.attention.bands import Band
 from overlapc.graphs.attention.known_scores import as_lowered
 from overlapc.graphs.attention.prefixes import Prefix
-from overlapc.graphs.attention.rewriting import as_spelled
+from overlapc.graphs.attention.rewriting import as_spelled, take_out
 from overlapc.graphs.attention.sinks import Sinks
 from overlapc.graphs.attention.site import Attention
 from overlapc.graphs.attention.steps import Step, tensors_of
@@ -105,10 +105,7 @@ def place(
         both = add_call(graph, torch.ops.overlapc.attention.default, args, node)
         result = add_call(graph, operator.getitem, (both, 0), node)
         result = as_spelled(result, found).emit(graph)
-    node.replace_all_uses_with(result)
-    for dead in reversed(found.chain):
-        if not dead.users:
-            graph.erase_node(dead)
+    take_out(graph, found, result)
 
 
 def operands_of(

@@ -10,11 +10,12 @@ from torch import fx
 
 from overlapc.graphs.attention.places import Places
 from overlapc.graphs.attention.spelling import Call, tensor_of
-from overlapc.graphs.attention.tensors import Expression, expression
+from overlapc.graphs.attention.tensors import Expression, expression, is_same
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.collectives import Refusal
 
 NAMES = ("matmul", "bmm", "baddbmm", "einsum")
+UNREAD = ("tensordot", "inner", "mv")
 USUAL = Places()
 OVER_ROWS = "weights are summed over another dimension than their keys"
 
@@ -47,6 +48,20 @@ class Product:
             return tuple(value.shape[:-2])
         sizes = dict(zip(self.order, value.shape, strict=True))
         return tuple(sizes[dim] for dim in range(len(self.order) - 2))
+
+
+def is_summed(versions: Versions, call: Call) -> bool:
+    """Return whether a call sums products of elements of two tensors of which one broadcasts."""
+    source = call.get("input")
+    seen = versions.read(call.node, source) if isinstance(source, fx.Node) else None
+    times = versions.calls.get(seen) if seen is not None else None
+    if call.name != "sum" or times is None or times.name != "mul":
+        return False
+    value = tensor_of(times.node)
+    sides = [tensor_of(times.get(name)) for name in ("input", "other")]
+    if value is None or any(side is None or side.ndim < 2 for side in sides):
+        return False
+    return any(not is_same((side.numel(),), (value.numel(),)) for side in sides if side is not None)
 
 
 def read_product(

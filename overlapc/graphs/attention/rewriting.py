@@ -13,6 +13,7 @@ from overlapc.graphs.adding import add_call
 from overlapc.graphs.attention.layouts import is_dense
 from overlapc.graphs.attention.masks import FINITE_FILL
 from overlapc.graphs.attention.scales import TensorScale
+from overlapc.graphs.attention.shapes import give_shapes
 from overlapc.graphs.attention.site import Attention, Fused
 from overlapc.graphs.attention.spelling import tensor_of
 from overlapc.graphs.attention.steps import Bias, Fill
@@ -38,7 +39,13 @@ def fuse(graph: fx.Graph, found: Attention) -> None:
         if found.mask.dead == "nan" and mask is not None:
             result = _poisoned(graph, result, mask)
         result = as_spelled(result, found).emit(graph)
-    node.replace_all_uses_with(result)
+    take_out(graph, found, result)
+
+
+def take_out(graph: fx.Graph, found: Attention, result: fx.Node) -> None:
+    """Let all read ``result``, and erase the chain that gave it."""
+    give_shapes(graph, [node for node in found.chain if node is not found.node])
+    found.node.replace_all_uses_with(result)
     for dead in reversed(found.chain):
         if not dead.users:
             graph.erase_node(dead)

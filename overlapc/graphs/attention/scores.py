@@ -15,6 +15,7 @@ from overlapc.graphs.attention.above import (
     leads_to_product,
     may_be_scores,
     product_above,
+    why_unread,
 )
 from overlapc.graphs.attention.constants import number
 from overlapc.graphs.attention.functions import Function, trace_function
@@ -35,6 +36,7 @@ from overlapc.graphs.attention.tensors import (
     order_of,
 )
 from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.attention.written import box, read_rows
 from overlapc.graphs.collectives import Refusal
 from overlapc.runtime.attention.masks import CannotLower
 
@@ -101,15 +103,19 @@ class _Walk:
 def read_scores(versions: Versions, softmax: Softmax) -> Scores | Refusal | None:
     """Walk up from a softmax; None where no product stands above it."""
     source = softmax.scores
-    node = versions.read(softmax.reader, source)
+    node = read_rows(versions, softmax.reader, source)
     if node is None:
         return Refusal(softmax.node, "hidden_write", HIDDEN)
     if not is_item_of_scores(versions, node) and not may_be_scores(versions, node):
-        return None
+        why = why_unread(versions, node)
+        return Refusal(node, "product", why) if why else None
     value = tensor_of(source)
     assert value is not None
+    is_through_view = versions.read(softmax.reader, source) is None
     refusals = []
     for places in possible_places(value.ndim, softmax.dim or -1):
+        if is_through_view and not places.are_last:
+            break
         walk = _Walk(
             versions, places.batch(value.shape), softmax.factor, places=places, even=softmax.sink,
             is_column=softmax.sink is None,
@@ -132,7 +138,7 @@ def _walked(versions: Versions, node: fx.Node, walk: _Walk) -> Scores | Refusal:
         step = _step(walk, call)
         if isinstance(step, Refusal):
             return step
-        seen = versions.read(node, step)
+        seen = (read_rows if walk.places.are_last else Versions.read)(versions, node, step)
         if seen is None:
             return Refusal(node, "hidden_write", HIDDEN)
         node = seen
@@ -167,12 +173,23 @@ def _item_filled(walk: _Walk, call: Call) -> fx.Node | Refusal:
     """Take up ``scores[condition] = number``, with nothing but whole dimensions before it."""
     scores, value = call.get("input"), number(walk.versions, call.get("value"))
     condition, own = _condition(walk.versions, call), tensor_of(scores)
+    if condition is None:
+        condition = _box(walk.versions, call)
     if value is None or condition is None or own is None:
-        reason = "Scores are written by an index that is no condition on them, or not by a number."
+        reason = "Scores are written by an index that is no condition on them and no slice, or not "
+        reason += "by a number."
         return Refusal(call.node, "hidden_write", reason)
     scaled = value * walk.factor if walk.factor else math.nan
     walk.steps.append(Fill(_beside(walk, condition, own), scaled, is_kept=False))
     return scores
+
+
+def _box(versions: Versions, call: Call) -> Expression | None:
+    """The booleans that an index of numbers and slices stands for, made where queries are."""
+    product = product_above(versions, call.node, call.get("input"))
+    first = product.all_input_nodes[0] if product is not None else None
+    made_of = expression(versions, product, first, as_memory=True) if product is not None else None
+    return None if made_of is None else box(call, replace(made_of, calls=()))
 
 
 def _condition(versions: Versions, call: Call) -> Expression | None:
@@ -312,7 +329,7 @@ def _is_scores(walk: _Walk, reader: fx.Node, argument: object) -> bool:
     own, result = tensor_of(argument), tensor_of(reader)
     if not isinstance(argument, fx.Node) or own is None or result is None:
         return False
-    seen = walk.versions.read(reader, argument)
+    seen = read_rows(walk.versions, reader, argument)
     is_whole = is_same(tuple(own.shape), tuple(result.shape))
     return seen is not None and is_whole and leads_to_product(walk.versions, seen, walk.dim)
 

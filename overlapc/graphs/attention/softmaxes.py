@@ -14,11 +14,10 @@ from torch import fx
 from overlapc.graphs.attention.above import between as calls_between
 from overlapc.graphs.attention.constants import number
 from overlapc.graphs.attention.spelling import Call, is_full_index, tensor_of
-from overlapc.graphs.attention.tensors import is_dim, is_kept
+from overlapc.graphs.attention.tensors import ORDERED, is_dim, is_kept
 from overlapc.graphs.attention.versions import Versions
 
-BASES = {"exp": 1.0, "exp2": math.log(2)}
-"""Exponentials, by the natural logarithm of what they are powers of."""
+EXPONENTIALS = ("exp", "exp2")
 PRODUCTS = ("matmul", "bmm")
 """Whose result has the rows of its first operand where that has them."""
 
@@ -53,15 +52,16 @@ class Softmax:
 
 def read_softmax(versions: Versions, call: Call) -> Softmax | None:
     """Read the softmax whose weights a call gives; None where it gives none."""
-    if call.name == "softmax":
+    if call.name in ("softmax", "softmin"):
         scores = call.get("input")
         if not isinstance(scores, fx.Node):
             return None
         dim = 0 if call.in_place else _dim(call.node, call.get("dim"))
-        return Softmax(call.node, call.node, scores, dim, (call.node,))
+        factor = -1.0 if call.name == "softmin" else 1.0
+        return Softmax(call.node, call.node, scores, dim, (call.node,), factor=factor)
     if call.name in ("div", "mul"):
         return _divided(versions, call)
-    if call.name == "exp":
+    if call.name == "exp" and _logarithm(call) == 1:
         return _by_logarithm(versions, call)
     return None
 
@@ -76,10 +76,10 @@ def _divided(versions: Versions, call: Call) -> Softmax | None:
     if top is not None and top.name in PRODUCTS and not top.in_place:
         exp, product = _call(versions, top.node, top.get("input")), top.node
     added, total, between = _sum_and_more(versions, *by)
-    if exp is None or exp.name not in BASES or total is None:
+    if exp is None or exp.name not in EXPONENTIALS or total is None:
         return None
     again = _call(versions, total.node, total.get("input"))
-    if again is None or again.name != exp.name or not _is_same_exp(versions, exp, again):
+    if again is None or again.name not in EXPONENTIALS or not _is_same_exp(versions, exp, again):
         return None
     scores, dim = exp.get("input"), _dim(again.node, total.get("dim"))
     if not isinstance(scores, fx.Node) or not _keeps(by[1], call.node, dim):
@@ -89,7 +89,7 @@ def _divided(versions: Versions, call: Call) -> Softmax | None:
     between = tuple(dict.fromkeys((*between, by[0])))
     nodes = tuple(dict.fromkeys((exp.node, again.node, total.node, *between, call.node)))
     found = Softmax(
-        call.node, exp.node, scores, dim, nodes, True, BASES[exp.name], product=product
+        call.node, exp.node, scores, dim, nodes, True, _logarithm(exp), product=product
     )  # fmt: skip
     return found if added is None else _with_sink(versions, found, exp, *added)
 
@@ -105,6 +105,9 @@ def _quotient(versions: Versions, call: Call) -> tuple[object, tuple[fx.Node, ob
             return one, (inverse.node, inverse.get("input"))
         if inverse is not None and inverse.name == "div" and inverse.get("input") == 1:
             return one, (inverse.node, inverse.get("other"))
+        is_power = inverse is not None and inverse.name == "pow" and not inverse.in_place
+        if inverse is not None and is_power and inverse.get("exponent") == -1:
+            return one, (inverse.node, inverse.get("input"))
     return None, None
 
 
@@ -113,7 +116,7 @@ def _sum(
 ) -> tuple[Call | None, tuple[fx.Node, ...]]:
     """The sum that is divided by, and the views by which it keeps its dimension."""
     found, between = _call(versions, reader, source), []
-    while found is not None and found.name in ("getitem", "unsqueeze"):
+    while found is not None and not found.in_place and found.name in ORDERED:
         if found.name == "getitem" and not is_full_index(found.get("index")):
             return None, ()
         between.append(found.node)
@@ -149,10 +152,12 @@ def _with_sink(
         return replace(found, sink=math.log(value)) if value > 0 else None
     other = _call(versions, reader, added)
     less, scores = _call(versions, exp.node, exp.get("input")), None
-    if other is not None and less is not None and other.name == exp.name and less.name == "sub":
+    if other is None or other.name not in EXPONENTIALS or _logarithm(other) != _logarithm(exp):
+        return None
+    if less is not None and less.name == "sub":
         scores = less.get("input")
     is_less = less is not None and less.get("alpha", 1) == 1
-    if other is None or less is None or not is_less or not isinstance(scores, fx.Node):
+    if less is None or not is_less or not isinstance(scores, fx.Node):
         return None
     shift = less.get("other")
     minuend = _less(versions, other, shift, less.node)
@@ -187,9 +192,16 @@ def _less(versions: Versions, exp: Call, shift: object, reader: fx.Node) -> floa
     return value if is_same else None
 
 
+def _logarithm(exp: Call) -> float:
+    """The natural logarithm of what exponentials are powers of."""
+    return math.log(2 if exp.name == "exp2" else exp.get("base", math.e))
+
+
 def _is_same_exp(versions: Versions, one: Call, other: Call) -> bool:
     if one.node is other.node:
         return True
+    if _logarithm(one) != _logarithm(other):
+        return False
     sides = [(call.node, call.get("input")) for call in (one, other)]
     seen = [versions.read(at, x) for at, x in sides if isinstance(x, fx.Node)]
     return len(seen) == 2 and seen[0] is not None and seen[0] is seen[1]
@@ -210,6 +222,8 @@ def _by_logarithm(versions: Versions, call: Call) -> Softmax | None:
     if inner.name != "sub" or inner.get("alpha", 1) != 1:
         return None
     total = _call(versions, inner.node, inner.get("other"))
+    if total is not None and total.name == "log" and not total.in_place:
+        return _by_logarithm_of_sum(versions, call, inner, total)
     if total is None or total.name != "logsumexp":
         return None
     source = total.get("input")
@@ -220,6 +234,24 @@ def _by_logarithm(versions: Versions, call: Call) -> Softmax | None:
     if not is_own or not _keeps(inner.get("other"), scores, dim):
         return None
     return Softmax(call.node, inner.node, scores, dim, (total.node, *nodes))
+
+
+def _by_logarithm_of_sum(versions: Versions, call: Call, inner: Call, log: Call) -> Softmax | None:
+    """``exp(x - log(exp(x).sum(-1, keepdim=True)))``"""
+    scores = inner.get("input")
+    total, between = _sum(versions, log.node, log.get("input"))
+    exp = _call(versions, total.node, total.get("input")) if total is not None else None
+    if total is None or exp is None or exp.name not in EXPONENTIALS or exp.in_place:
+        return None
+    source = exp.get("input")
+    if not isinstance(source, fx.Node) or _logarithm(exp) != 1:
+        return None
+    is_own = versions.read(exp.node, source) is versions.read(inner.node, scores)
+    dim = _dim(exp.node, total.get("dim"))
+    if not is_own or not _keeps(inner.get("other"), scores, dim):
+        return None
+    nodes = (exp.node, total.node, *between, log.node, inner.node, call.node)
+    return Softmax(call.node, inner.node, scores, dim, nodes, is_by_exp=True)
 
 
 def _call(versions: Versions, reader: fx.Node, source: object) -> Call | None:

@@ -121,7 +121,7 @@ def read_call(node: fx.Node) -> Call | None:
         return Call(node, ALIASES.get(attribute, attribute), False, {"input": args[0]})
     names = PARAMETERS.get(name, "input").split()
     if (
-        name in ("softmax", "log_softmax")
+        name in ("softmax", "softmin", "log_softmax")
         and getattr(node.target, "__module__", "") == "torch.nn.functional"
     ):
         names = ["input", "dim", "_stacklevel", "dtype"]
@@ -130,6 +130,9 @@ def read_call(node: fx.Node) -> Call | None:
     names += [str(index) for index in range(len(args))]
     given = dict(zip(names, args, strict=False))
     given.update({RENAMED.get(key, key): value for key, value in node.kwargs.items()})
+    base = given.get("input")
+    if name == "pow" and isinstance(base, int | float) and 0 < base != 1:
+        return Call(node, "exp", in_place, {"input": given.get("exponent"), "base": base})
     return Call(node, name, in_place or given.get("inplace") is True, given)
 
 

@@ -54,6 +54,13 @@ class Versions:
                 return node
         return None
 
+    def last_write(self, source: fx.Node, before: fx.Node) -> fx.Node | None:
+        """Return the last node before another that may write to the memory of ``source``."""
+        family, end = self._root(source), self.index[before]
+        earlier = (node for node, written in reversed(self._writes)
+                   if self.index[node] < end and self._root(written) is family)  # fmt: skip
+        return next(earlier, None)
+
     def _root(self, node: fx.Node) -> fx.Node:
         while (parent := self._family.get(node, node)) is not node:
             node = parent

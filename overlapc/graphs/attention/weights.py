@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import fx
 
 from overlapc.graphs.attention.places import Places
-from overlapc.graphs.attention.products import NAMES, Product, read_product
+from overlapc.graphs.attention.products import NAMES, UNREAD, Product, is_summed, read_product
 from overlapc.graphs.attention.sinks import Sinks, without_sinks
 from overlapc.graphs.attention.softmaxes import Softmax
 from overlapc.graphs.attention.spelling import Call, tensor_of
-from overlapc.graphs.attention.tensors import is_cast, keeps_all, keeps_rows, order_of
+from overlapc.graphs.attention.tensors import is_cast, is_same, keeps_all, keeps_rows, order_of
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.collectives import Refusal
 
@@ -98,16 +99,26 @@ def weighs_values(versions: Versions, softmax: Softmax) -> bool:
         call = versions.calls.get(node)
         is_item = call is not None and call.name == "setitem"
         value = tensor_of(call.get("input") if call is not None and is_item else node)
-        if node in seen or (value is not None and value.ndim < 2):
+        is_vector = value is not None and value.ndim < 2
+        if node in seen or (is_vector and node is not softmax.node):
             continue
         seen.add(node)
         for reader in versions.readers[node]:
             call = versions.calls.get(reader)
-            if call is not None and call.name in NAMES:
+            if call is None:
+                continue
+            if call.name in (*NAMES, *UNREAD) or _sums_weighed(versions, call, own):
                 return True
-            if call is not None and call.name not in ("linear", "softmax", "sum", "mean", "topk"):
+            if call.name not in ("linear", "softmax", "sum", "mean", "topk"):
                 waiting.append(reader)
     return False
+
+
+def _sums_weighed(versions: Versions, call: Call, weights: torch.Tensor) -> bool:
+    """Whether a call sums what is more than the weights: values, each times one of them."""
+    value = tensor_of(call.get("input"))
+    is_more = value is not None and not is_same((value.numel(),), (weights.numel(),))
+    return is_more and is_summed(versions, call)
 
 
 def _why_changed(versions: Versions, call: Call, places: Places) -> Refusal | None:

@@ -1,0 +1,55 @@
+"""Calls that read nothing of a tensor but its shape or dtype: its values may be gone by then."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import fx
+
+from overlapc.graphs.adding import add_call
+from overlapc.graphs.attention.spelling import Call, read_call, tensor_of
+
+OF_OTHER = ("expand_as", "view_as", "reshape_as", "type_as")
+"""Of their second operand."""
+OF_FIRST = ("zeros_like", "ones_like", "full_like", "empty_like",
+            "new_zeros", "new_ones", "new_full", "new_empty")  # fmt: skip
+
+
+def reads_shape(call: Call | None, source: fx.Node) -> bool:
+    """Return whether a call reads no value of a tensor whose sizes are known while compiling."""
+    value = tensor_of(source)
+    if call is None or value is None or not all(isinstance(size, int) for size in value.shape):
+        return False
+    others = [other for key, other in call.given.items() if key != "input"]
+    is_first = call.get("input") is source
+    if call.name in OF_FIRST:
+        return is_first and source not in others
+    return call.name in OF_OTHER and not is_first
+
+
+def standing_in(source: fx.Node) -> torch.Tensor:
+    """Return a tensor of the shape and dtype of a node's, of one element of memory."""
+    value = tensor_of(source)
+    assert value is not None
+    return torch.empty((), dtype=value.dtype).expand(value.shape)
+
+
+def give_shapes(graph: fx.Graph, nodes: Sequence[fx.Node]) -> None:
+    """Let others who read shapes of nodes read those of tensors without memory."""
+    inside, given = set(nodes), []
+    for node in nodes:
+        for user in node.users:
+            if user not in inside and reads_shape(read_call(user), node):
+                given.append((user, node, _standing_before(graph, user, node)))
+    for user, node, other in given:
+        user.replace_input_with(node, other)
+
+
+def _standing_before(graph: fx.Graph, user: fx.Node, node: fx.Node) -> fx.Node:
+    value = tensor_of(node)
+    assert value is not None
+    named = {"dtype": value.dtype, "device": value.device}
+    with graph.inserting_before(user):
+        one = add_call(graph, torch.empty, ((),), node, named)
+        return add_call(graph, torch.Tensor.expand, (one, tuple(value.shape)), node)
