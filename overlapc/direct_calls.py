@@ -16,12 +16,15 @@ from torch._inductor.codegen.custom_extern_kernel_codegen import (
 )
 from torch._inductor.select_algorithm import extern_kernels
 
+from overlapc.runtime import ops
 from overlapc.runtime.linear import op as linear
+from overlapc.runtime.spec import COLLECTIVE_OF
 
-DIRECT: dict[str, Callable[..., Any]] = {
-    f"torch.ops.overlapc.{name}.default": linear.run
-    for name in (linear.NAME, linear.NAME_OF_SEVERAL)
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys((linear.NAME, linear.NAME_OF_SEVERAL), linear.run),
+    **dict.fromkeys(COLLECTIVE_OF, ops.run),
 }
+DIRECT = {f"torch.ops.overlapc.{name}.default": function for name, function in _FUNCTIONS.items()}
 """What is called in place of an op, with its arguments, by the name that generated code has."""
 
 

@@ -187,7 +187,8 @@ class AgreeingCallable:
     """A compiled graph that, at its first call, compares plans with the other ranks."""
 
     def __init__(self, compiled: Callable[..., Any], entry: Entry) -> None:
-        self.compiled = compiled
+        # Dynamo keeps itself out of what a backend gives it: to do so once a call is enough.
+        self.compiled = getattr(compiled, "_torchdynamo_orig_callable", compiled)
         self.entry = entry
         self.first = True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -67,11 +68,22 @@ class Compilation:
         with _alone(), tracing(TracingContext(self.mode)):
             given = self._operands(operands)
             values = self._values(given, self._places(places))
-            order = [
+            self.order = [
                 run.steps[0] if len(run.steps) == 1 else self._fused(run, given, values)
                 for run in parts_of(self.program)
             ]
-        return code(self.program, self.written, order, sizes)
+        self.sizes = sizes
+        return code(self.program, self.written, self.order, sizes)
+
+    def after_first_run(self) -> Function:
+        """Return the same past what Inductor does around a call for the sake of the first."""
+        order = [
+            replace(item, call=getattr(item.call, "current_callable", item.call))
+            if isinstance(item, Fused)
+            else item
+            for item in self.order
+        ]
+        return code(self.program, self.written, order, self.sizes)
 
     def holds(self, sizes: Sizes) -> bool:
         """Whether what was compiled may run for these sizes."""

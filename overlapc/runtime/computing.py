@@ -10,7 +10,7 @@ from itertools import accumulate, repeat
 import torch
 
 from overlapc.runtime.execution import Function
-from overlapc.runtime.fusing import function
+from overlapc.runtime.fusing import function, of_one_shape
 from overlapc.runtime.program import OFFSETS, ROWS, Program, Ref
 from overlapc.runtime.units import Units
 
@@ -53,7 +53,7 @@ class Computation:
                 written.append(ref)
                 direct.append(index)
         later = tuple(index for index in range(len(self.program.kept)) if index not in direct)
-        run = function(self.program, tuple(written), settings=self.settings)
+        run = of_one_shape(function(self.program, tuple(written), settings=self.settings))
         return Group(units, run, tuple(direct), later)
 
     def operands(self, tensors: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, ...]]:

@@ -72,7 +72,7 @@ def choices_text(options: str, target: str) -> str:
     return f"sources={fingerprint_of_sources()} options={options} target={target}"
 
 
-def _run(
+def run(
     operands: list[torch.Tensor],
     outer: int,
     receives: Sequence[int],
@@ -112,7 +112,7 @@ def _register(kind: str) -> None:
     # Inductor may not change the order of strides: a weight is most often a transposed view.
     # needs_exact_strides would do nothing for a node that a pass puts in.
     _library.define(f"{kind}{SCHEMA}", tags=(torch.Tag.needs_fixed_stride_order,))
-    _library.impl(kind, _run, "CompositeExplicitAutograd")
+    _library.impl(kind, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"overlapc::{kind}", _fake, lib=_library)
     # Like a wait of c10d: a rank that drops a collective whose result it does not read hangs its
     # peers.

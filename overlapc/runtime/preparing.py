@@ -26,6 +26,7 @@ from overlapc.runtime.signaled import Signaled
 from overlapc.runtime.sizing import column_operands
 from overlapc.runtime.spec import ChainSpec
 from overlapc.runtime.units import ranges
+from overlapc.runtime.whole import whole
 
 Operands = Sequence[torch.Tensor]
 Sizes = tuple[int, ...]
@@ -124,7 +125,8 @@ def assemble(chain: Chain, operands: Operands, deal: Dealing, cut: Cut, plan: Pl
             others = reachable_tiles(plan.problem, target, spec.schedule)
         signaled = Signaled(its, target, deal, run, tile, others)
     schedule = "serial" if cut.schedule == "serial" or len(counts) == 1 else "chunked"
-    return Ready(schedule, deal, text, run, signaled, Reread.of(sent, read))
+    in_one = whole(run) if isinstance(run, Producer | Consumer) else None
+    return Ready(schedule, deal, text, in_one or run, signaled, Reread.of(sent, read))
 
 
 def _producer(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._inductor.utils import run_and_get_code
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -15,7 +18,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 import overlapc
-from tests.targets import SLOW_LINK
+from tests.targets import FAST_LINK, SLOW_LINK
 
 OPTIONS = {"target": SLOW_LINK, "overlap": "chunked"}
 
@@ -162,6 +165,38 @@ def modes(rank):
 def test_modes_dynamic_and_fullgraph(two_ranks):
     for errors in two_ranks.run(modes):
         assert max(errors) < 1e-5
+
+
+def generated(rank):
+    """The code that Inductor makes where the graph is ours, and where it is left as it was; and
+    what it makes of that without us."""
+    torch.manual_seed(rank)
+    x, w = torch.randn(256, 32), torch.randn(32, 64)
+    ours = {"backend": "overlapc", "options": {"target": SLOW_LINK}}
+    kept = {"backend": "overlapc", "options": {"target": FAST_LINK}}
+
+    def project(x, w):
+        return functional.all_reduce(torch.relu(x) @ w, "sum", dist.group.WORLD).tanh()
+
+    codes = []
+    for dynamic in (False, True):
+        for arguments in (ours, kept, {"backend": "inductor"}):
+            torch._dynamo.reset()
+            compiled = torch.compile(project, dynamic=dynamic, **arguments)
+            _, (code,) = run_and_get_code(compiled, x, w)
+            codes.append(re.sub(r"AOT ID: .*", "", code))
+    return codes[:3], codes[3:]
+
+
+def test_a_kept_graph_is_the_code_that_inductor_makes_and_ours_calls_a_function(two_ranks):
+    """Not through torch's dispatcher. Mutants: every chain is rewritten; none is called directly;
+    a pass leaves a copy of what the graph returns."""
+    for codes in two_ranks.run(generated):
+        for ours, kept, inductors in codes:
+            assert kept == inductors
+            assert "_c10d_functional.all_reduce" in kept
+            assert "extern_kernels.overlapc_gemm_all_reduce([" in ours
+            assert "torch.ops.overlapc.gemm_all_reduce.default([" not in ours
 
 
 def no_collectives(rank):

@@ -122,6 +122,43 @@ def test_any_rows_of_a_layout_are_one_compilation(compiled):
     check(fusing.function(PROGRAM), 5, Program(PROGRAM.modes, STEPS, value(13), PROGRAM.kept))
 
 
+class Watched:
+    """What Inductor gives: around a call of a kernel there is work for the first one's sake."""
+
+    def __init__(self, kernel, calls):
+        self.calls = calls
+        self.current_callable = kernel
+
+    def __call__(self, given):
+        self.calls.append("with work around")
+        return self.current_callable(given)
+
+
+def test_after_a_first_run_of_one_shape_nothing_is_left_but_the_kernel(monkeypatch, compiled):
+    """Mutants: what runs is found by shapes alone; what was compiled is kept as Inductor gave it;
+    it is kept when it has not run; autocast is not asked."""
+    watched, walks = [], []
+    monkeypatch.setattr(
+        compiling, "by_inductor", lambda graph, _: Watched(lambda given: graph(*given), watched)
+    )
+    original = fusing.Fusing.__call__
+    monkeypatch.setattr(
+        fusing.Fusing, "__call__", lambda *given: walks.append(1) or original(*given)
+    )
+    run = fusing.of_one_shape(fusing.function(PROGRAM, WRITTEN))
+    (rows, *rest), others = operands(7), operands(7)[0].contiguous()
+    for given in (rows, rows, rows, others, others, rows):
+        check(run, 7, given=[given, *rest])
+    assert len(watched) == 2 * len(walks) == 4  # of two layouts, each of two kernels
+    program = Program((ROWS, WHOLE), (STEPS[0], *SILU), value(2))
+    run, given = fusing.of_one_shape(fusing.function(program)), operands(7)[:2]
+    check(run, 7, program, given)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert run(given, ())[0].dtype == execution.function(program)(given, ())[0].dtype
+    check(run, 7, program, given)
+    assert fusing.of_one_shape(steps := execution.function(program)) is steps
+
+
 def test_few_elements_and_no_rows_run_as_steps(compiled):
     program = Program((ROWS, ROWS), (step("mul.Tensor", x, gate), step("exp.default", value(0))),
                       value(1))  # fmt: skip

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch._dynamo.eval_frame import innermost_fn
 
 from overlapc import ledger
 from overlapc.options import from_user
@@ -67,3 +69,21 @@ def test_stages_whose_passes_did_not_run_here_are_recalled(entry_of):
     second = entry_of(1)
     second.add("backward-b", mine := sites_of("backward-b", "backward"), {})
     assert second.sites == [*sites_of(FORWARD, "forward"), *mine]
+
+
+def test_dynamo_keeps_out_of_a_compiled_graph_once_a_call(entry_of):
+    """It wraps what a backend gives it, and unwraps it before, but not what lies within."""
+
+    def compiled(*args):
+        return args
+
+    def disabled():
+        return torch._dynamo.disable(compiled)
+
+    entry = entry_of(0)
+    assert innermost_fn(ledger.agreeing(disabled(), entry)) is compiled
+    entry.add("a", sites_of("a", "inference"), {})
+    found = ledger.agreeing(disabled(), entry)
+    assert isinstance(found, ledger.AgreeingCallable)
+    assert found.compiled is compiled
+    assert found(1, 2) == (1, 2)

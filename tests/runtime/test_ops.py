@@ -17,7 +17,9 @@ import torch.distributed as dist
 from overlapc.planning.problem import Problem
 from overlapc.planning.search import plan
 from overlapc.runtime import agreement, callers, ops, preparing
+from overlapc.runtime.consumers import Consumer
 from overlapc.runtime.plans import plan_call
+from overlapc.runtime.producers import Producer
 from overlapc.runtime.program import Program
 from overlapc.runtime.sending import Sender
 from overlapc.runtime.sizing import problem_of
@@ -100,6 +102,26 @@ def counted(rank):
 def test_calls_are_counted_by_schedule(two_ranks):
     wanted = {kind: {"chunked": 3, "serial": 2} for kind in KINDS}
     assert two_ranks.run(counted) == [wanted] * 2
+
+
+def how_whole_chains_run(rank):
+    """Of every kind, whether calls that are not cut walk over groups."""
+    found = {}
+    for kind in KINDS:
+        for name, target, each in (("mm", FAST_LINK, 512), ("many", FAST_LINK, 512),
+                                   ("mm", SLOW_LINK, 512), ("mm", FAST_LINK, 0)):  # fmt: skip
+            spec = spec_of(kind, name, target, site=f"whole.{kind}.{name}.{target.name}.{each}")
+            call(spec, operands_of(kind, name, each, 2))
+            (ready,) = ops._chains[dist.group.WORLD][spec.key].ready.values()
+            found[kind, name, target.name, each] = isinstance(ready.run, Producer | Consumer)
+    return found
+
+
+def test_what_is_not_cut_does_not_walk_over_groups(two_ranks):
+    """What it gives, tests/runtime/test_chains.py compares. Mutant: no chain is taken as whole."""
+    for found in two_ranks.run(how_whole_chains_run):
+        for (kind, name, target, each), walks in found.items():
+            assert walks == (target == SLOW_LINK.name or not each), (kind, name, target, each)
 
 
 def opcheck_results(rank):
