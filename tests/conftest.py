@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import gc
 import logging
+import os
 import re
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ from tests.sparing import spare
 
 GOLDEN = Path(__file__).parent / "golden"
 CONSTRAINTS = Path(__file__).parent.parent / "constraints.txt"
+# Of which vector instructions the C++ compiler knows, Inductor asks it by kernels in each new cache
+# folder, and loads them in each new process: seconds each time. Any that compiles torch knows them;
+# what the processor has is still asked. Before torch is imported, and for all processes from here.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 LONG_TIMEOUT_SECONDS = 1800
 """Of one long test that sets no timeout of its own: chosen, an order above the ordinary one."""
 
