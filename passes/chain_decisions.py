@@ -17,9 +17,11 @@ from overlapc.graphs.chain import (
     operand_facts,
 )
 from overlapc.graphs.collectives import Refusal
+from overlapc.graphs.sizes import is_static, shape_of
 from overlapc.graphs.values import hint_of, tensor_facts
 from overlapc.passes.base import Compilation
 from overlapc.passes.chain_specs import packed_tile, specification
+from overlapc.planning.alike import are_alike, typical
 from overlapc.planning.problem import ITEM_BYTES, SENT_BYTES, Problem
 from overlapc.planning.schedule import Plan
 from overlapc.planning.target import Target
@@ -29,7 +31,9 @@ from overlapc.runtime.signaled import why_not_signaled
 from overlapc.runtime.sizing import problem_of
 
 # Row counts at which a site of symbolic size is tried: if none of them pays, none in between does.
-TRIED_ROWS = tuple(2**power for power in range(18))
+TRIED_ROWS = tuple(2**power for power in reversed(range(18)))
+
+COMMON = "Ranks may compute unlike sizes, and whether they cut is one decision of all."
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Decision:
 
 
 def decide(chain: Chain, compilation: Compilation) -> Decision | Refusal:
-    """Choose what becomes of a chain, from its sizes, the target and the options only."""
+    """Choose what becomes of a chain: the same on all ranks, whatever each of them computes."""
     schedule, node = compilation.options.overlap, chain.gemms[0].node
     if schedule == "off":
         return Refusal(node, "off", "Option overlap is 'off'.")
@@ -59,26 +63,38 @@ def decide(chain: Chain, compilation: Compilation) -> Decision | Refusal:
         plan = plan_call(target.fingerprint, schedule, problem)
     except (ProblemError, GroupError, TargetError) as error:
         return _no_plan(node, error)
-    # What only some ranks rewrite would hang: where rows differ by rank, or are a hint that may
-    # come from another rank's cache, these do not decide.
-    is_static = all(gemm.static for gemm in chain.gemms) and not chain.sends
-    try:
-        tried = [plan] if is_static else _tried_plans(chain, problem, target, schedule)
-    except (ProblemError, TargetError) as error:
-        return _no_plan(node, error)
+    own = Decision("rewritten", plan, plan.reason, plan.code)
     if plan.schedule == "signaled" and (why := _why_not_signaled(chain, plan, target, compilation)):
         reason = f"{plan.reason} The library computes its groups: {why}"
-        return Decision("rewritten", plan, reason, "not_signaled")
+        own = Decision("rewritten", plan, reason, "not_signaled")
     if schedule == "serial":
         # An op would only add what its call costs.
-        return Decision("kept", plan, plan.reason, plan.code)
-    pays = [other for other in tried if other.schedule != "serial"]
-    if not pays and schedule == "auto":
-        return Decision("kept", plan, plan.reason, plan.code)
-    if plan.schedule == "serial" and pays:
-        reason = f"The rows vary, and at {pays[0].problem.m} it pays: {pays[0].reason}"
-        return Decision("rewritten", plan, reason, "varying_rows")
-    return Decision("rewritten", plan, plan.reason, plan.code)
+        return replace(own, decision="kept")
+    if schedule != "auto":
+        return own
+    try:
+        return _for_all_ranks(own, _that_pays(chain, problem, target), target)
+    except (ProblemError, TargetError) as error:
+        return _no_plan(node, error)
+
+
+def _for_all_ranks(own: Decision, pays: Plan | None, target: Target) -> Decision:
+    """Decide by ``pays``, which all ranks know, and tell how this rank's own plan fits to it."""
+    plan, is_serial = own.plan, own.plan.schedule == "serial"
+    if pays is None and is_serial:
+        return replace(own, decision="kept")
+    if pays is None:
+        whole = plan_call(target.fingerprint, "serial", plan.problem)
+        reason = f"{COMMON} At none that are usual around this collective it pays. {plan.reason}"
+        return Decision("kept", whole, reason, "unusual_sizes")
+    if not is_serial:
+        return own
+    its = pays.problem
+    if its.m != plan.problem.m:
+        reason = f"The rows vary, and at {its.m} it pays: {pays.reason}"
+        return replace(own, reason=reason, code="varying_rows")
+    reason = f"{plan.reason} {COMMON} At {its.m}x{its.n}x{its.k} it pays: {pays.reason}"
+    return replace(own, reason=reason, code="other_sizes")
 
 
 def _why_no_dtype(chain: Chain) -> str:
@@ -118,21 +134,30 @@ def _why_not_signaled(chain: Chain, plan: Plan, target: Target, compilation: Com
     )
 
 
-def _tried_plans(chain: Chain, problem: Problem, target: Target, schedule: str) -> list[Plan]:
-    batches = batches_of_varying_rows(chain)
-    tried = _tried_batches(problem, batches) if batches else _tried(problem)
-    # Of measured plans every rank knows the same, whatever rows it has.
-    measured = [tuned.problem for tuned in target.tuned if _differs_in_rows(tuned.problem, problem)]
-    return [plan_call(target.fingerprint, schedule, other) for other in (*tried, *measured)]
+def _that_pays(chain: Chain, problem: Problem, target: Target) -> Plan | None:
+    """Return a plan that is not serial of what some rank may have here; None where there is none.
 
-
-def _differs_in_rows(one: Problem, other: Problem) -> bool:
-    """Whether two problems are equal but for how many rows they have, or not even for that.
-
-    Blocks of rows may be as many as a hint said, and what is computed beside may differ by rank.
+    A function of what all ranks have in common: what only some of them rewrite would hang. Sizes of
+    the collective that vary, or differ by rank, do not decide either: hints may come from another
+    rank's cache. Of measured plans every rank knows the same, whatever it computes.
     """
-    without = [replace(p.common(), m=0, blocks=1) for p in (one, other)]
-    return without[0] == without[1]
+    varies = bool(chain.sends) or not _is_of_known_size(chain)
+    measured = [t.problem for t in target.tuned if are_alike(t.problem, problem, rows=varies)]
+    tried = measured
+    if varies:
+        batches = batches_of_varying_rows(chain)
+        rows = _tried_batches(problem, batches) if batches else _tried(problem)
+        tried = [*measured, *(other for one in rows for other in typical(one))]
+    elif not measured:
+        tried = typical(problem)
+    plans = (plan_call(target.fingerprint, "auto", other) for other in tried)
+    return next((plan for plan in plans if plan.schedule != "serial"), None)
+
+
+def _is_of_known_size(chain: Chain) -> bool:
+    """Whether the sizes of what is moved are numbers, before the collective and after it."""
+    its = chain.collective
+    return is_static((*shape_of(its.source), *shape_of(its.wait)))
 
 
 def _tried(problem: Problem) -> Iterator[Problem]:

@@ -2,13 +2,13 @@
 
 By default Inductor writes every wait right after its start, so nothing is hidden although nothing
 stands in the way. Contract. Same nodes, same values; the order of collectives stays that of the
-program. A collective is hidden where that is predicted to save more than cutting its own chain
-would, by the planner's margin; no GEMM hides more than its time. A collective that is cut on one
-rank and only moved on another would hang: between the two no size decides that may differ by rank.
-Where Inductor's own reordering is
-switched on the graph stays as it is, for Inductor does the same. Memory: what hides a collective
-runs earlier or later than the program says, and its operands or result, and what is sent, are held
-as much longer; ``exposure.WINDOW`` bounds how far a GEMM is moved.
+program. A collective is hidden where that is predicted to save the planner's margin; no GEMM hides
+more than its time. One that is cut on one rank and only moved on another would hang: between the
+two no size decides, for what ranks compute may be unlike. A chain that may be cut is hidden by the
+gradients of its own weights, which take as long as its GEMMs, and else it is cut. Where Inductor's
+own reordering is switched on the graph stays as it is, for Inductor does the same. Memory: what
+hides a collective runs earlier or later than the program says, and its operands or result, and what
+is sent, are held as much longer; ``exposure.WINDOW`` bounds how far a GEMM is moved.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ from overlapc.graphs.algebra import mutates
 from overlapc.graphs.collectives import Collective, Refusal, collective_starts, read_collective
 from overlapc.graphs.exposure import Chains, Hiding
 from overlapc.graphs.faults import unless_faulty
-from overlapc.graphs.gemms import read_gemm
 from overlapc.graphs.origins import where
-from overlapc.graphs.values import COMMON_SIZE, common_sizes, tensor_facts
+from overlapc.graphs.values import tensor_facts
 from overlapc.passes.base import Compilation, Fuel, add_site
 from overlapc.passes.chain_decisions import decide
 from overlapc.passes.overlap_chains import OverlapChains, match
@@ -55,23 +54,14 @@ SINKING = (
 
 
 @dataclass(frozen=True)
-class Cut:
-    """The GEMMs of a collective's own chain, and what cutting it is predicted to save."""
-
-    gemms: tuple[fx.Node, ...] = ()
-    saved_seconds: float = 0.0
-    is_alike: bool = True
-    """Its sizes are the same on all ranks, so that they may decide against it."""
-
-
-@dataclass(frozen=True)
 class Exposed:
     """A collective that may be hidden, and the alternative to it."""
 
     collective: Collective
     target: Target
     world_size: int
-    cut: Cut
+    cut: tuple[fx.Node, ...] = ()
+    """The GEMMs of its own chain, where that is to be cut; as all ranks decide alike."""
 
     @property
     def margin(self) -> float:
@@ -90,15 +80,16 @@ class HideCollectives:
         """Hide what pays; each collective that is hidden is a site, and taken."""
         if compilation.is_disabled(self.name) or compilation.options.overlap != "auto":
             return
-        with common_sizes():
-            exposed, hidden = unless_faulty(lambda: _chosen(graph, compilation), ({}, {}), LEFT)
+        exposed, hidden = unless_faulty(lambda: _chosen(graph, compilation), ({}, {}), LEFT)
         by_inductor = inductor_reorders()
         for start in [start for start in exposed if start in hidden]:
             if not by_inductor and not Fuel.take(compilation.options):
                 del hidden[start]
                 continue
             decision, code = ("kept", "hidden") if by_inductor else ("rewritten", "hidden_by_order")
-            reason = _reason(hidden[start], exposed[start].cut, by_inductor=by_inductor)
+            reason = _reason(
+                hidden[start], is_cut=bool(exposed[start].cut), by_inductor=by_inductor
+            )
             add_site(compilation, start, decision, code, reason)
             compilation.taken.add(start)
         if hidden and not by_inductor:
@@ -137,62 +128,50 @@ def _exposed(graph: fx.Graph, compilation: Compilation) -> Iterable[Exposed]:
         yield Exposed(collective, target, size, cut_of(start, compilation))
 
 
-def cut_of(start: fx.Node, compilation: Compilation) -> Cut:
-    """Return what the pass that cuts chains would make of a collective."""
-    chains = (
-        Refusal(start, "", "") if compilation.is_disabled(OverlapChains().name) else match(start)
-    )
-    best = Cut()
+def cut_of(start: fx.Node, compilation: Compilation) -> tuple[fx.Node, ...]:
+    """Return the GEMMs of the chain that the pass that cuts chains would cut at a collective."""
+    if compilation.is_disabled(OverlapChains().name):
+        return ()
+    chains = match(start)
     for chain in chains if isinstance(chains, list) else ():
         decided = decide(chain, compilation)
-        if isinstance(decided, Refusal) or decided.decision != "rewritten":
-            continue
-        saved = decided.plan.serial_seconds - decided.plan.predicted_seconds
-        gemms = tuple(gemm.node for gemm in chain.gemms)
-        if chain.sends:  # another rank may have other numbers to send, and find that it gains
-            return Cut(gemms, saved, is_alike=False)
-        if saved > best.saved_seconds:
-            best = Cut(gemms, saved)
-    return best
+        if not isinstance(decided, Refusal) and decided.decision == "rewritten":
+            return tuple(gemm.node for gemm in chain.gemms)
+    return ()
 
 
 def choose(chains: Chains, exposed: list[Exposed]) -> dict[fx.Node, Hiding]:
     """Return what hides which start. A GEMM whose own chain is to be cut hides nothing.
 
-    Those that would be cut come first, so that nothing else has a part in that choice.
+    Those that would be cut come first, so that nothing else has a part in that choice. Once a
+    collective is hidden, the GEMMs of its chain are free to hide another: look again.
     """
     hidden: dict[fx.Node, Hiding] = {}
-    cut = [one for one in exposed if one.cut.gemms]
-    _hide([one for one in cut if one.cut.is_alike], cut, chains, hidden, chains.unlike)
-    _hide([one for one in exposed if not one.cut.gemms], cut, chains, hidden, frozenset())
+    cut = [one for one in exposed if one.cut]
+    for group in (cut, [one for one in exposed if not one.cut]):
+        found = True
+        while found:
+            found = False
+            for one in group:
+                start = one.collective.start
+                if start in hidden:
+                    continue
+                others = (other.cut for other in cut if other.collective.start not in hidden)
+                hiding = _hiding(one, chains, frozenset[fx.Node]().union(*others))
+                if hiding is not None:
+                    chains.take(one.collective, hiding)
+                    hidden[start], found = hiding, True
     return hidden
 
 
-def _hide(
-    exposed: list[Exposed],
-    cut: list[Exposed],
-    chains: Chains,
-    hidden: dict[fx.Node, Hiding],
-    excluded: frozenset[fx.Node],
-) -> None:
-    """Hide what pays, by GEMMs that are not excluded.
-
-    Once a collective is hidden, the GEMMs of its chain are free to hide another: look again.
-    """
-    found = True
-    while found:
-        found = False
-        for one in exposed:
-            start = one.collective.start
-            if start in hidden:
-                continue
-            reserved = excluded.union(
-                *(other.cut.gemms for other in cut if other.collective.start not in hidden)
-            )
-            hiding = chains.hiding(one.collective, one.target, one.world_size, reserved)
-            if hiding and hiding.pays(one.margin) and hiding.saved_seconds > one.cut.saved_seconds:
-                chains.take(one.collective, hiding)
-                hidden[start], found = hiding, True
+def _hiding(one: Exposed, chains: Chains, reserved: frozenset[fx.Node]) -> Hiding | None:
+    """What hides a collective and none of it ``reserved``, where that is better than to leave it,
+    or to cut it."""
+    known = one.collective, one.target, one.world_size
+    if one.cut:
+        return chains.by_gradients(*known, one.cut, reserved)
+    hiding = chains.hiding(*known, reserved)
+    return hiding if hiding and hiding.pays(one.margin) else None
 
 
 def order(graph: fx.Graph, hidden: dict[Collective, Hiding]) -> None:
@@ -261,16 +240,14 @@ def _pull(
             waiting.extend(node.all_input_nodes)
 
 
-def _reason(hiding: Hiding, cut: Cut, *, by_inductor: bool) -> str:
+def _reason(hiding: Hiding, *, is_cut: bool, by_inductor: bool) -> str:
     others = len(hiding.nodes) - 1
     gemms = f"the GEMM at {where(hiding.nodes[0])}" + (f" and {others} more" if others else "")
     who = "Inductor's reordering, which is switched on, lets" if by_inductor else "The order lets"
     seconds = [hiding.compute_seconds, hiding.collective_seconds, hiding.saved_seconds]
     compute, sent, saved = map(format_seconds, seconds)
-    instead = f", more than the {format_seconds(cut.saved_seconds)} of a cut" if cut.gemms else ""
-    varies = not all(gemm.static for gemm in map(read_gemm, hiding.nodes))
-    sizes = f", were every size that varies {COMMON_SIZE}" if varies else ""
+    gradients = ", the gradient of what its own GEMM multiplies by," if is_cut else ""
     return (
-        f"{who} {gemms} run while it is sent: {compute} of compute beside {sent} of communication "
-        f"are predicted to save {saved}{instead}{sizes}."
+        f"{who} {gemms}{gradients} run while it is sent: {compute} of compute beside {sent} of "
+        f"communication are predicted to save {saved}."
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from torch import fx
 
 from overlapc.errors import GroupError
-from overlapc.graphs.chain import Chain, only_rows_vary
+from overlapc.graphs.chain import Chain
 from overlapc.graphs.collectives import (
     Refusal,
     collective_starts,
@@ -108,8 +108,8 @@ class OverlapChains:
             found = match(start)
             if isinstance(found, Refusal):
                 return None, found
-            # An all-to-all between two GEMMs may be either's: the one that gains more takes it.
-            return max(((chain, decide(chain, compilation)) for chain in found), key=_gain)
+            # An all-to-all between two GEMMs may be either's.
+            return max(((chain, decide(chain, compilation)) for chain in found), key=_is_rewritten)
         except Exception as error:  # nothing is changed yet: the program is compiled without us
             return None, fault_at(start, error)
 
@@ -155,17 +155,12 @@ def match(start: fx.Node) -> list[Chain] | Refusal:
     return chains or next((r for r in refusals if r.code != "no_gemm"), refusals[0])
 
 
-def _gain(one: tuple[Chain, Decision | Refusal]) -> tuple[bool, float]:
-    """Whether a chain is rewritten, and the predicted seconds that it saves; refusals come last.
-
-    Seconds are no measure between ranks whose rows differ: there the first of equals is taken.
-    """
-    chain, decided = one
-    if isinstance(decided, Refusal):
-        return False, -1.0
-    saved = decided.plan.serial_seconds - decided.plan.predicted_seconds
-    is_alike = only_rows_vary(chain) and not chain.sends
-    return decided.decision == "rewritten", saved if is_alike else 0.0
+def _is_rewritten(one: tuple[Chain, Decision | Refusal]) -> tuple[bool, bool]:
+    """Whether a chain is rewritten, and planned at all. What it saves is no measure, for ranks
+    may compute unlike sizes: of equals the first is taken."""
+    _, decided = one
+    is_planned = isinstance(decided, Decision)
+    return is_planned and decided.decision == "rewritten", is_planned
 
 
 def _refused(

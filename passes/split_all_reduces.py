@@ -9,7 +9,8 @@ Contract. Values are the same but for the order in which ranks' parts are added.
 where the all-reduce stood, and are two sites. It is split where all sizes are numbers, the ranks
 divide its rows evenly, no GEMM after it feeds another collective, and the halves are predicted to
 save the planner's margin over the best that is known for the whole. Else the graph is as it was.
-Ranks whose GEMMs have unlike shards may decide differently: an error at the first call, not a hang.
+Ranks whose GEMMs have unlike shards may decide differently. A whole that could be split is an op of
+ours as its halves are, and so that is an error at the first call, and not a hang.
 """
 
 from __future__ import annotations
@@ -57,11 +58,18 @@ class Weighed:
     halves: float
     margin: float
     """Share of ``whole`` that must be saved."""
+    is_met: bool
+    """Whole it is an op too, in which a rank that leaves it so meets those that split it."""
+
+    @property
+    def saves(self) -> bool:
+        """Whether the halves are predicted to save the margin."""
+        return self.halves < (1 - self.margin) * self.whole
 
     @property
     def pays(self) -> bool:
         """Whether the all-reduce is split."""
-        return self.halves < (1 - self.margin) * self.whole
+        return self.saves and self.is_met
 
     def __str__(self) -> str:
         return f"{format_seconds(self.halves)} instead of {format_seconds(self.whole)}"
@@ -93,8 +101,9 @@ class SplitAllReduces:
         if not weighed.pays or not Fuel.take(compilation.options):
             join(halves)
             note = f"In halves, beside the GEMMs before and after it, it would take {weighed}"
-            margin = "" if weighed.pays else f", and the margin is {weighed.margin:.0%}"
-            compilation.note(whole.start, f"{note}{margin}.")
+            unmet = ", and whole no rank would make an op of it" if not weighed.is_met else ""
+            why = unmet if weighed.saves else f", and the margin is {weighed.margin:.0%}"
+            compilation.note(whole.start, f"{note}{why}.")
             return
         note = f"It is half of an all-reduce, whose halves are predicted to take {weighed}."
         for half in (halves.scatter, halves.gather):
@@ -148,6 +157,7 @@ def _weighed(
         whole=_seconds(alone) + after,
         halves=_seconds(first) + _seconds(second),
         margin=MEASURED_MARGIN if known else UNMEASURED_MARGIN,
+        is_met=alone.decision == "rewritten",
     )
 
 

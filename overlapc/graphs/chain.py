@@ -171,12 +171,3 @@ def symbolic_rows(chain: Chain) -> sympy.Expr | None:
         return None
     expression = rows.node.expr
     return expression if len(expression.free_symbols) == 1 else None
-
-
-def only_rows_vary(chain: Chain) -> bool:
-    """Return whether every size but the rows of operands is a number."""
-    return all(
-        isinstance(size, int) and size != -1
-        for operand in chain.operands
-        for size in (operand.shape or shape_of(operand.node))[1 if operand.mode == ROWS else 0 :]
-    )

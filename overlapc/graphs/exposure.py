@@ -6,6 +6,7 @@ its result nor is needed to start it, and that no other collective has used up.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
@@ -15,19 +16,19 @@ from operator import or_
 import networkx as nx
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from overlapc.errors import OverlapcError
 from overlapc.graphs.collectives import (
     Collective,
-    Refusal,
     collective_starts,
     functional,
-    read_collective,
 )
+from overlapc.graphs.edges import through
+from overlapc.graphs.elementwise import is_view, permutation
 from overlapc.graphs.gemms import form_of, read_gemm
 from overlapc.graphs.refusals import Refused
-from overlapc.graphs.values import tensor_facts
-from overlapc.graphs.walking import splits_of
+from overlapc.graphs.values import tensor_facts, value_of
 from overlapc.planning.cost import Costs, advance
 from overlapc.planning.problem import COLLECTIVES, Problem
 from overlapc.planning.target import Target
@@ -105,10 +106,6 @@ class Chains:
         self._ordered = list(self.data)
         self.places = {node: place for place, node in enumerate(self._ordered)}
         """Where each stands in the program, among these nodes only."""
-        self.unlike = frozenset[fx.Node]().union(
-            *(nx.descendants(self.data, start) for start in self.data if _deals_unevenly(start))
-        )
-        """What comes after an all-to-all of which ranks get different numbers of rows."""
         starts = collective_starts(graph)
         self._next, self._last = dict(pairwise(starts)), dict(pairwise(reversed(starts)))
 
@@ -143,20 +140,48 @@ class Chains:
         None where nothing is independent, or the target cannot tell how long anything takes.
         """
         sent = collective_seconds(collective, target, world_size)
-        if not sent:
-            return None
-        problem = sent_problem(collective, world_size)
-        if not target.overlap_gains(problem):
-            return None
         chosen: dict[fx.Node, float] = {}
-        for node in self.independent(collective):
+        for node in self.independent(collective) if sent else ():
             left = gemm_seconds(node, target) * (1 - self.used.get(node, 0.0))
             if node in reserved or left < sent / 100 or not self._is_open(node, collective.start):
                 continue
             chosen[node] = left
             if sum(chosen.values()) >= sent or len(chosen) == MOST_NODES:
                 break
-        if not chosen:
+        return self._by(chosen, collective, target, world_size)
+
+    def by_gradients(
+        self,
+        collective: Collective,
+        target: Target,
+        world_size: int,
+        gemms: Sequence[fx.Node],
+        reserved: frozenset[fx.Node],
+    ) -> Hiding | None:
+        """Return as what hides a collective the gradients of the weights that ``gemms``, which feed
+        it, multiply by: as much compute as those. None unless each has one that hides nothing else.
+
+        Looks at no seconds: what a rank computes may be unlike on others, and this is alike.
+        """
+        chosen: dict[fx.Node, float] = {}
+        free = self.independent(collective)
+        for gemm in gemms:
+            fits = (one for one in free if one not in reserved and one not in self.hides)
+            mine = next(
+                (one for one in fits if _is_gradient(one, gemm) and one not in chosen), None
+            )
+            if mine is None:
+                return None
+            chosen[mine] = gemm_seconds(mine, target)
+        return self._by(chosen, collective, target, world_size)
+
+    def _by(
+        self, chosen: dict[fx.Node, float], collective: Collective, target: Target, world_size: int
+    ) -> Hiding | None:
+        """What these GEMMs hide in so many seconds."""
+        problem = sent_problem(collective, world_size)
+        sent = collective_seconds(collective, target, world_size)
+        if not chosen or not sent or not target.overlap_gains(problem):
             return None
         computed = sum(chosen.values())
         saved = sent + computed - together(sent, computed, *target.slowdowns(problem))
@@ -176,7 +201,7 @@ class Chains:
         """Let a collective be hidden: what hides it has to run between its start and its wait."""
         c, d = hiding.slowdowns
         computed = hiding.collective_seconds * d / c
-        share = min(1.0, computed / hiding.compute_seconds)
+        share = min(1.0, computed / hiding.compute_seconds) if hiding.compute_seconds else 1.0
         for node in hiding.nodes:
             self.edges.add_edge(collective.start, node)
             self.edges.add_edge(node, collective.wait)
@@ -196,11 +221,27 @@ def hiding(
     return Chains(graph).hiding(collective, target, world_size)
 
 
-def _deals_unevenly(start: fx.Node) -> bool:
-    found = read_collective(start)
-    if isinstance(found, Refusal) or found.name != "all_to_all":
+def _is_gradient(node: fx.Node, gemm: fx.Node) -> bool:
+    """Whether a GEMM gives the gradient of a weight that another one multiplies rows by: it reads
+    the same rows, and its result is as large as that weight."""
+    form = form_of(gemm)
+    assert form is not None
+    weight = value_of(_source(gemm, form.b))
+    reads = {_origin(one) for one in node.all_input_nodes}
+    if _origin(_source(gemm, form.a)) not in reads:
         return False
-    return any(splits_of(found, by_rows=True))
+    return bool(statically_known_true(value_of(node).numel() == weight.numel()))
+
+
+def _source(gemm: fx.Node, place: int) -> fx.Node:
+    source = gemm.args[place]
+    assert isinstance(source, fx.Node)
+    return source
+
+
+def _origin(node: fx.Node) -> fx.Node:
+    """What a node is a view of, in whatever order of its dimensions."""
+    return through(node, lambda one: is_view(one) or permutation(one) is not None)[0]
 
 
 def _edges(graph: fx.Graph) -> nx.DiGraph:

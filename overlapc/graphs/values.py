@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,34 +62,12 @@ def tensor_facts(node: object) -> TensorFacts | None:
 # What a symbolic size is taken for where tracing gave no hint: the prefill of one long prompt.
 UNKNOWN_SIZE = 4096
 
-COMMON_SIZE = 1920
-"""What every symbol is taken for where ranks have to decide alike: chosen, with many divisors."""
-
-_is_common: ContextVar[bool] = ContextVar("sizes common to all ranks", default=False)
-
-
-@contextmanager
-def common_sizes() -> Iterator[None]:
-    """Let hints be the same on all ranks: `COMMON_SIZE` for every symbol.
-
-    Real ones are those of the call that was compiled first, and a graph that a rank finds in its
-    cache was compiled for another call than its peers'.
-    """
-    token = _is_common.set(True)
-    try:
-        yield
-    finally:
-        _is_common.reset(token)
-
 
 def hint_of(size: int | torch.SymInt | fx.Node) -> int:
     """Return what a size is likely to be, without a guard."""
     known: int | torch.SymInt = value_of(size) if isinstance(size, fx.Node) else size
     if isinstance(known, int):
         return known
-    if _is_common.get():
-        expression = known.node.expr
-        return int(expression.subs(dict.fromkeys(expression.free_symbols, COMMON_SIZE)))
     return int(optimization_hint(known, fallback=UNKNOWN_SIZE))
 
 

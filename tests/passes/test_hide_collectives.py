@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-from contextlib import nullcontext
 from itertools import chain
 
 import networkx as nx
@@ -21,9 +20,10 @@ from overlapc.graphs.collectives import Collective, collective_starts, read_coll
 from overlapc.graphs.exposure import Chains, hiding
 from overlapc.graphs.gemms import form_of
 from overlapc.options import Options
-from overlapc.passes import PIPELINE, hide_collectives
+from overlapc.passes import PIPELINE, chain_decisions, hide_collectives
 from overlapc.passes.base import Compilation
-from overlapc.passes.hide_collectives import Cut, HideCollectives
+from overlapc.passes.hide_collectives import HideCollectives
+from overlapc.planning.search import plan
 from tests.passes import lockstep
 from tests.passes.emission import SINKING, calls, generated, leave_unbuilt
 from tests.targets import FAST_LINK, SLOW_LINK, machine
@@ -341,61 +341,110 @@ def codes(explained, function):
         return [one.code for one in explained(function, *inputs(), target=SLOW_LINK).report.sites]
 
 
-def test_hiding_all_beats_a_cut_that_leaves_a_rest(explained):
-    assert codes(explained, a_chain_and_a_gemm) == ["hidden_by_order"]
-
-
-def test_a_cut_beats_hiding_a_little(explained):
-    assert codes(explained, a_chain_and_a_small_gemm) == ["chunked_overlaps"]
+@pytest.mark.parametrize("function", [a_chain_and_a_gemm, a_chain_and_a_small_gemm])
+def test_a_chain_is_cut_whatever_else_could_hide_it(explained, function):
+    assert codes(explained, function) == ["chunked_overlaps"]
 
 
 def test_a_gemm_whose_own_chain_is_cut_hides_nothing(explained):
     assert codes(explained, two_chains) == ["chunked_overlaps"] * 2
 
 
-# --- ranks whose sizes are unlike, or that were compiled by unlike calls, decide alike ---
+# --- ranks whose sizes are unlike decide alike ---
 
 
-def dealt_and_a_gemm(x, w, y, v):
+def gradients(x, w, g):
+    """Of the rows and of the weight of a layer whose columns ranks share."""
+    return all_reduce(g @ w.t()).relu(), x.t() @ g
+
+
+def gradients_turned(x, w, g):
+    return g.t() @ x, all_reduce(g @ w.t()).relu()
+
+
+def both_are_sent(x, w, g):
+    return all_reduce(g @ w.t()).relu(), all_reduce(x.t() @ g).relu()
+
+
+def of_other_columns(x, w, g):
+    return all_reduce(g @ w.t()).relu(), x[:, :32].t() @ g
+
+
+def of_other_rows(x, w, g):
+    return all_reduce(g @ w.t()).relu(), x.t() @ g.sin()
+
+
+def dealt(x, w, g):
     rows = [ROWS // 4, 3 * ROWS // 4]
-    return functional.all_to_all_single(x @ w, rows, rows, dist.group.WORLD).relu(), y @ v
+    sent = functional.all_to_all_single(g @ w.t(), rows, rows, dist.group.WORLD)
+    return sent.relu(), x.t() @ g
 
 
-def dealt_before(x, w, y, v):
-    """What is compared with a cut may not be a GEMM of as many rows as came to this rank."""
-    rows = [ROWS // 4, 3 * ROWS // 4]
-    come = functional.all_to_all_single(y, rows, rows, dist.group.WORLD)
-    return all_reduce(x @ w).relu(), come.cumsum(0) @ v
+def gathered_before(x, w, g):
+    return gather(x) @ w, g.t() @ x
 
 
-def test_a_chain_that_deals_unevenly_is_cut(explained):
-    assert codes(explained, dealt_and_a_gemm) == ["chunked_overlaps"]
+CHOICES = {
+    gradients: ["hidden_by_order"],
+    gradients_turned: ["hidden_by_order"],
+    dealt: ["hidden_by_order"],
+    # Not as much work as the chain's own, or that of another chain.
+    both_are_sent: [True, True],
+    of_other_columns: [True],
+    of_other_rows: [True],
+    gathered_before: [True],
+}
+"""Codes of sites; True where a chain is cut."""
 
 
-def test_what_is_dealt_out_unevenly_has_no_part_in_the_choice(explained):
-    assert "hidden_by_order" not in codes(explained, dealt_before)
-    # The mutant that compares with it all the same.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exposure, "_deals_unevenly", lambda start: False)
-        assert "hidden_by_order" in codes(explained, dealt_before)
+def of_ranks(explained, function, rows=ROWS, dynamic=False):
+    """What ranks choose that share the columns of one layer in unlike parts."""
+    found = []
+    for mine in (600, 64, 8, 3):
+        x, w, g = torch.randn(rows, COLUMNS), torch.randn(COLUMNS, mine), torch.randn(rows, mine)
+        if dynamic:
+            torch._dynamo.mark_dynamic(w, 1)
+            torch._dynamo.mark_dynamic(g, 1)
+        torch._dynamo.reset()
+        with torch.no_grad():
+            sites = explained(function, x, w, g, target=MIDDLE).report.sites
+        found.append(
+            [one.code if "hidden" in one.code else one.decision == "rewritten" for one in sites]
+        )
+    return found
 
 
-def codes_by_rows(explained, x_rows, y_rows):
-    x, w, y, v = inputs()
-    x, y = x[:x_rows].clone(), y[:y_rows].clone()
-    for value in (x, y):
-        torch._dynamo.mark_dynamic(value, 0)
-    torch._dynamo.reset()
-    with torch.no_grad():
-        report = explained(a_chain_and_a_gemm, x, w, y, v, target=SLOW_LINK).report
-    return [site.code for site in report.sites]
+MIDDLE = machine("middle-link", 4e8)
 
 
-def test_hints_have_no_part_in_the_choice(explained, monkeypatch):
-    hints = (ROWS, ROWS), (ROWS, 64), (64, ROWS)
-    assert {tuple(codes_by_rows(explained, *rows)) for rows in hints} == {("hidden_by_order",)}
-    monkeypatch.setattr(hide_collectives, "common_sizes", nullcontext)
-    assert len({tuple(codes_by_rows(explained, *rows)) for rows in hints}) > 1
+@pytest.mark.parametrize("function", CHOICES, ids=lambda function: function.__name__)
+def test_unlike_shards_decide_alike(explained, function):
+    assert of_ranks(explained, function) == [CHOICES[function]] * 4
+
+
+@pytest.mark.parametrize("function", [gradients, of_other_rows])
+def test_shards_that_vary_on_one_rank_decide_as_the_others(explained, function):
+    assert of_ranks(explained, function, dynamic=True) == [CHOICES[function]] * 4
+
+
+def test_a_rank_that_goes_by_its_own_plan_is_caught(explained, monkeypatch):
+    monkeypatch.setattr(
+        chain_decisions,
+        "_that_pays",
+        lambda chain, problem, target: next(
+            (p for p in [plan(problem, target)] if p.schedule != "serial"), None
+        ),
+    )
+    assert len(set(map(tuple, of_ranks(explained, of_other_rows)))) > 1
+
+
+def test_a_rank_that_hides_by_its_own_seconds_is_caught(explained, monkeypatch):
+    def by_seconds(self, collective, target, size, gemms, reserved):
+        hiding = self.hiding(collective, target, size, reserved)
+        return hiding if hiding and hiding.pays(0.2) else None
+
+    monkeypatch.setattr(Chains, "by_gradients", by_seconds)
+    assert len(set(map(tuple, of_ranks(explained, of_other_rows)))) > 1
 
 
 def test_without_the_cut_it_is_hidden(explained):
@@ -506,7 +555,7 @@ def test_forgetting_a_dependency_is_caught(function, monkeypatch):
         return [node for node in self.places if form_of(node) is not None]
 
     monkeypatch.setattr(Chains, "independent", all_gemms)
-    monkeypatch.setattr(hide_collectives, "cut_of", lambda start, compilation: Cut())
+    monkeypatch.setattr(hide_collectives, "cut_of", lambda start, compilation: ())
     with pytest.raises(nx.NetworkXUnfeasible):
         hidden(lockstep.traced(function, *inputs()))
 

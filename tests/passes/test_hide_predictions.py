@@ -14,7 +14,7 @@ from overlapc.graphs.gemms import form_of
 from overlapc.options import Options
 from overlapc.passes import hide_collectives
 from overlapc.passes.base import Compilation
-from overlapc.passes.hide_collectives import Cut, HideCollectives
+from overlapc.passes.hide_collectives import HideCollectives
 from tests.passes import lockstep
 from tests.passes.test_hide_collectives import all_reduce, hidden, inputs, is_right
 from tests.targets import SLOW_LINK
@@ -85,7 +85,7 @@ def hidden_and_timed(seed, patch):
     kept = {}
     patch.setattr(exposure, "gemm_seconds", lambda node, target: gemms[node])
     patch.setattr(exposure, "collective_seconds", lambda one, target, size: sent[one.start])
-    patch.setattr(hide_collectives, "cut_of", lambda start, compilation: Cut())
+    patch.setattr(hide_collectives, "cut_of", lambda start, compilation: ())
     patch.setattr(hide_collectives, "order", lambda graph, found: kept.update(found))
     compilation = Compilation(Options(), "inference", lambda device, group: SLOW_LINK, "graph")
     HideCollectives().apply(module.graph, compilation)
@@ -109,7 +109,7 @@ def test_random_graphs_save_what_is_predicted(block, monkeypatch):
             promised, saved, module = hidden_and_timed(seed, patch)
         assert saved >= promised - 1e-9
         predicted.append(promised)
-        monkeypatch.setattr(hide_collectives, "cut_of", lambda start, compilation: Cut())
+        monkeypatch.setattr(hide_collectives, "cut_of", lambda start, compilation: ())
         assert is_right(module, hidden(module)[0])
     assert sum(promised > 0 for promised in predicted) > 3
 

@@ -127,10 +127,10 @@ def plain_ones(x, w, big, v):
 
 
 def hidden_among_ours(x, w, big, v):
-    """What an independent GEMM hides is started where the program starts it."""
+    """What the gradient of its GEMM's weight hides is started where the program starts it."""
     y = gather(v[:64].sin())
     z = all_reduce(x @ w)
-    free = big[:512, :64] @ w
+    free = x.t() @ big[:512, :128]
     u = scatter(v + 1)
     return y.sum() + u.sum(), z.relu(), free
 
