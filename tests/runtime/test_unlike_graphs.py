@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +14,13 @@ import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 
 import overlapc
+from overlapc.graphs.linear import joint
+from overlapc.passes import dispatch_linears
+from overlapc.planning.linear.regions import LinearEntry, Regions
+from overlapc.planning.linear.table import LinearTable
 from overlapc.planning.tuned import TunedPlan
 from overlapc.runtime import groups
+from overlapc.runtime.machine import this_machine
 from tests.ranks import Ranks
 from tests.targets import FAST_LINK, SLOW_LINK
 
@@ -116,6 +121,44 @@ def broken_on_rank_0(rank):
 
 def test_a_graph_that_breaks_on_one_rank_only_meets_the_whole_one(fresh_ranks):
     assert max(fresh_ranks.run(broken_on_rank_0)) < 1e-5
+
+
+class Flat(LinearTable):
+    """A table in which a generated kernel wins at few rows, whatever the layer."""
+
+    def entry(self, problem):
+        return LinearEntry(problem, Regions(1, 3, 9), ())
+
+
+def joined_on_rank_0(rank, keeps_order):
+    """Two all-reduces, of which the first reads the first of two layers of the same rows. Rank 0
+    has few of these, so that there one op computes both layers; on its processor as on a GPU."""
+    torch._dynamo.reset()
+    torch.manual_seed(rank)
+    shapes = ((4, 200)[rank], 64), (96,), (64, 96), (64, 96)
+    operands = [torch.randn(shape) for shape in shapes]
+
+    def layers(x, z, w, v):
+        first = reduced((x @ w).sum(0))
+        return first, reduced(z.sin()), x @ v
+
+    with ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setattr(dispatch_linears, "may_fuse", lambda layer: True)
+        patch.setattr(dispatch_linears, "_table", lambda device: Flat(this_machine(device)))
+        if not keeps_order:
+            patch.setattr(joint, "is_moved", lambda *_: False)
+        stack.enter_context(torch.no_grad())
+        compiled = torch.compile(layers, backend="overlapc", options={"target": FAST_LINK})
+        found, wanted = compiled(*operands), layers(*(one.double() for one in operands))
+    return [(f - t).abs().max().item() for f, t in zip(found, wanted, strict=True)]
+
+
+@pytest.mark.parametrize("keeps_order", [True, False], ids=["", "mutant"])
+def test_a_layer_that_one_rank_joins_keeps_collectives_in_their_order(fresh_ranks, keeps_order):
+    """The mutant sends the second before the first on one rank: each gets the other's."""
+    for errors in fresh_ranks.run(joined_on_rank_0, keeps_order, timeout=60):
+        assert (max(errors) < 1e-3) == keeps_order, errors
 
 
 def of_bias_on_rank_0(rank, ways):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import fx
 
 from overlapc.graphs.algebra import mutates
+from overlapc.graphs.collectives import collective_starts
 from overlapc.graphs.edges import descendants
 from overlapc.graphs.gemms import left_of
 from overlapc.graphs.linear.layers import Linear, merged, rows_key, weight_of
@@ -23,13 +26,19 @@ def may_join(layer: Linear, gemm: fx.Node) -> bool:
 
 def join(layer: Linear, other: Linear) -> Linear | None:
     """Return two layers of the same rows as one of all their results; None where one needs what
-    the other gives, or something is written between them."""
+    the other gives, something is written between them, or a collective would be sent later.
+
+    Ranks may have unlike rows, and tables that say unlike things of them: what one of them joins
+    and another does not has to leave collectives in their order.
+    """
     results = (*layer.results, *other.results)
     nodes = [result.node for result in results]
     operands = [*layer.operands, *other.operands]
     reached = descendants(nodes)
     mine = {*layer.dead, *other.dead, *nodes}
     if any(operand.node in reached for operand in operands) or is_crossed(mine):
+        return None
+    if is_moved(nodes):
         return None
     program, kept = merged(_beside(layer.program, other.program), operands)
     graph = nodes[0].graph
@@ -56,3 +65,11 @@ def is_crossed(nodes: set[fx.Node]) -> bool:
             return True
         node = node.next
     return False
+
+
+def is_moved(results: Sequence[fx.Node]) -> bool:
+    """Whether a collective that needs one of some results starts before the last of them, where
+    one op would give them all: it would come behind that, and others perhaps before it."""
+    below, last = descendants(results), max(results)
+    starts = collective_starts(last.graph)
+    return any(start in below and start < last for start in starts)
