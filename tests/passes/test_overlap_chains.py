@@ -381,3 +381,48 @@ def test_how_many_blocks_a_hint_says_decides_nothing(batch, explained):
     target = dataclasses.replace(FAST_LINK, tuned=(tuned,))
     assert site(FAST_LINK, batch).decision == "kept"
     assert site(target, batch).decision == "rewritten"
+
+
+# --- ranks that compute unlike sizes ---
+
+
+def chain_of(explained, k, target):
+    """The site of a chain of 512x128 that contracts so many, and whether the graph is changed."""
+    with torch.no_grad():
+        result = explained(in_place, torch.randn(512, k), torch.randn(128, k), target=target)
+    (site,) = result.report.sites
+    return site, any(before != after for before, after in result.graphs.values())
+
+
+@pytest.mark.parametrize("k", [1, 300, 2000])
+def test_what_a_rank_contracts_does_not_decide(k, explained):
+    """Mutant: the rank's own plan does."""
+    site, is_changed = chain_of(explained, k, SLOW_LINK)
+    pays = k == 300
+    wanted = ("chunked", "chunked_overlaps") if pays else ("serial", "other_sizes")
+    assert (site.decision, site.plan.schedule, site.code) == ("rewritten", *wanted)
+    assert is_changed
+    assert pays or "At 512x128x16 it pays" in site.reason
+
+
+SLOWEST = machine("slowest-link", 2e5)
+"""At usual sizes there is too little to compute for it to matter."""
+
+
+def test_what_pays_at_no_usual_size_is_left_on_all_ranks(explained):
+    for k, code in ((8000, "unusual_sizes"), (64, "serial_nothing_to_hide")):
+        site, is_changed = chain_of(explained, k, SLOWEST)
+        assert (site.decision, site.plan.schedule, site.code) == ("kept", "serial", code)
+        assert not is_changed
+
+
+@pytest.mark.parametrize("rows", [(256, 256), (512,)], ids=["cut", "whole"])
+@pytest.mark.parametrize("target", [FAST_LINK, SLOW_LINK], ids=lambda target: target.name)
+def test_what_was_measured_of_one_ranks_size_decides_for_all(rows, target, explained):
+    """Whatever is predicted. Mutant: of what was measured the rank's own size alone counts."""
+    measured, _ = chain_of(explained, 64, target)
+    tuned = TunedPlan(measured.plan.problem.resolved(), rows, 1e-3)
+    target = dataclasses.replace(target, tuned=(tuned,))
+    for k in (64, 300):
+        site, is_changed = chain_of(explained, k, target)
+        assert is_changed == (site.decision == "rewritten") == (len(rows) > 1)
