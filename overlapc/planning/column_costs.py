@@ -39,13 +39,14 @@ class ColumnCosts(Costs):
         tile = self.rates.tile_columns
         return tile * -(-COLUMN_GRANULARITY // tile)
 
-    def gemm(self, columns: int, /) -> float:
+    def gemm(self, columns: int, /, *, beside: bool = False) -> float:
         """Seconds of a library GEMM for ``columns`` columns and their share of pointwise work."""
         if not columns:
             return 0.0
         p = self.problem
         extra = p.epilogue_bytes * columns // p.n
-        return self.rates.seconds(p.m, columns, p.k, p.item_bytes, extra)
+        least = self.waves_beside(p.m, columns) if beside else 0.0
+        return self.rates.seconds(p.m, columns, p.k, p.item_bytes, extra, least)
 
     def placing(self, columns: int) -> float:
         """Seconds of the pass that puts so many columns of the result in their place.
@@ -56,9 +57,9 @@ class ColumnCosts(Costs):
         rows = p.m // p.world_size if p.collective == "reduce_scatter" else p.m
         return self.rates.pointwise_seconds(2 * p.sent_bytes(rows, columns))
 
-    def compute(self, columns: int, /) -> float:
+    def compute(self, columns: int, /, *, beside: bool = False) -> float:
         """Seconds of compute of a group of ``columns`` columns, with putting it in its place."""
-        return self.gemm(columns) + self.placing(columns) + self.issue(columns)
+        return self.gemm(columns, beside=beside) + self.placing(columns) + self.issue(columns)
 
     def sent_bytes(self, columns: int, /) -> int:
         """Bytes that ``columns`` columns of what is sent have, whole on one rank."""

@@ -30,7 +30,8 @@ MEANING = {
     "x_1": "bytes of the measured point above",
     "y_0": "seconds of the measured point below",
     "y_1": "seconds of the measured point above",
-    "G": "seconds of a group's GEMM with nothing in flight; of a consumer, of its collective",
+    "G": "seconds of a group's GEMM with nothing in flight; of a producer's later groups beside a "
+    "collective, but for c; of a consumer, of its collective",
     "L": "seconds of its collective on an idle link; of a consumer, of its GEMM",
     "Q": "seconds that the collective adds to a busy link; of a consumer, L",
     "R": "when the groups so far are computed; of a consumer, when they have come",
@@ -69,6 +70,18 @@ def gemm_seconds() -> sympy.Expr:
 
     r, n, k, b, F, P, B, a, rows, columns, w, e, S = symbols("r n k b F P B a t_r t_c w e S")
     waves = sympy.ceiling(sympy.ceiling(r / rows) * sympy.ceiling(n / columns) / w)
+    computed = waves * w * rows * columns * 2 * k / F + k * n * b / P
+    return a + sympy.Max(computed, (r * k + k * n + r * n) * b / B) + e / S
+
+
+def gemm_seconds_beside() -> sympy.Expr:
+    """Of `Costs.gemm` beside a collective: what `advance` then multiplies by c."""
+    import sympy
+
+    r, n, k, F, P, B, a, e, S = symbols("r n k F P B a e S")
+    b, rows, columns, w, s, c = symbols("b t_r t_c w s c")
+    tiles = sympy.ceiling(r / rows) * sympy.ceiling(n / columns)
+    waves = sympy.Max(sympy.ceiling(tiles / w), sympy.ceiling(tiles / (w - s)) / c)
     computed = waves * w * rows * columns * 2 * k / F + k * n * b / P
     return a + sympy.Max(computed, (r * k + k * n + r * n) * b / B) + e / S
 
@@ -139,6 +152,7 @@ def formulas() -> dict[str, sympy.Expr]:
     ready, end = advance()
     return {
         "gemm": gemm_seconds(),
+        "gemm beside": gemm_seconds_beside(),
         "curve": curve_seconds(),
         "ready": ready,
         "end": end,

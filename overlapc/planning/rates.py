@@ -67,15 +67,27 @@ class GemmRates:
         """Tiles of a ``rows`` x ``n`` output."""
         return -(-rows // self.tile_rows) * -(-n // self.tile_columns)
 
+    def waves(self, rows: int, n: int, taken: int = 0) -> int:
+        """Waves of those tiles, where ``taken`` of the places have no room for any."""
+        return -(-self.tiles(rows, n) // max(1, self.resident - taken))
+
     def wave_seconds(self, k: int) -> float:
         """Seconds of one wave of resident tiles over a contraction of ``k``."""
         elements = self.resident * self.tile_rows * self.tile_columns
         return 2.0 * elements * k / self.flops_per_second
 
-    def seconds(self, rows: int, n: int, k: int, item_bytes: int, extra_bytes: int = 0) -> float:
-        """Seconds of a call on a ``rows`` x ``k`` slice, then ``extra_bytes`` of pointwise work."""
-        waves = -(-self.tiles(rows, n) // self.resident)
-        busy = waves * self.wave_seconds(k)
+    def seconds(
+        self,
+        rows: int,
+        n: int,
+        k: int,
+        item_bytes: int,
+        extra_bytes: int = 0,
+        least_waves: float = 0.0,
+    ) -> float:
+        """Seconds of a call on a ``rows`` x ``k`` slice, then ``extra_bytes`` of pointwise work;
+        of at least so many waves."""
+        busy = max(self.waves(rows, n), least_waves) * self.wave_seconds(k)
         if self.pack_bytes_per_second is not None:
             busy += k * n * item_bytes / self.pack_bytes_per_second
         if self.memory_bytes_per_second is not None:

@@ -159,7 +159,7 @@ def random_tables(random: Random, units: int, kind: str = "all_reduce") -> Table
     rows = range(1, units + 1)
     tables = {
         what: {count: random.uniform(0.1, 1 + count) for count in rows}
-        for what in ("compute", "alone", "queued", "local")
+        for what in ("compute", "beside", "alone", "queued", "local")
     }
     problem = Problem(units, 8, 8, "float32", collective, 2, order=order, row_multiple=1)
     return TableCosts(problem, random_target(random), tables)
@@ -171,11 +171,11 @@ class TableCosts(Costs):
 
     table: dict[str, dict[int, float]] = field(default_factory=dict, hash=False)
 
-    def gemm(self, rows: int) -> float:
-        return self.table["compute"][rows]
+    def gemm(self, rows: int, /, *, beside: bool = False) -> float:
+        return self.compute(rows, beside=beside)
 
-    def compute(self, rows: int) -> float:
-        return self.table["compute"][rows]
+    def compute(self, rows: int, /, *, beside: bool = False) -> float:
+        return self.table["beside" if beside else "compute"][rows]
 
     @property
     def backlog(self) -> float:  # type: ignore[override]

@@ -12,6 +12,7 @@ from overlapc.planning import cost, timelines
 from overlapc.planning.column_costs import ColumnCosts
 from overlapc.planning.cost import Costs
 from overlapc.planning.curve import Curve
+from overlapc.planning.problem import Problem
 from overlapc.planning.schedule import LANES, LOCAL, Event
 from overlapc.planning.target import Target
 from overlapc.planning.timelines import chunked_timeline, serial_timeline
@@ -36,7 +37,8 @@ def random_cut(random: Random, rows: int) -> list[int]:
 
 def differences(costs: Costs, rows: Sequence[int], timeline: Sequence[Event]) -> float:
     """Largest relative difference between the ends of a timeline and those of the simulation."""
-    work = [costs.compute(count) for count in rows]
+    later = not costs.problem.is_consumer
+    work = [costs.compute(n, beside=later and index > 0) for index, n in enumerate(rows)]
     queued = [costs.queued(count) for count in rows]
     slowdowns = costs.target.compute_slowdown, costs.target.link_slowdown
     expected: list[Fraction] = []
@@ -224,6 +226,31 @@ def test_starting_a_call_takes_what_was_measured_for_its_bytes() -> None:
             assert mine.issue(6) == pytest.approx(expected)
             computed = 6 - costs.problem.local_rows(6)
             assert mine.compute(6) == pytest.approx(mine.gemm(computed) + expected)
+
+
+def test_later_groups_have_whole_waves_of_what_the_collective_leaves() -> None:
+    """512 tiles on 128 multiprocessors, of which it takes 2, as FlashOverlap publishes them; by
+    `advance` they take the slowdown as well, as long as there is a collective.
+
+    Mutants: the first group too; waves are not divided by the slowdown; no waves are added.
+    """
+    target = Target.load("rtx4090-pcie")
+    rates = target.rates_of("bfloat16")
+    assert rates is not None
+    c = target.compute_slowdown
+    problem = Problem(3 * 4096, 2048, 4096, "bfloat16", "all_reduce", 4)
+    for costs, size in ((Costs(problem, target), 4096), (ColumnCosts(problem, target), 512)):
+        (first, *_), (later, *_) = (costs.step(size, is_first=its) for its in (True, False))
+        tiles = rates.tiles(size, 2048) if costs.by == "rows" else rates.tiles(problem.m, size)
+        whole, fewer = -(-tiles // 128), -(-tiles // 126)
+        assert fewer > whole
+        more = (fewer / c - whole) * rates.wave_seconds(problem.k)
+        assert later - first == pytest.approx(more)
+        alone = replace(target, communication_sms=0)
+        assert type(costs)(problem, alone).step(size, is_first=False)[0] == first
+    assert (rates.waves(4096, 2048), rates.waves(4096, 2048, taken=2)) == (4, 5)
+    consumer = Costs(replace(problem, collective="all_gather"), target)
+    assert consumer.step(4096, is_first=True)[1] == consumer.step(4096, is_first=False)[1]
 
 
 @pytest.mark.parametrize("kind", BY_COLUMNS)

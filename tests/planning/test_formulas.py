@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from random import Random
 
@@ -7,10 +8,17 @@ import pytest
 import sympy
 
 from overlapc.planning import cost, formulas
+from overlapc.planning.cost import Costs
 from overlapc.planning.rates import GemmRates
 from overlapc.planning.signaled import boundaries
 from overlapc.planning.tiles import LEAST_SHARE
-from tests.planning.machines import KERNELS, random_curve, random_kernel
+from tests.planning.machines import (
+    KERNELS,
+    random_curve,
+    random_kernel,
+    random_problem,
+    random_target,
+)
 
 CASES = 200
 
@@ -31,6 +39,30 @@ def test_gemm_seconds_are_the_formula() -> None:
         rates = GemmRates("float32", F, a, P, B, rows, columns, Q, S)
         expected = formula(r, n, k, b, F, P, B, a, rows, columns, Q, e, S)
         assert rates.seconds(r, n, k, b, e) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_gemm_beside_a_collective_is_the_formula() -> None:
+    random = Random(6)
+    formula = compiled(formulas.gemm_seconds_beside(), "r n k b F P B a t_r t_c w s c e S")
+    more = 0
+    for _ in range(CASES):
+        p = random_problem(random, 300)
+        target = random_target(random, device="cuda", resident=random.choice([3, 17, 60]))
+        target = replace(target, communication_sms=random.choice([1, 2]))
+        costs, r, rates = Costs(p, target), random.randint(1, p.m), target.gemm[0]
+        P, B, S = (
+            rate or math.inf
+            for rate in (rates.pack_bytes_per_second, rates.memory_bytes_per_second, math.inf)
+        )
+        extra = rates.pointwise_seconds(p.epilogue_bytes * r // p.m)
+        expected = formula(
+            r, p.n, p.k, 4, rates.flops_per_second, P, B, rates.launch_seconds, rates.tile_rows,
+            rates.tile_columns, rates.resident, target.communication_sms, target.compute_slowdown,
+            0, S,
+        )  # fmt: skip
+        assert costs.gemm(r, beside=True) == pytest.approx(expected + extra, rel=1e-12)
+        more += costs.gemm(r, beside=True) > costs.gemm(r)
+    assert 0 < more < CASES
 
 
 def test_the_curve_is_the_formula() -> None:
