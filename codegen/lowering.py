@@ -59,6 +59,8 @@ def lower(
     read it. ``results`` are the values that the chain gives, ``dtype`` that of A and B, ``columns``
     the n of C, where it is known. Raises ``CannotLower`` where not even the GEMM can be lowered.
     """
+    if dtype not in FLOATS:
+        raise CannotLower(f"No GEMM is generated for operands of {dtype}.")
     function = Function(operands, dtype, most_products)
     reason = ""
     for call in calls:

@@ -45,5 +45,5 @@ def are_alike(one: Problem, other: Problem, *, rows: bool) -> bool:
 
 def _without_own(problem: Problem, rows: bool) -> Problem:
     common = problem.common()
-    own = {}
+    own = {"n" if common.order == COLLECTIVE_FIRST else "k": 0}
     return replace(common, **own, **({"m": 0, "blocks": 1} if rows else {}))

@@ -58,6 +58,31 @@ def test_what_has_no_text_is_left_out():
         assert settings() == "{'max_fusion_size': 7}"
 
 
+class OneConfiguration:
+    """In place of a context: torch 2.11 keeps what is set a process, whichever thread asks."""
+
+    def run(self, call: Callable[[], Any]) -> Any:
+        return call()
+
+
+def test_where_torch_keeps_one_configuration_a_process_nothing_of_ours_stays(monkeypatch):
+    """It takes what is set at the call. Mutant: a graph's settings are set and not taken back."""
+    monkeypatch.setattr("overlapc.runtime.settings.Context", OneConfiguration)
+    plain, text = some(), "{'max_fusion_size': 7}"
+    with config.patch({"max_fusion_size": 9}):
+        assert settings() == ""
+        assert under("", some) == (*plain[:2], 9)
+        assert under(text, some) == (*plain[:2], 7)
+        assert some() == (*plain[:2], 9)
+
+    def fails() -> None:
+        raise ValueError
+
+    with pytest.raises(ValueError):  # noqa: PT011 - it is ours
+        under(text, fails)
+    assert some() == plain
+
+
 def gated(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     y = x @ w
     return functional.all_reduce(F.silu(y) * y, "sum", dist.group.WORLD)

@@ -114,6 +114,7 @@ CASES = {
     "uneven": Case("gemm_all_to_all", uneven=UNEVEN),
     "rowless": Case("gemm_all_to_all", uneven=ROWLESS),
 }
+NO_STREAMS = "Collectives of gloo do not run on streams."
 SELDOM = ("scatter rows", "scatter blocks", "all-to-all", "all-to-all of columns", "rowless")
 """Not every time with a rank that falls back."""
 
@@ -302,6 +303,40 @@ def test_too_little_shared_memory_is_found_once_and_said(ranks):
         ((reason, count),) = why.items()
         assert "out of resource: shared memory" in reason
         assert (count, launched) == (3, 1)
+
+
+def refused(rank: int, what: str) -> tuple[float, dict, dict, set[str]]:
+    """The error of a call that no kernel serves on any rank; who computed it, why, and who sent."""
+    group = dist.new_group(list(range(dist.get_world_size())))  # what it lacks, it lacks for good
+    case = CASES["scatter blocks"]
+    forget()
+    counts = ops.calls_of(case.spec.site), ops.by_library_of(case.spec.site)
+    for each in counts:
+        each.clear()
+    given = case.operands(rank)
+    if what == "dtype":
+        given = [tensor.double() for tensor in given]
+    lacks = NO_STREAMS if what == "streams" else ""
+    with pretended_gpu(lacks=lacks), ragged(3, cut="signaled"), poisoned(), recorded(group) as log:
+        (found,) = call(case.spec, given, 1, (), (), group.group_name)
+        error = error_of(found, wanted_of(case.spec, given))
+    dist.destroy_process_group(group)
+    return error, dict(counts[0]), dict(counts[1]), {who for who, *_ in log}
+
+
+@pytest.mark.parametrize(
+    ("what", "why", "sender"),
+    [
+        ("streams", NO_STREAMS, "group"),
+        ("dtype", "No GEMM is generated for operands of float64.", "beside"),
+    ],
+)
+def test_what_no_kernel_serves_the_library_computes_and_says_so(ranks, what, why, sender):
+    """In as many groups. Mutants: no reason is counted; a group without streams is sent beside."""
+    for error, calls, said, senders in ranks.run(refused, what):
+        assert error < BOUND
+        assert (calls, said) == ({"chunked": 1}, {why: 1})
+        assert senders == {sender}
 
 
 def short_of_memory(rank: int) -> tuple[list[float], dict, dict]:
