@@ -534,6 +534,11 @@ def made_like_scores(q, k, v):
     return (s + torch.zeros(K, K).type_as(s)).masked_fill(later, -INF).softmax(-1) @ v
 
 
+def added_like_scores(q, k, v, kept):
+    s = q @ k.mT
+    return (torch.zeros_like(s).masked_fill(~kept, -INF) + s).softmax(-1) @ v
+
+
 def filled_through_a_view(q, k, v, kept):
     s = torch.bmm(q.flatten(0, 1), k.flatten(0, 1).mT)
     s.view(B, H, Q, K).masked_fill_(~kept, -INF)
@@ -638,6 +643,7 @@ REWRITTEN = {
     ),
     "expanded_as_scores": Spelling(expanded_as_scores, more=keep),
     "made_like_scores": Spelling(made_like_scores, operands=square, says="is_causal=True"),
+    "added_like_scores": Spelling(added_like_scores, more=keep),
     "filled_through_a_view": Spelling(filled_through_a_view, more=keep),
     "values_change_before": Spelling(values_change_before),
 }

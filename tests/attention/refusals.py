@@ -82,6 +82,11 @@ def off_by_one_of_another_base(q, k, v):
     return (e / ((-m).exp() + e.sum(-1, keepdim=True))) @ v
 
 
+def exp_of_no_scores(q, k, v):
+    """As linear attention has it."""
+    return q.exp() @ (k.exp().mT @ v)
+
+
 def powers_of_a_negative_number(q, k, v):
     e = (-2.0) ** (q @ k.mT)
     return (e / e.sum(-1, keepdim=True)) @ v
@@ -423,6 +428,7 @@ LEFT = {
     "exp_over_less_than_its_sum": Spelling(exp_over_less_than_its_sum, "!unread_softmax"),
     "off_by_one": Spelling(off_by_one, "!sinks"),
     "off_by_one_of_another_base": Spelling(off_by_one_of_another_base, "!unread_softmax"),
+    "exp_of_no_scores": Spelling(exp_of_no_scores, ""),
     "powers_of_a_negative_number": Spelling(powers_of_a_negative_number, ""),
     "off_by_another_one": Spelling(off_by_another_one, "!unread_softmax"),
     "batches_exchanged": Spelling(

@@ -59,6 +59,15 @@ def test_rewritten(name):
     assert_alike(found, wanted, dtype)
 
 
+@pytest.mark.parametrize("name", ["expanded_as_scores", "made_like_scores", "added_like_scores"])
+def test_who_reads_a_shape_keeps_no_scores(name):
+    spelling = REWRITTEN[name]
+    operands, more = inputs_of(spelling)
+    done = rewrite(spelling.function, *operands, *more)
+    assert sum(part.count(" = matmul(") for part in done.before) == 2
+    assert done.calls("matmul") == 0
+
+
 @pytest.mark.parametrize("name", LEFT)
 def test_left_as_it_is(name):
     spelling = LEFT[name]
