@@ -137,10 +137,12 @@ class Watched:
 def test_after_a_first_run_of_one_shape_nothing_is_left_but_the_kernel(monkeypatch, compiled):
     """Mutants: what runs is found by shapes alone; what was compiled is kept as Inductor gave it;
     it is kept when it has not run; autocast is not asked."""
-    watched, walks = [], []
-    monkeypatch.setattr(
-        compiling, "by_inductor", lambda graph, _: Watched(lambda given: graph(*given), watched)
-    )
+    watched, walks, ran = [], [], []
+
+    def by_inductor(graph, _):
+        return Watched(lambda given: ran.append(1) or graph(*given), watched)
+
+    monkeypatch.setattr(compiling, "by_inductor", by_inductor)
     original = fusing.Fusing.__call__
     monkeypatch.setattr(
         fusing.Fusing, "__call__", lambda *given: walks.append(1) or original(*given)
@@ -153,9 +155,12 @@ def test_after_a_first_run_of_one_shape_nothing_is_left_but_the_kernel(monkeypat
     program = Program((ROWS, WHOLE), (STEPS[0], *SILU), value(2))
     run, given = fusing.of_one_shape(fusing.function(program)), operands(7)[:2]
     check(run, 7, program, given)
+    before = len(ran)
     with torch.autocast("cpu", torch.bfloat16):
-        assert run(given, ())[0].dtype == execution.function(program)(given, ())[0].dtype
+        assert run(given, ())[0].dtype == torch.bfloat16
+    assert len(ran) == before  # for kernels were made for what GEMMs give without it
     check(run, 7, program, given)
+    assert len(ran) > before
     assert fusing.of_one_shape(steps := execution.function(program)) is steps
 
 
