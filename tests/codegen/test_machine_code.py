@@ -386,7 +386,9 @@ def test_every_configuration_keeps_the_budgets(architecture: str, dtype: str):
     for tile in tiles_for(architecture, dtype):
         for k, by_row in itertools.product((128, 127), (False, True)):
             # What a launch on contiguous operands finds: an odd k is the stride of one or both.
-            odd = ("K", "stride_am", *(() if by_row else ("stride_bn",))) if k % 2 else ()
+            # Of float8 torch multiplies none.
+            is_odd = k % 2 == 1 and not dtype.startswith("float8")
+            odd = ("K", "stride_am", *(() if by_row else ("stride_bn",))) if is_odd else ()
             spec = of_tile(architecture, dtype, tile, k, by_row=by_row)
             check(architecture, spec, ragged=odd)
         chains = [chain_of(op, dtype) for op in RULES if op.split(".")[1] in HARD]
