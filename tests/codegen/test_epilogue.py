@@ -60,14 +60,15 @@ def test_every_op_in_every_dtype_and_order(interpreted, op, dtype):
         for seed in range(3):
             text = spec_of(chain, dtype, order=order)
             groups = (2, 7) if order == "packed" else (16, 26)
-            interpreted("gemm_cases.run", text, 42, 48, 33, groups, seed=seed)
+            interpreted("gemm_cases.run", text, 42, 48, 33, groups, sweep=4, seed=seed)
 
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("order", ["band", "packed"])
 def test_chains_of_models(interpreted, name, order):
     text = spec_of(MODELS[name], "bfloat16", order=order)
-    interpreted("gemm_cases.run", text, 42, 48, 33, (2, 7) if order == "packed" else (16, 26))
+    groups = (2, 7) if order == "packed" else (16, 26)
+    interpreted("gemm_cases.run", text, 42, 48, 33, groups, sweep=4)
 
 
 @pytest.mark.parametrize("name", SCALED)

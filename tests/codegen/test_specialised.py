@@ -54,24 +54,26 @@ def operands(spec: GemmSpec, m: int, n: int, k: int, skipped: int = 0) -> list[t
     return [a, b, *(matrix(m, n, getattr(torch, its.dtype)) for its in spec.chain.inputs)]
 
 
-def launched(spec: GemmSpec, a: torch.Tensor, b: torch.Tensor, *inputs: Any, ctas: int) -> str:
+def launched(
+    spec: GemmSpec, a: torch.Tensor, b: torch.Tensor, *inputs: Any, ctas: int, sweep: int = 8
+) -> str:
     """The key of the GEMM of these operands."""
     kernel = build(spec)
     out = torch.empty(16, dtype=getattr(torch, spec.out))
     table = torch.empty(64, dtype=torch.int32)
-    arguments = kernel._arguments(a, b, out, inputs, table, table, ctas)
+    arguments = kernel._arguments(a, b, out, inputs, table, table, (ctas, sweep))
     return compiled_for(kernel.module.KERNEL, *arguments, **kernel._constants())
 
 
 @pytest.mark.parametrize("name", ["alone", "packed, with a residual"])
 def test_no_number_of_rows_or_of_programs_is_compiled_for(name, private_cache):
-    """Nor whether it is one, or a multiple of 16. Mutants: ``M`` or ``num_ctas`` is no longer named
-    in the template's ``do_not_specialize``."""
+    """Nor whether it is one, or a multiple of 16; nor of a sweep. Mutants: ``M``, ``num_ctas`` or
+    ``sweep`` is no longer named in the template's ``do_not_specialize``."""
     spec = SPECS[name]
     keys = {
-        launched(spec, *operands(spec, m, 256, 128), ctas=ctas)
+        launched(spec, *operands(spec, m, 256, 128), ctas=ctas, sweep=sweep)
         for m in ROWS
-        for ctas in (1, 16, 130)
+        for ctas, sweep in ((1, 8), (16, 16), (130, 1))
     }
     assert len(keys) == 1
     assert {launched(spec, *operands(spec, 16, 256, k), ctas=1) for k in (128, 120)} != keys

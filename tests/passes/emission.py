@@ -22,8 +22,10 @@ SINKING = {
 }
 """Inductor's configuration under which it moves collectives and waits by itself."""
 
+_OURS = r"(?:ops\.overlapc\.|extern_kernels\.overlapc_)(\w+?)(?:\.default)?\("
+"""An op of ours, as torch's dispatcher is asked for it, and as the function itself."""
 _CALL = re.compile(
-    r"\b(?:(_c10d_functional|overlapc)\.(\w+)\.default\(|(?:extern_kernels|mkldnn)\.\w*?(mm)\()"
+    rf"\b(?:_c10d_functional\.(\w+)\.default\(|{_OURS}|(?:extern_kernels|mkldnn)\.\w*?(mm)\()"
 )
 
 
@@ -59,8 +61,13 @@ def calls(code: Sequence[str]) -> list[str]:
     """
     lines = [line for line in "\n".join(code).splitlines() if not line.lstrip().startswith("#")]
     found = []
-    for space, name, gemm in _CALL.findall("\n".join(lines)):
+    for name, ours, gemm in _CALL.findall("\n".join(lines)):
         plain = re.sub("_(into_tensor|tensor|single)?$", "", name)
-        ours = "verifier" if name == "verify_sizes" else "ours"
-        found.append(ours if space == "overlapc" else plain or gemm)
+        its = "verifier" if ours == "verify_sizes" else "ours"
+        found.append(its if ours else plain or gemm)
     return found
+
+
+def kinds_of_ours(code: str) -> list[str]:
+    """The kinds of our ops in the code, in order."""
+    return re.findall(_OURS, code)

@@ -181,8 +181,9 @@ class Mutant(OverlapChains):
 
     wrong: str = ""
 
-    def _rewrite(self, graph, chain, site, compilation):
-        match self.wrong:
+    def _decided(self, start, compilation):
+        chain, decided = super()._decided(start, compilation)
+        match self.wrong if chain else "":
             case "blocks":
                 chain = replace(chain, outer=())
             case "outer" if chain.padding and chain.program.sent:
@@ -199,7 +200,7 @@ class Mutant(OverlapChains):
                 chain = replace(chain, operands=(replace(moved, turn=None), *others))
             case "results":
                 chain = replace(chain, results=chain.results[::-1])
-        super()._rewrite(graph, chain, site, compilation)
+        return chain, decided
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from itertools import product
 
 import pytest
@@ -15,7 +14,7 @@ from overlapc.graphs.collectives import collective_starts
 from overlapc.graphs.edges import is_ancestor
 from overlapc.passes import PIPELINE
 from overlapc.runtime.spec import COLLECTIVE_OF
-from tests.passes.emission import SINKING, calls, generated
+from tests.passes.emission import SINKING, calls, generated, kinds_of_ours
 from tests.targets import SLOW_LINK
 
 
@@ -156,11 +155,6 @@ KINDS = ["all_gather_gemm", "gemm_reduce_scatter", "gemm_all_reduce"]
 """Of ``all_of_ours``."""
 
 
-def kinds_of_sites(text):
-    """The kinds of our ops in the code, in order."""
-    return re.findall(r"overlapc\.(\w+)\.default\(", text)
-
-
 def written(function, rows, config):
     options = {"target": SLOW_LINK, "inductor": CONFIGURED[config]}
     compiled = torch.compile(function, backend="overlapc", options=options)
@@ -174,7 +168,7 @@ def is_in_order(function, wanted, found, code, config):
     """Whether our ops and the plain collectives come as the program has them."""
     if "ours" not in found:  # Inductor moves the ones it knows, the same way on every rank
         return "ours" not in wanted or config == "reordering"
-    kinds = kinds_of_sites("\n".join(code))
+    kinds = kinds_of_ours("\n".join(code))
     return found == wanted and (function is not all_of_ours or kinds == KINDS)
 
 

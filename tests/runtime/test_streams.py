@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from overlapc.codegen import Bands, GemmSpec
 from overlapc.errors import KernelError, SignalError
+from overlapc.planning.tiles import SWEEP
 from overlapc.runtime import streams
 from overlapc.runtime.group_tables import GroupTables
 from overlapc.runtime.layout import Dealing, producer_parts
@@ -58,8 +59,8 @@ class Gemm:
     def tiles_n(self, n: int) -> int:
         return -(-n // BLOCK)
 
-    def __call__(self, a, b, out, *, ctas, bands, counters, inputs) -> None:
-        assert ctas == SMS - LEFT
+    def __call__(self, a, b, out, *, ctas, sweep, bands, counters, inputs) -> None:
+        assert (ctas, sweep) == (SMS - LEFT, SWEEP)
         (bias,) = inputs
         self.gpu.load("GEMM")
         group_of = [group for group, rows in enumerate(ROWS) for _ in range(-(-rows // BLOCK))]
