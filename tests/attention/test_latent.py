@@ -26,7 +26,8 @@ def rewritten(function, *inputs):
     with torch.no_grad():
         wanted = function(*inputs)
         done = rewrite(twin, *inputs, softmax="unified")
-        torch.testing.assert_close(done.function(*inputs), wanted)
+        # Scores are far apart, and exponentials of float32 ones as far off.
+        torch.testing.assert_close(done.function(*inputs), wanted, rtol=1e-4, atol=1e-4)
     assert done.calls("overlapc.attention.default") == 1
     return done
 
