@@ -211,6 +211,15 @@ def test_calibrate_takes_a_report_that_can_be_read(capsys, monkeypatch, tmp_path
     assert "gossip" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("other", ["--chains", "--linear", "--attention"])
+def test_calibrate_measures_one_kind_of_thing(capsys, other):
+    """Mutant: options that all parse, of which one is obeyed."""
+    with pytest.raises(SystemExit) as caught:
+        main(["calibrate", other, "a:model", "--softmax", "a:prompts"])
+    assert caught.value.code == 2
+    assert "argument --softmax: not allowed with" in capsys.readouterr().err
+
+
 def test_calibrate_alone_says_how_to_start_it(capsys, monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     assert "torchrun" in error_of(capsys, "calibrate")
@@ -296,9 +305,30 @@ def test_plan_says_what_it_lacks(capsys):
     said = error_of(capsys, "plan", "--linear", "8x8", "--target", "cpu")
     assert "target cpu" in said
     assert "calibrate --linear" in said
+    assert "dtypes that overlapc targets lists" in error_of(
+        capsys, *LINEAR, "8x8", "--dtype", "float64"
+    )
     both = ("plan", "--linear", "8x8", "--gemm", "8x8x8", "--target", "cpu")
     with pytest.raises(SystemExit):
         main(both)
+
+
+OF_GEMMS = {
+    "--collective": "all_reduce",
+    "--order": "gemm_first",
+    "--world-size": "8",
+    "--schedule": "auto",
+}
+OF_LAYERS = {"--epilogue": "silu", "--held": "int8"}
+
+
+@pytest.mark.parametrize(("option", "value"), [*OF_GEMMS.items(), *OF_LAYERS.items()])
+def test_plan_refuses_what_would_change_nothing(capsys, option, value):
+    """Also where it says what is so anyhow. Mutant: an option that is in no list."""
+    planned = (*LINEAR, "8x8") if option in OF_GEMMS else GEMM
+    said = error_of(capsys, *planned, option, value)
+    assert f"{option} would change nothing here." in said
+    assert f"or plan --{'gemm' if option in OF_GEMMS else 'linear'}" in said
 
 
 @pytest.fixture

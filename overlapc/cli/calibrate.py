@@ -44,7 +44,8 @@ def add_calibrate(commands: Any) -> None:
         metavar="DTYPE",
         help="to measure GEMMs of, beside float32, and on a GPU bfloat16 and float8_e4m3fn",
     )
-    calibrate.add_argument(
+    instead = calibrate.add_mutually_exclusive_group()
+    instead.add_argument(
         "--chains",
         type=Path,
         metavar="REPORT",
@@ -52,20 +53,20 @@ def add_calibrate(commands: Any) -> None:
         "report.json), and let the group's target remember which won; without a stored target the "
         "group is measured first",
     )
-    calibrate.add_argument(
+    instead.add_argument(
         "--linear",
         metavar="MODULE:CALLABLE",
         help="instead, in one process, measure the linear layers of the model that it returns, as "
         "for explain, at 1 to 64 rows, and let this machine's table remember which implementation "
         "beats the library where",
     )
-    calibrate.add_argument(
+    instead.add_argument(
         "--attention",
         metavar="MODULE:CALLABLE",
         help="instead, in one process, measure the attentions of that model over 512 to 128k keys, "
         "and let this machine's table remember where a kernel of ours beats torch's",
     )
-    calibrate.add_argument(
+    instead.add_argument(
         "--softmax",
         metavar="MODULE:CALLABLE",
         help="instead, in one process, call the model that it returns with the batches that it "

@@ -18,6 +18,12 @@ from overlapc.planning.target import Target
 from overlapc.reporting.gantt import describe
 from overlapc.reporting.linears import describe_prediction
 
+OPTIONS_OF = {
+    "gemm": ("collective", "order", "world_size", "schedule"),
+    "linear": ("epilogue", "held"),
+}
+"""What is of one kind of plan alone; all are None where they are not given."""
+
 
 def add_plan(commands: Any) -> None:
     """Add the command ``plan`` to the subparsers of ``overlapc``."""
@@ -41,14 +47,12 @@ def add_plan(commands: Any) -> None:
     plan.add_argument(
         "--collective",
         choices=COLLECTIVES,
-        default="all_reduce",
-        help="after the GEMM, an all-gather before it (default: all_reduce)",
+        help="of --gemm: after it, an all-gather before it (default: all_reduce)",
     )
     plan.add_argument(
         "--order",
         choices=ORDERS,
-        default="",
-        help="of an all-to-all, which may come after the GEMM (the default) or before it",
+        help="of --gemm: where an all-to-all comes, after it (the default) or before it",
     )
     plan.add_argument("--world-size", type=count, help="ranks of the group, of --gemm")
     plan.add_argument(
@@ -59,19 +63,15 @@ def add_plan(commands: Any) -> None:
     )
     plan.add_argument(
         "--epilogue",
-        default="",
         metavar="OPS",
         help="of --linear: names of the ops after the GEMM, such as 'silu mul'",
     )
-    plan.add_argument(
-        "--held", choices=tuple(BYTES), default="", help="of --linear: the weight's own dtype"
-    )
+    plan.add_argument("--held", choices=tuple(BYTES), help="of --linear: the weight's own dtype")
     plan.add_argument("--target", required=True, help="name or file; see overlapc targets")
     plan.add_argument(
         "--schedule",
         choices=("auto", *SCHEDULES),
-        default="auto",
-        help="the best of its kind, or the best of all (default: auto)",
+        help="of --gemm: the best of its kind, or the best of all (default: auto)",
     )
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
     plan.set_defaults(run=_plan)
@@ -103,6 +103,7 @@ def _layer(text: str) -> LinearProblem:
 
 
 def _plan(chosen: argparse.Namespace) -> None:
+    _refuse_others(chosen, "gemm" if chosen.linear else "linear")
     if chosen.linear:
         _plan_linear(chosen)
         return
@@ -117,26 +118,40 @@ def _plan(chosen: argparse.Namespace) -> None:
         m=m,
         n=n,
         k=k,
-        collective=chosen.collective,
+        collective=chosen.collective or "all_reduce",
         world_size=chosen.world_size,
         dtype=chosen.dtype,
         target=chosen.target,
-        schedule=chosen.schedule,
-        order=chosen.order,
+        schedule=chosen.schedule or "auto",
+        order=chosen.order or "",
     )
     print(plan.to_json() if chosen.json else describe(plan))
 
 
+def _refuse_others(chosen: argparse.Namespace, other: str) -> None:
+    """Options of the other kind would change nothing."""
+    given = [name for name in OPTIONS_OF[other] if getattr(chosen, name) is not None]
+    if given:
+        named = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise CommandError(
+            f"{named} would change nothing here.",
+            where="overlapc plan --" + ("linear" if other == "gemm" else "gemm"),
+            remedy=f"leave that out, or plan --{other}",
+        )
+
+
 def _plan_linear(chosen: argparse.Namespace) -> None:
     target = Target.load(chosen.target)
-    held = "" if chosen.held == chosen.dtype else chosen.held
-    problem = replace(chosen.linear, dtype=chosen.dtype, held=held, epilogue=chosen.epilogue)
+    held = "" if chosen.held in (None, chosen.dtype) else chosen.held
+    epilogue = chosen.epilogue or ""
+    problem = replace(chosen.linear, dtype=chosen.dtype, held=held, epilogue=epilogue)
     prediction = predict(problem, target)
     if prediction is None:
         raise TargetError(
-            f"It does not say how fast float32 and {chosen.dtype} are multiplied and read.",
+            f"The target does not say how fast float32 and {chosen.dtype} are multiplied and read.",
             where=f"target {target.name} ({target.fingerprint})",
-            remedy="give one of a GPU; on a processor only overlapc calibrate --linear tells",
+            remedy="give a GPU's, and one of the dtypes that overlapc targets lists for it; on a "
+            "processor only overlapc calibrate --linear tells",
         )
     if chosen.json:
         print(json.dumps(to_value(prediction), indent=1))
