@@ -165,7 +165,7 @@ class Plan:
 def format_seconds(seconds: float) -> str:
     """Three significant digits in s, ms or us."""
     for unit, scale in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= scale:
+        if seconds >= 0.9995 * scale:  # else it would be rounded to 1e+03 of the next
             return f"{seconds / scale:.3g} {unit}"
     return f"{seconds / 1e-6:.3g} us"
 

@@ -54,6 +54,23 @@ def test_strides_are_those_of_eager(reader, spelled, softmax, drawn):
     torch.testing.assert_close(found, wanted)
 
 
+def einsum(q, k, v):
+    weights = torch.einsum("bhqd,bhkd->bhqk", q, k).softmax(-1)
+    return torch.einsum("bhqk,bhkd->bhqd", weights, v)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("softmax", ["sdpa", "unified"])
+def test_one_sequence_has_any_stride(batch, softmax, drawn):
+    """`einsum` says another one of it while compiling than when it runs."""
+    given = [t[:batch].contiguous() for t in drawn]
+    done = rewrite(einsum, *given, softmax=softmax)
+    assert done.codes == [{"sdpa": "fused"}.get(softmax, softmax)]
+    found, wanted = done.function(*given), einsum(*given)
+    assert found.stride() == wanted.stride()
+    torch.testing.assert_close(found, wanted)
+
+
 @pytest.mark.parametrize("spelled", [attend, turned])
 def test_values_of_more_batches_than_weights_are_refused(spelled, drawn):
     q, k, v = drawn

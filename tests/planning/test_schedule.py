@@ -100,9 +100,15 @@ def test_a_foreign_text_is_refused(text: str) -> None:
 
 
 def test_seconds_read_well() -> None:
-    assert [format_seconds(x) for x in (2.0, 0.0123, 4.5e-5, 0.0)] == [
+    """What is rounded up to the next unit is said in it."""
+    given = (2.0, 0.9996, 0.9994, 0.0123, 9.996e-4, 9.994e-4, 4.5e-5, 0.0)
+    assert [format_seconds(x) for x in given] == [
         "2 s",
+        "1 s",
+        "999 ms",
         "12.3 ms",
+        "1 ms",
+        "999 us",
         "45 us",
         "0 us",
     ]

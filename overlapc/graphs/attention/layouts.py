@@ -113,13 +113,19 @@ def layout_is_read(versions: Versions, node: fx.Node) -> bool:
 
 
 def is_dense(node: fx.Node, order: tuple[int, ...]) -> bool:
-    """Return whether a node's tensor is contiguous but for a permutation to ``order``."""
+    """Return whether a node's tensor is contiguous but for a permutation to ``order``.
+
+    Whatever has one element along a dimension, as what `einsum` gives of one sequence, may have any
+    stride there.
+    """
     value = tensor_of(node)
     if value is None:
         return False
     back = sorted(range(value.ndim), key=order.__getitem__) if order else range(value.ndim)
     expected: int | torch.SymInt = 1
     for dim in reversed(list(back)):
+        if is_same((value.shape[dim],), (1,)):
+            continue
         if not is_same((value.stride(dim),), (expected,)):
             return False
         expected = expected * value.shape[dim]
