@@ -91,6 +91,9 @@ def test_a_given_mask_of_few_rows_is_looked_through_beside_a_large_cache():
     given = replace(CACHE, prefix=False, is_kept_by_mask=True, mask="given")
     assert decide(given, "auto").code == "valid_keys"
     assert "the last that the mask keeps" in decide(given, "auto").reason
+    # As an input it is no length, and that is no reason to read all keys. Mutant: it is said to be.
+    an_input = replace(given, why_whole="its mask is an input")
+    assert decide(an_input, "auto") == decide(given, "auto")
     assert decide(replace(given, is_fused=False), "sdpa").code == "valid_keys"
     for change in ({"rows": 9}, {"keys": 256}, {"is_mask_trained": True}, {"device": "cuda"}):
         assert decide(replace(given, **change), "sdpa").code != "valid_keys"

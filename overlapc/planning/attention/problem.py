@@ -176,7 +176,7 @@ def decide(problem: AttentionProblem, choice: str) -> Verdict:
     if choice not in OWN and _reads_prefix(problem, choice, verdict):
         verdict = _of_prefix(problem)
     why = problem.why_whole or _why_mask_is_whole(problem, verdict)
-    if not why or verdict.decision == "refused":
+    if not why or verdict.decision == "refused" or verdict.code == "valid_keys":
         return verdict
     if choice in OWN and verdict.policy and problem.mask == "given":
         how = f"Its mask tells which keys are left out, and not a length: {why}."
@@ -244,8 +244,7 @@ def _has_small_mask(problem: AttentionProblem) -> bool:
 
 def _why_mask_is_whole(problem: AttentionProblem, verdict: Verdict) -> str:
     """Why a mask that is given is not looked through for the last key it keeps, as a clause."""
-    is_looked_through = problem.prefix or verdict.code == "valid_keys"
-    if problem.device != "cpu" or not problem.is_kept_by_mask or is_looked_through:
+    if problem.device != "cpu" or not problem.is_kept_by_mask or problem.prefix:
         return ""
     if problem.cache_bytes < LEAST_CACHE_BYTES:
         return ""  # all of them cost little
