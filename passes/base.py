@@ -140,7 +140,8 @@ class Pass(Protocol):
     """Valid graph in, valid graph out, same values; every site it decided on is in ``sites``.
 
     A pass that the options disable changes nothing and decides on nothing, so that later passes do;
-    ``overlap_chains``, which is asked about whatever is left, reports it as refused.
+    ``overlap_chains``, which is asked about whatever is left, reports it as refused, and so does
+    ``dispatch_linears`` what it would have rewritten.
     """
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -73,28 +73,31 @@ def decide(chain: Chain, compilation: Compilation) -> Decision | Refusal:
     if schedule != "auto":
         return own
     try:
-        return _for_all_ranks(own, _that_pays(chain, problem, target), target)
+        measured = _measured(chain, problem, target)
+        return _for_all_ranks(own, _that_pays(chain, problem, target, measured), target, measured)
     except (ProblemError, TargetError) as error:
         return _no_plan(node, error)
 
 
-def _for_all_ranks(own: Decision, pays: Plan | None, target: Target) -> Decision:
+def _for_all_ranks(
+    own: Decision, pays: Plan | None, target: Target, measured: Sequence[Problem]
+) -> Decision:
     """Decide by ``pays``, which all ranks know, and tell how this rank's own plan fits to it."""
     plan, is_serial = own.plan, own.plan.schedule == "serial"
     if pays is None and is_serial:
         return replace(own, decision="kept")
     if pays is None:
         whole = plan_call(target.fingerprint, "serial", plan.problem)
-        reason = f"{COMMON} At none that are usual around this collective it pays. {plan.reason}"
+        sizes = "were measured" if measured else "are usual"
+        reason = f"{COMMON} At none that {sizes} around this collective it pays. {plan.reason}"
         return Decision("kept", whole, reason, "unusual_sizes")
     if not is_serial:
         return own
     its = pays.problem
+    that = f"{its.m}x{its.n}x{its.k} it pays: {pays.reason}"
     if its.m != plan.problem.m:
-        reason = f"The rows vary, and at {its.m} it pays: {pays.reason}"
-        return replace(own, reason=reason, code="varying_rows")
-    reason = f"{plan.reason} {COMMON} At {its.m}x{its.n}x{its.k} it pays: {pays.reason}"
-    return replace(own, reason=reason, code="other_sizes")
+        return replace(own, reason=f"The rows vary, and at {that}", code="varying_rows")
+    return replace(own, reason=f"{plan.reason} {COMMON} At {that}", code="other_sizes")
 
 
 def _why_no_dtype(chain: Chain) -> str:
@@ -134,17 +137,23 @@ def _why_not_signaled(chain: Chain, plan: Plan, target: Target, compilation: Com
     )
 
 
-def _that_pays(chain: Chain, problem: Problem, target: Target) -> Plan | None:
+def _measured(chain: Chain, problem: Problem, target: Target) -> list[Problem]:
+    """What was measured of what some rank may have here: every rank knows the same."""
+    varies = _varies(chain)
+    return [t.problem for t in target.tuned if are_alike(t.problem, problem, rows=varies)]
+
+
+def _that_pays(
+    chain: Chain, problem: Problem, target: Target, measured: Sequence[Problem]
+) -> Plan | None:
     """Return a plan that is not serial of what some rank may have here; None where there is none.
 
     A function of what all ranks have in common: what only some of them rewrite would hang. Sizes of
     the collective that vary, or differ by rank, do not decide either: hints may come from another
-    rank's cache. Of measured plans every rank knows the same, whatever it computes.
+    rank's cache. What was measured decides alone, but where rows vary.
     """
-    varies = bool(chain.sends) or not _is_of_known_size(chain)
-    measured = [t.problem for t in target.tuned if are_alike(t.problem, problem, rows=varies)]
-    tried = measured
-    if varies:
+    tried: Iterable[Problem] = measured
+    if _varies(chain):
         batches = batches_of_varying_rows(chain)
         rows = _tried_batches(problem, batches) if batches else _tried(problem)
         tried = [*measured, *(other for one in rows for other in typical(one))]
@@ -154,25 +163,23 @@ def _that_pays(chain: Chain, problem: Problem, target: Target) -> Plan | None:
     return next((plan for plan in plans if plan.schedule != "serial"), None)
 
 
-def _is_of_known_size(chain: Chain) -> bool:
-    """Whether the sizes of what is moved are numbers, before the collective and after it."""
+def _varies(chain: Chain) -> bool:
+    """Whether sizes of what is moved differ by rank, or are no numbers before the collective or
+    after it."""
     its = chain.collective
-    return is_static((*shape_of(its.source), *shape_of(its.wait)))
+    sizes = *shape_of(its.source), *shape_of(its.wait)
+    return bool(chain.sends) or not is_static(sizes)
 
 
 def _tried(problem: Problem) -> Iterator[Problem]:
     multiple = problem.granule
     for rows in TRIED_ROWS:
         if rows >= multiple:
-            m = rows // multiple * multiple
-            extra = problem.epilogue_bytes * m // problem.m if problem.m else 0
-            yield replace(problem, m=m, epilogue_bytes=extra)
+            yield replace(problem, m=rows // multiple * multiple)
 
 
 def _tried_batches(problem: Problem, batches: int) -> Iterator[Problem]:
     """So many GEMMs of other rows: groups are made of whole ones."""
     for rows in TRIED_ROWS:
         each = rows * problem.world_size
-        m = batches * each
-        extra = problem.epilogue_bytes * m // problem.m if problem.m else 0
-        yield replace(problem, m=m, row_multiple=each, epilogue_bytes=extra)
+        yield replace(problem, m=batches * each, row_multiple=each)

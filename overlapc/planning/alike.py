@@ -38,7 +38,7 @@ def may_cut_columns(problem: Problem) -> bool:
 def are_alike(one: Problem, other: Problem, *, rows: bool) -> bool:
     """Return whether ranks of one group may have both at one call; with ``rows``, of other rows.
 
-    Blocks of rows may be as many as a hint said.
+    Blocks of rows, and rows that stay together, may then be as many as a hint said.
     """
     return _without_own(one, rows) == _without_own(other, rows)
 
@@ -46,4 +46,5 @@ def are_alike(one: Problem, other: Problem, *, rows: bool) -> bool:
 def _without_own(problem: Problem, rows: bool) -> Problem:
     common = problem.common()
     own = {"n" if common.order == COLLECTIVE_FIRST else "k": 0}
-    return replace(common, **own, **({"m": 0, "blocks": 1} if rows else {}))
+    hinted = {"m": 0, "blocks": 1, "row_multiple": common.parts} if rows else {}
+    return replace(common, **own, **hinted)

@@ -431,7 +431,7 @@ def test_a_rank_that_goes_by_its_own_plan_is_caught(explained, monkeypatch):
     monkeypatch.setattr(
         chain_decisions,
         "_that_pays",
-        lambda chain, problem, target: next(
+        lambda chain, problem, target, measured: next(
             (p for p in [plan(problem, target)] if p.schedule != "serial"), None
         ),
     )

@@ -383,6 +383,27 @@ def test_how_many_blocks_a_hint_says_decides_nothing(batch, explained):
     assert site(target, batch).decision == "rewritten"
 
 
+@pytest.mark.parametrize("rows", [16, 24])
+def test_how_many_rows_of_a_batch_a_hint_says_decides_nothing(rows, explained):
+    """Mutant: measured problems of batches of other rows are not tried."""
+
+    def function(x, w):
+        return functional.all_reduce(torch.bmm(x, w), "sum", dist.group.WORLD)
+
+    def site(target, rows):
+        x = torch.randn(8, rows, 32)
+        torch._dynamo.reset()
+        torch._dynamo.mark_dynamic(x, 1)
+        return explained(function, x, torch.randn(8, 32, 48), target=target).report.sites[0]
+
+    problem = site(FAST_LINK, 16).plan.problem.resolved()
+    assert problem.granule == 16
+    tuned = TunedPlan(problem, (problem.m - 16, 16), 1e-12)
+    target = dataclasses.replace(FAST_LINK, tuned=(tuned,))
+    assert site(FAST_LINK, rows).decision == "kept"
+    assert site(target, rows).decision == "rewritten"
+
+
 # --- ranks that compute unlike sizes ---
 
 
@@ -426,3 +447,5 @@ def test_what_was_measured_of_one_ranks_size_decides_for_all(rows, target, expla
     for k in (64, 300):
         site, is_changed = chain_of(explained, k, target)
         assert is_changed == (site.decision == "rewritten") == (len(rows) > 1)
+        if site.code == "unusual_sizes":
+            assert "At none that were measured around this collective" in site.reason
