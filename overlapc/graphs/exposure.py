@@ -161,7 +161,8 @@ class Chains:
         """Return as what hides a collective the gradients of the weights that ``gemms``, which feed
         it, multiply by: as much compute as those. None unless each has one that hides nothing else.
 
-        Looks at no seconds: what a rank computes may be unlike on others, and this is alike.
+        Looks at no seconds: what a rank computes, or deals out, may be unlike on others, or be
+        nothing, and this is alike.
         """
         chosen: dict[fx.Node, float] = {}
         free = self.independent(collective)
@@ -181,7 +182,7 @@ class Chains:
         """What these GEMMs hide in so many seconds."""
         problem = sent_problem(collective, world_size)
         sent = collective_seconds(collective, target, world_size)
-        if not chosen or not sent or not target.overlap_gains(problem):
+        if not chosen or not target.overlap_gains(problem):
             return None
         computed = sum(chosen.values())
         saved = sent + computed - together(sent, computed, *target.slowdowns(problem))
@@ -222,13 +223,19 @@ def hiding(
 
 
 def _is_gradient(node: fx.Node, gemm: fx.Node) -> bool:
-    """Whether a GEMM gives the gradient of a weight that another one multiplies rows by: it reads
-    the same rows, and its result is as large as that weight."""
-    form = form_of(gemm)
+    """Whether a GEMM gives the gradient of a weight that another one multiplies rows by: it adds up
+    over the same rows, and its result is as large as that weight.
+
+    How the rows lie says so, and no size: on one rank a layer may give as many numbers as another.
+    """
+    form, own = form_of(gemm), form_of(node)
     assert form is not None
+    assert own is not None
     weight = value_of(_source(gemm, form.b))
-    reads = {_origin(one) for one in node.all_input_nodes}
-    if _origin(_source(gemm, form.a)) not in reads:
+    rows, is_turned = _origin(_source(gemm, form.a))
+    adds_up = (rows, not is_turned), (rows, is_turned)
+    operands = _origin(_source(node, own.a)), _origin(_source(node, own.b))
+    if not any(one == other for one, other in zip(operands, adds_up, strict=True)):
         return False
     return bool(statically_known_true(value_of(node).numel() == weight.numel()))
 
@@ -239,9 +246,12 @@ def _source(gemm: fx.Node, place: int) -> fx.Node:
     return source
 
 
-def _origin(node: fx.Node) -> fx.Node:
-    """What a node is a view of, in whatever order of its dimensions."""
-    return through(node, lambda one: is_view(one) or permutation(one) is not None)[0]
+def _origin(node: fx.Node) -> tuple[fx.Node, bool]:
+    """What a node is a view of, in whatever order of its dimensions, and whether another of them is
+    the last one: also of sizes of one, which others need not have."""
+    origin, passed = through(node, lambda one: is_view(one) or permutation(one) is not None)
+    orders = filter(None, map(permutation, passed))
+    return origin, sum(order[-1] != len(order) - 1 for order in orders) % 2 == 1
 
 
 def _edges(graph: fx.Graph) -> nx.DiGraph:

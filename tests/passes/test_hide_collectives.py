@@ -374,8 +374,13 @@ def of_other_rows(x, w, g):
     return all_reduce(g @ w.t()).relu(), x.t() @ g.sin()
 
 
+def another_layer(x, w, g):
+    """Which gives as many numbers as the weight has where a rank's share is as many as rows."""
+    return all_reduce(g @ w.t()).relu(), g @ w.t().sin()
+
+
 def dealt(x, w, g):
-    rows = [ROWS // 4, 3 * ROWS // 4]
+    rows = [len(g) // 4, len(g) - len(g) // 4]
     sent = functional.all_to_all_single(g @ w.t(), rows, rows, dist.group.WORLD)
     return sent.relu(), x.t() @ g
 
@@ -392,15 +397,19 @@ CHOICES = {
     both_are_sent: [True, True],
     of_other_columns: [True],
     of_other_rows: [True],
+    another_layer: [True],
     gathered_before: [True],
 }
 """Codes of sites; True where a chain is cut."""
 
+SHARES = (600, ROWS, 64, 8, 3)
+"""Columns that ranks may have of one layer."""
 
-def of_ranks(explained, function, rows=ROWS, dynamic=False):
+
+def of_ranks(explained, function, rows=ROWS, dynamic=False, shares=SHARES):
     """What ranks choose that share the columns of one layer in unlike parts."""
     found = []
-    for mine in (600, 64, 8, 3):
+    for mine in shares:
         x, w, g = torch.randn(rows, COLUMNS), torch.randn(COLUMNS, mine), torch.randn(rows, mine)
         if dynamic:
             torch._dynamo.mark_dynamic(w, 1)
@@ -419,12 +428,24 @@ MIDDLE = machine("middle-link", 4e8)
 
 @pytest.mark.parametrize("function", CHOICES, ids=lambda function: function.__name__)
 def test_unlike_shards_decide_alike(explained, function):
-    assert of_ranks(explained, function) == [CHOICES[function]] * 4
+    assert of_ranks(explained, function) == [CHOICES[function]] * len(SHARES)
+
+
+@pytest.mark.parametrize("function", [gradients, gradients_turned, dealt])
+def test_a_rank_of_one_column_decides_as_the_others(explained, function):
+    """To turn it moves nothing. Mutant: then it counts as not turned."""
+    assert of_ranks(explained, function, shares=(1,)) == [CHOICES[function]]
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_rank_that_deals_out_nothing_decides_as_the_others(explained, rows):
+    """What it sends takes no time. Mutant: such a collective is not hidden."""
+    assert of_ranks(explained, dealt, rows) == [CHOICES[dealt]] * len(SHARES)
 
 
 @pytest.mark.parametrize("function", [gradients, of_other_rows])
 def test_shards_that_vary_on_one_rank_decide_as_the_others(explained, function):
-    assert of_ranks(explained, function, dynamic=True) == [CHOICES[function]] * 4
+    assert of_ranks(explained, function, dynamic=True) == [CHOICES[function]] * len(SHARES)
 
 
 def test_a_rank_that_goes_by_its_own_plan_is_caught(explained, monkeypatch):
