@@ -539,6 +539,19 @@ def added_like_scores(q, k, v, kept):
     return (torch.zeros_like(s).masked_fill(~kept, -INF) + s).softmax(-1) @ v
 
 
+def less_a_logarithm_of_what_a_view_wrote(q, k, v):
+    s = q @ k.mT
+    s.view(B * H, Q, K).mul_(0.5)
+    return (s - s.exp().sum(-1, keepdim=True).log()).exp() @ v
+
+
+def written_to_after_a_choice(q, k, v, kept):
+    """Of finite numbers, of which some become infinite: the row that keeps none is NaN."""
+    mask = torch.where(kept, 0.0, -1e9)
+    mask.masked_fill_(~kept.any(-1, keepdim=True), -INF)
+    return (q @ k.mT + mask).softmax(-1) @ v
+
+
 def filled_through_a_view(q, k, v, kept):
     s = torch.bmm(q.flatten(0, 1), k.flatten(0, 1).mT)
     s.view(B, H, Q, K).masked_fill_(~kept, -INF)
@@ -644,6 +657,8 @@ REWRITTEN = {
     "expanded_as_scores": Spelling(expanded_as_scores, more=keep),
     "made_like_scores": Spelling(made_like_scores, operands=square, says="is_causal=True"),
     "added_like_scores": Spelling(added_like_scores, more=keep),
+    "less_a_logarithm_of_what_a_view_wrote": Spelling(less_a_logarithm_of_what_a_view_wrote),
+    "written_to_after_a_choice": Spelling(written_to_after_a_choice, more=keep),
     "filled_through_a_view": Spelling(filled_through_a_view, more=keep),
     "values_change_before": Spelling(values_change_before),
 }

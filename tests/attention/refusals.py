@@ -215,6 +215,56 @@ def copy_filled(q, k, v, kept):
     return (s.softmax(-1) @ v.flatten(0, 1)).view(B, H, Q, D) + copy.sum()
 
 
+def capped_after_a_write_through_a_view(q, k, v):
+    s = q @ k.mT
+    s.view(B * H, Q, K).mul_(0.5)
+    return torch.tanh(s).softmax(-1) @ v
+
+
+def over_heads_after_a_write_through_a_view(q, k, v):
+    s = q @ k.mT
+    s.view(B * H, Q, K).mul_(0.5)
+    return s.softmax(1) @ v
+
+
+def less_a_logarithm_of_earlier_scores(q, k, v):
+    s = q @ k.mT
+    heads = s.view(B * H, Q, K)
+    heads.mul_(0.5)
+    total = s.exp().sum(-1, keepdim=True).log()
+    heads.mul_(2)
+    return (s - total).exp() @ v
+
+
+def product_in_given_memory(q, k, v):
+    memory = torch.zeros(B, H, Q, K)
+    return torch.matmul(q, k.mT, out=memory).softmax(-1) @ v + memory.sum()
+
+
+def powers_in_given_memory(q, k, v):
+    memory = torch.zeros(B, H, Q, K)
+    torch.pow(2.0, q @ k.mT, out=memory)
+    return (memory / memory.sum(-1, keepdim=True)) @ v + memory.sum()
+
+
+def result_in_given_memory(q, k, v):
+    memory = torch.zeros(B, H, Q, D)
+    torch.matmul((q @ k.mT).softmax(-1), v, out=memory)
+    return memory * 2
+
+
+def laid_out_like_scores(q, k, v):
+    """What is viewed lies as scores do, whose last two dimensions are exchanged."""
+    s = (k @ q.mT).mT
+    ones = torch.ones_like(s)
+    return s.softmax(-1) @ v * ones.mT.view(-1)[0]
+
+
+def over_bits_of_its_sum(q, k, v):
+    e = (q @ k.mT).exp()
+    return (e / e.sum(-1, keepdim=True).view(torch.int32)) @ v
+
+
 def slice_filled_through_a_view(q, k, v):
     s = q @ k.mT
     s[..., 9:].fill_(-INF)
@@ -400,6 +450,20 @@ LEFT = {
     ),
     "filled_in_another_order": Spelling(filled_in_another_order, "!hidden_write", operands=square),
     "copy_filled": Spelling(copy_filled, "!hidden_write", keep),
+    "capped_after_a_write_through_a_view": Spelling(
+        capped_after_a_write_through_a_view, "!hidden_write"
+    ),
+    "over_heads_after_a_write_through_a_view": Spelling(
+        over_heads_after_a_write_through_a_view, "!hidden_write"
+    ),
+    "less_a_logarithm_of_earlier_scores": Spelling(
+        less_a_logarithm_of_earlier_scores, "!unread_softmax"
+    ),
+    "product_in_given_memory": Spelling(product_in_given_memory, "!hidden_write"),
+    "powers_in_given_memory": Spelling(powers_in_given_memory, "!hidden_write"),
+    "result_in_given_memory": Spelling(result_in_given_memory, "!hidden_write"),
+    "laid_out_like_scores": Spelling(laid_out_like_scores, "!scores_read"),
+    "over_bits_of_its_sum": Spelling(over_bits_of_its_sum, "!unread_softmax"),
     "slice_filled_through_a_view": Spelling(slice_filled_through_a_view, "!hidden_write"),
     "slice_lowered": Spelling(slice_lowered, "!hidden_write"),
     "every_other_key": Spelling(every_other_key, "!hidden_write"),

@@ -113,9 +113,15 @@ def _is_half(versions: Versions, added: Expression) -> bool:
     scores: eager has rounded both, and a kernel is nearer to what they are."""
     if added.value.dtype != torch.float16:
         return False
+    node = _writer(versions, added)
+    return node is None or not is_of_products(versions, node)
+
+
+def _writer(versions: Versions, added: Expression) -> fx.Node | None:
+    """What wrote what a mask holds, where it is read; None where that is not known."""
     first, *others = added.read
-    node, is_seen = versions.read(*first), all(versions.read(*one) is one[1] for one in others)
-    return node is None or not is_seen or not is_of_products(versions, node)
+    is_seen = all(versions.read(*one) is one[1] for one in others)
+    return versions.read(*first) if is_seen else None
 
 
 def _why_untold(part: Bias | Fill, dtype: torch.dtype, is_last: bool) -> Refusal | None:
@@ -169,7 +175,8 @@ def _only_leaves_out(versions: Versions, part: Bias | Fill) -> bool:
     """Whether a mask that is an input of some kind is none but of fills, as far as is told."""
     if isinstance(part, Fill):
         return part.value <= WEAKEST_FILL
-    return part.factor > 0 and _is_of_fills(versions, part.tensor.node)
+    node = _writer(versions, part.tensor)
+    return part.factor > 0 and node is not None and _is_of_fills(versions, node)
 
 
 def _is_of_fills(versions: Versions, node: fx.Node) -> bool:
@@ -179,12 +186,12 @@ def _is_of_fills(versions: Versions, node: fx.Node) -> bool:
         return False
     source = call.get("input")
     seen = versions.read(node, source) if isinstance(source, fx.Node) else None
-    if call.name in ("where", "masked_fill"):
+    if call.name in ("where", "masked_fill", "setitem"):
         names = ("input", "other") if call.name == "where" else ("input", "value")
         sides = [number(versions, call.get(name)) for name in names]
         fills = [value is not None and value <= WEAKEST_FILL for value in sides]
         zeros = [value == 0 for value in sides]
-        if call.name == "masked_fill" and seen is not None:
+        if call.name != "where" and seen is not None:
             zeros[0] = zeros[0] or _is_of_fills(versions, seen)
         return all(a or b for a, b in zip(fills, zeros, strict=True))
     if call.name in ("zeros_like", "new_zeros", "zeros"):
@@ -197,7 +204,8 @@ def _may_be_infinite(versions: Versions, part: Bias | Fill) -> bool:
     """Whether minus infinity may stand in it, as far as the graph tells."""
     if isinstance(part, Fill):
         return part.value == -math.inf
-    return not _is_finite(versions, part.tensor.node)
+    node = _writer(versions, part.tensor)
+    return node is None or not _is_finite(versions, node)
 
 
 def _is_finite(versions: Versions, node: fx.Node) -> bool:

@@ -74,6 +74,7 @@ def _flattened(
     chain = tuple(sorted(calls, key=versions.index.__getitem__))
     refusal = (
         why_empty(node, scores.product.left, scores.product.right, weights.product.right)
+        or _why_not_new(versions, chain)
         or _why_not_alone(versions, chain, node)
         or _why_not_dtypes(softmax, scores, weights)
         or _why_not_batches(weights, frame)
@@ -133,6 +134,16 @@ def _why_not_batches(weights: Weights, frame: tuple[Any, ...]) -> Refusal | None
         return None
     reason = "Its values have more batches than its weights, which all of these share."
     return Refusal(weights.product.node, "value_batches", reason)
+
+
+def _why_not_new(versions: Versions, chain: tuple[fx.Node, ...]) -> Refusal | None:
+    """What a call leaves in memory that was there before is read there, by whoever reads that."""
+    for node in chain:
+        call = versions.calls.get(node)
+        if call is not None and call.get("out") is not None:
+            reason = f"{call.name} gives its result in a tensor that was there before (out=)."
+            return Refusal(node, "hidden_write", reason)
+    return None
 
 
 def _why_not_alone(versions: Versions, chain: tuple[fx.Node, ...], last: fx.Node) -> Refusal | None:

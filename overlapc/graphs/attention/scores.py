@@ -126,7 +126,7 @@ def read_scores(versions: Versions, softmax: Softmax) -> Scores | Refusal | None
         refusals.append(found)
         if found.code != "product":
             break
-    return refusals[0]
+    return refusals[0] if refusals else Refusal(softmax.node, "hidden_write", HIDDEN)
 
 
 def _walked(versions: Versions, node: fx.Node, walk: _Walk) -> Scores | Refusal:
@@ -238,6 +238,8 @@ def _applied(walk: _Walk, call: Call) -> fx.Node | Refusal:
         return _no_scores(call)
     nodes = between(versions, product, node)
     own = [s for s in operands if versions.read(node, s) in (product, *nodes)]
+    if not own:
+        return Refusal(node, "hidden_write", HIDDEN)
     seen = versions.read(node, own[0])
     if len(own) == 1 and seen is not None:
         base, source, nodes = seen, own[0], [node]

@@ -1,4 +1,8 @@
-"""Calls that read nothing of a tensor but its shape or dtype: its values may be gone by then."""
+"""Calls that read nothing of a tensor but its shape or dtype: its values may be gone by then.
+
+Those that lay new memory out like it (``zeros_like``) do so of what lies in order alone: what
+stands in for it has no order of its own.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,8 @@ def reads_shape(call: Call | None, source: fx.Node) -> bool:
     """Return whether a call reads no value of a tensor whose sizes are known while compiling."""
     value = tensor_of(source)
     if call is None or value is None or not all(isinstance(size, int) for size in value.shape):
+        return False
+    if call.name.endswith("_like") and not value.is_contiguous():
         return False
     others = [other for key, other in call.given.items() if key != "input"]
     is_first = call.get("input") is source

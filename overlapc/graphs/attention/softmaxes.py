@@ -16,6 +16,7 @@ from overlapc.graphs.attention.constants import number
 from overlapc.graphs.attention.spelling import Call, is_full_index, tensor_of
 from overlapc.graphs.attention.tensors import ORDERED, is_dim, is_kept
 from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.attention.written import read_rows
 
 EXPONENTIALS = ("exp", "exp2")
 PRODUCTS = ("matmul", "bmm")
@@ -119,11 +120,18 @@ def _sum(
     while found is not None and not found.in_place and found.name in ORDERED:
         if found.name == "getitem" and not is_full_index(found.get("index")):
             return None, ()
+        if not _is_of_dtype(found.node, found.get("input")):  # a view of the same bits
+            return None, ()
         between.append(found.node)
         found = _call(versions, found.node, found.get("input"))
     if found is None or found.name != "sum" or found.in_place or found.get("dtype") is not None:
         return None, ()
     return found, tuple(between)
+
+
+def _is_of_dtype(node: fx.Node, source: object) -> bool:
+    value, own = tensor_of(node), tensor_of(source)
+    return value is not None and own is not None and value.dtype == own.dtype
 
 
 def _sum_and_more(
@@ -186,10 +194,7 @@ def _less(versions: Versions, exp: Call, shift: object, reader: fx.Node) -> floa
         value, taken = number(versions, call.get("input")), call.get("other")
     else:
         return None
-    is_same = isinstance(taken, fx.Node) and versions.read(call.node, taken) is versions.read(
-        reader, shift
-    )
-    return value if is_same else None
+    return value if _is_same_read(versions, (call.node, taken), (reader, shift)) else None
 
 
 def _logarithm(exp: Call) -> float:
@@ -202,9 +207,13 @@ def _is_same_exp(versions: Versions, one: Call, other: Call) -> bool:
         return True
     if _logarithm(one) != _logarithm(other):
         return False
-    sides = [(call.node, call.get("input")) for call in (one, other)]
-    seen = [versions.read(at, x) for at, x in sides if isinstance(x, fx.Node)]
-    return len(seen) == 2 and seen[0] is not None and seen[0] is seen[1]
+    return _is_same_read(versions, *((call.node, call.get("input")) for call in (one, other)))
+
+
+def _is_same_read(versions: Versions, *reads: tuple[fx.Node, object]) -> bool:
+    """Whether two who read a tensor, each beside what it reads, see what one node wrote."""
+    seen = [read_rows(versions, at, x) if isinstance(x, fx.Node) else None for at, x in reads]
+    return seen[0] is not None and seen[0] is seen[1]
 
 
 def _by_logarithm(versions: Versions, call: Call) -> Softmax | None:
@@ -227,10 +236,8 @@ def _by_logarithm(versions: Versions, call: Call) -> Softmax | None:
     if total is None or total.name != "logsumexp":
         return None
     source = total.get("input")
-    is_own = isinstance(source, fx.Node) and versions.read(total.node, source) is versions.read(
-        inner.node, scores
-    )
     dim = _dim(source, total.get("dim"))
+    is_own = _is_same_read(versions, (total.node, source), (inner.node, scores))
     if not is_own or not _keeps(inner.get("other"), scores, dim):
         return None
     return Softmax(call.node, inner.node, scores, dim, (total.node, *nodes))
@@ -246,7 +253,7 @@ def _by_logarithm_of_sum(versions: Versions, call: Call, inner: Call, log: Call)
     source = exp.get("input")
     if not isinstance(source, fx.Node) or _logarithm(exp) != 1:
         return None
-    is_own = versions.read(exp.node, source) is versions.read(inner.node, scores)
+    is_own = _is_same_read(versions, (exp.node, source), (inner.node, scores))
     dim = _dim(exp.node, total.get("dim"))
     if not is_own or not _keeps(inner.get("other"), scores, dim):
         return None

@@ -132,7 +132,8 @@ def read_call(node: fx.Node) -> Call | None:
     given.update({RENAMED.get(key, key): value for key, value in node.kwargs.items()})
     base = given.get("input")
     if name == "pow" and isinstance(base, int | float) and 0 < base != 1:
-        return Call(node, "exp", in_place, {"input": given.get("exponent"), "base": base})
+        given.update(input=given.get("exponent"), base=base)
+        return Call(node, "exp", False, given)  # nobody writes to a number
     return Call(node, name, in_place or given.get("inplace") is True, given)
 
 
