@@ -139,9 +139,9 @@ def add_site(
 class Pass(Protocol):
     """Valid graph in, valid graph out, same values; every site it decided on is in ``sites``.
 
-    A pass that the options disable changes nothing and decides on nothing, so that later passes do;
-    ``overlap_chains``, which is asked about whatever is left, reports it as refused, and so does
-    ``dispatch_linears`` what it would have rewritten.
+    A pass that the options disable changes nothing. Those of collectives decide on nothing then, so
+    that later ones do; ``overlap_chains``, which is asked about whatever is left, reports it as
+    refused. Those of attention and linear layers report what they would have rewritten so.
     """
 
     @property

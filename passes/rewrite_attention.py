@@ -53,7 +53,7 @@ class RewriteAttention:
 
     def apply(self, graph: fx.Graph, compilation: Compilation) -> None:
         """Match all, decide, then rewrite from the last to the first: operands stand before."""
-        if compilation.is_disabled(self.name) or compilation.options.softmax == "off":
+        if compilation.options.softmax == "off":
             return
         decided = _spell_out_modules(graph, compilation)
         chosen = []
@@ -191,8 +191,11 @@ def _verdict(
     if not isinstance(seen, str):
         problem = replace(problem, prompts=seen)
     verdict = _decided(problem, compilation.options.softmax)
-    if verdict.decision == "rewritten" and not Fuel.take(compilation.options):
-        return NO_FUEL
+    if verdict.decision == "rewritten":
+        if why := compilation.why_disabled(RewriteAttention.name):
+            return Verdict("refused", "disabled", why)
+        if not Fuel.take(compilation.options):
+            return NO_FUEL
     if isinstance(seen, str) and seen and verdict.policy:
         return replace(verdict, reason=f"{verdict.reason} {seen}")
     return verdict

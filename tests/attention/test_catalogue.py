@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._inductor import config as inductor_config
 
+from overlapc.passes.base import Fuel
 from tests.attention.catalogue import (
     REWRITTEN,
     B,
@@ -16,7 +18,7 @@ from tests.attention.catalogue import (
     square,
     twice,
 )
-from tests.attention.refusals import LEFT
+from tests.attention.refusals import LEFT, weights_returned
 from tests.attention.rewriting import rewrite
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
@@ -175,11 +177,29 @@ def test_what_options_say_of_it():
     spelling = REWRITTEN["functional"]
     operands, _ = inputs_of(spelling)
     assert rewrite(spelling.function, *operands, softmax="off").codes == []
-    assert rewrite(spelling.function, *operands, disable=("rewrite_attention",)).codes == []
-    assert rewrite(spelling.function, *operands, disable=("all",)).codes == []
     unfuelled = rewrite(spelling.function, *operands, fuel=0)
     assert unfuelled.codes == ["=fuel"]
     assert unfuelled.after == unfuelled.before
+
+
+@pytest.mark.parametrize(
+    ("options", "cpp_wrapper", "reason"),
+    [
+        ({"disable": ("rewrite_attention",)}, False, "disable leaves out rewrite_attention."),
+        ({"disable": ("all",)}, False, "disable leaves out all."),
+        ({}, True, "cpp_wrapper cannot write the text"),
+    ],
+)
+def test_a_pass_that_is_left_out_says_so_of_what_it_would_take(options, cpp_wrapper, reason):
+    """Mutants: it says nothing, says so of what it would leave, rewrites, or uses fuel up."""
+    spent = Fuel.spent
+    with inductor_config.patch(cpp_wrapper=cpp_wrapper):
+        done = rewrite(twice, *plain(), **options)
+        left = rewrite(weights_returned, *plain(), **options)
+    assert (done.codes, left.codes) == (["!disabled"] * 2, ["!weights_read"])
+    assert done.after == done.before
+    assert all(reason in site.reason for site in done.sites)
+    assert Fuel.spent == spent
 
 
 def test_graphs(golden):

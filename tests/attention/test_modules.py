@@ -190,3 +190,11 @@ def test_a_recorder_that_loses_a_call_shows(monkeypatch):
     monkeypatch.setattr(modules._Recorder, "_put", lossy)
     with pytest.raises(AssertionError):
         test_a_module("padded")
+
+
+def test_a_module_stays_one_call_where_the_pass_is_left_out():
+    """It is spelled out to be read, and put together again."""
+    with torch.no_grad():
+        done = rewrite(itself, made(), *inputs(), disable=("rewrite_attention",))
+    assert done.codes == ["!disabled"]
+    assert done.after == done.before
