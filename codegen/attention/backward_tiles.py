@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from overlapc.codegen.attention.spec import AttentionSpec
-from overlapc.codegen.attention.tiles import AttentionTile
+from overlapc.codegen.attention.tiles import AttentionTile, check_served
 from overlapc.errors import KernelError
 from overlapc.planning.tiles import sm_number
 
@@ -51,6 +51,7 @@ def backward_tile_for(spec: AttentionSpec, architecture: str, part: str) -> Atte
     The tests check that its machine code keeps within shared memory, and within registers but for
     a few bytes in some variants. None was timed.
     """
+    check_served(spec, architecture)
     if part == "rows":
         return OF_ROWS
     part = "queries" if part == "shares" else part.partition(" ")[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from overlapc.codegen.attention.cache import Cache, leading
 from overlapc.codegen.attention.spec import AttentionSpec
-from overlapc.codegen.attention.tiles import LEAST_BLOCK, AttentionTile, padded
+from overlapc.codegen.attention.tiles import LEAST_BLOCK, AttentionTile, check_served, padded
 from overlapc.codegen.attention.visibility import hides
 from overlapc.planning.attention.decode_splits import MOST_ROWS
 from overlapc.planning.shared_memory import shared_bytes
@@ -21,7 +21,9 @@ def decode_tile(spec: AttentionSpec, cache: Cache, rows: int, architecture: str)
 
     As many keys a step, up to 64, and as many stages, up to 4, as leave a third of the shared
     memory to what Triton puts there beside them: bytes on their way are what decoding lives on.
+    KernelError where nothing is generated for the architecture.
     """
+    check_served(spec, architecture)
     wide = max(padded(spec.value_dim), leading(spec.head_dim))
     most_rows = MOST_ROWS if wide <= 256 else LEAST_BLOCK
     packed = 1 << (max(rows * spec.groups, 1) - 1).bit_length()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.visibility import hides
 from overlapc.errors import KernelError
-from overlapc.planning.tiles import sm_number
+from overlapc.planning.tiles import sm_number, why_not_served
 
 LEAST_BLOCK = 16
 """The least side that Triton's dot takes on every device."""
@@ -64,10 +64,21 @@ AMD = {64: (128, 64, 4, 1), 128: (128, 64, 4, 1), 256: (64, 32, 4, 1)}
 AMD_FLOAT = {64: (64, 32, 8, 2), 128: (32, 16, 4, 1), 256: (16, 16, 4, 1)}
 
 
+def check_served(spec: AttentionSpec, architecture: str) -> None:
+    """KernelError where no attention is generated for ``architecture``."""
+    if why := why_not_served(architecture):
+        raise KernelError(
+            f"No attention {why}.",
+            where=str(spec),
+            remedy="use torch's scaled_dot_product_attention",
+        )
+
+
 def tile_for(spec: AttentionSpec, architecture: str) -> AttentionTile:
     """A tile for ``sm_<number>`` or ``gfx<name>``: of the largest whose machine code keeps within
     registers and shared memory, as the tests check. None was timed. KernelError where none does.
     """
+    check_served(spec, architecture)
     is_float = spec.dtype == "float32"
     if architecture.startswith("gfx"):
         known = AMD_FLOAT if is_float else AMD

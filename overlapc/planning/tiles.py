@@ -13,6 +13,14 @@ release that writes the L2 cache of each die back, as tests read in what is buil
 gfx12) has waves of 32 and other units, older CDNA another release: nothing was built for them."""
 
 
+def why_not_served(architecture: str) -> str:
+    """Why no kernel is generated for an architecture of AMD's, as what follows "none" or "no
+    kernel"; empty if some are, and of other makers."""
+    if not architecture.startswith("gfx") or architecture in CDNA:
+        return ""
+    return f"is generated for {architecture}, only for {' and '.join(CDNA)}"
+
+
 SWEEPS = (1, 2, 4, 8, 16)
 """Of tile rows that a plan may have visited together."""
 

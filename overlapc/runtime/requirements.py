@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from overlapc.errors import GroupError
-from overlapc.planning.tiles import CDNA
+from overlapc.planning.tiles import why_not_served
 from overlapc.runtime.groups import backend_name
 from overlapc.runtime.machine import architecture_of
 
@@ -39,16 +39,11 @@ def why_no_kernel(device: torch.device, architecture: str) -> str:
     if is_nvidia == bool(torch.version.hip):
         return f"The target plans for {architecture}, of which {device} is not."
     if not is_nvidia:
-        return _why_not_amd(architecture_of(device))
+        why = why_not_served(architecture_of(device))
+        return f"No kernel {why}." if why else ""
     major, minor = torch.cuda.get_device_capability(device)
     if (major, minor) < OLDEST_CAPABILITY:
         return f"No kernel is generated for sm_{major}{minor}, only from sm_80 on."
     if 10 * major + minor < int(architecture.removeprefix("sm_")):
         return f"The target plans for {architecture}, and {device} is sm_{major}{minor}."
     return ""
-
-
-def _why_not_amd(architecture: str) -> str:
-    if architecture in CDNA:
-        return ""
-    return f"No kernel is generated for {architecture}, only for {' and '.join(CDNA)}."

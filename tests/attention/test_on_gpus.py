@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.visibility import FINITE, hides
 from overlapc.errors import TargetError
+from overlapc.graphs.attention import problems
 from overlapc.passes import rewrite_attention
 from overlapc.planning.attention.table import (
     AttentionEntry,
@@ -20,6 +21,7 @@ from overlapc.planning.attention.table import (
     shape_of,
 )
 from overlapc.planning.tables import Machine
+from overlapc.runtime.attention import kernels
 from tests.attention.catalogue import G, H, grouped_queries, repeat_kv
 from tests.attention.rewriting import rewrite
 
@@ -97,6 +99,27 @@ def test_the_kernel_is_told_what_a_given_mask_hides(on_gpu, spelled, dtype):
     assert done.codes == ["unified"]
     (text,) = re.findall(r"'(attention dtype=.*?)', '", done.after[-1])
     assert hides(AttentionSpec.parse(text).scores) == FINITE
+
+
+@pytest.mark.parametrize("architecture", ["gfx1030", "gfx1100", "gfx1201", "gfx90a"])
+def test_a_device_of_amd_without_the_units_that_kernels_take_is_said(
+    on_gpu, monkeypatch, architecture
+):
+    """Mutant: the op is put in, and torch computes each of its calls, as a log alone says."""
+    monkeypatch.setattr(problems, "architecture", lambda device: architecture)
+    done = rewrite(static_cache, *operands("meta"), softmax="unified")
+    assert done.codes == ["=no_own_kernel"]
+    said = f"none is generated for {architecture}, only for gfx942 and gfx950."
+    assert done.sites[0].reason == f"There is no kernel of our own for it: {said}"
+
+
+def test_no_keys_are_shared_out_where_no_kernel_is_generated(monkeypatch):
+    """What a graph asks for before it is decided on raises nothing."""
+    monkeypatch.setattr(kernels, "multiprocessors", lambda device: 304)
+    shapes, device = ((1, H, 1, 64), (1, G, KEYS, 64), (1, G, KEYS, 64)), torch.device("cuda")
+    for architecture, is_served in (("gfx1100", False), ("gfx942", True), ("sm_90", True)):
+        monkeypatch.setattr(kernels, "architecture", lambda device, own=architecture: own)
+        assert (kernels.splits_for("bfloat16", *shapes, device) > 0) == is_served
 
 
 def test_a_static_cache_takes_the_op_with_a_length_and_each_head_once(on_gpu, golden):

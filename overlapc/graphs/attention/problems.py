@@ -19,7 +19,7 @@ from overlapc.graphs.values import hint_of
 from overlapc.planning.attention.policy import UNKNOWN
 from overlapc.planning.attention.problem import AttentionProblem, most_columns
 from overlapc.runtime.attention.gradients import why_no_gradient
-from overlapc.runtime.attention.kernels import multiprocessors, splits_for
+from overlapc.runtime.attention.kernels import architecture, multiprocessors, splits_for
 from overlapc.runtime.kernel_attempts import runs_kernels
 
 NO_WEIGHTS: Mapping[fx.Node, torch.Tensor] = {}
@@ -66,6 +66,7 @@ def _problem(found: Attention | Fused, weights: Mapping[fx.Node, torch.Tensor]) 
         untold=(untold.code, untold.reason) if untold else None,
         why_no_gradient=_why_no_gradient(own) if isinstance(own, Attention) else "",
         runs_kernels=runs_kernels(query.device.type),
+        architecture=architecture(query.device),
         scores=UNKNOWN if isinstance(own, Refusal) else scores_of(own, weights),
         is_static=all(isinstance(size, int) for size in (*query.shape, *key.shape)),
         multiprocessors=multiprocessors(query.device),

@@ -15,6 +15,7 @@ from overlapc.planning.attention.policy import (
 )
 from overlapc.planning.attention.softmax import SiteScores
 from overlapc.planning.problem import ITEM_BYTES
+from overlapc.planning.tiles import why_not_served
 
 MEASURED = (("cpu", "float32"),)
 """Where ``python -m benchmarks.attention`` has compared the two, and fused won."""
@@ -94,7 +95,9 @@ class AttentionProblem:
     why_no_gradient: str = ""
     """Why kernels of our own cannot give the gradients that are wanted; empty: they can."""
     runs_kernels: bool = False
-    """Generated kernels run on the device."""
+    """Generated kernels run on devices of its type."""
+    architecture: str = ""
+    """Of the device, as targets name it; empty of processors."""
     scores: KnownScores = UNKNOWN
     """What is known of them."""
     is_static: bool = True
@@ -356,6 +359,8 @@ def most_columns(dtype: str, splits: int) -> int:
 
 
 def _why_no_kernel(problem: AttentionProblem) -> str:
+    if why := why_not_served(problem.architecture):
+        return f"none {why}"
     most = most_columns(problem.dtype, problem.splits)
     if not most:
         return f"none is generated for {problem.dtype}"

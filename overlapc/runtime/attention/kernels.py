@@ -19,6 +19,7 @@ from overlapc.codegen.attention.spec import DTYPES, AttentionSpec
 from overlapc.codegen.attention.spec import MOST_DIM as WIDEST
 from overlapc.codegen.attention.tiles import AttentionTile, tile_for
 from overlapc.planning.attention.decode_splits import MOST_ROWS, decode_in, plan_splits
+from overlapc.planning.tiles import why_not_served
 from overlapc.runtime import machine
 
 INTERPRETED = AttentionTile(32, 32, 4, 1)
@@ -152,7 +153,7 @@ def splits_for(
     """
     groups, dims = query[1] // max(key[1], 1), (key[3], value[3])
     is_known = dtype in DTYPES and 0 < min(dims) <= max(dims) <= WIDEST
-    if not is_known or device.type not in ("cpu", "cuda"):
+    if not is_known or device.type not in ("cpu", "cuda") or why_not_served(architecture(device)):
         return 0
     spec = AttentionSpec(dtype, key[3], value[3], groups=max(groups, 1))
     if not is_decode(spec, query[2]):
