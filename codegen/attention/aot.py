@@ -48,18 +48,31 @@ def build_for(spec: AttentionSpec, tile: AttentionTile, architecture: str) -> Bi
         **{name: None for name, is_given in absent.items() if not is_given},
         **{(names.index(name), NEVER_ONE): 1 for name in STRIDES},
     }
-    return build_module(spec, module, signature, constants, architecture)
+    return build_kernel(spec, module.KERNEL, signature, constants, architecture, module.OPTIONS)
 
 
-def build_module(
+def build_kept_for(spec: AttentionSpec, tile: AttentionTile, architecture: str) -> Binary:
+    """Build what looks the masks of an attention through before it, which ``hides`` says it has;
+    as ``build_for``."""
+    module = build_attention(spec, tile).module
+    signature: dict[str, Any] = dict.fromkeys(("kept", "lengths"), "*i32")
+    signature |= dict.fromkeys(("rows", "keys"), "i32")
+    constants = dict(module.KEPT_CONSTANTS)
+    if not spec.lengths:
+        constants["lengths"] = None
+    return build_kernel(spec, module.FIND_KEPT, signature, constants, architecture, {})
+
+
+def build_kernel(
     spec: AttentionSpec,
-    module: Any,
+    kernel: Any,
     signature: dict[str, Any],
     constants: dict[Any, Any],
     architecture: str,
+    options: dict[str, int],
 ) -> Binary:
-    """Build a generated module of an attention: inputs are added to what is said of arguments."""
-    names = list(module.KERNEL.arg_names)
+    """Build a kernel of an attention: inputs are added to what is said of arguments."""
+    names = list(kernel.arg_names)
     if "inputs" in names:
         parts: list[str] = []
         for item in spec.inputs:
@@ -81,6 +94,4 @@ def build_module(
         if kind != "constexpr"
     ]
     attributes = dict.fromkeys(paths, DIVISIBLE)
-    return compile_kernel(
-        module.KERNEL, ordered, constants, attributes, architecture, module.OPTIONS
-    )
+    return compile_kernel(kernel, ordered, constants, attributes, architecture, options)

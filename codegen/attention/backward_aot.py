@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from overlapc.codegen.aot import TRITON_NAMES, Binary
-from overlapc.codegen.attention.aot import NEVER_ONE, build_module
+from overlapc.codegen.attention.aot import NEVER_ONE, build_kernel
 from overlapc.codegen.attention.backward import build_backward
 from overlapc.codegen.attention.backward_module import input_of
 from overlapc.codegen.attention.spec import AttentionSpec
@@ -46,4 +46,4 @@ def build_backward_for(
     }
     if "lse_gradient" in names:
         constants["lse_gradient"] = None
-    return build_module(spec, module, signature, constants, architecture)
+    return build_kernel(spec, module.KERNEL, signature, constants, architecture, module.OPTIONS)

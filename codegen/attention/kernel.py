@@ -102,7 +102,7 @@ class AttentionKernel:
             return None
         tiles = -(-sizes.keys // self.tile.block_n)
         kept = torch.empty((sizes.batch, blocks, tiles), dtype=torch.int32, device=q.device)
-        self.module.FIND_KEPT[(sizes.batch * blocks, tiles)](
+        self.module.FIND_KEPT[(kept.numel(),)](
             kept, parts, lengths, sizes.rows, sizes.keys, **self.module.KEPT_CONSTANTS
         )
         return kept

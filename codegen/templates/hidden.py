@@ -102,10 +102,12 @@ def find_kept(
     """Write of each tile of keys whether some row of a block keeps a key of it, 1 or 0, to
     ``kept``, int32[batch, blocks of rows, tiles], for masks that are the same for all heads.
 
-    The grid is (batch * blocks, tiles).
+    The grid is of one dimension, for of others a device takes 65535: program i writes flag i.
     """
-    block = tl.program_id(0)
-    tile = tl.program_id(1)
+    program = tl.program_id(0)
+    tiles = tl.cdiv(keys, BLOCK_N)
+    block = program // tiles
+    tile = program % tiles
     blocks = tl.cdiv(rows, BLOCK_M)
     batch = block // blocks
     row = block % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -132,4 +134,4 @@ def find_kept(
         )  # fmt: skip
         is_alone = waits & (floor == float("-inf"))
         flag = tl.maximum(flag, tl.max(is_alone.to(tl.int32), 0))
-    tl.store(kept + block.to(tl.int64) * tl.num_programs(1) + tile, flag)
+    tl.store(kept + program, flag)

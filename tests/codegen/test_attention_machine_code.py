@@ -6,13 +6,23 @@ The loop without a running maximum has to be the shorter one: there is nothing e
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
-from overlapc.codegen.attention.aot import build_for
+from overlapc.codegen.attention.aot import build_for, build_kept_for
+from overlapc.codegen.attention.backward_aot import build_backward_for
+from overlapc.codegen.attention.backward_tiles import backward_tile_for
+from overlapc.codegen.attention.cache import Cache
+from overlapc.codegen.attention.decode import build_decode
+from overlapc.codegen.attention.decode_aot import build_decode_for
+from overlapc.codegen.attention.decode_tiles import decode_tile
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile, tile_for
+from overlapc.codegen.attention.visibility import hides
 from overlapc.errors import KernelError
+from overlapc.planning.shared_memory import shared_bytes
+from overlapc.planning.tiles import CDNA
 from tests.codegen import score_programs as programs
 from tests.codegen.machine_loops import Loop, loops_of
 from tests.codegen.test_machine_code import SHARED_BYTES
@@ -24,6 +34,8 @@ EVERYTHING = {
 }  # fmt: skip
 MATRIX = {"sm_80": "mma.sync", "sm_89": "mma.sync", "sm_90": "wgmma", "sm_100": "tcgen05.mma",
           "sm_120": "mma.sync", "gfx942": "v_mfma"}  # fmt: skip
+LITTLE = 1024
+"""Bytes of shared memory of what looks masks through: threads tell one another of a flag alone."""
 DIMS = [(64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (256, 256)]
 
 
@@ -42,10 +54,52 @@ def check(spec: AttentionSpec, architecture: str) -> None:
     assert binary.shared_bytes <= SHARED_BYTES[architecture]
     if spec.dtype != "float32":
         assert MATRIX[architecture] in binary.assembly
+    if hides(spec.scores):
+        kept = build_kept_for(spec, tile_for(spec, architecture), architecture)
+        assert (kept.spilled_bytes, kept.shared_bytes <= LITTLE) == (0, True)
 
 
 def test_budgets():
     check(SPEC, "sm_90")
+
+
+def test_budgets_where_masks_are_looked_through():
+    check(replace(SPEC, after=None, program=programs.KEPT, softmax="first_tile"), "sm_90")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("architecture", CDNA)
+def test_every_architecture_of_amd_that_is_served_has_its_units(architecture):
+    decode = build_decode(SPEC, Cache(), decode_tile(SPEC, Cache(), 1, architecture))
+    binaries = [
+        build_for(SPEC, tile_for(SPEC, architecture), architecture),
+        build_decode_for(decode, architecture),
+    ]
+    for part in ("keys", "queries"):
+        tile = backward_tile_for(SPEC, architecture, part)
+        binaries.append(build_backward_for(SPEC, part, tile, architecture))
+    for binary in binaries:
+        assert binary.spilled_bytes == 0
+        assert binary.shared_bytes <= shared_bytes(architecture)
+        assert "v_mfma" in binary.assembly
+
+
+def tiles_of(architecture):
+    """What asks for a tile of each kind of kernel."""
+    yield partial(tile_for, SPEC, architecture)
+    yield partial(decode_tile, SPEC, Cache(), 1, architecture)
+    for part in ("rows", "shares", "queries", "keys", "input 0"):
+        yield partial(backward_tile_for, SPEC, architecture, part)
+
+
+@pytest.mark.parametrize("architecture", ["gfx1030", "gfx1100", "gfx1201", "gfx90a"])
+def test_no_attention_is_generated_for_other_units_of_amd(architecture):
+    """Mutant: whatever is called gfx has the tiles of gfx942."""
+    said = f"No attention is generated for {architecture}, only for gfx942 and gfx950"
+    for tile_of in tiles_of(architecture):
+        with pytest.raises(KernelError, match=said):
+            tile_of()
+    assert all(tile_of() for tile_of in tiles_of("gfx950"))
 
 
 @pytest.mark.long

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from overlapc.codegen.attention.cache import Cache
+from overlapc.codegen.attention.checking import Sizes
+from overlapc.codegen.attention.kernel import build_attention
 from overlapc.codegen.attention.spec import AttentionSpec
+from overlapc.codegen.attention.tiles import AttentionTile
 from overlapc.codegen.attention.visibility import FINITE, INFINITE, hides
 from overlapc.codegen.epilogue import Epilogue
 from tests.codegen import score_programs as programs
@@ -138,6 +142,28 @@ def test_many_rows_beside_places_and_lengths(interpreted, name):
 def test_more_tiles_of_many_rows_than_one_number_tells(interpreted):
     hiding = {"kept": (((0, 3), (490, 500), (550, 560)),), "fill": "least"}
     prefill(interpreted, ALONE, "booleans", hiding=hiding, batch=1, rows=4, keys=560)
+
+
+class Launched:
+    """Stands for a kernel."""
+
+    def __init__(self):
+        self.grids = []
+
+    def __getitem__(self, grid):
+        self.grids.append(grid)
+        return lambda *args, **named: None
+
+
+def test_any_number_of_tiles_is_one_dimension_of_a_grid(monkeypatch):
+    """Of others a device takes 65535, and there are more tiles of 16 keys than that here."""
+    kernel = build_attention(replace(ALONE, program=programs.KEPT), AttentionTile(64, 16, 8, 1))
+    launched = Launched()
+    monkeypatch.setattr(kernel.module, "FIND_KEPT", launched)
+    q = torch.empty(2, 1, 100, 16, device="meta")
+    mask = torch.empty(1, 1, 100, 1 << 21, dtype=torch.bool, device="meta")
+    kept = kernel._find_kept(q, [mask], (), None, Sizes(2, 1, 100, 1 << 21), 2)
+    assert launched.grids == [(kept.numel(),)] == [(2 * 2 * (1 << 17),)]
 
 
 def test_a_threshold_among_scores_is_caught(interpreted):
