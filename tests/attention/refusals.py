@@ -221,6 +221,12 @@ def capped_after_a_write_through_a_view(q, k, v):
     return torch.tanh(s).softmax(-1) @ v
 
 
+def overwritten(q, k, v):
+    s = q @ k.mT
+    s.view(B * H, Q, K).copy_(q.sum() * torch.ones(K))
+    return s.softmax(-1) @ v
+
+
 def over_heads_after_a_write_through_a_view(q, k, v):
     s = q @ k.mT
     s.view(B * H, Q, K).mul_(0.5)
@@ -453,6 +459,7 @@ LEFT = {
     "capped_after_a_write_through_a_view": Spelling(
         capped_after_a_write_through_a_view, "!hidden_write"
     ),
+    "overwritten": Spelling(overwritten, "!score_function"),
     "over_heads_after_a_write_through_a_view": Spelling(
         over_heads_after_a_write_through_a_view, "!hidden_write"
     ),

@@ -153,13 +153,20 @@ def _out_of_place(
         kwargs.pop("inplace", None)
     if node.op == "call_method":
         name = target.removesuffix("_") if call.in_place else target
-        return getattr(args[0], name)(*args[1:], **kwargs)
+        return _there(call, getattr(args[0], name, None))(*args[1:], **kwargs)
     name = getattr(target, "__name__", "")
     if name in OPERATORS_IN_PLACE:
         target = getattr(operator, name[1:])
     elif call.in_place and name.endswith("_"):
-        target = getattr(torch, name[:-1], None) or getattr(torch.nn.functional, name[:-1])
-    return target(*args, **kwargs)
+        target = getattr(torch, name[:-1], None) or getattr(torch.nn.functional, name[:-1], None)
+    return _there(call, target)(*args, **kwargs)
+
+
+def _there(call: Call, function: Any) -> Any:
+    """A function that was asked for by name: ``copy_`` and ``zero_`` have no other form."""
+    if function is None:
+        raise CannotLower(f"{call.name}_ gives no new tensor")
+    return function
 
 
 class _Recorder(TorchDispatchMode):
