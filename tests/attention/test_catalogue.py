@@ -195,8 +195,10 @@ def test_a_pass_that_is_left_out_says_so_of_what_it_would_take(options, cpp_wrap
     spent = Fuel.spent
     with inductor_config.patch(cpp_wrapper=cpp_wrapper):
         done = rewrite(twice, *plain(), **options)
-        left = rewrite(weights_returned, *plain(), **options)
-    assert (done.codes, left.codes) == (["!disabled"] * 2, ["!weights_read"])
+        kept = rewrite(twice, *plain(), softmax="auto", **options)
+        refused = rewrite(weights_returned, *plain(), **options)
+    assert (done.codes, kept.codes) == (["!disabled"] * 2, ["=too_small"] * 2)
+    assert refused.codes == ["!weights_read"]
     assert done.after == done.before
     assert all(reason in site.reason for site in done.sites)
     assert Fuel.spent == spent
