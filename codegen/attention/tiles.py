@@ -53,10 +53,10 @@ NVIDIA = {
 sm_90, products with ones leave 377 of 574 instructions of a loop over 128 keys, and are 3 to 12 %
 more products; on sm_80 they would be a quarter more."""
 NVIDIA_MASKED = {
-    "sm_80": {64: (64, 32, 8, 2), 128: (64, 32, 8, 2), 256: (64, 16, 8, 2)},
-    "sm_90": {64: (128, 64, 8, 2, 16)},
+    "sm_80": {64: (64, 32, 8, 2), 128: (64, 32, 8, 2), 256: (32, 32, 8, 2)},
+    "sm_90": {64: (128, 64, 8, 2, 16), 128: (128, 32, 8, 3, 16)},
     "sm_100": {128: (128, 32, 8, 3), 256: (64, 16, 8, 2)},
-    "sm_120": {64: (64, 64, 8, 2), 256: (64, 16, 8, 2)},
+    "sm_120": {64: (64, 64, 8, 2), 256: (16, 32, 8, 2)},
 }
 """Instead, where masks that are looked through take registers as well."""
 NVIDIA_FLOAT = {64: (32, 32, 8, 1), 128: (16, 16, 8, 1)}
