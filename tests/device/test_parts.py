@@ -49,6 +49,8 @@ LAUNCHES_NOTHING = {gpu_attention.BOUNDS, gpu_linear.READ}
 def test_rows_are_compiled_and_launched(part, most, tmp_path):
     done = run(tmp_path, "-m", "tests.device", part, str(tmp_path), str(most))
     assert done.returncode == 0, done.stdout + done.stderr
+    # Its figures are of nothing, and it says so before the first.
+    assert done.stdout.startswith("The GPU is absent: ")
     rows: list[dict[str, Any]] = json.loads((tmp_path / "found.json").read_text())
     assert [row.get("details", row["error"]) for row in rows if "error" in row] == []
     for table in MEASURED[part]:
