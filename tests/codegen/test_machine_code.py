@@ -286,7 +286,9 @@ def test_every_dtype_and_layout_on_every_device(architecture: str, dtype: str):
         for a in operands:
             for b in (operands[0].t(), operands[1].t()):
                 check(architecture, spec_for(a, b, architecture=architecture, out=out))
-        check(architecture, spec_for(odd, odd.t(), architecture=architecture, out=out))
+        if half.element_size() > 1:  # torch multiplies no odd depths of float8
+            spec = spec_for(odd, odd.t(), architecture=architecture, out=out)
+            check(architecture, spec, ragged=("K", "stride_am", "stride_bn"))
 
 
 CONFIGURED = [
@@ -384,11 +386,11 @@ def test_ragged_sizes_keep_the_budgets_everywhere(architecture: str, dtype: str)
 @pytest.mark.parametrize(("architecture", "dtype"), CONFIGURED)
 def test_every_configuration_keeps_the_budgets(architecture: str, dtype: str):
     for tile in tiles_for(architecture, dtype):
-        for k, by_row in itertools.product((128, 127), (False, True)):
+        # Torch multiplies no odd depths of float8.
+        depths = (128, 112) if dtype.startswith("float8") else (128, 127)
+        for k, by_row in itertools.product(depths, (False, True)):
             # What a launch on contiguous operands finds: an odd k is the stride of one or both.
-            # Of float8 torch multiplies none.
-            is_odd = k % 2 == 1 and not dtype.startswith("float8")
-            odd = ("K", "stride_am", *(() if by_row else ("stride_bn",))) if is_odd else ()
+            odd = ("K", "stride_am", *(() if by_row else ("stride_bn",))) if k % 2 else ()
             spec = of_tile(architecture, dtype, tile, k, by_row=by_row)
             check(architecture, spec, ragged=odd)
         chains = [chain_of(op, dtype) for op in RULES if op.split(".")[1] in HARD]
