@@ -9,8 +9,9 @@ They are packed: place i is row ``i // GROUPS`` of query head ``i % GROUPS`` of 
 import triton
 import triton.language as tl
 
+from overlapc.codegen.templates.cached_tiles import visit_each, visit_tile
 from overlapc.codegen.templates.decode_parts import add_parts, store_part
-from overlapc.codegen.templates.hidden import WORD, count_of, floors_of, kept_tiles, lowest_of
+from overlapc.codegen.templates.hidden import floors_of
 from overlapc.codegen.templates.running import moves_of, settle
 from overlapc.codegen.templates.signal import await_stores
 from overlapc.codegen.templates.softmax import (
@@ -19,174 +20,11 @@ from overlapc.codegen.templates.softmax import (
     all_finite,
     any_keeps_key,
     divided,
-    fixed_weights,
     is_exact,
     keeping_none,
     or_zero,
-    score_tile,
 )
 from overlapc.codegen.templates.visible import end_of, end_seen, first_seen, length_of, own_key
-
-
-@triton.jit
-def of_keys(
-    head: tl.tensor, strides: tl.tuple, table: tl.tensor, tile: tl.tensor, length: tl.tensor,
-    BLOCK_N: tl.constexpr, PAGE: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
-    """Pointers to the first elements of the keys, or values, of a tile, ``[BLOCK_N]``.
-
-    With PAGE, ``table`` says which page holds each PAGE keys; ``strides`` begin with that of pages.
-    """
-    start = tl.cast(tile, tl.int32) * BLOCK_N
-    n = tl.arange(0, BLOCK_N)
-    if PAGE == 0:
-        places = start.to(tl.int64) * strides[2] + n * strides[2]
-    elif PAGE % BLOCK_N == 0:
-        page = tl.load(table + start // PAGE).to(tl.int64)
-        places = page * strides[0] + (start % PAGE + n) * strides[2]
-    else:
-        key = start + n
-        page = tl.load(table + key // PAGE, mask=key < length, other=0).to(tl.int64)
-        places = page * strides[0] + (key % PAGE) * strides[2]
-    return head + places
-
-
-@triton.jit
-def load_part(
-    keys: tl.tensor, inside: tl.tensor, stride: tl.tensor, FIRST: tl.constexpr, DIM: tl.constexpr,
-    BLOCK: tl.constexpr, IS_CUT: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
-    """``[keys, FIRST : FIRST+BLOCK]``; unread zeros from DIM on; with IS_CUT after the last key."""
-    column = FIRST + tl.arange(0, BLOCK)
-    places = keys[:, None] + column[None, :] * stride
-    if IS_CUT:
-        part = tl.load(places, mask=inside[:, None] & (column < DIM)[None, :], other=0.0)
-    elif FIRST + BLOCK > DIM:
-        part = tl.load(places, mask=(column < DIM)[None, :], other=0.0)
-    else:
-        part = tl.load(places)
-    return part
-
-
-@triton.jit
-def widened(part: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
-    """What was loaded, in the dtype of the queries; bytes are float8_e4m3fn.
-
-    So they come to devices that do not convert it: in place as bits of float16 they are 2^-8 of
-    themselves, subnormal numbers as well, and the one pattern beyond the largest is NaN.
-    """
-    if part.dtype == tl.uint8:
-        size = (part & 0x7F).to(tl.uint16)
-        bits = (size << 7) | ((part & 0x80).to(tl.uint16) << 8)
-        number = bits.to(tl.float16, bitcast=True) * 256.0
-        part = tl.where(size == 0x7F, float("nan"), number)
-    return part.to(dtype)
-
-
-@triton.jit
-def visit_tile(
-    peak: tl.tensor, sums: tl.tensor, total: tl.tensor, tile: tl.tensor,
-    query: tl.tuple, cache: tl.tuple, place: tl.tuple, inputs: tl.tuple,
-    STEP: tl.constexpr, IS_CUT: tl.constexpr, SCORES: tl.constexpr,
-    BEFORE: tl.constexpr, AFTER: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
-    SHARED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_REST: tl.constexpr, BLOCK_V: tl.constexpr, PAGE: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
-    """Take a tile of keys into (peak, sums, total) of packed rows.
-
-    STEP is ``fixed``: weights are relative to peak, which stays; ``first``: to the tile's maximum,
-    which peak becomes; ``online``: to the maximum so far, and sums and total are rescaled;
-    ``maximum``: peak alone is raised. Where nothing is rescaled ``sums`` keeps the tile's columns
-    apart: to add up a row costs a round between warps, and the loop is spared it. IS_CUT: not every
-    row sees every key.
-    """
-    queries, rest_of_queries, scale = query
-    k, v, k_strides, v_strides, table, length = cache
-    batch, head, row, row_inside, first, end = place
-    column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    inside = column < length
-    if SHARED:
-        # Values are where keys begin, and k holds what follows of each.
-        at = of_keys(v, v_strides, table, tile, length, BLOCK_N, PAGE)
-        keys = load_part(at, inside, v_strides[3], 0, VALUE_DIM, BLOCK_D, IS_CUT)
-        REST_FROM: tl.constexpr = 0
-        REST_TO: tl.constexpr = HEAD_DIM - VALUE_DIM
-    else:
-        at = of_keys(k, k_strides, table, tile, length, BLOCK_N, PAGE)
-        keys = load_part(at, inside, k_strides[3], 0, HEAD_DIM, BLOCK_D, IS_CUT)
-        REST_FROM: tl.constexpr = BLOCK_D
-        REST_TO: tl.constexpr = HEAD_DIM
-    keys = widened(keys, queries.dtype)
-    product = tl.dot(queries, keys.T, input_precision=PRECISION)
-    if BLOCK_REST > 0:
-        if SHARED:
-            at = of_keys(k, k_strides, table, tile, length, BLOCK_N, PAGE)
-        rest = load_part(at, inside, k_strides[3], REST_FROM, REST_TO, BLOCK_REST, IS_CUT)
-        rest = widened(rest, queries.dtype)
-        product = tl.dot(rest_of_queries, rest.T, product, input_precision=PRECISION)
-    if SHARED:
-        values = keys
-    elif STEP != "maximum":
-        at = of_keys(v, v_strides, table, tile, length, BLOCK_N, PAGE)
-        values = load_part(at, inside, v_strides[3], 0, VALUE_DIM, BLOCK_V, IS_CUT)
-        values = widened(values, queries.dtype)
-
-    keys_of_tile = (batch, head, row, row_inside, column, inside)
-    score = score_tile(
-        product, keys_of_tile, first, end, inputs, SCORES, scale, BEFORE, AFTER, IS_CUT
-    )
-    base = peak
-    if STEP == "online":
-        peak = tl.maximum(peak, tl.max(score, 1))
-        shrunk = tl.exp2(base - or_zero(peak))
-        base = or_zero(peak)
-        sums = sums * shrunk
-        total = total * shrunk[:, None]
-    elif STEP == "first":
-        peak = tl.max(score, 1)
-        base = or_zero(peak)
-    elif STEP == "maximum":
-        peak = tl.maximum(peak, tl.max(score, 1))
-    if STEP != "maximum":
-        # Summed as they are rounded: what overflows or is lost shows in the sum.
-        if STEP == "online":
-            weights = tl.exp2(score - base[:, None]).to(queries.dtype)
-            sums += tl.sum(weights.to(tl.float32), 1)
-        else:
-            weights = fixed_weights(score, base, queries.dtype)
-            sums += weights.to(tl.float32)
-        total = tl.dot(weights, values, total, input_precision=PRECISION)
-    return peak, sums, total
-
-
-@triton.jit
-def visit_kept(
-    peak: tl.tensor, sums: tl.tensor, total: tl.tensor,
-    begin: tl.tensor, stop: tl.tensor, step: tl.tensor, floor: tl.tensor,
-    query: tl.tuple, cache: tl.tuple, place: tl.tuple, inputs: tl.tuple,
-    STEP: tl.constexpr, SCORES: tl.constexpr,
-    BEFORE: tl.constexpr, AFTER: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
-    SHARED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_REST: tl.constexpr, BLOCK_V: tl.constexpr, PAGE: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
-    """Take each ``step``-th tile from ``begin`` on that masks keep for some row; see ``hidden``.
-
-    Which they are is known before the first is read, so that keys are loaded ahead as ever.
-    """
-    for group in tl.range(begin, stop, step * WORD):
-        bits = kept_tiles(
-            group, stop, step, floor, (place[0], place[1], place[2], place[3]), place[4], place[5],
-            cache[5], inputs, SCORES, BEFORE, AFTER, BLOCK_M, BLOCK_N,
-        )  # fmt: skip
-        for _ in tl.range(0, count_of(bits)):
-            tile = group + lowest_of(bits) * step
-            bits = bits & (bits - 1)
-            peak, sums, total = visit_tile(
-                peak, sums, total, tile, query, cache, place, inputs, STEP, True, SCORES,
-                BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N, BLOCK_D,
-                BLOCK_REST, BLOCK_V, PAGE,
-            )  # fmt: skip
-    return peak, sums, total
 
 
 @triton.jit(do_not_specialize=["rows", "keys", "splits"])
@@ -364,10 +202,10 @@ def attention_decode(
                 BLOCK_REST, BLOCK_V, PAGE,
             )  # fmt: skip
     else:
-        peak, sums, total = visit_kept(
-            peak, sums, total, begin, stop, step, floor, query, cache, place, inputs, STEP, SCORES,
-            BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D,
-            BLOCK_REST, BLOCK_V, PAGE,
+        peak, sums, total = visit_each(
+            peak, sums, total, begin, stop, step, floor, query, cache, place, inputs, STEP, HIDES,
+            SCORES, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_M, BLOCK_N,
+            BLOCK_D, BLOCK_REST, BLOCK_V, PAGE,
         )  # fmt: skip
     if not IS_ONLINE:
         sums = tl.sum(sums, 1) + tl.exp2(own_sink - peak)
@@ -416,20 +254,11 @@ def attention_decode(
             redone_peak = sink
             redone_sums = tl.where(sink == float("-inf"), 0.0, 1.0)
             redone_total = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
-            if HIDES == "":
-                for tile in tl.range(first_tile, first_tile + tiles):
-                    redone_peak, redone_sums, redone_total = visit_tile(
-                        redone_peak, redone_sums, redone_total, tile, query, cache, place, inputs,
-                        "online", True, SCORES, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED,
-                        PRECISION, BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V, PAGE,
-                    )  # fmt: skip
-            else:
-                redone_peak, redone_sums, redone_total = visit_kept(
-                    redone_peak, redone_sums, redone_total, first_tile, first_tile + tiles, 1,
-                    floor, query, cache, place, inputs, "online", SCORES, BEFORE, AFTER, HEAD_DIM,
-                    VALUE_DIM, SHARED, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V,
-                    PAGE,
-                )  # fmt: skip
+            redone_peak, redone_sums, redone_total = visit_each(
+                redone_peak, redone_sums, redone_total, first_tile, first_tile + tiles, 1, floor,
+                query, cache, place, inputs, "online", HIDES, SCORES, BEFORE, AFTER, HEAD_DIM,
+                VALUE_DIM, SHARED, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V, PAGE,
+            )  # fmt: skip
             # A row of minus infinity alone has been computed: it has no weight.
             is_bad = is_bad & (redone_peak > float("-inf"))
             peak = tl.where(is_bad, redone_peak, peak)

@@ -27,7 +27,7 @@ from overlapc.codegen.attention.tiles import AttentionTile
 from overlapc.codegen.builder import TEMPLATES, load
 from overlapc.codegen.epilogue import Call, Epilogue, Input, Ref
 from overlapc.codegen.interpreting import correct_interpreter
-from overlapc.codegen.templates.decode import widened
+from overlapc.codegen.templates.cached_tiles import widened
 from overlapc.errors import KernelError
 from tests.codegen.hidden_masks import HidingMask
 
@@ -410,10 +410,9 @@ def shuffled_grid(generator: random.Random) -> Iterator[None]:
 
 def mutant(kernel: DecodeKernel, changes: Sequence[tuple[str, str]]) -> DecodeKernel:
     """The kernel on a template in which texts are replaced."""
-    # One file of both: its own functions take the place of those that it imports.
-    text = "".join(
-        (TEMPLATES / name).read_text() for name in ("decode.py", "decode_parts.py", "hidden.py")
-    )
+    # One file of all: its own functions take the place of those that it imports.
+    files = "decode.py", "cached_tiles.py", "decode_parts.py", "hidden.py"
+    text = "".join((TEMPLATES / name).read_text() for name in files)
     for old, new in changes:
         assert text.count(old) == 1, f"there is no single {old!r} to mutate"
         text = text.replace(old, new)
