@@ -14,12 +14,12 @@ from torch import fx
 
 from overlapc.graphs.attention.above import is_of_products
 from overlapc.graphs.attention.bands import Band, band_of
+from overlapc.graphs.attention.boxes import MADE
 from overlapc.graphs.attention.constants import constant, number
 from overlapc.graphs.attention.repeats import EXPANSIONS
 from overlapc.graphs.attention.steps import WEAKEST_FILL, Bias, Fill
 from overlapc.graphs.attention.tensors import CASTS, COPIES, ORDERED, Expression
 from overlapc.graphs.attention.versions import Versions
-from overlapc.graphs.attention.written import MADE
 from overlapc.graphs.collectives import Refusal
 
 FINITE_FILL = -1e38

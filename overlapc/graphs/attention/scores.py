@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
@@ -12,35 +12,31 @@ from overlapc.graphs.attention.above import (
     FURTHEST,
     between,
     is_item_of_scores,
-    leads_to_product,
     may_be_scores,
     product_above,
     why_unread,
 )
 from overlapc.graphs.attention.constants import number
+from overlapc.graphs.attention.fills import filled, item_filled
 from overlapc.graphs.attention.functions import Function, trace_function
 from overlapc.graphs.attention.places import Places, possible_places
 from overlapc.graphs.attention.products import NAMES, Product, read_product
 from overlapc.graphs.attention.sinks import Sinks, even_sinks, is_shift, of_one_number, read_sinks
 from overlapc.graphs.attention.softmaxes import Softmax
 from overlapc.graphs.attention.spelling import Call, tensor_of
-from overlapc.graphs.attention.steps import WEAKEST_FILL, Bias, Fill, Step
+from overlapc.graphs.attention.steps import Bias, Fill, Step
 from overlapc.graphs.attention.tensors import (
-    Expression,
-    expression,
     is_cast,
     is_dim,
-    is_same,
     keeps_all,
     keeps_rows,
     order_of,
 )
 from overlapc.graphs.attention.versions import Versions
-from overlapc.graphs.attention.written import box, read_rows
+from overlapc.graphs.attention.walk import HIDDEN, Walk, is_scores, mask_of, no_scores, overwritten
+from overlapc.graphs.attention.written import read_rows
 from overlapc.graphs.collectives import Refusal
 from overlapc.runtime.attention.masks import CannotLower
-
-HIDDEN = "Scores are written through another view of them."
 
 
 @dataclass(frozen=True)
@@ -64,42 +60,6 @@ class Scores:
     """From the product down to what the softmax reads, both among them."""
 
 
-@dataclass
-class _Walk:
-    versions: Versions
-    frame: tuple[int | torch.SymInt, ...]
-    factor: float = 1.0
-    """Of what is walked to, up to the next function."""
-    steps: list[Step] = field(default_factory=list)
-    """From the softmax on."""
-    nodes: list[fx.Node] = field(default_factory=list)
-    sinks: Sinks | None = None
-    even: float | None = None
-    """The one number that all sinks are, in terms of what the softmax reads; None where there are
-    none, or they are a tensor."""
-    is_column: bool = True
-    """Sinks are a column of what the softmax reads."""
-    is_first: bool = False
-    """It stands before the keys."""
-    is_shifted: bool = False
-    places: Places = field(default_factory=Places)
-    """Of rows and keys, in what is walked to."""
-
-    @property
-    def dim(self) -> int:
-        """The dimension of keys."""
-        return self.places.keys
-
-    @property
-    def is_free(self) -> bool:
-        """What all scores of a row share changes nothing: softmax comes after, and masks."""
-        has_sinks = self.sinks is not None or self.even is not None
-        return not has_sinks and not any(
-            isinstance(step, Function) or (isinstance(step, Fill) and step.value > WEAKEST_FILL)
-            for step in self.steps
-        )
-
-
 def read_scores(versions: Versions, softmax: Softmax) -> Scores | Refusal | None:
     """Walk up from a softmax; None where no product stands above it."""
     source = softmax.scores
@@ -116,7 +76,7 @@ def read_scores(versions: Versions, softmax: Softmax) -> Scores | Refusal | None
     for places in possible_places(value.ndim, softmax.dim or -1):
         if is_through_view and not places.are_last:
             break
-        walk = _Walk(
+        walk = Walk(
             versions, places.batch(value.shape), softmax.factor, places=places, even=softmax.sink,
             is_column=softmax.sink is None,
         )  # fmt: skip
@@ -129,7 +89,7 @@ def read_scores(versions: Versions, softmax: Softmax) -> Scores | Refusal | None
     return refusals[0] if refusals else Refusal(softmax.node, "hidden_write", HIDDEN)
 
 
-def _walked(versions: Versions, node: fx.Node, walk: _Walk) -> Scores | Refusal:
+def _walked(versions: Versions, node: fx.Node, walk: Walk) -> Scores | Refusal:
     for _ in range(FURTHEST):
         walk.nodes.append(node)
         call = versions.calls[node]
@@ -145,7 +105,7 @@ def _walked(versions: Versions, node: fx.Node, walk: _Walk) -> Scores | Refusal:
     return Refusal(node, "far_product", f"Over {FURTHEST} calls stand between product and softmax.")
 
 
-def _step(walk: _Walk, call: Call) -> fx.Node | Refusal:
+def _step(walk: Walk, call: Call) -> fx.Node | Refusal:
     """Take up what one call does to the scores; return the tensor of scores that it is done to."""
     versions, node = walk.versions, call.node
     source = call.get("input")
@@ -161,56 +121,20 @@ def _step(walk: _Walk, call: Call) -> fx.Node | Refusal:
         walk.factor *= -1
         return source
     if call.name in ("masked_fill", "where"):
-        return _filled(walk, call)
+        found = filled(walk, call)
+        return _applied(walk, call) if found is None else found
     if call.name == "setitem":
-        return _item_filled(walk, call)
+        return item_filled(walk, call)
     if call.name in ("cat", "pad"):
         return _with_sinks(walk, call)
     return _applied(walk, call)
 
 
-def _item_filled(walk: _Walk, call: Call) -> fx.Node | Refusal:
-    """Take up ``scores[condition] = number``, with nothing but whole dimensions before it."""
-    scores, value = call.get("input"), number(walk.versions, call.get("value"))
-    condition, own = _condition(walk.versions, call), tensor_of(scores)
-    if condition is None:
-        condition = _box(walk.versions, call)
-    if value is None or condition is None or own is None:
-        reason = "Scores are written by an index that is no condition on them and no slice, or not "
-        reason += "by a number."
-        return Refusal(call.node, "hidden_write", reason)
-    scaled = value * walk.factor if walk.factor else math.nan
-    walk.steps.append(Fill(_beside(walk, condition, own), scaled, is_kept=False))
-    return scores
-
-
-def _box(versions: Versions, call: Call) -> Expression | None:
-    """The booleans that an index of numbers and slices stands for, made where queries are."""
-    product = product_above(versions, call.node, call.get("input"))
-    first = product.all_input_nodes[0] if product is not None else None
-    made_of = expression(versions, product, first, as_memory=True) if product is not None else None
-    return None if made_of is None else box(call, replace(made_of, calls=()))
-
-
-def _condition(versions: Versions, call: Call) -> Expression | None:
-    """The booleans by which an item is chosen, as they broadcast to what it is an item of."""
-    index, whole = call.get("index"), tensor_of(call.get("input"))
-    *before, last = index if isinstance(index, tuple | list) else (index,)
-    found = expression(versions, call.node, last) if isinstance(last, fx.Node) else None
-    is_after = all(part is Ellipsis or part == slice(None) for part in before)
-    if found is None or whole is None or found.value.dtype != torch.bool or not is_after:
-        return None
-    behind = 0 if Ellipsis in before else whole.ndim - len(before) - len(found.shape)
-    for _ in range(behind):
-        found = found.then(torch.unsqueeze, -1)
-    return found
-
-
-def _with_sinks(walk: _Walk, call: Call) -> fx.Node | Refusal:
+def _with_sinks(walk: Walk, call: Call) -> fx.Node | Refusal:
     value = tensor_of(call.node)
     is_pad = call.name == "pad"
     if value is None or (not is_pad and not is_dim(value, call.get("dim", 0), walk.dim)):
-        return _no_scores(call)
+        return no_scores(call)
     found = None
     if not walk.steps and walk.sinks is None and walk.even is None and walk.places.are_last:
         if (even := even_sinks(walk.versions, call, walk.dim)) is not None:
@@ -228,14 +152,14 @@ def _with_sinks(walk: _Walk, call: Call) -> fx.Node | Refusal:
     return source
 
 
-def _applied(walk: _Walk, call: Call) -> fx.Node | Refusal:
+def _applied(walk: Walk, call: Call) -> fx.Node | Refusal:
     """Take up a function of scores; go on from its operand, or from the product if it has more."""
     versions, node = walk.versions, call.node
-    operands = [s for s in node.all_input_nodes if _is_scores(walk, node, s)]
+    operands = [s for s in node.all_input_nodes if is_scores(walk, node, s)]
     operands.sort(key=_is_condition)
     product = product_above(versions, node, operands[0]) if operands else None
     if product is None or (call.in_place and call.get("input") not in operands):
-        return _no_scores(call)
+        return no_scores(call)
     nodes = between(versions, product, node)
     own = [s for s in operands if versions.read(node, s) in (product, *nodes)]
     if not own:
@@ -246,9 +170,9 @@ def _applied(walk: _Walk, call: Call) -> fx.Node | Refusal:
     else:
         base = source = product
     try:
-        found = trace_function(versions, base, nodes, lambda c, arg: _mask(walk, c, arg))
+        found = trace_function(versions, base, nodes, lambda c, arg: mask_of(walk, c, arg))
     except (CannotLower, RuntimeError, TypeError) as error:
-        return _no_scores(call, f", and no kernel can: {error}")
+        return no_scores(call, f", and no kernel can: {error}")
     walk.nodes.extend(one for one in reversed(nodes) if one is not node)
     walk.steps.append(found.scaled(walk.factor))
     walk.factor = 1.0
@@ -260,15 +184,15 @@ def _is_condition(node: fx.Node) -> bool:
     return value is not None and value.dtype == torch.bool
 
 
-def _arithmetic(walk: _Walk, call: Call) -> fx.Node | Refusal:
+def _arithmetic(walk: Walk, call: Call) -> fx.Node | Refusal:
     pair = call.get("input"), call.get("other")
-    kept = [arg for arg in pair if _is_scores(walk, call.node, arg)]
+    kept = [arg for arg in pair if is_scores(walk, call.node, arg)]
     if not kept or _is_made_of_one(walk.versions, call.node, kept):
         return _applied(walk, call)
     scores, is_first = kept[0], kept[0] is pair[0]
     other = pair[1] if is_first else pair[0]
     if call.in_place and not is_first:
-        return _overwritten(call)
+        return overwritten(call)
     value = number(walk.versions, other)
     alpha = call.get("alpha", 1)
     if call.name == "mul" and value is not None:
@@ -291,33 +215,12 @@ def _arithmetic(walk: _Walk, call: Call) -> fx.Node | Refusal:
             walk.nodes.extend(shifting)
             walk.is_shifted = walk.is_shifted or not walk.steps
             return scores
-    bias = _mask(walk, call, other)
+    bias = mask_of(walk, call, other)
     if bias is None:
         return _applied(walk, call)
     on_bias, on_scores = (sign * alpha, 1.0) if is_first else (1.0, sign * alpha)
     walk.steps.append(Bias(bias, walk.factor * on_bias))
     walk.factor *= on_scores
-    return scores
-
-
-def _filled(walk: _Walk, call: Call) -> fx.Node | Refusal:
-    versions, node = walk.versions, call.node
-    if call.name == "masked_fill":
-        scores, fill, mask, is_kept = call.get("input"), call.get("value"), call.get("mask"), False
-    else:
-        mask, pair = call.get("condition"), (call.get("input"), call.get("other"))
-        is_kept = _is_scores(walk, node, pair[0])
-        scores, fill = pair if is_kept else pair[::-1]
-    value = number(versions, fill)
-    kept = [arg for arg in (mask, scores, fill) if _is_scores(walk, node, arg)]
-    condition = _mask(walk, call, mask)
-    if kept != [scores] or value is None or condition is None:
-        return _applied(walk, call)
-    if call.in_place and call.get("input") is not scores:
-        return _overwritten(call)
-    # A fill leaves nothing of what stands before it, not even where the factor is zero.
-    scaled = value * walk.factor if walk.factor else math.nan
-    walk.steps.append(Fill(condition, scaled, is_kept))
     return scores
 
 
@@ -327,55 +230,14 @@ def _is_made_of_one(versions: Versions, reader: fx.Node, operands: list[fx.Node]
     return len(products) > 1 and len(set(products)) == 1
 
 
-def _is_scores(walk: _Walk, reader: fx.Node, argument: object) -> bool:
-    own, result = tensor_of(argument), tensor_of(reader)
-    if not isinstance(argument, fx.Node) or own is None or result is None:
-        return False
-    seen = read_rows(walk.versions, reader, argument)
-    is_whole = is_same(tuple(own.shape), tuple(result.shape))
-    return seen is not None and is_whole and leads_to_product(walk.versions, seen, walk.dim)
-
-
-def _mask(walk: _Walk, call: Call, argument: object) -> Expression | None:
-    """A tensor added to scores, or that says which of them stay, as it broadcasts to ``frame``."""
-    value = tensor_of(call.node)
-    if not isinstance(argument, fx.Node) or value is None:
-        return None
-    found = expression(walk.versions, call.node, argument)
-    return None if found is None else _beside(walk, found, value)
-
-
-def _beside(walk: _Walk, found: Expression, value: torch.Tensor) -> Expression:
-    """A tensor that broadcasts to scores ``value``, as it broadcasts to ``frame``."""
-    batch = walk.places.batch(value.shape)
-    if walk.places != Places() and found.shape:
-        found = _usual(found, walk.places, value.ndim)
-    if is_same(batch, walk.frame):
-        return found
-    if len(found.shape) < 2 or all(is_same((size,), (1,)) for size in found.shape[:-2]):
-        ones = tuple(range(len(found.shape) - 2))
-        return found.then(torch.squeeze, ones) if ones else found
-    return found.shaped(batch, walk.frame)
-
-
-def _usual(beside: Expression, places: Places, dims: int) -> Expression:
-    """A tensor beside scores of so many dimensions, as it broadcasts to ``[..., rows, keys]``."""
-    if places.are_last:
-        is_vector = len(beside.shape) == 1
-        return beside.then(torch.unsqueeze, -1) if is_vector else beside.transposed()
-    for _ in range(dims - len(beside.shape)):
-        beside = beside.then(torch.unsqueeze, 0)
-    return beside.permuted(places.order(dims))
-
-
-def _ended(walk: _Walk, call: Call) -> Scores | Refusal:
+def _ended(walk: Walk, call: Call) -> Scores | Refusal:
     product = read_product(walk.versions, call, places=walk.places)
     if isinstance(product, Refusal):
         return product
     if product.added is not None:
-        bias = _mask(walk, call, product.added)
+        bias = mask_of(walk, call, product.added)
         if bias is None:
-            return _no_scores(call)
+            return no_scores(call)
         walk.steps.append(Bias(bias, walk.factor * product.beta))
     sinks = walk.sinks
     if walk.even is not None:
@@ -383,7 +245,7 @@ def _ended(walk: _Walk, call: Call) -> Scores | Refusal:
         sinks = Sinks(of_one_number(product.left, heads), walk.is_first, walk.even, walk.is_column)
     factor = walk.factor * product.alpha
     if not math.isfinite(factor):
-        return _no_scores(call)
+        return no_scores(call)
     steps, nodes = walk.steps[::-1], tuple(reversed(walk.nodes))
     functions = [at for at, step in enumerate(steps, 1) if isinstance(step, Function)]
     end = functions[-1] if functions else 0
@@ -393,13 +255,3 @@ def _ended(walk: _Walk, call: Call) -> Scores | Refusal:
         product, factor, tuple(steps[:end]), masks, sinks, walk.is_shifted, walk.frame,
         walk.places, nodes,
     )  # fmt: skip
-
-
-def _no_scores(call: Call, why: str = "") -> Refusal:
-    reason = f"{call.name} stands between product and softmax, which torch's attention cannot do"
-    return Refusal(call.node, "score_function", f"{reason}{why}.")
-
-
-def _overwritten(call: Call) -> Refusal:
-    reason = f"{call.name} writes scores over a tensor that is not theirs."
-    return Refusal(call.node, "mutated_operand", reason)
