@@ -27,14 +27,13 @@ from torch.utils._ordered_set import OrderedSet
 from overlapc.errors import GroupError, TargetError
 from overlapc.graphs.algebra import mutates
 from overlapc.graphs.collectives import Collective, Refusal, collective_starts, read_collective
-from overlapc.graphs.exposure import Chains, Hiding
+from overlapc.graphs.exposure import Chains, Hiding, sent_problem
 from overlapc.graphs.faults import unless_faulty
 from overlapc.graphs.origins import where
 from overlapc.graphs.values import tensor_facts
 from overlapc.passes.base import Compilation, Fuel, add_site
 from overlapc.passes.chain_decisions import decide
 from overlapc.passes.overlap_chains import OverlapChains, match
-from overlapc.planning.problem import Problem
 from overlapc.planning.schedule import format_seconds
 from overlapc.planning.search import MEASURED_MARGIN, UNMEASURED_MARGIN
 from overlapc.planning.target import Target
@@ -66,8 +65,8 @@ class Exposed:
     @property
     def margin(self) -> float:
         """Share of the serial time that hiding must be predicted to save."""
-        problem = Problem(0, 1, 1, "float32", self.collective.name, self.world_size)
-        return MEASURED_MARGIN if self.target.knows(problem) else UNMEASURED_MARGIN
+        is_known = self.target.knows(sent_problem(self.collective, self.world_size))
+        return MEASURED_MARGIN if is_known else UNMEASURED_MARGIN
 
 
 @dataclass(frozen=True)
