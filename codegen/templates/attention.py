@@ -12,17 +12,16 @@ import triton.language as tl
 
 from overlapc.codegen.templates.head_tiles import load_tile, of_head, store_tile
 from overlapc.codegen.templates.hidden import WORD, lowest_of
+from overlapc.codegen.templates.masks_tell import any_keeps_key, keeping_none
 from overlapc.codegen.templates.running import moves_of, settle
 from overlapc.codegen.templates.softmax import (
     LN2,
     LOG2E,
     all_finite,
-    any_keeps_key,
     divided,
     fixed_weights,
     gathered_sums,
     is_exact,
-    keeping_none,
     or_zero,
     score_tile,
     spread_sums,

@@ -12,16 +12,15 @@ import triton.language as tl
 from overlapc.codegen.templates.cached_tiles import visit_each, visit_tile
 from overlapc.codegen.templates.decode_parts import add_parts, store_part
 from overlapc.codegen.templates.hidden import floors_of
+from overlapc.codegen.templates.masks_tell import any_keeps_key, keeping_none
 from overlapc.codegen.templates.running import moves_of, settle
 from overlapc.codegen.templates.signal import await_stores
 from overlapc.codegen.templates.softmax import (
     LN2,
     LOG2E,
     all_finite,
-    any_keeps_key,
     divided,
     is_exact,
-    keeping_none,
     or_zero,
 )
 from overlapc.codegen.templates.visible import end_of, end_seen, first_seen, length_of, own_key

@@ -12,7 +12,7 @@ is zero. A row that keeps none has the mean of the values that finite masks were
 import triton
 import triton.language as tl
 
-from overlapc.codegen.templates.softmax import score_tile
+from overlapc.codegen.templates.masks_tell import scores_of_nothing
 from overlapc.codegen.templates.visible import end_of, end_seen, first_seen, length_of, own_key
 
 HIDDEN = tl.constexpr(-1e9 * 1.4426950408889634)
@@ -21,20 +21,6 @@ KEPT = tl.constexpr(-0.5e9 * 1.4426950408889634)
 """Products between them would have to differ by 5e8 for a weight of what is hidden."""
 WORD = tl.constexpr(31)
 """Tiles of which one number of 32 bits says whether they are kept, and is not below zero."""
-
-
-@triton.jit
-def scores_of_nothing(
-    start: tl.tensor, place: tl.tuple, first: tl.tensor, end: tl.tensor, length: tl.tensor,
-    inputs: tl.tuple, SCORES: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
-    """Scores of the keys from ``start`` on at a product of zero, ``[BLOCK_M, BLOCK_N]``; minus
-    infinity where a row does not see a key by its place."""
-    column = start + tl.arange(0, BLOCK_N)
-    tile = (place[0], place[1], place[2], place[3], column, column < length)
-    product = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    return score_tile(product, tile, first, end, inputs, SCORES, 1.0, BEFORE, AFTER, True)
 
 
 @triton.jit

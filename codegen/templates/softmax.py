@@ -36,53 +36,6 @@ def score_tile(
 
 
 @triton.jit
-def keeps_key(
-    tile: tl.tuple, first: tl.tensor, end: tl.tensor, inputs: tl.tuple, floor: tl.tensor,
-    SCORES: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
-    """Whether each row sees a key of a tile as far as masks tell, ``[rows]``; reads no key.
-
-    For scores of ``visibility.masks_tell``: what a row does not see is minus infinity there,
-    whatever the product is. With a ``floor`` of each row (see ``hidden``), what is not above it.
-    """
-    product = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    score = score_tile(product, tile, first, end, inputs, SCORES, 1.0, BEFORE, AFTER, True)
-    kept = score != float("-inf") if floor is None else (score <= floor[:, None]) == 0
-    return tl.max(kept.to(tl.int32), 1) > 0
-
-
-@triton.jit
-def any_keeps_key(
-    rows: tl.tensor, start: tl.tensor, place: tl.tuple, first: tl.tensor, end: tl.tensor,
-    length: tl.tensor, inputs: tl.tuple, floor: tl.tensor, SCORES: tl.constexpr,
-    BEFORE: tl.constexpr, AFTER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
-    """Whether masks leave some of ``rows`` a key of the tile from ``start`` on."""
-    column = start + tl.arange(0, BLOCK_N)
-    tile = (place[0], place[1], place[2], place[3], column, column < length)
-    kept = keeps_key(tile, first, end, inputs, floor, SCORES, BEFORE, AFTER, BLOCK_M, BLOCK_N)
-    return tl.sum((rows & kept).to(tl.int32), 0) > 0
-
-
-@triton.jit
-def keeping_none(
-    rows: tl.tensor, begin: tl.tensor, stop: tl.tensor, place: tl.tuple, first: tl.tensor,
-    end: tl.tensor, length: tl.tensor, inputs: tl.tuple, SCORES: tl.constexpr,
-    BEFORE: tl.constexpr, AFTER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
-    """Those of ``rows`` that masks leave none of the keys from ``begin`` to ``stop``."""
-    start = begin
-    while (start < stop) & (tl.sum(rows.to(tl.int32), 0) > 0):
-        column = start + tl.arange(0, BLOCK_N)
-        tile = (place[0], place[1], place[2], place[3], column, column < length)
-        kept = keeps_key(tile, first, end, inputs, None, SCORES, BEFORE, AFTER, BLOCK_M, BLOCK_N)
-        rows = rows & (kept == 0)
-        start += BLOCK_N
-    return rows
-
-
-@triton.jit
 def or_zero(peak: tl.tensor) -> tl.tensor:
     """A maximum to subtract: zero where there is no score, for infinity minus itself is NaN."""
     return tl.where(peak == float("-inf"), 0.0, peak)

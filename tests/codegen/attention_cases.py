@@ -33,7 +33,7 @@ from tests.codegen.hidden_masks import HidingMask
 
 correct_interpreter()
 
-OTHERS = ("decode", "gradient")
+OTHERS = ("cached", "decode", "gradient")
 """What files of templates begin with that the forward of many rows does not use."""
 TILE = AttentionTile(16, 16, 4, 1)
 ROUNDING = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}
