@@ -200,9 +200,12 @@ def measured(case: Case, model: Layers, rows: int, seconds: float, *, tunes: boo
     return LinearRow(str(case), rows, case.weights, read, times, decision, varying, error)
 
 
-def earlier(path: Path) -> list[LinearRow]:
-    """What a run before wrote."""
-    return [from_json(row) for row in json.loads(path.read_text())["rows"]] if path.exists() else []
+def earlier(path: Path) -> tuple[list[LinearRow], list[str]]:
+    """What runs before wrote, and their commands."""
+    if not path.exists():
+        return [], []
+    kept = json.loads(path.read_text())
+    return [from_json(row) for row in kept["rows"]], [kept["about"]["command"]]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -214,7 +217,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     head = {k: v for k, v in head.items() if k not in ("ranks", "link")}
     head["threads"] = str(torch.get_num_threads())
     head["last cache"] = f"{last_cache() >> 20} MiB"
-    rows = earlier(given.out / f"{name}.json") if given.append else []
+    rows, commands = earlier(given.out / f"{name}.json") if given.append else ([], [])
+    head["command"] = ", then ".join([*commands, head["command"]])
     for case in cases(LLAMA if given.llama else SHAPES, silu=given.silu):
         if given.only not in str(case):
             continue

@@ -9,6 +9,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from benchmarks import linear
+from benchmarks.jobs import write_results
 from benchmarks.linear import Case, Layers
 from benchmarks.linear_rows import (
     AGAIN,
@@ -20,7 +21,6 @@ from benchmarks.linear_rows import (
     VARYING,
     LinearRow,
     cells,
-    from_json,
     page,
     to_json,
 )
@@ -54,10 +54,13 @@ def test_the_page_names_what_is_slower():
     assert cells(rows[0])[2:4] == ["16", "250000"], "of one of four layers"
 
 
-def test_parts_make_one_table():
-    """Mutant: the samples of an earlier run are lists, which are no tuples."""
-    row = row_of(again=1.0, ours=0.5)
-    assert from_json(json.loads(to_json(row))) == row
+def test_parts_make_one_table(tmp_path):
+    """With the commands of all. Mutants: the samples of an earlier run are lists, which are no
+    tuples; its command is forgotten."""
+    row, path = row_of(again=1.0, ours=0.5), tmp_path / "linear.json"
+    assert linear.earlier(path) == ([], [])
+    write_results(tmp_path, "linear", {"command": "the first"}, [to_json(row)], "")
+    assert linear.earlier(path) == ([row], ["the first"])
 
 
 def test_the_error_is_that_of_the_layer_with_what_follows_it():
