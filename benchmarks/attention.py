@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import overlapc
-from benchmarks.paired import Samples, measure
+from benchmarks.measuring.paired import Alone, Samples, measure
 
 BACKENDS = ("inductor", "inductor again", "overlapc")
 BY_HAND = "sdpa"
@@ -90,17 +90,6 @@ CASES = (
     Case("sdpa llama given 2048 of 8192", 1, 16, 4, 1, 8192, 64, "given", False, True, held=2048),
     Case("llama 512 bfloat16", 1, 16, 4, 512, 512, 64, "causal", dtype=torch.bfloat16),
 )
-
-
-class Alone:
-    """The ranks of ``measure``: this process is all of them."""
-
-    def barrier(self) -> None:
-        """Nobody is waited for."""
-
-    def gather(self, value: dict[str, list[float]]) -> list[dict[str, list[float]]]:
-        """The one value."""
-        return [value]
 
 
 def attention(case: Case) -> Callable[..., torch.Tensor]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu_chains import EPILOGUES
+from benchmarks.gpu.gemm.chains import EPILOGUES
 from overlapc.codegen import builder
 from overlapc.planning.target import Target
 from overlapc.planning.tiles import tiles_for

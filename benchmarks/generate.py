@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 import overlapc
-from benchmarks.jobs import about
-from benchmarks.overlap_table import listed
-from benchmarks.paired import Samples, round_orders
+from benchmarks.measuring.paired import Samples, round_orders
+from benchmarks.measuring.results import about
+from benchmarks.measuring.tables import listed
 
 INDUCTOR, AGAIN, OVERLAPC, OFF = "inductor", "inductor again", "overlapc", "overlapc, softmax off"
 CHOICES: Mapping[str, dict[str, Any]] = {

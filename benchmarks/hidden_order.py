@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 
-from benchmarks.link import rate_limited_link
-from benchmarks.paired import measure
-from benchmarks.ranks import GroupRanks, run_rank, run_ranks
+from benchmarks.measuring.paired import measure
+from benchmarks.processes.link import rate_limited_link
+from benchmarks.processes.ranks import GroupRanks, run_rank, run_ranks
 from overlapc.planning.ratios import median_ratio, paired_ratios
 
 SHAPES = ((512, 1024, 1024), (1024, 1024, 512), (256, 2048, 2048), (512, 512, 2048))

@@ -18,8 +18,8 @@ import torch.distributed._functional_collectives as functional
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.paired import measure
-from benchmarks.ranks import GroupRanks, run_rank, run_ranks
+from benchmarks.measuring.paired import measure
+from benchmarks.processes.ranks import GroupRanks, run_rank, run_ranks
 from overlapc.planning.curve import Curve
 from overlapc.planning.problem import COLLECTIVES
 from overlapc.planning.rates import GemmRates, Link

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 
-from benchmarks.chains import CHAINS
-from benchmarks.overlap_shapes import Shape
-from benchmarks.paired import measure
-from benchmarks.ranks import GroupRanks
+from benchmarks.measuring.paired import measure
+from benchmarks.overlap_link.chains import CHAINS
+from benchmarks.overlap_link.shapes import Shape
+from benchmarks.processes.ranks import GroupRanks
 from examples.llama_model import SiteShape
 
 ROUNDS = 9

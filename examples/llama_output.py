@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import overlapc
-from benchmarks.paired import Samples
+from benchmarks.measuring.paired import Samples
 from examples.llama_bound import ModelBound
 from overlapc.reporting.gantt import describe
 

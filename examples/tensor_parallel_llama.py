@@ -22,10 +22,10 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 import overlapc
-from benchmarks.link import available, rate_limited_link
-from benchmarks.paired import Samples, measure
-from benchmarks.ranks import GroupRanks, run_rank, run_ranks
-from benchmarks.user_namespace import rerun_if_it_helps
+from benchmarks.measuring.paired import Samples, measure
+from benchmarks.processes.link import available, rate_limited_link
+from benchmarks.processes.ranks import GroupRanks, run_rank, run_ranks
+from benchmarks.processes.user_namespace import rerun_if_it_helps
 from examples.llama_bound import bound_of_model
 from examples.llama_model import batch, model, sites, tensor_parallel
 from examples.llama_output import comparison, timelines

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import link as links
-from benchmarks.link import LinkError, available, rate_limited_link, remove_stale_links
-from benchmarks.ranks import RanksError, run_ranks
+from benchmarks.processes import link as links
+from benchmarks.processes.link import LinkError, available, rate_limited_link, remove_stale_links
+from benchmarks.processes.ranks import RanksError, run_ranks
 
 NO_LINK = available()
 needs_link = pytest.mark.skipif(NO_LINK is not None, reason=f"no emulated link here: {NO_LINK}")
@@ -24,7 +24,7 @@ needs_link = pytest.mark.skipif(NO_LINK is not None, reason=f"no emulated link h
 BYTES = 4 << 19
 TIMED = """
 import time, torch, torch.distributed as dist
-from benchmarks.ranks import run_rank
+from benchmarks.processes.ranks import run_rank
 
 def all_reduce(rank, size):
     original = torch.randn(1 << 19, generator=torch.Generator().manual_seed(rank))
@@ -223,8 +223,8 @@ def start_owner(body: str) -> subprocess.Popen[str]:
     """A process with a link, whose rank 0 prints its pid and then sleeps."""
     code = f"""
 import sys
-from benchmarks.link import rate_limited_link
-from benchmarks.ranks import run_ranks
+from benchmarks.processes.link import rate_limited_link
+from benchmarks.processes.ranks import run_ranks
 SLEEPS = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
 {body}
 """

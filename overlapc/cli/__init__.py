@@ -24,11 +24,11 @@ from overlapc.reporting.table import WIDTH, show
 from overlapc.reporting.target_table import target_table
 
 BENCHMARKS = {
-    "chains": "overlap_link",
-    "plans": "plan_quality",
-    "model": "end_to_end",
+    "chains": "overlap_link.__main__",
+    "plans": "plan_quality.__main__",
+    "model": "end_to_end.__main__",
     "compile-time": "compile_time",
-    "plot": "prediction_plot",
+    "plot": "overlap_link.prediction_plot",
 }
 """Modules of ``benchmarks`` by what the command calls them."""
 
@@ -169,7 +169,7 @@ def _bench(chosen: argparse.Namespace) -> None:
     try:
         module = import_here(name)
     except ModuleNotFoundError as error:
-        if error.name not in ("benchmarks", name):
+        if not f"{name}.".startswith(f"{error.name}."):
             raise
         raise CommandError(
             "The benchmarks are not here: they are part of a checkout, not of the package.",

@@ -11,9 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.gpu_attention_caches import LatentShape
-from benchmarks.gpu_attention_peers import flashinfer_latent_peer, flashmla_peer
-from benchmarks.gpu_attention_speed import DecodeShape
+from benchmarks.gpu.attention.caches import LatentShape
+from benchmarks.gpu.attention.peers import flashinfer_latent_peer, flashmla_peer
+from benchmarks.gpu.attention.speed import DecodeShape
 
 BATCH, HEADS, KEYS, DIM, VALUES = 3, 5, 192, 24, 16
 SCALE = 0.3

@@ -39,8 +39,8 @@ def test_outside_of_a_checkout_there_are_none(tmp_path: Path) -> None:
 
 
 def test_a_benchmark_that_lacks_another_module_is_not_called_missing(tmp_path: Path) -> None:
-    (tmp_path / "benchmarks").mkdir()
-    (tmp_path / "benchmarks" / "overlap_link.py").write_text("import absent_module\n")
+    (tmp_path / "benchmarks" / "overlap_link").mkdir(parents=True)
+    (tmp_path / "benchmarks" / "overlap_link" / "__main__.py").write_text("import absent_module\n")
     done = overlapc("chains", cwd=tmp_path)
     assert "No module named 'absent_module'" in done.stderr
     assert "not here" not in done.stderr
@@ -48,9 +48,9 @@ def test_a_benchmark_that_lacks_another_module_is_not_called_missing(tmp_path: P
 
 @pytest.mark.parametrize("code", [0, 1])
 def test_the_exit_code_is_the_benchmark_s(tmp_path: Path, code: int) -> None:
-    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "plan_quality").mkdir(parents=True)
     text = f"import sys\ndef main():\n    print(sys.argv)\n    return {code}\n"
-    (tmp_path / "benchmarks" / "plan_quality.py").write_text(text)
+    (tmp_path / "benchmarks" / "plan_quality" / "__main__.py").write_text(text)
     done = overlapc("plans", "--quick", cwd=tmp_path)
     assert done.returncode == code
-    assert "['benchmarks.plan_quality', '--quick']" in done.stdout
+    assert "['benchmarks.plan_quality.__main__', '--quick']" in done.stdout

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch.overrides import TorchFunctionMode
 
-from benchmarks.chains import CHAINS, Operands, spans
-from benchmarks.overlap_shapes import COLLECTIVES, KINDS, Shape
+from benchmarks.overlap_link.chains import CHAINS, Operands, spans
+from benchmarks.overlap_link.shapes import COLLECTIVES, KINDS, Shape
 from overlapc.planning.problem import COLLECTIVES as PLANNED
 from tests.ranks import Ranks
 

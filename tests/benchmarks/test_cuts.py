@@ -8,9 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import cuts
-from benchmarks.cuts import FORMS, GRANULARITY, PARTS, equal_parts, fixed_candidates, weighted
-from benchmarks.overlap_shapes import KINDS, pairs
+from benchmarks.overlap_link import cuts
+from benchmarks.overlap_link.cuts import (
+    FORMS,
+    GRANULARITY,
+    PARTS,
+    equal_parts,
+    fixed_candidates,
+    weighted,
+)
+from benchmarks.overlap_link.shapes import KINDS, pairs
 
 SIZES = st.tuples(st.integers(1, 700), st.sampled_from([1, 2, 4, 8])).map(
     lambda s: (s[0] * s[1], s[1])

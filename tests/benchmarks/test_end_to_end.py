@@ -10,10 +10,10 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from benchmarks import end_to_end_model as e
-from benchmarks.end_to_end import _cases
-from benchmarks.end_to_end_rows import EndRow, from_json, lines, markdown, to_json
-from benchmarks.paired import Samples
+from benchmarks.end_to_end import model as e
+from benchmarks.end_to_end.__main__ import _cases
+from benchmarks.end_to_end.rows import EndRow, from_json, lines, markdown, to_json
+from benchmarks.measuring.paired import Samples
 from tests.benchmarks.llamas import small_llama
 from tests.ranks import Ranks
 

@@ -12,7 +12,7 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 
 import overlapc
-from benchmarks.paired import Samples
+from benchmarks.measuring.paired import Samples
 from examples.llama_bound import ModelBound, SiteBound
 from examples.llama_model import (
     SEQUENCES,

@@ -9,7 +9,7 @@ pytest.importorskip("transformers", reason="needs the extra 'models'")
 
 from benchmarks import generate
 from benchmarks.generate import CHOICES, INDUCTOR, OVERLAPC, Clock, Generation, Sizes, page
-from benchmarks.paired import Samples
+from benchmarks.measuring.paired import Samples
 
 TINY = Sizes(32, 48, 1, 4, 2, 100, cache=64, prompt=16, tokens=6)
 

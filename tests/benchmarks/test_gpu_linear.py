@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.gpu_linear import COUNTS, dispatched, regions, summary
+from benchmarks.gpu.linear import COUNTS, dispatched, regions, summary
 
 GAINS = {1: {"gemv": 1.5}, 2: {"gemv": 0.9, "flat": 0.9}, 4: {"flat": 1.2}, 8: {"flat": 1.2},
          16: {"flat": 1.2}, 32: {"flat": 0.9}, 64: {"flat": 1.5}}  # fmt: skip

@@ -9,11 +9,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_model
-from benchmarks.deadline import Deadline
-from benchmarks.gpu_model import SPEED, TABLE_ROWS, WAYS, calibrate, rows, tables
-from benchmarks.gpu_report import Page
-from benchmarks.gpu_worker import attempt
+from benchmarks.gpu import model as gpu_model
+from benchmarks.gpu import run as gpu
+from benchmarks.gpu.model import SPEED, TABLE_ROWS, WAYS, calibrate, rows, tables
+from benchmarks.gpu.report import Page
+from benchmarks.gpu.worker import attempt
+from benchmarks.measuring.deadline import Deadline
 from overlapc.planning.linear.regions import Regions
 from overlapc.planning.target import Target
 

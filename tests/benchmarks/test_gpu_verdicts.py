@@ -7,10 +7,12 @@ import math
 
 import pytest
 
-from benchmarks import flashoverlap, gpu_asked, gpu_published
-from benchmarks.gpu_asked import ASKED, GEOMEAN, LEAST, RIGHT, Asked
-from benchmarks.gpu_report import Page
-from benchmarks.gpu_verdicts import LIST, RESULTS, listed, newest, rewritten, verdict, verdicts
+from benchmarks.gpu import asked as gpu_asked
+from benchmarks.gpu.asked import ASKED, GEOMEAN, LEAST, RIGHT, Asked
+from benchmarks.gpu.gemm import flashoverlap
+from benchmarks.gpu.gemm import published as gpu_published
+from benchmarks.gpu.report import Page
+from benchmarks.gpu.verdicts import LIST, RESULTS, listed, newest, rewritten, verdict, verdicts
 
 ROWS = [
     {"row": "a", "x": [1.2, 1.1, 1.3], "tokens": 1},

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from benchmarks import linear
-from benchmarks.jobs import write_results
-from benchmarks.linear import Case, Layers
-from benchmarks.linear_rows import (
+from benchmarks.linear import __main__ as linear
+from benchmarks.linear import candidates, layers
+from benchmarks.linear.layers import Case, Layers
+from benchmarks.linear.rows import (
     AGAIN,
     HEADER,
     INDUCTOR,
@@ -24,7 +24,8 @@ from benchmarks.linear_rows import (
     page,
     to_json,
 )
-from benchmarks.paired import Samples
+from benchmarks.measuring.paired import Samples
+from benchmarks.measuring.results import write_results
 
 
 def row_of(**times: float) -> LinearRow:
@@ -68,7 +69,7 @@ def test_the_error_is_that_of_the_layer_with_what_follows_it():
     case = Case("tiny", 24, 32, torch.float32, silu=True)
     model, x = Layers(case, 2), case.x(8)
     with torch.no_grad():
-        assert linear.error_of(model, x, lambda: model(x)) < 1e-6
+        assert candidates.error_of(model, x, lambda: model(x)) < 1e-6
     assert str(case) == "tiny, 24x32 float32, then silu"
 
 
@@ -79,7 +80,9 @@ def test_what_a_user_may_have_tried_freezes_the_weights():
     case = Case("tiny", 24, 32, torch.bfloat16)
     counters.clear()
     with torch.no_grad():
-        linear.compiled(Layers(case, 2), case.x(8), dynamic=False, options=linear.EVERYTHING)
+        candidates.compiled(
+            Layers(case, 2), case.x(8), dynamic=False, options=candidates.EVERYTHING
+        )
     torch._dynamo.reset()
     assert counters["inductor"]["mkldnn_linear_weight_pack_matcher_count"] == 2
 
@@ -89,12 +92,9 @@ def test_a_part_is_measured_and_written(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("overlapc.runtime.linear.trials.COLD_BYTES", 1)
-    for name, value in {
-        "SHAPES": {"tiny": (24, 32)},
-        "MOST_WEIGHTS": 2,
-        "FEWEST_ROUNDS": 9,
-    }.items():
-        monkeypatch.setattr(linear, name, value)
+    monkeypatch.setattr(layers, "SHAPES", {"tiny": (24, 32)})
+    monkeypatch.setattr(layers, "MOST_WEIGHTS", 2)
+    monkeypatch.setattr(candidates, "FEWEST_ROUNDS", 9)
     out = tmp_path / "out"
     given = "--only float32 --rows 1,8 --seconds 0.01 --calibrating 0.01"
     with torch.no_grad():

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.attention import Alone
-from benchmarks.linear_dispatch import CALLS, PAIRS, beyond, candidates
-from benchmarks.paired import Samples, measure
+from benchmarks.linear.dispatch import CALLS, PAIRS, beyond, candidates
+from benchmarks.measuring.paired import Alone, Samples, measure
 from overlapc.runtime.linear import op as linear
 from overlapc.runtime.linear.spec import LayerSpec
 from overlapc.runtime.ops import calls_of

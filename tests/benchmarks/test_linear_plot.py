@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.linear_plot import curves, main, page
+from benchmarks.linear.plot import curves, main, page
 from overlapc.planning.linear.regions import (
     Gain,
     LinearEntry,

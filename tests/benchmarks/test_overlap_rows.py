@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.jobs import write_results
-from benchmarks.link import bits_per_second
-from benchmarks.overlap_link import kinds
-from benchmarks.overlap_rows import Prediction, Row, from_json, read_rows, summarise, to_json
-from benchmarks.overlap_shapes import (
+from benchmarks.measuring.paired import Samples
+from benchmarks.measuring.results import write_results
+from benchmarks.measuring.tables import table
+from benchmarks.overlap_link.options import kinds
+from benchmarks.overlap_link.rows import Prediction, Row, from_json, read_rows, summarise, to_json
+from benchmarks.overlap_link.shapes import (
     COLLECTIVES,
     DECODE,
     FAST,
@@ -27,8 +28,8 @@ from benchmarks.overlap_shapes import (
     Shape,
     pairs,
 )
-from benchmarks.overlap_table import markdown, table
-from benchmarks.paired import Samples
+from benchmarks.overlap_link.table import markdown
+from benchmarks.processes.link import bits_per_second
 
 TIMES = {
     "serial": 0.300,

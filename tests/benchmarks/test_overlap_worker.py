@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import plan_quality_rows
-from benchmarks.jobs import Job, run_job
-from benchmarks.overlap_rows import from_json
-from benchmarks.overlap_shapes import KINDS, LOOPBACK, Pair, Shape
-from benchmarks.overlap_worker import MIN_ROUNDS
-from benchmarks.plan_quality_rows import FINALISTS, PLAN, PLAN_AGAIN
+from benchmarks.overlap_link.jobs import Job, run_job
+from benchmarks.overlap_link.rows import from_json
+from benchmarks.overlap_link.shapes import KINDS, LOOPBACK, Pair, Shape
+from benchmarks.overlap_link.worker import MIN_ROUNDS
+from benchmarks.plan_quality import rows as plan_quality_rows
+from benchmarks.plan_quality.rows import FINALISTS, PLAN, PLAN_AGAIN
 
 SMALL = Shape(96, 64, 80, "small")
 UNEVEN = Shape(26, 33, 5, "groups of uneven size")
@@ -44,7 +44,7 @@ def test_a_job_survives_being_written(tmp_path: Path) -> None:
 )
 def test_two_ranks_measure_pairs(calibration_seconds: float, pairs: tuple[Pair, ...]) -> None:
     asked = job(calibration_seconds, pairs)
-    lines = run_job(asked, "benchmarks.overlap_worker", ranks=2, timeout=0)
+    lines = run_job(asked, "benchmarks.overlap_link.worker", ranks=2, timeout=0)
     rows = [from_json(line) for line in lines]
     assert [row.pair for row in rows] == list(pairs)
     for row in rows:
@@ -60,7 +60,7 @@ def test_two_ranks_measure_pairs(calibration_seconds: float, pairs: tuple[Pair, 
 @pytest.mark.long
 @pytest.mark.parametrize("pairs", [pytest.param(ALL, id="all")])
 def test_two_ranks_compare_plans_to_fixed_cuts(pairs: tuple[Pair, ...]) -> None:
-    lines = run_job(job(0.5, pairs), "benchmarks.plan_quality_worker", ranks=2, timeout=0)
+    lines = run_job(job(0.5, pairs), "benchmarks.plan_quality.worker", ranks=2, timeout=0)
     rows = [plan_quality_rows.from_json(line) for line in lines]
     assert [row.pair for row in rows] == list(pairs)
     for row in rows:

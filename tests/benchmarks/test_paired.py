@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from benchmarks.paired import Samples, measure, round_orders, slowest_rank
+from benchmarks.measuring.paired import Samples, measure, round_orders, slowest_rank
 from overlapc.planning.ratios import Ratio, median_ratio, order_statistic, paired_ratios
 
 Ratios = Callable[[Sequence[float], Sequence[float]], list[float]]

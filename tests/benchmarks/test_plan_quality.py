@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.overlap_shapes import LARGE, Pair
-from benchmarks.paired import Samples
-from benchmarks.plan_quality_rows import (
+from benchmarks.measuring.paired import Samples
+from benchmarks.overlap_link.shapes import LARGE, Pair
+from benchmarks.plan_quality.rows import (
     QualityRow,
     finalists,
     from_json,

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.jobs import write_results
-from benchmarks.overlap_rows import Prediction, Row, to_json
-from benchmarks.overlap_shapes import LARGE, TINY, Pair
-from benchmarks.paired import Samples
-from benchmarks.prediction_plot import NAME, cumulative, main, ratios, within_span
+from benchmarks.measuring.paired import Samples
+from benchmarks.measuring.results import write_results
+from benchmarks.overlap_link.prediction_plot import NAME, cumulative, main, ratios, within_span
+from benchmarks.overlap_link.rows import Prediction, Row, to_json
+from benchmarks.overlap_link.shapes import LARGE, TINY, Pair
 from overlapc.errors import CommandError
 
 PLAN = Prediction("chunked", (512, 512), 0.19, 0.3, "it pays [overlaps]", {"chunked": 9})

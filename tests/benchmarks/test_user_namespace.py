@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import user_namespace
+from benchmarks.processes import user_namespace
 
 INSIDE = """
-from benchmarks.link import available, rate_limited_link
-from benchmarks import link
+from benchmarks.processes.link import available, rate_limited_link
+from benchmarks.processes import link
 assert available() is None, available()
 with rate_limited_link() as made:
     assert set(made.namespaces) <= set(link._namespaces())

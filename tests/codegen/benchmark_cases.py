@@ -18,27 +18,25 @@ import torch
 import torch.distributed as dist
 from torch.overrides import TorchFunctionMode
 
-from benchmarks import (
-    emulated_link,
-    gpu,
-    gpu_attention,
-    gpu_attention_caches,
-    gpu_attention_checks,
-    gpu_attention_speed,
-    gpu_checks,
-    gpu_gemm,
-    gpu_linear,
-    gpu_links,
-    gpu_nccl,
-    gpu_rates,
-    gpu_speed,
-    gpu_timing,
-    gpu_worker,
-)
-from benchmarks.emulated_link import EmulatedLink
-from benchmarks.gpu_report import Page
-from benchmarks.gpu_shapes import Shape
-from benchmarks.paired import Samples
+from benchmarks.gpu import linear as gpu_linear
+from benchmarks.gpu import run as gpu
+from benchmarks.gpu import timing as gpu_timing
+from benchmarks.gpu import worker as gpu_worker
+from benchmarks.gpu.attention import caches as gpu_attention_caches
+from benchmarks.gpu.attention import checks as gpu_attention_checks
+from benchmarks.gpu.attention import part as gpu_attention
+from benchmarks.gpu.attention import speed as gpu_attention_speed
+from benchmarks.gpu.gemm import checks as gpu_checks
+from benchmarks.gpu.gemm import emulated_link
+from benchmarks.gpu.gemm import links as gpu_links
+from benchmarks.gpu.gemm import nccl as gpu_nccl
+from benchmarks.gpu.gemm import part as gpu_gemm
+from benchmarks.gpu.gemm import rates as gpu_rates
+from benchmarks.gpu.gemm import speed as gpu_speed
+from benchmarks.gpu.gemm.emulated_link import EmulatedLink
+from benchmarks.gpu.gemm.shapes import Shape
+from benchmarks.gpu.report import Page
+from benchmarks.measuring.paired import Samples
 from overlapc.codegen.attention.backward import build_backward
 from overlapc.codegen.attention.decode import build_decode
 from overlapc.codegen.attention.kernel import build_attention
@@ -61,7 +59,7 @@ from tests.runtime import pretended
 sys.path.insert(0, str(Path(__file__).parent))
 from link_cases import host_clock
 
-ROOT, NCCL = Path(__file__).parents[2], "benchmarks.gpu_nccl"
+ROOT, NCCL = Path(__file__).parents[2], "benchmarks.gpu.gemm.nccl"
 SMS, LEFT = 6, 2
 SHAPE = Shape("tiny", 2, 272, 56, 64)
 """Of several bands of the smaller tiles, the last with tiles that are not whole."""
@@ -311,7 +309,7 @@ WRONG = {
 
 def a_wrong_attention_is_seen(kind: str, name: str, wrong: str) -> list[dict[str, Any]]:
     """The row of a check, right and of a kernel that computes something else."""
-    row = gpu_worker.Row("", "", "benchmarks.gpu_attention_checks.values",
+    row = gpu_worker.Row("", "", "benchmarks.gpu.attention.checks.values",
                          {"kind": kind, "name": name})  # fmt: skip
 
     def attention(spec: Any, tile: Any) -> Any:
@@ -336,7 +334,7 @@ def a_wrong_attention_is_seen(kind: str, name: str, wrong: str) -> list[dict[str
 def a_lossy_link_is_seen(collective: str, by_columns: bool) -> list[dict[str, Any]]:
     """The row of a staged path, right and where the collective leaves its last elements out."""
     row = gpu_worker.Row(
-        "", "", "benchmarks.gpu_checks.staged",
+        "", "", "benchmarks.gpu.gemm.checks.staged",
         {"collective": collective, "by_columns": by_columns, "epilogue": "gated"},
     )  # fmt: skip
     move = EmulatedLink.move

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from triton.runtime.interpreter import interpreter_builder
 
-from benchmarks import emulated_link
-from benchmarks.emulated_link import EmulatedLink
+from benchmarks.gpu.gemm import emulated_link
+from benchmarks.gpu.gemm.emulated_link import EmulatedLink
 
 FAST = EmulatedLink("test", ranks=4, bytes_per_second=1e12, alpha_seconds=0, ctas=3)
 

@@ -19,27 +19,26 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import (
-    gpu,
-    gpu_attention,
-    gpu_device,
-    gpu_gemm,
-    gpu_linear,
-    gpu_links,
-    gpu_nccl,
-    gpu_rates,
-    gpu_speed,
-    gpu_timing,
-    gpu_worker,
-)
-from benchmarks.deadline import Deadline
-from benchmarks.emulated_link import BLOCK, LINKS, RING_PASSES, WARPS, paced_copy
-from benchmarks.gpu_asked import COMPARED
-from benchmarks.gpu_report import Page, cell, table
-from benchmarks.gpu_shapes import SHAPES
-from benchmarks.gpu_speed import SIGNALING
-from benchmarks.gpu_summary import summary
-from benchmarks.gpu_worker import Row, Worker, attempt
+from benchmarks.gpu import __main__ as command
+from benchmarks.gpu import device as gpu_device
+from benchmarks.gpu import linear as gpu_linear
+from benchmarks.gpu import run as gpu
+from benchmarks.gpu import timing as gpu_timing
+from benchmarks.gpu import worker as gpu_worker
+from benchmarks.gpu.asked import COMPARED
+from benchmarks.gpu.attention import part as gpu_attention
+from benchmarks.gpu.gemm import links as gpu_links
+from benchmarks.gpu.gemm import nccl as gpu_nccl
+from benchmarks.gpu.gemm import part as gpu_gemm
+from benchmarks.gpu.gemm import rates as gpu_rates
+from benchmarks.gpu.gemm import speed as gpu_speed
+from benchmarks.gpu.gemm.emulated_link import BLOCK, LINKS, RING_PASSES, WARPS, paced_copy
+from benchmarks.gpu.gemm.shapes import SHAPES
+from benchmarks.gpu.gemm.speed import SIGNALING
+from benchmarks.gpu.gemm.summary import summary
+from benchmarks.gpu.report import Page, cell, table
+from benchmarks.gpu.worker import Row, Worker, attempt
+from benchmarks.measuring.deadline import Deadline
 from overlapc.codegen.aot import compile_kernel
 from overlapc.planning.target import Target
 from overlapc.planning.tiles import tiles_for
@@ -50,7 +49,7 @@ H200 = Target.load("h200-nvlink")
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens where there is no GPU")
 def test_without_a_gpu_it_says_so_in_one_line(capsys):
-    assert gpu.main(["gemm"]) == 2
+    assert command.main(["gemm"]) == 2
     assert capsys.readouterr().err == (
         "nothing measured: torch.cuda.is_available() is false here\n"
     )
@@ -59,14 +58,14 @@ def test_without_a_gpu_it_says_so_in_one_line(capsys):
 @pytest.mark.parametrize("name", ["torch", "triton"])
 def test_a_python_that_lacks_what_is_measured_says_so(name, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
-    assert gpu.main(["gemm"]) == 2
+    assert command.main(["gemm"]) == 2
     assert f"nothing measured: {sys.executable} cannot import {name}: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[], ["sorting"], ["gemm", "--minutes", "nine"]], ids=str)
 def test_wrong_arguments_are_refused(arguments):
     with pytest.raises(SystemExit):
-        gpu.main(arguments)
+        command.main(arguments)
 
 
 def dry_run(interpreted, path, *arguments) -> tuple[dict[str, Any], str]:
@@ -268,8 +267,8 @@ def some_nccl(monkeypatch):
 
 
 NCCL_ROWS = [
-    Row("", "1 rank", "benchmarks.gpu_nccl.one_rank", {"kind": "all_reduce"}),
-    Row("", "2 ranks", "benchmarks.gpu_nccl.two_ranks"),
+    Row("", "1 rank", "benchmarks.gpu.gemm.nccl.one_rank", {"kind": "all_reduce"}),
+    Row("", "2 ranks", "benchmarks.gpu.gemm.nccl.two_ranks"),
 ]
 
 
@@ -365,7 +364,7 @@ def test_a_row_that_crashes_or_hangs_costs_its_process_alone(worker, name, limit
 
 PARENT = """
 import os, signal
-from benchmarks.gpu_worker import Row, Worker
+from benchmarks.gpu.worker import Row, Worker
 
 if __name__ == "__main__":
     worker, cases = Worker(), "tests.codegen.worker_cases"
@@ -753,7 +752,7 @@ def test_a_summary_of_attention_says_of_how_many_rows_it_is():
 
 
 def test_bytes_and_operations_of_attention():
-    from benchmarks.gpu_attention_speed import DecodeShape, PrefillShape
+    from benchmarks.gpu.attention.speed import DecodeShape, PrefillShape
 
     shape = DecodeShape(2, 4, 1024)
     assert shape.bytes == 2 * (2 * 8 * 1024 * 128) * 2 + 2 * (2 * 32 * 128) * 2
@@ -833,7 +832,7 @@ def test_the_measured_signal_is_built_for_hopper(tmp_path, monkeypatch):
 
 
 CLOCKED = [
-    Row("t", "signals", "benchmarks.gpu_rates.signals", {"by": "kernel"}),
+    Row("t", "signals", "benchmarks.gpu.gemm.rates.signals", {"by": "kernel"}),
     Row("t", "a link", "tests.codegen.test_gpu_benchmark.sends"),
 ]
 

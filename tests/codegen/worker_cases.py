@@ -6,7 +6,7 @@ import os
 import time
 from typing import Any
 
-from benchmarks.deadline import Deadline
+from benchmarks.measuring.deadline import Deadline
 
 
 def answers(deadline: Deadline) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import NO_GPU, missing
+from benchmarks.gpu.__main__ import NO_GPU, missing
 
 if __name__ == "__main__":
     if why := missing():

@@ -16,17 +16,15 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
-from benchmarks import (
-    gpu,
-    gpu_attention_checks,
-    gpu_checks,
-    gpu_links,
-    gpu_rates,
-    gpu_timing,
-    gpu_worker,
-)
-from benchmarks.gpu_report import Page
-from benchmarks.paired import Samples
+from benchmarks.gpu import run as gpu
+from benchmarks.gpu import timing as gpu_timing
+from benchmarks.gpu import worker as gpu_worker
+from benchmarks.gpu.attention import checks as gpu_attention_checks
+from benchmarks.gpu.gemm import checks as gpu_checks
+from benchmarks.gpu.gemm import links as gpu_links
+from benchmarks.gpu.gemm import rates as gpu_rates
+from benchmarks.gpu.report import Page
+from benchmarks.measuring.paired import Samples
 from overlapc.codegen.linear.check import LinearCase
 from overlapc.codegen.selfcheck import Case
 from overlapc.runtime import clocks

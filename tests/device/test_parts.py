@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import gpu_attention, gpu_gemm, gpu_linear
-from benchmarks.gpu import NO_GPU
+from benchmarks.gpu import linear as gpu_linear
+from benchmarks.gpu.__main__ import NO_GPU
+from benchmarks.gpu.attention import part as gpu_attention
+from benchmarks.gpu.gemm import part as gpu_gemm
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(

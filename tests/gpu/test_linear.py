@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.gpu_linear import CHECK_SIZES, CHECKED_AS
+from benchmarks.gpu.linear import CHECK_SIZES, CHECKED_AS
 from overlapc.codegen.linear.check import LinearCase
 from overlapc.codegen.linear.choice import linear_spec_for
 from overlapc.codegen.linear.kernel import build_linear

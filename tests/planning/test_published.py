@@ -14,7 +14,7 @@ from functools import cache
 
 import pytest
 
-from benchmarks.flashoverlap import MEANS, Mean, machine
+from benchmarks.gpu.gemm.flashoverlap import MEANS, Mean, machine
 from overlapc.planning.cost import Costs
 from overlapc.planning.search import bound, plan, plan_rows
 from overlapc.planning.target import Target

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu_chains import Unordered
+from benchmarks.gpu.gemm.chains import Unordered
 from overlapc.codegen import Bands, GemmSpec
 from overlapc.codegen.packing import pack, unpack
 from overlapc.errors import KernelError

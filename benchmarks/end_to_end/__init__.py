@@ -1,0 +1,1 @@
+"""A sharded Llama end to end: ``python -m benchmarks.end_to_end``."""

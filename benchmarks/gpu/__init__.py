@@ -1,0 +1,1 @@
+"""What needs a GPU: ``python -m benchmarks.gpu PART``, one module or folder a part."""

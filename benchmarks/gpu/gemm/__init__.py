@@ -1,0 +1,1 @@
+"""Signaled GEMMs and their collectives on one GPU, over an EMULATED link."""

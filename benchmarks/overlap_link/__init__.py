@@ -1,0 +1,1 @@
+"""A GEMM and its collective over an emulated link: ``python -m benchmarks.overlap_link``."""

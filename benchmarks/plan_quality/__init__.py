@@ -1,0 +1,1 @@
+"""Chosen plans against fixed cuts: ``python -m benchmarks.plan_quality``."""

@@ -1,0 +1,1 @@
+"""Processes of one machine, one a rank, and emulated links between them."""
