@@ -22,8 +22,8 @@ from benchmarks.gpu.gemm.chains import EPILOGUES
 from overlapc.codegen import builder
 from overlapc.planning.target import Target
 from overlapc.planning.tiles import tiles_for
-from overlapc.runtime import kernels
-from overlapc.runtime.program import ROWS, WHOLE, Program, Ref
+from overlapc.runtime.programs.program import ROWS, WHOLE, Program, Ref
+from overlapc.runtime.signaled import kernels
 from overlapc.runtime.spec import ChainSpec
 
 M, N, K = 4096, 1024, 512

@@ -22,9 +22,9 @@ from overlapc.graphs.origins import graph_kind
 from overlapc.options import Options
 from overlapc.passes import PIPELINE, check_disabled
 from overlapc.passes.base import Compilation, run_passes
-from overlapc.runtime.groups import sizes_of_groups
 from overlapc.runtime.linear.tables import fingerprint_of_tables
 from overlapc.runtime.plans import keep
+from overlapc.runtime.ranks.groups import sizes_of_groups
 from overlapc.sources import fingerprint_of_sources
 from overlapc.targets import TargetChoice
 

@@ -16,11 +16,11 @@ from overlapc.planning.fitting import with_group_cost
 from overlapc.planning.problem import COLLECTIVES, ITEM_BYTES, PER_TENSOR, orders_of
 from overlapc.planning.target import Source, Target, stored_path
 from overlapc.planning.tiles import FP8
-from overlapc.runtime import patience
-from overlapc.runtime.contention import contention, pipeline
-from overlapc.runtime.link_curves import measure_link, why_not_sent
 from overlapc.runtime.machine import l2_bytes_of
-from overlapc.runtime.measuring import Bench
+from overlapc.runtime.measuring.bench import Bench
+from overlapc.runtime.measuring.contention import contention, pipeline
+from overlapc.runtime.measuring.link_curves import measure_link, why_not_sent
+from overlapc.runtime.ranks import patience
 
 log = logging.getLogger(__name__)
 

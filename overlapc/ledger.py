@@ -24,11 +24,11 @@ from overlapc.errors import ReportError
 from overlapc.options import Options
 from overlapc.reporting.records import BEFORE_AUTOGRAD, Site
 from overlapc.reporting.report import Report
-from overlapc.runtime import groups
 from overlapc.runtime.artifacts import beside_artifacts
 from overlapc.runtime.attention.op import redone_of
 from overlapc.runtime.linear.tables import choices
 from overlapc.runtime.ops import by_library_of, calls_of, choices_text, why_in_steps_of
+from overlapc.runtime.ranks import groups
 from overlapc.targets import TargetChoice
 
 log = logging.getLogger(__name__)

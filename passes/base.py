@@ -24,7 +24,7 @@ from overlapc.reporting.records import Site
 from overlapc.runtime.attention.softmax_tables import NOT_CALIBRATED, Calibration
 from overlapc.runtime.linear.spec import LayerSpec
 from overlapc.runtime.linear.tables import choices
-from overlapc.runtime.settings import settings
+from overlapc.runtime.programs.settings import settings
 
 log = logging.getLogger(__name__)
 

@@ -25,9 +25,9 @@ from overlapc.planning.alike import are_alike, typical
 from overlapc.planning.problem import ITEM_BYTES, SENT_BYTES, Problem
 from overlapc.planning.schedule import Plan
 from overlapc.planning.target import Target
-from overlapc.runtime.groups import resolve
 from overlapc.runtime.plans import plan_call, remember
-from overlapc.runtime.signaled import why_not_signaled
+from overlapc.runtime.ranks.groups import resolve
+from overlapc.runtime.signaled.schedule import why_not_signaled
 from overlapc.runtime.sizing import problem_of
 
 # Row counts at which a site of symbolic size is tried: if none of them pays, none in between does.

@@ -12,7 +12,7 @@ from overlapc.planning.problem import TILES
 from overlapc.planning.schedule import Plan
 from overlapc.planning.target import Target
 from overlapc.planning.tiles import Tile
-from overlapc.runtime.kernels import kernel_spec_of
+from overlapc.runtime.signaled.kernels import kernel_spec_of
 from overlapc.runtime.spec import ChainSpec
 
 

@@ -15,7 +15,7 @@ from overlapc.graphs.algebra import clone, returned_aliases
 from overlapc.graphs.collectives import Collective, collective_starts, read_collective
 from overlapc.graphs.values import is_contiguous
 from overlapc.passes.base import Compilation, Fuel, add_site
-from overlapc.runtime.groups import resolve
+from overlapc.runtime.ranks.groups import resolve
 
 log = logging.getLogger(__name__)
 

@@ -37,7 +37,7 @@ from overlapc.passes.overlap_chains import OverlapChains, match
 from overlapc.planning.schedule import format_seconds
 from overlapc.planning.search import MEASURED_MARGIN, UNMEASURED_MARGIN
 from overlapc.planning.target import Target
-from overlapc.runtime.groups import resolve
+from overlapc.runtime.ranks.groups import resolve
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """A GEMM and the collective before or after it become one op that overlaps the two.
 
 Contract. The op gives what the graph gave, bit for bit where it runs ``serial``, unless parts are
-added up here (`runtime.sending`). It keeps the collective's place among the graph's other
+added up here (`runtime.ranks.sending`). It keeps the collective's place among the graph's other
 collectives (``order_collectives`` sees to it). Each
 collective is one site, and one that no row count could make faster leaves the graph as it was.
 """
@@ -37,7 +37,7 @@ from overlapc.planning.problem import Problem
 from overlapc.planning.schedule import Plan
 from overlapc.reporting.records import Site
 from overlapc.runtime import ops  # registers torch.ops.overlapc
-from overlapc.runtime.groups import resolve
+from overlapc.runtime.ranks.groups import resolve
 from overlapc.runtime.spec import ChainSpec
 
 log = logging.getLogger(__name__)

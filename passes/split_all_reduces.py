@@ -42,7 +42,7 @@ from overlapc.passes.overlap_chains import OPERATIONS
 from overlapc.planning.cost import Costs
 from overlapc.planning.schedule import format_seconds
 from overlapc.planning.search import MEASURED_MARGIN, UNMEASURED_MARGIN
-from overlapc.runtime.groups import resolve
+from overlapc.runtime.ranks.groups import resolve
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import triton.runtime.cache
 from torch._inductor import codecache, compile_fx, cpu_vec_isa
 
 import overlapc.backend
-from overlapc.runtime import compiling
+from overlapc.runtime.programs import compiling
 from tests.sparing import as_it_is, spare
 
 __all__ = ["compile_fx", "overlapc", "torch"]

@@ -25,7 +25,9 @@ def spare() -> None:
 
 
 def as_it_is(graph: Any, inputs: Any) -> Any:
-    """In place of `overlapc.runtime.compiling.by_inductor`: the graph runs call by call. To build
-    a kernel takes the C++ compiler seconds."""
+    """In place of `overlapc.runtime.programs.compiling.by_inductor`: the graph runs call by call.
+
+    To build a kernel takes the C++ compiler seconds.
+    """
     del inputs
     return lambda given: graph(*given)

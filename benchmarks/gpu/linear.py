@@ -39,7 +39,7 @@ from overlapc.runtime.linear import op as linear
 from overlapc.runtime.linear.kernels import lowered_layer
 from overlapc.runtime.linear.spec import LayerSpec
 from overlapc.runtime.linear.trials import LinearTrials
-from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
+from overlapc.runtime.programs.program import ROWS, WHOLE, Program, Ref, Step
 
 READ, CHECKED, SPEED, REGIONS = "Reading", "Values", "Speed", "Regions"
 DISPATCH = "What a call costs the host"

@@ -18,7 +18,7 @@ from overlapc.planning.linear.regions import Regions
 from overlapc.runtime.linear.op import OP, run
 from overlapc.runtime.linear.spec import LayerSpec
 from overlapc.runtime.linear.ways import swapped
-from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
+from overlapc.runtime.programs.program import ROWS, WHOLE, Program, Ref, Step
 
 CALLS = 50
 """Of a round, for a clock's resolution."""

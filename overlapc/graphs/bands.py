@@ -19,7 +19,7 @@ from overlapc.graphs.edges import is_random
 from overlapc.graphs.refusals import refuse
 from overlapc.graphs.sizes import Dim, dims_of, fixed, is_static, lead_of, same, shape_of, sizes_of
 from overlapc.graphs.values import value_of
-from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
+from overlapc.runtime.programs.program import ROWS, WHOLE, Program, Ref, Step
 
 aten = torch.ops.aten
 

@@ -13,7 +13,7 @@ from torch import fx
 from overlapc.graphs.adding import add_call
 from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.origins import where
-from overlapc.runtime import verifying
+from overlapc.runtime.ranks import verifying
 
 POINT_TO_POINT = ("isend", "irecv", "batch_p2p_ops")
 """Ops of c10d that not every rank of the group takes part in."""

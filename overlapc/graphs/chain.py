@@ -16,7 +16,7 @@ from overlapc.graphs.gemms import Gemm, is_batched
 from overlapc.graphs.refusals import refuse
 from overlapc.graphs.sizes import Dim, is_static, shape_of, size_of
 from overlapc.graphs.values import hint_of, tensor_facts, value_of
-from overlapc.runtime.program import ROWS, Program
+from overlapc.runtime.programs.program import ROWS, Program
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import fx
 from torch._inductor.fx_passes.control_dependencies import control_deps
 
 from overlapc.graphs.origins import where
-from overlapc.runtime import verifying
+from overlapc.runtime.ranks import verifying
 
 functional = torch.ops._c10d_functional
 

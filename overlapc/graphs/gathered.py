@@ -18,7 +18,7 @@ from overlapc.graphs.packing import Split
 from overlapc.graphs.refusals import refuse
 from overlapc.graphs.sizes import FEWER, Dim, Size, lead_of, same, shape_of, size_of
 from overlapc.graphs.walking import dims_or_refuse
-from overlapc.runtime.program import OFFSETS, ROWS
+from overlapc.runtime.programs.program import OFFSETS, ROWS
 
 aten = torch.ops.aten
 

@@ -13,7 +13,7 @@ from overlapc.graphs.bands import Band, Builder, constant
 from overlapc.graphs.refusals import refuse
 from overlapc.graphs.sizes import Dim, is_static, same, shape_of, sizes_of
 from overlapc.graphs.values import tensor_facts
-from overlapc.runtime.program import OFFSETS, ROWS, WHOLE, Ref
+from overlapc.runtime.programs.program import OFFSETS, ROWS, WHOLE, Ref
 
 aten = torch.ops.aten
 

@@ -21,7 +21,7 @@ from overlapc.graphs.elementwise import is_view
 from overlapc.graphs.packing import Split, cat_dim, joined
 from overlapc.graphs.refusals import refuse
 from overlapc.graphs.sizes import FEWER, same, shape_of
-from overlapc.runtime.program import ROWS, WHOLE, Ref, Step
+from overlapc.runtime.programs.program import ROWS, WHOLE, Ref, Step
 
 aten = torch.ops.aten
 

@@ -41,7 +41,7 @@ from overlapc.graphs.walking import (
     ordered,
     row_splits,
 )
-from overlapc.runtime.program import OFFSETS, Ref
+from overlapc.runtime.programs.program import OFFSETS, Ref
 
 aten = torch.ops.aten
 

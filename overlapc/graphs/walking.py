@@ -19,7 +19,7 @@ from overlapc.graphs.reductions import add_reduction, add_spread, is_pair, is_re
 from overlapc.graphs.refusals import refuse
 from overlapc.graphs.sizes import FEWER, Dim, is_static, lead_of, shape_of
 from overlapc.graphs.values import value_of
-from overlapc.runtime.program import OFFSETS
+from overlapc.runtime.programs.program import OFFSETS
 
 FARTHEST = 40
 """Views and pointwise ops that a walk passes on its way to a GEMM."""

@@ -9,9 +9,9 @@ import torch
 import torch.distributed as dist
 
 from overlapc.errors import ProblemError
-from overlapc.runtime import comparing
-from overlapc.runtime.layout import Dealing
-from overlapc.runtime.program import ROWS
+from overlapc.runtime.cutting.layout import Dealing
+from overlapc.runtime.programs.program import ROWS
+from overlapc.runtime.ranks import comparing
 from overlapc.runtime.spec import ChainSpec
 
 Sizes = tuple[int, ...]

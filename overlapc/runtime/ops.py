@@ -15,10 +15,11 @@ import torch
 import torch.distributed as dist
 from torch.fx.node import has_side_effect
 
-from overlapc.runtime import groups, shapes
+from overlapc.runtime import shapes
 from overlapc.runtime.callers import Caller
-from overlapc.runtime.fusing import why_in_steps
 from overlapc.runtime.preparing import Chain
+from overlapc.runtime.programs.fusing import why_in_steps
+from overlapc.runtime.ranks import groups
 from overlapc.runtime.spec import COLLECTIVE_OF, ChainSpec
 from overlapc.sources import fingerprint_of_sources
 

@@ -12,21 +12,23 @@ from overlapc.planning.problem import COLUMNS, TILES
 from overlapc.planning.schedule import Plan
 from overlapc.planning.signaled import reachable_tiles
 from overlapc.planning.tiles import Tile
-from overlapc.runtime import agreement, checking, comparing, program
-from overlapc.runtime.agreement import Cut
-from overlapc.runtime.column_producers import ColumnProducer
-from overlapc.runtime.consumers import Consumer
-from overlapc.runtime.layout import Dealing, consumer_parts, producer_parts
-from overlapc.runtime.packed import PackedProducer, Reread
+from overlapc.runtime import checking
+from overlapc.runtime.chunked.column_producers import ColumnProducer
+from overlapc.runtime.chunked.consumers import Consumer
+from overlapc.runtime.chunked.packed import PackedProducer, Reread
+from overlapc.runtime.chunked.producers import Empty, Producer
+from overlapc.runtime.chunked.whole import whole
+from overlapc.runtime.cutting.layout import Dealing, consumer_parts, producer_parts
+from overlapc.runtime.cutting.units import ranges
 from overlapc.runtime.plans import plan_call, target_of
-from overlapc.runtime.producers import Empty, Producer
-from overlapc.runtime.sending import Sender
+from overlapc.runtime.programs import program
+from overlapc.runtime.ranks import agreement, comparing
+from overlapc.runtime.ranks.agreement import Cut
+from overlapc.runtime.ranks.sending import Sender
 from overlapc.runtime.shapes import on_meta, packed_order, values
-from overlapc.runtime.signaled import Signaled
+from overlapc.runtime.signaled.schedule import Signaled
 from overlapc.runtime.sizing import column_operands
 from overlapc.runtime.spec import ChainSpec
-from overlapc.runtime.units import ranges
-from overlapc.runtime.whole import whole
 
 Operands = Sequence[torch.Tensor]
 Sizes = tuple[int, ...]

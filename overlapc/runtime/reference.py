@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from overlapc.runtime.execution import CASTS, trace
-from overlapc.runtime.groups import resolve
-from overlapc.runtime.program import Step
+from overlapc.runtime.programs.execution import CASTS, trace
+from overlapc.runtime.programs.program import Step
+from overlapc.runtime.ranks.groups import resolve
 from overlapc.runtime.spec import ChainSpec
 
 aten = torch.ops.aten

@@ -12,7 +12,7 @@ import torch
 
 from overlapc.planning.packed_order import PackedOrder
 from overlapc.planning.tiles import Tile
-from overlapc.runtime.execution import function
+from overlapc.runtime.programs.execution import function
 from overlapc.runtime.spec import ChainSpec
 
 Shape = Sequence[Any]

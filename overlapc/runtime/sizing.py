@@ -13,14 +13,14 @@ from overlapc.codegen.tiles import is_bare, most_sums
 from overlapc.errors import KernelError
 from overlapc.planning.kernel_tiles import layout_of
 from overlapc.planning.problem import COLLECTIVE_FIRST, GEMM_FIRST, PER_TENSOR, Problem
-from overlapc.runtime.column_roles import cut_operands
-from overlapc.runtime.execution import is_view, overload, trace
-from overlapc.runtime.kernels import lowered_chain
-from overlapc.runtime.program import ROWS, Program, Ref, Step
-from overlapc.runtime.runs import parts_of
+from overlapc.runtime.cutting.column_roles import cut_operands
+from overlapc.runtime.programs.execution import is_view, overload, trace
+from overlapc.runtime.programs.program import ROWS, Program, Ref, Step
+from overlapc.runtime.programs.runs import parts_of
+from overlapc.runtime.programs.trial_programs import text_of
 from overlapc.runtime.shapes import moved
+from overlapc.runtime.signaled.kernels import lowered_chain
 from overlapc.runtime.spec import ChainSpec
-from overlapc.runtime.trial_programs import text_of
 
 aten = torch.ops.aten
 

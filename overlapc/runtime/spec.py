@@ -10,8 +10,8 @@ from typing import Any
 from overlapc.errors import KernelError
 from overlapc.planning.records import from_value, to_value
 from overlapc.planning.tiles import Tile
-from overlapc.runtime.program import Program, canonical
-from overlapc.runtime.settings import stated, with_defaults
+from overlapc.runtime.programs.program import Program, canonical
+from overlapc.runtime.programs.settings import stated, with_defaults
 
 COLLECTIVE_OF = {
     "gemm_all_reduce": "all_reduce",

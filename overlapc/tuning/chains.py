@@ -19,10 +19,10 @@ from overlapc.planning.signaled import why_no_overlap
 from overlapc.planning.target import Target, stored_path
 from overlapc.planning.tuned import TunedPlan
 from overlapc.reporting.report import Report
-from overlapc.runtime import patience
-from overlapc.runtime.kernel_trials import trial_error
-from overlapc.runtime.measuring import Bench
-from overlapc.runtime.trials import Trials
+from overlapc.runtime.measuring.bench import Bench
+from overlapc.runtime.measuring.kernel_trials import trial_error
+from overlapc.runtime.measuring.trials import Trials
+from overlapc.runtime.ranks import patience
 
 log = logging.getLogger(__name__)
 

@@ -42,18 +42,13 @@ from overlapc.codegen.attention.decode import build_decode
 from overlapc.codegen.attention.kernel import build_attention
 from overlapc.codegen.interpreting import correct_interpreter
 from overlapc.planning.tiles import Tile
-from overlapc.runtime import (
-    clocks,
-    communicators,
-    group_tables,
-    machine,
-    signaled,
-    streams,
-    waiting,
-)
+from overlapc.runtime import machine
 from overlapc.runtime.attention import gradients as attention_gradients
 from overlapc.runtime.attention import kernels as attention_kernels
 from overlapc.runtime.linear import trials as linear_trials
+from overlapc.runtime.measuring import clocks
+from overlapc.runtime.signaled import communicators, group_tables, streams, waiting
+from overlapc.runtime.signaled import schedule as signaled
 from tests.runtime import pretended
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -136,7 +136,7 @@ def op(rows: int, pair: bool, layout: str) -> tuple[float, dict[str, int], dict[
     from overlapc.runtime.linear import op as linear
     from overlapc.runtime.linear.spec import LayerSpec
     from overlapc.runtime.ops import by_library_of, calls_of
-    from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
+    from overlapc.runtime.programs.program import ROWS, WHOLE, Program, Ref, Step
 
     machine.architecture_of = lambda device: "sm_90"
     machine.multiprocessors = lambda device: 12
@@ -175,7 +175,7 @@ def op_of_int8(rows: int, is_turned: bool, sizes: list[tuple[int, int]]) -> list
     from overlapc.runtime.linear.spec import LayerSpec
     from overlapc.runtime.linear.widening import widened
     from overlapc.runtime.ops import calls_of
-    from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
+    from overlapc.runtime.programs.program import ROWS, WHOLE, Program, Ref, Step
 
     machine.architecture_of = lambda device: "sm_90"
     machine.multiprocessors = lambda device: 12
@@ -208,7 +208,7 @@ def op_of_scaled(rows: int, spelled: str) -> tuple[float, dict[str, int]]:
     from overlapc.runtime.linear import op as linear
     from overlapc.runtime.linear.spec import LayerSpec
     from overlapc.runtime.ops import calls_of
-    from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
+    from overlapc.runtime.programs.program import ROWS, WHOLE, Program, Ref, Step
 
     machine.architecture_of = lambda device: "sm_90"
     machine.multiprocessors = lambda device: 12
@@ -258,11 +258,11 @@ def op_of_normed_rows(rows: int, shift: float) -> tuple[float, float, dict[str, 
     """
     from overlapc.planning.linear.regions import FORCED
     from overlapc.runtime import machine
-    from overlapc.runtime.execution import function
     from overlapc.runtime.linear import op as linear
     from overlapc.runtime.linear.spec import LayerSpec
     from overlapc.runtime.ops import calls_of
-    from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
+    from overlapc.runtime.programs.execution import function
+    from overlapc.runtime.programs.program import ROWS, WHOLE, Program, Ref, Step
 
     machine.architecture_of = lambda device: "sm_90"
     machine.multiprocessors = lambda device: 12

@@ -21,9 +21,9 @@ from overlapc.codegen.builder import TEMPLATES, load
 from overlapc.codegen.oracle import random_operand
 from overlapc.codegen.packing import unpack
 from overlapc.codegen.templates import signal
-from overlapc.runtime.signals import Signals
-from overlapc.runtime.staged import StagedGemm
-from overlapc.runtime.staged_sending import staged_collectives
+from overlapc.runtime.signaled.signals import Signals
+from overlapc.runtime.signaled.staged import StagedGemm
+from overlapc.runtime.signaled.staged_sending import staged_collectives
 from tests.codegen.gemm_cases import mutant, shuffled_programs
 from tests.codegen.protocol_groups import CASES, SWEEP, Case, K, N, of_all_ranks
 from tests.codegen.weak_memory import counted_polls, until, weak_stores

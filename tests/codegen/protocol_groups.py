@@ -10,9 +10,9 @@ import torch
 
 from overlapc.codegen import GemmSpec
 from overlapc.planning.packed_order import PackedOrder
-from overlapc.runtime import columns
-from overlapc.runtime.layout import Dealing, producer_parts
-from overlapc.runtime.staged import StagedGemm
+from overlapc.runtime.cutting import columns
+from overlapc.runtime.cutting.layout import Dealing, producer_parts
+from overlapc.runtime.signaled.staged import StagedGemm
 
 SPEC = GemmSpec("float32", "float32", 16, 16, 16)
 SWEEP = 2

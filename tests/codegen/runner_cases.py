@@ -12,8 +12,8 @@ import torch
 from overlapc.codegen import GemmSpec, build
 from overlapc.codegen.oracle import error_over_bound, random_input, random_operand
 from overlapc.errors import SignalError
-from overlapc.runtime import signals, staged, streams
-from overlapc.runtime.layout import Dealing, producer_parts
+from overlapc.runtime.cutting.layout import Dealing, producer_parts
+from overlapc.runtime.signaled import signals, staged, streams
 
 SMS = 6
 

@@ -11,8 +11,8 @@ from overlapc.codegen import build
 from overlapc.codegen.interpreting import correct_interpreter
 from overlapc.codegen.oracle import error_over_bound, random_input
 from overlapc.codegen.tiles import spec_for
-from overlapc.runtime.kernels import lowered_chain
-from overlapc.runtime.program import Program, Ref, Step
+from overlapc.runtime.programs.program import Program, Ref, Step
+from overlapc.runtime.signaled.kernels import lowered_chain
 from overlapc.runtime.spec import ChainSpec
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -8,8 +8,8 @@ import torch
 from overlapc.codegen.epilogue import Input
 from overlapc.errors import KernelError
 from overlapc.planning.target import Target
-from overlapc.runtime.kernels import kernel_spec_of, lowered_chain
-from overlapc.runtime.program import Program, Step
+from overlapc.runtime.programs.program import Program, Step
+from overlapc.runtime.signaled.kernels import kernel_spec_of, lowered_chain
 from tests.codegen.signaled_cases import GATED, chain, operand, operands, value
 
 

@@ -18,8 +18,8 @@ from overlapc.codegen import COUNTER_STRIDE, GemmSpec, build
 from overlapc.codegen.aot import VARYING
 from overlapc.codegen.epilogue import Call, Dtype, Epilogue, Input, Ref
 from overlapc.codegen.templates.signal import wait_for_group
-from overlapc.runtime.layout import Dealing, producer_parts
-from overlapc.runtime.staged import StagedGemm
+from overlapc.runtime.cutting.layout import Dealing, producer_parts
+from overlapc.runtime.signaled.staged import StagedGemm
 
 SUM = Call("aten.add.Tensor", (Ref("value", 0), Ref("input", 0)))
 GEMM = Call("aten.mm.dtype", (Ref("gemm", 0), Ref("gemm", 1), Dtype("float32")))

@@ -25,11 +25,11 @@ import torch
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from overlapc.runtime import group_tables
 from overlapc.runtime.attention import gradients as attention_gradients
 from overlapc.runtime.attention import op as attention
 from overlapc.runtime.attention import paged
 from overlapc.runtime.linear import op as linear
+from overlapc.runtime.signaled import group_tables
 
 HERE = Path(__file__).parent
 NAME, SMS, MEMORY = "NVIDIA H200", 132, 150 << 30

@@ -27,8 +27,8 @@ from benchmarks.gpu.report import Page
 from benchmarks.measuring.paired import Samples
 from overlapc.codegen.linear.check import LinearCase
 from overlapc.codegen.selfcheck import Case
-from overlapc.runtime import clocks
 from overlapc.runtime.linear import trials as linear_trials
+from overlapc.runtime.measuring import clocks
 from tests.device.absent import absent_h200
 
 

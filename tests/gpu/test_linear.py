@@ -13,9 +13,9 @@ from overlapc.codegen.linear.check import LinearCase
 from overlapc.codegen.linear.choice import linear_spec_for
 from overlapc.codegen.linear.kernel import build_linear
 from overlapc.planning.linear.tiles import FLAT, GEMV, TILE_ROWS
-from overlapc.runtime.kernels import lowered_program
 from overlapc.runtime.machine import architecture_of, multiprocessors
-from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
+from overlapc.runtime.programs.program import ROWS, WHOLE, Program, Ref, Step
+from overlapc.runtime.signaled.kernels import lowered_program
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
 

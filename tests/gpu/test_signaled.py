@@ -19,15 +19,15 @@ from overlapc.codegen.oracle import error_over_bound, random_operand
 from overlapc.codegen.tiles import spec_for
 from overlapc.errors import KernelError, SignalError
 from overlapc.planning.tiles import SWEEPS, tiles_for
-from overlapc.runtime import streams
-from overlapc.runtime.communicators import Communicator, communicator
-from overlapc.runtime.group_tables import bands_on
-from overlapc.runtime.layout import Dealing, producer_parts
-from overlapc.runtime.requirements import why_no_kernel, why_no_streams
-from overlapc.runtime.sending import Sender
-from overlapc.runtime.signals import Signals, polls_in
-from overlapc.runtime.staged import StagedGemm
-from overlapc.runtime.waiting import driver_wait
+from overlapc.runtime.cutting.layout import Dealing, producer_parts
+from overlapc.runtime.ranks.sending import Sender
+from overlapc.runtime.signaled import streams
+from overlapc.runtime.signaled.communicators import Communicator, communicator
+from overlapc.runtime.signaled.group_tables import bands_on
+from overlapc.runtime.signaled.requirements import why_no_kernel, why_no_streams
+from overlapc.runtime.signaled.signals import Signals, polls_in
+from overlapc.runtime.signaled.staged import StagedGemm
+from overlapc.runtime.signaled.waiting import driver_wait
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
 

@@ -20,7 +20,8 @@ from overlapc.codegen.packing import unpack
 from overlapc.planning.packed_order import PackedOrder
 from overlapc.planning.target import Target
 from overlapc.planning.tiles import Tile, tiles_for
-from overlapc.runtime import kernels, ops, reference
+from overlapc.runtime import ops, reference
+from overlapc.runtime.signaled import kernels
 from overlapc.runtime.spec import ChainSpec
 from tests.ranks import Ranks
 from tests.runtime.chains import MM, call, chain, into, ragged

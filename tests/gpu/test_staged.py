@@ -11,9 +11,9 @@ import torch
 from overlapc.codegen import GemmSpec, build
 from overlapc.codegen.oracle import random_operand
 from overlapc.planning.tiles import tiles_for
-from overlapc.runtime import columns
-from overlapc.runtime.layout import Dealing, producer_parts
-from overlapc.runtime.staged import StagedGemm
+from overlapc.runtime.cutting import columns
+from overlapc.runtime.cutting.layout import Dealing, producer_parts
+from overlapc.runtime.signaled.staged import StagedGemm
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
 

@@ -21,10 +21,10 @@ from overlapc.planning.linear.prediction import predict
 from overlapc.planning.linear.regions import LIBRARY, Gain, LinearEntry, LinearTrial, Regions
 from overlapc.planning.linear.table import LinearTable, table_path
 from overlapc.planning.target import Target
-from overlapc.runtime import execution
 from overlapc.runtime.linear.tables import choices, fingerprint_of_tables
 from overlapc.runtime.linear.widening import loaded
 from overlapc.runtime.machine import this_machine
+from overlapc.runtime.programs import execution
 from overlapc.tuning.linear import layers_of
 from tests.passes.catalogue import all_reduce
 from tests.passes.linear_spellings import (

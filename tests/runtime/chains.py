@@ -14,7 +14,7 @@ from overlapc.planning.problem import Problem
 from overlapc.planning.tiles import Tile
 from overlapc.runtime import ops, preparing, reference
 from overlapc.runtime.plans import remember
-from overlapc.runtime.program import ROWS, WHOLE, Program, Step
+from overlapc.runtime.programs.program import ROWS, WHOLE, Program, Step
 from overlapc.runtime.spec import ChainSpec
 from tests.runtime.programs import MM, operand, value
 

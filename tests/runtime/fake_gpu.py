@@ -19,7 +19,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from overlapc.runtime import group_tables, signals, streams, waiting
+from overlapc.runtime.signaled import group_tables, signals, streams, waiting
 
 SMS = 6
 POISON = 77

@@ -11,7 +11,9 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 
-from overlapc.runtime import agreement, compiling, fusing, ops
+from overlapc.runtime import ops
+from overlapc.runtime.programs import compiling, fusing
+from overlapc.runtime.ranks import agreement
 from overlapc.runtime.spec import COLLECTIVE_OF, CONSUMERS, ChainSpec
 from tests.runtime.chains import chain, errors_of, poisoned, ragged
 from tests.runtime.programs import CASES, Case

@@ -10,10 +10,11 @@ from unittest.mock import patch
 import torch
 
 from overlapc import ledger
-from overlapc.runtime import computing, layout
+from overlapc.runtime.chunked import computing
+from overlapc.runtime.cutting import layout
+from overlapc.runtime.cutting.units import Units
 from overlapc.runtime.preparing import Chain
-from overlapc.runtime.sending import Sender
-from overlapc.runtime.units import Units
+from overlapc.runtime.ranks.sending import Sender
 
 DELAY = 0.004
 """Seconds that one rank comes late to every collective: far longer than a small one takes."""

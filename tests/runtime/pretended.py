@@ -16,7 +16,9 @@ import torch
 import torch.distributed as dist
 
 from overlapc.codegen.interpreting import correct_interpreter
-from overlapc.runtime import communicators, group_tables, groups, signaled, streams, waiting
+from overlapc.runtime.ranks import groups
+from overlapc.runtime.signaled import communicators, group_tables, streams, waiting
+from overlapc.runtime.signaled import schedule as signaled
 
 SMS = 6
 SECONDS = 20

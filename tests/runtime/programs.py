@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from overlapc.runtime.program import OFFSETS, ROWS, WHOLE, Program, Ref, Step
+from overlapc.runtime.programs.program import OFFSETS, ROWS, WHOLE, Program, Ref, Step
 
 K, N, EXPERTS, CAPACITY = 32, 48, 3, 4
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from overlapc.planning.problem import COLUMNS, ROWS
-from overlapc.runtime import agreement
-from overlapc.runtime.agreement import Cut
-from overlapc.runtime.layout import Dealing
+from overlapc.runtime.cutting.layout import Dealing
 from overlapc.runtime.preparing import Chain, assemble
+from overlapc.runtime.ranks import agreement
+from overlapc.runtime.ranks.agreement import Cut
 from tests.runtime.chains import MM, chain
 from tests.targets import SLOW_LINK
 

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from overlapc.errors import KernelError, OverlapcError
 from overlapc.planning.tiles import Tile
 from overlapc.runtime import reference
-from overlapc.runtime.program import ROWS, WHOLE, Program, Step
-from overlapc.runtime.sending import Sender
+from overlapc.runtime.programs.program import ROWS, WHOLE, Program, Step
+from overlapc.runtime.ranks.sending import Sender
 from overlapc.runtime.spec import ChainSpec
 from tests.ranks import Ranks
 from tests.runtime.chains import call, chain, errors_of, poisoned, ragged

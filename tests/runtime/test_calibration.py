@@ -24,9 +24,9 @@ from overlapc.planning.assumed import with_assumed
 from overlapc.planning.problem import COLLECTIVES, Problem
 from overlapc.planning.search import plan, plan_gemm
 from overlapc.planning.target import Target, stored_path
-from overlapc.runtime import measuring
-from overlapc.runtime.measuring import Bench
-from overlapc.runtime.sending import Sender
+from overlapc.runtime.measuring import bench as measuring
+from overlapc.runtime.measuring.bench import Bench
+from overlapc.runtime.ranks.sending import Sender
 from tests.planning.machines import random_target
 from tests.ranks import Ranks
 from tests.targets import SLOW_LINK

@@ -21,18 +21,19 @@ from overlapc.planning.schedule import Plan
 from overlapc.planning.search import plan, plan_rows
 from overlapc.planning.target import Target
 from overlapc.planning.tuned import TunedPlan
-from overlapc.runtime import measuring, reference
-from overlapc.runtime.column_producers import ColumnProducer
-from overlapc.runtime.consumers import Consumer
-from overlapc.runtime.execution import function
-from overlapc.runtime.kernel_trials import KernelTrial
+from overlapc.runtime import reference
+from overlapc.runtime.chunked.column_producers import ColumnProducer
+from overlapc.runtime.chunked.consumers import Consumer
+from overlapc.runtime.chunked.producers import Producer
 from overlapc.runtime.linear.trials import graph_of
-from overlapc.runtime.producers import Producer
-from overlapc.runtime.program import OFFSETS, ROWS, WHOLE, Program, Step
-from overlapc.runtime.sending import Sender
+from overlapc.runtime.measuring import bench as measuring
+from overlapc.runtime.measuring.kernel_trials import KernelTrial
+from overlapc.runtime.measuring.trials import Trial, Trials
+from overlapc.runtime.programs.execution import function
+from overlapc.runtime.programs.program import OFFSETS, ROWS, WHOLE, Program, Step
+from overlapc.runtime.programs.trial_programs import TrialProgram, packed
+from overlapc.runtime.ranks.sending import Sender
 from overlapc.runtime.sizing import problem_of
-from overlapc.runtime.trial_programs import TrialProgram, packed
-from overlapc.runtime.trials import Trial, Trials
 from overlapc.tuning.chains import tune_chains
 from tests.ranks import Ranks
 from tests.runtime.chains import chain

@@ -14,11 +14,12 @@ import torch.distributed._functional_collectives as functional
 
 import overlapc
 from overlapc.planning.target import Target
-from overlapc.runtime import agreement, ops, preparing, sizing
-from overlapc.runtime.column_producers import ColumnProducer
+from overlapc.runtime import ops, preparing, sizing
+from overlapc.runtime.chunked.column_producers import ColumnProducer
 from overlapc.runtime.plans import plan_call
-from overlapc.runtime.program import ROWS, WHOLE, Step
-from overlapc.runtime.sending import Sender
+from overlapc.runtime.programs.program import ROWS, WHOLE, Step
+from overlapc.runtime.ranks import agreement
+from overlapc.runtime.ranks.sending import Sender
 from overlapc.runtime.sizing import problem_of
 from overlapc.runtime.spec import ChainSpec
 from tests.runtime.chains import call, chain, errors_of, poisoned, ragged

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from overlapc.runtime.program import ROWS, WHOLE, Program, Step
+from overlapc.runtime.programs.program import ROWS, WHOLE, Program, Step
 from overlapc.runtime.sizing import column_operands, problem_of
 from tests.runtime.chains import chain
 from tests.runtime.programs import CASES, operand, value

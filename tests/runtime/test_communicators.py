@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 
 from overlapc.errors import GroupError
-from overlapc.runtime import communicators, requirements
-from overlapc.runtime.communicators import Communicator, communicator
-from overlapc.runtime.requirements import why_no_kernel, why_no_streams
+from overlapc.runtime.signaled import communicators, requirements
+from overlapc.runtime.signaled.communicators import Communicator, communicator
+from overlapc.runtime.signaled.requirements import why_no_kernel, why_no_streams
 from tests.runtime.fake_gpu import CUDA, Gpu, Misuse, in_memory_of, present
 from tests.runtime.pretended import SECONDS, pretended_gpu
 

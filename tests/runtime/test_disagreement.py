@@ -13,7 +13,7 @@ import torch.distributed._functional_collectives as functional
 
 from overlapc.planning.problem import Problem
 from overlapc.planning.search import plan
-from overlapc.runtime import groups
+from overlapc.runtime.ranks import groups
 from tests.targets import FAST_LINK, SLOW_LINK, machine
 
 MIDDLE = machine("middle-link", 4e8)

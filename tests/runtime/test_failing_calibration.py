@@ -18,10 +18,12 @@ import torch.distributed as dist
 from overlapc.calibration import calibrate
 from overlapc.errors import GroupError
 from overlapc.planning.target import Target, stored_path
-from overlapc.runtime import contention, link_curves, measuring, patience
-from overlapc.runtime.link_curves import Calls
-from overlapc.runtime.measuring import Bench
-from overlapc.runtime.trials import Trial
+from overlapc.runtime.measuring import bench as measuring
+from overlapc.runtime.measuring import contention, link_curves
+from overlapc.runtime.measuring.bench import Bench
+from overlapc.runtime.measuring.link_curves import Calls
+from overlapc.runtime.measuring.trials import Trial
+from overlapc.runtime.ranks import patience
 from tests.ranks import Ranks
 
 LONG = pytest.mark.long

@@ -21,10 +21,11 @@ import torch.distributed as dist
 from overlapc.errors import GroupError, OverlapcError
 from overlapc.planning.problem import Problem
 from overlapc.planning.target import Target, stored_path
-from overlapc.runtime import measuring, patience
-from overlapc.runtime.computing import Computation
-from overlapc.runtime.trial_sending import TrialSender
-from overlapc.runtime.trials import Trial
+from overlapc.runtime.chunked.computing import Computation
+from overlapc.runtime.measuring import bench as measuring
+from overlapc.runtime.measuring.trial_sending import TrialSender
+from overlapc.runtime.measuring.trials import Trial
+from overlapc.runtime.ranks import patience
 from overlapc.tuning.chains import tune_chains
 from tests.ranks import Ranks
 from tests.runtime.test_chain_trials import problem, uncompiled

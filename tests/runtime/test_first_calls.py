@@ -13,8 +13,8 @@ import torch.distributed._functional_collectives as functional
 import torch.nn.functional as F
 
 import overlapc
-from overlapc.runtime import compiling, fusing
 from overlapc.runtime.ops import why_in_steps_of
+from overlapc.runtime.programs import compiling, fusing
 from tests.sparing import as_it_is
 from tests.targets import SLOW_LINK
 

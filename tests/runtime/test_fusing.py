@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch._dynamo.convert_frame import compile_lock
 
-from overlapc.runtime import compiling, execution, fusing
-from overlapc.runtime.program import ROWS, WHOLE, Program, Step
-from overlapc.runtime.runs import parts_of
+from overlapc.runtime.programs import compiling, execution, fusing
+from overlapc.runtime.programs.program import ROWS, WHOLE, Program, Step
+from overlapc.runtime.programs.runs import parts_of
 from tests.runtime.programs import operand, value
 
 K, N, M = 16, 1024, 48

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from overlapc.runtime.consumers import Consumer
-from overlapc.runtime.layout import Dealing, consumer_parts
+from overlapc.runtime.chunked.consumers import Consumer
+from overlapc.runtime.cutting.layout import Dealing, consumer_parts
 from tests.runtime.fake_gpu import Driver, Gpu, Graph, Work, in_memory_of, present
 from tests.runtime.programs import CASES
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from overlapc.planning.problem import Problem
 from overlapc.planning.search import plan
-from overlapc.runtime.program import ROWS, WHOLE
+from overlapc.runtime.programs.program import ROWS, WHOLE
 from tests.runtime.chains import MM, addmm, chain, errors_of
 from tests.runtime.test_ops import at_most, seconds_of
 from tests.targets import FAST_LINK, SLOW_LINK

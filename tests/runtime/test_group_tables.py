@@ -11,7 +11,7 @@ import torch
 
 from overlapc.codegen import Bands
 from overlapc.errors import KernelError
-from overlapc.runtime.group_tables import GroupTables
+from overlapc.runtime.signaled.group_tables import GroupTables
 from tests.runtime.fake_gpu import CUDA, Gpu, Graph, Stream, in_memory_of, present
 
 

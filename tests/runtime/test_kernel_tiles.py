@@ -13,11 +13,11 @@ from overlapc.planning.problem import Problem
 from overlapc.planning.signaled import configurations
 from overlapc.planning.target import Target
 from overlapc.planning.tiles import SWEEPS, tiles_for
-from overlapc.runtime.kernels import kernel_spec_of
-from overlapc.runtime.program import ROWS, WHOLE, Program, Step
+from overlapc.runtime.programs.program import ROWS, WHOLE, Program, Step
+from overlapc.runtime.programs.trial_programs import TrialProgram, random_matrix
+from overlapc.runtime.signaled.kernels import kernel_spec_of
 from overlapc.runtime.sizing import problem_of
 from overlapc.runtime.spec import ChainSpec
-from overlapc.runtime.trial_programs import TrialProgram, random_matrix
 from tests.runtime.chains import chain
 from tests.runtime.programs import operand, value
 

@@ -24,11 +24,12 @@ from overlapc.planning.search import plan_rows
 from overlapc.planning.signaled import configurations
 from overlapc.planning.target import Target
 from overlapc.planning.tiles import MOST_SUMS
-from overlapc.runtime import patience, reference
-from overlapc.runtime.kernel_trials import KernelTrial
-from overlapc.runtime.signaled import Signaled
+from overlapc.runtime import reference
+from overlapc.runtime.measuring.kernel_trials import KernelTrial
+from overlapc.runtime.measuring.trials import Trials
+from overlapc.runtime.ranks import patience
+from overlapc.runtime.signaled.schedule import Signaled
 from overlapc.runtime.sizing import problem_of
-from overlapc.runtime.trials import Trials
 from overlapc.tuning.chains import tune_chains
 from tests.ranks import Ranks
 from tests.runtime.chains import chain

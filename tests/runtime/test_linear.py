@@ -21,7 +21,7 @@ from overlapc.planning.linear.tiles import FLAT, GEMV
 from overlapc.runtime.linear import op as linear
 from overlapc.runtime.linear.spec import LayerSpec
 from overlapc.runtime.ops import by_library_of, calls_of
-from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
+from overlapc.runtime.programs.program import ROWS, WHOLE, Program, Ref, Step
 
 X, W, B = (Ref("operand", index) for index in range(3))
 MM = Program((ROWS, WHOLE), (Step("aten.mm.default", (X, W)),), None, (Ref("value", 0),))

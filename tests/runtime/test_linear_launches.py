@@ -15,7 +15,7 @@ from overlapc.runtime import machine
 from overlapc.runtime.linear import kernels as linear_kernels
 from overlapc.runtime.linear import op as linear
 from overlapc.runtime.linear.spec import LayerSpec
-from overlapc.runtime.program import ROWS
+from overlapc.runtime.programs.program import ROWS
 from overlapc.tuning.linear import layers_of
 from tests.passes.linear_spellings import INNER, READ, WIDE, bf16, rms_norm
 

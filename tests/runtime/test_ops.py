@@ -16,12 +16,13 @@ import torch.distributed as dist
 
 from overlapc.planning.problem import Problem
 from overlapc.planning.search import plan
-from overlapc.runtime import agreement, callers, ops, preparing
-from overlapc.runtime.consumers import Consumer
+from overlapc.runtime import callers, ops, preparing
+from overlapc.runtime.chunked.consumers import Consumer
+from overlapc.runtime.chunked.producers import Producer
 from overlapc.runtime.plans import plan_call
-from overlapc.runtime.producers import Producer
-from overlapc.runtime.program import Program
-from overlapc.runtime.sending import Sender
+from overlapc.runtime.programs.program import Program
+from overlapc.runtime.ranks import agreement
+from overlapc.runtime.ranks.sending import Sender
 from overlapc.runtime.sizing import problem_of
 from overlapc.runtime.spec import COLLECTIVE_OF, CONSUMERS, ChainSpec
 from tests.runtime.chains import call, chain

@@ -23,8 +23,9 @@ from overlapc.graphs.readers import read_tiles
 from overlapc.passes import PIPELINE
 from overlapc.planning.packed_order import PackedOrder
 from overlapc.planning.tiles import Tile
-from overlapc.runtime import ops, packed, reference
-from overlapc.runtime.program import Program
+from overlapc.runtime import ops, reference
+from overlapc.runtime.chunked import packed
+from overlapc.runtime.programs.program import Program
 from overlapc.runtime.spec import ChainSpec
 from tests.passes.test_catalogue_values import rewritten
 from tests.ranks import Ranks

@@ -14,8 +14,8 @@ import torch.distributed._functional_collectives as functional
 import overlapc
 from overlapc.errors import DisagreementError
 from overlapc.planning.tiles import Tile
-from overlapc.runtime import groups
-from overlapc.runtime.sending import Sender
+from overlapc.runtime.ranks import groups
+from overlapc.runtime.ranks.sending import Sender
 from overlapc.runtime.spec import CONSUMERS, ChainSpec
 from tests.runtime.chains import MM, call, chain, errors_of
 from tests.runtime.matrix import forget

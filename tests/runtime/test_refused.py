@@ -9,7 +9,8 @@ from unittest import mock
 import pytest
 
 from overlapc.errors import DisagreementError, OverlapcError
-from overlapc.runtime import agreement, plans, preparing
+from overlapc.runtime import plans, preparing
+from overlapc.runtime.ranks import agreement
 from tests.runtime.chains import call, errors_of
 from tests.runtime.test_bad_input import spec, tensors
 

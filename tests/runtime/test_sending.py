@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from overlapc.runtime import sending
-from overlapc.runtime.sending import Sender
+from overlapc.runtime.ranks import sending
+from overlapc.runtime.ranks.sending import Sender
 
 ROWS, COLUMNS = 6, 5
 

@@ -13,8 +13,8 @@ import torch.distributed._functional_collectives as functional
 import torch.nn.functional as F
 from torch._inductor import config
 
-from overlapc.runtime import compiling, fusing
-from overlapc.runtime.settings import settings, under
+from overlapc.runtime.programs import compiling, fusing
+from overlapc.runtime.programs.settings import settings, under
 from tests.sparing import as_it_is
 from tests.targets import SLOW_LINK
 
@@ -67,7 +67,7 @@ class OneConfiguration:
 
 def test_where_torch_keeps_one_configuration_a_process_nothing_of_ours_stays(monkeypatch):
     """It takes what is set at the call. Mutant: a graph's settings are set and not taken back."""
-    monkeypatch.setattr("overlapc.runtime.settings.Context", OneConfiguration)
+    monkeypatch.setattr("overlapc.runtime.programs.settings.Context", OneConfiguration)
     plain, text = some(), "{'max_fusion_size': 7}"
     with config.patch({"max_fusion_size": 9}):
         assert settings() == ""

@@ -19,15 +19,17 @@ import overlapc
 from overlapc.codegen import GemmSpec, Kernel
 from overlapc.errors import KernelError, SignalError
 from overlapc.planning.tiles import SWEEP, SWEEPS, Tile
-from overlapc.runtime import communicators, ops, reference, signaled, staged
-from overlapc.runtime.layout import Dealing, producer_parts
+from overlapc.runtime import ops, reference
+from overlapc.runtime.cutting.layout import Dealing, producer_parts
 from overlapc.runtime.plans import remember
-from overlapc.runtime.program import ROWS, WHOLE, Program, Step
-from overlapc.runtime.sending import Sender
-from overlapc.runtime.signaled import Signaled
-from overlapc.runtime.signals import Signals
+from overlapc.runtime.programs.program import ROWS, WHOLE, Program, Step
+from overlapc.runtime.ranks.sending import Sender
+from overlapc.runtime.signaled import communicators, staged
+from overlapc.runtime.signaled import schedule as signaled
+from overlapc.runtime.signaled.schedule import Signaled
+from overlapc.runtime.signaled.signals import Signals
+from overlapc.runtime.signaled.staged import StagedGemm
 from overlapc.runtime.spec import ChainSpec
-from overlapc.runtime.staged import StagedGemm
 from tests.ranks import Ranks
 from tests.runtime.chains import MM, call, chain, errors_of, poisoned, ragged
 from tests.runtime.matrix import forget

@@ -11,8 +11,8 @@ import torch
 from overlapc.errors import ProblemError
 from overlapc.planning.problem import Problem
 from overlapc.planning.tiles import MOST_SUMS, SPARING_SUMS, Tile
-from overlapc.runtime.layout import Dealing, producer_parts
-from overlapc.runtime.program import ROWS, WHOLE, Program, Step
+from overlapc.runtime.cutting.layout import Dealing, producer_parts
+from overlapc.runtime.programs.program import ROWS, WHOLE, Program, Step
 from overlapc.runtime.sizing import problem_of
 from tests.runtime.chains import chain
 from tests.runtime.programs import CAPACITY, CASES, EXPERTS, K, N, operand, value

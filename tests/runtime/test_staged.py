@@ -14,9 +14,10 @@ from overlapc.codegen import Bands, GemmSpec
 from overlapc.codegen.packing import pack, unpack
 from overlapc.errors import KernelError
 from overlapc.planning.packed_order import PackedOrder
-from overlapc.runtime import columns, staged_sending, streams
-from overlapc.runtime.layout import Dealing, producer_parts
-from overlapc.runtime.staged import StagedGemm
+from overlapc.runtime.cutting import columns
+from overlapc.runtime.cutting.layout import Dealing, producer_parts
+from overlapc.runtime.signaled import staged_sending, streams
+from overlapc.runtime.signaled.staged import StagedGemm
 from tests.runtime.fake_gpu import SMS, Deadlock, Driver, Gpu, Graph, Work, in_memory_of, present
 
 BLOCK, K, N = 16, 3, 24

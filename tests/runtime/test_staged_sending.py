@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from overlapc.runtime import columns
-from overlapc.runtime.layout import Dealing, producer_parts
-from overlapc.runtime.sending import Sender
-from overlapc.runtime.staged_sending import staged_collectives
-from overlapc.runtime.staging import Staging
+from overlapc.runtime.cutting import columns
+from overlapc.runtime.cutting.layout import Dealing, producer_parts
+from overlapc.runtime.ranks.sending import Sender
+from overlapc.runtime.signaled.staged_sending import staged_collectives
+from overlapc.runtime.signaled.staging import Staging
 
 N, BLOCK_M = 12, 3
 COUNTS = (3, 1, 4)

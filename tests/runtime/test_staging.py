@@ -12,9 +12,9 @@ import torch
 from overlapc.codegen import Bands
 from overlapc.codegen.bands import Run
 from overlapc.errors import KernelError
-from overlapc.runtime.layout import Dealing, Part, everything, producer_parts
-from overlapc.runtime.staging import Staging, consecutive
-from overlapc.runtime.units import band
+from overlapc.runtime.cutting.layout import Dealing, Part, everything, producer_parts
+from overlapc.runtime.cutting.units import band
+from overlapc.runtime.signaled.staging import Staging, consecutive
 from tests.codegen.band_orders import staged_bands
 
 N = 3

@@ -15,10 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from overlapc.codegen import Bands, GemmSpec
 from overlapc.errors import KernelError, SignalError
 from overlapc.planning.tiles import SWEEP
-from overlapc.runtime import streams
-from overlapc.runtime.group_tables import GroupTables
-from overlapc.runtime.layout import Dealing, producer_parts
-from overlapc.runtime.staged import StagedGemm
+from overlapc.runtime.cutting.layout import Dealing, producer_parts
+from overlapc.runtime.signaled import streams
+from overlapc.runtime.signaled.group_tables import GroupTables
+from overlapc.runtime.signaled.staged import StagedGemm
 from tests.runtime.fake_gpu import (
     NOT_SUPPORTED,
     SMS,

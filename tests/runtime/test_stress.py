@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from overlapc.runtime.sending import Sender
+from overlapc.runtime.ranks.sending import Sender
 from tests.runtime import matrix, mutants
 from tests.runtime.chains import call, chain, poisoned, ragged
 from tests.runtime.programs import CASES

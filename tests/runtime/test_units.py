@@ -7,9 +7,9 @@ import random
 import pytest
 import torch
 
-from overlapc.runtime import columns, layout
-from overlapc.runtime.layout import Dealing, consumer_parts, producer_parts
-from overlapc.runtime.units import Units, band, dealt, portions
+from overlapc.runtime.cutting import columns, layout
+from overlapc.runtime.cutting.layout import Dealing, consumer_parts, producer_parts
+from overlapc.runtime.cutting.units import Units, band, dealt, portions
 
 
 def numbers(units: Units) -> list[int]:

@@ -19,8 +19,8 @@ from overlapc.passes import dispatch_linears
 from overlapc.planning.linear.regions import LinearEntry, Regions
 from overlapc.planning.linear.table import LinearTable
 from overlapc.planning.tuned import TunedPlan
-from overlapc.runtime import groups
 from overlapc.runtime.machine import this_machine
+from overlapc.runtime.ranks import groups
 from tests.ranks import Ranks
 from tests.targets import FAST_LINK, SLOW_LINK
 

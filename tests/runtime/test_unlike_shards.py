@@ -19,7 +19,7 @@ from torch._dynamo.utils import counters
 import overlapc
 from overlapc.planning.problem import Problem
 from overlapc.planning.search import plan
-from overlapc.runtime import groups
+from overlapc.runtime.ranks import groups
 from tests.runtime.matrix import forget
 from tests.targets import SLOW_LINK
 

@@ -9,9 +9,9 @@ import torch
 
 from overlapc.codegen import COUNTER_STRIDE, Bands
 from overlapc.errors import SignalError
-from overlapc.runtime import waiting
-from overlapc.runtime.signals import POLL_SECONDS, Signals, polls_in
-from overlapc.runtime.waiting import DriverWait, driver_wait, hold
+from overlapc.runtime.signaled import waiting
+from overlapc.runtime.signaled.signals import POLL_SECONDS, Signals, polls_in
+from overlapc.runtime.signaled.waiting import DriverWait, driver_wait, hold
 from tests.runtime.fake_gpu import CUDA, NOT_SUPPORTED, POISON, Driver, Gpu, in_memory_of, present
 
 BANDS = Bands.of((32, 16, 26), 16)

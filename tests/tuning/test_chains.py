@@ -27,8 +27,8 @@ from overlapc.planning.target import Target, stored_path
 from overlapc.planning.tiles import MOST_SUMS, SWEEPS, Tile, tiles_for
 from overlapc.planning.tuned import TRIALS, TunedPlan
 from overlapc.reporting.report import Report
-from overlapc.runtime import measuring
-from overlapc.runtime.trials import Trial
+from overlapc.runtime.measuring import bench as measuring
+from overlapc.runtime.measuring.trials import Trial
 from overlapc.tuning.chains import (
     FEWEST_ROUNDS,
     FINALISTS,

@@ -29,12 +29,12 @@ from overlapc.planning.linear.table import LinearTable, table_path
 from overlapc.planning.linear.tiles import FLAT, GEMV
 from overlapc.planning.target import Target
 from overlapc.reporting.linears import describe_entry
-from overlapc.runtime.clocks import on_device
 from overlapc.runtime.linear.spec import LayerSpec
 from overlapc.runtime.linear.trials import LinearTrials, products_of
 from overlapc.runtime.machine import this_machine
+from overlapc.runtime.measuring.clocks import on_device
 from overlapc.runtime.ops import calls_of
-from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
+from overlapc.runtime.programs.program import ROWS, WHOLE, Program, Ref, Step
 from overlapc.tuning.linear import calibrate_linears, layers_of
 from tests.passes.linear_spellings import READ
 

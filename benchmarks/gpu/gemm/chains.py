@@ -17,10 +17,10 @@ from overlapc.codegen import Bands, Kernel
 from overlapc.planning.problem import Problem
 from overlapc.planning.schedule import Plan
 from overlapc.planning.target import Target
-from overlapc.runtime import columns
-from overlapc.runtime.kernel_trials import KernelTrial
-from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step
-from overlapc.runtime.signaled import Built, Signaled
+from overlapc.runtime.cutting import columns
+from overlapc.runtime.measuring.kernel_trials import KernelTrial
+from overlapc.runtime.programs.program import ROWS, WHOLE, Program, Ref, Step
+from overlapc.runtime.signaled.schedule import Built, Signaled
 from overlapc.runtime.spec import ChainSpec
 
 BOUND = 0.02

@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.gpu.gemm.emulated_link import EmulatedLink
-from overlapc.runtime.communicators import Communicator, adopt
-from overlapc.runtime.streams import communication_stream
+from overlapc.runtime.signaled.communicators import Communicator, adopt
+from overlapc.runtime.signaled.streams import communication_stream
 
 ME = 1
 """This process's rank: not 0, so that parts are not where they would be by mistake."""

@@ -16,7 +16,7 @@ from overlapc.codegen.oracle import random_operand
 from overlapc.planning.curve import Curve
 from overlapc.planning.rates import Link
 from overlapc.planning.target import Target
-from overlapc.runtime.streams import communication_stream
+from overlapc.runtime.signaled.streams import communication_stream
 
 SIZES = tuple(1 << power for power in (16, 20, 23, 26))
 """Bytes of the tensor of which a collective is timed: 64 KiB to 64 MiB."""

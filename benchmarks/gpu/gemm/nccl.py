@@ -30,8 +30,8 @@ from overlapc.planning.problem import Problem
 from overlapc.planning.search import plan_rows
 from overlapc.planning.tiles import MOST_SUMS, tiles_for
 from overlapc.runtime import reference
-from overlapc.runtime.kernel_trials import KernelTrial
-from overlapc.runtime.waiting import DriverWait, driver_wait
+from overlapc.runtime.measuring.kernel_trials import KernelTrial
+from overlapc.runtime.signaled.waiting import DriverWait, driver_wait
 
 OLDEST_OF_TWO_RANKS = (2, 30, 3)
 """The first NCCL that lets two ranks share a GPU, where a variable says so."""

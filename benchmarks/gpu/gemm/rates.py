@@ -23,9 +23,9 @@ from overlapc.codegen.templates.signal import publish
 from overlapc.codegen.tiles import spec_for
 from overlapc.planning.target import Target
 from overlapc.planning.tiles import SWEEP, tiles_for
-from overlapc.runtime.signals import Signals
-from overlapc.runtime.streams import communication_stream
-from overlapc.runtime.waiting import DriverWait, driver_wait, hold
+from overlapc.runtime.signaled.signals import Signals
+from overlapc.runtime.signaled.streams import communication_stream
+from overlapc.runtime.signaled.waiting import DriverWait, driver_wait, hold
 
 WAVES = (1, 4)
 DEPTHS = (2048, 8192)

@@ -21,7 +21,7 @@ from overlapc.planning.problem import Problem
 from overlapc.planning.signaled import configurations, ranked
 from overlapc.planning.target import Target
 from overlapc.planning.tiles import MOST_SUMS, SWEEP, Tile
-from overlapc.runtime.streams import resident_ctas
+from overlapc.runtime.signaled.streams import resident_ctas
 
 BANDS = 8
 """Of a GEMM that signals."""

@@ -11,7 +11,7 @@ from torch import fx
 from overlapc.graphs.bands import Operand
 from overlapc.graphs.values import value_of
 from overlapc.runtime.linear.norming import GEMMS
-from overlapc.runtime.program import WHOLE, Program, Ref, Step, mapped
+from overlapc.runtime.programs.program import WHOLE, Program, Ref, Step, mapped
 
 CAST = torch.ops.prims.convert_element_type.default
 WIDE = (torch.float32, torch.bfloat16, torch.float16)

@@ -13,7 +13,7 @@ from torch import fx
 from overlapc.graphs.bands import constant
 from overlapc.graphs.sizes import is_static
 from overlapc.graphs.values import value_of
-from overlapc.runtime.program import Ref, Step
+from overlapc.runtime.programs.program import Ref, Step
 
 aten = torch.ops.aten
 CAST = torch.ops.prims.convert_element_type.default

@@ -13,7 +13,7 @@ from overlapc.graphs.gemms import left_of
 from overlapc.graphs.linear.layers import Linear, merged, rows_key, weight_of
 from overlapc.graphs.values import value_of
 from overlapc.graphs.walking import ordered
-from overlapc.runtime.program import Program, Ref, mapped
+from overlapc.runtime.programs.program import Program, Ref, mapped
 
 
 def may_join(layer: Linear, gemm: fx.Node) -> bool:

@@ -36,7 +36,7 @@ from overlapc.runtime.linear.norming import GEMMS as ROWS_OF
 from overlapc.runtime.linear.norming import unnormed
 from overlapc.runtime.linear.parts import parts_of
 from overlapc.runtime.linear.widening import Loaded, loaded, widened
-from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step, mapped
+from overlapc.runtime.programs.program import ROWS, WHOLE, Program, Ref, Step, mapped
 
 aten = torch.ops.aten
 

@@ -15,7 +15,7 @@ from overlapc.graphs.linear.layers import Linear
 from overlapc.graphs.values import value_of
 from overlapc.graphs.walking import ordered
 from overlapc.runtime.linear.norming import in_front
-from overlapc.runtime.program import ROWS, WHOLE, Ref, Step
+from overlapc.runtime.programs.program import ROWS, WHOLE, Ref, Step
 
 aten = torch.ops.aten
 CAST = torch.ops.prims.convert_element_type.default

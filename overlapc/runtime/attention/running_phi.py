@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from overlapc.runtime import group_tables
+from overlapc.runtime.signaled import group_tables
 
 _phi: dict[tuple[str, torch.device, int], torch.Tensor] = {}
 

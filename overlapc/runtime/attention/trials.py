@@ -15,7 +15,14 @@ from overlapc.planning.attention.problem import policy_of
 from overlapc.planning.attention.table import AttentionShape, AttentionTrial
 from overlapc.planning.ratios import median_ratio, paired_ratios
 from overlapc.runtime.attention.op import BY_TORCH
-from overlapc.runtime.clocks import COLD_BYTES, MOST_COPIES, Clock, on_device, on_host, seconds_of
+from overlapc.runtime.measuring.clocks import (
+    COLD_BYTES,
+    MOST_COPIES,
+    Clock,
+    on_device,
+    on_host,
+    seconds_of,
+)
 from overlapc.runtime.ops import calls_of
 
 SITE = "trial of attention"

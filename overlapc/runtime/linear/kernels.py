@@ -14,11 +14,11 @@ from overlapc.codegen.linear.spec import MOST_RESULTS, MOST_WEIGHTS, LinearSpec
 from overlapc.codegen.lowering import Lowered
 from overlapc.codegen.relaunching import Launched
 from overlapc.errors import KernelError
-from overlapc.runtime.kernels import lowered_program
 from overlapc.runtime.linear.norming import Norm, unnormed
 from overlapc.runtime.linear.parts import parts_of
 from overlapc.runtime.linear.widening import Loaded, loaded
-from overlapc.runtime.program import Program
+from overlapc.runtime.programs.program import Program
+from overlapc.runtime.signaled.kernels import lowered_program
 
 Tensors = Sequence[torch.Tensor]
 Run = Callable[[Tensors, torch.Tensor | None, int], Any]

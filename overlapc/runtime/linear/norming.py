@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from overlapc.runtime.linear.parts import refs_of
-from overlapc.runtime.program import ROWS, WHOLE, Program, Ref, Step, mapped
+from overlapc.runtime.programs.program import ROWS, WHOLE, Program, Ref, Step, mapped
 
 GEMMS = {"aten.mm.default": 0, "aten.addmm.default": 1}
 """Where each has its rows."""

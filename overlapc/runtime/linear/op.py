@@ -19,13 +19,14 @@ from overlapc.codegen.kernel import special
 from overlapc.errors import KernelError
 from overlapc.planning.linear.regions import LIBRARY
 from overlapc.planning.linear.tiles import rows_of_tile
-from overlapc.runtime import fusing, machine
-from overlapc.runtime.execution import BINDINGS, function, overload
+from overlapc.runtime import machine
 from overlapc.runtime.linear.kernels import Run, Start, by_kernel, linear_kernel_spec
 from overlapc.runtime.linear.spec import LayerSpec
 from overlapc.runtime.linear.ways import on_processor
 from overlapc.runtime.ops import by_library_of, calls_of
-from overlapc.runtime.program import ROWS, Program
+from overlapc.runtime.programs import fusing
+from overlapc.runtime.programs.execution import BINDINGS, function, overload
+from overlapc.runtime.programs.program import ROWS, Program
 
 NAME, NAME_OF_SEVERAL, COUNTERS = "linear", "linears", "linear_counters"
 SCHEMA = "(Tensor[] operands, str spec, Tensor? counters=None, int first=0) -> Tensor"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from overlapc.runtime.program import Program, Ref, Step, mapped
+from overlapc.runtime.programs.program import Program, Ref, Step, mapped
 
 
 @lru_cache(maxsize=1024)

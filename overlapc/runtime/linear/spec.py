@@ -9,8 +9,8 @@ from functools import cached_property, lru_cache
 from overlapc.errors import KernelError
 from overlapc.planning.linear.regions import Regions
 from overlapc.planning.records import from_value, to_value
-from overlapc.runtime.program import Program, canonical
-from overlapc.runtime.settings import stated, with_defaults
+from overlapc.runtime.programs.program import Program, canonical
+from overlapc.runtime.programs.settings import stated, with_defaults
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,13 @@ from torch import fx
 from overlapc.planning.linear.regions import LIBRARY, OURS, Gain, LinearTrial, Regions
 from overlapc.planning.linear.tiles import FLAT, GEMV, MOST_SMS
 from overlapc.planning.ratios import median_ratio, paired_ratios
-from overlapc.runtime.clocks import (
+from overlapc.runtime.linear import op as linear
+from overlapc.runtime.linear.norming import GEMMS as ROWS_OF
+from overlapc.runtime.linear.norming import unnormed
+from overlapc.runtime.linear.parts import parts_of
+from overlapc.runtime.linear.spec import LayerSpec
+from overlapc.runtime.linear.widening import loaded
+from overlapc.runtime.measuring.clocks import (
     COLD_BYTES,
     MOST_COPIES,
     Call,
@@ -22,15 +28,9 @@ from overlapc.runtime.clocks import (
     one_by_one,
     seconds_of,
 )
-from overlapc.runtime.execution import fill, function, overload
-from overlapc.runtime.linear import op as linear
-from overlapc.runtime.linear.norming import GEMMS as ROWS_OF
-from overlapc.runtime.linear.norming import unnormed
-from overlapc.runtime.linear.parts import parts_of
-from overlapc.runtime.linear.spec import LayerSpec
-from overlapc.runtime.linear.widening import loaded
 from overlapc.runtime.ops import calls_of
-from overlapc.runtime.program import ROWS, Program
+from overlapc.runtime.programs.execution import fill, function, overload
+from overlapc.runtime.programs.program import ROWS, Program
 
 ONLY = {GEMV: Regions(1, 1 << 20, 1 << 20), FLAT: Regions(1, 1, 1 << 20)}
 """Every row count in one way."""

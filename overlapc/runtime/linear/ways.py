@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from overlapc.planning.linear.tiles import FLAT, GEMV
-from overlapc.runtime.execution import trace
-from overlapc.runtime.program import WHOLE, Program, Step
+from overlapc.runtime.programs.execution import trace
+from overlapc.runtime.programs.program import WHOLE, Program, Step
 
 aten = torch.ops.aten
 

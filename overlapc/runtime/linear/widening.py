@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from overlapc.errors import KernelError
-from overlapc.runtime.program import WHOLE, Program, Ref, Step, mapped
+from overlapc.runtime.programs.program import WHOLE, Program, Ref, Step, mapped
 
 CAST, TURN = "prims.convert_element_type.default", "aten.permute.default"
 SUBTRACT, SCALE, EXPAND = "aten.sub.Tensor", "aten.mul.Tensor", "aten.expand.default"

@@ -1,0 +1,1 @@
+"""Chains whose groups the library computes, one after another; and those that are not cut."""

@@ -1,0 +1,1 @@
+"""What groups of a call are made of, and where their parts lie."""

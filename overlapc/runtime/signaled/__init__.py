@@ -1,0 +1,1 @@
+"""Chains whose GEMM is one generated kernel that signals each group as it is computed."""
