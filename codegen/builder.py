@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 import threading
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from overlapc.cache import cache_dir
+from overlapc.cache import cache_dir, write_atomically
 from overlapc.codegen.kernel import Kernel
 from overlapc.codegen.module import module_text
 from overlapc.codegen.spec import GemmSpec
@@ -74,19 +73,8 @@ def load(path: Path) -> ModuleType:
 
 def _ensure(path: Path, text: str) -> None:
     """Make ``path`` hold ``text``, whatever it held; ranks may do so at once."""
-    data = text.encode()
-    if _read(path) == data:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        # Atomic: a reader sees the old file or the whole new one.
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    if _read(path) != text.encode():
+        write_atomically(path, text)
 
 
 def _read(path: Path) -> bytes | None:

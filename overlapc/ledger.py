@@ -8,8 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import fx
 
+from overlapc.cache import write_atomically
 from overlapc.errors import ReportError
 from overlapc.options import Options
 from overlapc.reporting.records import BEFORE_AUTOGRAD, Site
@@ -81,8 +80,8 @@ class Entry:
         self.sent[graph_id] = sent
         self.recall()
         self.compiled[graph_id] = tuple(sites)
-        _write_atomically(self._path(_rank()), Report(self.sites).to_json())
-        _write_atomically(self._path(_rank()).with_suffix(SENT), json.dumps(self.sent))
+        write_atomically(self._path(_rank()), Report(self.sites).to_json())
+        write_atomically(self._path(_rank()).with_suffix(SENT), json.dumps(self.sent))
 
     def agree(self) -> None:
         """Compare choices with the other members of every group that a site communicates on, and
@@ -248,11 +247,3 @@ def _as_called(site: Site) -> Site:
         said.append(f" {redone} rows were computed a second time.")
     reason = "".join((site.reason, *said))
     return replace(site, calls=dict(calls_of(site.id)), reason=reason)
-
-
-def _write_atomically(path: Path, content: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    with os.fdopen(handle, "w") as file:
-        file.write(content)
-    os.replace(name, path)

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "calibration": "errors cache planning runtime",
     "targets": "errors planning runtime calibration",
     "direct_calls": "runtime",
-    "ledger": "errors options reporting runtime targets",
+    "ledger": "errors cache options reporting runtime targets",
     "dynamo": "errors options planning graphs passes reporting runtime",
     "backend": "direct_calls dynamo errors options graphs passes reporting runtime sources targets"
     " ledger",

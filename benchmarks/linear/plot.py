@@ -16,8 +16,9 @@ from pathlib import Path
 
 from overlapc.errors import TargetError
 from overlapc.planning.linear.regions import LIBRARY, OURS, LinearTrial, Regions
-from overlapc.planning.linear.table import LinearTable, Machine
+from overlapc.planning.linear.table import LinearTable
 from overlapc.planning.records import from_value
+from overlapc.planning.tables import Machine
 
 NAME = "linear_table"
 WIDTH, HEIGHT = 4.0, 3.0

@@ -103,7 +103,6 @@ def _progress_bar(is_shown: bool = True) -> Iterator[Tell]:
 def _calibrate_linears(chosen: argparse.Namespace) -> None:
     import torch
 
-    from overlapc.planning.linear.table import table_path
     from overlapc.tuning.linear import calibrate_linears, layers_of
 
     model = model_and_inputs(chosen.linear)
@@ -112,7 +111,7 @@ def _calibrate_linears(chosen: argparse.Namespace) -> None:
     with _progress_bar() as tell:
         table = calibrate_linears(layers, seconds=chosen.seconds, progress=tell)
     measured = {layer.problem for layer in layers}
-    print(f"stored in {table_path(table.machine)} for {table.machine}")
+    print(f"stored in {table.path(table.machine)} for {table.machine}")
     for entry in table.entries:
         if entry.problem in measured:
             print(describe_entry(entry))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any, TypeVar
 
+from overlapc.cache import write_atomically
 from overlapc.errors import TargetError
 from overlapc.planning.records import check_format, from_value, to_value
 
@@ -16,10 +16,7 @@ Record = TypeVar("Record")
 
 def write(path: Path, key: str, newest: int, record: Any) -> None:
     """Write a file that `read` reads; its folder is made if needed, the write is atomic."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(json.dumps({key: newest, **to_value(record)}, indent=1) + "\n")
-    unfinished.replace(path)
+    write_atomically(path, json.dumps({key: newest, **to_value(record)}, indent=1) + "\n")
 
 
 def read(path: Path, key: str, newest: int, kind: type[Record], what: str, remedy: str) -> Record:

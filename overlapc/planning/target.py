@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import os
 import re
@@ -17,12 +16,14 @@ from overlapc.cache import cache_dir
 from overlapc.errors import TargetError
 from overlapc.planning.problem import ITEM_BYTES, Problem
 from overlapc.planning.rates import GemmRates, Link
-from overlapc.planning.records import check_format, from_value, to_value
+from overlapc.planning.records import check_format, from_value
+from overlapc.planning.stored import fingerprint, write
 from overlapc.planning.tuned import TRIALS, TunedPlan
 
-FORMAT = 7
-"""Version of the files that `save` writes: one more whenever a record gets or loses a field. Files
-of every version before are read, and what they lack has a default; a newer one is refused."""
+KEY, FORMAT = "overlapc_target", 7
+"""What a file begins with, and the version of the files that `save` writes: one more whenever a
+record gets or loses a field. Files of every version before are read, and what they lack has a
+default; a newer one is refused."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -100,8 +101,7 @@ class Target:
     @cached_property
     def fingerprint(self) -> str:
         """Twelve hex digits that change with any content."""
-        text = json.dumps(to_value(self), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return fingerprint(self)
 
     def slowdowns(self, problem: Problem) -> tuple[float, float]:
         """How much slower compute and the problem's collective run beside each other: c, d."""
@@ -203,12 +203,7 @@ class Target:
 
     def save(self, path: str | Path) -> None:
         """Write a file that `load` reads; its folder is made if needed, the write is atomic."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = {"overlapc_target": FORMAT, **to_value(self)}
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        unfinished.write_text(json.dumps(content, indent=1) + "\n")
-        unfinished.replace(path)
+        write(Path(path), KEY, FORMAT, self)
 
     @staticmethod
     def load(name_or_path: str | Path) -> Target:
@@ -277,10 +272,10 @@ def _read(text: str, where: str) -> Target:
         content = json.loads(text, parse_constant=_refuse_constant)
     except ValueError as error:
         raise TargetError(f"The target is not JSON: {error}.", where=where, remedy=remedy) from None
-    if not isinstance(content, dict) or "overlapc_target" not in content:
+    if not isinstance(content, dict) or KEY not in content:
         raise TargetError("The file is no overlapc target.", where=where, remedy=remedy)
     try:
-        version = content.pop("overlapc_target")
+        version = content.pop(KEY)
         check_format(version, FORMAT)
     except ValueError as error:
         raise TargetError(

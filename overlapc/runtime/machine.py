@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from overlapc.planning.linear.table import Machine
+from overlapc.planning.tables import Machine
 from overlapc.sources import fingerprint_of_sources
 
 

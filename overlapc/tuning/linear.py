@@ -18,7 +18,7 @@ from overlapc.planning.linear.regions import (
     LinearTrial,
     entry_of,
 )
-from overlapc.planning.linear.table import LinearTable, table_path
+from overlapc.planning.linear.table import LinearTable
 from overlapc.planning.target import Target
 from overlapc.runtime.linear.tables import table_for
 from overlapc.runtime.linear.trials import LinearTrials
@@ -83,7 +83,7 @@ def calibrate_linears(
         entries.append(entry_of(layer.problem, trials, predict(layer.problem, target)))
     table = _known(device).with_entries(tuple(entries))
     if save:
-        table.save(table_path(table.machine))
+        table.save(LinearTable.path(table.machine))
     return table
 
 

@@ -16,7 +16,8 @@ from overlapc.planning.linear.regions import (
     Prediction,
     Regions,
 )
-from overlapc.planning.linear.table import LinearTable, Machine
+from overlapc.planning.linear.table import LinearTable
+from overlapc.planning.tables import Machine
 
 TRIALS = (
     LinearTrial(1, 4e-5, (Gain("gemv", 1.9, 2.0, 2.1), Gain("flat", 1.0, 1.25, 1.3))),

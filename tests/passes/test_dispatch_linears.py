@@ -19,7 +19,7 @@ from overlapc.passes import PIPELINE
 from overlapc.passes.base import Fuel
 from overlapc.planning.linear.prediction import predict
 from overlapc.planning.linear.regions import LIBRARY, Gain, LinearEntry, LinearTrial, Regions
-from overlapc.planning.linear.table import LinearTable, table_path
+from overlapc.planning.linear.table import LinearTable
 from overlapc.planning.target import Target
 from overlapc.runtime.linear.tables import choices, fingerprint_of_tables
 from overlapc.runtime.linear.widening import loaded
@@ -71,7 +71,7 @@ def stored(problems_of, regions, **changes):
     launched = changes.pop("launched", None)
     machine = replace(this_machine("cpu"), **changes)
     entries = (LinearEntry(layer.problem, regions, (), launched) for layer in problems_of)
-    LinearTable(machine, tuple(entries)).save(table_path(machine))
+    LinearTable(machine, tuple(entries)).save(LinearTable.path(machine))
 
 
 def said(report):
@@ -523,7 +523,7 @@ def test_more_rows_than_were_measured_are_the_librarys(explained):
                         (Gain(LIBRARY, 0.9, 0.95, 0.99), "op_slower")):  # fmt: skip
         trials = (LinearTrial(64, 1e-5, (), by_op=by_op),)
         LinearTable(machine, (LinearEntry(layer.problem, Regions(1, 1, 65), trials),)).save(
-            table_path(machine)
+            LinearTable.path(machine)
         )
         torch._dynamo.reset()
         report, changes = changed(explained, plain, weight(200, 24), w)
@@ -554,7 +554,7 @@ def test_rows_vary_only_where_the_library_costs_no_more_by_the_op():
     for code, by_op in COSTS.items():
         trials = (LinearTrial(8, 1e-5, (), by_op=by_op),)
         entry = LinearEntry(layer.problem, Regions(1, 1, 3), trials)
-        LinearTable(machine, (entry,)).save(table_path(machine))
+        LinearTable(machine, (entry,)).save(LinearTable.path(machine))
         found = {}
         for varies in (False, True):
             torch._dynamo.reset()

@@ -11,7 +11,7 @@ from torch._inductor.utils import run_and_get_code
 import overlapc
 from overlapc.graphs.linear.unread import parameters_of
 from overlapc.planning.linear.regions import LinearEntry, Regions
-from overlapc.planning.linear.table import LinearTable, table_path
+from overlapc.planning.linear.table import LinearTable
 from overlapc.runtime.machine import this_machine
 from overlapc.tuning.linear import layers_of
 
@@ -146,7 +146,7 @@ def measured(model):
     """Let a table say that ours win at all rows of a model's layers."""
     entries = (LinearEntry(one.problem, Regions(1, 3, 65), ()) for one in layers_of(model, [rows]))
     machine = this_machine("cpu")
-    LinearTable(machine, tuple(entries)).save(table_path(machine))
+    LinearTable(machine, tuple(entries)).save(LinearTable.path(machine))
 
 
 def test_what_inductor_packed_is_explained(explained):

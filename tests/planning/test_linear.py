@@ -29,7 +29,7 @@ from overlapc.planning.linear.regions import (
     entry_of,
     most_rows,
 )
-from overlapc.planning.linear.table import LinearTable, Machine, table_path
+from overlapc.planning.linear.table import LinearTable
 from overlapc.planning.linear.tiles import (
     CONFIGURATIONS,
     FLAT,
@@ -41,6 +41,7 @@ from overlapc.planning.linear.tiles import (
     tile_for,
 )
 from overlapc.planning.reasons import no_op_where_rows_vary
+from overlapc.planning.tables import Machine
 
 HERE = Machine("cuda", "NVIDIA H200, 132 SMs", "torch 2.13.0, triton 3.7.1")
 PROBLEM = LinearProblem(4096, 14336, "bfloat16", epilogue="silu mul")
@@ -280,9 +281,9 @@ def test_new_measurements_take_the_place_of_old_ones():
 
 def test_two_devices_have_two_files(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert table_path(HERE) != table_path(replace(HERE, name="NVIDIA H100, 132 SMs"))
+    assert LinearTable.path(HERE) != LinearTable.path(replace(HERE, name="NVIDIA H100, 132 SMs"))
     # Of another version it is found, and refused: the user learns what to do.
-    assert table_path(HERE) == table_path(replace(HERE, versions="other"))
+    assert LinearTable.path(HERE) == LinearTable.path(replace(HERE, versions="other"))
 
 
 def test_ours_may_win_where_it_is_there():

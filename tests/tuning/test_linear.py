@@ -25,7 +25,7 @@ from overlapc.planning.linear.regions import (
     Regions,
     entry_of,
 )
-from overlapc.planning.linear.table import LinearTable, table_path
+from overlapc.planning.linear.table import LinearTable
 from overlapc.planning.linear.tiles import FLAT, GEMV
 from overlapc.planning.target import Target
 from overlapc.reporting.linears import describe_entry
@@ -60,7 +60,7 @@ def test_each_problem_is_measured_once_at_every_row_count():
     assert asked == [(n, rows, ways) for n in (40, 24) for rows, ways in both.items()]
     assert [entry.regions for entry in table.entries] == [Regions(1, 1, 65)] * 2
     machine = this_machine("cpu")
-    assert LinearTable.load(table_path(machine), machine) == table
+    assert LinearTable.load(LinearTable.path(machine), machine) == table
     # A compilation uses it from now on.
     model, inputs = model_and_inputs()
     report = overlapc.explain(model)(*inputs)
@@ -274,7 +274,7 @@ def test_the_command_measures_stores_and_prints(monkeypatch, capsys):
     )
     assert cli.main(["calibrate", "--linear", name, "--seconds", "0.1"]) == 0
     said = capsys.readouterr().out
-    assert str(table_path(this_machine("cpu"))) in said
+    assert str(LinearTable.path(this_machine("cpu"))) in said
     assert "~x40x24 float32" in said
     assert "4 rows: library" in said
     assert said.splitlines()[-1].startswith("not a candidate: Inductor's C++ templates")

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from overlapc.planning.linear.regions import LinearEntry, LinearProblem
-from overlapc.planning.tables import Machine, MeasuredTable
-
-__all__ = ["LinearTable", "Machine", "table_path"]
+from overlapc.planning.tables import MeasuredTable
 
 
 @dataclass(frozen=True)
@@ -29,8 +26,3 @@ class LinearTable(MeasuredTable):
     def entry(self, problem: LinearProblem) -> LinearEntry | None:
         """What is known of exactly this problem."""
         return self._by_problem.get(problem)
-
-
-def table_path(machine: Machine) -> Path:
-    """Where calibration keeps the table of a device; one of another version lies there as well."""
-    return LinearTable.path(machine)

@@ -9,7 +9,7 @@ import torch
 
 from overlapc.errors import TargetError
 from overlapc.planning.linear.regions import LinearEntry
-from overlapc.planning.linear.table import LinearTable, table_path
+from overlapc.planning.linear.table import LinearTable
 from overlapc.planning.reasons import no_op_where_rows_vary
 from overlapc.runtime.attention.tables import attentions_won
 from overlapc.runtime.machine import this_machine
@@ -21,7 +21,7 @@ def table_for(device: str) -> LinearTable | None:
     Raises TargetError where the file cannot be read, or is of another version or device.
     """
     machine = this_machine(device)
-    path = table_path(machine)
+    path = LinearTable.path(machine)
     return LinearTable.load(path, machine) if path.exists() else None
 
 
