@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from torch import fx
 
 from overlapc.errors import GroupError
-from overlapc.graphs.algebra import clone, returned_aliases
 from overlapc.graphs.collectives import Collective, collective_starts, read_collective
+from overlapc.graphs.memory import clone, returned_aliases
 from overlapc.graphs.values import is_contiguous
 from overlapc.passes.base import Compilation, Fuel, add_site
 from overlapc.runtime.ranks.groups import resolve

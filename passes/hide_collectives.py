@@ -25,10 +25,10 @@ from torch._inductor.fx_passes.control_dependencies import preserve_node_orderin
 from torch.utils._ordered_set import OrderedSet
 
 from overlapc.errors import GroupError, TargetError
-from overlapc.graphs.algebra import mutates
 from overlapc.graphs.collectives import Collective, Refusal, collective_starts, read_collective
-from overlapc.graphs.exposure import Chains, Hiding, sent_problem
+from overlapc.graphs.exposure import Dependencies, Hiding, sent_problem
 from overlapc.graphs.faults import unless_faulty
+from overlapc.graphs.memory import mutates
 from overlapc.graphs.origins import where
 from overlapc.graphs.values import tensor_facts
 from overlapc.passes.base import Compilation, Fuel, add_site
@@ -100,7 +100,7 @@ def _chosen(
 ) -> tuple[dict[fx.Node, Exposed], dict[fx.Node, Hiding]]:
     """Collectives that may be hidden, and what hides which of them, by their starts."""
     exposed = {one.collective.start: one for one in _exposed(graph, compilation)}
-    return exposed, choose(Chains(graph), list(exposed.values())) if exposed else {}
+    return exposed, choose(Dependencies(graph), list(exposed.values())) if exposed else {}
 
 
 def inductor_reorders() -> bool:
@@ -139,7 +139,7 @@ def cut_of(start: fx.Node, compilation: Compilation) -> tuple[fx.Node, ...]:
     return ()
 
 
-def choose(chains: Chains, exposed: list[Exposed]) -> dict[fx.Node, Hiding]:
+def choose(dependencies: Dependencies, exposed: list[Exposed]) -> dict[fx.Node, Hiding]:
     """Return what hides which start. A GEMM whose own chain is to be cut hides nothing.
 
     Those that would be cut come first, so that nothing else has a part in that choice. Once a
@@ -156,20 +156,22 @@ def choose(chains: Chains, exposed: list[Exposed]) -> dict[fx.Node, Hiding]:
                 if start in hidden:
                     continue
                 others = (other.cut for other in cut if other.collective.start not in hidden)
-                hiding = _hiding(one, chains, frozenset[fx.Node]().union(*others))
+                hiding = _hiding(one, dependencies, frozenset[fx.Node]().union(*others))
                 if hiding is not None:
-                    chains.take(one.collective, hiding)
+                    dependencies.take(one.collective, hiding)
                     hidden[start], found = hiding, True
     return hidden
 
 
-def _hiding(one: Exposed, chains: Chains, reserved: frozenset[fx.Node]) -> Hiding | None:
+def _hiding(
+    one: Exposed, dependencies: Dependencies, reserved: frozenset[fx.Node]
+) -> Hiding | None:
     """What hides a collective and none of it ``reserved``, where that is better than to leave it,
     or to cut it."""
     known = one.collective, one.target, one.world_size
     if one.cut:
-        return chains.by_gradients(*known, one.cut, reserved)
-    hiding = chains.hiding(*known, reserved)
+        return dependencies.by_gradients(*known, one.cut, reserved)
+    hiding = dependencies.hiding(*known, reserved)
     return hiding if hiding and hiding.pays(one.margin) else None
 
 

@@ -22,16 +22,10 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from overlapc.graphs.algebra import (
-    call_key,
-    clone,
-    equal_rearrangements,
-    erase_unread,
-    returned_aliases,
-    why_not_same,
-)
 from overlapc.graphs.collectives import Collective, collective_starts, read_collective
+from overlapc.graphs.equality import call_key, equal_rearrangements, erase_unread, why_not_same
 from overlapc.graphs.faults import unless_faulty
+from overlapc.graphs.memory import clone, returned_aliases
 from overlapc.graphs.origins import where
 from overlapc.graphs.sum_terms import why_not_one
 from overlapc.graphs.summing import send_sum, why_not_all_add

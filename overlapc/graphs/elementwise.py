@@ -1,6 +1,8 @@
-"""Calls that keep the order of elements, or compute each from those at its place."""
+"""Calls that only move elements, and calls that compute each element from those at its place."""
 
 from __future__ import annotations
+
+import operator
 
 import torch
 from torch import fx
@@ -26,6 +28,17 @@ ORDERED_VIEWS = frozenset(
     }
 )
 """Views that keep the order of elements: an elementwise collective may be moved across them."""
+
+REARRANGING = ORDERED_VIEWS | {
+    operator.getitem,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.slice.Tensor,
+    aten.cat.default,
+    aten.permute.default,
+    aten.transpose.int,
+}
+"""Ops that only move elements: equal calls of them give equal values."""
 
 CASTS = frozenset({prims.convert_element_type.default, aten.view.dtype})
 

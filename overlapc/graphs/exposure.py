@@ -92,7 +92,7 @@ def collective_seconds(collective: Collective, target: Target, world_size: int) 
     return link.scaled(link.plain or link.alone, size, world_size)
 
 
-class Chains:
+class Dependencies:
     """The GEMMs and collectives of a graph with their dependencies, and what is already hidden."""
 
     def __init__(self, graph: fx.Graph) -> None:
@@ -219,7 +219,7 @@ def hiding(
     graph: fx.Graph, collective: Collective, target: Target, world_size: int
 ) -> Hiding | None:
     """Return what could hide one collective of a graph in which nothing is hidden yet."""
-    return Chains(graph).hiding(collective, target, world_size)
+    return Dependencies(graph).hiding(collective, target, world_size)
 
 
 def _is_gradient(node: fx.Node, gemm: fx.Node) -> bool:

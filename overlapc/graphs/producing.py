@@ -11,13 +11,13 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from overlapc.graphs.algebra import mutates
 from overlapc.graphs.bands import RANDOM, Band, Builder, Turn
 from overlapc.graphs.chain import Chain, Padding, Result
 from overlapc.graphs.collectives import Collective, Refusal, is_ours
 from overlapc.graphs.edges import descendants, is_random, through
 from overlapc.graphs.elementwise import is_view, permutation
 from overlapc.graphs.gemms import form_of, read_gemm, rows_of
+from overlapc.graphs.memory import mutates
 from overlapc.graphs.origins import where
 from overlapc.graphs.packing import Split, packed, turns_rows
 from overlapc.graphs.padding import (

@@ -9,10 +9,10 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from overlapc.graphs.adding import add_call
-from overlapc.graphs.algebra import are_alike, erase_unread
 from overlapc.graphs.collectives import Collective, Refusal, functional
 from overlapc.graphs.edges import through
 from overlapc.graphs.elementwise import is_view
+from overlapc.graphs.equality import are_alike, erase_unread
 from overlapc.graphs.packing import Split, packed
 from overlapc.graphs.padding import Padded, without_padding
 from overlapc.graphs.sizes import shape_of

@@ -17,7 +17,7 @@ from torch._inductor.utils import run_and_get_code
 import overlapc.backend as backend_module
 from overlapc.graphs import exposure
 from overlapc.graphs.collectives import Collective, collective_starts, read_collective
-from overlapc.graphs.exposure import Chains, hiding
+from overlapc.graphs.exposure import Dependencies, hiding
 from overlapc.graphs.gemms import form_of
 from overlapc.options import Options
 from overlapc.passes import PIPELINE, chain_decisions, hide_collectives
@@ -464,7 +464,7 @@ def test_a_rank_that_hides_by_its_own_seconds_is_caught(explained, monkeypatch):
         hiding = self.hiding(collective, target, size, reserved)
         return hiding if hiding and hiding.pays(0.2) else None
 
-    monkeypatch.setattr(Chains, "by_gradients", by_seconds)
+    monkeypatch.setattr(Dependencies, "by_gradients", by_seconds)
     assert len(set(map(tuple, of_ranks(explained, of_other_rows)))) > 1
 
 
@@ -486,13 +486,13 @@ def traced(function):
 
 def test_a_gemm_hides_no_more_than_its_time():
     module, (first, second) = traced(two_for_one_gemm)
-    chains = Chains(module.graph)
+    dependencies = Dependencies(module.graph)
     slow = machine("slower", 8e6)  # 64 KiB take 8.192 ms, the GEMM 8.389 ms
-    one = chains.hiding(first, slow, 2)
+    one = dependencies.hiding(first, slow, 2)
     assert one is not None
     assert one.saved_seconds == pytest.approx(8.192e-3)
-    chains.take(first, one)
-    rest = chains.hiding(second, slow, 2)
+    dependencies.take(first, one)
+    rest = dependencies.hiding(second, slow, 2)
     assert rest is not None
     assert rest.compute_seconds == pytest.approx(8.389e-3 - 8.192e-3, rel=1e-2)
     assert rest.saved_seconds == pytest.approx(rest.compute_seconds)
@@ -575,7 +575,7 @@ def test_forgetting_a_dependency_is_caught(function, monkeypatch):
     def all_gemms(self, collective):
         return [node for node in self.places if form_of(node) is not None]
 
-    monkeypatch.setattr(Chains, "independent", all_gemms)
+    monkeypatch.setattr(Dependencies, "independent", all_gemms)
     monkeypatch.setattr(hide_collectives, "cut_of", lambda start, compilation: ())
     with pytest.raises(nx.NetworkXUnfeasible):
         hidden(lockstep.traced(function, *inputs()))
@@ -583,11 +583,11 @@ def test_forgetting_a_dependency_is_caught(function, monkeypatch):
 
 def test_forgetting_what_is_used_up_is_caught(monkeypatch):
     module, (first, second) = traced(two_for_one_gemm)
-    chains = Chains(module.graph)
-    one = chains.hiding(first, SLOW_LINK, 2)
+    dependencies = Dependencies(module.graph)
+    one = dependencies.hiding(first, SLOW_LINK, 2)
     assert one is not None
-    chains.take(first, one)
-    chains.used.clear()
-    again = chains.hiding(second, SLOW_LINK, 2)
+    dependencies.take(first, one)
+    dependencies.used.clear()
+    again = dependencies.hiding(second, SLOW_LINK, 2)
     assert again is not None
     assert again.compute_seconds == one.compute_seconds

@@ -9,7 +9,7 @@ import pytest
 
 from overlapc.graphs import exposure
 from overlapc.graphs.collectives import collective_starts
-from overlapc.graphs.exposure import Chains
+from overlapc.graphs.exposure import Dependencies
 from overlapc.graphs.gemms import form_of
 from overlapc.options import Options
 from overlapc.passes import hide_collectives
@@ -122,10 +122,10 @@ def independent_of_edges_only(self, collective):
 
 
 MUTANTS = {
-    "shared_by_all": (Chains, "_is_open", lambda self, node, start: True),
-    "later_collectives": (Chains, "independent", independent_of_edges_only),
+    "shared_by_all": (Dependencies, "_is_open", lambda self, node, start: True),
+    "later_collectives": (Dependencies, "independent", independent_of_edges_only),
     "used_up": (
-        Chains,
+        Dependencies,
         "take",
         lambda self, one, how: self.edges.add_edges_from(
             edge for node in how.nodes for edge in ((one.start, node), (node, one.wait))

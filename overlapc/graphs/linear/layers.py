@@ -9,7 +9,6 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from overlapc.graphs.algebra import mutates
 from overlapc.graphs.bands import Builder, Operand
 from overlapc.graphs.bodies import placeholders
 from overlapc.graphs.chain import Result, meta_operand, operand_shape
@@ -28,6 +27,7 @@ from overlapc.graphs.gemms import (
 )
 from overlapc.graphs.linear.given_casts import cast_within
 from overlapc.graphs.linear.held_weights import TURNS, Held, held_as
+from overlapc.graphs.memory import mutates
 from overlapc.graphs.refusals import Refused, refuse
 from overlapc.graphs.sizes import is_static, shape_of
 from overlapc.graphs.values import value_of

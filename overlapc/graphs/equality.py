@@ -1,33 +1,21 @@
-"""Collectives that are one: equal calls. What a value shares is told too."""
+"""Calls that give the same: equal collectives, and what only rearranges a value alike."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Hashable, Iterator
 
 import torch
 from torch import fx
 
-from overlapc.graphs.adding import copy_facts
 from overlapc.graphs.collectives import Collective, Refusal
-from overlapc.graphs.elementwise import ORDERED_VIEWS
+from overlapc.graphs.elementwise import REARRANGING
+from overlapc.graphs.memory import mutated_between
 from overlapc.graphs.sizes import same
 from overlapc.graphs.values import value_of
 
 aten = torch.ops.aten
 
 PAD = aten.constant_pad_nd.default
-
-REARRANGING = ORDERED_VIEWS | {
-    operator.getitem,
-    aten.split.Tensor,
-    aten.split_with_sizes.default,
-    aten.slice.Tensor,
-    aten.cat.default,
-    aten.permute.default,
-    aten.transpose.int,
-}
-"""Ops that only move elements: equal calls of them give equal values."""
 
 
 def are_alike(one: fx.Node, other: fx.Node) -> bool:
@@ -94,53 +82,3 @@ def equal_rearrangements(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
             yield first, user
     for user in seen.values():
         yield from equal_rearrangements(user)
-
-
-def mutated_between(first: fx.Node, last: fx.Node) -> Refusal | None:
-    """Return what writes into a tensor between two collectives, so that they are not one."""
-    node = first
-    while node is not last:
-        if mutates(node):
-            return Refusal(last, "mutation", f"between them {node.target} writes into a tensor")
-        node = node.next
-    return None
-
-
-def mutates(node: fx.Node) -> bool:
-    """Return whether a node writes into a tensor that was there before."""
-    if isinstance(node.target, torch._ops.OpOverload):
-        return node.target._schema.is_mutable
-    return "mutation" in str(node.target)  # higher-order ops have no schema
-
-
-def returned_aliases(node: fx.Node) -> list[fx.Node]:
-    """Return what the graph returns that may share memory with ``node``, in program order."""
-    found, waiting, reached = [], [node], {node}
-    while waiting:
-        node = waiting.pop()
-        if any(user.op == "output" for user in node.users):
-            found.append(node)
-        for user in node.users:
-            if user not in reached and _may_alias(user):
-                reached.add(user)
-                waiting.append(user)
-    return sorted(found)
-
-
-def _may_alias(node: fx.Node) -> bool:
-    if node.target in REARRANGING:
-        return True
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return False
-    return any(returned.alias_info is not None for returned in node.target._schema.returns)
-
-
-def clone(graph: fx.Graph, node: fx.Node, before: fx.Node) -> fx.Node:
-    """Insert a contiguous copy of ``node``; Inductor drops it where the memory may be shared."""
-    with graph.inserting_before(before):
-        copy = graph.call_function(
-            aten.clone.default, (node,), {"memory_format": torch.contiguous_format}
-        )
-    copy_facts(node, copy)
-    copy.meta["val"] = value_of(node).clone(memory_format=torch.contiguous_format)
-    return copy
