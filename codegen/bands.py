@@ -33,7 +33,7 @@ class Bands:
     """
 
     runs: tuple[tuple[Run, ...], ...]
-    """Of each band, in the order in which they are computed."""
+    """Rows of each band, in the order in which they are computed."""
     block_m: int
     """Rows of one tile."""
 

@@ -28,7 +28,8 @@ Progress = Callable[[str, float], None]
 """Called with what is measured next, and the share of all that is done before it."""
 
 GEMM_SHARE, LINK_SHARE, BESIDE_SHARE = 0.15, 0.45, 0.2
-"""Of the time allowed; the rest is for pipelines of both. Chosen: links vary more than cores."""
+"""Shares of the time allowed; the rest is for pipelines of both. Chosen: links vary more than
+cores."""
 
 SHIPPED_FOR = {
     "H200": "h200-nvlink",
@@ -42,8 +43,8 @@ SHIPPED_FOR = {
 NOT_MEASURED = (
     *("signal_seconds", "communication_sms", "tile_seconds", "l2_bytes", "l2_bytes_per_second"),
 )
-"""What of a GPU is taken from its shipped target, or assumed: what plans of generated kernels
-need."""
+"""Fields that plans of generated kernels need and nothing measures: they are taken from the GPU's
+shipped target, or assumed."""
 
 
 def calibrate(
@@ -159,7 +160,7 @@ def with_shipped(target: Target, device: str, l2_bytes: int = 0) -> Target:
 
 
 def _shipped_name(device: str) -> str:
-    """Of the target for a device of that name; empty where none is shipped."""
+    """Name of the shipped target for a device of that name; empty where none is shipped."""
     return next((shipped for part, shipped in SHIPPED_FOR.items() if part in device), "")
 
 

@@ -46,7 +46,7 @@ class Entry:
         self.compiled: dict[str, tuple[Site, ...]] = {}
         """The sites of those graphs whose passes ran here."""
         self.recalled: dict[str, tuple[Site, ...]] = {}
-        """Those of the others, from disk."""
+        """The sites of graphs whose passes did not run here, from disk."""
         self.sent: dict[str, Mapping[str, Sequence[str]]] = {}
         """By graph and group, how the graph sends each of its collectives."""
 

@@ -34,7 +34,7 @@ class LinearCase:
 
     @classmethod
     def random(cls, kernel: LinearKernel, sizes: tuple[int, int, int], device: str) -> LinearCase:
-        """Of m, n, k; further results have fewer columns each."""
+        """m, n and k; further results have fewer columns each."""
         import torch
 
         (m, n, k), spec = sizes, kernel.spec
@@ -61,7 +61,8 @@ class LinearCase:
                     arrivals=self.arrivals)  # fmt: skip
 
     def error(self) -> float:
-        """Of every C, over what roundings explain; infinite where a counter is not zero again."""
+        """The largest error of any C, over what roundings explain; infinite where a counter is not
+        zero again."""
         if self.arrivals.any():
             return float("inf")
         spec, held = self.kernel.spec, self._held()

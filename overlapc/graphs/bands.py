@@ -26,7 +26,8 @@ aten = torch.ops.aten
 BROADCASTS = "{} broadcasts its operands over other rows."
 RANDOM = "Random numbers (dropout) stand between the GEMM and the collective."
 MOST_STEPS = 24
-"""Of a program: each runs by itself for every band, where Inductor would fuse them all."""
+"""Steps of a program, at most: each may run by itself for every band, where Inductor would fuse
+them all."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ class Band:
     lead: int
     """How many dimensions of the node are its rows."""
     shape: tuple[int | torch.SymInt, ...]
-    """Of the node."""
+    """Shape of the node."""
     dims: tuple[Dim, ...] | None
-    """The same, as arguments of a node to be made; None where nobody can say them."""
+    """The sizes of ``shape`` as arguments for a new node; None where no node says them."""
 
     @property
     def rest(self) -> tuple[int | torch.SymInt, ...]:
@@ -77,7 +78,7 @@ class Operand:
     """What it is reshaped to first, with -1 for the rows, or for a size within them; None as it
     is."""
     fill: Fill | None = None
-    """Says that it is not the node's tensor, but a new one."""
+    """If set, the op is given a new tensor, filled so, and not the node's."""
     turn: Turn | None = None
     """What is done to it before it is reshaped."""
 
@@ -87,7 +88,7 @@ class Builder:
     """A program in the making."""
 
     rows: int | torch.SymInt
-    """Of every value."""
+    """Rows of every value of the program."""
     operands: list[Operand] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     bands: dict[fx.Node, Band] = field(default_factory=dict)

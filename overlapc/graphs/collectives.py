@@ -34,7 +34,8 @@ class Refusal:
     code: str
     reason: str
     kind: str = ""
-    """Of the chain that it would have been part of; empty where the collective alone says that."""
+    """Kind of the chain that it would have been part of; empty where the collective alone says
+    it."""
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ class _Readers:
     ends: list[fx.Node]
     """The GEMMs among it."""
     gemms: list[fx.Node]
-    """Those whose left operand has its rows."""
+    """The GEMMs of ``ends`` whose left operand has the moved tensor's rows."""
     walk: Walk
     """From a GEMM's left operand up to it."""
 

@@ -54,9 +54,9 @@ class Hiding:
     collective_seconds: float
     """Predicted, of the collective on an idle link."""
     saved_seconds: float
-    """Of the two one after the other, under the target's contention."""
+    """Predicted gain over running the two one after the other, under the target's contention."""
     slowdowns: tuple[float, float]
-    """Of compute and of the collective, beside each other."""
+    """How many times slower compute and the collective run beside each other."""
 
     def pays(self, margin: float) -> bool:
         """Whether it saves at least that share of the two one after the other."""
@@ -98,7 +98,7 @@ class Dependencies:
     def __init__(self, graph: fx.Graph) -> None:
         self.data = _edges(graph)
         self.edges = self.data.copy()
-        """The same, and what has to run between the start and the wait of what is hidden."""
+        """``data``, and edges that keep what hides a collective between its start and its wait."""
         self.used: dict[fx.Node, float] = {}
         """Share of a GEMM's time in which a collective is on its way."""
         self.hides: dict[fx.Node, set[fx.Node]] = {}

@@ -26,7 +26,7 @@ class Form:
     b: int
     bias: int | None = None
     scales: tuple[int, ...] = ()
-    """Of a, of b and of the result."""
+    """Scales of a, of b and of the result."""
     offsets: int | None = None
     batched: bool = False
     """Dimension 0 counts independent GEMMs."""

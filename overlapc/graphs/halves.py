@@ -24,7 +24,7 @@ class Halves:
     scatter: Collective
     gather: Collective
     result: fx.Node
-    """Has taken the place of the all-reduce's result."""
+    """The gathered rows, which took the place of the all-reduce's result."""
     added: tuple[fx.Node, ...]
     """In program order."""
 

@@ -34,7 +34,7 @@ class Split:
 
     whole: fx.Node
     dim: int
-    """Of ``whole``, that holds the parts one after the other."""
+    """The dimension of ``whole`` that holds the parts one after the other."""
     trim: fx.Node | None = None
     """What drops padding at the end of ``dim``, after gathering uneven shards: a slice, or a
     concatenation of parts of which the last are cropped."""
@@ -65,7 +65,8 @@ def packed(source: fx.Node, ranks: int) -> Split:
 
 
 def _before_turn(split: Split) -> Split:
-    """The same parts of what was rearranged to give the tensor: each is rearranged by itself."""
+    """Look through a permutation before the split: the same parts of its input, each of which is
+    then permuted by itself."""
     turned, _ = through(split.whole, is_view)
     order = permutation(turned)
     if order is None or not same(shape_of(turned), shape_of(split.whole)):
@@ -76,7 +77,8 @@ def _before_turn(split: Split) -> Split:
 
 
 def _behind_turn(split: Split) -> Split:
-    """The parts of what alone reads the tensor, rearranged: each part may be before it is sent."""
+    """Look through a permutation that alone reads the tensor: each part may be permuted before it
+    is sent."""
     turned = _only_user(split.whole)
     order = permutation(turned) if turned is not None and not is_view(turned) else None
     if turned is None or order is None or split.order:
@@ -262,7 +264,8 @@ def _order_of_parts(order: Sequence[int], dim: int, size: Any, ranks: int) -> tu
 
 
 def _trimmed(split: Split) -> Split:
-    """The same, with what cuts off the end of its dimension if that alone reads it."""
+    """The split with its ``trim``: what cuts off the end of its dimension, if that alone reads
+    it."""
     user = _only_user(split.whole)
     found = read_slice(user) if user is not None else None
     if found is not None and found.dim == split.dim and statically_known_true(found.start == 0):

@@ -19,8 +19,10 @@ and up together), of which each rank has its part."""
 
 
 def typical(problem: Problem) -> list[Problem]:
-    """Return chains of usual sizes around the same collective: equal on ranks whose own differ in
-    what they contract (a consumer: in how many columns it gives) and in what they compute beside.
+    """Return chains of usual sizes around the same collective.
+
+    They are equal on ranks whose own chains differ in their contracted size (consumers: in their
+    columns) and in what they compute beside the GEMM.
     """
     common = replace(problem.common(), cuts_columns=may_cut_columns(problem))
     size, name = (common.k, "n") if common.order == COLLECTIVE_FIRST else (common.n, "k")

@@ -22,7 +22,7 @@ class Bounds:
         self, starts: Sequence[int], steps: Mapping[int, Step], c: float, d: float
     ) -> None:
         self.share = min(1.0, d * (1 - 1 / c))
-        """Of the second lane's work beside all of the first's: 1/c + share/d <= 1."""
+        """Weight of the second lane's work beside all of the first's: 1/c + share/d <= 1."""
         other = min(1.0, c * (1 - 1 / d))
         self.by_ready = _least(
             # Nothing is beside the second lane while it does the last group.
@@ -33,10 +33,10 @@ class Bounds:
                 for rows, (work, alone, queued) in steps.items()
             },
         )
-        """Beyond ``ready + share * (end - ready)``."""
+        """Least time left after each start, counted from ``ready + share * (end - ready)``."""
         by_end = {rows: queued + other * work for rows, (work, _, queued) in steps.items()}
         self.by_end = _least(starts, by_end, by_end)
-        """Beyond ``end``."""
+        """Least time left after each start, counted from ``end``."""
 
 
 def _least(

@@ -51,11 +51,11 @@ def top_plans(problem: Problem, target: Target, count: int = 3) -> tuple[Plan, .
 
 
 def plan_in_another_order(plan: Plan, target: Target) -> Plan | None:
-    """The same groups by the same kernel with the sweep that is predicted to be second best.
+    """The plan with the best predicted sweep that it does not have: same groups, same kernel.
 
-    Or best, where the plan has another. None where every other sweep visits tiles in the same
-    order, and where a library computes. What is predicted of sweeps is what moves between memory
-    and L2 cache: which of two is the better one, a trial says.
+    None where every other sweep visits tiles in the same order, and where a library computes.
+    Predictions of sweeps only count what moves between memory and L2 cache: a trial has to tell
+    which of two is better.
     """
     if not plan.tile:
         return None

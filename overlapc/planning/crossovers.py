@@ -41,7 +41,7 @@ MOST_SPOKEN = 6
 
 @dataclass(frozen=True)
 class Choice:
-    """What a plan is told apart by here."""
+    """What tells two plans apart here: the schedule, and its groups if they are asked for."""
 
     schedule: str
     groups: int
@@ -78,7 +78,7 @@ class Crossovers:
     """How the choice depends on the rows over a range. Prints as one sentence."""
 
     name: str
-    """Of what varies: a symbol, or "m"."""
+    """Name of what varies: a symbol, or "m"."""
     low: int
     """First value of the grid."""
     high: int
@@ -118,7 +118,8 @@ def crossovers_in(
     by_groups: bool = True,
     untried_kernels: bool = True,
 ) -> Crossovers:
-    """The same for rows that are an expression in one symbol, which goes from ``low`` to ``high``.
+    """As `crossovers`, for rows that are an expression in one symbol, which goes from ``low`` to
+    ``high``.
 
     The grid has the integers of the range that give a row count on the problem's own grid. Raises
     ProblemError for an expression without symbol or with several.

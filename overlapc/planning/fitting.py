@@ -15,14 +15,14 @@ from overlapc.planning.target import Target
 from overlapc.planning.timelines import chunked_timeline
 
 SIGNIFICANT_DIGITS = 5
-"""Of a stored number: finer than any measurement, and the same text on every machine."""
+"""Digits of a stored number: finer than any measurement, and the same text on every machine."""
 
 REWEIGHTINGS = 20
 """Rounds that turn least squares into least absolute errors, which one disturbed sample cannot
 pull; the weights have settled well before."""
 
 MOST_SLOWDOWN = 10.0
-"""Of the link beside compute: beyond that overlap is out of the question, however slow it is."""
+"""Most that the link is taken to slow down beside compute: beyond it no overlap pays anyhow."""
 
 FREE = 1e-18
 """Seconds for an operation or byte that a fit calls free: keeps rates finite."""
@@ -219,7 +219,7 @@ class Pipeline:
 
     problem: Problem
     rows: int
-    """Of each group."""
+    """Rows of each group."""
     computed: float
     """Seconds that compute was at it, which is not when it waited for the link."""
 

@@ -65,7 +65,7 @@ def symbols(names: str) -> tuple[sympy.Symbol, ...]:
 
 
 def gemm_seconds() -> sympy.Expr:
-    """Of `GemmRates.seconds`; leave out a term by letting its rate go to infinity."""
+    """What `GemmRates.seconds` computes; leave out a term by letting its rate go to infinity."""
     import sympy
 
     r, n, k, b, F, P, B, a, rows, columns, w, e, S = symbols("r n k b F P B a t_r t_c w e S")
@@ -75,7 +75,7 @@ def gemm_seconds() -> sympy.Expr:
 
 
 def gemm_seconds_beside() -> sympy.Expr:
-    """Of `Costs.gemm` beside a collective: what `advance` then multiplies by c."""
+    """What `Costs.gemm` gives beside a collective; `advance` then multiplies it by c."""
     import sympy
 
     r, n, k, F, P, B, a, e, S = symbols("r n k F P B a e S")
@@ -87,7 +87,7 @@ def gemm_seconds_beside() -> sympy.Expr:
 
 
 def curve_seconds() -> sympy.Expr:
-    """Of `Curve.seconds` between two measured points."""
+    """What `Curve.seconds` gives between two measured points."""
     import sympy
 
     x, x_0, x_1, y_0, y_1 = symbols("x x_0 x_1 y_0 y_1")
@@ -106,7 +106,7 @@ def advance() -> tuple[sympy.Expr, sympy.Expr]:
 
 
 def kernel_read_bytes() -> sympy.Expr:
-    """Of `KernelCosts.read_bytes`; gcd is the greatest common divisor."""
+    """What `KernelCosts.read_bytes` computes; gcd is the greatest common divisor."""
     import sympy
 
     r, n, k, b, w, m_t, n_t, z, s, u, h, M = symbols("r n k b w m_t n_t z s u h M")
@@ -124,7 +124,7 @@ def kernel_read_bytes() -> sympy.Expr:
 
 
 def kernel_wave_seconds() -> sympy.Expr:
-    """Of `KernelCosts.wave_seconds`."""
+    """What `KernelCosts.wave_seconds` computes."""
     import sympy
 
     r, n, k, b, F, B, a, w, e, S = symbols("r n k b F B a w e S")
@@ -140,7 +140,7 @@ def kernel_wave_seconds() -> sympy.Expr:
 
 
 def kernel_ready() -> sympy.Expr:
-    """Of `KernelCosts.ready`."""
+    """What `KernelCosts.ready` computes."""
     import sympy
 
     a, w, s, t, v = symbols("a w s t v")

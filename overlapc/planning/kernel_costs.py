@@ -15,9 +15,9 @@ from overlapc.planning.target import Target
 from overlapc.planning.tiles import SWEEPS, Tile, share_of
 
 PACKED_SHARE = 0.075
-"""Of a pass over C that reads and writes it: what it adds that tiles lie one after another
-(published: 7.5 % of an RMSNorm after whole tiles in any order, FlashOverlap, arXiv 2504.19519, on
-an A800)."""
+"""Share of a pass over C (read and write) by which it takes longer where tiles lie one after
+another (published: 7.5 % of an RMSNorm after whole tiles in any order, FlashOverlap, arXiv
+2504.19519, on an A800)."""
 
 
 @dataclass(frozen=True)
@@ -35,34 +35,35 @@ class KernelCosts(KernelReads):
 
     @property
     def unit(self) -> int:
-        """What every group but the last is a multiple of, in what groups are made of."""
+        """Rows (or tiles) that every group but the last is a multiple of."""
         return self.unit_at(self.height)
 
     def unit_at(self, height: int) -> int:
-        """The same of bands of another height."""
+        """The ``unit`` of bands of ``height`` tile rows."""
         return self.problem.band_rows(self.tiling, height)
 
     @property
     def heights(self) -> tuple[int, ...]:
-        """Those that there are, ascending: whole sweeps, and halves of them."""
+        """Heights that bands may have, ascending: 1, 2, and so on up to the sweep."""
         return SWEEPS[: SWEEPS.index(self.tiling.sweep) + 1]
 
     @property
     def sweeps(self) -> tuple[int, ...]:
-        """Those in which the same kernel may visit its tiles."""
+        """Sweeps in which this kernel may visit its tiles; a launch says which."""
         return SWEEPS
 
     @property
     def swept(self) -> tuple[Self, ...]:
-        """The same kernel with each of them."""
+        """This kernel with each of its ``sweeps``."""
         return tuple(replace(self, tiling=self.tiling.swept(sweep)) for sweep in self.sweeps)
 
     def at(self, height: int) -> Self:
-        """The same kernel with bands of another height."""
+        """This kernel with bands of ``height`` tile rows."""
         return self if height == self.height else replace(self, height=height)
 
     def fitting(self, rows: Sequence[int]) -> Self:
-        """The same at the greatest height at which groups may end so, or the lowest one."""
+        """This kernel with the highest bands that these groups are made of; else the lowest
+        bands."""
 
         def fits(height: int) -> bool:
             unit = self.unit_at(height)
@@ -167,7 +168,7 @@ class PackedCosts(KernelCosts):
 
     @property
     def sweeps(self) -> tuple[int, ...]:
-        """Of which all tile rows are whole ones, or less than one."""
+        """Sweeps that tile rows fill: all are whole, or there is less than one."""
         m = self.problem.m
         return tuple(sweep for sweep in SWEEPS if packs(self.tiling.swept(sweep), m))
 

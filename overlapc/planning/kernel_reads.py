@@ -20,7 +20,7 @@ class KernelReads(Costs):
     """
 
     tiling: Tile
-    """Of which all tiles are, and the sweep in which they are visited."""
+    """The configuration of every tile, and the sweep in which tiles are visited."""
 
     @cached_property
     def workers(self) -> int:
@@ -44,12 +44,12 @@ class KernelReads(Costs):
 
     @cached_property
     def tiles(self) -> int:
-        """Of C."""
+        """Tiles of C."""
         return self.runs * self.run_tiles * self.row_tiles
 
     @cached_property
     def waves(self) -> int:
-        """Of tiles, the last of which may be a part of one."""
+        """Waves of tiles; the last may be a part of one."""
         return -(-self.tiles // self.workers)
 
     def tiles_in(self, rows: int, /) -> int:
@@ -72,7 +72,8 @@ class KernelReads(Costs):
         return self._a_bytes * self._a_times(sweep) + self._b_bytes * self._b_times(sweep, sweeps)
 
     def bytes_read_in(self, groups: Sequence[int]) -> float:
-        """The same in exactly these bands: what of one is no whole sweep is a lower one."""
+        """As ``read_at``, in exactly these bands; the rest of a band that fills no sweep is a lower
+        one."""
         a_bytes, sweeps = 0.0, 0
         for tiles, runs, rows in self._bands(groups):
             sweep = min(self.tiling.sweep, rows)
@@ -85,7 +86,7 @@ class KernelReads(Costs):
         return min(self.tiling.sweep, max(rows for _, _, rows in self._bands(groups)))
 
     def _bands(self, groups: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-        """Of each group: its tiles, the runs that they lie in, and tile rows of such a run."""
+        """For each group: its tiles, the runs that they lie in, and tile rows of such a run."""
         before, end = 0, 0
         for count in groups:
             end += count

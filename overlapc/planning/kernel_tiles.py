@@ -25,13 +25,13 @@ class KernelFacts:
 
     architecture: str
     dtype: str
-    """Of A and B."""
+    """Dtype of A and B."""
     stored: str
     """Dtype of what is stored."""
     depth: int
     """k."""
     layouts: tuple[str, str]
-    """Of A and B."""
+    """How A and B lie (`LAYOUT`)."""
     by_tma: bool
     """Whether the TMA unit loads both, so that no thread keeps addresses."""
     by_vectors: bool

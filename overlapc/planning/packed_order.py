@@ -19,7 +19,7 @@ class PackedOrder:
     m: int
     n: int
     tile: Tile
-    """Of which rows, columns and sweep count here."""
+    """Only its block sizes and its sweep count here."""
 
     def __post_init__(self) -> None:
         if not packs(self.tile, self.m) or self.n < 1:
@@ -27,22 +27,22 @@ class PackedOrder:
 
     @property
     def rows(self) -> int:
-        """Of tiles."""
+        """Tile rows of C."""
         return -(-self.m // self.tile.block_m)
 
     @property
     def columns(self) -> int:
-        """Of tiles."""
+        """Tiles in one tile row."""
         return -(-self.n // self.tile.block_n)
 
     @property
     def tiles(self) -> int:
-        """How many there are."""
+        """Tiles of C."""
         return self.rows * self.columns
 
     @property
     def elements(self) -> int:
-        """Of the buffer."""
+        """Elements of the buffer."""
         return self.tiles * self.tile.elements
 
     @property
@@ -58,7 +58,7 @@ class PackedOrder:
 
 
 AXES = (0, 2, 3, 1, 4)
-"""Of ``PackedOrder.shape``, those of rows before those of columns."""
+"""Dimensions of ``PackedOrder.shape``, those of C's rows before those of its columns."""
 
 
 def packs(tile: Tile, m: int) -> bool:

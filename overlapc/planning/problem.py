@@ -109,9 +109,10 @@ class Problem:
     computes_beside: bool = False
     """Producers that one generated kernel computes: it computes or reads more than the product."""
     layouts: tuple[str, str] = ("row", "col")
-    """Of the same, how A and B lie (`kernel_tiles.LAYOUT`); "col" is a transposed weight."""
+    """Producers that one generated kernel computes: how A and B lie (`kernel_tiles.LAYOUT`); "col"
+    is a transposed weight."""
     scales: str = ""
-    """Of float8: "tensor" where A and B have one scale each; empty where each row of A and column
+    """Float8 only: "tensor" where A and B have one scale each; empty where each row of A and column
     of B has one, and of other dtypes."""
     GONE: ClassVar[frozenset[str]] = frozenset({"local_first"})
     """Fields that older formats have and nobody reads: that one was true where rows are moved."""
@@ -161,7 +162,7 @@ class Problem:
         )
 
     def resolved(self) -> Problem:
-        """The same problem, nothing left to a default: equal for problems that mean the same."""
+        """The problem with every default filled in: equal for problems that mean the same."""
         has_kernel = self.kernel_sums > 0 and not self.is_consumer
         return replace(
             self,
@@ -180,7 +181,8 @@ class Problem:
         )
 
     def common(self) -> Problem:
-        """What of it is the same on ranks that compute unlike things beside the GEMM, resolved."""
+        """The resolved problem without what may differ between ranks that compute unlike things
+        beside the GEMM."""
         return replace(
             self.resolved(),
             program="",

@@ -9,7 +9,7 @@ from overlapc.planning.curve import ROUNDED_TO_DIGITS, Curve
 from overlapc.planning.problem import COLLECTIVES, PER_TENSOR
 
 ASSUMED_SHARE = 0.85
-"""Of the library's rate, what a generated kernel reaches: assumed, and low for that."""
+"""Share of the library's rate that a generated kernel reaches: assumed, and low for that."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class GemmRates:
     pointwise_bytes_per_second: float | None = None
     """Rate of pointwise work beside a GEMM; None where it is that of memory."""
     generated_share: float | None = None
-    """Of ``flops_per_second``, what a generated kernel reaches on full tiles; None where nobody has
-    measured or assumed it, and `ASSUMED_SHARE` stands in."""
+    """Share of ``flops_per_second`` that a generated kernel reaches on full tiles. None where
+    nobody has measured or assumed it: `ASSUMED_SHARE` stands in."""
     scales: str = ""
-    """Of float8: how A and B were scaled, as `Problem.scales` says."""
+    """Float8 only: how A and B were scaled, as `Problem.scales` says."""
 
     def __post_init__(self) -> None:
         rates = (
@@ -126,7 +126,7 @@ class Link:
     """Compute time that a producer's group costs beside its GEMM: starting its call, and colder
     caches."""
     consumer_issue_seconds: float = 0.0
-    """The same of a consumer's group."""
+    """Compute time that a consumer's group costs beside its GEMM."""
     issue: Curve | None = None
     """Compute time of starting a call, where it grows with the bytes: added to the seconds above.
     None where starting a call blocks no one for long."""

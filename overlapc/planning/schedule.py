@@ -60,12 +60,12 @@ class Plan:
     each group as one collective. Rows add up to m, and each count is a multiple of the problem's
     ``granule``; columns add up to n, and tiles to all there are."""
     predicted_seconds: float
-    """Of this plan."""
+    """Predicted for this plan."""
     serial_seconds: float
-    """Of the serial schedule."""
+    """Predicted for the serial schedule."""
     bound_seconds: float
-    """Of the same GEMM and collective started together, with no dependency between them, and what
-    is sent cut as it takes least: no plan of the problem is predicted to be quicker."""
+    """Predicted for the same GEMM and collective started together, with no dependency between them
+    and what is sent cut as it takes least: no plan of the problem is predicted to be quicker."""
     code: str
     """Stable short name of the reason."""
     reason: str
@@ -77,8 +77,8 @@ class Plan:
     """What groups are made of: "rows", "columns" of a ``chunked`` plan, or "tiles" of a
     ``signaled`` one."""
     tile: Tile | None = None
-    """Of the generated kernel of a ``signaled`` plan, which no other has; None in a plan that was
-    made before there was a choice."""
+    """Tile of the generated kernel of a ``signaled`` plan; other plans have none. None in one that
+    was made before there was a choice."""
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:

@@ -27,8 +27,8 @@ MEASURED_MARGIN = 0.05
 predictions miss by when they miss (their median error was 2 to 4 % on rate-limited links)."""
 
 UNMEASURED_MARGIN = 0.08
-"""The same where rates or the curve are another machine's or another group size's, or a generated
-kernel's rate is assumed: chosen."""
+"""As ``MEASURED_MARGIN``, where rates or the curve are another machine's or another group size's,
+or a generated kernel's rate is assumed: chosen."""
 
 TIE = 1e-6
 """Share of its time by which a cut of columns must be faster than one of rows, and a kernel than

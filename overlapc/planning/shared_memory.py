@@ -27,8 +27,11 @@ LEAST_KIB = {"sm": 48, "gfx": 64}
 
 
 def shared_bytes(architecture: str) -> int:
-    """Of ``sm_<number>`` or ``gfx<name>``; of one that is not listed, the least of its generation:
-    of those of NVIDIA with the same number of tens."""
+    """Bytes of shared memory that a CTA may have on ``sm_<number>`` or ``gfx<name>``.
+
+    For an architecture that is not listed it is the least of its generation: NVIDIA's with the same
+    number of tens.
+    """
     if architecture in SHARED_KIB:
         return SHARED_KIB[architecture] * 1024
     if architecture.startswith("gfx"):

@@ -39,8 +39,8 @@ class Boundary:
 
 
 def configurations(problem: Problem, target: Target) -> tuple[Tile, ...]:
-    """The tile configurations of a site: at most four, and none where nothing can signal, or no
-    tile is."""
+    """The tile configurations of a site: at most four; none where nothing can signal or C is
+    empty."""
     if problem.is_consumer or target.device == "cpu" or not problem.kernel_sums:
         return ()
     if not problem.m or not problem.n:
@@ -111,7 +111,7 @@ def signaled_cuts(problem: Problem, target: Target) -> Iterator[Cut]:
 
 
 def overlapping_cuts(problem: Problem, target: Target) -> list[Cut]:
-    """Those of them that have several groups; none where `why_no_overlap` says why."""
+    """The ``signaled_cuts`` that have several groups; none where `why_no_overlap` says why."""
     if why_no_overlap(problem, target):
         return []
     return [cut for cut in signaled_cuts(problem, target) if len(cut.rows) > 1]
@@ -158,7 +158,7 @@ def best_cut_of(kernels: Sequence[KernelCosts]) -> Cut:
 
 
 def swept_cut(kernels: Sequence[KernelCosts], rows: Sequence[int]) -> Cut:
-    """These groups of whichever kernel computes them best."""
+    """These groups, computed by whichever of the kernels is best for them."""
     return signaled_cut(ranked(kernels, rows)[0], rows)
 
 
@@ -178,7 +178,7 @@ def ranked(kernels: Sequence[KernelCosts], rows: Sequence[int]) -> list[KernelCo
 
 
 def signaled_cut(costs: KernelCosts, rows: Sequence[int]) -> Cut:
-    """These groups of a kernel, at the greatest height that they fit."""
+    """These groups, computed by a kernel with the highest bands that they are made of."""
     costs = costs.fitting(rows)
     ends = tuple(Boundary(costs.ready(end), end) for end in accumulate(rows))
     return Cut("signaled", costs, tuple(rows), signaled_timeline(costs, ends), costs.tiling)

@@ -20,9 +20,9 @@ class Machine:
     device: str
     """Type of the device, such as "cpu" or "cuda"."""
     name: str
-    """Of the device, with what its speed depends on: multiprocessors, or threads."""
+    """Name of the device, with what its speed depends on: multiprocessors, or threads."""
     versions: str
-    """Of torch, triton and overlapc."""
+    """Versions of torch, triton and overlapc."""
 
     @property
     def fingerprint(self) -> str:

@@ -72,13 +72,13 @@ class Target:
     tuned: tuple[TunedPlan, ...] = ()
     """Cuts that were measured on this group: at most one a problem."""
     l2_bytes: int = 0
-    """Of the last cache before memory, for A and B of `signaled`; 0 where nothing is known of it,
-    and nothing is taken to stay there."""
+    """Size of the last cache before memory, which A and B of `signaled` may stay in; 0 where it is
+    unknown, and nothing is taken to stay there."""
     l2_bytes_per_second: float | None = None
     """Rate at which all multiprocessors read it; None where the arithmetic rate includes it."""
     tile_seconds: float = 0.0
-    """Of each tile, from the first load to the first product, and from the last store to its signal
-    (`signaled`)."""
+    """Overhead of each tile: from its first load to its first product, and from its last store to
+    its signal (`signaled`)."""
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -228,7 +228,7 @@ class Target:
         )
 
     def renamed(self, name: str) -> Target:
-        """The same rates under another name."""
+        """This target under another name."""
         return replace(self, name=name)
 
 

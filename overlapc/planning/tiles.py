@@ -14,26 +14,28 @@ gfx12) has waves of 32 and other units, older CDNA another release: nothing was 
 
 
 def why_not_served(architecture: str) -> str:
-    """Why no kernel is generated for an architecture of AMD's, as what follows "none" or "no
-    kernel"; empty if some are, and of other makers."""
+    """Why no kernel is generated for an architecture of AMD's, to follow "none" or "no kernel".
+
+    Empty where kernels are generated, and for other makers.
+    """
     if not architecture.startswith("gfx") or architecture in CDNA:
         return ""
     return f"is generated for {architecture}, only for {' and '.join(CDNA)}"
 
 
 SWEEPS = (1, 2, 4, 8, 16)
-"""Of tile rows that a plan may have visited together."""
+"""Numbers of tile rows that a plan may have visited together."""
 
 SWEEP = 8
-"""The one of a kernel that nobody planned for, and of plans between which nothing decides."""
+"""The sweep of a kernel without a plan, and of plans that no prediction tells apart."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """What of a generated GEMM suits a device and sizes rather than the operands.
+    """The parameters of a generated GEMM that are tuned to a device and to sizes.
 
-    The first five make a configuration, which a kernel is built for; the sweep it is told at each
-    launch.
+    The first five make a configuration, for which a kernel is built. The sweep is an argument of
+    each launch.
     """
 
     block_m: int
@@ -58,7 +60,7 @@ class Tile:
 
     @property
     def elements(self) -> int:
-        """Of C in one tile."""
+        """Elements of C in one tile."""
         return self.block_m * self.block_n
 
     @property
@@ -73,11 +75,11 @@ class Tile:
 
     @property
     def configuration(self) -> Tile:
-        """The same for any kernel that is built alike."""
+        """The tile with the default sweep: equal for all tiles that one kernel serves."""
         return self.swept(SWEEP)
 
     def swept(self, sweep: int) -> Tile:
-        """The same kernel in another order."""
+        """The tile with another sweep."""
         return replace(self, sweep=sweep)
 
     def count(self, m: int, n: int) -> int:
@@ -92,10 +94,12 @@ class Tile:
 
 
 MOST_SUMS = 128
-"""Elements of C in the registers of one thread, where an epilogue is light or absent."""
+"""Accumulators (elements of C in registers) of one thread at most, where an epilogue is light or
+absent."""
 
 SPARING_SUMS = 64
-"""The same beside any other epilogue; `tests/codegen/test_machine_code.py` builds them all."""
+"""Accumulators of one thread beside any other epilogue; `tests/codegen/test_machine_code.py` builds
+them all."""
 
 CONFIGURATIONS: dict[tuple[str, str], dict[Tile, float]] = {
     ("sm_80", "half"): {
@@ -151,12 +155,12 @@ CONFIGURATIONS: dict[tuple[str, str], dict[Tile, float]] = {
         Tile(64, 64, 32, 4, 2): 0.6,
     },
 }
-"""By the oldest architecture that runs them and the kind of operands. The first is what a site
-without a plan takes. Each builds without spills. What it reaches on full tiles of the rate of the
-best one here is assumed; none was compared with others on a device yet."""
+"""Tiles by the oldest architecture that runs them and the kind of operands; a site without a plan
+takes the first. Each builds without spills. The number beside each is its share of the best tile's
+rate, on full tiles: assumed, for none was compared with others on a device yet."""
 
 LEAST_SHARE = 0.5
-"""The same of a tile that is none of these: assumed."""
+"""The share of a tile that is none of these: assumed."""
 
 
 def tiles_for(architecture: str, dtype: str) -> tuple[Tile, ...]:
@@ -168,23 +172,21 @@ def tiles_for(architecture: str, dtype: str) -> tuple[Tile, ...]:
 
 
 def share_of(tile: Tile, architecture: str, dtype: str) -> float:
-    """Of the rate that generated kernels reach there with their best tile, what this one does.
-
-    However deep its pipeline is.
-    """
+    """Share of the best tile's rate that generated kernels reach with this one, whatever its
+    stages."""
     known = _configurations(architecture, dtype).items()
     alike = (share for its, share in known if its._work == tile._work)
     return next(alike, LEAST_SHARE)
 
 
 def sums(tile: Tile, architecture: str) -> float:
-    """Elements of a tile of C that one thread holds."""
+    """Accumulators, elements of a tile of C, that one thread holds."""
     lanes = 64 if architecture.startswith("gfx") else 32
     return tile.elements / (tile.warps * lanes)
 
 
 def sm_number(architecture: str) -> int:
-    """Of an architecture of NVIDIA's; 0 of others."""
+    """The number of an architecture of NVIDIA's, such as 90 of ``sm_90``; 0 for others."""
     number = architecture.removeprefix("sm_")
     return int(number) if number != architecture and number.isdecimal() else 0
 

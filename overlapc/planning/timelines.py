@@ -17,12 +17,12 @@ class Cut:
 
     schedule: str
     costs: Costs
-    """Which say what groups are made of."""
+    """The costs by which it was predicted; they say what groups are made of."""
     rows: tuple[int, ...]
-    """Of each group, or columns or tiles."""
+    """Rows of each group, or its columns or tiles."""
     timeline: tuple[Event, ...]
     tile: Tile | None = None
-    """Of the generated kernel, where one computes."""
+    """Tile of the generated kernel, where one computes."""
 
     @property
     def seconds(self) -> float:

@@ -19,13 +19,15 @@ class TunedPlan:
     problem: Problem
     """The exact problem; `Problem.resolved`, so that equal meanings are equal."""
     rows: tuple[int, ...]
-    """Of each group, or columns or tiles where ``by`` says so; a single group is ``serial``."""
+    """Rows of each group, or its columns or tiles where ``by`` says so; a single group is
+    ``serial``."""
     seconds: float
     """Median on the slowest rank."""
     by: str = ROWS
     """What groups are made of, "rows", "columns" or "tiles"."""
     tile: Tile | None = None
-    """Of the generated kernel that won, whose groups were signaled; None where a library did."""
+    """Tile of the generated kernel that won, whose groups were signaled; None where a library
+    won."""
     since: int = TRIALS
     """Format of the file that it was first written to, where that is an older one."""
 

@@ -42,9 +42,9 @@ class Site:
     decision: str
     """"rewritten"; "kept": could be rewritten, predicted not to pay; "refused": may not be."""
     reason: str
-    """Of the decision, in one sentence."""
+    """Why the decision was made, in one sentence."""
     code: str
-    """Of the reason: stable, short, lower case."""
+    """A stable, short, lower-case name of the reason."""
     graph: str
     """One of ``GRAPHS``."""
     where: str
@@ -84,18 +84,19 @@ class Site:
 
     @property
     def is_removed(self) -> bool:
-        """It was rewritten to nothing, so it never makes a call."""
+        """Whether it was rewritten to nothing, so that it never makes a call."""
         return self.decision == "rewritten" and self.code in REMOVED
 
     @property
     def was_never_called(self) -> bool:
-        """It was rewritten to an op that counts its calls, and none was made in this process."""
+        """Whether it was rewritten to an op that counts its calls, and none was made in this
+        process."""
         return (
             self.decision == "rewritten" and self.plan is not None and not any(self.calls.values())
         )
 
     @property
     def ran_only_serial(self) -> bool:
-        """It was rewritten and called, and not one call overlapped anything."""
+        """Whether it was rewritten and called, and not one call overlapped anything."""
         ran = {schedule for schedule, count in self.calls.items() if count}
         return self.decision == "rewritten" and ran == {"serial"}

@@ -22,9 +22,9 @@ class Caller:
     chain: Chain
     """Shared by all sites that do the same."""
     calls: Counter[str]
-    """Of the site, by schedule."""
+    """Calls of the site by schedule."""
     by_library: Counter[str]
-    """Those of a signaled plan that the library computed, by the reason."""
+    """Calls of a signaled plan that the library computed, by the reason."""
 
     def __call__(
         self,

@@ -35,7 +35,7 @@ def architecture_of(device: torch.device) -> str:
 
 
 def multiprocessors(device: torch.device) -> int:
-    """Of a device; one where it has none."""
+    """Multiprocessors of a device; one where it has none."""
     if device.type != "cuda":
         return 1
     return torch.cuda.get_device_properties(device).multi_processor_count

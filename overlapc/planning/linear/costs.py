@@ -19,9 +19,10 @@ class Figures:
     """What a target does not say."""
 
     reading: float
-    """Of the rates of memory and of the last cache, what kernels reach that wait for nothing."""
+    """Share of the rates of memory and of the last cache that kernels reach which wait for
+    nothing."""
     multiplying: float
-    """Of the rates of GEMMs, the same."""
+    """Share of the rates of GEMMs that such kernels reach."""
     latency: float
     """Seconds from a load to its data."""
     gap: float

@@ -15,7 +15,7 @@ MOST_ROWS = {GEMV: GEMV_MOST, FLAT: FLAT_MOST}
 MEASURED_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Row counts that are measured: those next to which a tile or the cost of a library changes."""
 BYTES = {**SENT_BYTES, "int8": 1}
-"""Of an element of a weight or of rows."""
+"""Bytes of an element of a weight or of rows."""
 CAST = "convert_element_type"
 """Name of an op that gives another dtype."""
 LEAST_GAIN = 1.02
@@ -32,7 +32,7 @@ class LinearProblem:
     k: int
     """Contracted."""
     dtype: str
-    """Of the rows."""
+    """Dtype of the rows."""
     layout: str = "col"
     """How the weight [k, n] lies: "col" of one held as [n, k], "row" as [k, n]."""
     weights: int = 1

@@ -34,7 +34,7 @@ class ColumnProducer:
     results: Sequence[Empty]
     """What comes back from the collective, then what is kept: matrices of all columns."""
     settings: str = ""
-    """Of Inductor, which compiles steps."""
+    """Settings of Inductor, which compiles steps (`programs.settings`)."""
 
     def __call__(
         self, operands: Sequence[torch.Tensor], group: dist.ProcessGroup

@@ -37,7 +37,7 @@ class Computation:
     out: Ref | None = None
     """A value that is written to a tensor that the caller gives."""
     settings: str = ""
-    """Of Inductor, which compiles steps."""
+    """Settings of Inductor, which compiles steps (`programs.settings`)."""
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:

@@ -31,7 +31,7 @@ class Consumer:
     results: Sequence[Empty]
     """What is kept."""
     settings: str = ""
-    """Of Inductor, which compiles steps."""
+    """Settings of Inductor, which compiles steps (`programs.settings`)."""
 
     def __call__(
         self, operands: Sequence[torch.Tensor], group: dist.ProcessGroup

@@ -34,7 +34,7 @@ class PackedProducer:
     by_columns: bool = False
     """No columns are dealt out."""
     settings: str = ""
-    """Of Inductor, which compiles steps."""
+    """Settings of Inductor, which compiles steps (`programs.settings`)."""
 
     def __call__(
         self, operands: Sequence[torch.Tensor], group: dist.ProcessGroup

@@ -36,7 +36,7 @@ class Producer:
     results: Sequence[Empty]
     """What comes back from the collective, then what is kept."""
     settings: str = ""
-    """Of Inductor, which compiles steps."""
+    """Settings of Inductor, which compiles steps (`programs.settings`)."""
 
     def __call__(
         self, operands: Sequence[torch.Tensor], group: dist.ProcessGroup

@@ -99,7 +99,7 @@ class Local:
 
     computed: Units
     own: Units
-    """The same units in what the rank itself sends."""
+    """``own`` in what the rank itself sends."""
 
 
 def everything(units: int) -> Units:

@@ -51,9 +51,9 @@ class Layer:
 
     spec: LayerSpec
     calls: Counter[str]
-    """Of the site, by implementation."""
+    """Calls of the site by implementation."""
     by_library: Counter[str]
-    """Those that the library computed in place of another implementation, by the reason."""
+    """Calls that the library computed in place of another implementation, by the reason."""
     ready: dict[tuple[object, ...], Start | str] = field(default_factory=dict)
     """By way, rows of its tile, and how the operands lie: what runs, or why nothing does."""
     known: dict[object, Run] = field(default_factory=dict)

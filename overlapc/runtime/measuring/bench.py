@@ -63,7 +63,7 @@ class Bench:
     device: torch.device
     """Where this rank computes."""
     backend: str
-    """Of the group, as torch names it."""
+    """Backend of the group, as torch names it."""
     world_size: int
 
     @staticmethod
