@@ -59,12 +59,13 @@ class Fill:
 
 
 @dataclass(frozen=True)
-class Turn:
-    """A tensor is read in a shape, and then laid out with its dimensions in another order."""
+class Permutation:
+    """What a reshape to ``shape`` and a permute to ``order`` make of a tensor, contiguous."""
 
     shape: tuple[Dim, ...] | None
-    """None as it is."""
+    """None where it has that shape already."""
     order: tuple[int, ...]
+    """As ``torch.permute`` takes it."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,10 @@ class Operand:
     mode: str
     """How a band takes it, as the program says."""
     shape: tuple[Dim, ...] | None = None
-    """What it is reshaped to first, with -1 for the rows, or for a size within them; None as it
-    is."""
+    """What it is reshaped to, with -1 for the rows, or for a size within them; None as it is."""
     fill: Fill | None = None
     """If set, the op is given a new tensor, filled so, and not the node's."""
-    turn: Turn | None = None
+    permuted: Permutation | None = None
     """What is done to it before it is reshaped."""
 
 
@@ -126,10 +126,10 @@ class Builder:
         mode: str,
         shape: tuple[Dim, ...] | None = None,
         fill: Fill | None = None,
-        turn: Turn | None = None,
+        permuted: Permutation | None = None,
     ) -> Ref:
         """Return the reference of an operand; one that is there already is not added again."""
-        operand = Operand(node, mode, shape, fill, turn)
+        operand = Operand(node, mode, shape, fill, permuted)
         if operand not in self.operands:
             self.operands.append(operand)
         return Ref("operand", self.operands.index(operand))

@@ -10,7 +10,7 @@ import sympy
 import torch
 from torch import fx
 
-from overlapc.graphs.bands import Operand, Turn
+from overlapc.graphs.bands import Operand, Permutation
 from overlapc.graphs.collectives import Collective
 from overlapc.graphs.gemms import Gemm, is_batched
 from overlapc.graphs.refusals import refuse
@@ -26,7 +26,7 @@ class Result:
     node: fx.Node
     dims: tuple[Dim, ...] | None = None
     """What the result is reshaped to; None where it has the node's shape."""
-    turn: Turn | None = None
+    permuted: Permutation | None = None
     """What is done to the result before that."""
     views: tuple[fx.Node, ...] = ()
     """Views of ``node``'s source that are made again after that, and lead to what it gave."""
@@ -133,8 +133,8 @@ def meta_operand(
     """Return a tensor without content like one operand of a chain on a device."""
     value = value_of(operand.node)
     where = "meta" if value.device.type == device else "cpu"
-    # Turned, padded or filled it is made anew.
-    is_new = operand.fill is not None or operand.turn is not None
+    # Permuted, padded or filled it is made anew.
+    is_new = operand.fill is not None or operand.permuted is not None
     own = [hint_of(size) for size in value.shape]
     if is_new or prod(own) != prod(shape):
         return torch.empty(shape, dtype=dtype, device=where)

@@ -14,9 +14,9 @@ from overlapc.graphs.chain import Chain, Result
 from overlapc.graphs.collectives import Collective, Refusal, is_ours
 from overlapc.graphs.edges import descendants, through
 from overlapc.graphs.elementwise import permutation
-from overlapc.graphs.gathered import consumer_axis, consumer_builder, trimmed_padding, turned_back
+from overlapc.graphs.gathered import consumer_axis, consumer_builder, permuted_back, trimmed_padding
 from overlapc.graphs.gemms import add_gemm, form_of, is_batched, left_of, read_gemm
-from overlapc.graphs.packing import SPLITS, Split, cut_piece, turns_rows, unpacked
+from overlapc.graphs.packing import SPLITS, Split, cut_piece, permutes_rows, unpacked
 from overlapc.graphs.refusals import Refused, refuse
 from overlapc.graphs.sizes import FEWER, Dim, Size, is_static, shape_of, size_of
 from overlapc.graphs.values import value_of
@@ -47,10 +47,10 @@ def read_consumer(collective: Collective, ranks: int) -> Chain | Refusal:
 
 def _consumer(collective: Collective, ranks: int) -> Chain:
     split = unpacked(collective.wait, ranks)
-    if split.unturned is not None and _readers(split.unturned).gemms:
+    if split.unpermuted is not None and _readers(split.unpermuted).gemms:
         split = Split(collective.wait, 0)
     base = split.trim or split.whole
-    readers = _readers(base, split.unturned)
+    readers = _readers(base, split.unpermuted)
     below, walk, gemms = readers.below, readers.walk, readers.gemms
     if not gemms:
         _refuse_consumer(base, readers.ends)
@@ -70,8 +70,8 @@ def _consumer(collective: Collective, ranks: int) -> Chain:
     gone = {collective.start, collective.wait, base, *between(collective.wait, base)}
     gone |= {split.whole, *between(collective.wait, split.whole)}
     results = [Result(node, dims_or_refuse(node, builder.bands[node])) for node in kept]
-    if split.unturned is not None:
-        results.append(turned_back(split, builder.bands[base]))
+    if split.unpermuted is not None:
+        results.append(permuted_back(split, builder.bands[base]))
         kept.append(base)
     outer = (builder.bands[base].dims or ())[: split.dim] if axis == 0 else ()
     check_groups(builder, base, outer)
@@ -81,7 +81,7 @@ def _consumer(collective: Collective, ranks: int) -> Chain:
         collective.wait,
         builder.rows,
         by_rows=by_rows,
-        turns_rows=turns_rows(split, collective.wait, ranks),
+        permutes_rows=permutes_rows(split, collective.wait, ranks),
     )
     program = builder.program(None, [builder.bands[node].ref for node in kept])
     return Chain(
@@ -115,8 +115,8 @@ class _Readers:
     """From a GEMM's left operand up to it."""
 
 
-def _readers(base: fx.Node, unturned: fx.Node | None = None) -> _Readers:
-    roots = [base] if unturned is None else [base, unturned]
+def _readers(base: fx.Node, unpermuted: fx.Node | None = None) -> _Readers:
+    roots = [base] if unpermuted is None else [base, unpermuted]
     asked = [u for node in roots for u in node.users if u.target is torch.ops.aten.sym_size.int]
     below = descendants(roots, without=asked)
     ends = [node for node in base.graph.nodes if node in below and form_of(node)]
@@ -235,12 +235,12 @@ def _reaches(
         if node is base:
             return False
         if node.target is aten.permute.default:
-            return not keeps_columns or _turns_rows_only(node)
+            return not keeps_columns or _permutes_rows_only(node)
         return passes_rows(node) or (by_parts and node.target in PARTS)
 
     return through(node, is_passed)[0] is base
 
 
-def _turns_rows_only(permute: fx.Node) -> bool:
+def _permutes_rows_only(permute: fx.Node) -> bool:
     order = permutation(permute)
     return order is not None and order[-1] == len(order) - 1

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from overlapc.graphs.bands import Band, Builder, Turn
+from overlapc.graphs.bands import Band, Builder, Permutation
 from overlapc.graphs.chain import Padding, Result
 from overlapc.graphs.collectives import Collective
 from overlapc.graphs.gemms import is_batched, left_of, rows_of
@@ -55,7 +55,9 @@ def consumer_builder(
         operand = rest
     units = rows * (ranks if collective.name == "all_to_all" else 1) if axis == 1 else -1
     said = _said_by(collective.source, operand, units)
-    ref = builder.operand(collective.source, ROWS, said, turn=_turn(collective, split, ranks))
+    ref = builder.operand(
+        collective.source, ROWS, said, permuted=_permutation_of_sent(collective, split, ranks)
+    )
     if axis == 1 and not same(rest, shape[lead:]):
         ref = builder.regroup(base, ref, rest, shape[lead:])
     dims = _gathered_dims(collective, split, base, ranks)
@@ -79,7 +81,7 @@ def _lead(shape: Sequence[Any], gemms: Sequence[fx.Node]) -> int:
     return most
 
 
-def _turn(collective: Collective, split: Split, ranks: int) -> Turn | None:
+def _permutation_of_sent(collective: Collective, split: Split, ranks: int) -> Permutation | None:
     """How what is sent comes to lie as the parts of what is gathered do."""
     if not split.order:
         return None
@@ -90,11 +92,11 @@ def _turn(collective: Collective, split: Split, ranks: int) -> Turn | None:
     if collective.name == "all_to_all":  # one part for each rank
         shape, order = [ranks, *shape], (0, *(index + 1 for index in order))
     if same(shape, shape_of(source)):
-        return Turn(None, order)
+        return Permutation(None, order)
     dims = tuple(size if isinstance(size, int) else -1 for size in shape)
     if dims.count(-1) > 1:
         refuse(source, "dynamic_shape", f"Nothing says the sizes of what is sent. {FEWER}")
-    return Turn(dims, order)
+    return Permutation(dims, order)
 
 
 def _said_by(node: fx.Node, sizes: Sequence[Any], units: int | torch.SymInt) -> tuple[Dim, ...]:
@@ -177,9 +179,9 @@ def trimmed_padding(split: Split, axis: int, builder: Builder) -> Padding | None
     return Padding(end, added, inner)
 
 
-def turned_back(split: Split, band: Band) -> Result:
+def permuted_back(split: Split, band: Band) -> Result:
     """What has come as it came, for who reads it so."""
-    assert split.unturned is not None
+    assert split.unpermuted is not None
     if split.trim is not None:
         refuse(split.trim, "trimmed", "What is received is read both whole and trimmed.")
     order = split.order
@@ -187,4 +189,4 @@ def turned_back(split: Split, band: Band) -> Result:
         others = range(1, len(band.shape))
         order = (*others[: split.dim], 0, *others[split.dim :])
     back = tuple(sorted(range(len(order)), key=order.__getitem__))
-    return Result(split.unturned, turn=Turn(dims_or_refuse(split.whole, band), back))
+    return Result(split.unpermuted, permuted=Permutation(dims_or_refuse(split.whole, band), back))

@@ -39,13 +39,13 @@ class Split:
     """What drops padding at the end of ``dim``, after gathering uneven shards: a slice, or a
     concatenation of parts of which the last are cropped."""
     order: tuple[int, ...] = ()
-    """How a part's dimensions are put after a scatter, or before a gather those of what is sent, to
-    give a part; empty where both lie alike."""
-    unturned: fx.Node | None = None
-    """What has come, before its dimensions are put so, where others read that too."""
+    """The order of dimensions that makes a part: of what came from a scatter, or of what is sent to
+    a gather. Empty where no permutation is needed."""
+    unpermuted: fx.Node | None = None
+    """What came, before it is permuted, where others read that too."""
 
 
-def turns_rows(split: Split, moved: fx.Node, ranks: int) -> bool:
+def permutes_rows(split: Split, moved: fx.Node, ranks: int) -> bool:
     """Return whether parts of several places in their dimension, or of ``moved``'s first one, are
     rearranged."""
     sizes = shape_of(split.whole)[split.dim], shape_of(moved)[0]
@@ -59,40 +59,44 @@ def packed(source: fx.Node, ranks: int) -> Split:
     if pieces is not None:
         found = _cut_evenly(pieces, ranks)
         if found is not None:
-            return _before_turn(found)
+            return _before_permutation(found)
     found = _permuted_to_front(core, ranks)
-    return _before_turn(found) if found else Split(source, 0)
+    return _before_permutation(found) if found else Split(source, 0)
 
 
-def _before_turn(split: Split) -> Split:
+def _before_permutation(split: Split) -> Split:
     """Look through a permutation before the split: the same parts of its input, each of which is
     then permuted by itself."""
-    turned, _ = through(split.whole, is_view)
-    order = permutation(turned)
-    if order is None or not same(shape_of(turned), shape_of(split.whole)):
+    permuted, _ = through(split.whole, is_view)
+    order = permutation(permuted)
+    if order is None or not same(shape_of(permuted), shape_of(split.whole)):
         return split
     now = split.order or tuple(range(len(order)))
-    (whole,) = turned.all_input_nodes
+    (whole,) = permuted.all_input_nodes
     return Split(whole, order[split.dim], order=tuple(order[index] for index in now))
 
 
-def _behind_turn(split: Split) -> Split:
+def _behind_permutation(split: Split) -> Split:
     """Look through a permutation that alone reads the tensor: each part may be permuted before it
     is sent."""
-    turned = _only_user(split.whole)
-    order = permutation(turned) if turned is not None and not is_view(turned) else None
-    if turned is None or order is None or split.order:
+    permuted = _only_user(split.whole)
+    order = permutation(permuted) if permuted is not None and not is_view(permuted) else None
+    if permuted is None or order is None or split.order:
         return split
-    clone = _only_user(turned)
+    clone = _only_user(permuted)
     is_clone = clone is not None and clone.target is aten.clone.default
-    whole = clone if clone is not None and is_clone else turned
+    whole = clone if clone is not None and is_clone else permuted
     return Split(whole, order.index(split.dim), order=tuple(order))
 
 
 def unpacked(wait: fx.Node, ranks: int) -> Split:
     """Return the tensor that readers make of what a collective gave, part after part."""
     parts = _concatenated(wait, ranks)
-    found = (parts and _behind_turn(parts)) or _permuted_from_front(wait, ranks) or Split(wait, 0)
+    found = (
+        (parts and _behind_permutation(parts))
+        or _permuted_from_front(wait, ranks)
+        or Split(wait, 0)
+    )
     return _trimmed(found)
 
 
@@ -231,29 +235,29 @@ def _below_views(node: fx.Node) -> fx.Node:
 def _permuted_from_front(wait: fx.Node, ranks: int) -> Split | None:
     """``wait.permute(dimension 0, which holds the parts, to another place)``, or of views of it."""
     view = wait
-    while (turned := _only_turned(view)) is None:
+    while (permuted := _only_permuted(view)) is None:
         user = _only_user(view)
         if user is None or not is_view(user):
             return None
         view = user
-    order = permutation(turned)
+    order = permutation(permuted)
     if order is None or not statically_known_true(shape_of(view)[0] % ranks == 0):
         return None
     if any(user.target is aten.sym_size.int for user in view.users):
         refuse(view, "dynamic_shape", f"What has come is asked for a size before its use. {FEWER}")
     # Views of a permuted tensor need it contiguous: the clone is what holds the parts in order.
-    clone = _only_user(turned)
+    clone = _only_user(permuted)
     is_clone = clone is not None and clone.target is aten.clone.default
-    whole = clone if clone is not None and is_clone else turned
+    whole = clone if clone is not None and is_clone else permuted
     of_parts = _order_of_parts(order, 0, shape_of(view)[0], ranks)
-    unturned = view if len(view.users) > 1 else None
-    return Split(whole, order.index(0), order=of_parts, unturned=unturned)
+    unpermuted = view if len(view.users) > 1 else None
+    return Split(whole, order.index(0), order=of_parts, unpermuted=unpermuted)
 
 
-def _only_turned(node: fx.Node) -> fx.Node | None:
+def _only_permuted(node: fx.Node) -> fx.Node | None:
     """The one reader of a node that has its dimensions in another order, if there is one."""
-    turned = [user for user in node.users if permutation(user) and not is_view(user)]
-    return turned[0] if len(turned) == 1 else None
+    permuted = [user for user in node.users if permutation(user) and not is_view(user)]
+    return permuted[0] if len(permuted) == 1 else None
 
 
 def _order_of_parts(order: Sequence[int], dim: int, size: Any, ranks: int) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from overlapc.graphs.bands import RANDOM, Band, Builder, Turn
+from overlapc.graphs.bands import RANDOM, Band, Builder, Permutation
 from overlapc.graphs.chain import Chain, Padding, Result
 from overlapc.graphs.collectives import Collective, Refusal, is_ours
 from overlapc.graphs.edges import descendants, is_random, through
@@ -19,7 +19,7 @@ from overlapc.graphs.elementwise import is_view, permutation
 from overlapc.graphs.gemms import form_of, read_gemm, rows_of
 from overlapc.graphs.memory import mutates
 from overlapc.graphs.origins import where
-from overlapc.graphs.packing import Split, packed, turns_rows
+from overlapc.graphs.packing import Split, packed, permutes_rows
 from overlapc.graphs.padding import (
     Padded,
     keeps_zeros,
@@ -70,7 +70,7 @@ def _producer(collective: Collective, ranks: int) -> Chain:
     top, views = through(split.whole, _only_moves) if is_reduced else (split.whole, ())
     walk = Walk(lambda node: form_of(node) is not None)
     if not walk.leads(top):
-        _refuse_producer(top, is_turned=split.whole is not collective.source)
+        _refuse_producer(top, is_permuted=split.whole is not collective.source)
     first = walk.first_end(top)
     builder = Builder(rows_of(first))
     band = walk.build(builder, top)
@@ -105,7 +105,7 @@ def _producer(collective: Collective, ranks: int) -> Chain:
         collective.source,
         moved_rows,
         by_rows=by_rows,
-        turns_rows=turns_rows(laid, collective.source, ranks),
+        permutes_rows=permutes_rows(laid, collective.source, ranks),
     )
     return Chain(
         kind=KINDS[collective.name],
@@ -128,8 +128,8 @@ def _only_moves(node: fx.Node) -> bool:
     return is_view(node) or permutation(node) is not None or node.target is aten.clone.default
 
 
-def _refuse_producer(top: fx.Node, *, is_turned: bool) -> None:
-    """``is_turned``: ``top`` is rearranged for the collective."""
+def _refuse_producer(top: fx.Node, *, is_permuted: bool) -> None:
+    """``is_permuted``: ``top`` is rearranged for the collective."""
     if is_random(top):
         refuse(top, "random", RANDOM)
     if top.op == "placeholder":
@@ -145,7 +145,7 @@ def _refuse_producer(top: fx.Node, *, is_turned: bool) -> None:
         if pads_what_varies(culprit):
             reason = "How many rows are padded varies, and only a fixed number is rewritten."
             refuse(top, "padded", reason)
-        if is_turned and permutation(culprit) is not None:
+        if is_permuted and permutation(culprit) is not None:
             reason = (
                 f"{culprit.target} rearranges the GEMM's result, and what is scattered is "
                 "rearranged again, of which one is read. Remedy: scatter the result along the "
@@ -277,10 +277,10 @@ def _result(
     if collective.name == "all_to_all":  # one part from each rank
         part, dims = [ranks, *part], [ranks, *dims]
         order = (0, *(index + 1 for index in order))
-    turn = Turn(tuple(dims), order)
+    permuted = Permutation(tuple(dims), order)
     if same([part[index] for index in order], shape_of(wait)):
-        return Result(wait, turn=turn)
-    return Result(wait, _sent_dims(collective, split, band), turn=turn)
+        return Result(wait, permuted=permuted)
+    return Result(wait, _sent_dims(collective, split, band), permuted=permuted)
 
 
 def _sent_dims(collective: Collective, split: Split, band: Band) -> tuple[Dim, ...] | None:

@@ -12,7 +12,7 @@ from torch import fx
 from torch._inductor.pattern_matcher import stable_topological_sort
 
 from overlapc.graphs.adding import add_call
-from overlapc.graphs.bands import Fill, Operand, Turn
+from overlapc.graphs.bands import Fill, Operand, Permutation
 from overlapc.graphs.chain import Chain, Result
 from overlapc.graphs.linear.layers import Linear
 from overlapc.graphs.readers import read_tiles
@@ -76,7 +76,7 @@ def replace_linear(graph: fx.Graph, linear: Linear, spec: str) -> fx.Node:
 
 def _given(graph: fx.Graph, operand: Operand, sizes: _Sizes) -> fx.Node:
     """Give an operand the shape in which the op takes it."""
-    return _laid_out(graph, operand.node, operand.turn, operand.shape, sizes)
+    return _laid_out(graph, operand.node, operand.permuted, operand.shape, sizes)
 
 
 def _call(graph: fx.Graph, chain: Chain, spec: str, sizes: _Sizes) -> fx.Node:
@@ -189,7 +189,7 @@ def _by_blocks(
 
 def _shaped(graph: fx.Graph, value: fx.Node, result: Result, sizes: _Sizes) -> fx.Node:
     """Give a result the shape of what it takes the place of."""
-    value = _laid_out(graph, value, result.turn, result.dims, sizes)
+    value = _laid_out(graph, value, result.permuted, result.dims, sizes)
     if result.views:
         source = result.views[0].args[0]
         for view in result.views:
@@ -201,14 +201,14 @@ def _shaped(graph: fx.Graph, value: fx.Node, result: Result, sizes: _Sizes) -> f
 def _laid_out(
     graph: fx.Graph,
     value: fx.Node,
-    turn: Turn | None,
+    permuted: Permutation | None,
     dims: Sequence[Dim] | None,
     sizes: _Sizes,
 ) -> fx.Node:
-    """Turn a value if that is said, and give it these sizes."""
-    if turn is not None:
-        value = _reshaped(graph, value, turn.shape, sizes)
-        value = add_call(graph, aten.permute.default, (value, list(turn.order)), like=value)
+    """Permute a value if that is said, and give it these sizes."""
+    if permuted is not None:
+        value = _reshaped(graph, value, permuted.shape, sizes)
+        value = add_call(graph, aten.permute.default, (value, list(permuted.order)), like=value)
         contiguous = {"memory_format": torch.contiguous_format}
         value = add_call(graph, aten.clone.default, (value,), like=value, kwargs=contiguous)
     return _reshaped(graph, value, dims, sizes)

@@ -155,16 +155,16 @@ def row_splits(
     rows: int | torch.SymInt,
     *,
     by_rows: bool,
-    turns_rows: bool,
+    permutes_rows: bool,
 ) -> tuple[Splits, Splits]:
     """Return the same in rows of a program, which has so many of ``moved``.
 
     What the collective counts is dimension 0 of that, each of which may be several rows. With
-    ``turns_rows`` parts of several of these are rearranged, which have to be even on every rank.
+    ``permutes_rows`` parts of several of these are rearranged, which have to be even on every rank.
     """
-    if turns_rows:
+    if permutes_rows:
         if (uneven := splits_of(collective, by_rows=True)) != ((), ()):
-            _refuse_turned(collective, uneven)
+            _refuse_permuted(collective, uneven)
         return (), ()
     receives, sends = splits_of(collective, by_rows=by_rows)
     if not receives or statically_known_true(shape_of(moved)[0] == rows):
@@ -181,7 +181,7 @@ def row_splits(
     )
 
 
-def _refuse_turned(collective: Collective, splits: tuple[Splits, Splits]) -> None:
+def _refuse_permuted(collective: Collective, splits: tuple[Splits, Splits]) -> None:
     if len({*splits[0], *splits[1]}) == 1:
         reason = (
             "It is rearranged, and each rank gets as much from this one, but a graph holds only "

@@ -62,7 +62,7 @@ def test_results_are_in_pytorchs_order(kind, axis):
     fakes: Any = (kernel, sender, group)
     gemm = StagedGemm.of(
         *fakes[:2], producer_parts(deal, COUNTS), result_units=deal.result_units,
-        across=RANKS if axis else 1, turned=ME,
+        across=RANKS if axis else 1, first_run=ME,
     )  # fmt: skip
     a = random_operand("row", units, K, "float32", "cuda")
     b = random_operand("col", K, N, "float32", "cuda")

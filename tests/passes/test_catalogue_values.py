@@ -193,11 +193,13 @@ class Mutant(OverlapChains):
                 without = chain.program.steps[-1].args[1]  # of where(marks, this, zero)
                 chain = replace(chain, program=replace(chain.program, sent=without))
             case "received":
-                result = replace(chain.results[0], turn=None, dims=shape_of(chain.results[0].node))
+                result = replace(
+                    chain.results[0], permuted=None, dims=shape_of(chain.results[0].node)
+                )
                 chain = replace(chain, results=(result, *chain.results[1:]))
             case "sent":
                 moved, *others = chain.operands
-                chain = replace(chain, operands=(replace(moved, turn=None), *others))
+                chain = replace(chain, operands=(replace(moved, permuted=None), *others))
             case "results":
                 chain = replace(chain, results=chain.results[::-1])
         return chain, decided

@@ -208,7 +208,7 @@ def begins_at(rank: int, name: str) -> list[int]:
 
 @pytest.mark.parametrize("name", ["scatter rows", "all-to-all"])
 def test_every_rank_begins_with_what_it_keeps(ranks, name):
-    """Mutant: ``turned=0`` in ``Signaled._staged``, so that all begin with what rank 0 gets."""
+    """Mutant: ``first_run=0`` in ``Signaled._staged``, so that all begin with what rank 0 gets."""
     found = ranks.run(begins_at, name)
     kept = CASES[name].rows // len(found)
     for rank, rows in enumerate(found):

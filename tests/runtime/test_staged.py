@@ -138,7 +138,7 @@ class Call:
         fakes: Any = (kernel, sender)
         self.gemm = StagedGemm.of(
             *fakes, producer_parts(deal, COUNTS), result_units=deal.result_units,
-            across=RANKS if axis else 1, turned=ME, sweep=4,
+            across=RANKS if axis else 1, first_run=ME, sweep=4,
         )  # fmt: skip
         kernel.bands = self.gemm.bands
         generator = torch.Generator().manual_seed(seed)

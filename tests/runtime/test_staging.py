@@ -126,7 +126,7 @@ def test_the_map_is_the_permutation_by_group_rank_and_row(kind, ranks):
 def stage(case: Case, staging: Staging, c: torch.Tensor) -> torch.Tensor:
     """What the kernel does: store every row of tiles where its run says."""
     staged = torch.full_like(c, torch.nan)
-    bands = staging.bands(case.block_m, turned=case.ranks // 2) if len(c) else Bands((), 1)
+    bands = staging.bands(case.block_m, first_run=case.ranks // 2) if len(c) else Bands((), 1)
     announced = []
     for runs in bands.runs:
         announced.append(0)
@@ -283,7 +283,7 @@ def test_neighbours_stay_one_run():
 def test_even_parts_are_the_bands_of_the_kernel():
     for rank in range(3):
         staging = Staging.of(CASE.parts(rank))
-        assert staging.bands(4, turned=rank) == staged_bands(CASE.counts, 3, 4, first=rank)
+        assert staging.bands(4, first_run=rank) == staged_bands(CASE.counts, 3, 4, first=rank)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -294,7 +294,7 @@ def test_all_ranks_announce_groups_in_one_order(kind):
             staging = Staging.of(case.parts(me))
             if any(staging.runs):
                 announced = [runs for runs in staging.runs if runs]
-                turned = staging.bands(4, turned=me).runs
+                turned = staging.bands(4, first_run=me).runs
                 assert [set(runs) for runs in turned] == [set(runs) for runs in announced]
 
 

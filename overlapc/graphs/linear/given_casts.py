@@ -37,7 +37,7 @@ def cast_within(
 
 def _is_cast_for(operand: Operand, readers: Collection[fx.Node]) -> bool:
     node = operand.node
-    is_plain = operand.mode == WHOLE and operand.fill is None and operand.turn is None
+    is_plain = operand.mode == WHOLE and operand.fill is None and operand.permuted is None
     if not is_plain or node.target is not CAST or not _is_static(operand):
         return False
     (source,) = node.all_input_nodes

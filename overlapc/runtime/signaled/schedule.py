@@ -163,7 +163,7 @@ class Signaled:
             self.library.parts,
             result_units=deal.result_units,
             across=deal.ranks if self.library.by_columns else 1,
-            turned=deal.me,
+            first_run=deal.me,
             sweep=self.tile.sweep if self.tile else SWEEP,
         )
 

@@ -53,13 +53,13 @@ class StagedGemm:
         *,
         result_units: int,
         across: int = 1,
-        turned: int = 0,
+        first_run: int = 0,
         sweep: int = SWEEP,
     ) -> StagedGemm:
         """The GEMM for these groups; ``KernelError`` where they cannot be staged or announced.
 
-        All ranks send groups in one order. Inside one, rank ``turned`` computes what goes to itself
-        first, as ``Staging.bands`` says.
+        All ranks send groups in one order. Inside a group a rank may compute the runs in another
+        order, from number ``first_run`` on (`Staging.bands`): what goes to itself comes first.
         """
         if not kernel.spec.signals:
             raise KernelError(
@@ -67,7 +67,7 @@ class StagedGemm:
                 where=str(kernel.spec),
                 remedy="build the kernel of a spec with signals",
             )
-        bands = Staging.of(parts).bands(kernel.spec.block_m, turned)
+        bands = Staging.of(parts).bands(kernel.spec.block_m, first_run)
         rows = sum(part.computed.count for part in parts)
         return cls(kernel, sender, tuple(parts), (rows, result_units), across, bands, sweep)
 

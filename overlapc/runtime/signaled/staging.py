@@ -37,10 +37,10 @@ class Staging:
             groups.append(tuple(runs))
         return cls(tuple(groups))
 
-    def bands(self, block_m: int, turned: int = 0) -> Bands:
+    def bands(self, block_m: int, first_run: int = 0) -> Bands:
         """What the kernel announces: the groups that have rows here.
 
-        Inside a group, run number ``turned`` is computed first and the others go round from it:
+        Inside a group, run number ``first_run`` is computed first and the others go round from it:
         another one on each rank, lest all read and send the same at once. KernelError without rows.
         """
         announced = [runs for runs in self.runs if runs]
@@ -50,10 +50,10 @@ class Staging:
                 where="the staging of a GEMM",
                 remedy="send the empty groups without a kernel",
             )
-        return Bands(tuple(_turned(runs, turned) for runs in announced), block_m)
+        return Bands(tuple(_rotated(runs, first_run) for runs in announced), block_m)
 
 
-def _turned(runs: tuple[Run, ...], by: int) -> tuple[Run, ...]:
+def _rotated(runs: tuple[Run, ...], by: int) -> tuple[Run, ...]:
     by %= len(runs)
     return runs[by:] + runs[:by]
 
