@@ -33,7 +33,7 @@ from overlapc.runtime.sizing import problem_of
 # Row counts at which a site of symbolic size is tried: if none of them pays, none in between does.
 TRIED_ROWS = tuple(2**power for power in reversed(range(18)))
 
-COMMON = "Ranks may compute unlike sizes, and whether they cut is one decision of all."
+COMMON = "Ranks may compute unlike sizes, and have to decide alike whether to cut."
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ def _for_all_ranks(
     if pays is None:
         whole = plan_call(target.fingerprint, "serial", plan.problem)
         sizes = "were measured" if measured else "are usual"
-        reason = f"{COMMON} At none that {sizes} around this collective it pays. {plan.reason}"
+        none = f"It pays at none of the sizes that {sizes} around this collective."
+        reason = f"{COMMON} {none} {plan.reason}"
         return Decision("kept", whole, reason, "unusual_sizes")
     if not is_serial:
         return own

@@ -299,7 +299,7 @@ def _not_measured(layer: Linear, problem: LinearProblem, target: Target | None) 
     ours = spans(problem, gemm.device, target)
     if not ours or (layer.is_static and gemm.m > max(most for _, most in ours.values())):
         at = f"{gemm.m} rows" if ours else "any row count"
-        reason = f"Nothing but the library is there, or may win, at {at}."
+        reason = f"Nothing but the library can run, or may win, at {at}."
         return Verdict("kept", "many_rows", reason)
     said = " or ".join(f"{way} at {low} to {most} rows" for way, (low, most) in ours.items())
     reason = f"It was not measured on this machine: overlapc calibrate --linear does. {said}"

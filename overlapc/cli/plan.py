@@ -109,7 +109,7 @@ def _plan(chosen: argparse.Namespace) -> None:
         return
     if not chosen.world_size:
         raise CommandError(
-            "How many ranks share the collective is not said.",
+            "A GEMM is planned for a number of ranks, and none is given.",
             where="overlapc plan --gemm",
             remedy="give --world-size",
         )

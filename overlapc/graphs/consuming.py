@@ -60,7 +60,11 @@ def _consumer(collective: Collective, ranks: int) -> Chain:
     axis = consumer_axis(split, builder.bands[base], collective)
     gemms = [node for node in gemms if _is_free(node, below, walk)]
     if not gemms:
-        refuse(base, "other_users", "Every GEMM needs another one's result beside what is sent.")
+        refuse(
+            base,
+            "other_users",
+            "Every GEMM needs another GEMM's result, not only what is received.",
+        )
     gemms = _added(builder, gemms, walk, 2 if are_batched else 1)
     padding = trimmed_padding(split, axis, builder)
     graph = collective.start.graph
@@ -135,7 +139,11 @@ def _asked(collective: Collective, ranks: int) -> dict[fx.Node, Dim]:
     }
     for node, size in said.items():
         if not statically_known_true(size_of(size) == value_of(node)):
-            refuse(node, "dynamic_shape", f"Nothing says how much comes before it does. {FEWER}")
+            refuse(
+                node,
+                "dynamic_shape",
+                f"How much is received is not known before it arrives. {FEWER}",
+            )
     return said
 
 
@@ -207,7 +215,7 @@ def _refuse_consumer(base: fx.Node, ends: list[fx.Node]) -> None:
                 f"one rank together.{fewer}",
             )
     if all(cut_piece(user) for user in base.users) and not is_static(shape_of(base)):
-        reason = f"Parts are cut from what varies, and need not be even. {FEWER}"
+        reason = f"Parts are cut from a size that varies, and need not be even. {FEWER}"
         refuse(base, "dynamic_parts", reason)
     if any(_reaches(left_of(gemm), base, by_parts=True) for gemm in ends):
         reason = "GEMMs take parts of what is received, as of experts one by one, not all its rows."

@@ -114,7 +114,7 @@ def _said_by(node: fx.Node, sizes: Sequence[Any], units: int | torch.SymInt) -> 
     if said.count(-1) == 1 and isinstance(units, int) and units != -1:
         return (units, *said)
     if -1 in said:
-        reason = f"What is sent does not say its number of columns, which varies. {FEWER}"
+        reason = f"The number of columns varies, and what is sent does not give it. {FEWER}"
         refuse(node, "dynamic_columns", reason)
     return (-1, *said)
 
@@ -151,7 +151,7 @@ def consumer_axis(split: Split, band: Band, collective: Collective) -> int:
     if split.dim > band.lead:
         refuse(split.whole, "inner_dimension", "It is gathered along an inner dimension.")
     if 0 < split.dim < band.lead and band.dims is None:
-        refuse(split.whole, "dynamic_shape", f"Nothing says the sizes of what comes. {FEWER}")
+        refuse(split.whole, "dynamic_shape", f"Nothing says the sizes of what arrives. {FEWER}")
     return 1 if split.dim == band.lead else 0
 
 
@@ -169,9 +169,9 @@ def trimmed_padding(split: Split, axis: int, builder: Builder) -> Padding | None
     added = whole - end if isinstance(whole, int) and isinstance(end, int) else 0
     modes = {operand.mode for operand in builder.operands[1:]}
     if OFFSETS in modes:
-        refuse(trim, "trimmed", "Rows are trimmed that a grouped GEMM counts.")
+        refuse(trim, "trimmed", "A grouped GEMM counts the rows that are trimmed.")
     if ROWS in modes and not added:
-        reason = f"Rows are trimmed that another operand does not have, how many varies. {FEWER}"
+        reason = f"Another operand lacks the rows that are trimmed, whose number varies. {FEWER}"
         refuse(trim, "trimmed", reason)
     if split.dim + 1 < band.lead and band.dims is None:
         refuse(trim, "dynamic_shape", f"Nothing says the sizes of what is trimmed. {FEWER}")

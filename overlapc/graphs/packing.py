@@ -244,7 +244,11 @@ def _permuted_from_front(wait: fx.Node, ranks: int) -> Split | None:
     if order is None or not statically_known_true(shape_of(view)[0] % ranks == 0):
         return None
     if any(user.target is aten.sym_size.int for user in view.users):
-        refuse(view, "dynamic_shape", f"What has come is asked for a size before its use. {FEWER}")
+        refuse(
+            view,
+            "dynamic_shape",
+            f"The graph asks for a size of what arrived before it is used. {FEWER}",
+        )
     # Views of a permuted tensor need it contiguous: the clone is what holds the parts in order.
     clone = _only_user(permuted)
     is_clone = clone is not None and clone.target is aten.clone.default

@@ -135,12 +135,12 @@ def _refuse_producer(top: fx.Node, *, is_permuted: bool) -> None:
     if top.op == "placeholder":
         refuse(top, "no_gemm", "What is sent is an input of the graph, not the result of a GEMM.")
     if top.target is aten.cat.default and not is_static(shape_of(top)):
-        reason = f"Its parts are cut from what varies, and need not be even. {FEWER}"
+        reason = f"Its parts are cut from a size that varies, and need not be even. {FEWER}"
         refuse(top, "dynamic_parts", reason)
     if top.target is operator.getitem and is_ours(top.all_input_nodes[0]):
         refuse(top, "taken", f"What is sent is what another chain gives, at {where(top)}.")
     if _nearest(top, lambda node: node.target is aten._int_mm.default) is not None:
-        refuse(top, "dtype", "GEMMs of whole numbers are not planned: torch runs it as it is.")
+        refuse(top, "dtype", "Integer GEMMs are not planned: torch runs it as it is.")
     if (culprit := _nearest(top, _mixes)) is not None:
         if pads_what_varies(culprit):
             reason = "How many rows are padded varies, and only a fixed number is rewritten."
@@ -171,7 +171,7 @@ def _asked(collective: Collective, builder: Builder) -> dict[fx.Node, Dim]:
         assert isinstance(place, int)
         dim = Sum(collective.receives) if place == 0 else own[place] if own is not None else None
         if dim is None or not statically_known_true(size_of(dim) == value_of(node)):
-            reason = f"The size of what is received is asked for before it has come. {FEWER}"
+            reason = f"The graph asks for the size of what is received before it arrives. {FEWER}"
             refuse(collective.start, "dynamic_shape", reason)
         said[node] = dim
     return said
@@ -217,7 +217,7 @@ def _padding(padded: Padded, band: Band, builder: Builder) -> Padding | None:
     if split.dim >= band.lead:
         refuse(split.whole, "padded", "Columns are padded, and not rows.")
     if any(operand.mode == OFFSETS for operand in builder.operands):
-        refuse(split.whole, "padded", "Rows are padded that a grouped GEMM counts.")
+        refuse(split.whole, "padded", "A grouped GEMM counts the rows that are padded.")
     if band.dims is None:
         refuse(split.whole, "dynamic_shape", f"Nothing says the sizes of what is padded. {FEWER}")
     return Padding(band.dims[split.dim], padded.rows, band.dims[split.dim + 1 : band.lead])

@@ -95,7 +95,7 @@ def size_of(dim: Dim) -> int | torch.SymInt:
 def fixed(node: fx.Node, shape: Sequence[Any]) -> tuple[int, ...]:
     """Return sizes that a program can hold: numbers."""
     if not is_static(shape):
-        reason = f"Columns are regrouped whose number varies. {FEWER}"
+        reason = f"It regroups columns whose number varies. {FEWER}"
         refuse(node, "dynamic_columns", reason)
     return tuple(shape)
 

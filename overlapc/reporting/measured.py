@@ -24,7 +24,8 @@ def _lines(target: Target) -> Iterator[str]:
         c = link.compute_slowdown or target.compute_slowdown
         d = link.link_slowdown or target.link_slowdown
         yield f"{link.collective} over {link.world_size} ranks: {_curve(link)}"
-        yield f"  beside it compute takes {c:.2f} times as long, and it {d:.2f} times as long then"
+        beside = f"compute takes {c:.2f} times as long and this collective {d:.2f} times"
+        yield f"  side by side, {beside}"
     if not target.links:
         yield "no link: the group has one rank, or its backend sends none of the collectives"
 

@@ -448,4 +448,7 @@ def test_what_was_measured_of_one_ranks_size_decides_for_all(rows, target, expla
         site, is_changed = chain_of(explained, k, target)
         assert is_changed == (site.decision == "rewritten") == (len(rows) > 1)
         if site.code == "unusual_sizes":
-            assert "At none that were measured around this collective" in site.reason
+            assert (
+                "It pays at none of the sizes that were measured around this collective"
+                in site.reason
+            )

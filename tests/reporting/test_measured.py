@@ -41,9 +41,9 @@ def test_every_figure_is_told_in_its_unit():
         "pointwise work at 7.5 GB/s",
         "  GEMM of bfloat16: 910 TFLOP/s, 4 us a call, operands read at 4.8 TB/s",
         "  all_reduce over 2 ranks: 3 sizes, 4.1 kB in 500 us to 16.8 MB in 64 ms, 262 MB/s",
-        "    beside it compute takes 1.25 times as long, and it 1.10 times as long then",
+        "    side by side, compute takes 1.25 times as long and this collective 1.10 times",
         "  all_gather over 2 ranks: 1 sizes, 4.1 kB in 500 us to 4.1 kB in 500 us, 8.19 MB/s",
-        "    beside it compute takes 1.50 times as long, and it 1.75 times as long then",
+        "    side by side, compute takes 1.50 times as long and this collective 1.75 times",
     ]
 
 
