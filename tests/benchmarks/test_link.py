@@ -82,7 +82,7 @@ run_rank(body)
 def in_the_repository() -> Iterator[None]:
     """Processes that the tests start find ``benchmarks`` in their working directory."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(Path(__file__).parents[1])
+        patch.chdir(Path(__file__).parents[2])
         yield
 
 
