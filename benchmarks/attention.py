@@ -238,7 +238,7 @@ def row(name: str, samples: Samples, decision: str) -> str:
 
 def main() -> None:
     """Print the table and write it."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser("python -m benchmarks.attention", description=__doc__)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each row, about")
     parser.add_argument("--only", default="", help="rows whose name contains this")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))

@@ -59,7 +59,7 @@ def seconds_of_each() -> list[float]:
 
 def main() -> None:
     """Print the figures and write them as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser("python -m benchmarks.codegen_time", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     out = parser.parse_args().out
     with tempfile.TemporaryDirectory() as folder:

@@ -146,7 +146,7 @@ _PLACES = {"chunked": "units", "signaled": "waves", "planned": "rows"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser("python -m benchmarks.planner_speed", description=__doc__)
     parser.add_argument("--cases", type=int, default=300, help="searches of each schedule")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args(arguments)

@@ -77,7 +77,7 @@ def beyond(samples: Samples, name: str) -> tuple[float, float, float]:
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser("python -m benchmarks.linear.dispatch", description=__doc__)
     parser.add_argument("--rounds", type=int, default=400)
     given = parser.parse_args()
     samples = measure(candidates(), Alone(), rounds=given.rounds, seed=0)
