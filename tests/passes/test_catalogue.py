@@ -175,7 +175,7 @@ def test_a_refusal_blames_what_rearranges_rows_and_not_the_sum_after_it(explaine
         ("heads_from_ranks", "all_to_all_gemm", "contracts"),
         ("combined_tokens", "gemm_all_to_all", "does not keep rows apart"),
         ("padded_by_what_varies", "gemm_reduce_scatter", "padded varies"),
-        ("whole_numbers_gemm", "gemm_all_reduce", "whole numbers"),
+        ("whole_numbers_gemm", "gemm_all_reduce", "Integer GEMMs"),
     ],
 )
 def test_a_refusal_says_which_side_of_a_collective_and_why(name, kind, says, explained):
