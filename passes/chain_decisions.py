@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from overlapc.errors import GroupError, OverlapcError, ProblemError, TargetError
-from overlapc.graphs.chain import (
+from overlapc.graphs.chains.chain import (
     Chain,
     batches_of_varying_rows,
     blocks_of,

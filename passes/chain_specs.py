@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from overlapc.codegen.module import module_text
 from overlapc.errors import KernelError
-from overlapc.graphs.chain import Chain, meta_operands
+from overlapc.graphs.chains.chain import Chain, meta_operands
+from overlapc.graphs.chains.readers import takes_map
 from overlapc.graphs.origins import place_of
-from overlapc.graphs.readers import takes_map
 from overlapc.passes.base import Compilation
 from overlapc.planning.problem import TILES
 from overlapc.planning.schedule import Plan

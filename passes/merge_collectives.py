@@ -27,9 +27,9 @@ from overlapc.graphs.equality import call_key, equal_rearrangements, erase_unrea
 from overlapc.graphs.faults import unless_faulty
 from overlapc.graphs.memory import clone, returned_aliases
 from overlapc.graphs.origins import where
-from overlapc.graphs.sum_terms import why_not_one
-from overlapc.graphs.summing import send_sum, why_not_all_add
-from overlapc.graphs.sums import Term, Total, named, read_sum, sums_of
+from overlapc.graphs.sums.merging import send_sum, why_not_all_add
+from overlapc.graphs.sums.reading import Term, Total, named, read_sum, sums_of
+from overlapc.graphs.sums.terms import why_not_one
 from overlapc.graphs.values import tensor_facts
 from overlapc.passes.base import Compilation, Fuel, add_site
 from overlapc.planning.problem import ITEM_BYTES

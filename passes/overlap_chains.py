@@ -14,7 +14,9 @@ from dataclasses import dataclass, replace
 from torch import fx
 
 from overlapc.errors import GroupError
-from overlapc.graphs.chain import Chain
+from overlapc.graphs.chains.chain import Chain
+from overlapc.graphs.chains.consuming import read_consumer
+from overlapc.graphs.chains.producing import read_producer
 from overlapc.graphs.collectives import (
     Refusal,
     collective_starts,
@@ -23,10 +25,8 @@ from overlapc.graphs.collectives import (
     kind_of,
     read_collective,
 )
-from overlapc.graphs.consuming import read_consumer
 from overlapc.graphs.faults import fault_at, unless_faulty
 from overlapc.graphs.origins import where
-from overlapc.graphs.producing import read_producer
 from overlapc.graphs.replacing import replace_chain
 from overlapc.passes.base import Compilation, Fuel
 from overlapc.passes.chain_decisions import Decision, decide, no_target

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from overlapc.errors import ProblemError
-from overlapc.graphs.chain import Chain, symbolic_rows
+from overlapc.graphs.chains.chain import Chain, symbolic_rows
 from overlapc.planning.crossovers import crossovers_in
 from overlapc.planning.schedule import Plan
 from overlapc.planning.search import plan as plan_with_kernels

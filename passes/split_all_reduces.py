@@ -22,7 +22,11 @@ from dataclasses import dataclass
 from torch import fx
 
 from overlapc.errors import GroupError
-from overlapc.graphs.chain import Chain
+from overlapc.graphs.chains.chain import Chain
+from overlapc.graphs.chains.consuming import read_consumer
+from overlapc.graphs.chains.gemms import form_of
+from overlapc.graphs.chains.halves import Halves, drop_whole, join, split
+from overlapc.graphs.chains.producing import read_producer
 from overlapc.graphs.collectives import (
     NAMES,
     Collective,
@@ -30,12 +34,8 @@ from overlapc.graphs.collectives import (
     collective_starts,
     read_collective,
 )
-from overlapc.graphs.consuming import read_consumer
 from overlapc.graphs.faults import fault_at
-from overlapc.graphs.gemms import form_of
-from overlapc.graphs.halves import Halves, drop_whole, join, split
 from overlapc.graphs.origins import where
-from overlapc.graphs.producing import read_producer
 from overlapc.passes.base import Compilation, Fuel
 from overlapc.passes.chain_decisions import Decision, decide
 from overlapc.passes.overlap_chains import OPERATIONS

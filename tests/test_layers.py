@@ -169,15 +169,15 @@ def too_long(path: str, text: str) -> list[str]:
 RULES = (upward_imports, heavy_imports, node_reads, environment_reads, too_long)
 
 VIOLATIONS = [
-    (upward_imports, "overlapc/planning/x.py", "from overlapc.graphs.chain import Chain"),
+    (upward_imports, "overlapc/planning/x.py", "from overlapc.graphs.chains.chain import Chain"),
     (upward_imports, "overlapc/planning/x.py", "def f():\n    import overlapc.graphs.values"),
-    (upward_imports, "overlapc/graphs/chain.py", "from overlapc.passes.base import Pass"),
-    (upward_imports, "overlapc/graphs/chain.py", "from overlapc import backend"),
+    (upward_imports, "overlapc/graphs/chains/chain.py", "from overlapc.passes.base import Pass"),
+    (upward_imports, "overlapc/graphs/chains/chain.py", "from overlapc import backend"),
     (upward_imports, "passes/x.py", "from overlapc.backend import backend"),
     (upward_imports, "passes/x.py", "from overlapc import explain"),
     (upward_imports, "codegen/templates/x.py", "import overlapc.runtime.ops"),
     (upward_imports, "codegen/x.py", "from overlapc import passes"),
-    (upward_imports, "overlapc/runtime/x.py", "from overlapc.graphs.chain import Chain"),
+    (upward_imports, "overlapc/runtime/x.py", "from overlapc.graphs.chains.chain import Chain"),
     (upward_imports, "overlapc/reporting/x.py", "from overlapc.graphs.canonical import text"),
     (upward_imports, "overlapc/planning/x.py", "from . import cost"),
     (upward_imports, "overlapc/novel.py", "import os"),

@@ -19,6 +19,7 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from overlapc.errors import OverlapcError
+from overlapc.graphs.chains.gemms import form_of, read_gemm
 from overlapc.graphs.collectives import (
     Collective,
     collective_starts,
@@ -26,7 +27,6 @@ from overlapc.graphs.collectives import (
 )
 from overlapc.graphs.edges import through
 from overlapc.graphs.elementwise import is_view, permutation
-from overlapc.graphs.gemms import form_of, read_gemm
 from overlapc.graphs.refusals import Refused
 from overlapc.graphs.values import tensor_facts, value_of
 from overlapc.planning.cost import Costs, advance

@@ -12,13 +12,13 @@ from torch import fx
 from torch._inductor.pattern_matcher import stable_topological_sort
 
 from overlapc.graphs.adding import add_call
-from overlapc.graphs.bands import Fill, Operand, Permutation
-from overlapc.graphs.chain import Chain, Result
+from overlapc.graphs.chains.bands import Fill, Operand, Permutation
+from overlapc.graphs.chains.chain import Chain, Result
+from overlapc.graphs.chains.readers import read_tiles
+from overlapc.graphs.chains.walking import ordered
 from overlapc.graphs.linear.layers import Linear
-from overlapc.graphs.readers import read_tiles
 from overlapc.graphs.sizes import Dim, Size, Sum, same, shape_of, size_of, sizes_of
 from overlapc.graphs.values import value_of
-from overlapc.graphs.walking import ordered
 from overlapc.planning.packed_order import PackedOrder
 
 aten = torch.ops.aten

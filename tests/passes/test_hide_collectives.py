@@ -16,9 +16,9 @@ from torch._inductor.utils import run_and_get_code
 
 import overlapc.backend as backend_module
 from overlapc.graphs import exposure
+from overlapc.graphs.chains.gemms import form_of
 from overlapc.graphs.collectives import Collective, collective_starts, read_collective
 from overlapc.graphs.exposure import Dependencies, hiding
-from overlapc.graphs.gemms import form_of
 from overlapc.options import Options
 from overlapc.passes import PIPELINE, chain_decisions, hide_collectives
 from overlapc.passes.base import Compilation

@@ -8,9 +8,9 @@ import networkx as nx
 import pytest
 
 from overlapc.graphs import exposure
+from overlapc.graphs.chains.gemms import form_of
 from overlapc.graphs.collectives import collective_starts
 from overlapc.graphs.exposure import Dependencies
-from overlapc.graphs.gemms import form_of
 from overlapc.options import Options
 from overlapc.passes import hide_collectives
 from overlapc.passes.base import Compilation

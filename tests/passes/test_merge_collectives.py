@@ -272,7 +272,7 @@ def test_a_write_between_keeps_both_apart(fake_group):
 
 def without_refusals(monkeypatch):
     """What can be no term of a sum is taken for one all the same."""
-    monkeypatch.setattr("overlapc.graphs.sums._why_no_term", lambda collective, way: None)
+    monkeypatch.setattr("overlapc.graphs.sums.reading._why_no_term", lambda collective, way: None)
 
 
 def test_a_merge_that_ignores_other_readers_is_caught(fake_group, monkeypatch):
@@ -283,7 +283,7 @@ def test_a_merge_that_ignores_other_readers_is_caught(fake_group, monkeypatch):
 
 @pytest.mark.parametrize("function", [scaled, difference, scaled_apart, whole_multiples])
 def test_a_merge_that_ignores_the_scale_is_caught(function, fake_group, monkeypatch):
-    monkeypatch.setattr("overlapc.graphs.summing.scale_between", lambda early, late: 1)
+    monkeypatch.setattr("overlapc.graphs.sums.merging.scale_between", lambda early, late: 1)
     module = lockstep.traced(function, *inputs(0))
     result, _ = merged(module)
     assert count(result) == 1
@@ -291,7 +291,7 @@ def test_a_merge_that_ignores_the_scale_is_caught(function, fake_group, monkeypa
 
 
 def test_a_merge_of_maxima_is_caught(fake_group, monkeypatch):
-    monkeypatch.setattr("overlapc.graphs.sums.LINEAR", {"all_reduce": ("max",)})
+    monkeypatch.setattr("overlapc.graphs.sums.reading.LINEAR", {"all_reduce": ("max",)})
     module = lockstep.traced(maxima, *inputs(0))
     result, _ = merged(module)
     assert count(result) == 1
@@ -299,7 +299,7 @@ def test_a_merge_of_maxima_is_caught(fake_group, monkeypatch):
 
 
 def test_a_merge_across_a_turn_is_caught(fake_group, monkeypatch):
-    monkeypatch.setattr("overlapc.graphs.sum_terms._other_way", lambda early, late: None)
+    monkeypatch.setattr("overlapc.graphs.sums.terms._other_way", lambda early, late: None)
     module = lockstep.traced(turned_otherwise, *inputs(0))
     result, _ = merged(module)
     assert count(result) == 1
@@ -308,7 +308,7 @@ def test_a_merge_across_a_turn_is_caught(fake_group, monkeypatch):
 
 @pytest.mark.parametrize("function", [gathers_along_other_dimensions, scaled_by_other_tensors])
 def test_a_merge_across_moves_is_caught(function, fake_group, monkeypatch):
-    monkeypatch.setattr("overlapc.graphs.sum_terms._other_way", lambda early, late: None)
+    monkeypatch.setattr("overlapc.graphs.sums.terms._other_way", lambda early, late: None)
     module = lockstep.traced(function, *inputs(0))
     result, _ = merged(module)
     assert count(result) == 1

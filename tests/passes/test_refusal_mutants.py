@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from torch._dynamo.exc import BackendCompilerFailed
 
-from overlapc.graphs import consuming, gemms
-from overlapc.graphs.chain import Padding
+from overlapc.graphs.chains import consuming, gemms
+from overlapc.graphs.chains.chain import Padding
 from overlapc.graphs.sizes import shape_of
 from tests.passes import test_catalogue
 

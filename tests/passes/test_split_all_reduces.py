@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from overlapc.graphs.halves import split
+from overlapc.graphs.chains.halves import split
 from overlapc.passes import PIPELINE, split_all_reduces
 from overlapc.passes.base import Fuel
 from overlapc.passes.overlap_chains import OverlapChains

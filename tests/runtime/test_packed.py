@@ -18,8 +18,9 @@ import torch.nn.functional as F
 import overlapc
 from overlapc.codegen.packing import unpack
 from overlapc.errors import DisagreementError
-from overlapc.graphs import readers, replacing
-from overlapc.graphs.readers import read_tiles
+from overlapc.graphs import replacing
+from overlapc.graphs.chains import readers
+from overlapc.graphs.chains.readers import read_tiles
 from overlapc.passes import PIPELINE
 from overlapc.planning.packed_order import PackedOrder
 from overlapc.planning.tiles import Tile

@@ -8,8 +8,8 @@ import torch
 from torch import fx
 
 from overlapc.graphs.adding import add_call
+from overlapc.graphs.chains.walking import ordered
 from overlapc.graphs.values import value_of
-from overlapc.graphs.walking import ordered
 from overlapc.planning.linear.tiles import most_counters
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import fx
 
-from overlapc.graphs.bands import Operand
+from overlapc.graphs.chains.bands import Operand
 from overlapc.graphs.values import value_of
 from overlapc.runtime.linear.norming import GEMMS
 from overlapc.runtime.programs.program import WHOLE, Program, Ref, Step, mapped

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import fx
 
-from overlapc.graphs.bands import constant
+from overlapc.graphs.chains.bands import constant
 from overlapc.graphs.sizes import is_static
 from overlapc.graphs.values import value_of
 from overlapc.runtime.programs.program import Ref, Step

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from torch import fx
 
+from overlapc.graphs.chains.gemms import left_of
+from overlapc.graphs.chains.walking import ordered
 from overlapc.graphs.collectives import collective_starts
 from overlapc.graphs.edges import descendants
-from overlapc.graphs.gemms import left_of
 from overlapc.graphs.linear.layers import Linear, merged, rows_key, weight_of
 from overlapc.graphs.memory import mutates
 from overlapc.graphs.values import value_of
-from overlapc.graphs.walking import ordered
 from overlapc.runtime.programs.program import Program, Ref, mapped
 
 

@@ -9,13 +9,10 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from overlapc.graphs.bands import Builder, Operand
 from overlapc.graphs.bodies import placeholders
-from overlapc.graphs.chain import Result, meta_operand, operand_shape
-from overlapc.graphs.collectives import Refusal
-from overlapc.graphs.edges import through
-from overlapc.graphs.elementwise import is_pointwise, is_view, permutation
-from overlapc.graphs.gemms import (
+from overlapc.graphs.chains.bands import Builder, Operand
+from overlapc.graphs.chains.chain import Result, meta_operand, operand_shape
+from overlapc.graphs.chains.gemms import (
     Gemm,
     add_gemm,
     form_of,
@@ -25,13 +22,16 @@ from overlapc.graphs.gemms import (
     rows_of,
     shared_weight,
 )
+from overlapc.graphs.chains.walking import Walk, dims_or_refuse, ordered
+from overlapc.graphs.collectives import Refusal
+from overlapc.graphs.edges import through
+from overlapc.graphs.elementwise import is_pointwise, is_view, permutation
 from overlapc.graphs.linear.given_casts import cast_within
 from overlapc.graphs.linear.held_weights import TURNS, Held, held_as
 from overlapc.graphs.memory import mutates
 from overlapc.graphs.refusals import Refused, refuse
 from overlapc.graphs.sizes import is_static, shape_of
 from overlapc.graphs.values import value_of
-from overlapc.graphs.walking import Walk, dims_or_refuse, ordered
 from overlapc.runtime.linear.norming import GEMMS as ROWS_OF
 from overlapc.runtime.linear.norming import unnormed
 from overlapc.runtime.linear.parts import parts_of

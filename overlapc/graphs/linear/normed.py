@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import fx
 
-from overlapc.graphs.bands import Operand, constant
+from overlapc.graphs.chains.bands import Operand, constant
+from overlapc.graphs.chains.walking import ordered
 from overlapc.graphs.edges import through
 from overlapc.graphs.elementwise import is_view
 from overlapc.graphs.linear.joint import is_crossed
 from overlapc.graphs.linear.layers import Linear
 from overlapc.graphs.values import value_of
-from overlapc.graphs.walking import ordered
 from overlapc.runtime.linear.norming import in_front
 from overlapc.runtime.programs.program import ROWS, WHOLE, Ref, Step
 

@@ -12,8 +12,8 @@ from torch._guards import TracingContext
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from overlapc.graphs.bodies import placeholders
+from overlapc.graphs.chains.gemms import form_of, left_of
 from overlapc.graphs.collectives import Refusal
-from overlapc.graphs.gemms import form_of, left_of
 from overlapc.graphs.linear.held_weights import CAST, PARTS, SHAPES, TURNS, dtype_of
 from overlapc.graphs.linear.layers import is_linear
 from overlapc.graphs.sizes import shape_of

@@ -8,10 +8,10 @@ import torch
 from torch import fx
 
 from overlapc.graphs.collectives import Collective, Refusal
-from overlapc.graphs.distributing import move_alike
 from overlapc.graphs.equality import are_alike
 from overlapc.graphs.memory import mutated_between
-from overlapc.graphs.sums import Number, Term, Way, is_addition
+from overlapc.graphs.sums.distributing import move_alike
+from overlapc.graphs.sums.reading import Number, Term, Way, is_addition
 from overlapc.graphs.values import value_of
 
 NARROW_RANGE = (torch.float16,)

@@ -6,9 +6,9 @@ import torch
 from torch import fx
 
 from overlapc.graphs.adding import add_call
-from overlapc.graphs.chain import Chain
+from overlapc.graphs.chains.chain import Chain
+from overlapc.graphs.chains.reductions import PAIR, REDUCTIONS, is_spread
 from overlapc.graphs.elementwise import is_pointwise, is_view
-from overlapc.graphs.reductions import PAIR, REDUCTIONS, is_spread
 from overlapc.graphs.sizes import is_static, shape_of
 from overlapc.planning.packed_order import AXES, PackedOrder
 

@@ -10,9 +10,9 @@ import sympy
 import torch
 from torch import fx
 
-from overlapc.graphs.bands import Operand, Permutation
+from overlapc.graphs.chains.bands import Operand, Permutation
+from overlapc.graphs.chains.gemms import Gemm, is_batched
 from overlapc.graphs.collectives import Collective
-from overlapc.graphs.gemms import Gemm, is_batched
 from overlapc.graphs.refusals import refuse
 from overlapc.graphs.sizes import Dim, is_static, shape_of, size_of
 from overlapc.graphs.values import hint_of, tensor_facts, value_of

@@ -10,14 +10,14 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from overlapc.graphs.bands import Band, Builder, Permutation
-from overlapc.graphs.chain import Padding, Result
+from overlapc.graphs.chains.bands import Band, Builder, Permutation
+from overlapc.graphs.chains.chain import Padding, Result
+from overlapc.graphs.chains.gemms import is_batched, left_of, rows_of
+from overlapc.graphs.chains.packing import Split
+from overlapc.graphs.chains.walking import dims_or_refuse
 from overlapc.graphs.collectives import Collective
-from overlapc.graphs.gemms import is_batched, left_of, rows_of
-from overlapc.graphs.packing import Split
 from overlapc.graphs.refusals import refuse
 from overlapc.graphs.sizes import FEWER, Dim, Size, lead_of, same, shape_of, size_of
-from overlapc.graphs.walking import dims_or_refuse
 from overlapc.runtime.programs.program import OFFSETS, ROWS
 
 aten = torch.ops.aten

@@ -10,12 +10,12 @@ from typing import Any, TypeGuard
 import torch
 from torch import fx
 
+from overlapc.graphs.chains.packing import SPLITS
 from overlapc.graphs.collectives import Collective, collective_starts, functional, read_collective
-from overlapc.graphs.distributing import TURNS, Move, read_move
 from overlapc.graphs.elementwise import CASTS, is_view
 from overlapc.graphs.equality import are_alike
 from overlapc.graphs.origins import where
-from overlapc.graphs.packing import SPLITS
+from overlapc.graphs.sums.distributing import TURNS, Move, read_move
 from overlapc.graphs.values import value_of
 
 aten = torch.ops.aten

@@ -15,10 +15,10 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from overlapc.graphs.bands import Band, Builder, Fill
+from overlapc.graphs.chains.bands import Band, Builder, Fill
+from overlapc.graphs.chains.packing import Split, cat_dim, joined
 from overlapc.graphs.edges import through
 from overlapc.graphs.elementwise import is_view
-from overlapc.graphs.packing import Split, cat_dim, joined
 from overlapc.graphs.refusals import refuse
 from overlapc.graphs.sizes import FEWER, same, shape_of
 from overlapc.runtime.programs.program import ROWS, WHOLE, Ref, Step

@@ -11,26 +11,18 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from overlapc.graphs.bands import RANDOM, Band, Builder, Permutation
-from overlapc.graphs.chain import Chain, Padding, Result
-from overlapc.graphs.collectives import Collective, Refusal, is_ours
-from overlapc.graphs.edges import descendants, is_random, through
-from overlapc.graphs.elementwise import is_view, permutation
-from overlapc.graphs.gemms import form_of, read_gemm, rows_of
-from overlapc.graphs.memory import mutates
-from overlapc.graphs.origins import where
-from overlapc.graphs.packing import Split, packed, permutes_rows
-from overlapc.graphs.padding import (
+from overlapc.graphs.chains.bands import RANDOM, Band, Builder, Permutation
+from overlapc.graphs.chains.chain import Chain, Padding, Result
+from overlapc.graphs.chains.gemms import form_of, read_gemm, rows_of
+from overlapc.graphs.chains.packing import Split, packed, permutes_rows
+from overlapc.graphs.chains.padding import (
     Padded,
     keeps_zeros,
     pads_what_varies,
     with_zeros,
     without_padding,
 )
-from overlapc.graphs.refusals import Refused, refuse
-from overlapc.graphs.sizes import FEWER, Dim, Sum, is_static, same, shape_of, size_of
-from overlapc.graphs.values import value_of
-from overlapc.graphs.walking import (
+from overlapc.graphs.chains.walking import (
     FARTHEST,
     Walk,
     between,
@@ -41,6 +33,14 @@ from overlapc.graphs.walking import (
     ordered,
     row_splits,
 )
+from overlapc.graphs.collectives import Collective, Refusal, is_ours
+from overlapc.graphs.edges import descendants, is_random, through
+from overlapc.graphs.elementwise import is_view, permutation
+from overlapc.graphs.memory import mutates
+from overlapc.graphs.origins import where
+from overlapc.graphs.refusals import Refused, refuse
+from overlapc.graphs.sizes import FEWER, Dim, Sum, is_static, same, shape_of, size_of
+from overlapc.graphs.values import value_of
 from overlapc.runtime.programs.program import OFFSETS, Ref
 
 aten = torch.ops.aten

@@ -9,18 +9,17 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from overlapc.graphs.bands import Builder
-from overlapc.graphs.chain import Chain, Result
-from overlapc.graphs.collectives import Collective, Refusal, is_ours
-from overlapc.graphs.edges import descendants, through
-from overlapc.graphs.elementwise import permutation
-from overlapc.graphs.gathered import consumer_axis, consumer_builder, permuted_back, trimmed_padding
-from overlapc.graphs.gemms import add_gemm, form_of, is_batched, left_of, read_gemm
-from overlapc.graphs.packing import SPLITS, Split, cut_piece, permutes_rows, unpacked
-from overlapc.graphs.refusals import Refused, refuse
-from overlapc.graphs.sizes import FEWER, Dim, Size, is_static, shape_of, size_of
-from overlapc.graphs.values import value_of
-from overlapc.graphs.walking import (
+from overlapc.graphs.chains.bands import Builder
+from overlapc.graphs.chains.chain import Chain, Result
+from overlapc.graphs.chains.gathered import (
+    consumer_axis,
+    consumer_builder,
+    permuted_back,
+    trimmed_padding,
+)
+from overlapc.graphs.chains.gemms import add_gemm, form_of, is_batched, left_of, read_gemm
+from overlapc.graphs.chains.packing import SPLITS, Split, cut_piece, permutes_rows, unpacked
+from overlapc.graphs.chains.walking import (
     Walk,
     between,
     check_groups,
@@ -30,6 +29,12 @@ from overlapc.graphs.walking import (
     passes_rows,
     row_splits,
 )
+from overlapc.graphs.collectives import Collective, Refusal, is_ours
+from overlapc.graphs.edges import descendants, through
+from overlapc.graphs.elementwise import permutation
+from overlapc.graphs.refusals import Refused, refuse
+from overlapc.graphs.sizes import FEWER, Dim, Size, is_static, shape_of, size_of
+from overlapc.graphs.values import value_of
 
 aten = torch.ops.aten
 

@@ -10,12 +10,18 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from overlapc.graphs.bands import Band, Builder
+from overlapc.graphs.chains.bands import Band, Builder
+from overlapc.graphs.chains.gemms import add_gemm
+from overlapc.graphs.chains.reductions import (
+    add_reduction,
+    add_spread,
+    is_pair,
+    is_reduction,
+    is_spread,
+)
 from overlapc.graphs.collectives import Collective
 from overlapc.graphs.edges import descendants
 from overlapc.graphs.elementwise import is_pointwise, is_view
-from overlapc.graphs.gemms import add_gemm
-from overlapc.graphs.reductions import add_reduction, add_spread, is_pair, is_reduction, is_spread
 from overlapc.graphs.refusals import refuse
 from overlapc.graphs.sizes import FEWER, Dim, is_static, lead_of, shape_of
 from overlapc.graphs.values import value_of

@@ -10,8 +10,8 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from overlapc.graphs.chains.packing import cat_dim, joined, read_slice
 from overlapc.graphs.equality import are_alike
-from overlapc.graphs.packing import cat_dim, joined, read_slice
 from overlapc.graphs.sizes import shape_of
 
 aten = torch.ops.aten

@@ -9,16 +9,16 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from overlapc.graphs.adding import add_call
+from overlapc.graphs.chains.packing import Split, packed
+from overlapc.graphs.chains.padding import Padded, without_padding
+from overlapc.graphs.chains.walking import between, ordered
 from overlapc.graphs.collectives import Collective, Refusal, functional
 from overlapc.graphs.edges import through
 from overlapc.graphs.elementwise import is_view
 from overlapc.graphs.equality import are_alike, erase_unread
-from overlapc.graphs.packing import Split, packed
-from overlapc.graphs.padding import Padded, without_padding
 from overlapc.graphs.sizes import shape_of
-from overlapc.graphs.sum_terms import scale_between
-from overlapc.graphs.sums import Number, Term, factor_of
-from overlapc.graphs.walking import between, ordered
+from overlapc.graphs.sums.reading import Number, Term, factor_of
+from overlapc.graphs.sums.terms import scale_between
 
 aten = torch.ops.aten
 

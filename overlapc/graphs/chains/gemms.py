@@ -9,7 +9,7 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from overlapc.graphs.bands import Band, Builder, constant
+from overlapc.graphs.chains.bands import Band, Builder, constant
 from overlapc.graphs.refusals import refuse
 from overlapc.graphs.sizes import Dim, is_static, same, shape_of, sizes_of
 from overlapc.graphs.values import tensor_facts

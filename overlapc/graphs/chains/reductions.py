@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from overlapc.graphs.bands import Band, Builder, constant
+from overlapc.graphs.chains.bands import Band, Builder, constant
 from overlapc.graphs.refusals import refuse
 from overlapc.graphs.sizes import dims_of, fixed, same, shape_of
 from overlapc.graphs.values import value_of
