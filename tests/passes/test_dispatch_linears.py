@@ -131,7 +131,7 @@ def test_what_is_predicted_is_told_and_changes_nothing(explained):
     torch._dynamo.reset()
     report, _ = changed(explained, mlp, *mlp_inputs(shape=(1, 3)), target="h100-nvlink")
     assert [site.reason for site in report.sites] == [
-        "Nothing but the library is there, or may win, at 3 rows."
+        "Nothing but the library can run, or may win, at 3 rows."
     ] * 3
 
 
