@@ -143,9 +143,10 @@ def test_in_a_checkpoint_without_gradients_it_stays():
 
 VARYING = {
     "einsum_grouped": "!symbolic_layout",
-    "einsum_of_one_head_of_keys": "!symbolic_layout",
-    "einsum_of_one_head_of_keys_and_other_rows": "!symbolic_layout",
-    "one_batch_of_keys": "!symbolic_layout",
+    "batches": "!symbolic_layout",  # heads are a quotient of sizes, which no input is
+    "slices_filled": "!hidden_write",  # where they end follows from sizes
+    "slices_filled_keys_first": "!hidden_write",
+    "triangle_filled_by_slices": "!hidden_write",
     "chosen": "!score_function",
 }
 """What is refused where every size is a symbol; all else is rewritten as with numbers."""

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
+from torch import fx
 
 from overlapc.graphs.attention.spelling import Call, tensor_of
-from overlapc.graphs.attention.tensors import Expression
+from overlapc.graphs.attention.tensors import Expression, expression
+from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.values import value_of
 
 MADE = torch.Tensor.new_ones
 """The first call of what has nothing of its node but a device."""
+
+
+def made_where(versions: Versions, product: fx.Node) -> Expression | None:
+    """Return memory to make tensors beside scores of, which is not scores: of queries, or keys."""
+    first = product.all_input_nodes[0]
+    found = expression(versions, product, first, as_memory=True)
+    return None if found is None else replace(found, calls=(), value=value_of(found.node))
 
 
 def box(call: Call, made_of: Expression) -> Expression | None:

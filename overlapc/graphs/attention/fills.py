@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import torch
 from torch import fx
 
 from overlapc.graphs.attention.above import product_above
-from overlapc.graphs.attention.boxes import box
+from overlapc.graphs.attention.boxes import box, made_where
 from overlapc.graphs.attention.constants import number
 from overlapc.graphs.attention.spelling import Call, tensor_of
 from overlapc.graphs.attention.steps import Fill
 from overlapc.graphs.attention.tensors import Expression, expression
+from overlapc.graphs.attention.varying import held
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.attention.walk import Walk, beside, is_scores, mask_of, overwritten
 from overlapc.graphs.collectives import Refusal
@@ -29,7 +29,7 @@ def filled(walk: Walk, call: Call) -> fx.Node | Refusal | None:
         mask, pair = call.get("condition"), (call.get("input"), call.get("other"))
         is_kept = is_scores(walk, node, pair[0])
         scores, fill = pair if is_kept else pair[::-1]
-    value = number(versions, fill)
+    value = _fill_value(versions, fill)
     kept = [arg for arg in (mask, scores, fill) if is_scores(walk, node, arg)]
     condition = mask_of(walk, call, mask)
     if kept != [scores] or value is None or condition is None:
@@ -43,7 +43,7 @@ def filled(walk: Walk, call: Call) -> fx.Node | Refusal | None:
 def item_filled(walk: Walk, call: Call) -> fx.Node | Refusal:
     """Take up ``scores[condition] = number``, with nothing but whole dimensions before it, and
     numbers written to slices."""
-    scores, value = call.get("input"), number(walk.versions, call.get("value"))
+    scores, value = call.get("input"), _fill_value(walk.versions, call.get("value"))
     condition, own = _condition(walk.versions, call), tensor_of(scores)
     if condition is None:
         condition = _box(walk.versions, call)
@@ -55,6 +55,11 @@ def item_filled(walk: Walk, call: Call) -> fx.Node | Refusal:
     return scores
 
 
+def _fill_value(versions: Versions, argument: object) -> float | None:
+    value = number(versions, argument)
+    return held(argument) if value is None else value
+
+
 def _fill(walk: Walk, condition: Expression, value: float, *, is_kept: bool) -> Fill:
     # It leaves nothing of what stands before it, not even where the factor is zero.
     return Fill(condition, value * walk.factor if walk.factor else math.nan, is_kept)
@@ -63,9 +68,8 @@ def _fill(walk: Walk, condition: Expression, value: float, *, is_kept: bool) -> 
 def _box(versions: Versions, call: Call) -> Expression | None:
     """The booleans that an index of numbers and slices stands for, made where queries are."""
     product = product_above(versions, call.node, call.get("input"))
-    first = product.all_input_nodes[0] if product is not None else None
-    made_of = expression(versions, product, first, as_memory=True) if product is not None else None
-    return None if made_of is None else box(call, replace(made_of, calls=()))
+    made_of = made_where(versions, product) if product is not None else None
+    return None if made_of is None else box(call, made_of)
 
 
 def _condition(versions: Versions, call: Call) -> Expression | None:

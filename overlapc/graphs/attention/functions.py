@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from overlapc.graphs.attention.constants import number
 from overlapc.graphs.attention.spelling import OPERATORS_IN_PLACE, Call, tensor_of
 from overlapc.graphs.attention.tensors import Expression, is_cast, keeps_rows
+from overlapc.graphs.attention.varying import is_varying
 from overlapc.graphs.attention.versions import Versions
 from overlapc.runtime.attention.masks import AtenCall, CannotLower, Dtype, Ref, why_not_lowered
 
@@ -119,7 +120,8 @@ class _Trace:
         if known is not None:
             is_tensor = call.name in OF_TENSORS and tensor_of(argument) is not None
             return self._number(known) if is_tensor else known
-        found = self.beside(call, argument) if tensor_of(argument) is not None else None
+        is_tensor = tensor_of(argument) is not None
+        found = self.beside(call, argument) if is_tensor or is_varying(argument) else None
         if found is None:
             raise CannotLower(f"{call.name} takes what is no tensor, or was written to")
         value = torch.empty(standing_for(found.value), dtype=found.value.dtype, device="meta")

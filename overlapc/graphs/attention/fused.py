@@ -60,8 +60,6 @@ def _as_spelled_out(
     mask, groups, repeated = said.mask, said.groups, None
     if groups == 1:
         flat = four_dimensional(versions, query, key, value, mask, frame)
-        if isinstance(flat, Refusal):
-            return flat
         query, key, value, mask = flat.query, flat.key, flat.value, flat.mask
         groups, repeated = flat.groups, flat.repeated
     is_read, result = layout_is_read(versions, call.node), tensor_of(call.node)

@@ -97,7 +97,7 @@ def latent_of_two(versions: Versions, found: Attention, rest: Product) -> Attent
     sides = rest.left, rest.right.transposed()
     query, key = (side.shaped(rest.batch, found.frame) for side in sides)
     flat = four_dimensional(versions, query, key, key, found.mask, found.frame)
-    if isinstance(flat, Refusal) or flat.groups != found.groups:
+    if flat.groups != found.groups:
         return None
     lengths = [(one.shape[-2], other.shape[-2]) for one, other in
                ((flat.query, found.query), (flat.key, found.key))]  # fmt: skip

@@ -15,7 +15,6 @@ from overlapc.graphs.attention.spelling import tensor_of
 from overlapc.graphs.attention.steps import Step, with_tensors
 from overlapc.graphs.attention.tensors import PERMUTATIONS, Expression, is_same
 from overlapc.graphs.attention.versions import Versions
-from overlapc.graphs.collectives import Refusal
 
 MOVING = (*PERMUTATIONS, "to", "type", "float", "type_as", "clone", "reshape", "flatten")
 """Calls that may hand on the strides that they find; who reads them is asked in turn."""
@@ -43,12 +42,9 @@ def four_dimensional(
     value: Expression,
     mask: Mask,
     frame: tuple[Any, ...],
-) -> Flat | Refusal:
+) -> Flat:
     """Bring operands in the batch dimensions ``frame`` to two, heads that are shared taken once."""
     if len(frame) > 2:
-        if any(isinstance(size, torch.SymInt) for size in frame[1:]):
-            reason = "It is regrouped by sizes that vary."
-            return Refusal(query.node, "symbolic_layout", reason)
         return _merged(query, key, value, mask, frame)
     for _ in range(2 - len(frame)):
         query, key, value = (side.then(torch.unsqueeze, 0) for side in (query, key, value))

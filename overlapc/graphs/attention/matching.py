@@ -103,8 +103,6 @@ def _flattened(
         reason = "Its exponentials of a row that keeps no key are zero, and so is their sum."
         return Refusal(node, "dead_rows", reason)
     flat = four_dimensional(versions, query, key, values, mask, frame)
-    if isinstance(flat, Refusal):
-        return flat
     is_read = layout_is_read(versions, node)
     if is_read and not (is_dense(node, weights.product.order) or is_dense(node, ())):
         reason = "Somebody reads the strides of its result, which has gaps or an order of its own."

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 
@@ -15,6 +14,7 @@ from overlapc.graphs.attention.narrow import Narrow, unwidened
 from overlapc.graphs.attention.norms import norms_of
 from overlapc.graphs.attention.site import Attention
 from overlapc.graphs.attention.tensors import Expression, is_same
+from overlapc.graphs.attention.varying import has_sizes, inferred
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.collectives import Refusal
 
@@ -59,10 +59,10 @@ def why_empty(node: fx.Node, *sides: Expression) -> Refusal | None:
 def _why_not_computed(versions: Versions, found: Attention) -> Refusal | None:
     """Operands have to be, where the result is computed, what they were where they were read."""
     sides = found.made_of(found.steps)
-    varying = [size for size in found.batch if isinstance(size, torch.SymInt)]
-    is_regrouped = not is_same(found.batch, found.frame)
-    if any(side.has_symbols for side in sides) or (is_regrouped and len(varying) > 1):
-        reason = "It is regrouped by sizes that vary."
+    is_regrouped = len(found.frame) > 2 or not is_same(found.batch, found.frame)
+    sizes = (inferred(found.batch), inferred(found.frame[1:])) if is_regrouped else ()
+    if any(side.has_symbols for side in sides) or not has_sizes(found.node.graph, sizes):
+        reason = "It is regrouped by sizes that vary, and that are no inputs of its graph."
         return Refusal(found.node, "symbolic_layout", reason)
     writer = _writer(versions, found, sides)
     if writer is None:

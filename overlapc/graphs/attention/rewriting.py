@@ -18,6 +18,7 @@ from overlapc.graphs.attention.site import Attention, Fused
 from overlapc.graphs.attention.spelling import tensor_of
 from overlapc.graphs.attention.steps import Bias, Fill
 from overlapc.graphs.attention.tensors import Expression, is_same
+from overlapc.graphs.attention.varying import inferred
 from overlapc.graphs.values import value_of
 
 
@@ -141,7 +142,7 @@ def as_spelled(result: fx.Node, found: Attention) -> Expression:
     for _ in range(2 - len(found.frame)):
         given = given.then(torch.squeeze, 0)
     if len(found.frame) > 2:
-        given = given.then(torch.unflatten, 1, tuple(found.frame[1:]))
+        given = given.then(torch.unflatten, 1, inferred(found.frame[1:]))
     given = given.shaped(found.frame, found.batch)
     if found.is_contiguous and is_dense(found.node, found.order):
         given = _contiguous(given)

@@ -32,6 +32,7 @@ from overlapc.graphs.attention.tensors import (
     keeps_rows,
     order_of,
 )
+from overlapc.graphs.attention.varying import column_number, is_varying
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.attention.walk import HIDDEN, Walk, is_scores, mask_of, no_scores, overwritten
 from overlapc.graphs.attention.written import read_rows
@@ -193,7 +194,7 @@ def _arithmetic(walk: Walk, call: Call) -> fx.Node | Refusal:
     other = pair[1] if is_first else pair[0]
     if call.in_place and not is_first:
         return overwritten(call)
-    value = number(walk.versions, other)
+    value = _number(walk.versions, call, scores, other)
     alpha = call.get("alpha", 1)
     if call.name == "mul" and value is not None:
         walk.factor *= value
@@ -222,6 +223,14 @@ def _arithmetic(walk: Walk, call: Call) -> fx.Node | Refusal:
     walk.steps.append(Bias(bias, walk.factor * on_bias))
     walk.factor *= on_scores
     return scores
+
+
+def _number(versions: Versions, call: Call, scores: fx.Node, argument: object) -> float | None:
+    value = number(versions, argument)
+    if value is not None or not is_varying(argument):
+        return value
+    product = product_above(versions, call.node, scores)
+    return None if product is None else column_number(argument, product)
 
 
 def _is_made_of_one(versions: Versions, reader: fx.Node, operands: list[fx.Node]) -> bool:

@@ -13,6 +13,7 @@ from torch import fx
 
 from overlapc.graphs.adding import add_call
 from overlapc.graphs.attention.spelling import Call, read_call, tensor_of
+from overlapc.graphs.attention.varying import has_sizes, with_nodes
 
 OF_OTHER = ("expand_as", "view_as", "reshape_as", "type_as")
 """Of their second operand."""
@@ -21,9 +22,10 @@ OF_FIRST = ("zeros_like", "ones_like", "full_like", "empty_like",
 
 
 def reads_shape(call: Call | None, source: fx.Node) -> bool:
-    """Return whether a call reads no value of a tensor whose sizes are known while compiling."""
+    """Return whether a call reads no value of a tensor whose sizes are known while compiling, or
+    are inputs of the graph."""
     value = tensor_of(source)
-    if call is None or value is None or not all(isinstance(size, int) for size in value.shape):
+    if call is None or value is None or not has_sizes(source.graph, tuple(value.shape)):
         return False
     if call.name.endswith("_like") and not value.is_contiguous():
         return False
@@ -35,10 +37,14 @@ def reads_shape(call: Call | None, source: fx.Node) -> bool:
 
 
 def standing_in(source: fx.Node) -> torch.Tensor:
-    """Return a tensor of the shape and dtype of a node's, of one element of memory."""
+    """Return a tensor of the shape and dtype of a node's, of one element of memory.
+
+    Sizes that vary are one: what is of such a size is not computed while compiling.
+    """
     value = tensor_of(source)
     assert value is not None
-    return torch.empty((), dtype=value.dtype).expand(value.shape)
+    sizes = [size if isinstance(size, int) else 1 for size in value.shape]
+    return torch.empty((), dtype=value.dtype).expand(sizes)
 
 
 def give_shapes(graph: fx.Graph, nodes: Sequence[fx.Node]) -> None:
@@ -58,4 +64,5 @@ def _standing_before(graph: fx.Graph, user: fx.Node, node: fx.Node) -> fx.Node:
     named = {"dtype": value.dtype, "device": value.device}
     with graph.inserting_before(user):
         one = add_call(graph, torch.empty, ((),), node, named)
-        return add_call(graph, torch.Tensor.expand, (one, tuple(value.shape)), node)
+        sizes = with_nodes(graph, tuple(value.shape))
+        return add_call(graph, torch.Tensor.expand, (one, sizes), node)

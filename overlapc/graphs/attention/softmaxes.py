@@ -15,6 +15,7 @@ from overlapc.graphs.attention.above import between as calls_between
 from overlapc.graphs.attention.constants import number
 from overlapc.graphs.attention.spelling import Call, is_full_index, tensor_of
 from overlapc.graphs.attention.tensors import ORDERED, is_dim, is_kept
+from overlapc.graphs.attention.varying import held, is_varying
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.attention.written import read_rows
 
@@ -62,8 +63,8 @@ def read_softmax(versions: Versions, call: Call) -> Softmax | None:
         return Softmax(call.node, call.node, scores, dim, (call.node,), factor=factor)
     if call.name in ("div", "mul"):
         return _divided(versions, call)
-    if call.name == "exp" and _logarithm(call) == 1:
-        return _by_logarithm(versions, call)
+    if call.name == "exp" and (found := _by_logarithm(versions, call)) is not None:
+        return found if _logarithm(call) == 1 else None
     return None
 
 
@@ -198,8 +199,10 @@ def _less(versions: Versions, exp: Call, shift: object, reader: fx.Node) -> floa
 
 
 def _logarithm(exp: Call) -> float:
-    """The natural logarithm of what exponentials are powers of."""
-    return math.log(2 if exp.name == "exp2" else exp.get("base", math.e))
+    """The natural logarithm of what exponentials are powers of; NaN where that is not known."""
+    base = 2 if exp.name == "exp2" else exp.get("base", math.e)
+    known = held(base) if is_varying(base) else base
+    return math.log(known) if known and known > 0 else math.nan
 
 
 def _is_same_exp(versions: Versions, one: Call, other: Call) -> bool:

@@ -12,7 +12,9 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from overlapc.graphs.adding import add_call
 from overlapc.graphs.attention.spelling import is_full_index, tensor_of
+from overlapc.graphs.attention.varying import has_sizes, inferred, with_nodes
 from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.values import value_of
 
 PERMUTATIONS = ("transpose", "permute", "mT", "T", "t")
 COPIES = ("contiguous", "clone")
@@ -39,14 +41,13 @@ class Expression:
 
     def then(self, function: Callable[..., Any], *args: Any) -> Expression:
         """Return what ``function(self, *args)`` gives."""
-        value = function(self.value, *args)
+        value = function(self.value, *fx.map_arg(args, value_of))
         return replace(self, value=value, calls=(*self.calls, (function, args)))
 
     @property
     def has_symbols(self) -> bool:
-        """Return whether a call takes a size that varies: no node of the graph stands for it."""
-        flat = (item for _, args in self.calls for arg in args for item in _flat(arg))
-        return any(isinstance(item, torch.SymInt) for item in flat)
+        """Return whether a call takes a size that varies and that no input of the graph is."""
+        return not has_sizes(self.node.graph, [args for _, args in self.calls])
 
     def is_unwritten(self, versions: Versions) -> bool:
         """Return whether nothing was written to its node, or a view on the way, before it is read.
@@ -92,9 +93,7 @@ class Expression:
             wide = wide.then(torch.flatten, 0, len(batch) - 1)
         if len(frame) == 1:
             return wide if batch else wide.then(torch.unsqueeze, 0)
-        symbols = sum(isinstance(size, torch.SymInt) for size in frame)
-        sizes = [-1 if symbols == 1 and isinstance(size, torch.SymInt) else size for size in frame]
-        return wide.then(torch.unflatten, 0, tuple(sizes))
+        return wide.then(torch.unflatten, 0, inferred(frame))
 
     def replayed(self, calls: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...]) -> Expression:
         """Return it after the calls of another expression."""
@@ -107,12 +106,8 @@ class Expression:
         """Put the calls where the graph inserts now; return the node of the result."""
         node = self.node
         for function, args in self.calls:
-            node = add_call(graph, function, (node, *args), like=node)
+            node = add_call(graph, function, (node, *with_nodes(graph, args)), like=node)
         return node
-
-
-def _flat(argument: object) -> tuple[object, ...]:
-    return tuple(argument) if isinstance(argument, list | tuple) else (argument,)
 
 
 def is_same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:

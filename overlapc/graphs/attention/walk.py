@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
-from overlapc.graphs.attention.above import leads_to_product
+from overlapc.graphs.attention.above import leads_to_product, product_above
+from overlapc.graphs.attention.boxes import MADE, made_where
 from overlapc.graphs.attention.functions import Function
 from overlapc.graphs.attention.places import Places
 from overlapc.graphs.attention.sinks import Sinks
 from overlapc.graphs.attention.spelling import Call, tensor_of
 from overlapc.graphs.attention.steps import WEAKEST_FILL, Fill, Step
 from overlapc.graphs.attention.tensors import Expression, expression, is_same
+from overlapc.graphs.attention.varying import is_varying
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.attention.written import read_rows
 from overlapc.graphs.collectives import Refusal
@@ -74,8 +76,24 @@ def mask_of(walk: Walk, call: Call, argument: object) -> Expression | None:
     value = tensor_of(call.node)
     if not isinstance(argument, fx.Node) or value is None:
         return None
-    found = expression(walk.versions, call.node, argument)
+    if is_varying(argument):
+        found = _number(walk.versions, call, argument)
+    else:
+        found = expression(walk.versions, call.node, argument)
     return None if found is None else beside(walk, found, value)
+
+
+def _number(versions: Versions, call: Call, argument: fx.Node) -> Expression | None:
+    """A Python number that varies from call to call, as a tensor where scores are."""
+    for source in call.node.all_input_nodes:
+        product = (
+            product_above(versions, call.node, source) if tensor_of(source) is not None else None
+        )
+        own = made_where(versions, product) if product is not None else None
+        if own is not None:
+            dtype = torch.promote_types(own.value.dtype, torch.float32)
+            return own.then(MADE, ()).then(torch.Tensor.to, dtype).then(torch.mul, argument)
+    return None
 
 
 def beside(walk: Walk, found: Expression, value: torch.Tensor) -> Expression:

@@ -1,0 +1,87 @@
+"""Sizes and numbers that vary from call to call: which node of a graph gives them."""
+
+from __future__ import annotations
+
+from typing import Any, TypeGuard
+
+import sympy
+import torch
+from torch import fx
+from torch.utils._pytree import tree_any, tree_map
+
+from overlapc.graphs.values import value_of
+
+VARYING = (torch.SymInt, torch.SymFloat)
+
+
+def is_varying(argument: object) -> TypeGuard[fx.Node]:
+    """Return whether an argument of a call is a Python number that the graph computes or is
+    given."""
+    return isinstance(argument, fx.Node) and isinstance(value_of(argument), VARYING)
+
+
+def has_sizes(graph: fx.Graph, sizes: Any) -> bool:
+    """Return whether inputs of a graph give all sizes that vary, among ``sizes``."""
+    given = _inputs(graph)
+    return not tree_any(lambda one: _varies(one) and _key(one) not in given, sizes)
+
+
+def inferred(sizes: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return sizes for a view with -1 for the one that varies, where no other does."""
+    is_one = sum(map(_varies, sizes)) == 1
+    return tuple(-1 if is_one and _varies(size) else size for size in sizes)
+
+
+def with_nodes(graph: fx.Graph, arguments: Any) -> Any:
+    """Return arguments with the inputs of the graph in place of sizes that vary."""
+    given = _inputs(graph)
+
+    def node_of(one: Any) -> Any:
+        if _varies(one):
+            return given[_key(one)]
+        return int(one) if isinstance(one, torch.SymInt) else one
+
+    return tree_map(node_of, arguments)
+
+
+def held(argument: object) -> float | None:
+    """Return the number that an argument is in this call, for which alone the graph is compiled
+    then; None where it is no number, or what it is is not known.
+
+    For what nobody varies: a global constant that is filled in is no constant to Dynamo where all
+    sizes vary.
+    """
+    value = value_of(argument) if is_varying(argument) else None
+    return float(value) if value is not None and value.node.has_hint() else None
+
+
+def column_number(argument: object, product: fx.Node) -> float | None:
+    """Return the number that ``argument`` is, where it follows from the columns that a product
+    sums over, as ``q.size(-1) ** -0.5``; None where it does not.
+
+    The graph is compiled for this number of columns then: a guard says so.
+    """
+    if not is_varying(argument):
+        return None
+    operands = [value_of(node) for node in product.all_input_nodes]
+    sizes = [size for x in operands if isinstance(x, torch.Tensor) for size in x.shape]
+    summed = _symbols(sizes) - _symbols(value_of(product).shape)
+    own = _symbols([value_of(argument)])
+    return held(argument) if own and own <= summed else None
+
+
+def _varies(size: object) -> bool:
+    return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
+
+
+def _inputs(graph: fx.Graph) -> dict[sympy.Expr, fx.Node]:
+    inputs = [node for node in graph.nodes if node.op == "placeholder" and is_varying(node)]
+    return {_key(value_of(node)): node for node in inputs}
+
+
+def _key(size: torch.SymInt | torch.SymFloat) -> sympy.Expr:
+    return size.node.expr
+
+
+def _symbols(sizes: Any) -> set[sympy.Basic]:
+    return {one for size in sizes if isinstance(size, VARYING) for one in _key(size).free_symbols}

@@ -1,0 +1,72 @@
+"""Numbers and sizes that vary: a graph serves all that users vary, and is right for the rest."""
+
+import math
+
+import pytest
+import torch
+
+from tests.attention.catalogue import plain
+from tests.attention.rewriting import rewrite
+from tests.attention.test_catalogue import assert_alike, wide
+
+FILL = -1e9
+
+
+def scaled(q, k, v, scale):
+    return (q @ k.mT * scale).softmax(-1) @ v
+
+
+def divided(q, k, v, scale):
+    return ((q @ k.mT) / scale).softmax(-1) @ v
+
+
+def by_columns(q, k, v):
+    return (q @ k.mT / math.sqrt(q.size(-1))).softmax(-1) @ v
+
+
+def by_rows(q, k, v):
+    return (q @ k.mT / math.sqrt(q.size(-2))).softmax(-1) @ v
+
+
+def filled(q, k, v):
+    later = torch.ones(q.size(-2), k.size(-2), dtype=torch.bool).triu(1)
+    return (q @ k.mT).masked_fill(later, FILL).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("function", [scaled, divided])
+def test_one_graph_serves_scales_that_vary(function):
+    done = rewrite(function, *plain(), 0.3, dynamic=True)
+    assert done.codes == ["fused"]
+    for scale in (0.3, 0.7, -1.9, 3.0):
+        operands = plain()
+        wanted = function(*map(wide, operands), scale)
+        assert_alike(done.function(*operands, scale), wanted, torch.float32)
+    assert len(done.after) == 1
+
+
+def test_a_narrow_dtype_rounds_scores_and_not_queries():
+    done = rewrite(scaled, *plain(dtype=torch.bfloat16), 0.3, dynamic=True)
+    assert done.codes == ["!score_function"]
+
+
+@pytest.mark.parametrize(("function", "graphs"), [(by_columns, 2), (by_rows, 1)])
+def test_a_scale_by_sizes_holds_for_others(function, graphs):
+    """A kernel is made for one number of columns, and for every number of rows."""
+    done = rewrite(function, *plain(), dynamic=True)
+    assert done.codes == ["fused"]
+    for rows, columns in ((6, 8), (9, 8), (9, 12)):
+        operands = [torch.randn(2, 4, n, columns) for n in (rows, 19, 19)]
+        wanted = function(*map(wide, operands))
+        assert_alike(done.function(*operands), wanted, torch.float32)
+    assert len(done.after) == graphs
+
+
+def test_another_fill_is_another_graph(monkeypatch):
+    done = rewrite(filled, *plain(), dynamic=True)
+    assert done.codes == ["fused"]
+    for fill in (-1e9, 0.25, -math.inf):
+        monkeypatch.setitem(globals(), "FILL", fill)
+        operands = plain()
+        wanted = filled(*map(wide, operands))
+        assert_alike(done.function(*operands), wanted, torch.float32)
+    assert len(done.after) > 1
