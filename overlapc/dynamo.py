@@ -19,6 +19,7 @@ from overlapc.passes.base import Compilation, run_passes
 from overlapc.planning.target import Target
 from overlapc.reporting.records import BEFORE_AUTOGRAD as STAGE
 from overlapc.runtime.attention.softmax_tables import NOT_CALIBRATED, calibration_of
+from overlapc.runtime.planned_devices import planned_device
 from overlapc.runtime.weights import weights_in
 
 
@@ -58,7 +59,8 @@ def rewrite_before_autograd(
 def _may_take_own(graph: fx.Graph, options: Options) -> bool:
     """Whether a kernel of our own may be chosen whose φ prompts can tell."""
     values = [value_of(node) for node in graph.nodes if node.op == "placeholder"]
-    is_on_gpu = any(isinstance(value, torch.Tensor) and value.is_cuda for value in values)
+    tensors = (value for value in values if isinstance(value, torch.Tensor))
+    is_on_gpu = any(planned_device(value.device.type) == "cuda" for value in tensors)
     return options.softmax in ("unified", "running") or (options.softmax == "auto" and is_on_gpu)
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 
-import torch
-
 from overlapc.calibration import find_target, shipped_target
 from overlapc.errors import GroupError, TargetError
 from overlapc.planning.target import Target
 from overlapc.runtime.ranks.groups import backend_name, resolve, sizes_of_groups
+from overlapc.runtime.planned_devices import planned_device
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class TargetChoice:
             return self.choice
         if self.choice != "auto":
             return Target.load(self.choice)
-        planned = _planned_device(device)
+        planned = planned_device(device)
         if not group:
             return shipped_target(planned)
         living = resolve(group)
@@ -40,7 +39,7 @@ class TargetChoice:
         if self.choice != "auto":
             return [self.target_for("cpu", group)]
         found = set()
-        for device in ("cpu", _planned_device("meta")):
+        for device in ("cpu", planned_device("meta")):
             with suppress(TargetError, GroupError):  # the pass refuses sites of such a device
                 found.add(self.target_for(device, group))
         return sorted(found, key=lambda target: target.fingerprint)
@@ -50,10 +49,3 @@ class TargetChoice:
         names = sizes_of_groups() if self.choice == "auto" else [""]
         found = {target for name in names for target in self.of_group(name)}
         return sorted(found, key=lambda target: target.fingerprint)
-
-
-def _planned_device(device: str) -> str:
-    """Tensors on ``meta`` are planned for the accelerator of this machine, or its processor."""
-    if device != "meta":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"

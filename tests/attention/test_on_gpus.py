@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.visibility import FINITE, hides
 from overlapc.errors import TargetError
-from overlapc.graphs.attention import problems
+from overlapc.graphs.attention import layouts, problems
 from overlapc.passes import rewrite_attention
 from overlapc.planning.attention.table import (
     AttentionEntry,
@@ -83,6 +83,7 @@ def on_gpu(monkeypatch):
         seen.append(problem)
         return problem
 
+    monkeypatch.setattr(layouts, "planned_device", lambda device: device)  # meta is none of ours
     monkeypatch.setattr(rewrite_attention, "problem_of", problem_of)
     monkeypatch.setattr(rewrite_attention, "attention_table", lambda device: None)
     with torch.no_grad():

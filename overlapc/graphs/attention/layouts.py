@@ -15,6 +15,7 @@ from overlapc.graphs.attention.spelling import tensor_of
 from overlapc.graphs.attention.steps import Step, with_tensors
 from overlapc.graphs.attention.tensors import PERMUTATIONS, Expression, is_same
 from overlapc.graphs.attention.versions import Versions
+from overlapc.runtime.planned_devices import planned_device
 
 MOVING = (*PERMUTATIONS, "to", "type", "float", "type_as", "clone", "reshape", "flatten")
 """Calls that may hand on the strides that they find; who reads them is asked in turn."""
@@ -62,7 +63,7 @@ def takes_groups(query: Expression, has_mask: bool) -> bool:
     On GPUs none takes them beside a mask, and the unfused path would store all scores. Kernels of
     our own always do.
     """
-    return query.value.device.type == "cpu" or not has_mask
+    return planned_device(query.value.device.type) == "cpu" or not has_mask
 
 
 def _merged(

@@ -21,6 +21,7 @@ from overlapc.planning.attention.problem import AttentionProblem, most_columns
 from overlapc.runtime.attention.gradients import why_no_gradient
 from overlapc.runtime.attention.kernels import architecture, multiprocessors, splits_for
 from overlapc.runtime.kernel_attempts import runs_kernels
+from overlapc.runtime.planned_devices import planned_on
 
 NO_WEIGHTS: Mapping[fx.Node, torch.Tensor] = {}
 
@@ -41,6 +42,7 @@ def _problem(found: Attention | Fused, weights: Mapping[fx.Node, torch.Tensor]) 
     own = found if is_spelled else found.spelled
     flat = found if isinstance(own, Refusal) else own
     sizes = [hint_of(size) for size in flat.query.shape]
+    device = planned_on(query.device)
     untold = found.untold if is_spelled else None
     return AttentionProblem(
         batch=sizes[0] if len(sizes) == 4 else 1,
@@ -51,7 +53,7 @@ def _problem(found: Attention | Fused, weights: Mapping[fx.Node, torch.Tensor]) 
         head_dim=hint_of(found.head_dim) if is_spelled else sizes[-1],
         value_dim=hint_of(value.shape[-1]),
         dtype=str(query.dtype).removeprefix("torch."),
-        device=query.device.type,
+        device=device.type,
         mask="given" if isinstance(own, Refusal) else own.mask.says,
         is_mask_trained=is_spelled and found.mask.is_trained,
         is_dense=all(hint_of(side.stride(-1)) == 1 for side in (query, key, value)),
@@ -65,11 +67,11 @@ def _problem(found: Attention | Fused, weights: Mapping[fx.Node, torch.Tensor]) 
         is_trained=isinstance(own, Attention) and own.is_trained,
         untold=(untold.code, untold.reason) if untold else None,
         why_no_gradient=_why_no_gradient(own) if isinstance(own, Attention) else "",
-        runs_kernels=runs_kernels(query.device.type),
-        architecture=architecture(query.device),
+        runs_kernels=runs_kernels(device.type),
+        architecture=architecture(device),
         scores=UNKNOWN if isinstance(own, Refusal) else scores_of(own, weights),
         is_static=all(isinstance(size, int) for size in (*query.shape, *key.shape)),
-        multiprocessors=multiprocessors(query.device),
+        multiprocessors=multiprocessors(device),
         splits=0 if isinstance(own, Refusal) else _splits(own),
         is_latent=is_spelled and found.is_latent,
         is_broadcast=isinstance(own, Attention) and own.is_broadcast,
@@ -108,7 +110,7 @@ def _splits(found: Attention) -> int:
     q, k, v = (tuple(map(hint_of, side.shape)) for side in (query, *others))
     whole = (*k[:3], hint_of(found.head_dim))
     name = str(query.dtype).removeprefix("torch.")
-    return splits_for(name, q, whole, v, query.device, shares_values=found.is_latent)
+    return splits_for(name, q, whole, v, planned_on(query.device), shares_values=found.is_latent)
 
 
 def _why_no_gradient(found: Attention) -> str:
