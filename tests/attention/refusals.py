@@ -300,26 +300,13 @@ def cut_and_put_together(q, k, v):
     return torch.cat([s[..., :9], torch.full((B, H, Q, K - 9), -INF)], -1).softmax(-1) @ v
 
 
-def summed_products(q, k, v):
-    return (q[..., None, :] * k[:, :, None]).sum(-1).softmax(-1) @ v
-
-
 def summed_products_of_one_row(q, k, v):
     w = (q[:, :, :1] * k).sum(-1).softmax(-1)
     return (w[..., None] * v).sum(-2)
 
 
-def values_summed(q, k, v):
-    return ((q @ k.mT).softmax(-1)[..., None] * v[:, :, None]).sum(-2)
-
-
 def one_row(q, k, v):
     return (k[0, 0] @ q[0, 0, 0]).softmax(-1) @ v[0, 0]
-
-
-def tensordots(q, k, v):
-    w = torch.tensordot(q[0, 0], k[0, 0], dims=([1], [1])).softmax(-1)
-    return torch.tensordot(w, v[0, 0], dims=1)
 
 
 def exp_normalized(q, k, v):
@@ -440,10 +427,6 @@ def routing(q, k, v):
     return scores * index
 
 
-def pooling(q, k, v):
-    return F.softmax(F.linear(q, k[0, 0]), -1) @ v
-
-
 LEFT = {
     "fused": Spelling(fused, "=fused_already", operands=square),
     "soft_cap": Spelling(soft_cap, "!score_function"),
@@ -455,7 +438,7 @@ LEFT = {
         filled_through_a_turned_view, "!hidden_write", operands=square
     ),
     "filled_in_another_order": Spelling(filled_in_another_order, "!hidden_write", operands=square),
-    "copy_filled": Spelling(copy_filled, "!hidden_write", keep),
+    "copy_filled": Spelling(copy_filled, "!scores_read", keep),
     "capped_after_a_write_through_a_view": Spelling(
         capped_after_a_write_through_a_view, "!hidden_write"
     ),
@@ -476,11 +459,8 @@ LEFT = {
     "every_other_key": Spelling(every_other_key, "!hidden_write"),
     "numbers_in_a_slice": Spelling(numbers_in_a_slice, "!hidden_write"),
     "cut_and_put_together": Spelling(cut_and_put_together, "!product"),
-    "summed_products": Spelling(summed_products, "!product"),
     "summed_products_of_one_row": Spelling(summed_products_of_one_row, "!product"),
-    "values_summed": Spelling(values_summed, "!weights_changed"),
     "one_row": Spelling(one_row, "!product"),
-    "tensordots": Spelling(tensordots, "!product"),
     "exp_normalized": Spelling(exp_normalized, "!unread_softmax"),
     "exp_times_a_mask": Spelling(exp_times_a_mask, "!unread_softmax", keep),
     "powers_of_two_over_those_of_three": Spelling(
@@ -542,5 +522,4 @@ LEFT = {
     "filled_above": Spelling(filled_above, "!weak_fill", more=keep),
     "module": Spelling(module, "=fused_already"),
     "routing": Spelling(routing, ""),
-    "pooling": Spelling(pooling, ""),
 }

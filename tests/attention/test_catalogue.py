@@ -7,8 +7,8 @@ import torch
 from torch._inductor import config as inductor_config
 
 from overlapc.passes.base import Fuel
+from tests.attention.catalogue import REWRITTEN as CATALOGUE
 from tests.attention.catalogue import (
-    REWRITTEN,
     B,
     Spelling,
     added,
@@ -18,8 +18,14 @@ from tests.attention.catalogue import (
     square,
     twice,
 )
-from tests.attention.refusals import LEFT, weights_returned
+from tests.attention.refusals import LEFT as REFUSED
+from tests.attention.refusals import weights_returned
 from tests.attention.rewriting import rewrite
+from tests.attention.spelled_products import PRODUCTS, UNREAD
+from tests.attention.zeroed_weights import CHANGED, ZEROED
+
+REWRITTEN = {**CATALOGUE, **PRODUCTS, **ZEROED}
+LEFT = {**REFUSED, **UNREAD, **CHANGED}
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 """Of the largest value: some roundings of each dtype."""

@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from overlapc.graphs.attention.constants import number
-from overlapc.graphs.attention.products import NAMES, UNREAD, is_summed
+from overlapc.graphs.attention.products import UNREAD, is_product
 from overlapc.graphs.attention.shapes import reads_shape
 from overlapc.graphs.attention.spelling import Call, tensor_of
 from overlapc.graphs.attention.tensors import exchanges_last, is_cast, is_same, keeps_rows
@@ -32,7 +32,7 @@ def leads_to_product(versions: Versions, node: fx.Node, dim: int) -> bool:
         if one in seen or call is None or value is None:
             continue
         seen.add(one)
-        if call.name in NAMES:
+        if is_product(versions, call):
             return True
         if call.name in ("linear", "addmm", "scaled_dot_product_attention", "softmax"):
             continue
@@ -80,7 +80,7 @@ def scaled_product(versions: Versions, node: fx.Node) -> tuple[list[fx.Node], fl
     factor = 1.0
     while (call := versions.calls.get(node)) is not None:
         nodes.insert(0, node)
-        if call.name in NAMES:
+        if is_product(versions, call):
             return nodes, factor
         whole, value = _scaled(versions, call)
         seen = versions.read(node, whole) if whole is not None else None
@@ -94,7 +94,7 @@ def is_of_products(versions: Versions, node: fx.Node) -> bool:
     """Return whether a tensor is a product of matrices, in another dtype or view, times a number,
     or a sum of such."""
     call = versions.calls.get(node)
-    if call is None or call.name in NAMES:
+    if call is None or is_product(versions, call):
         return call is not None
     parts = [_scaled(versions, call)[0]]
     if call.name in ("add", "sub"):
@@ -127,7 +127,7 @@ def product_above(versions: Versions, reader: fx.Node, source: fx.Node) -> fx.No
     value = _value_at(versions, node) if node is not None else None
     if node is None or call is None or value is None:
         return None
-    if call.name in NAMES:
+    if is_product(versions, call):
         return node
     for operand in _parts(call):
         seen = read_rows(versions, node, operand)
@@ -183,11 +183,9 @@ def why_unread(versions: Versions, node: fx.Node) -> str:
         if one in seen or call is None:
             continue
         seen.add(one)
-        if is_summed(versions, call):
-            return "Scores are summed element by element: as a matmul or an einsum they are read."
         if call.name in UNREAD:
             return f"Scores are a product by {call.name}, which is not read: matmul and einsum are."
-        if call.name in NAMES:
+        if is_product(versions, call):
             return "Scores are cut, put together or of one row: no product leads to them as it is."
         for source in _parts(call):
             if call.name in MOVES or _is_as_large(_value_at(versions, source), value):

@@ -10,6 +10,7 @@ from torch import fx
 from overlapc.graphs.attention.above import product_above
 from overlapc.graphs.attention.boxes import box, made_where
 from overlapc.graphs.attention.constants import number
+from overlapc.graphs.attention.sinks import of_all
 from overlapc.graphs.attention.spelling import Call, tensor_of
 from overlapc.graphs.attention.steps import Fill
 from overlapc.graphs.attention.tensors import Expression, expression
@@ -29,7 +30,7 @@ def filled(walk: Walk, call: Call) -> fx.Node | Refusal | None:
         mask, pair = call.get("condition"), (call.get("input"), call.get("other"))
         is_kept = is_scores(walk, node, pair[0])
         scores, fill = pair if is_kept else pair[::-1]
-    value = _fill_value(versions, fill)
+    value = _fill_value(versions, node, fill)
     kept = [arg for arg in (mask, scores, fill) if is_scores(walk, node, arg)]
     condition = mask_of(walk, call, mask)
     if kept != [scores] or value is None or condition is None:
@@ -40,10 +41,27 @@ def filled(walk: Walk, call: Call) -> fx.Node | Refusal | None:
     return scores
 
 
+def _number(versions: Versions, reader: fx.Node, argument: object) -> float | None:
+    """The number that an argument is, or all elements of a tensor are, whatever its sizes."""
+    value = number(versions, argument)
+    node = versions.read(reader, argument) if isinstance(argument, fx.Node) else None
+    call = versions.calls.get(node) if node is not None else None
+    if value is not None or call is None or call.in_place:
+        return value
+    if call.name != "mul":
+        every, own = of_all(call), tensor_of(call.node)
+        if every is None or own is None or not own.dtype.is_floating_point:
+            return None
+        return float(torch.tensor(every, dtype=own.dtype))
+    one, other = (_number(versions, call.node, call.get(name)) for name in ("input", "other"))
+    return None if one is None or other is None else one * other
+
+
 def item_filled(walk: Walk, call: Call) -> fx.Node | Refusal:
     """Take up ``scores[condition] = number``, with nothing but whole dimensions before it, and
     numbers written to slices."""
-    scores, value = call.get("input"), _fill_value(walk.versions, call.get("value"))
+    node, scores = call.node, call.get("input")
+    value = _fill_value(walk.versions, node, call.get("value"))
     condition, own = _condition(walk.versions, call), tensor_of(scores)
     if condition is None:
         condition = _box(walk.versions, call)
@@ -55,8 +73,8 @@ def item_filled(walk: Walk, call: Call) -> fx.Node | Refusal:
     return scores
 
 
-def _fill_value(versions: Versions, argument: object) -> float | None:
-    value = number(versions, argument)
+def _fill_value(versions: Versions, reader: fx.Node, argument: object) -> float | None:
+    value = _number(versions, reader, argument)
     return held(argument) if value is None else value
 
 

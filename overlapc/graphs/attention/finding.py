@@ -6,22 +6,31 @@ import logging
 from collections.abc import Iterator
 
 from torch import fx
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from overlapc.graphs.attention.above import may_be_scores
 from overlapc.graphs.attention.fused import read_fused
 from overlapc.graphs.attention.matching import match
 from overlapc.graphs.attention.modules import CLOSED, MODULE
 from overlapc.graphs.attention.site import Site
-from overlapc.graphs.attention.softmaxes import EXPONENTIALS, Softmax, read_softmax
-from overlapc.graphs.attention.spelling import Call, read_call
+from overlapc.graphs.attention.softmaxes import EXPONENTIALS, Softmax, read_powers, read_softmax
+from overlapc.graphs.attention.spelling import Call, read_call, tensor_of
 from overlapc.graphs.attention.versions import Versions
-from overlapc.graphs.attention.weights import weighs_values
+from overlapc.graphs.attention.weights import products_below, weighs_values
 from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.faults import fault_at
 
 log = logging.getLogger(__name__)
 
-ROOTS = ("softmax", "softmin", *EXPONENTIALS, "scaled_dot_product_attention", MODULE, *CLOSED)
+ROOTS = (
+    "softmax",
+    "softmin",
+    *EXPONENTIALS,
+    "pow",
+    "scaled_dot_product_attention",
+    MODULE,
+    *CLOSED,
+)
 """Calls that an attention has exactly one of."""
 
 
@@ -29,16 +38,22 @@ def has_attention(graph: fx.Graph) -> bool:
     """Return whether a graph has a site; quick where it has no call of ``ROOTS``."""
     try:
         calls = (read_call(node) for node in graph.nodes)
-        has_root = any(call is not None and call.name in ROOTS for call in calls)
+        has_root = any(call is not None and _is_root(call) for call in calls)
         return has_root and next(find_sites(graph), None) is not None
     except Exception:  # the program is compiled without us
         log.exception("a fault of overlapc: attention is not looked for in a graph")
         return False
 
 
+def _is_root(call: Call) -> bool:
+    is_power = call.name == "pow" and isinstance(call.get("exponent"), fx.Node)
+    return call.name in ROOTS or is_power
+
+
 def find_sites(graph: fx.Graph) -> Iterator[tuple[fx.Node, Site]]:
     """Yield every softmax attention of a graph, by its softmax or its one call."""
     versions = Versions(graph)
+    read_powers(versions)
     softmaxes: dict[fx.Node, Softmax | Refusal | None] = {}
     for node, call in versions.calls.items():
         try:
@@ -62,6 +77,12 @@ def _read_site(
     """``is_spelled``: the call is a part of a softmax that was read."""
     if isinstance(softmax, Refusal):
         return softmax
+    is_root = softmax is not None or call.name == "scaled_dot_product_attention"
+    value = tensor_of(call.node)
+    if is_root and value is not None and is_functorch_wrapped_tensor(value):
+        reason = "It stands in torch.vmap or a transform of torch.func, whose tensors have more "
+        reason += "dimensions than they show: written for all of them at once it would be read."
+        return Refusal(call.node, "transformed", reason)
     if softmax is not None and weighs_values(versions, softmax):
         return match(versions, softmax)
     if call.name in EXPONENTIALS and not is_spelled and _weighs(versions, call):
@@ -84,4 +105,21 @@ def _weighs(versions: Versions, exp: Call) -> bool:
     seen = versions.read(exp.node, source) if isinstance(source, fx.Node) else None
     if seen is None or not may_be_scores(versions, seen):
         return False
-    return weighs_values(versions, Softmax(exp.node, exp.node, seen, 0, (exp.node,)))
+    own = Softmax(exp.node, exp.node, seen, 0, (exp.node,))
+    return weighs_values(versions, own) and not _are_features(versions, exp.node)
+
+
+def _are_features(versions: Versions, exp: fx.Node) -> bool:
+    """Whether products of exponentials meet products of others, as features of queries meet sums
+    over features of keys (Performer): none of them are weights of a softmax."""
+    own = products_below(versions, exp)
+    for other in (node for node, call in versions.calls.items() if call.name in EXPONENTIALS):
+        theirs = products_below(versions, other) if other is not exp else set()
+        for above, below in ((own, theirs), (theirs, own)):
+            if any(
+                versions.read(product, side) in above
+                for product in below
+                for side in product.all_input_nodes
+            ):
+                return True
+    return False

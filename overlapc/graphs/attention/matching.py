@@ -28,6 +28,7 @@ from overlapc.graphs.attention.spelling import tensor_of
 from overlapc.graphs.attention.tensors import Expression, expression, is_cast, is_same
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.attention.weights import Weights, read_weights
+from overlapc.graphs.attention.zeroed import with_zeros
 from overlapc.graphs.collectives import Refusal
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -92,9 +93,13 @@ def _flattened(
         return Refusal(node, "mixed_dtypes", reason)
     query, key = (side.shaped(scores.product.batch, frame) for side in sides if side is not None)
     rows, keys = query.shape[-2], key.shape[-2]
-    mask = read_mask(versions, scores.masks, dtype, rows, keys)
+    zeroed = with_zeros(versions, scores, weights.zeroings)
+    if isinstance(zeroed, Refusal):
+        return zeroed
+    mask = read_mask(versions, zeroed.masks, dtype, rows, keys)
     if isinstance(mask, Refusal):
         return mask
+    mask = zeroed.told(mask)
     if softmax.is_nan_where_dead and mask.dead == "nan":
         reason = "A row that keeps no key is NaN, for its maximum is infinite: a sink gives zeros."
         return Refusal(node, "dead_rows", reason)

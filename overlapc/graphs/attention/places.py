@@ -19,6 +19,11 @@ class Places:
         """Return whether no batch stands behind rows or keys."""
         return min(self.rows, self.keys) == -2
 
+    @property
+    def is_usual(self) -> bool:
+        """Return whether rows and then keys are the last two."""
+        return (self.rows, self.keys) == (-2, -1)
+
     def order(self, dims: int) -> tuple[int, ...]:
         """Return the permutation of so many dimensions to ``[..., rows, keys]``."""
         own = self.rows % dims, self.keys % dims

@@ -8,14 +8,26 @@ from typing import Any
 import torch
 from torch import fx
 
+from overlapc.graphs.attention.contractions import LABELLED, contraction, sums_products
 from overlapc.graphs.attention.places import Places
 from overlapc.graphs.attention.spelling import Call, tensor_of
-from overlapc.graphs.attention.tensors import Expression, expression, is_same
+from overlapc.graphs.attention.tensors import (
+    CASTS,
+    COPIES,
+    ORDERED,
+    PERMUTATIONS,
+    Expression,
+    expression,
+)
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.collectives import Refusal
 
-NAMES = ("matmul", "bmm", "baddbmm", "einsum")
-UNREAD = ("tensordot", "inner", "mv")
+NAMES = ("matmul", "bmm", "baddbmm", "einsum", "inner", "tensordot")
+UNREAD = ("mv", "dot", "vdot", "addbmm", "chain_matmul", "multi_dot", "linalg_multi_dot", "kron",
+          "bilinear", "addmv")  # fmt: skip
+"""Products that are not read."""
+ADDING = {"baddbmm": ("batch1", "batch2"), "addmm": ("mat1", "mat2")}
+"""Those that are added to a tensor, and what their factors are called."""
 USUAL = Places()
 OVER_ROWS = "weights are summed over another dimension than their keys"
 
@@ -34,6 +46,8 @@ class Product:
     beta: float = 1.0
     order: tuple[int, ...] = ()
     """Dimensions of ``[..., M, N]`` in the order of the node's result; empty: as they are."""
+    inner: tuple[fx.Node, ...] = ()
+    """Calls before the node that hold nothing but its elements."""
 
     def transposed(self) -> Product:
         """Return the product whose result is this one with M and N exchanged."""
@@ -50,24 +64,31 @@ class Product:
         return tuple(sizes[dim] for dim in range(len(self.order) - 2))
 
 
-def is_summed(versions: Versions, call: Call) -> bool:
-    """Return whether a call sums products of elements of two tensors of which one broadcasts."""
-    source = call.get("input")
-    seen = versions.read(call.node, source) if isinstance(source, fx.Node) else None
-    times = versions.calls.get(seen) if seen is not None else None
-    if call.name != "sum" or times is None or times.name != "mul":
-        return False
-    value = tensor_of(times.node)
-    sides = [tensor_of(times.get(name)) for name in ("input", "other")]
-    if value is None or any(side is None or side.ndim < 2 for side in sides):
-        return False
-    return any(not is_same((side.numel(),), (value.numel(),)) for side in sides if side is not None)
+def is_product(versions: Versions, call: Call) -> bool:
+    """Return whether a call is a product of matrices, or looks like one: a layer is none."""
+    if call.name == "sum":
+        return sums_products(versions, call)
+    factors = {"linear": ("weight",), "addmm": ("mat1", "mat2")}.get(call.name)
+    if factors is None:
+        return call.name in NAMES
+    return not any(_is_parameter(versions, call.node, call.get(name)) for name in factors)
+
+
+def _is_parameter(versions: Versions, reader: fx.Node, source: object) -> bool:
+    """Whether a tensor is a parameter, in another dtype or view."""
+    node = versions.read(reader, source) if isinstance(source, fx.Node) else None
+    while node is not None and (call := versions.calls.get(node)) is not None:
+        if call.in_place or call.name not in (*PERMUTATIONS, *CASTS, *COPIES, *ORDERED):
+            return False
+        above = call.get("input")
+        node = versions.read(node, above) if isinstance(above, fx.Node) else None
+    return isinstance(tensor_of(node), torch.nn.Parameter)
 
 
 def read_product(
     versions: Versions, call: Call, left: fx.Node | None = None, places: Places = USUAL
 ) -> Product | Refusal:
-    """Read a call of one of ``NAMES``.
+    """Read a call that is a product.
 
     ``left`` names the operand that is to stand left, its keys contracted; without it the keys of
     the result are to come from the right one. ``places`` are of that operand, or without it of the
@@ -75,13 +96,13 @@ def read_product(
     """
     if call.in_place:
         return _refused(call, "its product is added to a tensor in place")
-    if call.name == "einsum":
-        return _read_einsum(versions, call, left, places)
+    if call.name in LABELLED:
+        return _read_labelled(versions, call, left, places)
     if not places.are_last:
         return _refused(call, "rows and keys are not the last two dimensions of scores")
     is_transposed = places != USUAL
-    if call.name == "baddbmm":
-        names, scales = ("batch1", "batch2"), (call.get("alpha", 1), call.get("beta", 1))
+    if call.name in ADDING:
+        names, scales = ADDING[call.name], (call.get("alpha", 1), call.get("beta", 1))
     else:
         names, scales = ("input", "other"), (1, 1)
     nodes = [call.get(name) for name in names]
@@ -94,7 +115,7 @@ def read_product(
         return _refused(call, "an operand is a vector")
     if not all(isinstance(scale, int | float) for scale in scales):
         return _refused(call, "alpha or beta is computed")
-    added = call.get("input") if call.name == "baddbmm" and scales[1] != 0 else None
+    added = call.get("input") if call.name in ADDING and scales[1] != 0 else None
     product = Product(call.node, *found, float(scales[0]), added, float(scales[1]))
     if not is_transposed:
         return product
@@ -114,34 +135,34 @@ def _operands(
     return sides[0], sides[1]
 
 
-def _read_einsum(
+def _read_labelled(
     versions: Versions, call: Call, left: fx.Node | None, places: Places
 ) -> Product | Refusal:
-    operands = [value for key, value in call.given.items() if key != "equation"]
-    if len(operands) == 1 and isinstance(operands[0], list | tuple):
-        operands = list(operands[0])
-    found = _operands(versions, call, operands)
-    if isinstance(found, Refusal):
-        return found
-    labels = _labels(call.get("equation"), [len(side.shape) for side in found])
-    if labels is None:
-        return _refused(call, "its einsum is no product of two matrices")
-    one, other, out = labels
-    sides = [(found[0], one), (found[1], other)]
-    is_weights = left is not None
-    scores = (other if operands[1] is left else one) if is_weights else out
+    found = contraction(versions, call)
+    if found is None:
+        return _refused(call, f"its {call.name} is no product of two matrices")
+    sides = [(found.one.tensor, found.one.labels), (found.other.tensor, found.other.labels)]
+    is_weights, is_other = left is not None, found.other.node is left
+    if is_weights and not is_other and found.one.node is not left:
+        return _refused(call, OVER_ROWS)
+    out = found.out
+    scores = (sides[is_other][1]) if is_weights else out
     if len(scores) < max(-places.rows, -places.keys):
-        return _refused(call, "its einsum is no product of two matrices")
+        return _refused(call, f"its {call.name} is no product of two matrices")
     row, key = scores[places.rows], scores[places.keys]
-    is_swapped = operands[1] is left if is_weights else key in one
+    is_swapped = is_other if is_weights else key in sides[0][1]
     (a, a_labels), (b, b_labels) = reversed(sides) if is_swapped else sides
     if is_weights:
-        return _arranged(call, a, a_labels, b, b_labels, out, row, key)
-    if places.are_last:
-        out = out[:-2] + row + key
-    if key in a_labels:
+        product = _arranged(call, a, a_labels, b, b_labels, out, row, key)
+    elif key in a_labels:
         return _refused(call, "its keys are of both operands")
-    return _arranged(call, a, a_labels, b, b_labels, out, row, "")
+    else:
+        if places.are_last:
+            out = out[:-2] + row + key
+        product = _arranged(call, a, a_labels, b, b_labels, out, row, "")
+    if isinstance(product, Refusal):
+        return product
+    return replace(product, added=found.added, inner=found.inner)
 
 
 def _arranged(
@@ -160,7 +181,7 @@ def _arranged(
     rows = [label for label in out if label not in b_labels]
     every = set(a_labels) | set(b_labels)
     if len(summed) != 1 or len(columns) != 1 or not rows or every - set(out) - set(summed):
-        return _refused(call, "its einsum is no product of two matrices")
+        return _refused(call, f"its {call.name} is no product of two matrices")
     if contracted not in ("", summed[0]):
         return _refused(call, OVER_ROWS)
     if row not in rows:
@@ -179,28 +200,6 @@ def _arranged(
     order = tuple(natural.index(label) for label in out)
     is_natural = order == tuple(range(len(out)))
     return Product(call.node, left, right, order=() if is_natural else order)
-
-
-def _labels(equation: object, dims: list[int]) -> tuple[str, str, str] | None:
-    """The labels of both operands and of the result, one letter a dimension."""
-    if not isinstance(equation, str) or equation.count("->") != 1:
-        return None
-    inputs, _, out = equation.replace(" ", "").partition("->")
-    sides = inputs.split(",")
-    if len(sides) != 2:
-        return None
-    spare = [chr(code) for code in range(ord("A"), ord("Z") + 1) if chr(code) not in equation]
-    hidden = [n - len(side.replace("...", "")) for side, n in zip(sides, dims, strict=True)]
-    width = max(hidden)
-    if width > len(spare) or any(n not in (0, width) for n in hidden):
-        return None
-    names = "".join(spare[:width])
-    one, other, out = (text.replace("...", names) for text in (*sides, out))
-    if any(len(set(text)) != len(text) for text in (one, other, out)):
-        return None
-    if len(one) != dims[0] or len(other) != dims[1]:
-        return None
-    return one, other, out
 
 
 def _refused(call: Call, why: str) -> Refusal:

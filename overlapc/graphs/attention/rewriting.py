@@ -86,7 +86,8 @@ def _mask(graph: fx.Graph, found: Attention) -> fx.Node | None:
     for part in parts:
         if isinstance(part, Bias):
             added = part.tensor.emit(graph)
-            if part.factor != 1:
+            if part.factor != 1:  # scores are scaled with it in their own dtype
+                added = _in_kernel_dtype(graph, added, found.query.value.dtype)
                 added = _call(graph, torch.mul, added, part.factor, like=added)
             total = added if total is None else _call(graph, torch.add, total, added, like=added)
         else:

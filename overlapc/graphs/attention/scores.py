@@ -20,7 +20,7 @@ from overlapc.graphs.attention.constants import number
 from overlapc.graphs.attention.fills import filled, item_filled
 from overlapc.graphs.attention.functions import Function, trace_function
 from overlapc.graphs.attention.places import Places, possible_places
-from overlapc.graphs.attention.products import NAMES, Product, read_product
+from overlapc.graphs.attention.products import Product, is_product, read_product
 from overlapc.graphs.attention.sinks import Sinks, even_sinks, is_shift, of_one_number, read_sinks
 from overlapc.graphs.attention.softmaxes import Softmax
 from overlapc.graphs.attention.spelling import Call, tensor_of
@@ -94,7 +94,7 @@ def _walked(versions: Versions, node: fx.Node, walk: Walk) -> Scores | Refusal:
     for _ in range(FURTHEST):
         walk.nodes.append(node)
         call = versions.calls[node]
-        if call.name in NAMES:
+        if is_product(versions, call):
             return _ended(walk, call)
         step = _step(walk, call)
         if isinstance(step, Refusal):
@@ -243,6 +243,7 @@ def _ended(walk: Walk, call: Call) -> Scores | Refusal:
     product = read_product(walk.versions, call, places=walk.places)
     if isinstance(product, Refusal):
         return product
+    walk.nodes.extend(reversed(product.inner))
     if product.added is not None:
         bias = mask_of(walk, call, product.added)
         if bias is None:

@@ -69,8 +69,8 @@ def even_sinks(versions: Versions, call: Call, dim: int) -> EvenSinks | None:
             continue
         node = versions.read(call.node, column)
         made = versions.calls.get(node) if node is not None else None
-        number = _of_all(made) if made is not None else None
-        if made is None or number is None:
+        number = of_all(made) if made is not None else None
+        if made is None or number is None or not math.isfinite(number):
             continue
         return EvenSinks(scores, number, scores is not parts[0], _of_shape(versions, made))
     return None
@@ -98,13 +98,11 @@ def _padded(call: Call, dim: int) -> EvenSinks | None:
     return EvenSinks(call.get("input"), float(number), is_first=sides[0] == 1)
 
 
-def _of_all(call: Call) -> float | None:
-    """The finite number that a call gives in all elements, of whatever size; None where not so."""
+def of_all(call: Call) -> float | None:
+    """Return the number that a call gives in all elements, of whatever size; None where not so."""
     name = call.name.removeprefix("new_").removesuffix("_like")
     number = {"zeros": 0.0, "ones": 1.0, "full": call.get("fill_value")}.get(name)
-    if call.in_place or not isinstance(number, int | float) or not math.isfinite(number):
-        return None
-    return float(number)
+    return None if call.in_place or not isinstance(number, int | float) else float(number)
 
 
 def of_one_number(beside: Expression, heads: Any) -> Expression:

@@ -52,6 +52,19 @@ class Softmax:
     """Of the exponentials and values, where that is divided by their sums in place of them."""
 
 
+def read_powers(versions: Versions) -> None:
+    """Let powers of a constant that is a tensor be exponentials, as those of a number are."""
+    for node, call in list(versions.calls.items()):
+        exponent = call.get("exponent") if call.name == "pow" and not call.in_place else None
+        value, own = tensor_of(exponent), tensor_of(call.get("input"))
+        if value is None or own is None or value.ndim < 2:
+            continue
+        base = number(versions, call.get("input"))
+        if base is not None and 0 < base != 1:
+            given = {**call.given, "input": exponent, "base": base}
+            versions.calls[node] = replace(call, name="exp", given=given)
+
+
 def read_softmax(versions: Versions, call: Call) -> Softmax | None:
     """Read the softmax whose weights a call gives; None where it gives none."""
     if call.name in ("softmax", "softmin"):

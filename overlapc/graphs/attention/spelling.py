@@ -34,6 +34,10 @@ PARAMETERS = {
     "matmul": "input other",
     "bmm": "input other",
     "baddbmm": "input batch1 batch2",
+    "addmm": "input mat1 mat2",
+    "inner": "input other",
+    "tensordot": "input other dims",
+    "linear": "input weight bias",
     "einsum": "equation",
     "softmax": "input dim dtype",
     "log_softmax": "input dim dtype",
@@ -79,6 +83,8 @@ RENAMED = {
     "x": "input",
     "y": "other",
     "tensors": "input",
+    "a": "input",
+    "b": "other",
     "axis": "dim",
     "keepdims": "keepdim",
     "ord": "p",
@@ -87,6 +93,10 @@ RENAMED = {
 
 ATTRIBUTES = ("mT", "T", "values")
 """Those that are tensors made of tensors."""
+
+OF_TORCH = ("aten::", "prims::")
+ROOTS_OF_TORCH = ("torch", "_operator", "builtins", "math")
+"""Modules whose functions are what their names say."""
 
 OVERWRITING = "iadd isub imul itruediv ifloordiv imod ipow imatmul iand ior ixor"
 OPERATORS_IN_PLACE = frozenset(OVERWRITING.split())
@@ -151,7 +161,19 @@ def _name_of(node: fx.Node) -> tuple[str, bool]:
     if getattr(target, "__module__", "") == "_operator":  # and_ has its name from the keyword
         in_place = name in OPERATORS_IN_PLACE and isinstance(value_of(node), torch.Tensor)
         name = name[1:] if name in OPERATORS_IN_PLACE else name
+    if whose := _namespace(target):
+        return f"{whose}::{name}", in_place
     return ALIASES.get(name, name), in_place
+
+
+def _namespace(target: Any) -> str:
+    """Whose function it is, where it is none of torch's: a name alone says nothing of what it does;
+    empty for torch's."""
+    if isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        whole = getattr(target, "_qualified_op_name", None) or target._schema.name
+        return "" if whole.startswith(OF_TORCH) else whole.partition("::")[0]
+    root = (getattr(target, "__module__", None) or "torch").partition(".")[0]
+    return "" if isinstance(target, str) or root in ROOTS_OF_TORCH else root
 
 
 def tensor_of(argument: object) -> torch.Tensor | None:

@@ -8,18 +8,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+import torch
 from torch import fx
 
+from overlapc.graphs.attention.fresh import is_fresh
 from overlapc.graphs.attention.spelling import Call, read_call, tensor_of
-
-FRESH_NAMES = """
-    matmul bmm baddbmm einsum linear addmm scaled_dot_product_attention softmax embedding
-    add sub mul div neg pow exp tanh sigmoid relu gelu silu rsqrt mean sum layer_norm rms_norm
-    where masked_fill cat stack arange tensor zeros ones full empty new_zeros new_ones new_full
-    new_empty new_tensor zeros_like ones_like full_like empty_like le lt ge gt eq ne and_ or_
-"""
-FRESH = frozenset(FRESH_NAMES.split())
-"""Ops whose result shares no memory with an operand; of any other it may."""
 
 
 class Versions:
@@ -103,7 +96,7 @@ def shares_with(node: fx.Node, call: Call | None) -> list[fx.Node]:
     """Return the operands whose memory the result of a node may share."""
     if call is not None and call.in_place:
         return writes_to(node, call)
-    return [] if call is not None and call.name in FRESH else node.all_input_nodes
+    return [] if call is not None and is_fresh(call) else node.all_input_nodes
 
 
 def writes_to(node: fx.Node, call: Call | None) -> list[fx.Node]:
@@ -114,7 +107,25 @@ def writes_to(node: fx.Node, call: Call | None) -> list[fx.Node]:
     if call.in_place or call.name == "setitem":
         written.append(call.get("input"))
     written.append(call.get("out"))
+    written += of_schema(node)
     flat: list[object] = []
     for item in written:
         flat.extend(item if isinstance(item, list | tuple) else [item])
     return [item for item in flat if isinstance(item, fx.Node) and tensor_of(item) is not None]
+
+
+def of_schema(node: fx.Node) -> list[object]:
+    """The arguments that an op's schema marks as written to, and all of a Triton kernel."""
+    target = node.target
+    if getattr(target, "__name__", "") == "triton_kernel_wrapper_mutation":
+        return list(node.all_input_nodes)
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        target = getattr(target, "default", None)
+    if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
+        return []
+    found: list[object] = []
+    for position, argument in enumerate(target._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            is_positional = position < len(node.args)
+            found.append(node.args[position] if is_positional else node.kwargs.get(argument.name))
+    return found

@@ -8,12 +8,20 @@ import torch
 from torch import fx
 
 from overlapc.graphs.attention.places import Places
-from overlapc.graphs.attention.products import NAMES, UNREAD, Product, is_summed, read_product
+from overlapc.graphs.attention.products import UNREAD, Product, is_product, read_product
 from overlapc.graphs.attention.sinks import Sinks, without_sinks
 from overlapc.graphs.attention.softmaxes import Softmax
 from overlapc.graphs.attention.spelling import Call, tensor_of
-from overlapc.graphs.attention.tensors import is_cast, is_same, keeps_all, keeps_rows, order_of
+from overlapc.graphs.attention.tensors import (
+    insertion,
+    is_cast,
+    is_same,
+    keeps_all,
+    keeps_rows,
+    order_of,
+)
 from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.attention.zeroed import Zeroing, read_zeroing
 from overlapc.graphs.collectives import Refusal
 
 FURTHEST = 12
@@ -27,6 +35,8 @@ class Weights:
     product: Product
     nodes: tuple[fx.Node, ...]
     """From the softmax down to the product, both among them."""
+    zeroings: tuple[Zeroing, ...] = ()
+    """What makes some of the weights zeros."""
 
 
 def read_weights(
@@ -41,8 +51,15 @@ def read_weights(
             return _changed(versions.calls[softmax.product])
         return _divided_after(versions, softmax, versions.calls[softmax.product], sinks)
     node, nodes, spelled = softmax.node, [softmax.node], softmax.node
+    zeroings: list[Zeroing] = []
     for _ in range(FURTHEST):
         readers = list(dict.fromkeys(versions.readers[node]))
+        zeroing = read_zeroing(versions, node, readers) if places.is_usual else None
+        if zeroing is not None:
+            zeroings.append(zeroing)
+            nodes += zeroing.nodes
+            node = nodes[-1]
+            continue
         if len(readers) != 1:
             return _read_by_others(node, readers)
         reader = readers[0]
@@ -60,7 +77,10 @@ def read_weights(
         if moved := places.after(order_of(versions, reader)):
             node, places = reader, moved
             continue
-        if call.name in NAMES:
+        summed = _summed(versions, call)
+        nodes += summed
+        if summed or is_product(versions, call):
+            call = versions.calls[nodes[-1]]
             if sinks is not None:
                 return _sinks_weigh(call)
             product = read_product(versions, call, left=spelled, places=places)
@@ -68,7 +88,7 @@ def read_weights(
                 return product
             if product.added is not None or product.alpha != 1:
                 return _changed(call)
-            return Weights(product, tuple(nodes))
+            return Weights(product, tuple(nodes), tuple(zeroings))
         refusal = _why_changed(versions, call, places)
         if refusal:
             return refusal
@@ -90,35 +110,56 @@ def _divided_after(
 
 def weighs_values(versions: Versions, softmax: Softmax) -> bool:
     """Return whether the result of a softmax, however it is changed, is a factor of a product."""
-    if softmax.product is not None:
-        return True
-    own = tensor_of(softmax.node)
-    waiting, seen = [softmax.node], set()
-    while waiting and own is not None and len(seen) < 4 * FURTHEST:
+    return softmax.product is not None or bool(products_below(versions, softmax.node, most=1))
+
+
+def products_below(versions: Versions, weights: fx.Node, most: int = 8) -> set[fx.Node]:
+    """Return the products that a tensor, however it is changed, is a factor of: some, if many."""
+    own = tensor_of(weights)
+    waiting, seen, found = [weights], set(), set()
+    while waiting and own is not None and len(seen) < 4 * FURTHEST and len(found) < most:
         node = waiting.pop()
         call = versions.calls.get(node)
         is_item = call is not None and call.name == "setitem"
         value = tensor_of(call.get("input") if call is not None and is_item else node)
         is_vector = value is not None and value.ndim < 2
-        if node in seen or (is_vector and node is not softmax.node):
+        if node in seen or (is_vector and node is not weights):
             continue
         seen.add(node)
         for reader in versions.readers[node]:
             call = versions.calls.get(reader)
             if call is None:
                 continue
-            if call.name in (*NAMES, *UNREAD) or _sums_weighed(versions, call, own):
-                return True
-            if call.name not in ("linear", "softmax", "sum", "mean", "topk"):
+            if call.name in UNREAD or _weighs(versions, call, own):
+                found.add(reader)
+            elif call.name not in ("linear", "softmax", "sum", "mean", "topk"):
                 waiting.append(reader)
-    return False
+    return found
 
 
-def _sums_weighed(versions: Versions, call: Call, weights: torch.Tensor) -> bool:
-    """Whether a call sums what is more than the weights: values, each times one of them."""
+def _weighs(versions: Versions, call: Call, weights: torch.Tensor) -> bool:
+    """Whether a call is a product that weights may be a factor of: what it sums, element by
+    element, is more than they are."""
+    if call.name != "sum":
+        return is_product(versions, call)
     value = tensor_of(call.get("input"))
     is_more = value is not None and not is_same((value.numel(),), (weights.numel(),))
-    return is_more and is_summed(versions, call)
+    return is_more and is_product(versions, call)
+
+
+def _summed(versions: Versions, call: Call) -> tuple[fx.Node, ...]:
+    """The calls after one that multiplies weights with values element by element, or adds the
+    dimension for that, down to the sum of those products; none where it does anything else."""
+    nodes: list[fx.Node] = []
+    while call.name != "sum":
+        is_factor = insertion(versions, call.node) or (call.name == "mul" and not call.in_place)
+        readers = list(dict.fromkeys(versions.readers[call.node]))
+        below = versions.calls.get(readers[0]) if len(readers) == 1 else None
+        if not is_factor or below is None or len(nodes) > 1:
+            return ()
+        nodes.append(below.node)
+        call = below
+    return tuple(nodes) if nodes and is_product(versions, call) else ()
 
 
 def _why_changed(versions: Versions, call: Call, places: Places) -> Refusal | None:

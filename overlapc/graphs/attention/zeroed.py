@@ -1,0 +1,262 @@
+"""Weights that are made zeros behind their softmax: of keys that are hidden before it, which they
+are already where a row keeps any, and of rows that are NaN because they keep none.
+
+Either way a row that keeps no key gives zeros then, and not what its fill alone would give.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import fx
+
+from overlapc.graphs.attention.above import is_of_products
+from overlapc.graphs.attention.constants import UNMADE, constant, number
+from overlapc.graphs.attention.masks import Mask
+from overlapc.graphs.attention.scores import Scores
+from overlapc.graphs.attention.spelling import Call, tensor_of
+from overlapc.graphs.attention.steps import Bias, Fill
+from overlapc.graphs.attention.tensors import PERMUTATIONS, expression, is_cast, is_same
+from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.attention.walk import Walk, beside
+from overlapc.graphs.collectives import Refusal
+from overlapc.graphs.edges import is_random
+
+NEGATIONS = ("invert", "logical_not", "bitwise_not")
+HANDING_ON = (*PERMUTATIONS, "cat", "pad", "view", "reshape", "getitem", "gather", "flatten",
+              "unflatten", "unsqueeze", "squeeze", "expand", "contiguous", "clone", "mul", "div",
+              "add", "sub", "neg", "roll", "narrow", "index_select")  # fmt: skip
+"""Calls of which finite tensors give finite ones, as nearly as numbers go."""
+DEEPEST = 12
+"""Calls by which two conditions are compared, or a tensor is followed up: chosen."""
+
+
+@dataclass(frozen=True)
+class Zeroing:
+    """Weights that become zeros."""
+
+    node: fx.Node
+    """Who makes them so."""
+    condition: fx.Node | None
+    """Where, a tensor that ``node`` reads; None: where they are NaN."""
+    is_kept: bool
+    """They stay where the condition is true."""
+    nodes: tuple[fx.Node, ...]
+    is_product: bool = False
+    """By a product with zeros, which leaves NaN."""
+
+
+@dataclass(frozen=True)
+class Zeroed:
+    """Masks that say of weights what they are behind all that makes some of them zeros."""
+
+    masks: tuple[Bias | Fill, ...]
+    are_nans_zeros: bool
+    """Rows that minus infinity leaves no key give zeros, and no NaN."""
+
+    def told(self, mask: Mask) -> Mask:
+        """Return what ``masks`` say, of rows without a key as well."""
+        is_zero = self.are_nans_zeros and mask.dead == "nan"
+        return replace(mask, dead="zero") if is_zero else mask
+
+
+def read_zeroing(
+    versions: Versions, weights: fx.Node, readers: Sequence[fx.Node]
+) -> Zeroing | None:
+    """Read what ``readers``, all that read weights ``[..., rows, keys]``, do to them; None where it
+    is anything else."""
+    calls = [versions.calls.get(reader) for reader in readers]
+    if len(calls) == 2 and all(calls):
+        return _of_nan(versions, weights, [call for call in calls if call is not None])
+    call = calls[0] if len(calls) == 1 else None
+    if call is None:
+        return None
+    node = call.node
+    if call.name == "nan_to_num" and call.get("nan", call.get("0")) in (None, 0):
+        return Zeroing(node, None, False, (node,))
+    if call.name == "mul":
+        sides = call.get("input"), call.get("other")
+        for one, other in (sides, sides[::-1]):
+            is_own = isinstance(one, fx.Node) and versions.read(node, one) is weights
+            if is_own and _is_boolean(versions, node, other):
+                return Zeroing(node, other, True, (node,), is_product=True)
+        return None
+    filled = _filled(versions, call)
+    if filled is None or versions.read(node, filled[0]) is not weights:
+        return None
+    return Zeroing(node, filled[1], filled[2], (node,))
+
+
+def _filled(versions: Versions, call: Call) -> tuple[fx.Node, fx.Node, bool] | None:
+    """What a call puts zeros into, by which condition, and whether it stays where that is true."""
+    if call.name == "masked_fill":
+        whole, condition, fill, is_kept = (*map(call.get, ("input", "mask", "value")), False)
+    elif call.name == "where":
+        condition, (one, other) = call.get("condition"), (call.get("input"), call.get("other"))
+        is_kept = number(versions, other) == 0
+        whole, fill = (one, other) if is_kept else (other, one)
+    else:
+        return None
+    if not isinstance(whole, fx.Node) or not isinstance(condition, fx.Node):
+        return None
+    return (whole, condition, is_kept) if number(versions, fill) == 0 else None
+
+
+def _of_nan(versions: Versions, weights: fx.Node, calls: list[Call]) -> Zeroing | None:
+    """``w.masked_fill(w.isnan(), 0)`` in either spelling."""
+    calls.sort(key=lambda call: versions.index[call.node])
+    asking, call = calls
+    filled = _filled(versions, call)
+    is_alone = list(dict.fromkeys(versions.readers[asking.node])) == [call.node]
+    if asking.name != "isnan" or filled is None or filled[2] or not is_alone:
+        return None
+    whole, condition, _ = filled
+    seen = versions.read(call.node, condition), versions.read(call.node, whole)
+    if seen != (asking.node, weights):
+        return None
+    return Zeroing(call.node, None, False, (asking.node, call.node))
+
+
+def _is_boolean(versions: Versions, reader: fx.Node, source: object) -> bool:
+    """Whether a tensor holds ones and zeros, as booleans or in another dtype."""
+    value = tensor_of(source)
+    if not isinstance(source, fx.Node) or value is None:
+        return False
+    node = versions.read(reader, source)
+    if value.dtype == torch.bool:
+        return node is not None
+    if node is None or not is_cast(versions, node):
+        return False
+    return _is_boolean(versions, node, versions.calls[node].get("input"))
+
+
+def with_zeros(versions: Versions, scores: Scores, zeroings: Sequence[Zeroing]) -> Zeroed | Refusal:
+    """Return the masks of scores with minus infinity where weights are made zeros as well.
+
+    A refusal where these are not the weights of just the keys that the masks hide.
+    """
+    masks, are_nans_zeros = list(scores.masks), False
+    for zeroing in zeroings:
+        name = versions.calls[zeroing.node].name
+        if scores.sinks is not None:
+            return _changed(zeroing, f"{name} makes weights zeros beside a sink.")
+        if zeroing.condition is None:
+            are_nans_zeros = True
+            continue
+        at = [i for i, mask in enumerate(masks) if _is_of(versions, scores, mask, zeroing)]
+        others = [mask for i, mask in enumerate(masks) if i not in at]
+        if len(at) != 1 or scores.program or not all(_is_finite(versions, one) for one in others):
+            reason = f"{name} makes weights zeros of other keys than one mask hides before."
+            return _changed(zeroing, reason)
+        fill = masks[at[0]]
+        assert isinstance(fill, Fill)
+        if not (zeroing.is_product and fill.value == -math.inf):
+            are_nans_zeros = True
+        masks[at[0]] = replace(fill, value=-math.inf)
+    return Zeroed(tuple(masks), are_nans_zeros)
+
+
+def _changed(zeroing: Zeroing, reason: str) -> Refusal:
+    return Refusal(zeroing.node, "weights_changed", reason)
+
+
+def _is_of(versions: Versions, scores: Scores, mask: Bias | Fill, zeroing: Zeroing) -> bool:
+    """Whether a mask hides just where weights are made zeros."""
+    if not isinstance(mask, Fill) or mask.value > -1e9 or not scores.places.is_usual:
+        return False
+    assert zeroing.condition is not None
+    found = expression(versions, zeroing.node, zeroing.condition)
+    value, own = tensor_of(zeroing.node), tensor_of(scores.nodes[-1])
+    if found is None or value is None or own is None:
+        return False
+    is_as_large = is_same(tuple(value.shape), tuple(own.shape))
+    reads = [mask.condition.read, found.read]
+    if not is_as_large or any(len(read) != 1 for read in reads):
+        return False
+    beside_weights = beside(Walk(versions, scores.frame, places=scores.places), found, value)
+    if mask.condition.has_symbols or beside_weights.has_symbols:
+        return False
+    if mask.condition.calls != beside_weights.calls:  # it broadcasts otherwise
+        return False
+    (one, kept), (other, is_kept) = (
+        _without_negation(versions, *read[0], keeps)
+        for read, keeps in zip(reads, (mask.is_kept, zeroing.is_kept), strict=True)
+    )
+    return one is not None and kept == is_kept and _is_alike(versions, one, other, DEEPEST)
+
+
+def _without_negation(
+    versions: Versions, reader: fx.Node, source: fx.Node, is_kept: bool
+) -> tuple[fx.Node | None, bool]:
+    """What wrote a condition, without negations and casts, and what it says then."""
+    node = versions.read(reader, source)
+    while node is not None and (call := versions.calls.get(node)) is not None:
+        is_negated = call.name in NEGATIONS and not call.in_place
+        if not is_negated and not is_cast(versions, node):
+            known = number(versions, call.get("other")) if call.name == "eq" else None
+            own = tensor_of(call.get("input"))
+            if known != 0 or call.in_place or own is None or own.dtype != torch.bool:
+                break
+            is_negated = True  # of booleans equal to zero
+        value = tensor_of(call.get("input"))
+        if value is None or value.dtype != torch.bool:
+            break
+        is_kept ^= is_negated
+        node = versions.read(node, call.get("input"))
+    return node, is_kept
+
+
+def _is_alike(versions: Versions, one: object, other: object, deep: int) -> bool:
+    """Whether two nodes are one, or the same calls of the same tensors and numbers."""
+    if one is other or not isinstance(one, fx.Node) or not isinstance(other, fx.Node):
+        return one is other or (type(one) is type(other) and one == other)
+    a, b = versions.calls.get(one), versions.calls.get(other)
+    if a is None or b is None or not deep or a.in_place or b.in_place:
+        return False
+    if a.name != b.name or a.given.keys() != b.given.keys() or "::" in a.name:
+        return False
+    if is_random(one) or is_random(other) or a.name.startswith(UNMADE):
+        return False
+    return all(
+        _is_alike_read(versions, (one, a.given[key]), (other, b.given[key]), deep - 1)
+        for key in a.given
+    )
+
+
+def _is_alike_read(
+    versions: Versions, a: tuple[fx.Node, object], b: tuple[fx.Node, object], deep: int
+) -> bool:
+    one, other = (versions.read(at, x) if isinstance(x, fx.Node) else x for at, x in (a, b))
+    return one is not None and _is_alike(versions, one, other, deep)
+
+
+def _is_finite(versions: Versions, mask: Bias | Fill) -> bool:
+    """Whether a mask hides nothing: products, finite constants, and what is made of them."""
+    if not isinstance(mask, Bias) or not all(
+        versions.read(*read) is read[1] for read in mask.tensor.read
+    ):
+        return False
+    waiting, seen = [mask.tensor.node], set()
+    while waiting:
+        node = waiting.pop()
+        call, value = versions.calls.get(node), tensor_of(node)
+        if value is None or not value.dtype.is_floating_point or node in seen:
+            continue  # an index, or a size
+        seen.add(node)
+        if is_of_products(versions, node):
+            continue
+        known = constant(versions, node)
+        if known is not None:
+            if not bool(known.isfinite().all()):
+                return False
+        elif call is None or call.in_place or call.name not in HANDING_ON or len(seen) > 40:
+            return False
+        else:
+            sources = [versions.read(node, source) for source in node.all_input_nodes]
+            if any(source is None for source in sources):
+                return False
+            waiting.extend(source for source in sources if source is not None)
+    return True
