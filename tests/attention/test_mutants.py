@@ -47,7 +47,7 @@ def current(self, reader, source):
 
 
 def never(*arguments, **named):
-    return False
+    return ()
 
 
 def as_it_was(graph, result, mask):
@@ -86,7 +86,7 @@ MUTANTS: dict[str, tuple[ModuleType | type, str, Callable, Callable, str]] = {
     "scores are read by nobody": (matching, "_why_not_alone", nothing, LEAVES, "scores_read"),
     "every dtype will do": (matching, "_why_not_range", nothing, LEAVES, "narrowed"),
     "autocast is not seen": (matching, "_why_not_dtypes", nothing, LEAVES, "under_autocast"),
-    "operands never change": (Versions, "changes", nothing, LEAVES, "keys_change"),
+    "operands never change": (Versions, "changes", never, LEAVES, "keys_change"),
     "nothing writes in place": (Versions, "read", current, REWRITES, "written_and_ignored"),
     "nobody reads strides": (matching, "layout_is_read", never, REWRITES, "viewed_result"),
     "gradients of dead rows": (

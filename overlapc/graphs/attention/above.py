@@ -62,7 +62,7 @@ def _parts(call: Call) -> list[fx.Node]:
 def _could_be_scores(versions: Versions, source: fx.Node, value: torch.Tensor, dim: int) -> bool:
     """Whether ``value`` may be made of scores ``source``: of as many, or of all but sinks."""
     own = _value_at(versions, source)
-    if own is None or own.ndim < 2 or value.ndim < 2 or not own.dtype.is_floating_point:
+    if own is None or not own.dtype.is_floating_point or min(own.ndim, value.ndim) < max(2, -dim):
         return False
     is_fewer = is_same((own.shape[dim] + 1,), (value.shape[dim],))
     return is_fewer or is_same((own.numel(),), (value.numel(),))
@@ -168,9 +168,16 @@ def is_item_of_scores(versions: Versions, node: fx.Node) -> bool:
 
 
 def _is_as_large(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
-    if one is None or other is None or not one.dtype.is_floating_point:
+    if one is None or other is None or one.dtype == torch.bool:
         return False
     return is_same((one.numel(),), (other.numel(),))
+
+
+def _is_repeated(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    """Whether a tensor may be scores that another repeats for more batches."""
+    if one is None or other is None or not one.dtype.is_floating_point:
+        return False
+    return one.ndim > 1 and is_same(tuple(one.shape[-2:]), tuple(other.shape[-2:]))
 
 
 def why_unread(versions: Versions, node: fx.Node) -> str:
@@ -186,8 +193,14 @@ def why_unread(versions: Versions, node: fx.Node) -> str:
         if call.name in UNREAD:
             return f"Scores are a product by {call.name}, which is not read: matmul and einsum are."
         if is_product(versions, call):
-            return "Scores are cut, put together or of one row: no product leads to them as it is."
+            return "Scores are cut, put together, rounded, repeated or of one row: no product."
         for source in _parts(call):
-            if call.name in MOVES or _is_as_large(_value_at(versions, source), value):
+            own = _value_at(versions, source)
+            if (
+                call.name in MOVES
+                or _is_as_large(own, value)
+                or _is_repeated(own, value)
+                or value is None
+            ):
                 waiting.append(versions.read(one, source) or source)
     return ""

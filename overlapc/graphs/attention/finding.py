@@ -102,8 +102,10 @@ def _read_site(
 def _weighs(versions: Versions, exp: Call) -> bool:
     """Whether exponentials are of scores, and what is made of them weighs values."""
     source = exp.get("input")
-    seen = versions.read(exp.node, source) if isinstance(source, fx.Node) else None
-    if seen is None or not may_be_scores(versions, seen):
+    if not isinstance(source, fx.Node):
+        return False
+    seen = versions.read(exp.node, source) or source  # as it was before it was written to
+    if not may_be_scores(versions, seen):
         return False
     own = Softmax(exp.node, exp.node, seen, 0, (exp.node,))
     return weighs_values(versions, own) and not _are_features(versions, exp.node)

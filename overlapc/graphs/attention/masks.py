@@ -47,6 +47,9 @@ class Mask:
     """Why torch's attention cannot be told it; a kernel of our own can."""
     only_leaves_out: bool = True
     """It changes no score of a key that a row keeps."""
+    may_be_even: bool = False
+    """A row that keeps no key may be one of a finite mask, whatever others have; that is not
+    expected of a tensor of which nothing is known."""
     band: Band | None = None
     """What all of it says, where that is a band of keys: a kernel of our own skips the others."""
 
@@ -77,7 +80,8 @@ def read_mask(
     if said is None:
         dead = "nan" if any(_may_be_infinite(versions, part) for part in parts) else "mean"
         leaves_out = all(_only_leaves_out(versions, part) for part in parts)
-        return Mask(parts, "given", dead, is_trained, untold, leaves_out)
+        is_even = not all(_may_be_infinite(versions, part) for part in parts)
+        return Mask(parts, "given", dead, is_trained, untold, leaves_out, is_even)
     is_off = said <= WEAKEST_FILL
     if not said.any() and untold is None:
         return Mask((), "nothing", "", False)
@@ -88,7 +92,8 @@ def read_mask(
     leaves_out = not said.masked_fill(is_off, 0.0).any()
     is_told = leaves_out and not dead and untold is None
     band = band_of(is_off, rows, keys) if is_told else None
-    return Mask(parts, "given", dead, is_trained, untold, leaves_out, band)
+    is_even = bool((is_empty & said.isfinite().any(-1)).any())
+    return Mask(parts, "given", dead, is_trained, untold, leaves_out, is_even, band)
 
 
 def _why_not(part: Bias | Fill, dtype: torch.dtype) -> Refusal | None:

@@ -37,6 +37,9 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 def match(versions: Versions, softmax: Softmax) -> Attention | Refusal | None:
     """Read the attention of a softmax that weighs values; None where its scores are no product."""
+    own = tensor_of(softmax.node)
+    if not isinstance(own, FakeTensor):
+        return no_plain_tensors(softmax.node, (own,))
     scores = read_scores(versions, softmax)
     if scores is None:
         return None
@@ -104,8 +107,11 @@ def _flattened(
         reason = "A row that keeps no key is NaN, for its maximum is infinite: a sink gives zeros."
         return Refusal(node, "dead_rows", reason)
     is_sum_zero = softmax.is_by_exp and softmax.sink is None and not scores.is_shifted
-    if is_sum_zero and mask.dead == "mean":
+    if is_sum_zero and mask.may_be_even:
         reason = "Its exponentials of a row that keeps no key are zero, and so is their sum."
+        return Refusal(node, "dead_rows", reason)
+    if softmax.is_less_logarithm and mask.may_be_even:
+        reason = "The logarithm of its sum is lost in the mask of a row that keeps no key."
         return Refusal(node, "dead_rows", reason)
     flat = four_dimensional(versions, query, key, values, mask, frame)
     is_read = layout_is_read(versions, node)

@@ -64,6 +64,9 @@ def _why_not_computed(versions: Versions, found: Attention) -> Refusal | None:
     if any(side.has_symbols for side in sides) or not has_sizes(found.node.graph, sizes):
         reason = "It is regrouped by sizes that vary, and that are no inputs of its graph."
         return Refusal(found.node, "symbolic_layout", reason)
+    if any(side.value.requires_grad for side in sides) and _is_cut(versions, found, sides):
+        reason = "Gradients are not recorded of all of its calls, and would be of what is put in."
+        return Refusal(found.node, "gradient_mode", reason)
     writer = _writer(versions, found, sides)
     if writer is None:
         return None
@@ -75,10 +78,19 @@ def _writer(versions: Versions, found: Attention, sides: Sequence[Expression]) -
     """Who writes to tensors after they are read, and before the result is computed."""
     for side in sides:
         for reader, source in side.read:
-            writer = versions.changes(source, after=reader, before=found.node)
-            if writer is not None and writer not in found.chain:
-                return writer
+            for writer in versions.changes(source, after=reader, before=found.node):
+                if writer not in found.chain:
+                    return writer
     return None
+
+
+def _is_cut(versions: Versions, found: Attention, sides: Sequence[Expression]) -> bool:
+    """Whether gradients are recorded of a part of its calls, or only within the graph."""
+    readers = {reader for side in sides for reader, _ in side.read}
+    outside = torch.is_grad_enabled()
+    told = {versions.records[node] for node in (*found.chain, *readers)}
+    modes = {outside if mode is None else mode for mode in told}
+    return len(modes) > 1 or (True in modes and not outside)
 
 
 def no_plain_tensors(node: fx.Node, values: Sequence[object]) -> Refusal:

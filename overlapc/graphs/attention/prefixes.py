@@ -313,7 +313,7 @@ def _is_kept(versions: Versions, node: fx.Node, rows: int) -> bool:
     if value is None or value.dtype not in INTEGERS or not is_same((value.numel(),), (rows,)):
         return False
     end = next(iter(reversed(node.graph.nodes)))
-    return versions.changes(node, after=node, before=end) is None
+    return not versions.changes(node, after=node, before=end)
 
 
 def _spread(versions: Versions, call: Call) -> fx.Node | None:

@@ -177,6 +177,9 @@ def _arranged(
 ) -> Product | Refusal:
     """Permute both sides to ``[..., M, C]`` and ``[..., C, N]``; C where it is named."""
     summed = [label for label in a_labels if label in b_labels and label not in out]
+    met = [(a.shape[a_labels.index(label)], b.shape[b_labels.index(label)]) for label in summed]
+    if any(not is_same((one,), (other,)) for one, other in met):  # einsum repeats one of them
+        return _refused(call, "an operand has one column for all that the other has")
     columns = [label for label in out if label not in a_labels]
     rows = [label for label in out if label not in b_labels]
     every = set(a_labels) | set(b_labels)

@@ -28,12 +28,15 @@ def fuse(graph: fx.Graph, found: Attention) -> None:
     with graph.inserting_before(node):
         query, *cache = (side.emit(graph) for side in (found.query, found.key, found.value))
         query, factor = _scaled(graph, query, found.tensor_scale)
+        scale = found.scale * factor
+        if found.mask.says == "causal" and scale <= 0:
+            query, scale = _turned(graph, query, scale)
         mask = _mask(graph, found)
         mask = mask if mask is None else _for_fused(graph, mask)
         named = {
             "attn_mask": mask,
             "is_causal": found.mask.says == "causal",
-            "scale": found.scale * factor,
+            "scale": scale,
             "enable_gqa": found.groups > 1,
         }
         result = add_call(graph, F.scaled_dot_product_attention, (query, *cache), node, named)
@@ -74,6 +77,13 @@ def _scaled(graph: fx.Graph, query: fx.Node, scale: TensorScale | None) -> tuple
         return query, 1.0
     function = torch.div if scale.divides else torch.mul
     return _call(graph, function, query, scale.tensor.emit(graph), like=query), scale.factor
+
+
+def _turned(graph: fx.Graph, query: fx.Node, scale: float) -> tuple[fx.Node, float]:
+    """Queries whose products are scaled by a positive number: torch's kernel for processors scales
+    after it has put minus infinity where a later key is."""
+    sign, size = (-1.0, -scale) if scale else (0.0, 1.0)
+    return _call(graph, torch.mul, query, sign, like=query), size
 
 
 def _mask(graph: fx.Graph, found: Attention) -> fx.Node | None:

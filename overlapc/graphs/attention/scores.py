@@ -172,7 +172,7 @@ def _applied(walk: Walk, call: Call) -> fx.Node | Refusal:
         base = source = product
     try:
         found = trace_function(versions, base, nodes, lambda c, arg: mask_of(walk, c, arg))
-    except (CannotLower, RuntimeError, TypeError) as error:
+    except (CannotLower, RuntimeError, TypeError, ValueError, LookupError) as error:
         return no_scores(call, f", and no kernel can: {error}")
     walk.nodes.extend(one for one in reversed(nodes) if one is not node)
     walk.steps.append(found.scaled(walk.factor))

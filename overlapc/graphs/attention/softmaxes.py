@@ -50,6 +50,9 @@ class Softmax:
     """Both are less a maximum of scores that is infinite where no key is kept."""
     product: fx.Node | None = None
     """Of the exponentials and values, where that is divided by their sums in place of them."""
+    is_less_logarithm: bool = False
+    """Scores less the logarithm of their sum are exponents: that is lost in a finite mask, and a
+    row of such has weights of one."""
 
 
 def read_powers(versions: Versions) -> None:
@@ -256,7 +259,7 @@ def _by_logarithm(versions: Versions, call: Call) -> Softmax | None:
     is_own = _is_same_read(versions, (total.node, source), (inner.node, scores))
     if not is_own or not _keeps(inner.get("other"), scores, dim):
         return None
-    return Softmax(call.node, inner.node, scores, dim, (total.node, *nodes))
+    return Softmax(call.node, inner.node, scores, dim, (total.node, *nodes), is_less_logarithm=True)
 
 
 def _by_logarithm_of_sum(versions: Versions, call: Call, inner: Call, log: Call) -> Softmax | None:

@@ -21,6 +21,8 @@ ALIASES = {
     "negative": "neg",
     "special_softmax": "softmax",
     "special_log_softmax": "log_softmax",
+    "_softmax": "softmax",
+    "_log_softmax": "log_softmax",
     "mm": "matmul",
     "swapaxes": "transpose",
     "swapdims": "transpose",
@@ -158,6 +160,10 @@ def _name_of(node: fx.Node) -> tuple[str, bool]:
         name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
     in_place = name.endswith("_") and not name.endswith("__")
     name = name.removesuffix("_") if in_place else name
+    if name.startswith("__") and name.endswith("__"):  # called by the name of an operator's method
+        name = name.strip("_")
+        in_place = name in OPERATORS_IN_PLACE
+        name = name[1:] if in_place else name
     if getattr(target, "__module__", "") == "_operator":  # and_ has its name from the keyword
         in_place = name in OPERATORS_IN_PLACE and isinstance(value_of(node), torch.Tensor)
         name = name[1:] if name in OPERATORS_IN_PLACE else name

@@ -91,6 +91,8 @@ class Expression:
             return wide
         if len(batch) > 1:
             wide = wide.then(torch.flatten, 0, len(batch) - 1)
+        if not frame:
+            return wide.then(torch.squeeze, 0)
         if len(frame) == 1:
             return wide if batch else wide.then(torch.unsqueeze, 0)
         return wide.then(torch.unflatten, 0, inferred(frame))
@@ -246,9 +248,15 @@ def keeps_all(versions: Versions, node: fx.Node) -> bool:
 
 
 def is_cast(versions: Versions, node: fx.Node) -> bool:
-    """Return whether a node gives its input in another dtype on the same device, or in the same."""
+    """Return whether a node gives its input in another dtype on the same device, or in the same.
+
+    Both are numbers with a fraction, of more than 8 bits at the end: others hold something else.
+    """
     call = versions.calls.get(node)
     if call is None or call.in_place or call.name not in CASTS:
         return False
     new, old = tensor_of(node), tensor_of(call.get("input"))
-    return new is not None and old is not None and new.device == old.device
+    if new is None or old is None or new.device != old.device:
+        return False
+    is_wide = new.dtype.is_floating_point and new.dtype.itemsize > 1
+    return is_wide and old.dtype.is_floating_point

@@ -10,6 +10,7 @@ from collections import defaultdict
 
 import torch
 from torch import fx
+from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 
 from overlapc.graphs.attention.fresh import is_fresh
 from overlapc.graphs.attention.spelling import Call, read_call, tensor_of
@@ -29,6 +30,8 @@ class Versions:
         self._family: dict[fx.Node, fx.Node] = {}
         self._written: dict[fx.Node, int] = {}
         """By the root of a family, where it was written last."""
+        self.records: dict[fx.Node, bool | None] = {}
+        """Whether gradients are recorded where a node stands; None: as outside of the graph."""
         self._read_graph(graph)
 
     def read(self, reader: fx.Node, source: fx.Node) -> fx.Node | None:
@@ -38,14 +41,12 @@ class Versions:
         """
         return self._seen.get((reader, source), source)
 
-    def changes(self, source: fx.Node, after: fx.Node, before: fx.Node) -> fx.Node | None:
-        """Return a node between two that may write to the memory of ``source``."""
+    def changes(self, source: fx.Node, after: fx.Node, before: fx.Node) -> list[fx.Node]:
+        """Return the nodes between two that may write to the memory of ``source``."""
         start, end = self.index[after], self.index[before]
         family = self._root(source)
-        for node, written in self._writes:
-            if start < self.index[node] < end and self._root(written) is family:
-                return node
-        return None
+        return [node for node, written in self._writes
+                if start < self.index[node] < end and self._root(written) is family]  # fmt: skip
 
     def last_write(self, source: fx.Node, before: fx.Node) -> fx.Node | None:
         """Return the last node before another that may write to the memory of ``source``."""
@@ -69,12 +70,19 @@ class Versions:
     def _read_graph(self, graph: fx.Graph) -> None:
         current: dict[fx.Node, fx.Node] = {}
         spelled: dict[fx.Node, fx.Node] = {}
+        given: dict[int, fx.Node] = {}
+        records: bool | None = None
 
         def newest(source: fx.Node) -> fx.Node:
             return current.get(spelled.get(source, source), source)
 
         for index, node in enumerate(graph.nodes):
             self.index[node] = index
+            if getattr(node.target, "__name__", "") == "_set_grad_enabled":
+                records = bool(node.args[0])
+            self.records[node] = records
+            if (memory := _memory_given(node)) is not None:
+                self._share(node, given.setdefault(memory, node))
             for source in node.all_input_nodes:
                 seen = newest(source)
                 is_stale = self._written.get(self._root(source), -1) > self.index[seen]
@@ -94,7 +102,7 @@ class Versions:
 
 def shares_with(node: fx.Node, call: Call | None) -> list[fx.Node]:
     """Return the operands whose memory the result of a node may share."""
-    if call is not None and call.in_place:
+    if call is not None and (call.in_place or call.get("out") is not None):
         return writes_to(node, call)
     return [] if call is not None and is_fresh(call) else node.all_input_nodes
 
@@ -103,29 +111,38 @@ def writes_to(node: fx.Node, call: Call | None) -> list[fx.Node]:
     """Return the tensors that a node writes to, as far as its spelling tells."""
     if call is None:
         return []
-    written: list[object] = []
+    if isinstance(node.target, HigherOrderOperator) and "mutation" in node.target.name():
+        return node.all_input_nodes  # a kernel of the user's: any may be written to
+    written: list[object] = [call.get("out"), *_written_by_schema(node)]
     if call.in_place or call.name == "setitem":
         written.append(call.get("input"))
-    written.append(call.get("out"))
-    written += of_schema(node)
     flat: list[object] = []
     for item in written:
         flat.extend(item if isinstance(item, list | tuple) else [item])
     return [item for item in flat if isinstance(item, fx.Node) and tensor_of(item) is not None]
 
 
-def of_schema(node: fx.Node) -> list[object]:
-    """The arguments that an op's schema marks as written to, and all of a Triton kernel."""
+def _written_by_schema(node: fx.Node) -> list[object]:
+    """What an op of torch's registry says that it writes to."""
     target = node.target
-    if getattr(target, "__name__", "") == "triton_kernel_wrapper_mutation":
-        return list(node.all_input_nodes)
-    if isinstance(target, torch._ops.OpOverloadPacket):
-        target = getattr(target, "default", None)
-    if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
-        return []
-    found: list[object] = []
-    for position, argument in enumerate(target._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            is_positional = position < len(node.args)
-            found.append(node.args[position] if is_positional else node.kwargs.get(argument.name))
-    return found
+    overloads = [target] if isinstance(target, OpOverload) else []
+    if isinstance(target, OpOverloadPacket):
+        overloads = [getattr(target, name) for name in target.overloads()]
+    written: list[object] = []
+    for overload in overloads:
+        for place, argument in enumerate(overload._schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                is_placed = place < len(node.args)
+                written.append(node.args[place] if is_placed else node.kwargs.get(argument.name))
+    return written
+
+
+def _memory_given(node: fx.Node) -> int | None:
+    """Which memory an input of the graph has: several may be views of one."""
+    value = tensor_of(node) if node.op in ("placeholder", "get_attr") else None
+    if value is None or value.layout != torch.strided:
+        return None
+    try:
+        return value.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # a subclass that has none of its own
+        return None

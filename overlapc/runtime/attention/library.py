@@ -77,7 +77,9 @@ def _fused(
     takes_masked_groups: bool,
 ) -> torch.Tensor:
     keys = key.shape[2]
-    is_causal = not spec.program and lengths is None and _is_causal(spec, query.shape[2], keys)
+    # Torch's kernel for processors scales after it has put minus infinity where a later key is.
+    may_be_causal = not spec.program and lengths is None and spec.scale > 0
+    is_causal = may_be_causal and _is_causal(spec, query.shape[2], keys)
     mask = None if is_causal else _mask(spec, query, keys, inputs, lengths)
     if mask is not None and spec.program and lengths is None and query.device.type == "cpu":
         key, value, mask = _cut_by_mask(key, value, mask)

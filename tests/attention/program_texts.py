@@ -1,0 +1,40 @@
+"""What programs are drawn from: the lines of ``random_programs.txt``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Statements that can stand for each other, `<...>` in them for names and sizes."""
+
+    usual: tuple[str, ...]
+    """Those that models have; all, where none are told apart."""
+    all: tuple[str, ...]
+
+    def of(self, name: str, *more: str) -> Kind:
+        """Return what is done to ``<t>`` as done to ``name``, and ``more`` beside."""
+        usual, every = (
+            tuple(line.replace("<t>", name) for line in lines) for lines in (self.usual, self.all)
+        )
+        return Kind(usual, (*every, *more))
+
+
+def read_kinds() -> dict[str, Kind]:
+    """Return all kinds by their names."""
+    text = Path(__file__).with_name("random_programs.txt").read_text()
+    kinds = {}
+    for part in text.split("\n[")[1:]:
+        head, _, body = part.partition("\n")
+        usual, _, others = body.partition("\n---\n")
+        every = [[line for line in lines.splitlines() if line] for lines in (usual, others)]
+        kinds[head.partition("]")[0]] = Kind(tuple(every[0]), (*every[0], *every[1]))
+    return kinds
+
+
+KINDS = read_kinds()
+SHAPES = ("B, H, Q, K", "B, 1, Q, K", "1, 1, Q, K", "B, 1, 1, K", "H, 1, K", "H, Q, K", "H, 1, 1",
+          "Q, K", "Q, 1", "K", "1", "", "B, 1, Q, 1", "1, K")  # fmt: skip
+"""Of masks."""

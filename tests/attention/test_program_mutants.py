@@ -1,0 +1,119 @@
+"""Checks of the matcher taken out one by one: programs that are drawn show each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+
+from overlapc.graphs.attention import (
+    masks,
+    matching,
+    operands,
+    problems,
+    products,
+    repeats,
+    rewriting,
+    scores,
+    sinks,
+    softmaxes,
+    versions,
+    weights,
+)
+from overlapc.graphs.attention.spelling import Call
+from overlapc.graphs.attention.tensors import CASTS, Expression
+from overlapc.graphs.attention.versions import FRESH, Versions, writes_to
+from tests.attention.random_programs import draw
+from tests.attention.running_programs import attempt
+
+PROGRAMS = range(5000, 5600)
+
+
+def nothing(*arguments: Any, **named: Any) -> None:
+    return None
+
+
+def none_at_all(*arguments: Any, **named: Any) -> tuple[()]:
+    return ()
+
+
+def always(*arguments: Any, **named: Any) -> bool:
+    return True
+
+
+def never(*arguments: Any, **named: Any) -> bool:
+    return False
+
+
+def source_itself(self: Versions, reader: Any, source: Any) -> Any:
+    return source
+
+
+def result_itself(graph: Any, result: Any, mask: Any) -> Any:
+    return result
+
+
+def twice(versions: Versions, call: Call, dim: int) -> Any:
+    return repeats.as_it_stands(versions, call.node, call.get("input")), 2
+
+
+def any_cast(versions: Versions, node: Any) -> bool:
+    return node in versions.calls and versions.calls[node].name in CASTS
+
+
+def by_name(node: Any, call: Call | None) -> list[Any]:
+    if call is not None and call.in_place:
+        return writes_to(node, call)
+    return [] if call is not None and call.name in FRESH else node.all_input_nodes
+
+
+MUTANTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
+    "nothing writes in place": (Versions, "read", source_itself),
+    "operands never change": (Versions, "changes", none_at_all),
+    "results are in memory of their own": (versions, "shares_with", by_name),
+    "ops of others write to nothing": (versions, "_written_by_schema", none_at_all),
+    "gradients are recorded of all": (operands, "_is_cut", never),
+    "any range will do": (matching, "_why_not_range", nothing),
+    "whole numbers are scores": (scores, "is_cast", any_cast),
+    "whole numbers are weights": (weights, "is_cast", any_cast),
+    "dead rows are zeros": (rewriting, "_poisoned", result_itself),
+    "nobody reads strides": (matching, "layout_is_read", never),
+    "repeat is repeat_interleave": (repeats, "_source", twice),
+    "weights may change": (weights, "_why_changed", nothing),
+    "weak fills are masks": (masks, "_why_untold", nothing),
+    "one value for all": (products, "is_same", always),
+    "written masks are known": (Expression, "is_unwritten", always),
+    "any sum will do": (softmaxes, "_is_same_exp", always),
+    "any maximum is a shift": (sinks, "is_dim", always),
+    "batches of values do not matter": (matching, "_why_not_batches", nothing),
+}
+
+
+@contextmanager
+def mutated(name: str) -> Iterator[None]:
+    where, what, mutant = MUTANTS[name]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(where, what, mutant)
+        yield
+
+
+def missed(programs: range) -> dict[str, int]:
+    """Return how many programs it took for each mutant; -1 where none shows it."""
+    took = dict.fromkeys(MUTANTS, -1)
+    for count, seed in enumerate(programs, 1):
+        living = [name for name in MUTANTS if took[name] < 0]
+        found = attempt(draw(seed), {name: ("unified", partial(mutated, name)) for name in living})
+        for name in living if found is not None else ():
+            if found is not None and [x for x in found.wrong[name] if "fault" not in x]:
+                took[name] = count
+    return took
+
+
+@pytest.mark.long
+def test_each_is_shown(monkeypatch):
+    monkeypatch.setattr(problems, "runs_kernels", lambda device: True)
+    took = missed(PROGRAMS)
+    assert min(took.values()) > 0, took
