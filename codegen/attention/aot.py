@@ -29,8 +29,8 @@ def build_for(spec: AttentionSpec, tile: AttentionTile, architecture: str) -> Bi
     signature: dict[str, Any] = {
         **dict.fromkeys(("q", "k", "v", "out"), pointer),
         **dict.fromkeys(("lse", "phi"), "*fp32"),
-        **dict.fromkeys(("lengths", "redone"), "*i32"),
-        "moves": "*i64",
+        "lengths": "*i32",
+        **dict.fromkeys(("moves", "redone"), "*i64"),
         "sinks": pointer,
         "kept": "*i32",
         **dict.fromkeys(("heads", "rows", "keys"), "i32"),

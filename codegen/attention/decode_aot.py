@@ -34,7 +34,7 @@ def build_decode_for(kernel: DecodeKernel, architecture: str, *, lse: bool = Fal
         "phi": ("*fp32", spec.takes_phi),
         "moves": ("*i64", spec.moves_phi),
         "sinks": ("*fp32", spec.sinks),
-        "redone": ("*i32", not spec.is_online),
+        "redone": ("*i64", not spec.is_online),
     }
     given |= {name: kind for name, (kind, is_there) in optional.items() if is_there}
     constants: dict[Any, Any] = {**module.CONSTANTS, "IS_AMD": architecture.startswith("gfx")}

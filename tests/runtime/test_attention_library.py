@@ -45,6 +45,25 @@ def operands(rows, program):
     return q, k, v, inputs
 
 
+@pytest.mark.parametrize("dead", ["nan", "zero"])
+@pytest.mark.parametrize(("batch", "rows", "keys"), [(0, 3, 7), (2, 0, 7), (2, 3, 0), (2, 3, 1)])
+@pytest.mark.parametrize("program", ["", "biased"])
+@pytest.mark.parametrize("has_lengths", [False, True])
+def test_of_nothing_is_nothing_and_without_keys_zeros(
+    batch, rows, keys, dead, program, has_lengths
+):
+    """As eager, in which a sum of nothing is zero whatever a row without a weight gives."""
+    spec = replace(SPEC, lengths=has_lengths, dead=dead, program=program_of(PROGRAMS[program]))
+    q = torch.randn(batch, 4, rows, 8)
+    k, v = torch.randn(2, batch, 2, keys, 8)
+    inputs = [torch.randn(4, 1, keys), torch.rand(batch, 1, rows, keys) < 0.9] if program else []
+    lengths = torch.full((batch,), keys, dtype=torch.int32) if has_lengths else None
+    found = attention_by_fused(spec, q, k, v, inputs, lengths)
+    wanted = attention_oracle.attention(spec, q, k, v, inputs=inputs, lengths=lengths)[0]
+    assert found.transpose(1, 2).is_contiguous()
+    torch.testing.assert_close(found, wanted.float(), equal_nan=True)
+
+
 @pytest.mark.parametrize("dead", ["nan", pytest.param("zero", marks=LONG)])
 @pytest.mark.parametrize("rows", [1, 3, *(pytest.param(n, marks=LONG) for n in (7, 9))])
 @pytest.mark.parametrize(

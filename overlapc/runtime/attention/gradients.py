@@ -26,6 +26,7 @@ from overlapc.runtime.attention.gradient_operands import GradientOperands
 from overlapc.runtime.attention.gradient_program import gradients_by_torch
 from overlapc.runtime.attention.kernels import INTERPRETED, architecture, interprets
 from overlapc.runtime.attention.op import BY_TORCH, lengths_of_each
+from overlapc.runtime.attention.refused_gradients import refuse_gradients
 from overlapc.runtime.kernel_attempts import KernelAttempts
 from overlapc.runtime.ops import calls_of
 
@@ -156,4 +157,10 @@ _library.impl("attention_backward", _run, "CompositeExplicitAutograd")
 torch.library.register_fake("overlapc::attention_backward", _fake, lib=_library)
 torch.library.register_autograd(
     "overlapc::attention", _backward, setup_context=_setup, lib=_library
+)
+refuse_gradients(
+    "attention_backward",
+    _library,
+    "The gradients of an attention have none of their own.",
+    "ask for first derivatives alone, or leave the attention as it is spelled (softmax='off')",
 )

@@ -61,6 +61,9 @@ def attention_by_fused(
 ) -> torch.Tensor:
     """Return the result, rows before heads in memory; ``why_not_fused`` has to be empty."""
     on_processor = query.device.type == "cpu"
+    if not (query.numel() and key.numel()):
+        # A sum of nothing is zero, where torch's fused attention over no key is NaN.
+        return query.new_zeros(query.transpose(1, 2).shape).transpose(1, 2)
     if lengths is not None and on_processor:
         key, value, inputs, lengths = _cut(key, value, inputs, lengths)
     return _fused(spec, query, key, value, inputs, lengths, takes_masked_groups=on_processor)

@@ -98,9 +98,9 @@ def _phi_of(
 
 def lengths_of_each(lengths: torch.Tensor | None, batch: int) -> torch.Tensor | None:
     """Return lengths as kernels take them, int32[batch]; given may be one, of all sequences."""
-    if lengths is None or lengths.shape[0] >= batch:
+    if lengths is None or lengths.shape[0] == batch:
         return lengths
-    return lengths.expand(batch).contiguous()
+    return lengths.expand(batch).contiguous() if batch else lengths[:0]
 
 
 def _results(
@@ -128,12 +128,13 @@ def _fake(
 
 
 def counter_of(site: str, device: torch.device) -> torch.Tensor:
-    """Return where a site's rows that are computed a second time are counted, int32[1].
+    """Return where a site's rows that are computed a second time are counted, int64[1]: a
+    site whose rows are all redone passes 2^31 within hours.
 
     Made when the site is compiled: what a first call makes under CUDA graphs is memory of theirs.
     """
     if (site, device) not in _redone:
-        _redone[site, device] = torch.zeros(1, dtype=torch.int32, device=device)
+        _redone[site, device] = torch.zeros(1, dtype=torch.int64, device=device)
     return _redone[site, device]
 
 

@@ -20,6 +20,7 @@ from overlapc.runtime.attention.library import attention_by_fused
 from overlapc.runtime.attention.op import BY_TORCH
 from overlapc.runtime.attention.paged_checking import check_operands, check_pages
 from overlapc.runtime.attention.program import attention_by_torch
+from overlapc.runtime.attention.refused_gradients import refuse_gradients
 from overlapc.runtime.kernel_attempts import KernelAttempts
 from overlapc.runtime.ops import calls_of
 
@@ -128,7 +129,7 @@ def _run(
     def launch() -> torch.Tensor:
         out = _fake(query, keys, values)
         # What a first call made and kept would be memory of a CUDA graph: nothing is counted.
-        redone = None if read.is_online else query.new_zeros(1, dtype=torch.int32)
+        redone = None if read.is_online else query.new_zeros(1, dtype=torch.int64)
         splits = run_decode(
             read, lies, query, keys, values, out, None, redone=redone, lengths=lengths,
             table=table, k_scale=k_scale, v_scale=v_scale,
@@ -184,3 +185,9 @@ def _name(dtype: torch.dtype) -> str:
 _library.define(f"paged_attention{SCHEMA}", tags=(torch.Tag.needs_fixed_stride_order,))
 _library.impl("paged_attention", _run, "CompositeExplicitAutograd")
 torch.library.register_fake("overlapc::paged_attention", _fake, lib=_library)
+refuse_gradients(
+    "paged_attention",
+    _library,
+    "Attention over pages has no gradient.",
+    "call it under torch.no_grad(), or train with scaled_dot_product_attention",
+)
