@@ -15,6 +15,9 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+FAILED_PASSES = "PassManager::run failed"
+"""What Triton's compiler says, in a bare RuntimeError, of a kernel that its passes cannot lower."""
+
 
 def runs_kernels(device: str) -> bool:
     """Return whether kernels can run on devices of this type: on a GPU, or interpreted."""
@@ -54,7 +57,17 @@ class KernelAttempts:
             if self.raises_misfits:
                 raise
             log.warning("torch computes a call of %s: %s", self.what, error)
-        except TritonError as error:  # nothing was launched, nor will be
+        except (TritonError, RuntimeError) as error:
+            if not is_of_building(error):
+                raise
+            # Nothing that was launched is read, and nothing will be.
             self.given_up[kernel] = str(error)
             log.warning("torch computes %s that no kernel can: %s", self.what, error)
         return None
+
+
+def is_of_building(error: Exception) -> bool:
+    """Return whether Triton says that it cannot build a kernel, and not that one has failed."""
+    from triton.errors import TritonError
+
+    return isinstance(error, TritonError) or str(error).startswith(FAILED_PASSES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache, partial
 
 import pytest
@@ -90,6 +91,16 @@ def test_few_rows_are_a_decode(batch, rows, keys, way):
     assert list(calls_of(SITE)) == [said if splits else "zero"]
 
 
+@pytest.mark.parametrize(("heads", "way"), [(71, "decode 11"), (128, "decode 11")])
+def test_one_row_is_a_decode_whoever_shares_its_keys(heads, way):
+    """The kernel of many rows would read all keys once for each head."""
+    launched: list[str] = []
+    with gpu_that_computes(fake_gpu.Gpu(), launched):
+        call(replace(SPEC, groups=heads), torch.empty(1, heads, 1, 16))
+        call(replace(SPEC, groups=heads), torch.empty(1, heads, 2, 16))
+    assert launched == [way, "prefill"]
+
+
 def two_graphs(seed: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Queries and results of two graphs that are replayed twice, beside each other."""
     gpu, queries, results = fake_gpu.Gpu(seed), [], []
@@ -134,17 +145,23 @@ def test_memory_that_calls_share_is_caught(monkeypatch):
     assert wrong_replays() > 0
 
 
-def test_a_kernel_that_triton_cannot_build_leaves_others_alone(monkeypatch):
-    """Few rows have another kernel than many: one that fails is given up, and no other."""
+def cannot_build() -> list[Exception]:
+    """What Triton raises of such a kernel."""
     from triton.errors import TritonError
 
+    return [TritonError("no"), RuntimeError("PassManager::run failed")]
+
+
+@pytest.mark.parametrize("error", cannot_build(), ids=str)
+def test_a_kernel_that_triton_cannot_build_leaves_others_alone(monkeypatch, error):
+    """Few rows have another kernel than many: one that fails is given up, and no other."""
     launched: list[str] = []
     q = torch.randn(1, 8, 1, 16)
     k, v = torch.randn(1, 2, 40, 16), torch.randn(1, 2, 40, 16)
 
     def fails(*arguments, **named):
         launched.append("tried")
-        raise TritonError("no")
+        raise error
 
     monkeypatch.setattr(attention._kernels, "given_up", {})
     monkeypatch.setattr(kernel_attempts, "runs_kernels", lambda device: True)
@@ -160,6 +177,19 @@ def test_a_kernel_that_triton_cannot_build_leaves_others_alone(monkeypatch):
     scores = 0.25 * q.double() @ k.double().repeat_interleave(4, 1).mT
     wanted = scores.softmax(-1) @ v.double().repeat_interleave(4, 1)
     torch.testing.assert_close(found, wanted.float())
+
+
+def test_what_fails_on_a_device_is_no_kernel_that_cannot_be_built(monkeypatch):
+    """Torch would compute what a device has no memory for, or is broken for, as badly."""
+
+    def fails():
+        raise RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")
+
+    monkeypatch.setattr(kernel_attempts, "runs_kernels", lambda device: True)
+    attempts = kernel_attempts.KernelAttempts("a test")
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        attempts.run("kernel", torch.empty(1), fails)
+    assert not attempts.given_up
 
 
 def test_operands_that_do_not_fit_are_torchs_or_an_error():

@@ -29,8 +29,12 @@ INTERPRETED_SMS = 8
 
 
 def is_decode(spec: AttentionSpec, rows: int) -> bool:
-    """Return whether the decode kernel computes so many rows of queries."""
-    return rows * spec.groups <= MOST_ROWS or max(spec.head_dim, spec.value_dim) > MOST_DIM
+    """Return whether the decode kernel computes so many rows of queries.
+
+    A single one of however many heads is: blocks of them read the keys, and not each.
+    """
+    is_wide = max(spec.head_dim, spec.value_dim) > MOST_DIM
+    return rows == 1 or rows * spec.groups <= MOST_ROWS or is_wide
 
 
 def run_kernel(

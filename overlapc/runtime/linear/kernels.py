@@ -14,6 +14,7 @@ from overlapc.codegen.linear.spec import MOST_RESULTS, MOST_WEIGHTS, LinearSpec
 from overlapc.codegen.lowering import Lowered
 from overlapc.codegen.relaunching import Launched
 from overlapc.errors import KernelError
+from overlapc.runtime.kernel_attempts import is_of_building
 from overlapc.runtime.linear.norming import Norm, unnormed
 from overlapc.runtime.linear.parts import parts_of
 from overlapc.runtime.linear.widening import Loaded, loaded
@@ -161,7 +162,9 @@ def by_kernel(spec: LinearSpec, its: LoweredLayer) -> Start:
                     x, weights, outs, inputs=its.inputs(operands), scales=its.scales(operands),
                     zeros=its.zeros(operands), gain=gain, parts=parts, arrivals=arrivals,
                 )  # fmt: skip
-        except TritonError as error:  # it cannot be compiled, or takes too much of the device
+        except (TritonError, RuntimeError) as error:
+            if not is_of_building(error):
+                raise
             raise KernelError(
                 f"Triton cannot run its kernel: {error}.",
                 where=str(spec),
