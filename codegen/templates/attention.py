@@ -284,9 +284,10 @@ def attention_forward(
         if SOFTMAX == "first_tile":
             is_bad = is_bad & (sums != 0.0)
         elif MASKS_TELL:
+            # One of a sink has its weight, however far below φ that is.
             unseen = keeping_none(
-                is_bad & (sums == 0.0), begin, stop, place, first, end, length, inputs, SCORES,
-                BEFORE, AFTER, BLOCK_M, BLOCK_N,
+                is_bad & (sums == 0.0) & (sink == float("-inf")), begin, stop, place, first, end,
+                length, inputs, SCORES, BEFORE, AFTER, BLOCK_M, BLOCK_N,
             )  # fmt: skip
             is_bad = is_bad & (unseen == 0)
         count = tl.sum(is_bad.to(tl.int32), 0)

@@ -209,7 +209,7 @@ def attention_decode(
     if not IS_ONLINE:
         sums = tl.sum(sums, 1) + tl.exp2(own_sink - peak)
         # A total may have overflowed, and shrinking the sum would hide it.
-        sums = tl.where(sums <= MOST, sums, float("inf"))
+        sums = tl.where(sums > MOST, float("inf"), sums)
         if SOFTMAX == "first_tile":
             # Rows that see no key of the part say nothing of where φ lies. Where it runs, a sum of
             # zero may be one whose weights were lost, which another part's lower φ must not hide.
@@ -243,9 +243,11 @@ def attention_decode(
         if SOFTMAX == "first_tile":
             is_bad = is_bad & (sums != 0.0)
         elif MASKS_TELL:
+            # One of a sink has its weight, however far below φ that is.
             unseen = keeping_none(
-                is_bad & (sums == 0.0), first_tile * BLOCK_N, (first_tile + tiles) * BLOCK_N,
-                own_place, first, end, length, inputs, SCORES, BEFORE, AFTER, BLOCK_M, BLOCK_N,
+                is_bad & (sums == 0.0) & (sink == float("-inf")), first_tile * BLOCK_N,
+                (first_tile + tiles) * BLOCK_N, own_place, first, end, length, inputs, SCORES,
+                BEFORE, AFTER, BLOCK_M, BLOCK_N,
             )  # fmt: skip
             is_bad = is_bad & (unseen == 0)
         count = tl.sum(is_bad.to(tl.int32), 0)

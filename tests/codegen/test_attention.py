@@ -89,6 +89,10 @@ REDONE = {
     "a finite mask, of whole rows too": (
         replace(SPEC, program=programs.KEPT_FINITE), {"kept": 0.0, "redone": ROWS},
     ),
+    "a sink far below φ, of rows without a key": (
+        replace(SPEC, softmax="bound", bound=200.0, sinks=True, program=programs.KEPT),
+        {"kept": 0.0, "redone": ROWS},
+    ),
 }  # fmt: skip
 
 
@@ -119,6 +123,9 @@ MUTANTS = {
     "not of ones": ("sums by products", "sums.shape[1]), 1.0,", "sums.shape[1]), 0.9,"),
     "sums by products are not rescaled": (
         "online, sums by products", "(shrunk[:, None] if", "(1.0 if",
+    ),
+    "rows of a sink alone are rows of nothing": (
+        "a sink far below φ, of rows without a key", ' & (sink == float("-inf"))', "",
     ),
     "no sinks": ("sinks", "sums = tl.exp2(sink - peak)", "sums = nothing"),
     "another head's keys": ("grouped, ragged heads", "k_strides, batch, head // GROUPS)",

@@ -70,6 +70,10 @@ def test_any_number_of_queries_shares_a_head(interpreted, groups):
     check(interpreted, replace(CAUSAL, groups=groups), batch=1, rows=2, keys=70)
 
 
+def test_one_row_of_more_heads_than_a_block_holds(interpreted):
+    check(interpreted, replace(SPEC, groups=71), batch=1, rows=1, keys=70)
+
+
 @pytest.mark.parametrize("rows", first(4, 1, 16))
 def test_rows_see_keys_up_to_their_own(interpreted, rows):
     check(interpreted, CAUSAL, rows=rows)
@@ -197,6 +201,27 @@ def test_scores_of_hundreds(interpreted, dtype, softmax):
 def test_a_sink_is_counted_once(interpreted, softmax, sink):
     spec = replace(CAUSAL, softmax=softmax, sinks=True)
     check(interpreted, spec, sinks=sink, rows=2, splits=4)
+
+
+@pytest.mark.parametrize("softmax", first("zero", "first_tile", "sink", "online"))
+def test_a_sink_that_is_no_number_is_seen(interpreted, softmax):
+    """So is a score: logarithms of such sums are none. The mutant that takes them for too large."""
+    spec = replace(SPEC, softmax=softmax, sinks=True)
+    check(interpreted, spec, sinks=float("nan"), splits=4)
+    if softmax == "zero":
+        mutant = ('sums > MOST, float("inf"), sums', 'sums <= MOST, sums, float("inf")')
+        with wrong_values():
+            check(interpreted, spec, sinks=float("nan"), splits=4, mutate=[mutant])
+
+
+@pytest.mark.parametrize("splits", first(3, 1))
+def test_rows_that_masks_leave_a_sink_far_below_phi_are_no_rows_of_nothing(interpreted, splits):
+    spec = replace(SPEC, softmax="bound", bound=200.0, sinks=True)
+    case = {"mask": "padding", "keys": 40, "rows": 2, "splits": splits}
+    check(interpreted, spec, redone=ROWS_OF_ALL * 2, **case)
+    mutant = (' & (sink == float("-inf"))', "")
+    with wrong_values():
+        check(interpreted, spec, mutate=[mutant], **case)
 
 
 @pytest.mark.parametrize("softmax", first("sink", "first_tile", "zero", "online"))
