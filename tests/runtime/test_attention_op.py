@@ -54,6 +54,14 @@ def test_results_lie_as_was_said(layout, sizes, lse):
         )
 
 
+@pytest.mark.parametrize("batch", [0, 1, 3])
+def test_one_length_is_of_however_many_sequences(batch):
+    """The mutant that gives kernels, which refuse it, one length of no sequence."""
+    found = attention.lengths_of_each(torch.tensor([5], dtype=torch.int32), batch)
+    assert found.tolist() == [5] * batch
+    assert found.is_contiguous()
+
+
 def test_any_of_its_operands_may_be_trained():
     spec = replace(SPEC, program=program_of([Added(Input("matrix", "float32"))]))
     for trained in ("q", "k", "v", "m", "qm"):

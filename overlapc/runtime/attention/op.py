@@ -98,9 +98,9 @@ def _phi_of(
 
 def lengths_of_each(lengths: torch.Tensor | None, batch: int) -> torch.Tensor | None:
     """Return lengths as kernels take them, int32[batch]; given may be one, of all sequences."""
-    if lengths is None or lengths.shape[0] == batch:
+    if lengths is None or lengths.shape[0] != 1:
         return lengths
-    return lengths.expand(batch).contiguous() if batch else lengths[:0]
+    return lengths.expand(batch).contiguous()
 
 
 def _results(
