@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from overlapc.calibration import find_target, shipped_target
 from overlapc.errors import GroupError, TargetError
 from overlapc.planning.target import Target
-from overlapc.runtime.ranks.groups import backend_name, resolve, sizes_of_groups
 from overlapc.runtime.planned_devices import planned_device
+from overlapc.runtime.ranks.groups import backend_name, resolve, sizes_of_groups
 
 
 @dataclass(frozen=True)

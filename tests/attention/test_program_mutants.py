@@ -23,9 +23,10 @@ from overlapc.graphs.attention import (
     versions,
     weights,
 )
+from overlapc.graphs.attention.fresh import is_fresh
 from overlapc.graphs.attention.spelling import Call
 from overlapc.graphs.attention.tensors import CASTS, Expression
-from overlapc.graphs.attention.versions import FRESH, Versions, writes_to
+from overlapc.graphs.attention.versions import Versions
 from tests.attention.random_programs import draw
 from tests.attention.running_programs import attempt
 
@@ -64,16 +65,14 @@ def any_cast(versions: Versions, node: Any) -> bool:
     return node in versions.calls and versions.calls[node].name in CASTS
 
 
-def by_name(node: Any, call: Call | None) -> list[Any]:
-    if call is not None and call.in_place:
-        return writes_to(node, call)
-    return [] if call is not None and call.name in FRESH else node.all_input_nodes
+def by_name(call: Call) -> bool:
+    return call.name == "einsum" or is_fresh(call)
 
 
 MUTANTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "nothing writes in place": (Versions, "read", source_itself),
     "operands never change": (Versions, "changes", none_at_all),
-    "results are in memory of their own": (versions, "shares_with", by_name),
+    "results are in memory of their own": (versions, "is_fresh", by_name),
     "ops of others write to nothing": (versions, "_written_by_schema", none_at_all),
     "gradients are recorded of all": (operands, "_is_cut", never),
     "any range will do": (matching, "_why_not_range", nothing),

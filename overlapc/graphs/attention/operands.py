@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 

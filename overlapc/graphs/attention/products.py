@@ -18,6 +18,7 @@ from overlapc.graphs.attention.tensors import (
     PERMUTATIONS,
     Expression,
     expression,
+    is_same,
 )
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.collectives import Refusal
