@@ -8,7 +8,7 @@ from overlapc.codegen.aot import DIVISIBLE, TRITON_NAMES, Binary, compile_kernel
 from overlapc.codegen.attention.kernel import build_attention
 from overlapc.codegen.attention.scores import PARTS
 from overlapc.codegen.attention.spec import AttentionSpec
-from overlapc.codegen.attention.tiles import AttentionTile
+from overlapc.codegen.attention.tiles import AttentionTile, padded
 from overlapc.codegen.attention.visibility import hides
 
 STRIDES = ("q_strides", "k_strides", "v_strides", "out_strides")
@@ -26,6 +26,7 @@ def build_for(spec: AttentionSpec, tile: AttentionTile, architecture: str) -> Bi
     module = build_attention(spec, tile).module
     names = list(module.KERNEL.arg_names)
     pointer = f"*{TRITON_NAMES[spec.dtype]}"
+    by_tma = {"k_by_tma": padded(spec.head_dim), "v_by_tma": padded(spec.value_dim)}
     signature: dict[str, Any] = {
         **dict.fromkeys(("q", "k", "v", "out"), pointer),
         **dict.fromkeys(("lse", "phi"), "*fp32"),
@@ -33,6 +34,10 @@ def build_for(spec: AttentionSpec, tile: AttentionTile, architecture: str) -> Bi
         **dict.fromkeys(("moves", "redone"), "*i64"),
         "sinks": pointer,
         "kept": "*i32",
+        **{
+            name: f"tensordesc<{TRITON_NAMES[spec.dtype]}[1,1,{tile.block_n},{columns}]>"
+            for name, columns in by_tma.items()
+        },
         **dict.fromkeys(("heads", "rows", "keys"), "i32"),
         **dict.fromkeys(STRIDES, (*("i32",) * NEVER_ONE, "constexpr")),
     }
@@ -42,6 +47,8 @@ def build_for(spec: AttentionSpec, tile: AttentionTile, architecture: str) -> Bi
         "moves": spec.moves_phi,
         "sinks": spec.sinks,
         "kept": bool(hides(spec.scores)),
+        "k_by_tma": tile.by_tma,
+        "v_by_tma": tile.by_tma,
     }
     constants: dict[Any, Any] = {
         **module.CONSTANTS,

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from overlapc.codegen.attention.checking import INPUT_SHAPES, Sizes, misfit, sizes_of
+from overlapc.codegen.attention.descriptors import descriptor, fits_tma
 from overlapc.codegen.attention.module import module_text
 from overlapc.codegen.attention.scores import PARTS
 from overlapc.codegen.attention.spec import AttentionSpec
@@ -63,7 +64,8 @@ class AttentionKernel:
         launch changes where softmax is running, ``sinks`` [groups * heads] of any floating dtype,
         ``lse`` contiguous float32[batch, groups * heads, rows]. ``redone``, int64[1] or
         int32[1], is added the rows that were computed a second time; it is needed but where softmax
-        is online. KernelError where any of this does not hold.
+        is online. A tile ``by_tma`` takes k and v that ``fits_tma``. KernelError where any of this
+        does not hold.
         """
         sizes = sizes_of(q, k, v)
         why = misfit(self.spec, sizes, (q, k, v, out), inputs, lengths, phi, sinks, lse, redone)
@@ -74,14 +76,25 @@ class AttentionKernel:
         if not sizes.keys:
             fill_without_keys(out, lse, sinks)
             return
+        by_tma = self._by_tma(k, v)
         blocks = -(-sizes.rows // self.tile.block_m)
         parts = input_parts(self.spec.inputs, inputs, sizes)
         kept = self._find_kept(q, inputs, parts, lengths, sizes, blocks)
         self.module.KERNEL[(blocks * sizes.heads * sizes.batch,)](
             q, k, v, out, lse, parts, lengths, phi, moves_of_phi(self.spec, q), sinks, redone, kept,
-            sizes.heads, sizes.rows, sizes.keys, q.stride(), k.stride(), v.stride(), out.stride(),
+            *by_tma, sizes.heads, sizes.rows, sizes.keys,
+            q.stride(), k.stride(), v.stride(), out.stride(),
             **self.module.CONSTANTS, **self.module.OPTIONS,
         )  # fmt: skip
+
+    def _by_tma(self, k: Tensor, v: Tensor) -> tuple[Any, Any]:
+        """Descriptors of both; None where they are loaded by pointers."""
+        if not self.tile.by_tma:
+            return None, None
+        if not (fits_tma(k) and fits_tma(v)):
+            raise self._error("the TMA unit cannot read k and v as they lie")
+        rows, constants = self.tile.block_n, self.module.CONSTANTS
+        return descriptor(k, rows, constants["BLOCK_D"]), descriptor(v, rows, constants["BLOCK_V"])
 
     def _find_kept(
         self,

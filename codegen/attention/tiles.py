@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.visibility import hides
@@ -30,6 +30,8 @@ class AttentionTile:
     registers: int = 0
     """The most of a thread, where an assembler of NVIDIA, left to itself, takes too few and spills;
     0: left to itself. For kernels of many rows."""
+    by_tma: bool = field(default=False, kw_only=True)
+    """Whether the TMA unit loads keys and values. For kernels of many rows."""
 
 
 def padded(dim: int) -> int:
@@ -52,6 +54,9 @@ NVIDIA = {
 """Of 16 bits, by the first architecture that takes them and the most columns of a head. Of
 sm_90, products with ones leave 377 of 574 instructions of a loop over 128 keys, and are 3 to 12 %
 more products; on sm_80 they would be a quarter more."""
+NVIDIA_BY_TMA = {"sm_90": {128: (128, 128, 8, 2, 16)}}
+"""Instead, where the TMA unit loads keys and values, so that threads keep no addresses, of the
+products alone. On sm_100 its loads spill, and on sm_120 they were not tried."""
 NVIDIA_MASKED = {
     "sm_80": {64: (64, 32, 8, 2), 128: (64, 32, 8, 2), 256: (32, 32, 8, 2)},
     "sm_90": {64: (128, 64, 8, 2, 16), 128: (128, 32, 8, 3, 16)},
@@ -74,12 +79,16 @@ def check_served(spec: AttentionSpec, architecture: str) -> None:
         )
 
 
-def tile_for(spec: AttentionSpec, architecture: str) -> AttentionTile:
+def tile_for(spec: AttentionSpec, architecture: str, *, is_aligned: bool = False) -> AttentionTile:
     """A tile for ``sm_<number>`` or ``gfx<name>``: of the largest whose machine code keeps within
     registers and shared memory, as the tests check. None was timed. KernelError where none does.
+
+    With ``is_aligned`` the TMA unit may read keys and values (see ``descriptors.fits_tma``): it
+    does where elements are of 16 bits, on the devices of ``NVIDIA_BY_TMA``.
     """
     check_served(spec, architecture)
     is_float = spec.dtype == "float32"
+    by_tma = False
     if architecture.startswith("gfx"):
         known = AMD_FLOAT if is_float else AMD
     elif is_float:
@@ -88,8 +97,11 @@ def tile_for(spec: AttentionSpec, architecture: str) -> AttentionTile:
         number = sm_number(architecture)
         since = max((other for other in map(sm_number, NVIDIA) if other <= number), default=80)
         known = NVIDIA[f"sm_{since}"]
+        by_tma = is_aligned and f"sm_{since}" in NVIDIA_BY_TMA
         if hides(spec.scores):
             known = known | NVIDIA_MASKED.get(f"sm_{since}", {})
+        elif by_tma and _is_plain(spec):
+            known = known | NVIDIA_BY_TMA[f"sm_{since}"]
     wide = max(spec.head_dim, spec.value_dim)
     fitting = [columns for columns in known if columns >= wide]
     if not fitting:
@@ -98,4 +110,10 @@ def tile_for(spec: AttentionSpec, architecture: str) -> AttentionTile:
             where=str(spec),
             remedy="use torch's scaled_dot_product_attention, or a dtype of 16 bits",
         )
-    return AttentionTile(*known[min(fitting)])
+    return replace(AttentionTile(*known[min(fitting)]), by_tma=by_tma)
+
+
+def _is_plain(spec: AttentionSpec) -> bool:
+    """Whether nothing but the products takes many registers: neither a program of scores, nor
+    addresses of values that lengths cut, nor a walk to the first keys before."""
+    return spec.scores is None and not spec.lengths and spec.softmax != "first_tile"

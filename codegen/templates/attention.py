@@ -10,7 +10,7 @@ maximum. With ``online`` the running maximum is kept, and nothing is computed ag
 import triton
 import triton.language as tl
 
-from overlapc.codegen.templates.head_tiles import load_tile, of_head, store_tile
+from overlapc.codegen.templates.head_tiles import load_keys, load_tile, of_head, store_tile
 from overlapc.codegen.templates.hidden import WORD, lowest_of
 from overlapc.codegen.templates.masks_tell import any_keeps_key, keeping_none
 from overlapc.codegen.templates.running import moves_of, settle
@@ -32,22 +32,23 @@ from overlapc.codegen.templates.visible import end_of, end_seen, first_seen, len
 @triton.jit
 def visit_tile(
     peak: tl.tensor, sums: tl.tensor, total: tl.tensor, start: tl.tensor,
-    queries: tl.tensor, k: tl.tensor, v: tl.tensor, k_strides: tl.tuple, v_strides: tl.tuple,
-    place: tl.tuple, first: tl.tensor, end: tl.tensor, length: tl.tensor, inputs: tl.tuple,
+    queries: tl.tensor, k: tl.tuple, v: tl.tuple, place: tl.tuple,
+    first: tl.tensor, end: tl.tensor, length: tl.tensor, inputs: tl.tuple,
     STEP: tl.constexpr, IS_CUT: tl.constexpr, SCORES: tl.constexpr, SCALE: tl.constexpr,
     BEFORE: tl.constexpr, AFTER: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """Take the tile of keys from ``start`` on into (peak, sums, total) of the rows at ``place``.
 
-    STEP is ``maximum``: peak alone is raised; ``fixed``: weights are relative to peak, which stays;
+    ``k`` and ``v`` are sides of ``load_keys``. STEP is ``maximum``: peak alone is raised;
+    ``fixed``: weights are relative to peak, which stays;
     ``online``: it is raised, and sums and total are rescaled. IS_CUT: not every row sees every key.
     ``sums`` in columns (see ``spread_sums``) are products with ones: matrix units add what else
     each thread has to widen and add, and no warp waits for others.
     """
     column = start + tl.arange(0, BLOCK_N)
     inside = column < length
-    keys = load_tile(k, start, k_strides, inside, BLOCK_N, HEAD_DIM, BLOCK_D, IS_CUT)
+    keys = load_keys(k, start, inside, BLOCK_N, HEAD_DIM, BLOCK_D, IS_CUT)
     product = tl.dot(queries, keys.T, input_precision=PRECISION)
     tile = (place[0], place[1], place[2], place[3], column, inside)
     score = score_tile(product, tile, first, end, inputs, SCORES, SCALE, BEFORE, AFTER, IS_CUT)
@@ -62,15 +63,15 @@ def visit_tile(
             sums = sums * (shrunk[:, None] if len(sums.shape) == 2 else shrunk)
             total = total * shrunk[:, None]
             peak = higher
-        values = load_tile(v, start, v_strides, inside, BLOCK_N, VALUE_DIM, BLOCK_V, IS_CUT)
+        values = load_keys(v, start, inside, BLOCK_N, VALUE_DIM, BLOCK_V, IS_CUT)
         # Summed as they are rounded: what overflows or is lost shows in the sum.
         if STEP == "online":
-            weights = tl.exp2(score - base[:, None]).to(v.dtype.element_ty)
+            weights = tl.exp2(score - base[:, None]).to(v[0].dtype.element_ty)
         else:
-            weights = fixed_weights(score, base, v.dtype.element_ty)
+            weights = fixed_weights(score, base, v[0].dtype.element_ty)
         if len(sums.shape) == 2:
             ones = tl.full((BLOCK_N, sums.shape[1]), 1.0, tl.float32)
-            sums = tl.dot(weights, ones.to(v.dtype.element_ty), sums)
+            sums = tl.dot(weights, ones.to(v[0].dtype.element_ty), sums)
         else:
             sums += tl.sum(weights.to(tl.float32), 1)
         total = tl.dot(weights, values, total, input_precision=PRECISION)
@@ -81,8 +82,8 @@ def visit_tile(
 def visit_keys(
     peak: tl.tensor, sums: tl.tensor, total: tl.tensor, begin: tl.tensor, stop: tl.tensor,
     kept: tl.tensor,
-    queries: tl.tensor, k: tl.tensor, v: tl.tensor, k_strides: tl.tuple, v_strides: tl.tuple,
-    place: tl.tuple, first: tl.tensor, end: tl.tensor, length: tl.tensor, inputs: tl.tuple,
+    queries: tl.tensor, k: tl.tuple, v: tl.tuple, place: tl.tuple,
+    first: tl.tensor, end: tl.tensor, length: tl.tensor, inputs: tl.tuple,
     STEP: tl.constexpr, IS_CUT: tl.constexpr, STAGES: tl.constexpr,
     SCORES: tl.constexpr, SCALE: tl.constexpr,
     BEFORE: tl.constexpr, AFTER: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
@@ -96,9 +97,9 @@ def visit_keys(
     if kept is None:
         for start in tl.range(begin, stop, BLOCK_N, num_stages=STAGES, disable_licm=STAGES == 1):
             peak, sums, total = visit_tile(
-                peak, sums, total, start, queries, k, v, k_strides, v_strides, place, first, end,
-                length, inputs, STEP, IS_CUT, SCORES, SCALE, BEFORE, AFTER, HEAD_DIM, VALUE_DIM,
-                PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
+                peak, sums, total, start, queries, k, v, place, first, end, length, inputs, STEP,
+                IS_CUT, SCORES, SCALE, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N,
+                BLOCK_D, BLOCK_V,
             )  # fmt: skip
     else:
         stop_tile = tl.cdiv(stop, BLOCK_N)
@@ -113,9 +114,9 @@ def visit_keys(
                 start = (group + lowest_of(bits)) * BLOCK_N
                 bits = bits & (bits - 1)
                 peak, sums, total = visit_tile(
-                    peak, sums, total, start, queries, k, v, k_strides, v_strides, place, first,
-                    end, length, inputs, STEP, IS_CUT, SCORES, SCALE, BEFORE, AFTER, HEAD_DIM,
-                    VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
+                    peak, sums, total, start, queries, k, v, place, first, end, length, inputs,
+                    STEP, IS_CUT, SCORES, SCALE, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION,
+                    BLOCK_N, BLOCK_D, BLOCK_V,
                 )  # fmt: skip
     return peak, sums, total
 
@@ -137,7 +138,7 @@ def write_rows(
 def attention_forward(
     q: tl.tensor, k: tl.tensor, v: tl.tensor, out: tl.tensor, lse: tl.tensor, inputs: tl.tuple,
     lengths: tl.tensor, phi: tl.tensor, moves: tl.tensor, sinks: tl.tensor, redone: tl.tensor,
-    kept: tl.tensor,
+    kept: tl.tensor, k_by_tma: tl.tensor_descriptor, v_by_tma: tl.tensor_descriptor,
     heads: tl.tensor, rows: tl.tensor, keys: tl.tensor,
     q_strides: tl.tuple, k_strides: tl.tuple, v_strides: tl.tuple, out_strides: tl.tuple,
     SCORES: tl.constexpr, SCALE: tl.constexpr, GROUPS: tl.constexpr,
@@ -153,7 +154,8 @@ def attention_forward(
     One program for each block of rows of each query head of each batch. ``lse``, contiguous
     [batch, heads, rows], or None, is given the logarithm of each row's sum of ``exp(score)``.
     ``lengths``, ``phi`` and ``sinks`` are None where the spec has none, and ``moves``
-    where launches do not move φ (see ``running``). The number of rows that
+    where launches do not move φ (see ``running``). ``k_by_tma`` and ``v_by_tma`` are descriptors of
+    k and v, in blocks ``[1, 1, BLOCK_N, BLOCK_D or BLOCK_V]``, or None. The number of rows that
     were computed again is added to ``redone``. ``kept`` is what ``find_kept`` left, or None: then
     every tile of keys is read that rows see by their place.
     """
@@ -168,8 +170,10 @@ def attention_forward(
     place = (batch, head, row, row_inside)
     q = of_head(q, q_strides, batch, head)
     queries = load_tile(q, corner, q_strides, row_inside, BLOCK_M, HEAD_DIM, BLOCK_D, True)
-    k = of_head(k, k_strides, batch, head // GROUPS)
-    v = of_head(v, v_strides, batch, head // GROUPS)
+    shared = head // GROUPS
+    k = (of_head(k, k_strides, batch, shared), k_strides, k_by_tma, True, batch, shared)
+    # What is there beyond a sequence may be NaN, which no weight of zero removes.
+    v = (of_head(v, v_strides, batch, shared), v_strides, v_by_tma, lengths is None, batch, shared)
 
     length = length_of(lengths, batch, keys)
     sequence_end = end_of(lengths, batch, keys)
@@ -226,9 +230,9 @@ def attention_forward(
                 if is_seen:
                     found, _, _ = visit_keys(
                         peak, nothing, total, start, tl.minimum(start + BLOCK_N, stop), None,
-                        queries, k, v, k_strides, v_strides, place, first, end, length, inputs,
-                        "maximum", True, 1, SCORES, SCALE, BEFORE, AFTER, HEAD_DIM, VALUE_DIM,
-                        PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
+                        queries, k, v, place, first, end, length, inputs, "maximum", True, 1,
+                        SCORES, SCALE, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N,
+                        BLOCK_D, BLOCK_V,
                     )  # fmt: skip
                     peak = tl.where(waits, found, peak)
                     waits = waits & (peak == float("-inf"))
@@ -241,22 +245,22 @@ def attention_forward(
 
     if BEFORE is not None and kept is None:
         peak, sums, total = visit_keys(
-            peak, sums, total, begin, tl.minimum(whole_begin, stop), None, queries, k, v, k_strides,
-            v_strides, place, first, end, length, inputs, STEP, True, STAGES, SCORES, SCALE,
-            BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
+            peak, sums, total, begin, tl.minimum(whole_begin, stop), None, queries, k, v, place,
+            first, end, length, inputs, STEP, True, STAGES, SCORES, SCALE, BEFORE, AFTER, HEAD_DIM,
+            VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
         )  # fmt: skip
     rest = begin
     if kept is None:
         peak, sums, total = visit_keys(
-            peak, sums, total, whole_begin, whole_stop, None, queries, k, v, k_strides,
-            v_strides, place, first, end, length, inputs, STEP, False, STAGES, SCORES, SCALE,
-            BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
+            peak, sums, total, whole_begin, whole_stop, None, queries, k, v, place, first, end,
+            length, inputs, STEP, False, STAGES, SCORES, SCALE, BEFORE, AFTER, HEAD_DIM, VALUE_DIM,
+            PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
         )  # fmt: skip
         rest = tl.maximum(whole_begin, whole_stop)
     peak, sums, total = visit_keys(
-        peak, sums, total, rest, stop, kept, queries, k, v, k_strides,
-        v_strides, place, first, end, length, inputs, STEP, True, STAGES, SCORES, SCALE,
-        BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
+        peak, sums, total, rest, stop, kept, queries, k, v, place, first, end, length, inputs, STEP,
+        True, STAGES, SCORES, SCALE, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N,
+        BLOCK_D, BLOCK_V,
     )  # fmt: skip
 
     sums = gathered_sums(sums)
@@ -294,9 +298,9 @@ def attention_forward(
         if count > 0:
             nothing_yet = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
             highest_score, _, _ = visit_keys(
-                sink, nothing, nothing_yet, begin, stop, kept, queries, k, v, k_strides,
-                v_strides, place, first, end, length, inputs, "maximum", True, 1, SCORES, SCALE,
-                BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
+                sink, nothing, nothing_yet, begin, stop, kept, queries, k, v, place, first, end,
+                length, inputs, "maximum", True, 1, SCORES, SCALE, BEFORE, AFTER, HEAD_DIM,
+                VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
             )  # fmt: skip
             # A row of minus infinity alone has been computed: it has no weight.
             is_bad = is_bad & (highest_score > float("-inf"))
@@ -305,9 +309,9 @@ def attention_forward(
                 peak = or_zero(highest_score)
                 sums_again = spread_sums(tl.exp2(sink - peak), ONES, BLOCK_M)
                 peak, sums_again, total = visit_keys(
-                    peak, sums_again, nothing_yet, begin, stop, kept, queries, k, v, k_strides,
-                    v_strides, place, first, end, length, inputs, "fixed", True, 1, SCORES, SCALE,
-                    BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
+                    peak, sums_again, nothing_yet, begin, stop, kept, queries, k, v, place, first,
+                    end, length, inputs, "fixed", True, 1, SCORES, SCALE, BEFORE, AFTER, HEAD_DIM,
+                    VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
                 )  # fmt: skip
                 sums = gathered_sums(sums_again)
                 write_rows(

@@ -49,3 +49,21 @@ def store_tile(
 def of_head(x: tl.tensor, strides: tl.tuple, batch: tl.tensor, head: tl.tensor) -> tl.tensor:
     """Where a head's matrix begins."""
     return x + batch.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[1]
+
+
+@triton.jit
+def load_keys(
+    side: tl.tuple, start: tl.tensor, inside: tl.tensor,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr, CUTS_ROWS: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """What ``load_tile`` reads of a side: of keys or values.
+
+    ``side`` is where their head's matrix begins; strides of all; a descriptor of ``[batch, heads,
+    keys, COLUMNS]``, or None; whether tiles that are cut are loaded by it as well; batch; and head.
+    The TMA unit reads zeros beyond what is there, but what is not ``inside`` as it is.
+    """
+    if side[2] is None or (CUTS_ROWS and not side[3]):
+        result = load_tile(side[0], start, side[1], inside, ROWS, COLUMNS, BLOCK, CUTS_ROWS)
+    else:
+        result = side[2].load([side[4], side[5], start, 0]).reshape(ROWS, BLOCK)
+    return result

@@ -22,6 +22,7 @@ from triton.runtime.interpreter import interpreter_builder
 from overlapc.codegen.attention import kernel as forward
 from overlapc.codegen.attention.cache import Cache
 from overlapc.codegen.attention.decode import build_decode
+from overlapc.codegen.attention.descriptors import fits_tma
 from overlapc.codegen.attention.kernel import AttentionKernel, build_attention
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile
@@ -62,7 +63,8 @@ class Case:
     """Which part of truths is true."""
     tile: tuple[int, int] = (16, 16)
     layout: str = "odd"
-    """"odd": each of q, k and v has strides of its own; "dense": [batch, heads, rows, dim]."""
+    """"odd": each of q, k and v has strides of its own; "dense": [batch, heads, rows, dim];
+    "aligned": odd, of which the TMA unit reads k and v, and NaN between their rows."""
 
 
 def run(
@@ -76,6 +78,7 @@ def run(
     hidden: int | Mapping[int, int] = 0,
     far: float = 0.0,
     ones: int = 0,
+    by_tma: bool = False,
     hiding: Mapping[str, Any] | None = None,
     mutate: tuple[str, str] | None = None,
     **named: Any,
@@ -84,19 +87,21 @@ def run(
 
     ``scaled`` multiplies queries of single rows and ``values`` those; ``first_sink`` is that of the
     first head; masks keep none of the first ``hidden`` keys (of single rows, and all others, where
-    it says which), and scores are ``far`` from zero; ``redone`` is how many rows are to be computed
+    it says which), and scores are ``far`` from zero; ``by_tma`` lays keys and values out for the
+    TMA unit, which loads them; ``redone`` is how many rows are to be computed
     twice (None: at least one; "any"). ``hiding`` are fields of a ``HidingMask``, the scores' only
     one; keys and values of tiles of which it hides all are NaN then. ``mutate`` is a text of a
     template or of the module and what to put in its place. The rest are fields of ``Case``.
     """
+    named |= {"layout": "aligned"} if by_tma else {}
     spec, case = AttentionSpec.parse(text), Case(**named)
     batch, every, rows, keys = case.batch, case.heads * spec.groups, case.rows, case.keys
     mask = HidingMask((batch, every, rows, keys), seed=case.seed, **hiding) if hiding else None
     spec = replace(spec, program=mask.program) if mask else spec
-    kernel = build_attention(spec, AttentionTile(*case.tile, 4, 1, ones))
+    kernel = build_attention(spec, AttentionTile(*case.tile, 4, 1, ones, by_tma=by_tma))
     kernel = mutant(kernel, mutate) if mutate else kernel
     given = operands(spec, case)
-    given["v"] = given["v"] * values
+    given["v"] *= values
     if mask:
         given["inputs"] = [mask.tensor]
     hide(given["inputs"], hidden)
@@ -114,14 +119,16 @@ def run(
     out = around.transpose(1, 2)[:, :, 1:-1, 1:-2]
     lse = torch.full((batch, every, rows), -7.0)
     counter = torch.tensor([REDONE_BEFORE])
-    with looking_through_masks():
-        kernel(**poisoned(given, mask, case), out=out, lse=lse, redone=counter)
     if mask:
         program, tensor = mask.for_oracle
-        spec, given["inputs"] = replace(spec, program=program), [tensor]
-    wanted, sums = oracle.attention(spec, **given)
-    error = difference(out, wanted)
+        wanted, sums = oracle.attention(replace(spec, program=program),
+                                        **{**given, "inputs": [tensor]})  # fmt: skip
+    else:
+        wanted, sums = oracle.attention(spec, **given)
     largest = given["v"].double().abs().amax() if keys else 0.0
+    with looking_through_masks():
+        kernel(**poisoned(given, mask, case), out=out, lse=lse, redone=counter)
+    error = difference(out, wanted)
     assert error <= ROUNDING[spec.dtype] * (1 + largest), f"error {error}"
     # The logarithm of how many masks a row is made of is lost in the least number.
     lost = sums.isfinite() & (sums < -1e30)
@@ -144,11 +151,15 @@ def looking_through_masks() -> Iterator[None]:
 
 
 def poisoned(given: Mapping[str, Any], mask: HidingMask | None, case: Case) -> dict[str, Any]:
-    """Operands of which nothing is a number that no kernel has to read."""
-    if mask is None:
-        return dict(given)
-    hidden = mask.hidden_tiles(case.tile[1])[:, None, :, None]
-    return {**given, **{name: given[name].masked_fill(hidden, torch.nan) for name in "kv"}}
+    """Operands of which nothing is a number that no kernel has to read; written in place."""
+    hidden = torch.zeros(case.batch, 1, case.keys, 1, dtype=torch.bool)
+    if mask is not None:
+        hidden |= mask.hidden_tiles(case.tile[1])[:, None, :, None]
+    if "lengths" in given:
+        hidden |= torch.arange(case.keys)[:, None] >= given["lengths"].reshape(-1, 1, 1, 1)
+    for name in "kv":
+        given[name].masked_fill_(hidden, torch.nan)
+    return dict(given)
 
 
 def hide(inputs: list[torch.Tensor], hidden: int | Mapping[int, int]) -> None:
@@ -213,10 +224,22 @@ def operands(spec: AttentionSpec, case: Case) -> dict[str, Any]:
     }
     if case.layout == "dense":
         found |= {name: found[name].contiguous() for name in "qkv"}
+    elif case.layout == "aligned":
+        found |= {name: aligned(found[name]) for name in "kv"}
     if spec.sinks:
         found["sinks"] = torch.randn(every).to(dtype)
     if spec.lengths:
         found["lengths"] = torch.tensor(case.lengths, dtype=torch.int32)
+    return found
+
+
+def aligned(side: torch.Tensor) -> torch.Tensor:
+    """The same as ``fits_tma`` has it, head by head between rows of one key, NaN beside each."""
+    batch, heads, keys, dim = side.shape
+    around = side.new_full((batch, keys + 1, heads, -(-dim // 8) * 8 + 8), torch.nan)
+    found = around.transpose(1, 2)[:, :, :-1, :dim]
+    found.copy_(side)
+    assert fits_tma(found)
     return found
 
 

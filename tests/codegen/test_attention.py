@@ -61,6 +61,16 @@ CASES = {
         replace(BRAIN, softmax="online", sinks=True), {"spread": 100.0, "ones": 16},
     ),
     "φ of each head": (replace(BRAIN, softmax="head"), {"phi": 3.0}),
+    "by the TMA unit, grouped, ragged heads": (
+        replace(BRAIN, groups=3, head_dim=20, value_dim=33), {"heads": 2, "by_tma": True},
+    ),
+    "by the TMA unit, a window": (
+        replace(WINDOW, dtype="float16", softmax="first_tile"),
+        {"rows": 45, "tile": (16, 32), "by_tma": True},
+    ),
+    "by the TMA unit, lengths": (
+        replace(BRAIN, lengths=True), {"lengths": (33, 0), "by_tma": True, "ones": 16},
+    ),
 }  # fmt: skip
 
 
@@ -128,8 +138,7 @@ MUTANTS = {
         "a sink far below φ, of rows without a key", ' & (sink == float("-inf"))', "",
     ),
     "no sinks": ("sinks", "sums = tl.exp2(sink - peak)", "sums = nothing"),
-    "another head's keys": ("grouped, ragged heads", "k_strides, batch, head // GROUPS)",
-                            "k_strides, batch, head * 0)"),
+    "another head's keys": ("grouped, ragged heads", "head // GROUPS", "head * 0"),
     "one key too many": ("causal from the first key", "own + (AFTER + 1)", "own + (AFTER + 2)"),
     "one key too few": ("a window", "tl.maximum(own - BEFORE, 0)",
                         "tl.maximum(own - BEFORE + 1, 0)"),
@@ -140,6 +149,18 @@ MUTANTS = {
                                         "end = tl.minimum(tl.load(lengths + batch), keys)"),
     "the last tile is taken whole": ("lengths", "AFTER) // BLOCK_N * BLOCK_N",
                                      "AFTER) // 1 * 1 + BLOCK_N"),
+    "by the TMA unit, of another batch": (
+        "by the TMA unit, grouped, ragged heads", "[side[4], side[5]", "[0, side[5]",
+    ),
+    "by the TMA unit, of another head": (
+        "by the TMA unit, grouped, ragged heads", "[side[4], side[5]", "[side[4], 0",
+    ),
+    "by the TMA unit, another tile": (
+        "by the TMA unit, a window", "side[5], start, 0]", "side[5], start + 1, 0]",
+    ),
+    "by the TMA unit, beyond a sequence": (
+        "by the TMA unit, lengths", "v_by_tma, lengths is None", "v_by_tma, True",
+    ),
     "not rescaled": ("online", "total = total * shrunk[:, None]", "pass"),
     "a column is of the first row": ("inputs of every shape", "x + rows, mask",
                                      "x + rows * 0, mask"),
@@ -237,6 +258,7 @@ FEATURES = {
     "layout": ["odd", "dense"],
     "tile": [(16, 16), (32, 16), (16, 32)],
     "ones": [0, 16],
+    "by_tma": [False, True],
     "kept": [0.1, 0.8],
 }
 MATRIX = all_pairs(FEATURES)
@@ -264,6 +286,7 @@ def combination(row):
         bound=1.5 if softmax == "bound" else 0.0, **row["structure"],
     )  # fmt: skip
     named = {name: row[name] for name in ("tile", "kept", "layout", "ones")} | row["sizes"]
+    named["by_tma"] = row["by_tma"] and spec.dtype != "float32"
     if spec.lengths:
         named["lengths"] = row["lengths"]
     if spec.takes_phi:

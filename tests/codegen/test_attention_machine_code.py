@@ -34,6 +34,16 @@ EVERYTHING = {
 }  # fmt: skip
 MATRIX = {"sm_80": "mma.sync", "sm_89": "mma.sync", "sm_90": "wgmma", "sm_100": "tcgen05.mma",
           "sm_120": "mma.sync", "gfx942": "v_mfma"}  # fmt: skip
+TMA = "cp.async.bulk.tensor"
+WIDEST = [
+    {"before": 1024, "align": "bottom_right", "sinks": True, "softmax": "sink"},
+    {"softmax": "online"},
+    {"softmax": "running"},
+    {"softmax": "first_tile"},
+    {"lengths": True, "align": "bottom_right"},
+    {"program": programs.KEPT, "after": None},
+]
+"""What takes a tile of its own by the TMA unit, and what does not, at its most."""
 LITTLE = 1024
 """Bytes of shared memory of what looks masks through: threads tell one another of a flag alone."""
 DIMS = [(64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (256, 256)]
@@ -47,20 +57,36 @@ def triton_cache(tmp_path_factory):
         yield
 
 
-def check(spec: AttentionSpec, architecture: str) -> None:
+def check(spec: AttentionSpec, architecture: str, *, is_aligned: bool = False) -> None:
     """Raise AssertionError unless the machine code keeps its budgets."""
-    binary = build_for(spec, tile_for(spec, architecture), architecture)
+    tile = tile_for(spec, architecture, is_aligned=is_aligned)
+    binary = build_for(spec, tile, architecture)
+    assert tile.by_tma == (TMA in binary.assembly)
     assert binary.spilled_bytes == 0, f"{binary.registers} registers and {binary.spilled_bytes} B"
     assert binary.shared_bytes <= SHARED_BYTES[architecture]
     if spec.dtype != "float32":
         assert MATRIX[architecture] in binary.assembly
     if hides(spec.scores):
-        kept = build_kept_for(spec, tile_for(spec, architecture), architecture)
+        kept = build_kept_for(spec, tile, architecture)
         assert (kept.spilled_bytes, kept.shared_bytes <= LITTLE) == (0, True)
 
 
-def test_budgets():
-    check(SPEC, "sm_90")
+@pytest.mark.parametrize("is_aligned", [False, True])
+def test_budgets(is_aligned):
+    check(SPEC, "sm_90", is_aligned=is_aligned)
+
+
+def test_the_tma_unit_loads_where_there_is_one():
+    """Mutants: on every device, of float32 too, and of what is not aligned."""
+    found = {
+        (architecture, dtype): tile_for(
+            replace(SPEC, dtype=dtype), architecture, is_aligned=True
+        ).by_tma
+        for architecture in ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
+        for dtype in ("float16", "float32")
+    }
+    assert [key for key, by_tma in found.items() if by_tma] == [("sm_90", "float16")]
+    assert not tile_for(SPEC, "sm_90").by_tma
 
 
 def test_budgets_where_masks_are_looked_through():
@@ -119,6 +145,15 @@ def test_every_budget(architecture, dtype, dims, change):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("change", [{}, EVERYTHING, *WIDEST], ids=str)
+@pytest.mark.parametrize("dims", DIMS, ids=str)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_every_budget_by_the_tma_unit(dtype, dims, change):
+    spec = replace(SPEC, dtype=dtype, head_dim=dims[0], value_dim=dims[1], **change)
+    check(spec, "sm_90", is_aligned=True)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("mask", ["kept", "added"])
 @pytest.mark.parametrize("dim", [64, 128, 256])
 @pytest.mark.parametrize("architecture", list(SHARED_BYTES))
@@ -162,6 +197,21 @@ def test_the_loop_over_keys_has_no_maximum_and_adds_up_nothing(tile):
     assert share <= MOST_OF_ONLINE, f"{share:.2f} of the instructions of a running maximum"
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("dim", [64, 128])
+def test_the_loop_by_the_tma_unit_has_no_addresses(dim):
+    spec = replace(SPEC, after=None, head_dim=dim, value_dim=dim, softmax="zero")
+    pointers, aligned = (tile_for(spec, "sm_90", is_aligned=on) for on in (False, True))
+    slow, fast = first_loop(spec, pointers), first_loop(spec, aligned)
+    assert slow.count("LDGSTS") > 0
+    assert (fast.count("LDGSTS"), fast.count("UTMALDG")) == (0, 2)
+    each = [len(loop.instructions) / tile.block_n
+            for loop, tile in ((slow, pointers), (fast, aligned))]  # fmt: skip
+    assert each[1] <= MOST_OF_POINTERS[dim] * each[0], f"{each[1]:.2f} of {each[0]:.2f} a key"
+
+
+MOST_OF_POINTERS = {64: 1.0, 128: 0.75}
+"""Instructions a key, of those by pointers."""
 POLICIES = ("zero", "running", "online")
 
 

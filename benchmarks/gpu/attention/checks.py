@@ -15,6 +15,7 @@ from benchmarks.gpu.gemm import checks as gpu_checks
 from benchmarks.gpu.worker import WrongResult
 from benchmarks.measuring.deadline import Deadline
 from overlapc.codegen.attention.cache import Cache
+from overlapc.codegen.attention.descriptors import fits_tma
 from overlapc.codegen.attention.kernel import build_attention
 from overlapc.codegen.attention.scores import PRODUCT
 from overlapc.codegen.attention.spec import AttentionSpec
@@ -61,6 +62,8 @@ class Case:
     """Of scores, by one column of queries and keys."""
     is_redone: bool = False
     """Some rows, and not none, have to be computed a second time."""
+    is_odd: bool = False
+    """Keys and values lie as no TMA unit reads them."""
 
 
 def _program(inputs: tuple[Input, ...], *calls: Call) -> str:
@@ -101,6 +104,9 @@ PREFILL: Mapping[str, Case] = {
     "a number for each head": Case(replace(BRAIN, softmax="head"), phi=3.0),
     "a window": Case(replace(CAUSAL, before=100)),
     "lengths": Case(replace(CAUSAL, lengths=True, dead="zero"), lengths=(0.6, 0.0)),
+    "lengths, by pointers": Case(
+        replace(CAUSAL, lengths=True, groups=4), lengths=(0.6, 1.0), is_odd=True
+    ),
     "a mask, rows of no key": Case(replace(BRAIN, program=KEPT)),
     "slopes": Case(replace(BRAIN, program=SLOPES)),
     "a mask that hides tiles": Case(replace(BRAIN, program=ADDED), keys=1100),
@@ -191,7 +197,9 @@ def prefill(case: Case) -> float:
     def launch(
         case: Case, given: Given, out: torch.Tensor, lse: torch.Tensor, redone: torch.Tensor
     ) -> None:
-        kernel = build_attention(case.spec, tile_for(case.spec, architecture()))
+        is_aligned = fits_tma(given.k) and fits_tma(given.v)
+        tile = tile_for(case.spec, architecture(), is_aligned=is_aligned)
+        kernel = build_attention(case.spec, tile)
         kernel(given.q, given.k, given.v, out, **given.named, lse=lse, redone=redone)
 
     batch, heads, rows, keys = SIZES
@@ -337,6 +345,8 @@ def operands(case: Case, sizes: tuple[int, int, int, int]) -> Given:
     if case.shift:
         q[..., 0], k[..., 0] = case.shift / spec.scale, 1.0
     k, v = k.to(held), v.to(held)
+    if case.is_odd:
+        k, v = (torch.nn.functional.pad(side, (0, 1))[..., :-1] for side in (k, v))
     if case.cache.shares_values:
         v = k[..., : spec.value_dim]
     shares = (case.lengths * batch)[:batch]

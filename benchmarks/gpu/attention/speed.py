@@ -42,6 +42,8 @@ MOST_MEMORY = 0.7
 TIMED_SECONDS = 0.4
 """Of a row at least, after what it compiles: chosen, so that all rows fit the minutes of a run."""
 OURS, AGAIN, ONLINE, FIRST = "ours", "ours again", "online", "first keys"
+POINTERS = "by pointers"
+"""Our kernel of many rows, where the TMA unit loads nothing."""
 INDUCTOR = "inductor"
 MASKED = "ours, given the mask"
 GIVEN = f"of {INDUCTOR}, given the mask"
@@ -311,12 +313,13 @@ def prefill(
     out = torch.empty_like(q)
     redone = torch.zeros(1, dtype=torch.int32, device="cuda")
 
-    def ours(softmax: str) -> Callable[[], object]:
+    def ours(softmax: str, *, is_aligned: bool = True) -> Callable[[], object]:
         its = replace(spec_of(shape), softmax=softmax)
-        kernel = build_attention(its, tile_for(its, architecture()))
+        kernel = build_attention(its, tile_for(its, architecture(), is_aligned=is_aligned))
         return lambda: kernel(q, k, v, out, redone=redone)
 
     runs = {name: ours(softmax) for name, softmax in softmaxes(shape.spread)}
+    runs[POINTERS] = ours("zero", is_aligned=False)
     peers, why_not = sdpa_peers((q, k, v), is_causal=shape.is_causal)
     if with_flex:
         try:
@@ -423,7 +426,7 @@ def against(samples: Samples, why_not: Mapping[str, str]) -> dict[str, Any]:
     """Times of peers over ours, the best of torch's named, and why some are not there."""
     torchs = [name for name in samples.seconds if name.startswith("sdpa")]
     best = min(torchs, key=samples.median, default="")
-    own = (OURS, AGAIN, ONLINE, FIRST)
+    own = (OURS, AGAIN, ONLINE, FIRST, POINTERS)
     others = [name for name in samples.seconds if name not in own and name[:5] != "sdpa "]
     found: dict[str, Any] = {f"of {name}": cell(samples.ratio(name, OURS)) for name in others}
     if best:
@@ -440,6 +443,8 @@ def ours_alone(samples: Samples) -> dict[str, Any]:
     }
     if FIRST in samples.seconds:
         found["first keys over online"] = cell(samples.ratio(ONLINE, FIRST))
+    if POINTERS in samples.seconds:
+        found["by TMA over pointers"] = cell(samples.ratio(POINTERS, OURS))
     return found
 
 

@@ -14,6 +14,7 @@ import torch
 from overlapc.codegen.attention.cache import NARROW, Cache, leading
 from overlapc.codegen.attention.decode import build_decode
 from overlapc.codegen.attention.decode_tiles import decode_tile
+from overlapc.codegen.attention.descriptors import fits_tma
 from overlapc.codegen.attention.kernel import MOST_DIM, build_attention
 from overlapc.codegen.attention.spec import DTYPES, AttentionSpec
 from overlapc.codegen.attention.spec import MOST_DIM as WIDEST
@@ -63,7 +64,7 @@ def run_kernel(
     if not is_decode(spec, query.shape[2]):
         key, value = as_wide(key, k_scale, query.dtype), as_wide(value, v_scale, query.dtype)
         key = whole_keys(spec, key, value)
-        kernel = build_attention(spec, _tile(spec, query.device))
+        kernel = build_attention(spec, tile_on(spec, key, value))
         kernel(query, key, value, out, inputs=inputs, lengths=lengths, phi=phi, sinks=sinks,
                lse=lse, redone=redone)  # fmt: skip
         return spec.softmax
@@ -190,11 +191,14 @@ def decode_tile_on(
     return decode_tile(spec, cache, rows, architecture(device))
 
 
-def _tile(spec: AttentionSpec, device: torch.device) -> AttentionTile:
-    if device.type != "cuda":
+def tile_on(spec: AttentionSpec, key: torch.Tensor, value: torch.Tensor) -> AttentionTile:
+    """Return the tile of the kernel of many rows for keys and values as they lie on their device,
+    interpreted ones among them."""
+    if key.device.type != "cuda":
         interprets()
         return INTERPRETED
-    return tile_for(spec, architecture(device))
+    is_aligned = fits_tma(key) and fits_tma(value)
+    return tile_for(spec, architecture(key.device), is_aligned=is_aligned)
 
 
 def interprets() -> None:
