@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -55,15 +55,20 @@ class DecodeKernel:
         """Blocks of packed rows of one head of keys."""
         return -(-rows * self.spec.groups // self.tile.block_m)
 
-    def workspace(self, q: Tensor, splits: int) -> Workspace:
-        """Memory for launches on queries like ``q`` with up to ``splits`` CTAs a block."""
+    def workspace(
+        self, q: Tensor, splits: int, zeros: Callable[[int, torch.device], Tensor] | None = None
+    ) -> Workspace:
+        """Memory for launches on queries like ``q`` with up to ``splits`` CTAs a block.
+
+        ``zeros`` gives counters that are zero, int32; without it a memset makes them.
+        """
         import torch
 
         units = q.shape[0] * (q.shape[1] // self.spec.groups) * self.blocks(q.shape[2])
         meeting = units if splits > 1 else 0  # one CTA a block meets nobody
         return Workspace(
             torch.empty(meeting * splits * self._part, dtype=torch.float32, device=q.device),
-            torch.zeros(meeting, dtype=torch.int32, device=q.device),
+            (zeros or _zeros)(meeting, q.device),
             moves_of_phi(self.spec, q),
         )
 
@@ -161,6 +166,12 @@ def build_decode(spec: AttentionSpec, cache: Cache, tile: AttentionTile) -> Deco
     """
     cache.check(spec)
     return DecodeKernel(spec, cache, tile, *generated(decode_text(spec, cache, tile), KIND))
+
+
+def _zeros(count: int, device: torch.device) -> Tensor:
+    import torch
+
+    return torch.zeros(count, dtype=torch.int32, device=device)
 
 
 def sm_of(device: torch.device) -> str:

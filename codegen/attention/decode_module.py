@@ -13,10 +13,9 @@ from overlapc.codegen.attention.module import (
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import LEAST_BLOCK, AttentionTile, padded
 from overlapc.codegen.attention.visibility import hides
+from overlapc.planning.attention.decode_splits import LEAST_TILES, added_together
 
 KIND = "decode"
-LEAST_TILES = 2
-"""Steps of a CTA below which fewer CTAs share the keys; chosen: a CTA costs about one to start."""
 MOST_REGISTERS = 232
 """Of a thread; chosen by what the tests build without spills. Left to itself the assembler of
 NVIDIA spills a few of four warps, and of eight that take 16 keys a step, for the sake of CTAs that
@@ -60,6 +59,7 @@ def decode_constants(spec: AttentionSpec, cache: Cache, tile: AttentionTile) -> 
         "BLOCK_D": leading(spec.head_dim),
         "BLOCK_REST": padded(rest) if rest > 0 else 0,
         "LEAST_TILES": LEAST_TILES,
+        "TOGETHER": added_together(tile.block_m * padded(spec.value_dim)),
     }
 
 

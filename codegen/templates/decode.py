@@ -42,7 +42,8 @@ def attention_decode(
     HIDES: tl.constexpr,
     LEAST: tl.constexpr, LEAST_EACH: tl.constexpr, MOST: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_REST: tl.constexpr,
-    BLOCK_V: tl.constexpr, LEAST_TILES: tl.constexpr, IS_AMD: tl.constexpr,
+    BLOCK_V: tl.constexpr, LEAST_TILES: tl.constexpr, TOGETHER: tl.constexpr,
+    IS_AMD: tl.constexpr,
 ) -> None:  # fmt: skip
     """``out = softmax(scores) @ v`` for queries ``q``; see ``AttentionSpec`` and ``DecodeSpec``.
 
@@ -79,13 +80,14 @@ def attention_decode(
     first_tile = first_seen(lowest, BEFORE) // BLOCK_N
     stop_tile = tl.cdiv(end_seen(highest, length, AFTER), BLOCK_N)
     tiles = tl.maximum(stop_tile - first_tile, 0)
-    each = tl.maximum(tl.cdiv(tiles, splits), LEAST_TILES)
-    parts = tl.maximum(tl.cdiv(tiles, each), 1)
+    parts = tl.maximum(tl.minimum(tiles // LEAST_TILES, splits), 1)
     if split >= parts:
         return
     if HIDES == "":
-        begin = first_tile + split * each
-        stop = tl.minimum(begin + each, first_tile + tiles)
+        # None takes more than one tile more than another.
+        more = tiles % parts
+        begin = first_tile + split * (tiles // parts) + tl.minimum(split, more)
+        stop = begin + tiles // parts + tl.where(split < more, 1, 0)
         step = 1
     else:
         begin = first_tile + split
@@ -114,7 +116,7 @@ def attention_decode(
     else:
         table += batch.to(tl.int64) * table_stride
     query = (queries, rest_of_queries, scale)
-    cache = (k, v, k_strides, v_strides, table, length)
+    cache = (k, v, k_strides, v_strides, table, length, IS_AMD)
     place = (batch, head[:, None], row, row_inside, first, end)
     own_place = (batch, head[:, None], row, row_inside)
     floor = None
@@ -193,13 +195,15 @@ def attention_decode(
                 BLOCK_REST, BLOCK_V, PAGE,
             )  # fmt: skip
         before = whole - begin
-        for edge in tl.range(0, before + stop - whole_stop):
-            tile = tl.where(edge < before, begin + edge, whole_stop + edge - before)
-            peak, sums, total = visit_tile(
-                peak, sums, total, tile, query, cache, place, inputs, STEP, True, SCORES,
-                BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N, BLOCK_D,
-                BLOCK_REST, BLOCK_V, PAGE,
-            )  # fmt: skip
+        edges = before + stop - whole_stop
+        if edges > 0:  # most CTAs have none, and are spared what is done ahead of a loop
+            for edge in tl.range(0, edges):
+                tile = tl.where(edge < before, begin + edge, whole_stop + edge - before)
+                peak, sums, total = visit_tile(
+                    peak, sums, total, tile, query, cache, place, inputs, STEP, True, SCORES,
+                    BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N, BLOCK_D,
+                    BLOCK_REST, BLOCK_V, PAGE,
+                )  # fmt: skip
     else:
         peak, sums, total = visit_each(
             peak, sums, total, begin, stop, step, floor, query, cache, place, inputs, STEP, HIDES,
@@ -226,7 +230,7 @@ def attention_decode(
         if is_last:
             tl.store(arrived + unit, 0)
             peak, sums, total = add_parts(
-                peak, partials, parts, row_inside, HAVE_PEAKS, BLOCK_M, BLOCK_V,
+                peak, partials, parts, row_inside, HAVE_PEAKS, TOGETHER, BLOCK_M, BLOCK_V,
             )  # fmt: skip
     if not is_last:
         return

@@ -21,7 +21,7 @@ FEW = "zero, decode, 1 split"
 WAYS = {
     "plain": FEW,
     "causal": FEW,
-    "grouped": "zero, decode, 2 splits",
+    "grouped": FEW,
     "dead rows": "zero",
     "biased": "online",
 }

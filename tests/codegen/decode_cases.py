@@ -437,7 +437,7 @@ def call(name: str, spec: str, cache: str, case: dict[str, Any], **named: Any) -
 @triton.jit
 def _widen_all(bytes_of, out):
     at = tl.arange(0, 256)
-    tl.store(out + at, widened(tl.load(bytes_of + at), tl.float16))
+    tl.store(out + at, widened(tl.load(bytes_of + at), tl.float16, False))
 
 
 def numbers_of_bytes_differ() -> list[int]:

@@ -258,7 +258,8 @@ MUTANTS = {
         ("(\n    peak: tl.tensor, partials: tl.tensor, parts", "(\n    own_split, peak: tl.tensor, "
          "partials: tl.tensor, parts"),
         ("add_parts(\n                peak,", "add_parts(\n                split, peak,"),
-        ("tl.cast(part, tl.int64)", "tl.cast((part + own_split) % parts, tl.int64)"),
+        ("tl.cast(part, tl.int64) * STRIDE\n",
+         "tl.cast((part + own_split) % parts, tl.int64) * STRIDE\n"),
     ]),
     "no reset": (CAUSAL, PLAIN, "run", {"launches": 2}, [
         ("            tl.store(arrived + unit, 0)\n", "")
@@ -280,7 +281,7 @@ MUTANTS = {
         ('scope="gpu") == parts - 1', 'scope="gpu") == splits - 1')
     ]),
     "a part is not shrunk": (replace(CAUSAL, softmax="first_tile"), PLAIN, "run", {"factor": 3.0}, [
-        ("            own_total = own_total * shrunk[:, None]\n", "")
+        ("                own_total = own_total * shrunk[:, None]\n", "")
     ]),
     "only what is too large is redone": (CAUSAL, PLAIN, "run", {**FAR, "offset": -300.0}, [
         ("is_good = is_exact(sums,", "is_good = is_exact(tl.maximum(sums, 1.0),")
@@ -301,11 +302,16 @@ MUTANTS = {
          "whole = first_seen(highest, BEFORE) // BLOCK_N")
     ]),
     "a tile too few": (CAUSAL, PLAIN, "run", {}, [
-        ("stop = tl.minimum(begin + each, first_tile + tiles)",
-         "stop = tl.minimum(begin + each, first_tile + tiles - 1)")
+        ("stop = begin + tiles // parts +", "stop = begin - 1 + tiles // parts +")
+    ]),
+    "what is over is dealt out twice": (CAUSAL, PLAIN, "run", {"keys": 112}, [
+        ("tl.minimum(split, more)", "split * 0")
+    ]),
+    "parts behind the last": (CAUSAL, PLAIN, "run", {}, [
+        ("(part < parts)\n            at = partials", "(part >= 0)\n            at = partials")
     ]),
     "one page for all": (PAGED, READ, "run", {"block_n": 32}, [
-        ("mask=key < length, other=0)", "mask=key < 0, other=0)")
+        ("mask=start + n < length, other=0)", "mask=n < 0, other=0)")
     ]),
     "the table of another sequence": (PAGED, READ, "run", {}, [
         ("table += batch.to(tl.int64) * table_stride", "table += 0 * table_stride")

@@ -1,4 +1,5 @@
-"""Every key goes to one CTA, no CTA goes without, and the device is filled where that pays."""
+"""Every key goes to one CTA, none has much more than another, and the device is filled where that
+pays."""
 
 from __future__ import annotations
 
@@ -6,20 +7,31 @@ from itertools import product
 
 import pytest
 
-from overlapc.planning.attention.decode_splits import Splits, plan_splits, rounds
+from overlapc.planning.attention.decode_splits import (
+    ADDED_TOGETHER,
+    LEAST_TILES,
+    Splits,
+    added_together,
+    least,
+    plan_splits,
+    predicted,
+)
 
 PAIRS = (1, 2, 8, 13, 64, 500)
 KEYS = (1, 63, 64, 65, 1000, 4096, 8191, 131072)
 DEVICES = (1, 108, 132)
 SIZES = [*product(PAIRS, KEYS, (16, 64), DEVICES)]
+TILE_BYTES = 64 * 512
 
 
 @pytest.mark.parametrize(("pairs", "keys", "block", "multiprocessors"), SIZES)
 def test_every_tile_has_one_cta_and_every_cta_a_tile(pairs, keys, block, multiprocessors):
     splits = plan_splits(pairs, keys, block, multiprocessors)
     assert [tile for run in splits.runs for tile in run] == [*range(-(-keys // block))]
-    assert all(splits.runs)
-    assert splits.count == len(splits.runs)
+    sizes = [len(run) for run in splits.runs]
+    assert splits.count == len(sizes)
+    assert splits.tiles_each == max(sizes) <= min(sizes) + 1
+    assert splits.count == 1 or min(sizes) >= LEAST_TILES
 
 
 def test_no_keys_are_left_to_one_cta():
@@ -27,10 +39,13 @@ def test_no_keys_are_left_to_one_cta():
 
 
 @pytest.mark.parametrize("pairs", [1, 3, 8, 40, 200])
-@pytest.mark.parametrize("tiles", [1, 5, 64, 200])
-def test_no_other_number_of_ctas_is_predicted_to_be_faster(pairs, tiles):
-    found = rounds(plan_splits(pairs, 64 * tiles, 64, 132), pairs, 132)
-    assert all(found <= rounds(Splits(tiles, each), pairs, 132) for each in range(1, tiles + 1))
+@pytest.mark.parametrize("tiles", [1, 5, 33, 64, 200])
+@pytest.mark.parametrize("key_bytes", [256, 512, 1152])
+def test_no_other_number_of_ctas_is_predicted_to_be_faster(pairs, tiles, key_bytes):
+    size = 64 * key_bytes
+    found = predicted(plan_splits(pairs, 64 * tiles, 64, 132, key_bytes), pairs, 132, size)
+    counts = range(1, max(tiles // LEAST_TILES, 1) + 1)
+    assert found == min(predicted(Splits(tiles, count), pairs, 132, size) for count in counts)
 
 
 @pytest.mark.parametrize("multiprocessors", [108, 132, 148])
@@ -51,9 +66,9 @@ def test_enough_sequences_are_not_shared_out(keys):
 
 
 def test_who_computes_alone_adds_nothing_up():
-    """The mutant that lets one CTA pay for a merge shares these tiles among four for nothing."""
-    assert rounds(Splits(12, 12), 89, 132) == rounds(Splits(12, 3), 89, 132) == 13
-    assert plan_splits(89, 12 * 64, 64, 132).count == 1
+    alone, shared = (predicted(Splits(12, count), 132, 132, TILE_BYTES) for count in (1, 2))
+    assert alone < shared
+    assert plan_splits(132, 12 * 64, 64, 132).count == 1
 
 
 def test_more_ctas_for_longer_sequences():
@@ -62,8 +77,25 @@ def test_more_ctas_for_longer_sequences():
     assert counts[0] == 1 < counts[-1]
 
 
+def test_more_ctas_of_narrow_keys_where_to_meet_costs_more():
+    """A key of fewer bytes is read in less time, and CTAs meet in the same."""
+    wide, narrow = (plan_splits(8, 2048, 64, 132, size).count for size in (512, 64))
+    assert narrow < wide
+
+
+def test_no_prediction_is_below_what_the_memory_gives():
+    for pairs, tiles, count in product((1, 8, 200), (1, 33, 512), (1, 2, 16)):
+        time = predicted(Splits(tiles, count), pairs, 132, TILE_BYTES)
+        assert time > least(tiles, pairs, 132, TILE_BYTES)
+
+
+def test_sums_that_are_read_together_fit_registers():
+    counts = [added_together(16 * columns) for columns in (64, 128, 256, 512, 2048)]
+    assert counts == [ADDED_TOGETHER, ADDED_TOGETHER, 4, 2, 1]
+
+
 @pytest.mark.parametrize(
-    "sizes", [(0, 1, 64, 132), (1, -1, 64, 132), (1, 1, 0, 132), (1, 1, 64, 0)]
+    "sizes", [(0, 1, 64, 132), (1, -1, 64, 132), (1, 1, 0, 132), (1, 1, 64, 0), (1, 1, 64, 1, 0)]
 )
 def test_sizes_that_are_none_are_refused(sizes):
     with pytest.raises(ValueError, match="no keys can be shared out"):

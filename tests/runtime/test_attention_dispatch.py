@@ -16,6 +16,7 @@ from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.errors import KernelError
 from overlapc.runtime import kernel_attempts
 from overlapc.runtime.attention import kernels as attention_kernels
+from overlapc.runtime.attention import meeting
 from overlapc.runtime.attention import op as attention
 from overlapc.runtime.ops import calls_of
 from tests.runtime import fake_gpu
@@ -57,6 +58,7 @@ def gpu_that_computes(gpu: fake_gpu.Gpu, launched: list[str]) -> Iterator[None]:
         patch.setattr(kernel_attempts, "runs_kernels", lambda device: True)
         patch.setattr(attention, "_redone", {})
         patch.setattr(attention_kernels, "interprets", lambda: None)
+        patch.setattr(attention_kernels, "counters", meeting.Counters())
         patch.setattr(attention_kernels, "multiprocessors", lambda device: H100)
         patch.setattr(DecodeKernel, "__call__", decode)
         patch.setattr(AttentionKernel, "__call__", prefill)
@@ -72,8 +74,8 @@ def call(spec, q, keys=512):
 @pytest.mark.parametrize(
     ("batch", "rows", "keys", "way"),
     [
-        (1, 1, 512, "decode 11"),
-        (1, 16, 512, "decode 11"),
+        (1, 1, 512, "decode 16"),
+        (1, 16, 512, "decode 16"),
         (1, 17, 512, "prefill"),
         (1, 1, 16, "decode 1"),
         (64, 1, 512, "decode 1"),
@@ -101,8 +103,8 @@ def test_one_row_is_a_decode_whoever_shares_its_keys(heads, way):
     assert launched == [way, "prefill"]
 
 
-def two_graphs(seed: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Queries and results of two graphs that are replayed twice, beside each other."""
+def two_graphs(seed: int, replays: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Queries and results of two graphs that are replayed so often, beside each other."""
     gpu, queries, results = fake_gpu.Gpu(seed), [], []
     with gpu_that_computes(gpu, []):
         for number in (1.0, 2.0):
@@ -114,7 +116,7 @@ def two_graphs(seed: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
             results.append(call(SPEC, q))
             graph.capture_end()
             queries.append((q, graph, torch.cuda.Stream("cuda")))
-        for _ in range(2):
+        for _ in range(replays):
             for _, graph, stream in queries:
                 with torch.cuda.stream(stream):
                     graph.replay()
@@ -122,11 +124,11 @@ def two_graphs(seed: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     return [q for q, _, _ in queries], results
 
 
-def wrong_replays() -> int:
+def wrong_replays(replays: int = 2) -> int:
     """How many of 8 orders of work give a wrong result."""
     wrong = 0
     for seed in range(8):
-        queries, results = two_graphs(seed)
+        queries, results = two_graphs(seed, replays)
         pairs = zip(queries, results, strict=True)
         wrong += any(not (result == q.flatten()[0]).all() for q, result in pairs)
     return wrong
@@ -140,9 +142,15 @@ def test_memory_that_calls_share_is_caught(monkeypatch):
     original = DecodeKernel.workspace
     kept = lru_cache(lambda kernel, shape, splits: original(kernel, torch.empty(shape), splits))
     monkeypatch.setattr(
-        DecodeKernel, "workspace", lambda kernel, q, splits: kept(kernel, tuple(q.shape), splits)
-    )
+        DecodeKernel, "workspace",
+        lambda kernel, q, splits, zeros: kept(kernel, tuple(q.shape), splits),
+    )  # fmt: skip
     assert wrong_replays() > 0
+
+
+def test_graphs_that_have_the_counters_of_a_stream_are_caught(monkeypatch):
+    monkeypatch.setattr(meeting.Counters, "_captured", meeting.Counters._kept)
+    assert wrong_replays(1) > 0  # a second replay would find the sums of the first
 
 
 def cannot_build() -> list[Exception]:

@@ -13,7 +13,7 @@ import torch
 
 from overlapc.codegen.attention.cache import NARROW, Cache, leading
 from overlapc.codegen.attention.decode import build_decode
-from overlapc.codegen.attention.decode_tiles import decode_tile
+from overlapc.codegen.attention.decode_tiles import decode_tile, key_bytes
 from overlapc.codegen.attention.descriptors import fits_tma
 from overlapc.codegen.attention.kernel import MOST_DIM, build_attention
 from overlapc.codegen.attention.spec import DTYPES, AttentionSpec
@@ -22,11 +22,13 @@ from overlapc.codegen.attention.tiles import AttentionTile, tile_for
 from overlapc.planning.attention.decode_splits import MOST_ROWS, decode_in, plan_splits
 from overlapc.planning.tiles import why_not_served
 from overlapc.runtime import machine
+from overlapc.runtime.attention.meeting import counters
 
 INTERPRETED = AttentionTile(32, 32, 4, 1)
 INTERPRETED_DECODE = AttentionTile(16, 16, 4, 1)
-INTERPRETED_SMS = 8
-"""Multiprocessors that the interpreter is taken to have: enough for keys to be shared."""
+INTERPRETED_SMS, INTERPRETED_KEY_BYTES = 8, 1 << 14
+"""Multiprocessors that the interpreter is taken to have, and bytes of a key and its value: enough
+for few keys to be shared."""
 
 
 def is_decode(spec: AttentionSpec, rows: int) -> bool:
@@ -123,9 +125,8 @@ def run_decode(
 ) -> int:
     """Launch the decode kernel; return how many CTAs may share the keys of one block of rows.
 
-    Arguments are as of ``DecodeKernel``. The memory in which CTAs meet is made at every call, its
-    counters by a memset of a few bytes where keys are shared: what a call kept would be of the
-    pool of a CUDA graph, and a graph may be replayed on any stream, beside whatever runs there.
+    Arguments are as of ``DecodeKernel``. The memory of partial sums is made at every call: what a
+    call kept would be of the pool of a CUDA graph. Counters are those of ``meeting``.
     """
     device = query.device
     if device.type != "cuda":
@@ -134,9 +135,10 @@ def run_decode(
     kernel = build_decode(spec, cache, tile)
     units = query.shape[0] * (query.shape[1] // spec.groups) * kernel.blocks(query.shape[2])
     keys = key.shape[2] if table is None else table.shape[1] * cache.page
-    splits = splits_of(units, keys, tile.block_n, multiprocessors(device))
+    each = key_bytes_on(spec, cache, device)
+    splits = splits_of(units, keys, tile.block_n, multiprocessors(device), each)
     kernel(
-        query, key, value, out, splits=splits, workspace=kernel.workspace(query, splits),
+        query, key, value, out, splits=splits, workspace=kernel.workspace(query, splits, counters),
         inputs=inputs, lengths=lengths, table=table, k_scale=k_scale, v_scale=v_scale, phi=phi,
         sinks=sinks, lse=lse, redone=redone,
     )  # fmt: skip
@@ -163,23 +165,26 @@ def splits_for(
     spec = AttentionSpec(dtype, key[3], value[3], groups=max(groups, 1))
     if not is_decode(spec, query[2]):
         return 0
-    tile = decode_tile_on(spec, Cache(shares_values=shares_values), query[2], device)
+    cache = Cache(shares_values=shares_values)
+    tile = decode_tile_on(spec, cache, query[2], device)
     units = query[0] * key[1] * -(-query[2] * groups // tile.block_m)
-    return splits_of(units, key[2], tile.block_n, multiprocessors(device))
+    each = key_bytes_on(spec, cache, device)
+    return splits_of(units, key[2], tile.block_n, multiprocessors(device), each)
 
 
-def splits_of(units: int, keys: int, block: int, sms: int) -> int:
-    """Return among how many CTAs to share ``keys`` of each of ``units`` blocks of rows.
+def splits_of(units: int, keys: int, block: int, sms: int, each: int) -> int:
+    """Return among how many CTAs to share ``keys``, of ``each`` so many bytes, of each of ``units``
+    blocks of rows.
 
     Keys may be those of a buffer that is longer than what it holds: fewer CTAs take part then,
     which the kernel decides by the length.
     """
-    return _planned(max(units, 1), -(-keys // block), block, sms)
+    return _planned(max(units, 1), -(-keys // block), block, sms, each)
 
 
 @lru_cache(maxsize=4096)
-def _planned(units: int, tiles: int, block: int, sms: int) -> int:
-    return plan_splits(units, tiles * block, block, sms).count
+def _planned(units: int, tiles: int, block: int, sms: int, each: int) -> int:
+    return plan_splits(units, tiles * block, block, sms, each).count
 
 
 def decode_tile_on(
@@ -189,6 +194,11 @@ def decode_tile_on(
     if device.type != "cuda":
         return INTERPRETED_DECODE
     return decode_tile(spec, cache, rows, architecture(device))
+
+
+def key_bytes_on(spec: AttentionSpec, cache: Cache, device: torch.device) -> int:
+    """Return the bytes of a key and its value as the decode kernel holds them."""
+    return key_bytes(spec, cache) if device.type == "cuda" else INTERPRETED_KEY_BYTES
 
 
 def tile_on(spec: AttentionSpec, key: torch.Tensor, value: torch.Tensor) -> AttentionTile:

@@ -128,8 +128,9 @@ def _run(
 
     def launch() -> torch.Tensor:
         out = _fake(query, keys, values)
-        # What a first call made and kept would be memory of a CUDA graph: nothing is counted.
-        redone = None if read.is_online else query.new_zeros(1, dtype=torch.int64)
+        # What a first call made and kept would be memory of a CUDA graph: nobody reads the count,
+        # nor does a memset make it zero.
+        redone = None if read.is_online else query.new_empty(1, dtype=torch.int64)
         splits = run_decode(
             read, lies, query, keys, values, out, None, redone=redone, lengths=lengths,
             table=table, k_scale=k_scale, v_scale=v_scale,
