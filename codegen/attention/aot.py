@@ -38,7 +38,7 @@ def build_for(spec: AttentionSpec, tile: AttentionTile, architecture: str) -> Bi
             name: f"tensordesc<{TRITON_NAMES[spec.dtype]}[1,1,{tile.block_n},{columns}]>"
             for name, columns in by_tma.items()
         },
-        **dict.fromkeys(("heads", "rows", "keys"), "i32"),
+        **dict.fromkeys(("kept_heads", "heads", "rows", "keys"), "i32"),
         **dict.fromkeys(STRIDES, (*("i32",) * NEVER_ONE, "constexpr")),
     }
     absent = {
@@ -63,7 +63,7 @@ def build_kept_for(spec: AttentionSpec, tile: AttentionTile, architecture: str) 
     as ``build_for``."""
     module = build_attention(spec, tile).module
     signature: dict[str, Any] = dict.fromkeys(("kept", "lengths"), "*i32")
-    signature |= dict.fromkeys(("rows", "keys"), "i32")
+    signature |= dict.fromkeys(("own_heads", "rows", "keys"), "i32")
     constants = dict(module.KEPT_CONSTANTS)
     if not spec.lengths:
         constants["lengths"] = None

@@ -12,15 +12,21 @@ from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile
 
 FLOATS = ("lse", "lse_gradient", "delta", "poison", "shares")
-COUNTS = ("heads", "rows", "keys", "own_heads", "same_heads", "same_batches")
+COUNTS = ("kept_heads", "heads", "rows", "keys", "own_heads", "same_heads", "same_batches")
 
 
 def build_backward_for(
-    spec: AttentionSpec, part: str, tile: AttentionTile, architecture: str
+    spec: AttentionSpec,
+    part: str,
+    tile: AttentionTile,
+    architecture: str,
+    *,
+    is_looked: bool = True,
 ) -> Binary:
     """Build one kernel of a backward for ``sm_90``, ``gfx942`` and the like.
 
     ``part`` is one that ``backward_module.parts_of`` names; operands are as of ``aot.build_for``.
+    ``is_looked``: masks that may hide keys are looked through before.
     """
     index = input_of(part)
     of_inputs = () if index is None else (index,)
@@ -35,10 +41,16 @@ def build_backward_for(
             signature[name] = "i32"
         if name.endswith("_strides"):
             signature[name] = (*("i32",) * NEVER_ONE, "constexpr")
-    signature["lengths"] = "*i32"
+    signature |= dict.fromkeys(("lengths", "kept"), "*i32")
     if index is not None and spec.inputs[index].shape != "matrix":
         signature["gradient"] = "*fp32"
-    absent = {"lengths": spec.lengths, "shares": bool(spec.inputs), "sinks": spec.sinks}
+    is_looked = is_looked and hasattr(module, "FIND_KEPT")
+    absent = {
+        "lengths": spec.lengths,
+        "kept": is_looked,
+        "shares": bool(spec.inputs),
+        "sinks": spec.sinks,
+    }
     constants: dict[Any, Any] = {
         **module.CONSTANTS,
         **{name: None for name, is_given in absent.items() if name in names and not is_given},

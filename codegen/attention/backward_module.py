@@ -7,15 +7,19 @@ from dataclasses import dataclass, replace
 
 from overlapc.codegen.attention.derivative import derivative_text
 from overlapc.codegen.attention.module import (
+    IMPORT_KEPT,
     Constant,
+    kept_text,
     literal,
     lowered_scores,
     not_generated,
+    registers_text,
     shared_constants,
 )
 from overlapc.codegen.attention.policies import ONLINE
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile
+from overlapc.codegen.attention.visibility import hides_in_gradients
 from overlapc.codegen.promotion import CannotLower
 
 TEXT = '''\
@@ -31,12 +35,12 @@ import triton.language as tl
 
 from overlapc.codegen.templates import operands, pointwise, score_inputs
 from overlapc.codegen.templates.{template} import {kernel}
-
+{import_kept}
 {functions}
 KERNEL = {kernel}
 CONSTANTS = {{
 {constants}}}
-OPTIONS = {{"num_warps": {warps}, "num_stages": {stages}}}
+OPTIONS = {{"num_warps": {warps}, "num_stages": {stages}{registers}}}
 '''
 
 
@@ -112,22 +116,26 @@ def backward_text(spec: AttentionSpec, part: str, tile: AttentionTile) -> str:
     if of is not None:
         constants["SUMS"] = SUMS.get(spec.inputs[of].shape, "keys")
     functions = _functions(spec, own.functions, of)
+    hiding = hides_in_gradients(spec.scores, of_input=of is not None) if own.functions else ""
     lines = [
         f'    "{name}": {literal(value)},\n'
         for name, value in constants.items()
         if name not in own.without
     ]
     lines += [f'    "{name.upper()}": {name if spec.scores else None},\n' for name in own.functions]
-    return TEXT.format(
+    text = TEXT.format(
         summary=f"{own.summary}: {spec.dtype} attention, {spec.head_dim}x{spec.value_dim}.",
         spec=literal(str(spec)),
         template=own.template,
+        import_kept=IMPORT_KEPT if hiding else "",
         kernel=f"attention_{own.template}",
         functions="".join(f"\n{text}\n" for text in functions),
         constants="".join(lines),
         warps=tile.warps,
         stages=tile.stages,
+        registers=registers_text(tile),
     )
+    return text + kept_text(constants, hiding)
 
 
 def _functions(spec: AttentionSpec, names: Iterable[str], of: int | None) -> list[str]:

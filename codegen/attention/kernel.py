@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from overlapc.codegen.attention.checking import INPUT_SHAPES, Sizes, misfit, sizes_of
 from overlapc.codegen.attention.descriptors import descriptor, fits_tma
+from overlapc.codegen.attention.looking import KeptTiles
 from overlapc.codegen.attention.module import module_text
 from overlapc.codegen.attention.scores import PARTS
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile
-from overlapc.codegen.attention.visibility import hides
 from overlapc.codegen.builder import generated
 from overlapc.codegen.epilogue import Input
 from overlapc.errors import KernelError
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 MOST_DIM = 256
 """Of a head: a block of rows of queries, and one of sums, stay in registers."""
-LEAST_KEYS = 1024
-"""From which masks are looked through before, for what they hide: a launch that is little beside
-the other from there on. Chosen."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +76,10 @@ class AttentionKernel:
         by_tma = self._by_tma(k, v)
         blocks = -(-sizes.rows // self.tile.block_m)
         parts = input_parts(self.spec.inputs, inputs, sizes)
-        kept = self._find_kept(q, inputs, parts, lengths, sizes, blocks)
+        kept = KeptTiles(self.spec, q.device, inputs, parts, lengths, sizes)
         self.module.KERNEL[(blocks * sizes.heads * sizes.batch,)](
-            q, k, v, out, lse, parts, lengths, phi, moves_of_phi(self.spec, q), sinks, redone, kept,
-            *by_tma, sizes.heads, sizes.rows, sizes.keys,
+            q, k, v, out, lse, parts, lengths, phi, moves_of_phi(self.spec, q), sinks, redone,
+            *kept.of(self.module, self.tile), *by_tma, sizes.heads, sizes.rows, sizes.keys,
             q.stride(), k.stride(), v.stride(), out.stride(),
             **self.module.CONSTANTS, **self.module.OPTIONS,
         )  # fmt: skip
@@ -95,30 +92,6 @@ class AttentionKernel:
             raise self._error("the TMA unit cannot read k and v as they lie")
         rows, constants = self.tile.block_n, self.module.CONSTANTS
         return descriptor(k, rows, constants["BLOCK_D"]), descriptor(v, rows, constants["BLOCK_V"])
-
-    def _find_kept(
-        self,
-        q: Tensor,
-        inputs: Sequence[Tensor],
-        parts: tuple[Any, ...],
-        lengths: Tensor | None,
-        sizes: Sizes,
-        blocks: int,
-    ) -> Tensor | None:
-        """Launch what tells of each block of rows which tiles of keys masks keep, int32[batch,
-        blocks, tiles]; None where none is hidden for all heads alike, or keys are few."""
-        import torch
-
-        if not hides(self.spec.scores) or sizes.keys < LEAST_KEYS:
-            return None
-        if any(heads_of(tensor) > 1 for tensor in inputs):
-            return None
-        tiles = -(-sizes.keys // self.tile.block_n)
-        kept = torch.empty((sizes.batch, blocks, tiles), dtype=torch.int32, device=q.device)
-        self.module.FIND_KEPT[(kept.numel(),)](
-            kept, parts, lengths, sizes.rows, sizes.keys, **self.module.KEPT_CONSTANTS
-        )
-        return kept
 
     def _error(self, what: str) -> KernelError:
         return KernelError(
@@ -153,11 +126,6 @@ def fill_without_keys(out: Tensor, lse: Tensor | None, sinks: Tensor | None) -> 
         lse.fill_(-float("inf"))
     else:
         lse.copy_(sinks[:, None])
-
-
-def heads_of(tensor: Tensor) -> int:
-    """Heads of an input of scores, which may be one for all."""
-    return tensor.shape[-3] if tensor.dim() > 2 else 1
 
 
 def moves_of_phi(spec: AttentionSpec, q: Tensor) -> Tensor | None:

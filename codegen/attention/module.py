@@ -97,11 +97,21 @@ def module_text(spec: AttentionSpec, tile: AttentionTile) -> str:
         constants=_lines(constants),
         warps=tile.warps,
         stages=tile.stages,
-        registers=f', "maxnreg": {tile.registers}' if tile.registers else "",
+        registers=registers_text(tile),
     )
-    of_kept = {name: value for name, value in {**constants, "HIDES": hiding}.items()
-               if name in OF_KEPT}  # fmt: skip
-    return text + KEPT.format(constants=_lines(of_kept)) if hiding else text
+    return text + kept_text(constants, hiding)
+
+
+def registers_text(tile: AttentionTile) -> str:
+    """What options of a launch say of registers."""
+    return f', "maxnreg": {tile.registers}' if tile.registers else ""
+
+
+def kept_text(constants: dict[str, Constant], hiding: str) -> str:
+    """What a module launches before its kernel to look its masks through: nothing where they are
+    not ``hiding``."""
+    own = {name: value for name, value in {**constants, "HIDES": hiding}.items() if name in OF_KEPT}
+    return KEPT.format(constants=_lines(own)) if hiding else ""
 
 
 def _lines(constants: dict[str, Constant]) -> str:

@@ -37,6 +37,16 @@ def hides(program: Epilogue | None) -> str:
     return FINITE if all(map(_is_mask, masks)) else INFINITE
 
 
+def hides_in_gradients(program: Epilogue | None, *, of_input: bool = False) -> str:
+    """As ``hides``, where what hides a key makes its gradients zero, or that of an input of scores:
+    minus infinity that is multiplied makes them no number."""
+    hiding = hides(program)
+    if hiding != INFINITE or program is None:
+        return hiding
+    has_infinite = of_input or any(map(_multiplies_scores, program.calls))
+    return "" if has_infinite else hiding
+
+
 def _tells(call: Call) -> bool:
     name = call.op.split(".")[1]
     if name == "div":
@@ -54,6 +64,10 @@ def _is_mask(call: Call) -> bool:
             _reads_input(call)
         )
     return name in CHOOSING and any(map(_is_score, call.arguments[1:]))
+
+
+def _multiplies_scores(call: Call) -> bool:
+    return call.op.split(".")[1] == "mul" and all(map(_is_score, call.arguments[:2]))
 
 
 def _reads_input(call: Call) -> bool:

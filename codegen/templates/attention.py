@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from overlapc.codegen.templates.head_tiles import load_keys, load_tile, of_head, store_tile
-from overlapc.codegen.templates.hidden import WORD, lowest_of
+from overlapc.codegen.templates.hidden import WORD, flags_of, lowest_of
 from overlapc.codegen.templates.masks_tell import any_keeps_key, keeping_none
 from overlapc.codegen.templates.running import moves_of, settle
 from overlapc.codegen.templates.softmax import (
@@ -138,7 +138,8 @@ def write_rows(
 def attention_forward(
     q: tl.tensor, k: tl.tensor, v: tl.tensor, out: tl.tensor, lse: tl.tensor, inputs: tl.tuple,
     lengths: tl.tensor, phi: tl.tensor, moves: tl.tensor, sinks: tl.tensor, redone: tl.tensor,
-    kept: tl.tensor, k_by_tma: tl.tensor_descriptor, v_by_tma: tl.tensor_descriptor,
+    kept: tl.tensor, kept_heads: tl.tensor,
+    k_by_tma: tl.tensor_descriptor, v_by_tma: tl.tensor_descriptor,
     heads: tl.tensor, rows: tl.tensor, keys: tl.tensor,
     q_strides: tl.tuple, k_strides: tl.tuple, v_strides: tl.tuple, out_strides: tl.tuple,
     SCORES: tl.constexpr, SCALE: tl.constexpr, GROUPS: tl.constexpr,
@@ -156,8 +157,8 @@ def attention_forward(
     ``lengths``, ``phi`` and ``sinks`` are None where the spec has none, and ``moves``
     where launches do not move φ (see ``running``). ``k_by_tma`` and ``v_by_tma`` are descriptors of
     k and v, in blocks ``[1, 1, BLOCK_N, BLOCK_D or BLOCK_V]``, or None. The number of rows that
-    were computed again is added to ``redone``. ``kept`` is what ``find_kept`` left, or None: then
-    every tile of keys is read that rows see by their place.
+    were computed again is added to ``redone``. ``kept`` is what ``find_kept`` left, of
+    ``kept_heads``, or None: then every tile of keys is read that rows see by their place.
     """
     blocks = tl.cdiv(rows, BLOCK_M)
     program = tl.program_id(0)
@@ -190,8 +191,8 @@ def attention_forward(
     whole_stop = end_seen(lowest, length, AFTER) // BLOCK_N * BLOCK_N
 
     if kept is not None:
-        tiles = tl.cdiv(keys, BLOCK_N)
-        kept += (batch.to(tl.int64) * blocks + corner // BLOCK_M) * tiles
+        kept = flags_of(kept, kept_heads, batch, head, rows, keys, BLOCK_M, BLOCK_N)
+        kept += corner // BLOCK_M * tl.cdiv(keys, BLOCK_N)
 
     sink = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     if sinks is not None:

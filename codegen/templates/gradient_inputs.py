@@ -11,6 +11,7 @@ import triton.language as tl
 
 from overlapc.codegen.templates.gradient_tiles import gradient_tile, load_rows
 from overlapc.codegen.templates.head_tiles import load_tile, of_head
+from overlapc.codegen.templates.hidden import flags_of
 from overlapc.codegen.templates.visible import (
     end_of,
     end_row_seeing,
@@ -64,7 +65,8 @@ def tile_of_pair(
 @triton.jit
 def attention_gradient_inputs(
     q: tl.tensor, k: tl.tensor, v: tl.tensor, slopes: tl.tensor, lse: tl.tensor, delta: tl.tensor,
-    shares: tl.tensor, gradient: tl.tensor, inputs: tl.tuple, lengths: tl.tensor,
+    poison: tl.tensor, shares: tl.tensor, gradient: tl.tensor, inputs: tl.tuple,
+    lengths: tl.tensor, kept: tl.tensor, kept_heads: tl.tensor,
     heads: tl.tensor, rows: tl.tensor, keys: tl.tensor, own_heads: tl.tensor,
     same_heads: tl.tensor, same_batches: tl.tensor,
     q_strides: tl.tuple, k_strides: tl.tuple, v_strides: tl.tuple, slopes_strides: tl.tuple,
@@ -78,7 +80,8 @@ def attention_gradient_inputs(
 
     SUMS is ``heads``: one program for each tile, which adds up the ``same_batches`` and
     ``same_heads`` that share it. ``keys``: one for each block of rows of each head, of which each
-    row is summed over keys: the last size is one. ``rows``: of keys, with one row.
+    row is summed over keys: the last size is one. ``rows``: of keys, with one row. Others are as of
+    ``attention_gradient_queries``.
     """
     row_blocks, key_blocks = tl.cdiv(rows, BLOCK_M), tl.cdiv(keys, BLOCK_N)
     if SUMS == "keys":
@@ -122,12 +125,19 @@ def attention_gradient_inputs(
             key_at = start + step * BLOCK_N
         if SUMS == "rows":
             row_at = corner + step * BLOCK_M
-        total += tile_of_pair(
-            q, k, v, slopes, lse, delta, shares, inputs, lengths, batch, head, row_at, key_at,
-            heads, rows, keys, q_strides, k_strides, v_strides, slopes_strides, SCORES, DERIVATIVE,
-            SCALE, GROUPS, HEAD_DIM, VALUE_DIM, BEFORE, AFTER, ALIGN, DEAD, PRECISION, BLOCK_M,
-            BLOCK_N, BLOCK_D, BLOCK_V,
-        )  # fmt: skip
+        is_kept = True
+        if kept is not None:
+            flags = flags_of(kept, kept_heads, batch, head, rows, keys, BLOCK_M, BLOCK_N)
+            flags += row_at // BLOCK_M * tl.cdiv(keys, BLOCK_N)
+            own_poison = tl.load(poison + batch * heads + head)
+            is_kept = (tl.load(flags + key_at // BLOCK_N) > 0) | (own_poison != own_poison)
+        if is_kept:
+            total += tile_of_pair(
+                q, k, v, slopes, lse, delta, shares, inputs, lengths, batch, head, row_at, key_at,
+                heads, rows, keys, q_strides, k_strides, v_strides, slopes_strides, SCORES,
+                DERIVATIVE, SCALE, GROUPS, HEAD_DIM, VALUE_DIM, BEFORE, AFTER, ALIGN, DEAD,
+                PRECISION, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_V,
+            )  # fmt: skip
 
     gradient = of_head(gradient, gradient_strides, own_batch, own_head)
     row, column = corner + tl.arange(0, BLOCK_M), start + tl.arange(0, BLOCK_N)

@@ -7,7 +7,31 @@ import triton.language as tl
 
 from overlapc.codegen.templates.gradient_tiles import gradient_tile, load_rows
 from overlapc.codegen.templates.head_tiles import load_tile, of_head, store_tile
+from overlapc.codegen.templates.hidden import WORD, flags_of, kept_bits, lowest_of
 from overlapc.codegen.templates.visible import end_of, end_seen, first_seen, length_of, own_key
+
+
+@triton.jit
+def visit_tile(
+    total: tl.tensor, start: tl.tensor, queries: tl.tensor, slope: tl.tensor,
+    row_facts: tl.tuple, k: tl.tensor, v: tl.tensor, k_strides: tl.tuple, v_strides: tl.tuple,
+    place: tl.tuple, first: tl.tensor, end: tl.tensor, length: tl.tensor, inputs: tl.tuple,
+    IS_CUT: tl.constexpr, SCORES: tl.constexpr, DERIVATIVE: tl.constexpr,
+    SCALE: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, HAS_SHARES: tl.constexpr,
+    HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Add what the keys from ``start`` on do to the gradient of the rows at ``place``."""
+    column = start + tl.arange(0, BLOCK_N)
+    inside = column < length
+    keys = load_tile(k, start, k_strides, inside, BLOCK_N, HEAD_DIM, BLOCK_D, IS_CUT)
+    values = load_tile(v, start, v_strides, inside, BLOCK_N, VALUE_DIM, BLOCK_V, IS_CUT)
+    tile = (place[0], place[1], place[2], place[3], column, inside)
+    _, gradient = gradient_tile(
+        queries, keys, values, slope, row_facts[0], row_facts[1], row_facts[2], tile, first,
+        end, inputs, SCORES, DERIVATIVE, SCALE, BEFORE, AFTER, HAS_SHARES, IS_CUT, PRECISION,
+    )  # fmt: skip
+    return tl.dot(gradient.to(keys.dtype), keys, total, input_precision=PRECISION)
 
 
 @triton.jit
@@ -22,23 +46,45 @@ def visit_keys(
 ) -> tl.tensor:  # fmt: skip
     """Add what the keys from ``begin`` to ``stop`` do to the gradient of the rows at ``place``."""
     for start in tl.range(begin, stop, BLOCK_N, num_stages=STAGES, disable_licm=STAGES == 1):
-        column = start + tl.arange(0, BLOCK_N)
-        inside = column < length
-        keys = load_tile(k, start, k_strides, inside, BLOCK_N, HEAD_DIM, BLOCK_D, IS_CUT)
-        values = load_tile(v, start, v_strides, inside, BLOCK_N, VALUE_DIM, BLOCK_V, IS_CUT)
-        tile = (place[0], place[1], place[2], place[3], column, inside)
-        _, gradient = gradient_tile(
-            queries, keys, values, slope, row_facts[0], row_facts[1], row_facts[2], tile, first,
-            end, inputs, SCORES, DERIVATIVE, SCALE, BEFORE, AFTER, HAS_SHARES, IS_CUT, PRECISION,
+        total = visit_tile(
+            total, start, queries, slope, row_facts, k, v, k_strides, v_strides, place, first, end,
+            length, inputs, IS_CUT, SCORES, DERIVATIVE, SCALE, BEFORE, AFTER, HAS_SHARES, HEAD_DIM,
+            VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
         )  # fmt: skip
-        total = tl.dot(gradient.to(keys.dtype), keys, total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def visit_kept_keys(
+    total: tl.tensor, begin: tl.tensor, stop: tl.tensor, flags: tl.tensor, is_all: tl.tensor,
+    queries: tl.tensor, slope: tl.tensor,
+    row_facts: tl.tuple, k: tl.tensor, v: tl.tensor, k_strides: tl.tuple, v_strides: tl.tuple,
+    place: tl.tuple, first: tl.tensor, end: tl.tensor, length: tl.tensor, inputs: tl.tuple,
+    STAGES: tl.constexpr, SCORES: tl.constexpr, DERIVATIVE: tl.constexpr,
+    SCALE: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, HAS_SHARES: tl.constexpr,
+    HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """The same for tiles that ``flags`` of this block of rows keep, or where ``is_all``."""
+    stop_tile = tl.cdiv(stop, BLOCK_N)
+    for group in tl.range(begin // BLOCK_N, stop_tile, WORD):
+        bits, count = kept_bits(flags, group, stop_tile, 1, is_all)
+        for _ in tl.range(0, count, num_stages=STAGES, disable_licm=STAGES == 1):
+            start = (group + lowest_of(bits)) * BLOCK_N
+            bits = bits & (bits - 1)
+            total = visit_tile(
+                total, start, queries, slope, row_facts, k, v, k_strides, v_strides, place, first,
+                end, length, inputs, True, SCORES, DERIVATIVE, SCALE, BEFORE, AFTER, HAS_SHARES,
+                HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
+            )  # fmt: skip
     return total
 
 
 @triton.jit
 def attention_gradient_queries(
     q: tl.tensor, k: tl.tensor, v: tl.tensor, slopes: tl.tensor, lse: tl.tensor, delta: tl.tensor,
-    shares: tl.tensor, q_gradient: tl.tensor, inputs: tl.tuple, lengths: tl.tensor,
+    poison: tl.tensor, shares: tl.tensor, q_gradient: tl.tensor, inputs: tl.tuple,
+    lengths: tl.tensor, kept: tl.tensor, kept_heads: tl.tensor,
     heads: tl.tensor, rows: tl.tensor, keys: tl.tensor,
     q_strides: tl.tuple, k_strides: tl.tuple, v_strides: tl.tuple, slopes_strides: tl.tuple,
     q_gradient_strides: tl.tuple,
@@ -49,8 +95,10 @@ def attention_gradient_queries(
 ) -> None:  # fmt: skip
     """Write ``q_gradient``, every element; see ``AttentionSpec``.
 
-    One program for each block of rows of each query head of each batch. ``lse``, ``delta`` and
-    ``shares`` are those of ``attention_gradient_rows``.
+    One program for each block of rows of each query head of each batch. ``lse``, ``delta``,
+    ``poison`` and ``shares`` are those of ``attention_gradient_rows``. ``kept`` is what
+    ``find_kept`` left, of ``kept_heads``, or None: then every tile is read that rows see by their
+    place, and so it is in heads of which a row is NaN, which is NaN where it is hidden too.
     """
     blocks = tl.cdiv(rows, BLOCK_M)
     program = tl.program_id(0)
@@ -83,25 +131,35 @@ def attention_gradient_queries(
     whole_stop = end_seen(lowest, length, AFTER) // BLOCK_N * BLOCK_N
 
     total = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-    if BEFORE is not None:
-        total = visit_keys(
-            total, begin, tl.minimum(whole_begin, stop), queries, slope, row_facts, k, v, k_strides,
-            v_strides, place, first, end, length, inputs, True, STAGES, SCORES, DERIVATIVE, SCALE,
-            BEFORE, AFTER, shares is not None, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D,
-            BLOCK_V,
+    if kept is not None:
+        flags = flags_of(kept, kept_heads, batch, head, rows, keys, BLOCK_M, BLOCK_N)
+        flags += corner // BLOCK_M * tl.cdiv(keys, BLOCK_N)
+        own_poison = tl.load(poison + batch * heads + head)
+        total = visit_kept_keys(
+            total, begin, stop, flags, own_poison != own_poison, queries, slope, row_facts, k, v,
+            k_strides, v_strides, place, first, end, length, inputs, STAGES, SCORES, DERIVATIVE,
+            SCALE, BEFORE, AFTER, shares is not None, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N,
+            BLOCK_D, BLOCK_V,
         )  # fmt: skip
-    total = visit_keys(
-        total, whole_begin, whole_stop, queries, slope, row_facts, k, v, k_strides,
-        v_strides, place, first, end, length, inputs, False, STAGES, SCORES, DERIVATIVE, SCALE,
-        BEFORE, AFTER, shares is not None, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D,
-        BLOCK_V,
-    )  # fmt: skip
-    total = visit_keys(
-        total, tl.maximum(whole_begin, whole_stop), stop, queries, slope, row_facts, k, v,
-        k_strides, v_strides, place, first, end, length, inputs, True, STAGES, SCORES, DERIVATIVE,
-        SCALE, BEFORE, AFTER, shares is not None, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D,
-        BLOCK_V,
-    )  # fmt: skip
+    else:
+        if BEFORE is not None:
+            total = visit_keys(
+                total, begin, tl.minimum(whole_begin, stop), queries, slope, row_facts, k, v,
+                k_strides, v_strides, place, first, end, length, inputs, True, STAGES, SCORES,
+                DERIVATIVE, SCALE, BEFORE, AFTER, shares is not None, HEAD_DIM, VALUE_DIM,
+                PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
+            )  # fmt: skip
+        total = visit_keys(
+            total, whole_begin, whole_stop, queries, slope, row_facts, k, v, k_strides, v_strides,
+            place, first, end, length, inputs, False, STAGES, SCORES, DERIVATIVE, SCALE, BEFORE,
+            AFTER, shares is not None, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
+        )  # fmt: skip
+        total = visit_keys(
+            total, tl.maximum(whole_begin, whole_stop), stop, queries, slope, row_facts, k, v,
+            k_strides, v_strides, place, first, end, length, inputs, True, STAGES, SCORES,
+            DERIVATIVE, SCALE, BEFORE, AFTER, shares is not None, HEAD_DIM, VALUE_DIM, PRECISION,
+            BLOCK_N, BLOCK_D, BLOCK_V,
+        )  # fmt: skip
     q_gradient = of_head(q_gradient, q_gradient_strides, batch, head)
     store_tile(q_gradient, corner, q_gradient_strides, row_inside, total * SCALE, BLOCK_M, HEAD_DIM,
                BLOCK_D)  # fmt: skip

@@ -19,7 +19,8 @@ def attention_gradient_rows(
 
     One program for each block of rows of each query head of each batch. ``lse``, its gradient (or
     None) and ``delta`` are contiguous [batch, heads, rows]. ``poison[batch, heads]``, zeroed
-    before, becomes NaN where a row of the head has no weight, and DEAD says that this is NaN.
+    before, becomes NaN where the weights of a row of the head are NaN, hidden ones among them: its
+    logarithm is, or it has no weight and DEAD says that this is NaN.
     """
     blocks = tl.cdiv(rows, BLOCK_M)
     program = tl.program_id(0)
@@ -41,7 +42,9 @@ def attention_gradient_rows(
     if lse_gradient is not None:
         total -= tl.load(lse_gradient + place * rows + row, mask=inside, other=0.0)
     tl.store(delta + place * rows + row, total, mask=inside)
+    sums = tl.load(lse + place * rows + row, mask=inside, other=0.0)
+    is_lost = sums != sums
     if DEAD == "nan":
-        sums = tl.load(lse + place * rows + row, mask=inside, other=0.0)
-        if tl.min(sums, 0) == float("-inf"):
-            tl.store(poison + place, float("nan"))  # whoever writes it writes the same
+        is_lost = is_lost | (sums == float("-inf"))
+    if tl.max(is_lost.to(tl.int32), 0) > 0:
+        tl.store(poison + place, float("nan"))  # whoever writes it writes the same

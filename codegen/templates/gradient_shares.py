@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from overlapc.codegen.templates.head_tiles import load_tile, of_head
+from overlapc.codegen.templates.hidden import flags_of
 from overlapc.codegen.templates.softmax import LOG2E, score_tile
 from overlapc.codegen.templates.visible import end_of, end_seen, first_seen, length_of, own_key
 
@@ -18,7 +19,8 @@ of a row which a finite mask leaves no key is the mask, and says nothing of how 
 @triton.jit
 def attention_gradient_shares(
     q: tl.tensor, k: tl.tensor, lse: tl.tensor, shares: tl.tensor, inputs: tl.tuple,
-    lengths: tl.tensor, sinks: tl.tensor, heads: tl.tensor, rows: tl.tensor, keys: tl.tensor,
+    lengths: tl.tensor, kept: tl.tensor, kept_heads: tl.tensor, sinks: tl.tensor,
+    heads: tl.tensor, rows: tl.tensor, keys: tl.tensor,
     q_strides: tl.tuple, k_strides: tl.tuple,
     SCORES: tl.constexpr, SCALE: tl.constexpr, GROUPS: tl.constexpr, HEAD_DIM: tl.constexpr,
     BEFORE: tl.constexpr, AFTER: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr,
@@ -27,7 +29,8 @@ def attention_gradient_shares(
     """``shares``, contiguous [batch, heads, rows] as ``lse``: one over the sum of ``exp(score -
     lse)`` of each row, which is taken to be one where ``lse`` has lost little.
 
-    One program for each block of rows of each query head of each batch.
+    One program for each block of rows of each query head of each batch. ``kept`` and ``kept_heads``
+    are as of ``attention_gradient_queries``.
     """
     blocks = tl.cdiv(rows, BLOCK_M)
     program = tl.program_id(0)
@@ -55,14 +58,22 @@ def attention_gradient_shares(
         sums = tl.zeros((BLOCK_M,), tl.float32)
         if sinks is not None:
             sums = tl.exp2(tl.load(sinks + head).to(tl.float32) * LOG2E - base)
+        flags = kept
+        if kept is not None:
+            flags = flags_of(kept, kept_heads, batch, head, rows, keys, BLOCK_M, BLOCK_N)
+            flags += corner // BLOCK_M * tl.cdiv(keys, BLOCK_N)
         for start in tl.range(begin, stop, BLOCK_N, num_stages=1, disable_licm=True):
-            column = start + tl.arange(0, BLOCK_N)
-            seen = column < length
-            own_keys = load_tile(k, start, k_strides, seen, BLOCK_N, HEAD_DIM, BLOCK_D, True)
-            product = tl.dot(queries, own_keys.T, input_precision=PRECISION)
-            tile = (batch, head, row, inside, column, seen)
-            score = score_tile(product, tile, first, end, inputs, SCORES, SCALE, BEFORE, AFTER,
-                               True)  # fmt: skip
-            sums += tl.sum(tl.exp2(score - base[:, None]), 1)
+            is_kept = True
+            if kept is not None:
+                is_kept = tl.load(flags + start // BLOCK_N) > 0
+            if is_kept:
+                column = start + tl.arange(0, BLOCK_N)
+                seen = column < length
+                own_keys = load_tile(k, start, k_strides, seen, BLOCK_N, HEAD_DIM, BLOCK_D, True)
+                product = tl.dot(queries, own_keys.T, input_precision=PRECISION)
+                tile = (batch, head, row, inside, column, seen)
+                score = score_tile(product, tile, first, end, inputs, SCORES, SCALE, BEFORE, AFTER,
+                                   True)  # fmt: skip
+                sums += tl.sum(tl.exp2(score - base[:, None]), 1)
         share = tl.where(is_lost, 1.0 / sums, share)
     tl.store(shares + heads_rows + row, share, mask=inside)

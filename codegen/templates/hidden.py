@@ -80,13 +80,38 @@ def lowest_of(bits: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
+def flags_of(
+    kept: tl.tensor, own_heads: tl.tensor, batch: tl.tensor, head: tl.tensor, rows: tl.tensor,
+    keys: tl.tensor, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Where the flags of a head begin, of what ``find_kept`` wrote: [blocks of rows, tiles]."""
+    place = batch.to(tl.int64) * own_heads + tl.minimum(head, own_heads - 1)
+    return kept + place * tl.cdiv(rows, BLOCK_M) * tl.cdiv(keys, BLOCK_N)
+
+
+@triton.jit
+def kept_bits(
+    flags: tl.tensor, begin: tl.tensor, stop: tl.tensor, step: tl.tensor, is_all: tl.tensor
+) -> tuple[tl.tensor, tl.tensor]:
+    """Bit i is set where flag ``begin + i`` is, of ``WORD`` flags before ``stop`` that lie ``step``
+    apart, or where ``is_all``; and how many are set."""
+    lane = tl.arange(0, 32)
+    inside = (lane < WORD) & (begin + lane < stop)
+    found = tl.load(flags + (begin + lane) * step, mask=inside, other=0)
+    found = tl.where(is_all, inside.to(tl.int32), found)
+    return tl.sum(found << lane, 0), tl.sum(found, 0)
+
+
+@triton.jit
 def find_kept(
-    kept: tl.tensor, inputs: tl.tuple, lengths: tl.tensor, rows: tl.tensor, keys: tl.tensor,
+    kept: tl.tensor, inputs: tl.tuple, lengths: tl.tensor, own_heads: tl.tensor, rows: tl.tensor,
+    keys: tl.tensor,
     SCORES: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, ALIGN: tl.constexpr,
     HIDES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write of each tile of keys whether some row of a block keeps a key of it, 1 or 0, to
-    ``kept``, int32[batch, blocks of rows, tiles], for masks that are the same for all heads.
+    ``kept``, int32[batch, own_heads, blocks of rows, tiles]; one head where masks are the same for
+    all.
 
     The grid is of one dimension, for of others a device takes 65535: program i writes flag i.
     """
@@ -95,9 +120,9 @@ def find_kept(
     block = program // tiles
     tile = program % tiles
     blocks = tl.cdiv(rows, BLOCK_M)
-    batch = block // blocks
+    batch = block // blocks // own_heads
     row = block % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
-    place = (batch, batch * 0, row, row < rows)
+    place = (batch, block // blocks % own_heads, row, row < rows)
     length = length_of(lengths, batch, keys)
     own = own_key(row, rows, end_of(lengths, batch, keys), ALIGN)
     first, end = first_seen(own, BEFORE), end_seen(own, length, AFTER)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from unittest.mock import patch
 import torch
 from triton.runtime.interpreter import interpreter_builder
 
-from overlapc.codegen.attention import kernel as forward
+from overlapc.codegen.attention import looking
 from overlapc.codegen.attention.cache import Cache
 from overlapc.codegen.attention.decode import build_decode
 from overlapc.codegen.attention.descriptors import fits_tma
@@ -127,7 +128,7 @@ def run(
         wanted, sums = oracle.attention(spec, **given)
     largest = given["v"].double().abs().amax() if keys else 0.0
     with looking_through_masks():
-        kernel(**poisoned(given, mask, case), out=out, lse=lse, redone=counter)
+        kernel(**poisoned(given, mask, spec, case), out=out, lse=lse, redone=counter)
     error = difference(out, wanted)
     assert error <= ROUNDING[spec.dtype] * (1 + largest), f"error {error}"
     # The logarithm of how many masks a row is made of is lost in the least number.
@@ -145,18 +146,23 @@ def run(
 
 @contextmanager
 def looking_through_masks() -> Iterator[None]:
-    """Of however few keys."""
-    with patch.object(forward, "LEAST_KEYS", 0):
+    """Of however few keys, and whatever it costs."""
+    free = dict.fromkeys(looking.OPERATIONS_A_BYTE, 0)
+    with patch.multiple(looking, LEAST_KEYS=0, OPERATIONS_A_BYTE=free):
         yield
 
 
-def poisoned(given: Mapping[str, Any], mask: HidingMask | None, case: Case) -> dict[str, Any]:
+def poisoned(
+    given: Mapping[str, Any], mask: HidingMask | None, spec: AttentionSpec, case: Case
+) -> dict[str, Any]:
     """Operands of which nothing is a number that no kernel has to read; written in place."""
     hidden = torch.zeros(case.batch, 1, case.keys, 1, dtype=torch.bool)
     if mask is not None:
-        hidden |= mask.hidden_tiles(case.tile[1])[:, None, :, None]
+        hidden = hidden | mask.hidden_tiles(case.tile[1], spec.groups)[..., None]
     if "lengths" in given:
-        hidden |= torch.arange(case.keys)[:, None] >= given["lengths"].reshape(-1, 1, 1, 1)
+        hidden = hidden | (
+            torch.arange(case.keys)[:, None] >= given["lengths"].reshape(-1, 1, 1, 1)
+        )
     for name in "kv":
         given[name].masked_fill_(hidden, torch.nan)
     return dict(given)
@@ -180,25 +186,32 @@ def keys_read(text: str, *, hidden: Mapping[int, int], **sizes: int) -> int:
     kernel = build_attention(spec, TILE)
     given = operands(spec, Case(**sizes, kept=1.0))
     hide(given["inputs"], hidden)
-    storage = given["k"].untyped_storage()
-    low, high = storage.data_ptr(), storage.data_ptr() + storage.nbytes()
-    builder: Any = interpreter_builder
-    original, count = builder.create_masked_load, 0
-
-    def counting(pointers: Any, mask: Any, *others: Any) -> Any:
-        nonlocal count
-        places = pointers.data[mask.data.astype(bool)]
-        count += int(((places >= low) & (places < high)).sum())
-        return original(pointers, mask, *others)
-
-    builder.create_masked_load = counting
-    try:
+    with loads_of(k=given["k"]) as counts:
         out = given["v"].new_empty((*given["q"].shape[:3], spec.value_dim))
         kernel(**given, out=out, redone=torch.zeros(1, dtype=torch.int32))
-    finally:
-        builder.create_masked_load = original
     assert torch.equal(out.isnan(), oracle.attention(spec, **given)[0].isnan())
-    return count
+    return counts["k"]
+
+
+@contextmanager
+def loads_of(**tensors: torch.Tensor) -> Iterator[Counter[str]]:
+    """Count how many numbers of each tensor kernels load."""
+    places: dict[str, tuple[int, int]] = {}
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage()
+        places[name] = (storage.data_ptr(), storage.data_ptr() + storage.nbytes())
+    builder: Any = interpreter_builder
+    original: Any = builder.create_masked_load
+    counts: Counter[str] = Counter()
+
+    def counting(pointers: Any, mask: Any, *others: Any) -> Any:
+        loaded = pointers.data[mask.data.astype(bool)]
+        for name, (low, high) in places.items():
+            counts[name] += int(((loaded >= low) & (loaded < high)).sum())
+        return original(pointers, mask, *others)
+
+    with patch.object(builder, "create_masked_load", counting):
+        yield counts
 
 
 def difference(found: torch.Tensor, wanted: torch.Tensor) -> float:

@@ -6,6 +6,7 @@ Runs in a process of the ``interpreted`` fixture, so it imports Triton freely.
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,8 +20,17 @@ from overlapc.codegen.attention.tiles import AttentionTile
 from overlapc.codegen.builder import TEMPLATES, cache_dir
 from overlapc.codegen.interpreting import correct_interpreter
 from tests.codegen import attention_oracle as oracle
-from tests.codegen.attention_cases import Case, difference, mutated, operands
+from tests.codegen.attention_cases import (
+    Case,
+    difference,
+    loads_of,
+    looking_through_masks,
+    mutated,
+    operands,
+    poisoned,
+)
 from tests.codegen.decode_cases import shuffled_grid
+from tests.codegen.hidden_masks import HidingMask
 
 correct_interpreter()
 
@@ -36,22 +46,31 @@ def run(
     *,
     sums: bool = False,
     shared: tuple[int, ...] = (),
+    hiding: Mapping[str, Any] | None = None,
+    far: float = 0.0,
     mutate: tuple[str, str] | None = None,
     **named: Any,
 ) -> float:
     """Raise AssertionError unless the gradients are those of float64; the largest error.
 
     ``sums``: logarithms of sums have a gradient as well; ``shared``: dimensions in which the first
-    input has one element for all, of two or more. ``mutate`` is a text of a template or of a module
+    input has one element for all, of two or more. ``hiding`` are fields of a ``HidingMask``, the
+    scores' only one; keys and values of tiles of which it hides all are NaN then, but where rows
+    are NaN. Scores are ``far`` from zero. ``mutate`` is a text of a template or of a module
     and what to put in its place. The rest are fields of ``Case``.
     """
     spec, case = AttentionSpec.parse(text), Case(**named)
-    spread = case.spread
-    given, left = prepare(spec, case, shared, sums=sums)
+    spread = max(case.spread, far)
+    mask = mask_of(spec, case, hiding)
+    spec = replace(spec, program=mask.program) if mask else spec
+    given, left = prepare(spec, case, shared, sums=sums, mask=mask, far=far)
     wanted = by_autograd(spec, given, left["slopes"], left["lse_gradient"])
+    if mask and not left["lse"].isneginf().any():
+        given = poisoned(given, mask, spec, case)
     floats = [index for index, item in enumerate(spec.inputs) if item.dtype != "bool"]
     backward = made(spec, case.tile, floats, mutate)
-    results, of_inputs, around = gradients(backward, given, left)
+    with looking_through_masks():
+        results, of_inputs, around = gradients(backward, given, left)
     errors = {name: error_of(results[name], wanted[name], spec.dtype, spread) for name in results}
     for index in floats:
         found, own = of_inputs[index], spec.inputs[index].dtype
@@ -67,15 +86,25 @@ def run(
     return max(errors.values())
 
 
-def bits(text: str, *, orders: int = 2, shared: tuple[int, ...] = (), **named: Any) -> None:
+def bits(
+    text: str,
+    *,
+    orders: int = 2,
+    shared: tuple[int, ...] = (),
+    hiding: Mapping[str, Any] | None = None,
+    **named: Any,
+) -> None:
     """Raise AssertionError unless every order of programs gives the same bits."""
     spec, case = AttentionSpec.parse(text), Case(**named)
-    given, left = prepare(spec, case, shared)
+    mask = mask_of(spec, case, hiding)
+    spec = replace(spec, program=mask.program) if mask else spec
+    given, left = prepare(spec, case, shared, mask=mask)
     floats = [index for index, item in enumerate(spec.inputs) if item.dtype != "bool"]
     backward = made(spec, case.tile, floats)
 
     def all_of() -> list[torch.Tensor]:
-        results, of_inputs, _ = gradients(backward, given, left)
+        with looking_through_masks():
+            results, of_inputs, _ = gradients(backward, given, left)
         return [*results.values(), *(found for found in of_inputs if found is not None)]
 
     first = all_of()
@@ -86,12 +115,42 @@ def bits(text: str, *, orders: int = 2, shared: tuple[int, ...] = (), **named: A
             assert torch.equal(one.nan_to_num(7.0), other.nan_to_num(7.0)), "other bits"
 
 
+def mask_of(spec: AttentionSpec, case: Case, hiding: Mapping[str, Any] | None) -> HidingMask | None:
+    """The mask of fields ``hiding`` over the scores of a case."""
+    sizes = (case.batch, case.heads * spec.groups, case.rows, case.keys)
+    return HidingMask(sizes, seed=case.seed, **hiding) if hiding else None
+
+
+def numbers_read(text: str, *, hiding: Mapping[str, Any], **named: Any) -> tuple[int, int]:
+    """How many numbers of queries and of keys all launches of one backward load."""
+    spec, case = AttentionSpec.parse(text), Case(**named)
+    mask = mask_of(spec, case, hiding)
+    assert mask is not None
+    spec = replace(spec, program=mask.program)
+    given, left = prepare(spec, case, (), mask=mask)
+    floats = [0] if mask.fill else []
+    backward = made(spec, case.tile, floats)
+    with looking_through_masks(), loads_of(q=given["q"], k=given["k"]) as counts:
+        gradients(backward, given, left)
+    return counts["q"], counts["k"]
+
+
 def prepare(
-    spec: AttentionSpec, case: Case, shared: tuple[int, ...], *, sums: bool = False
+    spec: AttentionSpec,
+    case: Case,
+    shared: tuple[int, ...],
+    *,
+    sums: bool = False,
+    mask: HidingMask | None = None,
+    far: float = 0.0,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Operands of the forward, and what the backward takes beside them."""
     given = operands(spec, case)
-    if spec.inputs and str(spec.inputs[0]) == "matrix:float32":
+    if mask:
+        given["inputs"] = [mask.tensor]
+    if far:
+        given["q"][..., 0], given["k"][..., 0] = far / spec.scale, 1.0
+    if not mask and spec.inputs and str(spec.inputs[0]) == "matrix:float32":
         sizes = (case.batch, case.heads * spec.groups, case.rows, case.keys)
         own = [1 if index in shared else size for index, size in enumerate(sizes)]
         given["inputs"][0] = torch.randn(own)

@@ -270,7 +270,7 @@ def stored(
     k, v = (k[..., spec.value_dim :] if case.is_apart else k).clone(), v.clone()
     shares_memory = cache.shares_values and not case.is_apart
     if hiding := case.hiding_mask(case.heads * spec.groups):
-        hidden = hiding.hidden_tiles(case.block_n)[:, None].expand(k.shape[:3])
+        hidden = hiding.hidden_tiles(case.block_n, spec.groups)
         k[hidden] = v[hidden] = torch.nan
     for b in range(case.batch if spec.lengths else 0):
         k[b, :, lengths[b] :] = v[b, :, lengths[b] :] = torch.nan

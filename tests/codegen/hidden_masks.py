@@ -27,6 +27,10 @@ class HidingMask:
     """A key of ``FILLS``; empty: the mask is of booleans."""
     dims: str = "brk"
     """Along which of "bhrk" it differs; it has one element along others."""
+    apart: int = 0
+    """Keys by which what a head keeps lies further on than what the head before it does."""
+    documents: tuple[int, ...] = ()
+    """Where each document of a sequence ends: of the keys a row keeps those of its own alone."""
     dead_row: int | None = None
     """A row that keeps no key."""
     dtype: str = "float32"
@@ -44,6 +48,12 @@ class HidingMask:
                 part = torch.rand((*own[1:3], high - low), generator=generator) < 0.8
                 part[..., -1] = True
                 keeps[b, ..., low:high] = part
+        for head in range(own[1] if self.apart else 0):
+            keeps[:, head] = keeps[:, head].roll(head * self.apart, -1)
+        if self.documents:
+            ends = torch.tensor(self.documents)
+            of_rows, of_keys = (torch.bucketize(torch.arange(n), ends, right=True) for n in own[2:])
+            keeps &= of_rows[:, None] == of_keys
         if self.dead_row is not None:
             keeps[:, :, self.dead_row] = False
         return keeps
@@ -88,18 +98,16 @@ class HidingMask:
         added = added.nan_to_num(math.nan, math.inf, LEAST) if self.fill == "least" else added
         return torch.where(self.keeps, scores, added.double())
 
-    def hidden_tiles(self, block: int) -> torch.Tensor:
-        """Keys of tiles that no kernel has to read, ``[batch, keys]``: hidden from every row."""
-        batch, _, _, keys = self.sizes
-        none = torch.zeros(batch, keys, dtype=torch.bool)
+    def hidden_tiles(self, block: int, groups: int) -> torch.Tensor:
+        """Keys of tiles that no kernel has to read, ``[batch, heads of keys, keys]``: hidden from
+        every row of the ``groups`` of heads that share them."""
+        batch, heads, _, keys = self.sizes
         if self.fill == "weak":
-            return none
+            return torch.zeros(batch, heads // groups, keys, dtype=torch.bool)
         kept = self.keeps.expand(self.sizes)
         alive = kept.any(-1, keepdim=True)
         # A row of finite masks alone is the mean of all values.
         needed = kept | (~alive & (self.fill in ("least", "low")))
-        for b in range(batch):
-            for start in range(0, keys, block):
-                tile = slice(start, start + block)
-                none[b, tile] = not needed[b, ..., tile].any()
-        return none
+        of_keys = needed.any(2).unflatten(1, (-1, groups)).any(2)
+        tiles = torch.nn.functional.pad(of_keys, (0, -keys % block)).unflatten(-1, (-1, block))
+        return ~tiles.any(-1).repeat_interleave(block, -1)[..., :keys]

@@ -185,6 +185,7 @@ def measured(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             for case in (
                 ("decode", "pages", "scale"),
                 ("gradients", "trained slopes", "scale"),
+                ("gradients", "a mask that hides tiles", "scale"),
                 ("gradients", "bfloat16, causal, 4 queries a head", "one key too many"),
                 ("prefill", "slopes", "no mask"),
                 ("prefill", "scores of hundreds", "nothing is redone"),

@@ -10,6 +10,7 @@ import torch
 from overlapc.codegen.attention.cache import Cache
 from overlapc.codegen.attention.checking import Sizes
 from overlapc.codegen.attention.kernel import build_attention
+from overlapc.codegen.attention.looking import KeptTiles, pays
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile
 from overlapc.codegen.attention.visibility import FINITE, INFINITE, hides
@@ -32,6 +33,12 @@ CASES = {
     "low numbers": {"kept": QUARTER, "fill": "low"},
     "what may be a score": {"kept": HOLES, "fill": "weak", "dtype": "float16"},
     "of each head": {"kept": HOLES, "dims": "bhrk", "fill": "infinite"},
+    "of heads that differ": {
+        "kept": (((0, 9),), ((5, 30),)),
+        "dims": "bhrk",
+        "apart": 50,
+        "fill": "least",
+    },
     "of all sequences": {"kept": (((3, 7), (40, 60)),), "dims": "rk", "fill": "least"},
     "of keys": {"kept": (((30, 70),),), "dims": "k"},
     "a sequence of nothing": {"kept": NOTHING},
@@ -109,14 +116,32 @@ def prefill(interpreted, spec, name, **named):
     interpreted("attention_cases.run", str(spec), **case)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "of each head"])
+@pytest.mark.parametrize("name", NAMES)
 def test_many_rows_read_no_tile_that_is_hidden_from_all_of_a_block(interpreted, name):
     prefill(interpreted, ALONE, name)
 
 
-def test_many_rows_read_all_where_masks_differ_by_head(interpreted):
-    with wrong_values():  # by what stands where nothing has to be read
-        prefill(interpreted, replace(ALONE, groups=2), "of each head", rows=4)
+def test_many_rows_of_heads_that_mask_keys_otherwise(interpreted):
+    prefill(interpreted, replace(ALONE, groups=2), "of heads that differ", heads=2, rows=4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "dim", "mask", "is_looked"),
+    [
+        ("bfloat16", 128, (2, 1, 64, 2048), True),
+        ("bfloat16", 128, (2, 1, 64, 512), False),
+        ("bfloat16", 128, (1, 8, 64, 2048), False),  # of 16 bits for each head and score
+        ("bfloat16", 256, (1, 8, 64, 2048), True),
+        ("float32", 128, (1, 8, 64, 2048), True),
+        ("float32", 32, (1, 8, 64, 2048), False),
+    ],
+)
+def test_masks_are_looked_through_where_it_takes_less_than_it_spares(dtype, dim, mask, is_looked):
+    """Mutants: masks that differ by head cost nothing; they never pay."""
+    program = programs.program(f"matrix:{dtype}", ("add.Tensor", "%0", "@0"))
+    spec = replace(ALONE, dtype=dtype, head_dim=dim, value_dim=dim, program=program)
+    given = torch.empty(mask, dtype=getattr(torch, dtype), device="meta")
+    assert pays(spec, [given], Sizes(2, 8, mask[2], mask[3])) == is_looked
 
 
 @pytest.mark.parametrize("softmax", ["online", "first_tile"])
@@ -157,13 +182,16 @@ class Launched:
 
 def test_any_number_of_tiles_is_one_dimension_of_a_grid(monkeypatch):
     """Of others a device takes 65535, and there are more tiles of 16 keys than that here."""
-    kernel = build_attention(replace(ALONE, program=programs.KEPT), AttentionTile(64, 16, 8, 1))
+    tile = AttentionTile(64, 16, 8, 1)
+    kernel = build_attention(replace(ALONE, program=programs.KEPT), tile)
     launched = Launched()
     monkeypatch.setattr(kernel.module, "FIND_KEPT", launched)
-    q = torch.empty(2, 1, 100, 16, device="meta")
     mask = torch.empty(1, 1, 100, 1 << 21, dtype=torch.bool, device="meta")
-    kept = kernel._find_kept(q, [mask], (), None, Sizes(2, 1, 100, 1 << 21), 2)
+    tiles = KeptTiles(kernel.spec, "meta", [mask], (), None, Sizes(2, 1, 100, 1 << 21))
+    kept, heads = tiles.of(kernel.module, tile)
     assert launched.grids == [(kept.numel(),)] == [(2 * 2 * (1 << 17),)]
+    again, _ = tiles.of(kernel.module, tile)
+    assert (heads, again is kept, len(launched.grids)) == (1, True, 1)
 
 
 def test_a_threshold_among_scores_is_caught(interpreted):
@@ -225,7 +253,10 @@ OF_PREFILL = {
     ),
     "the flags of the first block": (
         "booleans", {"hiding": {"kept": HOLES}},
-        ("kept += (batch.to(tl.int64) * blocks + corner // BLOCK_M)", "kept += 0"),
+        ("kept += corner // BLOCK_M * tl.cdiv(keys, BLOCK_N)", "kept += 0"),
+    ),
+    "the flags of the first head": (
+        "of heads that differ", {"heads": 2}, ("tl.minimum(head, own_heads - 1)", "head * 0"),
     ),
     "a tile further": (
         "minus infinity", {}, ("start = (group + lowest_of", "start = (group + 1 + lowest_of"),

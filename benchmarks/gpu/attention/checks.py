@@ -169,6 +169,7 @@ GRADIENTS: Mapping[str, Case] = {
     "a window": Case(replace(CAUSAL, before=100)),
     "lengths": Case(replace(CAUSAL, lengths=True, dead="zero"), lengths=(0.6, 1.0)),
     "trained slopes": Case(replace(BRAIN, program=SLOPES)),
+    "a mask that hides tiles": Case(replace(BRAIN, program=ADDED, groups=4), keys=1100),
     "soft-cap": Case(replace(BRAIN, program=CAP, softmax="bound")),
     "sinks": Case(replace(CAUSAL, sinks=True, softmax="sink")),
     "64 columns, float16": Case(replace(HALF, head_dim=64, value_dim=64, groups=3)),
@@ -261,7 +262,8 @@ def running(case: Case) -> float:
 
 def gradients(case: Case) -> float:
     """The largest error of a gradient, by kernels, over a few roundings of its largest element."""
-    given = operands(case, GRADIENT_SIZES)
+    batch, heads, rows, keys = GRADIENT_SIZES
+    given = operands(case, (batch, heads, rows, case.keys or keys))
     others = [*given.named["inputs"], given.named["sinks"]]
     leaves = [one for one in (given.q, given.k, given.v, *others) if _is_number(one)]
     for leaf in leaves:

@@ -1,0 +1,86 @@
+"""Which tiles of keys masks hide, looked for by a launch of its own before those that read keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from overlapc.codegen.attention.checking import Sizes
+from overlapc.codegen.attention.spec import AttentionSpec
+from overlapc.codegen.attention.tiles import AttentionTile
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LEAST_KEYS = 1024
+"""From which masks are looked through before, for what they hide: a launch that is little beside
+the other from there on. Chosen."""
+OPERATIONS_A_BYTE = {"float32": 30, "float16": 200, "bfloat16": 200}
+"""Multiplications and additions that a device makes while it reads a byte, by dtype: about those of
+the target of an H100, and of float32 as three products of tf32. Nothing was timed."""
+SPARED = 0.75
+"""Of the keys, what a mask is taken to hide, where that decides whether to look; assumed."""
+
+
+@dataclass(frozen=True)
+class KeptTiles:
+    """What the masks of one call keep, told once for kernels whose tiles are alike."""
+
+    spec: AttentionSpec
+    device: Any
+    inputs: Sequence[Tensor]
+    parts: tuple[Any, ...]
+    """What kernels are told of ``inputs``."""
+    lengths: Tensor | None
+    sizes: Sizes
+    found: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    """By rows and keys of a tile."""
+
+    def of(self, module: ModuleType, tile: AttentionTile) -> tuple[Tensor | None, int]:
+        """Whether some row of each block keeps a key of each tile, int32[batch, heads, blocks,
+        tiles], and of how many heads it tells: one where all have the same. None where a generated
+        module looks for nothing hidden, or it would not pay."""
+        if not hasattr(module, "FIND_KEPT") or not pays(self.spec, self.inputs, self.sizes):
+            return None, 1
+        blocks = (tile.block_m, tile.block_n)
+        kept = self.found.get(blocks)
+        if kept is None:
+            kept = self.found[blocks] = self._look(module, tile)
+        return kept, kept.shape[1]
+
+    def _look(self, module: ModuleType, tile: AttentionTile) -> Tensor:
+        import torch
+
+        batch, rows, keys = self.sizes.batch, self.sizes.rows, self.sizes.keys
+        heads = self.sizes.heads if any(heads_of(tensor) > 1 for tensor in self.inputs) else 1
+        shape = (batch, heads, -(-rows // tile.block_m), -(-keys // tile.block_n))
+        kept = torch.empty(shape, dtype=torch.int32, device=self.device)
+        module.FIND_KEPT[(kept.numel(),)](
+            kept, self.parts, self.lengths, heads, rows, keys, **module.KEPT_CONSTANTS
+        )
+        return kept
+
+
+def pays(spec: AttentionSpec, inputs: Sequence[Tensor], sizes: Sizes) -> bool:
+    """Return whether looking masks through is worth its time, where they hide ``SPARED`` of keys.
+
+    A mask that all heads share is read once more than they read it, from where they find it then.
+    What differs by head is read from memory for each score, and has to take less than is spared of
+    the products.
+    """
+    if sizes.keys < LEAST_KEYS:
+        return False
+    bytes_a_score = sum(
+        tensor.element_size()
+        for item, tensor in zip(spec.inputs, inputs, strict=True)
+        if item.shape == "matrix" and heads_of(tensor) > 1
+    )
+    products = 2 * (spec.head_dim + spec.value_dim)
+    return bytes_a_score * OPERATIONS_A_BYTE[spec.dtype] < SPARED * products
+
+
+def heads_of(tensor: Tensor) -> int:
+    """Heads of an input of scores, which may be one for all."""
+    return tensor.shape[-3] if tensor.dim() > 2 else 1
