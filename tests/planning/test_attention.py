@@ -48,6 +48,20 @@ def test_a_prefill_is_fused():
     assert "skips masked keys" in decide(replace(PREFILL, mask="causal"), "auto").reason
 
 
+def test_a_causal_prefill_is_computed_for_some_rows_at_a_time():
+    """Mutants of ``_is_cut_by_rows``: without each of its conditions."""
+    causal = replace(PREFILL, mask="causal", is_plain=True)
+    verdict = decide(causal, "auto")
+    assert (verdict.code, bool(verdict.policy)) == ("fused_rows", True)
+    assert verdict.reason.endswith("skips masked keys, for some rows at a time.")
+    others = [
+        {"rows": 255}, {"rows": 1025}, {"is_trained": True}, {"is_plain": False}, {"prefix": True},
+        {"mask": "nothing"},
+    ]  # fmt: skip
+    assert [decide(replace(causal, **other), "auto").code for other in others] == ["fused"] * 6
+    assert decide(replace(causal, device="cuda"), "sdpa").code == "fused"
+
+
 def test_what_gains_little_is_fused_where_keys_are_skipped_or_heads_shared_by_few_rows():
     small = replace(PREFILL, heads=16, groups=4)
     assert decide(replace(small, mask="causal"), "auto").code == "fused"

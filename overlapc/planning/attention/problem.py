@@ -36,6 +36,12 @@ large that no cache holds them, or where few rows share heads that eager repeats
 0.90 to 1.09 of the time, as memory happened to lie. Same source."""
 
 
+LEAST_CUT_ROWS, MOST_CUT_ROWS = 256, 1024
+"""Of a causal attention on processors, between which torch's is called for some rows at a time: it
+skips keys by 512, and what it computes above the diagonal then is more than several calls cost. By
+the CPU time of one thread of a shared machine: of 256 rows 1.2 times as fast, of 512 1.3 times, of
+1024 1.15 times, of 1536 1.05 times, of 2048 as fast, of 4096 0.87 times."""
+
 LEAST_CACHE_BYTES = 16 << 20
 """Of keys and values, from which a cache is read up to its length on processors. A fourth of them
 took 0.5 ms ("sdpa llama decode 2048" in benchmarks/results/attention.md), so that the call of an op
@@ -90,6 +96,8 @@ class AttentionProblem:
     """What eager gives a row that keeps no key, as ``masks.Mask`` says it; empty: there is none."""
     is_trained: bool = False
     """A gradient is wanted of queries, keys or values."""
+    is_plain: bool = False
+    """Nothing but a scale and a mask is between its products."""
     untold: tuple[str, str] | None = None
     """Code and reason where torch's attention cannot be told the same."""
     why_no_gradient: str = ""
@@ -178,6 +186,10 @@ def decide(problem: AttentionProblem, choice: str) -> Verdict:
     verdict = _own(problem, choice) if choice in OWN else _by_torch(problem, choice)
     if choice not in OWN and _reads_prefix(problem, choice, verdict):
         verdict = _of_prefix(problem)
+    if choice not in OWN and _is_cut_by_rows(problem, verdict):
+        reason = f"{verdict.reason[:-1]}, for some rows at a time."
+        policy = policy_of("unified", problem.dtype)
+        verdict = replace(verdict, code="fused_rows", reason=reason, policy=policy)
     why = problem.why_whole or _why_mask_is_whole(problem, verdict)
     if not why or verdict.decision == "refused" or verdict.code == "valid_keys":
         return verdict
@@ -237,6 +249,16 @@ def _reads_prefix(problem: AttentionProblem, choice: str, verdict: Verdict) -> b
     is_large = problem.cache_bytes >= LEAST_CACHE_BYTES
     is_worth = (problem.device, problem.dtype) in MEASURED and is_large
     return is_called and problem.head_dim == problem.value_dim and (choice != "auto" or is_worth)
+
+
+def _is_cut_by_rows(problem: AttentionProblem, verdict: Verdict) -> bool:
+    """Whether torch's causal attention is called for some rows at a time, by our op."""
+    if verdict.code != "fused" or (problem.device, problem.dtype) not in MEASURED:
+        return False
+    is_own = problem.is_plain and problem.head_dim == problem.value_dim <= MOST_DIM
+    is_causal = problem.mask == "causal" and not problem.prefix
+    is_gaining = LEAST_CUT_ROWS <= problem.rows <= MOST_CUT_ROWS and not problem.is_trained
+    return is_own and is_causal and is_gaining
 
 
 def _has_small_mask(problem: AttentionProblem) -> bool:

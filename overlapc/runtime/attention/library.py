@@ -15,10 +15,14 @@ import torch.nn.functional as F
 
 from overlapc.codegen.attention.spec import ALIGNMENTS, AttentionSpec
 from overlapc.codegen.epilogue import Call, Ref
+from overlapc.planning.attention.problem import MOST_CUT_ROWS
 from overlapc.runtime.attention.program import scores_of, seen_by
 
 ADDS = "aten.add.Tensor"
 FILLS = ("aten.where.ScalarOther", "aten.where.ScalarSelf")
+CUT_ROWS = 64
+"""Of a causal attention on processors, of one call of torch's: as many as its kernel takes at a
+time of fewer than 768 rows."""
 LOOKED_THROUGH = 8
 """Numbers of keys for each boolean of a mask from which on it is looked through; chosen."""
 LOST, FINITE_FILL = -1e9, -1e38
@@ -83,6 +87,9 @@ def _fused(
     # Torch's kernel for processors scales after it has put minus infinity where a later key is.
     may_be_causal = not spec.program and lengths is None and spec.scale > 0
     is_causal = may_be_causal and _is_causal(spec, query.shape[2], keys)
+    is_on_processor = query.device.type == "cpu"
+    if is_causal and is_on_processor and CUT_ROWS < query.shape[2] <= MOST_CUT_ROWS:
+        return _by_rows(spec, query, key, value)
     mask = None if is_causal else _mask(spec, query, keys, inputs, lengths)
     if mask is not None and spec.program and lengths is None and query.device.type == "cpu":
         key, value, mask = _cut_by_mask(key, value, mask)
@@ -97,6 +104,28 @@ def _fused(
         kept = mask if mask.dtype == torch.bool else mask > -math.inf
         out = out.masked_fill(~kept.any(-1, keepdim=True), math.nan)
     return out.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _by_rows(
+    spec: AttentionSpec, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> torch.Tensor:
+    """Causal attention by a call for every ``CUT_ROWS`` rows, over the keys that some of them see:
+    torch's own computes scores above the diagonal, which it skips by 512 keys alone."""
+    batch, heads, rows, dim = query.shape
+    width = -(-rows // CUT_ROWS) * CUT_ROWS
+    # What the last rows add to scores; those before them add as much to keys before.
+    later = query.new_full((CUT_ROWS, width), -math.inf).triu_(width - CUT_ROWS + 1)
+    out = query.new_empty((batch, rows, heads, dim))
+    for start in range(0, rows, CUT_ROWS):
+        stop = min(start + CUT_ROWS, rows)
+        seen, shift = min(stop, key.shape[2]), width - CUT_ROWS - start
+        part = F.scaled_dot_product_attention(
+            query[:, :, start:stop], key[:, :, :seen], value[:, :, :seen],
+            attn_mask=later[: stop - start, shift : shift + seen], scale=spec.scale,
+            enable_gqa=spec.groups > 1,
+        )  # fmt: skip
+        out[:, start:stop] = part.transpose(1, 2)
+    return out.transpose(1, 2)
 
 
 def _cut(
