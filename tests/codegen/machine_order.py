@@ -21,7 +21,8 @@ BRANCH = re.compile(r"\bbra\b|\bret\b")
 PART_READ = re.compile(r"\bld\.global\S*\.cg")
 ARRIVAL = re.compile(r"\batom\S*\.acq_rel\S*\.add(?!\.u64)|\batom\.add\S*acq_rel")
 MOVE = re.compile(r"\batom\S*\.relaxed\S*\.add\.u64|\bglobal_atomic_add_x2\b(?!.*sc0)")
-"""Of a sum that moves φ, and below the arrival after it, the only ones of 64 bits."""
+"""Of the count of rows computed again, then of a sum that moves φ; with the arrival after them, the
+only ones of 64 bits."""
 SETTLING = re.compile(r"\batom\S*\.acq_rel\S*\.add\.u64|\bglobal_atomic_add_x2\b.*sc0")
 
 PRODUCT = re.compile(r"\bwgmma\.mma_async|\btcgen05\.mma|\bmma\.sync|\bfma\.rn\.f32")
@@ -125,9 +126,9 @@ def settling_faults(assembly: str) -> list[str]:
     """What is wrong with the order moves of φ -> CTA barrier -> arrival -> CTA barrier -> reads."""
     lines = assembly.splitlines()
     moves, adds = lines_of(MOVE, lines), lines_of(SETTLING, lines)
-    if len(moves) != 1 or len(adds) != 1:
-        return [f"{len(moves)} moves of φ, and {len(adds)} arrivals with release and acquire"]
-    (move,), (add,) = moves, adds
+    if len(moves) != 2 or len(adds) != 1:
+        return [f"{len(moves) - 1} moves of φ, and {len(adds)} arrivals with release and acquire"]
+    (_, move), (add,) = moves, adds
     barriers, reads = (AMD_BARRIER, AMD_LOAD) if is_amd(assembly) else (BARRIER, PART_READ)
     met = [at for at in lines_of(barriers, lines) if move < at < add]
     read = add + next(iter(lines_of(reads, lines[add:])), 0)
@@ -144,7 +145,7 @@ def settling_faults(assembly: str) -> list[str]:
 def settling_mutants(assembly: str) -> dict[str, str]:
     """The same code with one thing wrong around the arrival that moves φ."""
     lines = assembly.splitlines()
-    (move,), (add,) = lines_of(MOVE, lines), lines_of(SETTLING, lines)
+    (_, move), (add,) = lines_of(MOVE, lines), lines_of(SETTLING, lines)
     barriers, reads = (AMD_BARRIER, AMD_LOAD) if is_amd(assembly) else (BARRIER, PART_READ)
     read = add + lines_of(reads, lines[add:])[0]
 
