@@ -9,9 +9,9 @@ from itertools import product
 
 import pytest
 
-from benchmarks.gpu_attention import SIZES
-from benchmarks.gpu_attention_checks import PAGE
-from benchmarks.gpu_attention_speed import HEADS, DecodeShape
+from benchmarks.gpu.attention.part import SIZES
+from benchmarks.gpu.attention.checks import PAGE
+from benchmarks.gpu.attention.speed import HEADS, DecodeShape
 from overlapc.codegen.attention.cache import Cache
 from overlapc.codegen.attention.decode import build_decode
 from overlapc.codegen.attention.decode_aot import build_decode_for

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-from overlapc.runtime import group_tables
+from overlapc.runtime.signaled import group_tables
 
 LEAST_KEPT = 1 << 14
 """Counters of a stream, 64 KiB; chosen: of 2048 sequences of 8 heads."""
