@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from overlapc.codegen.attention.scores import scores_text
 from overlapc.codegen.attention.spec import AttentionSpec
-from overlapc.codegen.attention.tiles import AttentionTile, padded
+from overlapc.codegen.attention.tiles import AttentionTile, padded, suits_ahead
 from overlapc.codegen.attention.visibility import hides, masks_tell
 from overlapc.codegen.promotion import CannotLower
 from overlapc.errors import KernelError
@@ -86,6 +86,7 @@ def module_text(spec: AttentionSpec, tile: AttentionTile) -> str:
         "BLOCK_N": tile.block_n,
         "STAGES": tile.stages,
         "ONES": 0 if spec.dtype == "float32" else tile.ones,
+        "AHEAD": tile.ahead and suits_ahead(spec),
     }
     hiding = hides(spec.scores)
     text = TEXT.format(

@@ -32,6 +32,9 @@ class AttentionTile:
     0: left to itself. For kernels of many rows, and those of gradients."""
     by_tma: bool = field(default=False, kw_only=True)
     """Whether the TMA unit loads keys and values. For kernels of many rows."""
+    ahead: bool = field(default=False, kw_only=True)
+    """Whether keys are multiplied a tile before values, where that can be. For kernels of many
+    rows."""
 
 
 def padded(dim: int) -> int:
@@ -57,6 +60,9 @@ more products; on sm_80 they would be a quarter more."""
 NVIDIA_BY_TMA = {"sm_90": {128: (128, 128, 8, 2, 16)}}
 """Instead, where the TMA unit loads keys and values, so that threads keep no addresses, of the
 products alone. On sm_100 its loads spill, and on sm_120 they were not tried."""
+NVIDIA_AHEAD = {"sm_90": {64: (128, 64, 8, 2, 16), 128: (128, 64, 8, 2, 16)}}
+"""To be tried beside those, with values a tile behind keys: weights are made while matrix units
+multiply, at the cost of three loads of each CTA that are waited for."""
 NVIDIA_MASKED = {
     "sm_80": {64: (64, 32, 8, 2), 128: (64, 32, 8, 2), 256: (32, 32, 8, 2)},
     "sm_90": {64: (128, 64, 8, 2, 16), 128: (128, 32, 8, 3, 16)},
@@ -111,6 +117,20 @@ def tile_for(spec: AttentionSpec, architecture: str, *, is_aligned: bool = False
             remedy="use torch's scaled_dot_product_attention, or a dtype of 16 bits",
         )
     return replace(AttentionTile(*known[min(fitting)]), by_tma=by_tma)
+
+
+def tile_ahead(spec: AttentionSpec, architecture: str) -> AttentionTile | None:
+    """A tile for aligned operands to try beside that of ``tile_for``; None where there is none."""
+    if not (_is_plain(spec) and suits_ahead(spec)):
+        return None
+    known = NVIDIA_AHEAD.get(architecture, {}).get(max(spec.head_dim, spec.value_dim))
+    return AttentionTile(*known, by_tma=True, ahead=True) if known else None
+
+
+def suits_ahead(spec: AttentionSpec) -> bool:
+    """Whether values may be multiplied after the next keys: where nothing is rescaled in between,
+    scores are the scaled product, and weights of 16 bits."""
+    return spec.dtype != "float32" and not spec.is_online and spec.scores is None
 
 
 def _is_plain(spec: AttentionSpec) -> bool:

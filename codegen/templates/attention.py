@@ -26,6 +26,8 @@ from overlapc.codegen.templates.softmax import (
     score_tile,
     spread_sums,
 )
+from overlapc.codegen.templates.tile_products import product_of, take_values
+from overlapc.codegen.templates.values_behind import visit_ahead
 from overlapc.codegen.templates.visible import end_of, end_seen, first_seen, length_of, own_key
 
 
@@ -41,15 +43,14 @@ def visit_tile(
     """Take the tile of keys from ``start`` on into (peak, sums, total) of the rows at ``place``.
 
     ``k`` and ``v`` are sides of ``load_keys``. STEP is ``maximum``: peak alone is raised;
-    ``fixed``: weights are relative to peak, which stays;
-    ``online``: it is raised, and sums and total are rescaled. IS_CUT: not every row sees every key.
-    ``sums`` in columns (see ``spread_sums``) are products with ones: matrix units add what else
-    each thread has to widen and add, and no warp waits for others.
+    ``fixed``: weights are relative to peak, which stays; ``online``: it is raised, and sums and
+    total are rescaled. IS_CUT: not every row sees every key.
     """
     column = start + tl.arange(0, BLOCK_N)
     inside = column < length
-    keys = load_keys(k, start, inside, BLOCK_N, HEAD_DIM, BLOCK_D, IS_CUT)
-    product = tl.dot(queries, keys.T, input_precision=PRECISION)
+    product = product_of(
+        start, inside, queries, k, IS_CUT, HEAD_DIM, PRECISION, BLOCK_N, BLOCK_D
+    )  # fmt: skip
     tile = (place[0], place[1], place[2], place[3], column, inside)
     score = score_tile(product, tile, first, end, inputs, SCORES, SCALE, BEFORE, AFTER, IS_CUT)
     if STEP == "maximum":
@@ -64,17 +65,11 @@ def visit_tile(
             total = total * shrunk[:, None]
             peak = higher
         values = load_keys(v, start, inside, BLOCK_N, VALUE_DIM, BLOCK_V, IS_CUT)
-        # Summed as they are rounded: what overflows or is lost shows in the sum.
         if STEP == "online":
             weights = tl.exp2(score - base[:, None]).to(v[0].dtype.element_ty)
         else:
             weights = fixed_weights(score, base, v[0].dtype.element_ty)
-        if len(sums.shape) == 2:
-            ones = tl.full((BLOCK_N, sums.shape[1]), 1.0, tl.float32)
-            sums = tl.dot(weights, ones.to(v[0].dtype.element_ty), sums)
-        else:
-            sums += tl.sum(weights.to(tl.float32), 1)
-        total = tl.dot(weights, values, total, input_precision=PRECISION)
+        sums, total = take_values(weights, values, sums, total, PRECISION)
     return peak, sums, total
 
 
@@ -148,7 +143,7 @@ def attention_forward(
     SOFTMAX: tl.constexpr, BOUND: tl.constexpr, DEAD: tl.constexpr, MASKS_TELL: tl.constexpr,
     LEAST: tl.constexpr, LEAST_EACH: tl.constexpr, MOST: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
-    STAGES: tl.constexpr, ONES: tl.constexpr,
+    STAGES: tl.constexpr, ONES: tl.constexpr, AHEAD: tl.constexpr,
 ) -> None:  # fmt: skip
     """``out = softmax(scores) @ v`` for queries ``q``; see ``AttentionSpec``.
 
@@ -251,7 +246,13 @@ def attention_forward(
             VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
         )  # fmt: skip
     rest = begin
-    if kept is None:
+    if AHEAD and kept is None:
+        sums, total = visit_ahead(
+            peak, sums, total, whole_begin, whole_stop, queries, k, v, STAGES, SCALE,
+            HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
+        )  # fmt: skip
+        rest = tl.maximum(whole_begin, whole_stop)
+    elif kept is None:
         peak, sums, total = visit_keys(
             peak, sums, total, whole_begin, whole_stop, None, queries, k, v, place, first, end,
             length, inputs, STEP, False, STAGES, SCORES, SCALE, BEFORE, AFTER, HEAD_DIM, VALUE_DIM,

@@ -80,6 +80,7 @@ def run(
     far: float = 0.0,
     ones: int = 0,
     by_tma: bool = False,
+    ahead: bool = False,
     hiding: Mapping[str, Any] | None = None,
     mutate: tuple[str, str] | None = None,
     **named: Any,
@@ -89,17 +90,20 @@ def run(
     ``scaled`` multiplies queries of single rows and ``values`` those; ``first_sink`` is that of the
     first head; masks keep none of the first ``hidden`` keys (of single rows, and all others, where
     it says which), and scores are ``far`` from zero; ``by_tma`` lays keys and values out for the
-    TMA unit, which loads them; ``redone`` is how many rows are to be computed
-    twice (None: at least one; "any"). ``hiding`` are fields of a ``HidingMask``, the scores' only
-    one; keys and values of tiles of which it hides all are NaN then. ``mutate`` is a text of a
-    template or of the module and what to put in its place. The rest are fields of ``Case``.
+    TMA unit, which loads them; ``ahead`` is that of the tile; ``redone`` is how many rows are to be
+    computed twice (None: at least one; "any"). ``hiding`` are fields of a ``HidingMask``, the
+    scores' only one; keys and values of tiles of which it hides all are NaN then. ``mutate`` is a
+    text of a template or of the module and what to put in its place. The rest are fields of
+    ``Case``.
     """
     named |= {"layout": "aligned"} if by_tma else {}
     spec, case = AttentionSpec.parse(text), Case(**named)
     batch, every, rows, keys = case.batch, case.heads * spec.groups, case.rows, case.keys
     mask = HidingMask((batch, every, rows, keys), seed=case.seed, **hiding) if hiding else None
     spec = replace(spec, program=mask.program) if mask else spec
-    kernel = build_attention(spec, AttentionTile(*case.tile, 4, 1, ones, by_tma=by_tma))
+    kernel = build_attention(
+        spec, AttentionTile(*case.tile, 4, 1, ones, by_tma=by_tma, ahead=ahead)
+    )
     kernel = mutant(kernel, mutate) if mutate else kernel
     given = operands(spec, case)
     given["v"] *= values

@@ -20,6 +20,20 @@ class Loop:
         names = re.compile(rf"(@!?\w+\s+)?({pattern})\b")
         return sum(bool(names.match(text)) for text in self.instructions)
 
+    def in_flight(self, pattern: str) -> int:
+        """Of those, the ones that run while a product of a warp group does; what a turn leaves in
+        flight is so at the beginning of the next."""
+        names = re.compile(rf"(@!?\w+\s+)?({pattern})\b")
+        flies, count = False, 0
+        for turn, text in ((turn, text) for turn in range(2) for text in self.instructions):
+            if "HGMMA" in text:
+                flies = True
+            elif "WARPGROUP.DEPBAR.LE gsb0, 0x0" in text:
+                flies = False
+            elif turn and names.match(text):
+                count += flies
+        return count
+
 
 def loops_of(cubin: bytes) -> list[Loop]:
     """The loops of a kernel in the order of their code."""

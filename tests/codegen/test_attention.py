@@ -71,6 +71,9 @@ CASES = {
     "by the TMA unit, lengths": (
         replace(BRAIN, lengths=True), {"lengths": (33, 0), "by_tma": True, "ones": 16},
     ),
+    "values a tile behind": (
+        replace(BRAIN, after=0, sinks=True), {"rows": 90, "keys": 80, "ahead": True, "ones": 16},
+    ),
 }  # fmt: skip
 
 
@@ -84,6 +87,9 @@ REDONE = {
     "scores of hundreds": (replace(BRAIN, dtype="bfloat16"), {"spread": 300.0, "redone": None}),
     "scores of hundreds, sums by products": (
         replace(HALF, softmax="zero"), {"spread": 300.0, "redone": None, "ones": 16},
+    ),
+    "scores of hundreds, values a tile behind": (
+        replace(HALF, softmax="zero"), {"spread": 300.0, "redone": None, "ahead": True},
     ),
     "one row above": (SPEC, {"scaled": {3: 400.0}, "redone": 2}),
     "all below φ": (replace(SPEC, softmax="bound", bound=90.0), {"redone": ROWS}),
@@ -160,6 +166,15 @@ MUTANTS = {
     ),
     "by the TMA unit, beyond a sequence": (
         "by the TMA unit, lengths", "v_by_tma, lengths is None", "v_by_tma, True",
+    ),
+    "values of other keys": (
+        "values a tile behind", "load_keys(v, start - BLOCK_N", "load_keys(v, start",
+    ),
+    "last values of other keys": (
+        "values a tile behind", "load_keys(v, stop - BLOCK_N", "load_keys(v, begin",
+    ),
+    "weights of other keys": (
+        "values a tile behind", "            bits = weight_bits", "            _ = weight_bits",
     ),
     "not rescaled": ("online", "total = total * shrunk[:, None]", "pass"),
     "a column is of the first row": ("inputs of every shape", "x + rows, mask",
@@ -259,6 +274,7 @@ FEATURES = {
     "tile": [(16, 16), (32, 16), (16, 32)],
     "ones": [0, 16],
     "by_tma": [False, True],
+    "ahead": [False, True],
     "kept": [0.1, 0.8],
 }
 MATRIX = all_pairs(FEATURES)
@@ -285,7 +301,7 @@ def combination(row):
         sinks=row["sinks"], dead=row["dead"], softmax=softmax,
         bound=1.5 if softmax == "bound" else 0.0, **row["structure"],
     )  # fmt: skip
-    named = {name: row[name] for name in ("tile", "kept", "layout", "ones")} | row["sizes"]
+    named = {name: row[name] for name in ("tile", "kept", "layout", "ones", "ahead")} | row["sizes"]
     named["by_tma"] = row["by_tma"] and spec.dtype != "float32"
     if spec.lengths:
         named["lengths"] = row["lengths"]

@@ -17,8 +17,9 @@ from overlapc.codegen.attention.cache import Cache
 from overlapc.codegen.attention.decode import build_decode
 from overlapc.codegen.attention.decode_aot import build_decode_for
 from overlapc.codegen.attention.decode_tiles import decode_tile
+from overlapc.codegen.attention.module import module_text
 from overlapc.codegen.attention.spec import AttentionSpec
-from overlapc.codegen.attention.tiles import AttentionTile, tile_for
+from overlapc.codegen.attention.tiles import AttentionTile, tile_ahead, tile_for
 from overlapc.codegen.attention.visibility import hides
 from overlapc.errors import KernelError
 from overlapc.planning.shared_memory import shared_bytes
@@ -210,12 +211,39 @@ def test_the_loop_by_the_tma_unit_has_no_addresses(dim):
     assert each[1] <= MOST_OF_POINTERS[dim] * each[0], f"{each[1]:.2f} of {each[0]:.2f} a key"
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("dim", [64, 128])
+def test_exponentials_are_made_while_products_are_in_flight(dim):
+    """Where values are a tile behind; else all products are waited for first."""
+    for change in ({}, {"after": None}, {"softmax": "running"}, {"softmax": "sink", "sinks": True}):
+        spec = replace(SPEC, head_dim=dim, value_dim=dim, **change)
+        tile = tile_ahead(spec, "sm_90")
+        assert tile is not None
+        binary = build_for(spec, tile, "sm_90")
+        assert (binary.spilled_bytes, binary.shared_bytes <= SHARED_BYTES["sm_90"]) == (0, True)
+        behind = first_loop(spec, tile)
+        at_once = first_loop(spec, tile_for(spec, "sm_90", is_aligned=True))
+        assert behind.in_flight("MUFU.EX2") >= 0.95 * behind.count("MUFU.EX2") > 0
+        assert at_once.in_flight("MUFU.EX2") == 0 < at_once.count("MUFU.EX2")
+
+
+def test_values_are_behind_where_they_can_be():
+    """Mutants: of scores that are a program, of a running maximum, of float32."""
+    changes = ({"program": programs.SOFT_CAP}, {"softmax": "online"}, {"dtype": "float32"})
+    assert all(tile_ahead(replace(SPEC, **change), "sm_90") is None for change in changes)
+    assert tile_ahead(SPEC, "sm_80") is None
+    for change in changes:
+        text = module_text(replace(SPEC, **change), AttentionTile(32, 32, 4, 2, ahead=True))
+        assert '"AHEAD": False' in text
+
+
 MOST_OF_POINTERS = {64: 1.0, 128: 0.75}
 """Instructions a key, of those by pointers."""
 POLICIES = ("zero", "running", "online")
 
 
 def first_loop(spec: AttentionSpec, tile: AttentionTile) -> Loop:
-    """The loop over keys that all rows see: the first one that multiplies matrices."""
-    binary = build_for(spec, tile, "sm_90")
-    return next(loop for loop in loops_of(binary.cubin) if loop.count("HGMMA"))
+    """The loop over keys that all rows see: the first one that multiplies matrices, and returns by
+    no branch that stands behind the end of the kernel."""
+    loops = loops_of(build_for(spec, tile, "sm_90").cubin)
+    return next(loop for loop in loops if loop.count("HGMMA") and not loop.count("EXIT"))

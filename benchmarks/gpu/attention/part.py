@@ -159,8 +159,8 @@ def summary(done: Done) -> list[dict[str, Any]]:
     for column in ("of inductor", GIVEN):
         lines += line(f"static cache: {column}", caches, column)
     prefill = good(done.get(PREFILL, ()))
-    for column in ("of best sdpa", "unified over online", "by TMA over pointers", "again",
-                   "share of the bound"):  # fmt: skip
+    for column in ("of best sdpa", "unified over online", "by TMA over pointers",
+                   "values behind over at once", "again", "share of the bound"):  # fmt: skip
         lines += line(f"prefill: {column}", prefill, column)
     trained = good(done.get(TRAINED, ()))
     for column in ("of best sdpa", "share of the bound"):

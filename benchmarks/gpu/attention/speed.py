@@ -26,7 +26,7 @@ from benchmarks.measuring.paired import Samples
 from overlapc.codegen.attention.cache import Cache
 from overlapc.codegen.attention.kernel import build_attention
 from overlapc.codegen.attention.spec import AttentionSpec
-from overlapc.codegen.attention.tiles import tile_for
+from overlapc.codegen.attention.tiles import AttentionTile, tile_ahead, tile_for
 from overlapc.runtime.attention.gradients import BACKWARD
 from overlapc.runtime.attention.kernels import run_decode
 from overlapc.runtime.attention.masks import Filled, input_of, program_of
@@ -44,6 +44,8 @@ TIMED_SECONDS = 0.4
 OURS, AGAIN, ONLINE, FIRST = "ours", "ours again", "online", "first keys"
 POINTERS = "by pointers"
 """Our kernel of many rows, where the TMA unit loads nothing."""
+BEHIND = "values behind"
+"""The same where it does, with values a tile behind keys."""
 INDUCTOR = "inductor"
 MASKED = "ours, given the mask"
 GIVEN = f"of {INDUCTOR}, given the mask"
@@ -313,13 +315,18 @@ def prefill(
     out = torch.empty_like(q)
     redone = torch.zeros(1, dtype=torch.int32, device="cuda")
 
-    def ours(softmax: str, *, is_aligned: bool = True) -> Callable[[], object]:
+    def ours(
+        softmax: str, *, is_aligned: bool = True, tile: AttentionTile | None = None
+    ) -> Callable[[], object]:
         its = replace(spec_of(shape), softmax=softmax)
-        kernel = build_attention(its, tile_for(its, architecture(), is_aligned=is_aligned))
+        planned = tile_for(its, architecture(), is_aligned=is_aligned)
+        kernel = build_attention(its, tile or planned)
         return lambda: kernel(q, k, v, out, redone=redone)
 
     runs = {name: ours(softmax) for name, softmax in softmaxes(shape.spread)}
     runs[POINTERS] = ours("zero", is_aligned=False)
+    if tile := tile_ahead(spec_of(shape), architecture()):
+        runs[BEHIND] = ours("zero", tile=tile)
     peers, why_not = sdpa_peers((q, k, v), is_causal=shape.is_causal)
     if with_flex:
         try:
@@ -426,7 +433,7 @@ def against(samples: Samples, why_not: Mapping[str, str]) -> dict[str, Any]:
     """Times of peers over ours, the best of torch's named, and why some are not there."""
     torchs = [name for name in samples.seconds if name.startswith("sdpa")]
     best = min(torchs, key=samples.median, default="")
-    own = (OURS, AGAIN, ONLINE, FIRST, POINTERS)
+    own = (OURS, AGAIN, ONLINE, FIRST, POINTERS, BEHIND)
     others = [name for name in samples.seconds if name not in own and name[:5] != "sdpa "]
     found: dict[str, Any] = {f"of {name}": cell(samples.ratio(name, OURS)) for name in others}
     if best:
@@ -445,6 +452,8 @@ def ours_alone(samples: Samples) -> dict[str, Any]:
         found["first keys over online"] = cell(samples.ratio(ONLINE, FIRST))
     if POINTERS in samples.seconds:
         found["by TMA over pointers"] = cell(samples.ratio(POINTERS, OURS))
+    if BEHIND in samples.seconds:
+        found["values behind over at once"] = cell(samples.ratio(OURS, BEHIND))
     return found
 
 
