@@ -1,0 +1,48 @@
+"""Attention as public code bases spell it is found, refused with a fitting reason, or left."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.attention.codebases import LANGUAGE
+from tests.attention.codebases_of_images import IMAGES
+from tests.attention.rewriting import rewrite
+from tests.attention.test_catalogue import assert_alike, inputs_of, wide
+
+CASES = {**LANGUAGE, **IMAGES}
+QUICK = ("nano_gpt", "megatron", "falcon", "cache_by_index_put", "deepseek", "differential",
+         "differential_apart", "performer", "mapped", "t5", "vit", "swin", "sam", "diffusers",
+         "whisper", "big_bird", "bahdanau", "by_powers_of_a_tensor", "chosen_last")  # fmt: skip
+NAMES = [n if n in QUICK else pytest.param(n, marks=pytest.mark.long) for n in CASES]
+NARROW = ("falcon",)
+"""Their float64 is no better: a bias is made in another dtype than what else is wide."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_becomes_of_it(name):
+    """Gradients are those of float64 too."""
+    spelling = CASES[name]
+    operands, more = inputs_of(spelling)
+    done = rewrite(spelling.function, *operands, *more)
+    assert done.codes == spelling.code.split()
+    assert all(site.reason.endswith(".") and site.where for site in done.sites)
+    assert spelling.says in done.after[-1]
+    found, eager = (f(*operands, *more) for f in (done.function, spelling.function))
+    assert (found.dtype, found.stride()) == (eager.dtype, eager.stride())
+    doubles = [wide(t.detach()).requires_grad_(t.numel() > 0) for t in operands]
+    wanted = spelling.function(*doubles, *map(wide, more))
+    assert_alike(found, wanted.detach().double(), operands[0].dtype)
+    if not any(code == "fused" for code in done.codes):
+        assert done.after == done.before
+        return
+    leaves = [t.detach().requires_grad_(t.numel() > 0) for t in operands]
+    result = rewrite(spelling.function, *leaves, *more).function(*leaves, *more)
+    weights = torch.randn_like(result)
+    taken = [
+        torch.autograd.grad((out * weights).sum(), [t for t in given if t.requires_grad],
+                            allow_unused=True, materialize_grads=True)
+        for out, given in ((result, leaves), (wanted, doubles))
+    ]  # fmt: skip
+    for one, other in zip(*taken, strict=True):
+        assert_alike(one, other.double(), one.dtype, times=3.0)
