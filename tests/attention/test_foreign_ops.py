@@ -9,6 +9,10 @@ from tests.attention.catalogue import plain
 from tests.attention.rewriting import rewrite
 
 
+def turn(x, y):
+    x.mul_(2)
+
+
 @pytest.fixture(scope="module")
 def ops():
     """Ops with the names of torch's that do something else."""
@@ -18,7 +22,7 @@ def ops():
     library.define("turn(Tensor(a!) x, Tensor y) -> ()")
     library.impl("softmax", lambda x, dim: x.cos(), "CompositeExplicitAutograd")
     library.impl("matmul", lambda x, y: (x @ y).sign(), "CompositeExplicitAutograd")
-    library.impl("turn", lambda x, y: x.mul_(2) and None, "CompositeExplicitAutograd")
+    library.impl("turn", turn, "CompositeExplicitAutograd")
     torch.library.register_fake("foreign_attention::softmax", lambda x, dim: torch.empty_like(x))
     torch.library.register_fake("foreign_attention::matmul", lambda x, y: x @ y)
     torch.library.register_fake("foreign_attention::turn", lambda x, y: None)
@@ -60,4 +64,5 @@ def test_what_an_op_writes_to_is_what_its_schema_says(ops, side):
     assert not any(code == "fused" for code in rewrite(function, *operands).codes)
     done = rewrite(quiet, *operands)
     torch.testing.assert_close(done.function(*operands), quiet(*operands))
-    assert done.codes == (["!mutated_operand"] if side == 0 else ["fused"])
+    # What an op is given beside may share memory with what it writes to, for all that is known.
+    assert done.codes == ["!mutated_operand"]
