@@ -95,7 +95,7 @@ def _found(
         if not isinstance(node, fx.Node) or found is None or len(found.shape) != len(labels):
             return None
         read.append(Side(node, found, labels))
-    return Contraction(*read, out, inner, added) if len(read) == 2 else None
+    return Contraction(read[0], read[1], out, inner, added) if len(read) == 2 else None
 
 
 def _of_einsum(versions: Versions, call: Call) -> Contraction | None:
@@ -160,15 +160,16 @@ def _of_sum(versions: Versions, call: Call) -> Contraction | None:
     sides = [_without_ones(versions, times, times.get(name), value) for name in ("input", "other")]
     out = names.replace(names[dim % value.ndim], "")
     read = [side for side in sides if side is not None]
-    return Contraction(*read, out, (times.node,)) if len(read) == 2 else None
+    return Contraction(read[0], read[1], out, (times.node,)) if len(read) == 2 else None
 
 
 def multiplied(versions: Versions, call: Call) -> Call | None:
     """Return the call of what a sum is taken of, where that multiplies two tensors that broadcast
     to each other."""
     times = _read_by(versions, call)
-    is_plain = times is not None and not times.in_place
-    return times if call.name == "sum" and is_plain and _broadcasts(times) else None
+    if call.name != "sum" or times is None or times.in_place:
+        return None
+    return times if _broadcasts(times) else None
 
 
 def sums_products(versions: Versions, call: Call) -> bool:

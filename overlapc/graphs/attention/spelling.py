@@ -176,7 +176,8 @@ def _namespace(target: Any) -> str:
     """Whose function it is, where it is none of torch's: a name alone says nothing of what it does;
     empty for torch's."""
     if isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
-        whole = getattr(target, "_qualified_op_name", None) or target._schema.name
+        is_overload = isinstance(target, torch._ops.OpOverload)
+        whole = str(target._schema.name if is_overload else target._qualified_op_name)
         return "" if whole.startswith(OF_TORCH) else whole.partition("::")[0]
     root = (getattr(target, "__module__", None) or "torch").partition(".")[0]
     return "" if isinstance(target, str) or root in ROOTS_OF_TORCH else root
