@@ -14,13 +14,6 @@ class Kind:
     """Those that models have; all, where none are told apart."""
     all: tuple[str, ...]
 
-    def of(self, name: str, *more: str) -> Kind:
-        """Return what is done to ``<t>`` as done to ``name``, and ``more`` beside."""
-        usual, every = (
-            tuple(line.replace("<t>", name) for line in lines) for lines in (self.usual, self.all)
-        )
-        return Kind(usual, (*every, *more))
-
 
 def read_kinds() -> dict[str, Kind]:
     """Return all kinds by their names."""
@@ -35,6 +28,9 @@ def read_kinds() -> dict[str, Kind]:
 
 
 KINDS = read_kinds()
+RARE = [(name, line) for name, kind in KINDS.items() for line in kind.all
+        if line not in kind.usual or kind.usual == kind.all]  # fmt: skip
+"""By their kinds, all statements but those of models that have others of their kind."""
 SHAPES = ("B, H, Q, K", "B, 1, Q, K", "1, 1, Q, K", "B, 1, 1, K", "H, 1, K", "H, Q, K", "H, 1, 1",
           "Q, K", "Q, 1", "K", "1", "", "B, 1, Q, 1", "1, K")  # fmt: skip
 """Of masks."""

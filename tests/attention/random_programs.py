@@ -15,12 +15,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from tests.attention.program_texts import KINDS, SHAPES, Kind
+from tests.attention.program_texts import KINDS, RARE, SHAPES, Kind
 
 DTYPES = ("torch.float32",) * 8 + ("torch.bfloat16", "torch.float16", "torch.float64")
 MOST_NUMBERS = 1e6
 """The largest number in what is drawn, but masks: further out all rounding is amplified."""
 TRIES = 8
+STEPS = ("SCALES", "FUNCTIONS", "FILLS", "ADDED", "WHOLE", "GIVEN", "MADE")
 MODULES = {"torch": torch, "F": F, "math": math, "operator": operator}
 
 
@@ -35,12 +36,15 @@ class Program:
     result: str
     trained: tuple[str, ...] = ()
     """Inputs that gradients are taken of."""
+    is_dynamic: bool = False
+    """It is compiled for sizes that vary."""
 
     @property
     def text(self) -> str:
         """The function, and what it takes as a comment."""
         head = [f"# {name} = {made}" for name, made in self.inputs.items()]
         head += [f"# gradients of {', '.join(self.trained)}"] * bool(self.trained)
+        head += ["# sizes vary"] * self.is_dynamic
         body = [f"    {line}" for line in (*self.lines, f"return {self.result}")]
         return "\n".join([*head, f"def f({', '.join(self.inputs)}):", *body, ""])
 
@@ -82,6 +86,12 @@ class Writer:
     sizes: dict[str, Any] = field(default_factory=dict)
     is_usual: bool = False
     """Statements are those that models have."""
+    rare: tuple[str, str] = ("", "")
+    """A statement that is to be among them, and its kind."""
+
+    def wants(self, kind: str, otherwise: float) -> bool:
+        """Return whether there is to be a statement of a kind, by chance if it need not be."""
+        return self.chance.random() < otherwise or self.rare[0] == kind
 
     def tensors(self) -> list[str]:
         """Return the names of all tensors that there are."""
@@ -106,14 +116,19 @@ class Writer:
 
     def choose(self, kind: str) -> str:
         """Return one line of a kind."""
+        if kind == self.rare[0]:
+            return self.rare[1]
         return self.chance.choice(KINDS[kind].usual if self.is_usual else KINDS[kind].all)
 
     def pick(self, kind: str | Kind, **names: str) -> bool:
         """Add one line of a kind that eager takes; return whether one was found."""
         values = {key: str(value) for key, value in self.sizes.items()} | names
         known = KINDS[kind] if isinstance(kind, str) else kind
-        for _ in range(TRIES):
-            line = self.chance.choice(known.usual if self.is_usual else known.all)
+        lines = [self.chance.choice(known.usual if self.is_usual else known.all)
+                 for _ in range(TRIES)]  # fmt: skip
+        if kind == self.rare[0]:
+            lines[:0] = [self.rare[1]] * (self.chance.random() < 0.8)
+        for line in lines:
             for key, value in values.items():
                 line = line.replace(f"<{key}>", value)
             before, held = len(self.lines), dict(self.space)
@@ -138,45 +153,47 @@ class Writer:
 def draw(seed: int, is_disturbed: bool | None = None) -> Program:
     """Return a program; by its seed alone it is known."""
     chance = random.Random(seed)
-    writer = Writer(seed, chance)
+    writer = Writer(seed, chance, rare=RARE[seed % len(RARE)])
     _sizes(writer)
     _operands(writer)
     if is_disturbed is None:
-        is_disturbed = chance.random() < 0.6
-    rate = 0.15 if is_disturbed else 0.0
+        is_disturbed = chance.random() < 0.3
+    is_about_memory = writer.rare[0] in ("ALIASES", "WRITES", "WRITES_OF_BOOLEANS")
+    rate = 0.25 if is_about_memory else 0.15 if is_disturbed else 0.0
 
     def usually() -> None:
-        writer.is_usual = chance.random() < 0.75
+        writer.is_usual = chance.random() < 0.92
 
     def perhaps() -> None:
         usually()
         if chance.random() < rate:
             writer.disturb(chance.choice((1, 1, 2)))
 
-    prepared = KINDS["PREPARED"]
-    values = prepared.of("v", "v = k", "v = k[..., :3]", "v = q")
-    for kind in (prepared.of("q"), prepared.of("k"), values):
-        if chance.random() < 0.35:
-            writer.pick(kind)
+    for name in "qkv":
+        if writer.wants("PREPARED", 0.3):
+            writer.pick("PREPARED", t=name)
         perhaps()
-    is_turned = chance.random() < 0.12
+    if writer.wants("VALUES", 0.03):
+        writer.pick("VALUES")
+    is_turned = chance.random() < 0.1 or "COLUMNS" in writer.rare[0] or writer.rare[0] == "TURNED"
     if not writer.pick("TURNED" if is_turned else "PRODUCTS"):
         is_turned = not writer.add("s = q @ k.mT")
     perhaps()
-    for _ in range(chance.choice((0, 1, 1, 2, 2, 3))):
+    steps = max(chance.choice((0, 1, 1, 2, 2, 3)), writer.rare[0] in STEPS)
+    for _ in range(steps):
         _step(writer, is_turned=is_turned)
         perhaps()
-    softmaxes = KINDS["SOFTMAXES_OF_COLUMNS" if is_turned else "SOFTMAXES"]
-    first = Kind(softmaxes.usual[:2], softmaxes.usual[:2])
-    writer.pick(softmaxes if chance.random() < 0.6 else first)
+    softmaxes = "SOFTMAXES_OF_COLUMNS" if is_turned else "SOFTMAXES"
+    first = Kind(KINDS[softmaxes].usual[:2], KINDS[softmaxes].usual[:2])
+    writer.pick(softmaxes if writer.wants(softmaxes, 0.4) else first)
     perhaps()
-    if chance.random() < 0.3:
+    if writer.wants("WEIGHTS", 0.15):
         writer.pick("WEIGHTS")
         perhaps()
     if not writer.pick("RESULTS_OF_COLUMNS" if is_turned else "RESULTS"):
         writer.pick("LAST")
     perhaps()
-    if chance.random() < 0.4:
+    if writer.wants("AFTER", 0.3):
         writer.pick("AFTER")
         perhaps()
     return _finished(writer)
@@ -199,13 +216,13 @@ def _sizes(writer: Writer) -> None:
 def _operands(writer: Writer) -> None:
     size, chance = writer.sizes, writer.chance
     dims = chance.choice(("B, H", "B, H", "B, H", "B, H", "H", ""))
-    groups = "G" if dims == "B, H" and chance.random() < 0.35 else "H"
+    groups = "G" if dims == "B, H" and writer.wants("REPEATS", 0.3) else "H"
     for name, rows, columns in (("q", "Q", "D"), ("k", "K", "D"), ("v", "K", "E")):
         labels = f"{dims if name == 'q' else dims.replace('H', groups)}, {rows}, {columns}"
         batch = [1 if label == "B" and chance.random() < 0.06 else size[label]
                  for label in labels.strip(", ").split(", ")]  # fmt: skip
         plain = f"torch.randn({', '.join(map(str, batch))}, dtype={size['dtype']})"
-        made = writer.choose("MEMORY") if chance.random() < 0.2 else "<plain>"
+        made = writer.choose("MEMORY") if writer.wants("MEMORY", 0.15) else "<plain>"
         made = made.replace("<plain>", plain)
         try:
             writer.give(name, made)
@@ -223,9 +240,10 @@ def _operands(writer: Writer) -> None:
 
 def _step(writer: Writer, *, is_turned: bool) -> None:
     chance, size = writer.chance, writer.sizes
-    if (roll := chance.random()) < 0.3:
+    kind = writer.rare[0] if chance.random() < 0.6 else ""
+    if (roll := chance.random()) < 0.3 or kind == "SCALES":
         writer.pick("SCALES")
-    elif roll < 0.5:
+    elif roll < 0.4 or kind == "FUNCTIONS":
         writer.pick("FUNCTIONS")
     else:
         shape = chance.choice(SHAPES)
@@ -260,8 +278,8 @@ def _finished(writer: Writer) -> Program:
     if not names:
         names = ["q"]
     program = Program(writer.seed, writer.inputs, tuple(writer.lines), f"({', '.join(names)},)")
-    if chance.random() < 0.25:
+    if chance.random() < 0.25 or "grad" in writer.rare[1]:
         trained = [n for n, made in writer.inputs.items() if "randn" in made and n not in made]
         trained = [n for n in trained if chance.random() < 0.7]
         program = replace(program, trained=tuple(trained))
-    return program
+    return replace(program, is_dynamic=chance.random() < 0.15)

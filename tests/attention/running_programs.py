@@ -121,7 +121,7 @@ def attempt(program: Program, variants: Mapping[str, Variant] = OURS) -> Tried |
         return lambda *args: graphs[chosen](*args)
 
     torch._dynamo.reset()
-    compiled = torch.compile(program.function(), backend=backend, dynamic=False)
+    compiled = torch.compile(program.function(), backend=backend, dynamic=program.is_dynamic)
     if differences(program, run(compiled, program, program.make()), wanted[0], None):
         return None  # Dynamo itself gives something else
     tried = Tried(program, sites, {name: [] for name in variants})
@@ -143,7 +143,9 @@ def attempt_compiled(program: Program) -> list[str]:
     wrong = []
     torch._dynamo.reset()
     options = {"softmax": "sdpa"}
-    compiled = torch.compile(program.function(), backend="overlapc", options=options)
+    compiled = torch.compile(
+        program.function(), backend="overlapc", options=options, dynamic=program.is_dynamic
+    )
     for again in (0, 1):
         wanted = run(program.function(), program, program.make(again))
         if wanted.error:

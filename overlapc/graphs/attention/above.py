@@ -167,17 +167,14 @@ def is_item_of_scores(versions: Versions, node: fx.Node) -> bool:
     return any(may_be_scores(versions, one) for one in seen)
 
 
-def _is_as_large(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
-    if one is None or other is None or one.dtype == torch.bool:
+def _may_be_of(scores: torch.Tensor | None, value: torch.Tensor | None) -> bool:
+    """Whether a tensor may be made of scores: of as many, or of those of fewer batches."""
+    if value is None:
+        return True
+    if scores is None or scores.dtype == torch.bool:
         return False
-    return is_same((one.numel(),), (other.numel(),))
-
-
-def _is_repeated(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
-    """Whether a tensor may be scores that another repeats for more batches."""
-    if one is None or other is None or not one.dtype.is_floating_point:
-        return False
-    return one.ndim > 1 and is_same(tuple(one.shape[-2:]), tuple(other.shape[-2:]))
+    is_repeated = scores.ndim > 1 and is_same(tuple(scores.shape[-2:]), tuple(value.shape[-2:]))
+    return is_repeated or is_same((scores.numel(),), (value.numel(),))
 
 
 def why_unread(versions: Versions, node: fx.Node) -> str:
@@ -195,12 +192,6 @@ def why_unread(versions: Versions, node: fx.Node) -> str:
         if is_product(versions, call):
             return "Scores are cut, put together, rounded, repeated or of one row: no product."
         for source in _parts(call):
-            own = _value_at(versions, source)
-            if (
-                call.name in MOVES
-                or _is_as_large(own, value)
-                or _is_repeated(own, value)
-                or value is None
-            ):
+            if call.name in MOVES or _may_be_of(_value_at(versions, source), value):
                 waiting.append(versions.read(one, source) or source)
     return ""
