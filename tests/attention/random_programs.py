@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import operator
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -138,12 +139,12 @@ class Writer:
             self.space = held
         return False
 
-    def disturb(self, times: int) -> None:
-        """Let names share memory, and write to what has any."""
+    def disturb(self, times: int, among: Sequence[str] = ()) -> None:
+        """Let names share memory, and write to what has any, or to one that is ``among`` some."""
         for _ in range(times):
-            name = self.chance.choice(self.tensors())
+            name = self.chance.choice(among or self.tensors())
             value = self.space[name]
-            if self.chance.random() < 0.4:
+            if not among and self.chance.random() < 0.4:
                 self.pick("ALIASES", t=name, new=f"a{len(self.lines)}")
                 continue
             kind = "WRITES" if value.dtype.is_floating_point else "WRITES_OF_BOOLEANS"
@@ -178,6 +179,8 @@ def draw(seed: int, is_disturbed: bool | None = None) -> Program:
     is_turned = chance.random() < 0.1 or "COLUMNS" in writer.rare[0] or writer.rare[0] == "TURNED"
     if not writer.pick("TURNED" if is_turned else "PRODUCTS"):
         is_turned = not writer.add("s = q @ k.mT")
+    if is_about_memory and chance.random() < 0.6:
+        writer.disturb(1, among="kv")
     perhaps()
     steps = max(chance.choice((0, 1, 1, 2, 2, 3)), writer.rare[0] in STEPS)
     for _ in range(steps):

@@ -117,6 +117,21 @@ def written_before_exp(q, k, v):
     return (e / total) @ v
 
 
+def weights_beside_what_is_written(q, k, v):
+    """As far as is known, `type_as` may give a view of either."""
+    v = v.clone()
+    w = (q @ k.mT).softmax(-1).type_as(v)
+    torch.clamp(v, max=0.2, out=v)
+    return w @ v
+
+
+def written_to_a_part(q, k, v):
+    """Scores stand in a wider tensor, and a part of that is weighed."""
+    memory = torch.zeros(*q.shape[:-1], k.shape[-2] + 1, dtype=q.dtype)
+    memory[..., 1:] = q @ k.mT
+    return memory[..., 1:].softmax(-1) @ v
+
+
 def repeated_by_a_mask(q, k, v):
     s = q[0, 0] @ k[0, 0].mT + torch.ones(2, 1, *q.shape[-2:-1], k.shape[-2]).cumsum(0)
     return s.softmax(-1) @ v
@@ -154,7 +169,9 @@ REFUSED = {
     through_einsum: "mutated_operand", by_the_name_of_a_method: "mutated_operand",
     by_an_op_of_others: "mutated_operand", by_an_op_that_takes_lists: "mutated_operand",
     scores_by_an_op_of_others: "product", written_before_exp: "unread_softmax",
-    repeated_by_a_mask: "product", mapped: "tensor_subclass", over_batches: "softmax_dim",
+    weights_beside_what_is_written: "hidden_write",
+    written_to_a_part: "product", repeated_by_a_mask: "product",
+    mapped: "tensor_subclass", over_batches: "softmax_dim",
 }  # fmt: skip
 
 

@@ -191,7 +191,9 @@ def why_unread(versions: Versions, node: fx.Node) -> str:
             return f"Scores are a product by {call.name}, which is not read: matmul and einsum are."
         if is_product(versions, call):
             return "Scores are cut, put together, rounded, repeated or of one row: no product."
-        for source in _parts(call):
-            if call.name in MOVES or _may_be_of(_value_at(versions, source), value):
+        is_item = call.name == "setitem"
+        for source in one.all_input_nodes if is_item else _parts(call):
+            is_moved = is_item or call.name in MOVES
+            if is_moved or _may_be_of(_value_at(versions, source), value):
                 waiting.append(versions.read(one, source) or source)
     return ""

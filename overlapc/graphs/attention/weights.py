@@ -63,7 +63,11 @@ def read_weights(
         if len(readers) != 1:
             return _read_by_others(node, readers)
         reader = readers[0]
-        spelled = next(s for s in reader.all_input_nodes if versions.read(reader, s) is node)
+        seen = [s for s in reader.all_input_nodes if versions.read(reader, s) is node]
+        if not seen:
+            reason = "Weights may be written through another view of them."
+            return Refusal(reader, "hidden_write", reason)
+        spelled = seen[0]
         nodes.append(reader)
         call = versions.calls.get(reader)
         if call is None or reader.op == "output":
