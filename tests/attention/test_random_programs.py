@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from overlapc.graphs.attention import problems
+from tests.attention.program_texts import RARE
 from tests.attention.random_programs import Program, draw
 from tests.attention.running_programs import Tried, attempt, attempt_compiled, smallest
 
-FEW, MANY = range(12), range(1000, 2500)
+FEW, MANY = range(12), range(12, len(RARE))
 LEAST = 2
 """Of a few programs are rewritten."""
 
@@ -44,14 +45,15 @@ def test_a_few(own):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("first", MANY[::50])
-def test_many(own, first):
-    for seed in range(first, first + 50):
+@pytest.mark.parametrize("part", [MANY[at : at + 50] for at in range(0, len(MANY), 50)], ids=str)
+def test_many(own, part):
+    """Every rare statement once."""
+    for seed in part:
         tried(seed)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("seed", range(3000, 3060))
+@pytest.mark.parametrize("seed", range(20, 80))
 def test_compiled(seed):
     """By Inductor, as a user's is: what of writes, memory and gradients is left after AOT."""
     program = draw(seed)
