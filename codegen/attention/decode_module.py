@@ -16,10 +16,13 @@ from overlapc.codegen.attention.visibility import hides
 from overlapc.planning.attention.decode_splits import LEAST_TILES, added_together
 
 KIND = "decode"
-MOST_REGISTERS = 232
+MOST_TOGETHER = 32
+"""Partial sums under way, by warps: chosen by what the tests build without spills."""
+MOST_REGISTERS = 240
 """Of a thread; chosen by what the tests build without spills. Left to itself the assembler of
-NVIDIA spills a few of four warps, and of eight that take 16 keys a step, for the sake of CTAs that
-find no shared memory; others it builds worse with a limit. That of AMD does not ask."""
+NVIDIA spills a few of four warps, and of eight that take 16 keys a step or keys in two parts, for
+the sake of CTAs that find no shared memory; others it builds worse with a limit. That of AMD does
+not ask."""
 
 TEXT = '''\
 """{summary}
@@ -59,7 +62,9 @@ def decode_constants(spec: AttentionSpec, cache: Cache, tile: AttentionTile) -> 
         "BLOCK_D": leading(spec.head_dim),
         "BLOCK_REST": padded(rest) if rest > 0 else 0,
         "LEAST_TILES": LEAST_TILES,
-        "TOGETHER": added_together(tile.block_m * padded(spec.value_dim)),
+        "TOGETHER": min(
+            added_together(tile.block_m * padded(spec.value_dim)), MOST_TOGETHER // tile.warps
+        ),
     }
 
 
@@ -70,7 +75,8 @@ def decode_text(spec: AttentionSpec, cache: Cache, tile: AttentionTile) -> str:
     """
     constants = decode_constants(spec, cache, tile)
     dims = "x".join(str(dim) for dim in dict.fromkeys((spec.head_dim, spec.value_dim)))
-    is_limited = tile.warps == 4 or tile.block_n == LEAST_BLOCK
+    has_rest = spec.head_dim > leading(spec.head_dim) and not cache.shares_values
+    is_limited = tile.warps == 4 or tile.block_n == LEAST_BLOCK or has_rest
     pages = f" in pages of {cache.page}" if cache.page else ""
     return TEXT.format(
         summary=f"{spec.dtype} decode attention of heads of {dims} over {cache.of(spec)}{pages}, "

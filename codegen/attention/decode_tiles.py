@@ -10,9 +10,9 @@ from overlapc.planning.attention.decode_splits import MOST_ROWS, RESIDENT
 from overlapc.planning.shared_memory import shared_bytes
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1}
-AHEAD_BYTES, MOST_BUFFERS = 64 << 10, 5
+AHEAD_BYTES, MOST_BUFFERS = 64 << 10, 4
 """What is to be on its way while a CTA computes: nearly twice what hides a microsecond of an H200.
-Chosen, and the second for what is done before a loop."""
+Chosen, and the second by what the tests build without spills: less by one where there are pages."""
 MOST_KEYS = 64
 BESIDE_BYTES = 8 << 10
 """Shared memory for what passes between layouts, numbers of pages and what the driver takes;
@@ -53,7 +53,8 @@ def decode_tile(spec: AttentionSpec, cache: Cache, rows: int, architecture: str)
     buffers = (room // RESIDENT - beside) // of_tile
     if block_m > LEAST_BLOCK or buffers < 2:  # registers, or shared memory, are for one CTA
         buffers = (room - beside) // of_tile
-    stages = 1 + min(max(buffers, 1), 1 - -AHEAD_BYTES // of_tile, MOST_BUFFERS)
+    most = MOST_BUFFERS - (cache.page > 0)
+    stages = 1 + min(max(buffers, 1), 1 - -AHEAD_BYTES // of_tile, most)
     if architecture.startswith("gfx"):
         stages = 1  # there, a stage is registers
     elif cache.page:

@@ -88,7 +88,8 @@ def visit_tile(
     row sees every key.
     """
     queries, rest_of_queries, scale = query
-    k, v, k_strides, v_strides, table, length, IS_AMD = cache
+    k, v, k_strides, v_strides, table, length, _ = cache
+    IS_AMD: tl.constexpr = cache[6]
     batch, head, row, row_inside, first, end = place
     column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = column < length
