@@ -19,7 +19,7 @@ NVIDIA: Mapping[str, Table] = {
 }
 """Of 16 bits, by part."""
 NVIDIA_FLOAT: Mapping[str, Table] = {
-    "keys": {64: (32, 32, 8, 1), 128: (16, 16, 8, 1)},
+    "keys": {64: (16, 32, 8, 1), 128: (16, 16, 8, 1)},
     "queries": {64: (32, 16, 8, 1), 128: (16, 16, 4, 1)},
     "input": {64: (16, 32, 4, 1)},
 }

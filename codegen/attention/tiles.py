@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from overlapc.codegen.attention.spec import AttentionSpec
@@ -66,11 +67,20 @@ multiply, at the cost of three loads of each CTA that are waited for."""
 NVIDIA_MASKED = {
     "sm_80": {64: (64, 32, 8, 2), 128: (64, 32, 8, 2), 256: (32, 32, 8, 2)},
     "sm_90": {64: (128, 64, 8, 2, 16), 128: (128, 32, 8, 3, 16)},
-    "sm_100": {128: (128, 32, 8, 3), 256: (64, 16, 8, 2)},
+    "sm_100": {
+        128: (128, 32, 8, 3),
+        192: (32, 32, 8, 2, 0, 255),
+        256: (32, 32, 8, 2, 0, 255),
+    },
     "sm_120": {64: (64, 64, 8, 2), 256: (16, 32, 8, 2)},
 }
 """Instead, where masks that are looked through take registers as well."""
-NVIDIA_FLOAT = {64: (32, 32, 8, 1), 128: (16, 16, 8, 1)}
+NVIDIA_FLOAT = {
+    "sm_80": {64: (32, 32, 8, 1), 128: (16, 16, 8, 1)},
+    "sm_90": {64: (32, 32, 8, 1), 128: (16, 32, 8, 1)},
+}
+"""Of float32, likewise. Either tile of 128 columns spills on the other's devices: that of sm_80
+from sm_90 on with Triton 3.6, that of sm_90 on sm_80 and sm_89 with 3.7."""
 AMD = {64: (128, 64, 4, 1), 128: (128, 64, 4, 1), 256: (64, 32, 4, 1)}
 AMD_FLOAT = {64: (64, 32, 8, 2), 128: (32, 16, 4, 1), 256: (16, 16, 4, 1)}
 
@@ -98,16 +108,15 @@ def tile_for(spec: AttentionSpec, architecture: str, *, is_aligned: bool = False
     if architecture.startswith("gfx"):
         known = AMD_FLOAT if is_float else AMD
     elif is_float:
-        known = NVIDIA_FLOAT
+        known = NVIDIA_FLOAT[_since(NVIDIA_FLOAT, architecture)]
     else:
-        number = sm_number(architecture)
-        since = max((other for other in map(sm_number, NVIDIA) if other <= number), default=80)
-        known = NVIDIA[f"sm_{since}"]
-        by_tma = is_aligned and f"sm_{since}" in NVIDIA_BY_TMA
+        since = _since(NVIDIA, architecture)
+        known = NVIDIA[since]
+        by_tma = is_aligned and since in NVIDIA_BY_TMA
         if hides(spec.scores):
-            known = known | NVIDIA_MASKED.get(f"sm_{since}", {})
+            known = known | NVIDIA_MASKED.get(since, {})
         elif by_tma and _is_plain(spec):
-            known = known | NVIDIA_BY_TMA[f"sm_{since}"]
+            known = known | NVIDIA_BY_TMA[since]
     wide = max(spec.head_dim, spec.value_dim)
     fitting = [columns for columns in known if columns >= wide]
     if not fitting:
@@ -137,3 +146,9 @@ def _is_plain(spec: AttentionSpec) -> bool:
     """Whether nothing but the products takes many registers: neither a program of scores, nor
     addresses of values that lengths cut, nor a walk to the first keys before."""
     return spec.scores is None and not spec.lengths and spec.softmax != "first_tile"
+
+
+def _since(tables: Iterable[str], architecture: str) -> str:
+    """The last of architectures that is not after ``architecture``."""
+    number = sm_number(architecture)
+    return f"sm_{max((own for own in map(sm_number, tables) if own <= number), default=80)}"

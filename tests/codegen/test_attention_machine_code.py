@@ -155,14 +155,13 @@ def test_every_budget_by_the_tma_unit(dtype, dims, change):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("mask", ["kept", "added"])
+@pytest.mark.parametrize("mask", ["bool", "float32", "16 bits"])
 @pytest.mark.parametrize("dim", [64, 128, 256])
 @pytest.mark.parametrize("architecture", list(SHARED_BYTES))
 def test_budgets_of_what_reads_no_hidden_keys(architecture, dim, mask):
-    """Of numbers in the dtype of queries: those of float32 spill on sm_100 beside heads of 256."""
     for dtype, softmax in (("bfloat16", "zero"), ("float16", "first_tile")):
         added = programs.program(f"matrix:{dtype}", ("add.Tensor", "%0", "@0"))
-        program = programs.KEPT if mask == "kept" else added
+        program = {"bool": programs.KEPT, "float32": programs.ADDED}.get(mask, added)
         spec = replace(SPEC, dtype=dtype, softmax=softmax, after=None, program=program)
         check(replace(spec, head_dim=dim, value_dim=dim), architecture)
 

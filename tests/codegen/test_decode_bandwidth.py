@@ -9,8 +9,8 @@ from itertools import product
 
 import pytest
 
-from benchmarks.gpu.attention.part import SIZES
 from benchmarks.gpu.attention.checks import PAGE
+from benchmarks.gpu.attention.part import SIZES
 from benchmarks.gpu.attention.speed import HEADS, DecodeShape
 from overlapc.codegen.attention.cache import Cache
 from overlapc.codegen.attention.decode import build_decode
