@@ -46,7 +46,8 @@ to 168 for some variants of a tile, and spills."""
 def backward_tile_for(spec: AttentionSpec, architecture: str, part: str) -> AttentionTile:
     """A tile for ``sm_<number>`` or ``gfx<name>``; KernelError where none is known to fit.
 
-    The tests check that its machine code keeps within shared memory and registers. None was timed.
+    The tests check that its machine code keeps within shared memory, and within registers but for
+    two in one variant. None was timed.
     """
     check_served(spec, architecture)
     if part == "rows":
