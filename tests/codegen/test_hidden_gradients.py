@@ -41,8 +41,8 @@ CASES = {
         {"batch": 1, "rows": 4, "keys": 560},
     ),
     "more blocks of rows than one number tells": (
-        SPEC, {"kept": (((0, 16),),), "documents": (8, 560), "dead_row": 3},
-        {"batch": 1, "rows": 530, "keys": 16},
+        SPEC, {"kept": (((0, 32),),), "documents": (16, 560)},
+        {"batch": 1, "rows": 530, "keys": 32},
     ),
 }  # fmt: skip
 QUICK = (
@@ -107,7 +107,7 @@ MUTANTS = {
     ),
     "flags of keys for those of rows": (
         "more blocks of rows than one number tells", "flags + corner // BLOCK_N, blocks",
-        "flags + corner // BLOCK_N, 2",
+        "flags + corner // BLOCK_N, 1",
     ),
     "the flags of the first rows": (
         "documents", "flags += corner // BLOCK_M * tl.cdiv(keys, BLOCK_N)\n        own_poison",
