@@ -171,7 +171,7 @@ REFUSED = {
     scores_by_an_op_of_others: "product", written_before_exp: "unread_softmax",
     weights_beside_what_is_written: "hidden_write",
     written_to_a_part: "product", repeated_by_a_mask: "product",
-    mapped: "tensor_subclass", over_batches: "softmax_dim",
+    mapped: "transformed", over_batches: "softmax_dim",
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from overlapc.graphs.attention.masks import Mask
 from overlapc.graphs.attention.scores import Scores
 from overlapc.graphs.attention.spelling import Call, tensor_of
 from overlapc.graphs.attention.steps import Bias, Fill
-from overlapc.graphs.attention.tensors import PERMUTATIONS, expression, is_cast, is_same
+from overlapc.graphs.attention.tensors import CASTS, PERMUTATIONS, expression, is_cast, is_same
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.attention.walk import Walk, beside
 from overlapc.graphs.collectives import Refusal
@@ -128,9 +128,10 @@ def _is_boolean(versions: Versions, reader: fx.Node, source: object) -> bool:
     node = versions.read(reader, source)
     if value.dtype == torch.bool:
         return node is not None
-    if node is None or not is_cast(versions, node):
+    call = versions.calls.get(node) if node is not None else None
+    if node is None or call is None or call.in_place or call.name not in CASTS:
         return False
-    return _is_boolean(versions, node, versions.calls[node].get("input"))
+    return _is_boolean(versions, node, call.get("input"))
 
 
 def with_zeros(versions: Versions, scores: Scores, zeroings: Sequence[Zeroing]) -> Zeroed | Refusal:
