@@ -101,7 +101,11 @@ def backend(
         patches["force_disable_caches"] = True
     for before in rewrite_before_autograd(graph_module, chosen, example_inputs):
         entry.add(before.graph_id, before.sites, {})
-    compiled = compile_fx(graph_module, list(example_inputs), config_patches=patches)
+    try:
+        compiled = compile_fx(graph_module, list(example_inputs), config_patches=patches)
+    except Exception:  # Dynamo may come again with another graph in place of this one
+        ledger.forget(entry)
+        raise
     return ledger.agreeing(cast("Callable[..., Any]", compiled), entry)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import fx
 from overlapc.errors import TargetError
 from overlapc.graphs.attention.finding import has_attention
 from overlapc.graphs.attention.ordering import sites_in_order
+from overlapc.graphs.attention.outer import outer_of_bodies
+from overlapc.graphs.attention.versions import Outer
 from overlapc.graphs.bodies import graphs_with_inputs, parameters_in
 from overlapc.graphs.values import value_of
 from overlapc.options import Options
@@ -21,6 +24,8 @@ from overlapc.reporting.records import BEFORE_AUTOGRAD as STAGE
 from overlapc.runtime.attention.softmax_tables import NOT_CALIBRATED, calibration_of
 from overlapc.runtime.planned_devices import planned_device
 from overlapc.runtime.weights import weights_in
+
+log = logging.getLogger(__name__)
 
 
 def rewrite_before_autograd(
@@ -39,6 +44,7 @@ def rewrite_before_autograd(
     known, places = NOT_CALIBRATED, {}
     graphs = list(graphs_with_inputs(graph_module.graph, inputs))
     graphs = [(graph, given) for graph, given in graphs if has_attention(graph)]
+    outer = _outer_of_bodies(graph_module.graph) if graphs else {}
     if graphs and _may_take_own(graph_module.graph, options):
         known = calibration_of(weights_in(inputs))
         sites = sites_in_order(graph_module.graph) if known.sites else []
@@ -48,7 +54,7 @@ def rewrite_before_autograd(
         compilation = Compilation(
             options, kind, _no_target, explains=explains, stage=STAGE, is_body=is_body
         )
-        compilation.weights = parameters_in(given)
+        compilation.outer, compilation.weights = outer.get(graph, {}), parameters_in(given)
         compilation.calibration, compilation.places = known, places
         run_passes(BEFORE_AUTOGRAD, graph, compilation)
         if graph.owning_module is not None:
@@ -62,6 +68,14 @@ def _may_take_own(graph: fx.Graph, options: Options) -> bool:
     tensors = (value for value in values if isinstance(value, torch.Tensor))
     is_on_gpu = any(planned_device(value.device.type) == "cuda" for value in tensors)
     return options.softmax in ("unified", "running") or (options.softmax == "auto" and is_on_gpu)
+
+
+def _outer_of_bodies(graph: fx.Graph) -> dict[fx.Graph, Outer]:
+    try:
+        return outer_of_bodies(graph)
+    except Exception:  # bodies are read as if they were given what is not known
+        log.exception("a fault of overlapc: what bodies are given is not looked at")
+        return {}
 
 
 def _kind(graph: fx.Graph) -> str:

@@ -73,9 +73,14 @@ def compilations_of(
             if any(isinstance(v, torch.Tensor) and v.is_meta for v in inputs):
                 # Folding takes what a graph returns on the meta device for computed by nothing.
                 patches["joint_graph_constant_folding"] = False
+            before = len(found)
             found.extend(rewrite_before_autograd(graph_module, chosen, inputs, explains=True))
             stub = _stub(chosen, found)
-            compiled = compile_fx(graph_module, list(inputs), stub, config_patches=patches)
+            try:
+                compiled = compile_fx(graph_module, list(inputs), stub, config_patches=patches)
+            except Exception:  # Dynamo may come again with another graph in place of this one
+                del found[before:]
+                raise
             return cast("Callable[..., Any]", compiled)
 
         original = getattr(model, "_orig_mod", model)

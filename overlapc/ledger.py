@@ -160,6 +160,11 @@ def open_entry(key: str, options: Options, targets: TargetChoice) -> Entry:
     return _entries[key]
 
 
+def forget(entry: Entry) -> None:
+    """Drop the entry of a graph that was not compiled: no report has its sites."""
+    _entries.pop(entry.key, None)
+
+
 def key_of(graph_module: fx.GraphModule, example_inputs: Sequence[Any], uuid: str) -> str:
     """Hash a Dynamo graph's code, what is known of its inputs, and the passes' uuid.
 

@@ -11,6 +11,7 @@ from typing import Protocol
 from torch import Tensor, fx
 from torch._inductor import config as inductor_config
 
+from overlapc.graphs.attention.versions import Outer
 from overlapc.graphs.canonical import fingerprint, text
 from overlapc.graphs.collectives import group_of, kind_of
 from overlapc.graphs.origins import where
@@ -67,6 +68,8 @@ class Compilation:
     """Those of the same GEMMs where the row count is not known; empty where nothing explains."""
     attentions: dict[str, AttentionProblem] = field(default_factory=dict)
     """Attentions that a kernel of our own could compute, by the site's identifier."""
+    outer: Outer = field(default_factory=dict)
+    """Of a body, what it is given by the graph that calls it, before autograd."""
     weights: dict[fx.Node, Tensor] = field(default_factory=dict)
     """What inputs of the graph hold while it is compiled, as far as they are parameters."""
     calibration: Calibration = NOT_CALIBRATED

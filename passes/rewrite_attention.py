@@ -17,6 +17,7 @@ from torch import fx
 
 from overlapc.errors import TargetError
 from overlapc.graphs.attention.finding import find_sites
+from overlapc.graphs.attention.floats import settle
 from overlapc.graphs.attention.modules import find_modules, spell_out
 from overlapc.graphs.attention.placing import Lengths, place, spec_of, text_of
 from overlapc.graphs.attention.problems import problem_of
@@ -57,7 +58,8 @@ class RewriteAttention:
             return
         decided = _spell_out_modules(graph, compilation)
         chosen = []
-        for node, found in list(find_sites(graph)):
+        assumed: set[fx.Node] = set()
+        for node, found in list(find_sites(graph, compilation.outer, assumed)):
             judged = decided.get(node) or _judged(node, found, compilation, sees=True)
             site = _report(node, judged, compilation)
             if judged.problem is not None and not judged.problem.why_only_torch:
@@ -65,6 +67,8 @@ class RewriteAttention:
             if judged.verdict.decision == "rewritten" and not isinstance(judged.found, Refusal):
                 chosen.append((judged.found, judged.verdict, site))
         known: Lengths = {}
+        if chosen:
+            settle(assumed)
         for found, verdict, site in reversed(chosen):
             lengths = dict(known)
             try:
@@ -138,7 +142,11 @@ def _spell_out_modules(graph: fx.Graph, compilation: Compilation) -> Decided:
         if isinstance(spelled, Refusal):
             decided[call] = _judged(call, spelled, compilation)
             continue
-        own = [(node, found) for node, found in find_sites(graph) if node in spelled.nodes]
+        own = [
+            (node, found)
+            for node, found in find_sites(graph, compilation.outer)
+            if node in spelled.nodes
+        ]
         for node, found in own[:1]:
             judged = _judged(node, found, compilation)
             decided[node if judged.verdict.decision == "rewritten" else call] = judged

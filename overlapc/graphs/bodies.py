@@ -4,6 +4,7 @@ them: what their inputs are there."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,9 +14,21 @@ Given = Mapping[fx.Node, Any]
 """By the placeholders of a graph, what they are given."""
 
 
+@dataclass(frozen=True)
+class Body:
+    """A body of a higher-order op, and its one call: of several, or of another form, nothing is
+    known."""
+
+    graph: fx.Graph
+    call: fx.Node | None
+    operands: Mapping[fx.Node, fx.Node]
+    """By the placeholders of the body, what the call gives them, as far as that are nodes."""
+
+
 def graphs_with_inputs(graph: fx.Graph, inputs: Sequence[Any]) -> Iterator[tuple[fx.Graph, Given]]:
-    """Yield the bodies that a graph calls, at any depth, and last itself, with what each is given
-    of ``inputs``: as far as an operand of a body is an input of the graph that calls it."""
+    """Yield the bodies that a graph calls, at any depth, each after those that it calls, and last
+    the graph itself, with what each is given of ``inputs``: as far as an operand of a body is an
+    input of the graph that calls it."""
     given = dict(zip(placeholders(graph), inputs, strict=False))
     yield from _bodies(graph, given)
     yield graph, given
@@ -32,29 +45,28 @@ def placeholders(graph: fx.Graph) -> list[fx.Node]:
 
 
 def _bodies(graph: fx.Graph, given: Given) -> Iterator[tuple[fx.Graph, Given]]:
+    for body in bodies_called(graph):
+        own = {inner: given[outer] for inner, outer in body.operands.items() if outer in given}
+        yield from _bodies(body.graph, own)
+        yield body.graph, own
+
+
+def bodies_called(graph: fx.Graph) -> Iterator[Body]:
+    """Yield the bodies that the graph itself calls."""
     names: dict[fx.Graph, list[fx.Node]] = {}
     for name, body in bodies_in(graph):
         names.setdefault(body, []).append(name)
     for body, its in names.items():
-        own = _given_to(its, body, given)
-        yield body, own
-        yield from _bodies(body, own)
-
-
-def _given_to(names: Sequence[fx.Node], body: fx.Graph, given: Given) -> Given:
-    """What the one call of a body gives it; nothing is known of several, or of another form."""
-    calls = [(name, user) for name in names for user in name.users]
-    own = placeholders(body)
-    is_one = len(calls) == 1 and calls[0][1].args[:1] == (calls[0][0],)
-    operands = calls[0][1].args[1:] if is_one else ()
-    if len(operands) != len(own):
-        return {}
-    pairs = zip(own, operands, strict=True)
-    return {
-        inner: given[outer]
-        for inner, outer in pairs
-        if isinstance(outer, fx.Node) and outer in given
-    }
+        calls = [(name, user) for name in its for user in name.users]
+        own = placeholders(body)
+        name, call = calls[0] if len(calls) == 1 else (None, None)
+        if call is None or call.args[:1] != (name,) or len(call.args) != len(own) + 1:
+            yield Body(body, None, {})
+            continue
+        pairs = zip(own, call.args[1:], strict=True)
+        yield Body(
+            body, call, {inner: outer for inner, outer in pairs if isinstance(outer, fx.Node)}
+        )
 
 
 def nodes_in_order(graph: fx.Graph, seen: set[fx.Graph] | None = None) -> Iterator[fx.Node]:

@@ -39,7 +39,7 @@ class Rewritten:
 
 
 def rewrite(
-    function: Callable[..., Any], *inputs: Any, dynamic: bool = False, **options: Any
+    function: Callable[..., Any], *inputs: Any, dynamic: bool | None = False, **options: Any
 ) -> Rewritten:
     """Trace a function for its inputs and rewrite it, as the backend does."""
     sites: list[Site] = []

@@ -11,10 +11,12 @@ from torch import fx
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map
 
+from overlapc.graphs.attention.floats import likely
 from overlapc.graphs.attention.shapes import reads_shape, standing_in
 from overlapc.graphs.attention.spelling import tensor_of
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.edges import is_random
+from overlapc.graphs.values import value_of
 
 MOST_NODES = 400
 """Nodes above a constant: chosen, several times what transformers makes a mask of."""
@@ -25,9 +27,16 @@ UNMADE = ("empty", "new_empty", "rand", "normal", "multinomial", "bernoulli")
 
 
 def constant(versions: Versions, node: fx.Node) -> torch.Tensor | None:
-    """Return the value of a node that depends on no input, on the processor; None if it does."""
+    """Return the value of a node that depends on no input, on the processor; None if it does.
+
+    What the body of a higher-order op is given of constants of the graph that calls it is constant.
+    """
     order = calls_above(versions, node)
-    return None if order is None else computed(order, {})
+    if order is None:
+        return None
+    given = {one: constant(*versions.outer[one]) for one in order if one.op == "placeholder"}
+    is_known = all(value is not None for value in given.values())
+    return computed(order, given) if is_known else None
 
 
 def computed(order: tuple[fx.Node, ...], given: Mapping[fx.Node, Any]) -> torch.Tensor | None:
@@ -45,9 +54,18 @@ def computed(order: tuple[fx.Node, ...], given: Mapping[fx.Node, Any]) -> torch.
 
 
 def number(versions: Versions, argument: object) -> float | None:
-    """Return the number that an argument of a call is, or the constant tensor of one element."""
+    """Return the number that an argument of a call is, or the constant tensor of one element.
+
+    Of a float that is an input, what is ``likely``.
+    """
     if isinstance(argument, int | float) and not isinstance(argument, bool):
         return float(argument)
+    known = value_of(argument) if isinstance(argument, fx.Node) else None
+    if isinstance(argument, fx.Node) and isinstance(known, torch.SymFloat):
+        found = likely(argument)
+        if found is not None:
+            versions.assumed.add(argument)
+        return found
     value = tensor_of(argument)
     if not isinstance(argument, fx.Node) or value is None or value.ndim > 0:
         return None
@@ -67,8 +85,8 @@ def calls_above(
         if one in found:
             continue
         found.add(one)
-        is_input = of_inputs and one.op == "placeholder"
-        if len(found) > MOST_NODES or not (is_input or _is_computable(versions, one)):
+        is_given = one.op == "placeholder" and (of_inputs or _is_given(versions, one))
+        if len(found) > MOST_NODES or not (is_given or _is_computable(versions, one)):
             return None
         call = versions.calls.get(one)
         sources = [source for source in one.all_input_nodes if not reads_shape(call, source)]
@@ -76,6 +94,12 @@ def calls_above(
             return None
         waiting.extend(sources)
     return tuple(sorted(found, key=versions.index.__getitem__))
+
+
+def _is_given(versions: Versions, node: fx.Node) -> bool:
+    """Whether the input of a body is a constant of the graph that calls it."""
+    outer = versions.outer.get(node)
+    return outer is not None and calls_above(*outer) is not None
 
 
 def _is_computable(versions: Versions, node: fx.Node) -> bool:

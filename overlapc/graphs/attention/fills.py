@@ -14,7 +14,6 @@ from overlapc.graphs.attention.sinks import of_all
 from overlapc.graphs.attention.spelling import Call, tensor_of
 from overlapc.graphs.attention.steps import Fill
 from overlapc.graphs.attention.tensors import Expression, expression
-from overlapc.graphs.attention.varying import held
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.attention.walk import Walk, beside, is_scores, mask_of, overwritten
 from overlapc.graphs.collectives import Refusal
@@ -30,7 +29,7 @@ def filled(walk: Walk, call: Call) -> fx.Node | Refusal | None:
         mask, pair = call.get("condition"), (call.get("input"), call.get("other"))
         is_kept = is_scores(walk, node, pair[0])
         scores, fill = pair if is_kept else pair[::-1]
-    value = _fill_value(versions, node, fill)
+    value = _number(versions, node, fill)
     kept = [arg for arg in (mask, scores, fill) if is_scores(walk, node, arg)]
     condition = mask_of(walk, call, mask)
     if kept != [scores] or value is None or condition is None:
@@ -61,7 +60,7 @@ def item_filled(walk: Walk, call: Call) -> fx.Node | Refusal:
     """Take up ``scores[condition] = number``, with nothing but whole dimensions before it, and
     numbers written to slices."""
     node, scores = call.node, call.get("input")
-    value = _fill_value(walk.versions, node, call.get("value"))
+    value = _number(walk.versions, node, call.get("value"))
     condition, own = _condition(walk.versions, call), tensor_of(scores)
     if condition is None:
         condition = _box(walk.versions, call)
@@ -71,11 +70,6 @@ def item_filled(walk: Walk, call: Call) -> fx.Node | Refusal:
         return Refusal(call.node, "hidden_write", reason)
     walk.steps.append(_fill(walk, beside(walk, condition, own), value, is_kept=False))
     return scores
-
-
-def _fill_value(versions: Versions, reader: fx.Node, argument: object) -> float | None:
-    value = _number(versions, reader, argument)
-    return held(argument) if value is None else value
 
 
 def _fill(walk: Walk, condition: Expression, value: float, *, is_kept: bool) -> Fill:

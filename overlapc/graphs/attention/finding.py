@@ -15,7 +15,7 @@ from overlapc.graphs.attention.modules import CLOSED, MODULE
 from overlapc.graphs.attention.site import Site
 from overlapc.graphs.attention.softmaxes import EXPONENTIALS, Softmax, read_powers, read_softmax
 from overlapc.graphs.attention.spelling import Call, read_call, tensor_of
-from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.attention.versions import Outer, Versions
 from overlapc.graphs.attention.weights import products_below, weighs_values
 from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.faults import fault_at
@@ -50,9 +50,15 @@ def _is_root(call: Call) -> bool:
     return call.name in ROOTS or is_power
 
 
-def find_sites(graph: fx.Graph) -> Iterator[tuple[fx.Node, Site]]:
-    """Yield every softmax attention of a graph, by its softmax or its one call."""
-    versions = Versions(graph)
+def find_sites(
+    graph: fx.Graph, outer: Outer | None = None, assumed: set[fx.Node] | None = None
+) -> Iterator[tuple[fx.Node, Site]]:
+    """Yield every softmax attention of a graph, by its softmax or its one call.
+
+    Of a body ``outer`` tells what it is given by the graph that calls it. Numbers that are inputs,
+    and are read as what they are likely to be, are added to those ``assumed``.
+    """
+    versions = Versions(graph, outer, assumed)
     read_powers(versions)
     softmaxes: dict[fx.Node, Softmax | Refusal | None] = {}
     for node, call in versions.calls.items():

@@ -230,7 +230,10 @@ def _number(versions: Versions, call: Call, scores: fx.Node, argument: object) -
     if value is not None or not is_varying(argument):
         return value
     product = product_above(versions, call.node, scores)
-    return None if product is None else column_number(argument, product)
+    value = None if product is None else column_number(argument, product)
+    if value is not None:
+        versions.assumed.add(argument)
+    return value
 
 
 def _is_made_of_one(versions: Versions, reader: fx.Node, operands: list[fx.Node]) -> bool:

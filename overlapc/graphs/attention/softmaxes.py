@@ -15,7 +15,7 @@ from overlapc.graphs.attention.above import between as calls_between
 from overlapc.graphs.attention.constants import number
 from overlapc.graphs.attention.spelling import Call, is_full_index, tensor_of
 from overlapc.graphs.attention.tensors import ORDERED, is_dim, is_kept
-from overlapc.graphs.attention.varying import held, is_varying
+from overlapc.graphs.attention.varying import is_varying
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.attention.written import read_rows
 
@@ -56,13 +56,15 @@ class Softmax:
 
 
 def read_powers(versions: Versions) -> None:
-    """Let powers of a constant that is a tensor be exponentials, as those of a number are."""
+    """Let powers of a constant that is a tensor, or of a number that is an input, be exponentials,
+    as those of a number are."""
     for node, call in list(versions.calls.items()):
         exponent = call.get("exponent") if call.name == "pow" and not call.in_place else None
-        value, own = tensor_of(exponent), tensor_of(call.get("input"))
-        if value is None or own is None or value.ndim < 2:
+        value, own = tensor_of(exponent), call.get("input")
+        is_base = tensor_of(own) is not None or is_varying(own)
+        if value is None or not is_base or value.ndim < 2:
             continue
-        base = number(versions, call.get("input"))
+        base = number(versions, own)
         if base is not None and 0 < base != 1:
             given = {**call.given, "input": exponent, "base": base}
             versions.calls[node] = replace(call, name="exp", given=given)
@@ -215,10 +217,8 @@ def _less(versions: Versions, exp: Call, shift: object, reader: fx.Node) -> floa
 
 
 def _logarithm(exp: Call) -> float:
-    """The natural logarithm of what exponentials are powers of; NaN where that is not known."""
-    base = 2 if exp.name == "exp2" else exp.get("base", math.e)
-    known = held(base) if is_varying(base) else base
-    return math.log(known) if known and known > 0 else math.nan
+    """The natural logarithm of what exponentials are powers of."""
+    return math.log(2 if exp.name == "exp2" else exp.get("base", math.e))
 
 
 def _is_same_exp(versions: Versions, one: Call, other: Call) -> bool:

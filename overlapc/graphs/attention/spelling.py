@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import fx
 
-from overlapc.graphs.attention.varying import is_varying
 from overlapc.graphs.values import value_of
 
 ALIASES = {
@@ -144,8 +143,7 @@ def read_call(node: fx.Node) -> Call | None:
     given = dict(zip(names, args, strict=False))
     given.update({RENAMED.get(key, key): value for key, value in node.kwargs.items()})
     base = given.get("input")
-    is_number = isinstance(base, int | float) and 0 < base != 1
-    if name == "pow" and (is_number or is_varying(base)):
+    if name == "pow" and isinstance(base, int | float) and 0 < base != 1:
         given.update(input=given.get("exponent"), base=base)
         return Call(node, "exp", False, given)  # nobody writes to a number
     return Call(node, name, in_place or given.get("inplace") is True, given)

@@ -44,30 +44,15 @@ def with_nodes(graph: fx.Graph, arguments: Any) -> Any:
     return tree_map(node_of, arguments)
 
 
-def held(argument: object) -> float | None:
-    """Return the number that an argument is in this call, for which alone the graph is compiled
-    then; None where it is no number, or what it is is not known.
-
-    For what nobody varies: a global constant that is filled in is no constant to Dynamo where all
-    sizes vary.
-    """
-    value = value_of(argument) if is_varying(argument) else None
-    return float(value) if value is not None and value.node.has_hint() else None
-
-
-def column_number(argument: object, product: fx.Node) -> float | None:
+def column_number(argument: fx.Node, product: fx.Node) -> float | None:
     """Return the number that ``argument`` is, where it follows from the columns that a product
-    sums over, as ``q.size(-1) ** -0.5``; None where it does not.
-
-    The graph is compiled for this number of columns then: a guard says so.
-    """
-    if not is_varying(argument):
-        return None
+    sums over, as ``q.size(-1) ** -0.5``; None where it does not. It is to be guarded."""
     operands = [value_of(node) for node in product.all_input_nodes]
     sizes = [size for x in operands if isinstance(x, torch.Tensor) for size in x.shape]
     summed = _symbols(sizes) - _symbols(value_of(product).shape)
-    own = _symbols([value_of(argument)])
-    return held(argument) if own and own <= summed else None
+    value = value_of(argument)
+    own = _symbols([value])
+    return float(value.node.hint) if own and own <= summed and value.node.has_hint() else None
 
 
 def _varies(size: object) -> bool:

@@ -7,6 +7,7 @@ A node of a Dynamo graph is a tensor, not a value: after ``scores.mul_(c)`` ever
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 
 import torch
 from torch import fx
@@ -15,11 +16,20 @@ from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from overlapc.graphs.attention.fresh import is_fresh
 from overlapc.graphs.attention.spelling import Call, read_call, tensor_of
 
+Outer = Mapping[fx.Node, "tuple[Versions, fx.Node]"]
+"""By the placeholders of the body of a higher-order op, the node that the one call gives, as the
+graph of the call reads it."""
+
 
 class Versions:
     """Reads of one graph, as they are when it is built; a rewrite makes them stale."""
 
-    def __init__(self, graph: fx.Graph) -> None:
+    def __init__(
+        self, graph: fx.Graph, outer: Outer | None = None, assumed: set[fx.Node] | None = None
+    ) -> None:
+        self.outer: Outer = outer or {}
+        self.assumed: set[fx.Node] = set() if assumed is None else assumed
+        """Numbers that vary, as Dynamo has it, and were read as what they are in this call."""
         self.calls: dict[fx.Node, Call] = {}
         self.index: dict[fx.Node, int] = {}
         self.readers: dict[fx.Node, list[fx.Node]] = defaultdict(list)

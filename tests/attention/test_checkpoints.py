@@ -1,0 +1,104 @@
+"""In the body of a checkpoint a mask is what the graph that calls it made it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from overlapc import dynamo
+from overlapc.graphs.attention import problems
+from tests.attention.catalogue import INF, square
+from tests.attention.rewriting import rewrite
+
+
+def masked(q, k, v, mask):
+    return (q @ k.mT + mask).softmax(-1) @ v
+
+
+def later(q):
+    return torch.full((q.shape[-2], q.shape[-2]), -INF).triu(1)
+
+
+def causal(q, k, v):
+    mask = later(q)
+    for _ in range(2):
+        q = checkpoint(masked, q, k, v, mask, use_reentrant=False)
+    return q
+
+
+def nested(q, k, v):
+    mask = later(q)
+
+    def outer(q, k, v, mask):
+        return checkpoint(masked, q, k, v, mask, use_reentrant=False)
+
+    return checkpoint(outer, q, k, v, mask, use_reentrant=False)
+
+
+def written(q, k, v):
+    """The mask is written before the body reads it: there a row keeps no key."""
+    mask = later(q)
+    mask[3] = torch.finfo(torch.float32).min
+    return checkpoint(masked, q, k, v, mask, use_reentrant=False)
+
+
+def written_inside(q, k, v):
+    def body(q, k, v, mask):
+        mask = mask.clone()
+        mask[3] = torch.finfo(torch.float32).min
+        return masked(q, k, v, mask)
+
+    return checkpoint(body, q, k, v, later(q), use_reentrant=False)
+
+
+def of_an_input(q, k, v):
+    return checkpoint(masked, q, k, v, later(q) + q[0, 0, 0, 0].detach(), use_reentrant=False)
+
+
+CODES = {
+    causal: ["fused"] * 2,
+    nested: ["fused"],
+    written: ["!dead_rows"],
+    written_inside: ["!dead_rows"],
+    of_an_input: ["!dead_rows"],
+}
+
+
+def results(function, operands):
+    wanted = [operand.detach().clone().requires_grad_() for operand in operands]
+    result = function(*wanted)
+    result.square().sum().backward()
+    return [result, *(operand.grad for operand in wanted)]
+
+
+@pytest.mark.parametrize("function", CODES, ids=lambda function: function.__name__)
+def test_a_mask_that_is_made_outside_is_known(function):
+    """Mutants: a write between is not seen; what a body of a body is given is not followed."""
+    operands = [operand.requires_grad_() for operand in square()]
+    done = rewrite(function, *operands)
+    assert done.codes == CODES[function]
+    wide = results(function, [operand.double() for operand in operands])
+    for found, wanted in zip(results(done.function, operands), wide, strict=True):
+        torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_kernel_of_our_own_skips_what_it_hides(monkeypatch):
+    monkeypatch.setattr(problems, "runs_kernels", lambda device: True)
+    operands = [operand.requires_grad_() for operand in square()]
+    done = rewrite(causal, *operands, softmax="unified")
+    own = [
+        line for part in done.after for line in part.splitlines() if "overlapc.attention" in line
+    ]
+    assert len(own) == 2
+    assert all(", [], None" in line and " after=0 " in line for line in own)  # no mask is loaded
+
+
+def test_a_fault_there_leaves_bodies_as_they_were(monkeypatch, caplog):
+    def fails(graph):
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(dynamo, "outer_of_bodies", fails)
+    operands = [operand.requires_grad_() for operand in square()]
+    assert rewrite(causal, *operands).codes == ["!dead_rows"] * 2
+    assert "a fault of overlapc" in caplog.text
