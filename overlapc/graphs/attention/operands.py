@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import torch
 from torch import fx
-from torch._C._functorch import is_functorch_wrapped_tensor as is_wrapped
 from torch._subclasses.fake_tensor import FakeTensor
 
 from overlapc.graphs.attention.latent import latent_of_one
@@ -96,12 +95,7 @@ def _is_cut(versions: Versions, found: Attention, sides: Sequence[Expression]) -
 
 
 def no_plain_tensors(node: fx.Node, values: Sequence[object]) -> Refusal:
-    """Return the refusal of operands of a subclass of tensors, or wrapped by a transform."""
-    wrapped = [value for value in values if isinstance(value, torch.Tensor) and is_wrapped(value)]
-    if wrapped:
-        reason = "It stands in a transform of torch.func (vmap, grad, jvp) that wraps its operands"
-        remedy = "over a dimension of batches, or with backward(), it would be read"
-        return Refusal(node, "tensor_subclass", f"{reason}: {remedy}.")
+    """Return the refusal of operands of a subclass of tensors."""
     names = {type(value).__name__ for value in values if not isinstance(value, FakeTensor)}
     reason = f"Its operands are of {', '.join(sorted(names))}, and whose rules hold is not known"
     remedy = "on parts that are plain tensors, such as to_local gives, it would be read"
