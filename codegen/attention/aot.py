@@ -62,12 +62,28 @@ def build_kept_for(spec: AttentionSpec, tile: AttentionTile, architecture: str) 
     """Build what looks the masks of an attention through before it, which ``hides`` says it has;
     as ``build_for``."""
     module = build_attention(spec, tile).module
+    has_floors = hasattr(module, "FIND_FLOORS")
+    constants = (
+        dict(module.KEPT_CONSTANTS) if has_floors else {**module.KEPT_CONSTANTS, "floors": None}
+    )
+    return _looking(spec, module.FIND_KEPT, constants, architecture)
+
+
+def build_floors_for(spec: AttentionSpec, tile: AttentionTile, architecture: str) -> Binary:
+    """Build what finds rows that masks of finite numbers leave no key, before that; as
+    ``build_for``."""
+    module = build_attention(spec, tile).module
+    return _looking(spec, module.FIND_FLOORS, dict(module.FLOORS_CONSTANTS), architecture)
+
+
+def _looking(
+    spec: AttentionSpec, kernel: Any, constants: dict[Any, Any], architecture: str
+) -> Binary:
     signature: dict[str, Any] = dict.fromkeys(("kept", "lengths"), "*i32")
-    signature |= dict.fromkeys(("own_heads", "rows", "keys"), "i32")
-    constants = dict(module.KEPT_CONSTANTS)
+    signature |= dict.fromkeys(("own_heads", "rows", "keys"), "i32") | {"floors": "*fp32"}
     if not spec.lengths:
         constants["lengths"] = None
-    return build_kernel(spec, module.FIND_KEPT, signature, constants, architecture, {})
+    return build_kernel(spec, kernel, signature, constants, architecture, {})
 
 
 def build_kernel(

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from overlapc.codegen.attention.derivative import derivative_text
 from overlapc.codegen.attention.module import (
-    IMPORT_KEPT,
     Constant,
+    import_of_kept,
     kept_text,
     literal,
     lowered_scores,
@@ -127,7 +127,7 @@ def backward_text(spec: AttentionSpec, part: str, tile: AttentionTile) -> str:
         summary=f"{own.summary}: {spec.dtype} attention, {spec.head_dim}x{spec.value_dim}.",
         spec=literal(str(spec)),
         template=own.template,
-        import_kept=IMPORT_KEPT if hiding else "",
+        import_kept=import_of_kept(hiding),
         kernel=f"attention_{own.template}",
         functions="".join(f"\n{text}\n" for text in functions),
         constants="".join(lines),

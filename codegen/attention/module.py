@@ -5,7 +5,7 @@ from __future__ import annotations
 from overlapc.codegen.attention.scores import scores_text
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile, padded, suits_ahead
-from overlapc.codegen.attention.visibility import hides, masks_tell
+from overlapc.codegen.attention.visibility import FINITE, hides, masks_tell
 from overlapc.codegen.promotion import CannotLower
 from overlapc.errors import KernelError
 
@@ -30,15 +30,23 @@ CONSTANTS = {{
 {constants}}}
 OPTIONS = {{"num_warps": {warps}, "num_stages": {stages}{registers}}}
 '''
-IMPORT_KEPT = "from overlapc.codegen.templates.hidden import find_kept\n"
 KEPT = """
 FIND_KEPT = find_kept
 KEPT_CONSTANTS = {{
     "SCORES": scores,
 {constants}}}
 """
-OF_KEPT = ("BEFORE", "AFTER", "ALIGN", "HIDES", "BLOCK_M", "BLOCK_N")
-"""Constants of the launch before it that looks masks through."""
+FLOORS = """
+FIND_FLOORS = find_floors
+FLOORS_CONSTANTS = {{
+    "SCORES": scores,
+{constants}}}
+"""
+OF_KEPT = ("BEFORE", "AFTER", "ALIGN", "BLOCK_M", "BLOCK_N")
+"""Constants of the launches before it that look masks through."""
+FLOOR_BLOCK = {"BLOCK_M": 16, "BLOCK_N": 128}
+"""Rows and keys that are looked through at once for floors, which are of no tile: few rows, so that
+many programs share those whose rows keep none. Chosen."""
 
 Constant = int | float | str | None
 
@@ -94,7 +102,7 @@ def module_text(spec: AttentionSpec, tile: AttentionTile) -> str:
         spec=literal(str(spec)),
         scores=f"\n{lowered_scores(spec)}\n" if spec.scores else "",
         has_scores="scores" if spec.scores else None,
-        import_kept=IMPORT_KEPT if hiding else "",
+        import_kept=import_of_kept(hiding),
         constants=_lines(constants),
         warps=tile.warps,
         stages=tile.stages,
@@ -108,11 +116,20 @@ def registers_text(tile: AttentionTile) -> str:
     return f', "maxnreg": {tile.registers}' if tile.registers else ""
 
 
+def import_of_kept(hiding: str) -> str:
+    """Where ``kept_text`` has its kernels from."""
+    names = "find_floors, find_kept" if hiding == FINITE else "find_kept"
+    return f"from overlapc.codegen.templates.hidden import {names}\n" if hiding else ""
+
+
 def kept_text(constants: dict[str, Constant], hiding: str) -> str:
     """What a module launches before its kernel to look its masks through: nothing where they are
     not ``hiding``."""
-    own = {name: value for name, value in {**constants, "HIDES": hiding}.items() if name in OF_KEPT}
-    return KEPT.format(constants=_lines(own)) if hiding else ""
+    if not hiding:
+        return ""
+    own = {name: value for name, value in constants.items() if name in OF_KEPT}
+    floors = FLOORS.format(constants=_lines(own | FLOOR_BLOCK)) if hiding == FINITE else ""
+    return KEPT.format(constants=_lines(own)) + floors
 
 
 def _lines(constants: dict[str, Constant]) -> str:

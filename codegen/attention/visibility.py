@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from overlapc.codegen.epilogue import Call, Epilogue, Ref
 
 KEEPING = ("add", "sub", "mul", "neg", "tanh", "clone")
@@ -24,24 +26,22 @@ def masks_tell(program: Epilogue | None) -> bool:
 def hides(program: Epilogue | None) -> str:
     """By what scores at a product of zero tell that a row gives a key no weight.
 
-    ``infinite``: minus infinity. ``finite``: a number as low as ``templates/hidden.py`` says, too,
-    for nothing but masks is done to scores once there is one. Empty: nothing that differs from key
-    to key.
+    ``infinite``: minus infinity. ``finite``: a number as low as ``templates/hidden.py`` says, too:
+    there may be one, and nothing but masks is done to scores once there is one. Empty: nothing
+    that differs from key to key.
     """
     if program is None or not masks_tell(program):
         return ""
     if not any(item.shape in OF_KEYS for item in program.inputs):
         return ""
-    first = next((i for i, call in enumerate(program.calls) if _reads_input(call)), None)
-    masks = program.calls[first:]
-    return FINITE if all(map(_is_mask, masks)) else INFINITE
+    return FINITE if _ends_in_masks(program) and any(map(_may_lower, program.calls)) else INFINITE
 
 
 def hides_in_gradients(program: Epilogue | None, *, of_input: bool = False) -> str:
     """As ``hides``, where what hides a key makes its gradients zero, or that of an input of scores:
     minus infinity that is multiplied makes them no number."""
     hiding = hides(program)
-    if hiding != INFINITE or program is None:
+    if hiding != INFINITE or program is None or _ends_in_masks(program):
         return hiding
     has_infinite = of_input or any(map(_multiplies_scores, program.calls))
     return "" if has_infinite else hiding
@@ -54,6 +54,19 @@ def _tells(call: Call) -> bool:
     if name in CHOOSING:
         return not _is_score(call.arguments[0])
     return name in KEEPING
+
+
+def _ends_in_masks(program: Epilogue) -> bool:
+    """Whether nothing but masks is done from the first input on."""
+    first = next((i for i, call in enumerate(program.calls) if _reads_input(call)), None)
+    return all(map(_is_mask, program.calls[first:]))
+
+
+def _may_lower(call: Call) -> bool:
+    """Whether a mask may make a finite number of a score that it was not."""
+    if call.op.split(".")[1] not in CHOOSING:
+        return _reads_input(call)
+    return any(not _is_score(side) and side != -math.inf for side in call.arguments[1:])
 
 
 def _is_mask(call: Call) -> bool:

@@ -121,8 +121,10 @@ def attention_decode(
     own_place = (batch, head[:, None], row, row_inside)
     floor = None
     if HIDES != "":
+        # The last keys are kept beside padding on the left, the first ones of a buffer that is
+        # longer than what it holds.
         floor = floors_of(
-            first_tile * BLOCK_N, stop * BLOCK_N, own_place, first, end, length, inputs, SCORES,
+            tiles - 1, 0, first_tile, tiles, own_place, first, end, length, inputs, SCORES,
             BEFORE, AFTER, HIDES, BLOCK_M, BLOCK_N,
         )  # fmt: skip
 

@@ -7,6 +7,9 @@ import triton.language as tl
 
 from overlapc.codegen.templates.softmax import or_zero
 
+MANY = tl.constexpr(16)
+"""Parts whose peaks are read together: chosen."""
+
 
 @triton.jit
 def store_part(
@@ -36,7 +39,6 @@ def add_parts(
     m = tl.arange(0, BLOCK_M)
     v = tl.arange(0, BLOCK_V)
     STRIDE: tl.constexpr = BLOCK_M * (BLOCK_V + 2)
-    MANY: tl.constexpr = 16
     sums = tl.zeros((BLOCK_M,), tl.float32)
     total = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
     if IS_SCALED:

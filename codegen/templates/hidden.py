@@ -25,20 +25,36 @@ WORD = tl.constexpr(31)
 
 @triton.jit
 def floors_of(
-    begin: tl.tensor, stop: tl.tensor, place: tl.tuple, first: tl.tensor, end: tl.tensor,
-    length: tl.tensor, inputs: tl.tuple, SCORES: tl.constexpr, BEFORE: tl.constexpr,
-    AFTER: tl.constexpr, HIDES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    near: tl.tensor, second: tl.tensor, begin: tl.tensor, tiles: tl.tensor, place: tl.tuple,
+    first: tl.tensor, end: tl.tensor, length: tl.tensor, inputs: tl.tuple, SCORES: tl.constexpr,
+    BEFORE: tl.constexpr, AFTER: tl.constexpr, HIDES: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """The floor of each row by its keys from ``begin`` to ``stop``, ``[BLOCK_M]``."""
+    """The floor of each row by its keys in ``tiles`` tiles from ``begin`` on, ``[BLOCK_M]``.
+
+    Until each row has shown a kept key, tile ``near`` of these is looked through, then ``second``,
+    and then in steps of the golden section, so that a run of kept tiles is met after about as many
+    trips as runs of its size make up all. A row that keeps none costs each tile once, and
+    ``second`` twice.
+    """
     waits = place[3]
     if HIDES == "finite":
-        start = begin
-        while (start < stop) & (tl.sum(waits.to(tl.int32), 0) > 0):
+        # Steps of an odd number pass by each number below a power of two before they come back.
+        around = 1 << highest_of(2 * tl.maximum(tiles, 1) - 1)
+        step = (around.to(tl.float32) * 0.618034).to(tl.int32) | 1
+        trips = tl.where(tiles > 1, around + 1, tiles)
+        next_tile = near
+        trip = 0
+        while (trip < trips) & (tl.sum(waits.to(tl.int32), 0) > 0):
+            tile = tl.where(trip == 1, second, next_tile)
+            next_tile = tl.where(trip == 1, next_tile, (next_tile + step) & (around - 1))
+            # Of what is beyond the last tile nothing is loaded.
+            start = tl.where(tile < tiles, (begin + tile) * BLOCK_N, length)
             score = scores_of_nothing(
                 start, place, first, end, length, inputs, SCORES, BEFORE, AFTER, BLOCK_M, BLOCK_N
             )
             waits = waits & (tl.max((score > KEPT).to(tl.int32), 1) == 0)
-            start += BLOCK_N
+            trip += 1
     return tl.where(waits, float("-inf"), HIDDEN if HIDES == "finite" else float("-inf"))
 
 
@@ -74,9 +90,15 @@ def count_of(bits: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def lowest_of(bits: tl.tensor) -> tl.tensor:
-    """The place of the lowest one that is set: the exponent of what it is as a number."""
-    alone = (bits & -bits).to(tl.float32)
-    return (alone.to(tl.int32, bitcast=True) >> 23) - 127
+    """The place of the lowest one that is set."""
+    return highest_of(bits & -bits)
+
+
+@triton.jit
+def highest_of(bits: tl.tensor) -> tl.tensor:
+    """The place of the highest one that is set, or one more where it takes more than 24 to write
+    ``bits``: the exponent of what it is as a number."""
+    return (bits.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
 
 
 @triton.jit
@@ -103,15 +125,50 @@ def kept_bits(
 
 
 @triton.jit
-def find_kept(
-    kept: tl.tensor, inputs: tl.tuple, lengths: tl.tensor, own_heads: tl.tensor, rows: tl.tensor,
+def find_floors(
+    floors: tl.tensor, inputs: tl.tuple, lengths: tl.tensor, own_heads: tl.tensor, rows: tl.tensor,
     keys: tl.tensor,
     SCORES: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, ALIGN: tl.constexpr,
-    HIDES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+) -> None:  # fmt: skip
+    """Write the floor of each row to ``floors``, float32[batch, own_heads, rows], where masks hide
+    by finite numbers; program i does so for block i of rows.
+
+    From a row's own place on, which causal masks and windows keep.
+    """
+    program = tl.program_id(0)
+    blocks = tl.cdiv(rows, BLOCK_M)
+    unit = program // blocks
+    batch = unit // own_heads
+    corner = program % blocks * BLOCK_M
+    row = corner + tl.arange(0, BLOCK_M)
+    place = (batch, unit % own_heads, row, row < rows)
+    length = length_of(lengths, batch, keys)
+    sequence_end = end_of(lengths, batch, keys)
+    own = own_key(row, rows, sequence_end, ALIGN)
+    first, end = first_seen(own, BEFORE), end_seen(own, length, AFTER)
+    lowest = own_key(corner, rows, sequence_end, ALIGN)
+    highest = own_key(tl.minimum(corner + BLOCK_M, rows) - 1, rows, sequence_end, ALIGN)
+    begin = first_seen(lowest, BEFORE) // BLOCK_N
+    tiles = tl.maximum(tl.cdiv(end_seen(highest, length, AFTER), BLOCK_N) - begin, 0)
+    near = tl.minimum(tl.maximum(highest // BLOCK_N - begin, 0), tiles - 1)
+    floor = floors_of(
+        near, tl.maximum(near - 1, 0), begin, tiles, place, first, end, length, inputs, SCORES,
+        BEFORE, AFTER, "finite", BLOCK_M, BLOCK_N,
+    )  # fmt: skip
+    tl.store(floors + unit.to(tl.int64) * rows + row, floor, mask=row < rows)
+
+
+@triton.jit
+def find_kept(
+    kept: tl.tensor, floors: tl.tensor, inputs: tl.tuple, lengths: tl.tensor, own_heads: tl.tensor,
+    rows: tl.tensor, keys: tl.tensor,
+    SCORES: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, ALIGN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write of each tile of keys whether some row of a block keeps a key of it, 1 or 0, to
     ``kept``, int32[batch, own_heads, blocks of rows, tiles]; one head where masks are the same for
-    all.
+    all. ``floors`` are what ``find_floors`` wrote, or None: then only minus infinity hides.
 
     The grid is of one dimension, for of others a device takes 65535: program i writes flag i.
     """
@@ -120,29 +177,18 @@ def find_kept(
     block = program // tiles
     tile = program % tiles
     blocks = tl.cdiv(rows, BLOCK_M)
-    batch = block // blocks // own_heads
+    unit = block // blocks
+    batch = unit // own_heads
     row = block % blocks * BLOCK_M + tl.arange(0, BLOCK_M)
-    place = (batch, block // blocks % own_heads, row, row < rows)
+    place = (batch, unit % own_heads, row, row < rows)
     length = length_of(lengths, batch, keys)
     own = own_key(row, rows, end_of(lengths, batch, keys), ALIGN)
     first, end = first_seen(own, BEFORE), end_seen(own, length, AFTER)
+    floor = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    if floors is not None:
+        floor = tl.load(floors + unit.to(tl.int64) * rows + row, mask=row < rows, other=0.0)
     score = scores_of_nothing(
         tile * BLOCK_N, place, first, end, length, inputs, SCORES, BEFORE, AFTER, BLOCK_M, BLOCK_N
     )
-    lowest = float("-inf")
-    if HIDES == "finite":
-        lowest = HIDDEN
-    is_kept = ((score <= lowest) == 0) & place[3][:, None]
-    flag = tl.max(tl.max(is_kept.to(tl.int32), 1), 0)
-    if HIDES == "finite":
-        # What is low and finite is kept by rows that keep no other key.
-        is_low = (score > float("-inf")) & place[3][:, None]
-        waits = (tl.max(is_low.to(tl.int32), 1) > 0) & (flag == 0)
-        waiting = (place[0], place[1], place[2], waits)
-        floor = floors_of(
-            0, length, waiting, first, end, length, inputs, SCORES, BEFORE, AFTER, HIDES, BLOCK_M,
-            BLOCK_N,
-        )  # fmt: skip
-        is_alone = waits & (floor == float("-inf"))
-        flag = tl.maximum(flag, tl.max(is_alone.to(tl.int32), 0))
-    tl.store(kept + program, flag)
+    is_kept = ((score <= floor[:, None]) == 0) & place[3][:, None]
+    tl.store(kept + program, tl.max(tl.max(is_kept.to(tl.int32), 1), 0))

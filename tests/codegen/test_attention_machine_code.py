@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 
-from overlapc.codegen.attention.aot import build_for, build_kept_for
+from overlapc.codegen.attention.aot import build_floors_for, build_for, build_kept_for
 from overlapc.codegen.attention.backward_aot import build_backward_for
 from overlapc.codegen.attention.backward_tiles import backward_tile_for
 from overlapc.codegen.attention.cache import Cache
@@ -20,7 +20,7 @@ from overlapc.codegen.attention.decode_tiles import decode_tile
 from overlapc.codegen.attention.module import module_text
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile, tile_ahead, tile_for
-from overlapc.codegen.attention.visibility import hides
+from overlapc.codegen.attention.visibility import FINITE, hides
 from overlapc.errors import KernelError
 from overlapc.planning.shared_memory import shared_bytes
 from overlapc.planning.tiles import CDNA
@@ -67,9 +67,12 @@ def check(spec: AttentionSpec, architecture: str, *, is_aligned: bool = False) -
     assert binary.shared_bytes <= SHARED_BYTES[architecture]
     if spec.dtype != "float32":
         assert MATRIX[architecture] in binary.assembly
-    if hides(spec.scores):
-        kept = build_kept_for(spec, tile, architecture)
-        assert (kept.spilled_bytes, kept.shared_bytes <= LITTLE) == (0, True)
+    hiding = hides(spec.scores)
+    launches = [build_kept_for] if hiding else []
+    launches += [build_floors_for] if hiding == FINITE else []
+    for build_for_masks in launches:
+        looking = build_for_masks(spec, tile, architecture)
+        assert (looking.spilled_bytes, looking.shared_bytes <= LITTLE) == (0, True)
 
 
 @pytest.mark.parametrize("is_aligned", [False, True])
@@ -91,7 +94,7 @@ def test_the_tma_unit_loads_where_there_is_one():
 
 
 def test_budgets_where_masks_are_looked_through():
-    check(replace(SPEC, after=None, program=programs.KEPT, softmax="first_tile"), "sm_90")
+    check(replace(SPEC, after=None, program=programs.KEPT_FINITE, softmax="first_tile"), "sm_90")
 
 
 @pytest.mark.long

@@ -245,11 +245,13 @@ def test_a_mutant_of_the_decode_kernel_is_caught(interpreted, mutant):
 
 OF_PREFILL = {
     "a row of masks alone reads nothing": (
-        "a row of the least number", {}, ('waits & (floor == float("-inf"))', "waits & (row < 0)"),
+        "a row of the least number", {},
+        ('tl.where(waits, float("-inf"), HIDDEN if', 'tl.where(waits, HIDDEN, HIDDEN if'),
     ),
     "rows that keep no key are kept": (
         "a sequence of nothing", {},
-        ("((score <= lowest) == 0) & place[3]", "(score <= 9.0) & place[3]"),
+        ("(score <= floor[:, None]) == 0) & place[3][:, None]\n    tl.store",
+         "score <= 9.0) & place[3][:, None]\n    tl.store"),
     ),
     "the flags of the first block": (
         "booleans", {"hiding": {"kept": HOLES}},
@@ -286,11 +288,13 @@ TOLD = {
         # The product decides how low a score is.
         programs.program("matrix:float32 one:float32", ("add.Tensor", "%0", "@0"),
                          ("mul.Tensor", "%1", "@1")),
+        # There is no finite number.
+        programs.KEPT,
         programs.program("matrix:float32", ("mul.Tensor", "%0", "@0")),
         programs.program("matrix:float32", ("add.Tensor", "%0", "@0"), ("add.Tensor", "%0", "%1")),
     ],
     FINITE: [
-        programs.KEPT, programs.KEPT_FINITE, programs.ADDED, programs.ALIBI,
+        programs.KEPT_FINITE, programs.ADDED, programs.ALIBI,
         programs.program("matrix:float32 vector:bool", ("tanh.default", "%0"),
                          ("add.Tensor", "%1", "@0"), ("where.ScalarSelf", "@1", -1e38, "%2")),
     ],

@@ -86,9 +86,7 @@ def _read_site(
     is_root = softmax is not None or call.name == "scaled_dot_product_attention"
     value = tensor_of(call.node)
     if is_root and value is not None and is_functorch_wrapped_tensor(value):
-        reason = (
-            "It stands in a transform of torch.func (vmap, grad, jvp) that wraps its operands: "
-        )
+        reason = "It stands in a transform of torch.func (vmap, grad, jvp), which wraps operands: "
         reason += "over a dimension of batches, or with backward(), it would be read."
         return Refusal(call.node, "transformed", reason)
     if softmax is not None and weighs_values(versions, softmax):
