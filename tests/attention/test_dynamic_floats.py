@@ -87,7 +87,7 @@ def test_one_that_was_seen_to_vary_stays_an_input():
 
 def test_one_of_many_numbers_is_taken_for_one_that_varies():
     """Mutant: each number is a graph, until Dynamo compiles no more of them."""
-    module, operands = Scaled(0.31), plain()
+    module, operands, graphs = Scaled(0.31), plain(), 0
     done = rewrite(module, *operands, dynamic=True)
     for step in range(2 * MOST_NUMBERS):
         module.scaling = 0.1 + 0.07 * step
