@@ -10,7 +10,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from overlapc.graphs.attention import problems, scores
+from overlapc.graphs.attention import problems, walk
 from overlapc.graphs.attention.products import Product
 from tests.attention.random_transposed import ALIKE, UNLIKE, draw
 from tests.attention.rewriting import rewrite
@@ -60,7 +60,7 @@ def as_spelled(beside, places, dims):
 
 
 MUTANTS = {
-    "masks are not transposed": (scores, "_usual", as_spelled),
+    "masks are not transposed": (walk, "_usual", as_spelled),
     "queries are keys": (Product, "transposed", lambda product: product),
 }
 
