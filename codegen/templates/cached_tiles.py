@@ -11,12 +11,13 @@ from overlapc.codegen.templates.softmax import fixed_weights, or_zero, score_til
 
 @triton.jit
 def of_keys(
-    head: tl.tensor, strides: tl.tuple, table: tl.tensor, tile: tl.tensor, length: tl.tensor,
+    head: tl.tensor, strides: tl.tuple, table: tl.tensor, tile: tl.tensor, inside: tl.tensor,
     BLOCK_N: tl.constexpr, PAGE: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
     """Pointers to the first elements of the keys, or values, of a tile, ``[BLOCK_N]``.
 
     With PAGE, ``table`` says which page holds each PAGE keys; ``strides`` begin with that of pages.
+    It is asked for keys that are ``inside`` alone, and of those of one page at once.
     """
     start = tl.cast(tile, tl.int32) * BLOCK_N
     n = tl.arange(0, BLOCK_N)
@@ -29,7 +30,7 @@ def of_keys(
         # A tile is of whole pages: where a key lies in its own is known before the loop.
         tl.static_assert(BLOCK_N % PAGE == 0)
         at = table + start // PAGE + n // PAGE
-        page = tl.load(at, mask=start + n < length, other=0).to(tl.int64)
+        page = tl.load(at, mask=inside, other=0).to(tl.int64)
         places = page * strides[0] + (n & (PAGE - 1)) * strides[2]
     return head + places
 
@@ -88,19 +89,22 @@ def visit_tile(
     row sees every key.
     """
     queries, rest_of_queries, scale = query
-    k, v, k_strides, v_strides, table, length, _ = cache
+    k, v, k_strides, v_strides, table, length, _, oldest = cache
     IS_AMD: tl.constexpr = cache[6]
     batch, head, row, row_inside, first, end = place
     column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = column < length
+    if IS_CUT and PAGE > 0 and PAGE < BLOCK_N and BEFORE is not None:
+        # Servers give up pages before all windows, and their tables name none there.
+        inside = inside & (column >= oldest)
     if SHARED:
         # Values are where keys begin, and k holds what follows of each.
-        at = of_keys(v, v_strides, table, tile, length, BLOCK_N, PAGE)
+        at = of_keys(v, v_strides, table, tile, inside, BLOCK_N, PAGE)
         keys = load_part(at, inside, v_strides[3], 0, VALUE_DIM, BLOCK_D, IS_CUT)
         REST_FROM: tl.constexpr = 0
         REST_TO: tl.constexpr = HEAD_DIM - VALUE_DIM
     else:
-        at = of_keys(k, k_strides, table, tile, length, BLOCK_N, PAGE)
+        at = of_keys(k, k_strides, table, tile, inside, BLOCK_N, PAGE)
         keys = load_part(at, inside, k_strides[3], 0, HEAD_DIM, BLOCK_D, IS_CUT)
         REST_FROM: tl.constexpr = BLOCK_D
         REST_TO: tl.constexpr = HEAD_DIM
@@ -108,14 +112,14 @@ def visit_tile(
     product = tl.dot(queries, keys.T, input_precision=PRECISION)
     if BLOCK_REST > 0:
         if SHARED:
-            at = of_keys(k, k_strides, table, tile, length, BLOCK_N, PAGE)
+            at = of_keys(k, k_strides, table, tile, inside, BLOCK_N, PAGE)
         rest = load_part(at, inside, k_strides[3], REST_FROM, REST_TO, BLOCK_REST, IS_CUT)
         rest = widened(rest, queries.dtype, IS_AMD)
         product = tl.dot(rest_of_queries, rest.T, product, input_precision=PRECISION)
     if SHARED:
         values = keys
     elif STEP != "maximum":
-        at = of_keys(v, v_strides, table, tile, length, BLOCK_N, PAGE)
+        at = of_keys(v, v_strides, table, tile, inside, BLOCK_N, PAGE)
         values = load_part(at, inside, v_strides[3], 0, VALUE_DIM, BLOCK_V, IS_CUT)
         values = widened(values, queries.dtype, IS_AMD)
 

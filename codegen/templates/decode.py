@@ -77,7 +77,8 @@ def attention_decode(
     lowest = own_key(corner // GROUPS, rows, sequence_end, ALIGN)
     last_row = tl.minimum((corner + BLOCK_M - 1) // GROUPS, rows - 1)
     highest = own_key(last_row, rows, sequence_end, ALIGN)
-    first_tile = first_seen(lowest, BEFORE) // BLOCK_N
+    oldest = first_seen(lowest, BEFORE)
+    first_tile = oldest // BLOCK_N
     stop_tile = tl.cdiv(end_seen(highest, length, AFTER), BLOCK_N)
     tiles = tl.maximum(stop_tile - first_tile, 0)
     parts = tl.maximum(tl.minimum(tiles // LEAST_TILES, splits), 1)
@@ -116,7 +117,7 @@ def attention_decode(
     else:
         table += batch.to(tl.int64) * table_stride
     query = (queries, rest_of_queries, scale)
-    cache = (k, v, k_strides, v_strides, table, length, IS_AMD)
+    cache = (k, v, k_strides, v_strides, table, length, IS_AMD, oldest)
     place = (batch, head[:, None], row, row_inside, first, end)
     own_place = (batch, head[:, None], row, row_inside)
     floor = None

@@ -280,7 +280,8 @@ def stored(
             return k, k[..., : spec.value_dim], None
         return k, spread(v, v.dtype, case.layout), None
     pages = -(-case.keys // cache.page)
-    order = torch.randperm(2 * case.batch * pages)[: case.batch * pages]
+    order = torch.randperm(2 * case.batch * pages)
+    order, unused = order[: case.batch * pages], order[-1]
     # Beyond the pages that hold keys the table will say what no memory has.
     table = order.view(case.batch, pages).int()
     out = []
@@ -295,6 +296,9 @@ def stored(
         out[1] = out[0][..., : spec.value_dim]
     for b in range(case.batch if spec.lengths else 0):
         table[b, -(-int(lengths[b]) // cache.page) :] = 2**30
+        if spec.before is not None:  # and before those of all windows, pages of NaN
+            oldest = max(int(lengths[b]) - case.rows - spec.before, 0)
+            table[b, : oldest // cache.page] = unused
     return out[0], out[1], table
 
 

@@ -22,6 +22,7 @@ LATENT = AttentionSpec("bfloat16", 576, 512, groups=16, scale=576**-0.5)
 PLAIN = Cache()
 SHARED = Cache(shares_values=True)
 NARROW = Cache(dtype="float8_e4m3fn", scales=True)
+PAGED, READ = replace(CAUSAL, lengths=True), Cache(page=16)
 ROWS_OF_ALL = 2 * 1 * 3
 """Rows of a case's usual sizes: batch, heads of keys, groups."""
 
@@ -90,6 +91,14 @@ def test_pages_are_read_as_the_table_says(interpreted, page, layout):
     spec = replace(CAUSAL, lengths=True)
     cache = Cache(page=page)
     check(interpreted, spec, cache, rows=2, lengths=(90, 61), layout=layout, block_n=32)
+
+
+@pytest.mark.parametrize("cache", first(READ, replace(SHARED, page=16), replace(READ, page=64)))
+def test_pages_before_all_windows_are_not_read(interpreted, cache):
+    """Nor looked up: those that the table names there are NaN."""
+    spec = LATENT if cache.shares_values else CAUSAL
+    spec = replace(spec, before=20, after=0, align="bottom_right", lengths=True)
+    check(interpreted, spec, cache, rows=2, lengths=(76, 46), block_n=32)
 
 
 @pytest.mark.parametrize("spec", first(replace(LATENT, lengths=True), LATENT), ids=["lengths", ""])
@@ -249,7 +258,6 @@ def test_a_workspace_serves_replays(interpreted):
     check(interpreted, spec, splits=5, lengths=(100, 60), launches=3)
 
 
-PAGED, READ = replace(CAUSAL, lengths=True), Cache(page=16)
 FAR = {"offset": 300.0, "redone": ROWS_OF_ALL}
 WITH_LENGTHS = replace(CAUSAL, lengths=True)
 SINKS = replace(CAUSAL, sinks=True)
@@ -310,8 +318,12 @@ MUTANTS = {
     "parts behind the last": (CAUSAL, PLAIN, "run", {}, [
         ("(part < parts)\n            at = partials", "(part >= 0)\n            at = partials")
     ]),
+    "pages before all windows": (
+        replace(PAGED, before=20), READ, "run", {"rows": 2, "lengths": (76, 46), "block_n": 32},
+        [("inside = inside & (column >= oldest)", "inside = inside & (column >= 0)")],
+    ),
     "one page for all": (PAGED, READ, "run", {"block_n": 32}, [
-        ("mask=start + n < length, other=0)", "mask=n < 0, other=0)")
+        ("page = tl.load(at, mask=inside, other=0)", "page = tl.load(at, mask=n < 0, other=0)")
     ]),
     "the table of another sequence": (PAGED, READ, "run", {}, [
         ("table += batch.to(tl.int64) * table_stride", "table += 0 * table_stride")

@@ -112,6 +112,7 @@ CASES = {
     "float16": (replace(LLAMA, dtype="float16", softmax="first_tile"), Cache(), 1),
     "float32": (replace(LLAMA, dtype="float32"), Cache(), 1),
     "window": (replace(LLAMA, before=4095), Cache(), 1),
+    "window, pages of 16": (replace(LLAMA, before=4095), Cache(page=16), 1),
     "pages of 16": (LLAMA, Cache(page=16), 1),
     "pages of 64": (LLAMA, Cache(page=64), 1),
     "pages of 256": (LLAMA, Cache(page=256), 1),

@@ -18,7 +18,7 @@ from overlapc.planning.attention.problem import OWN, policy_of
 from overlapc.runtime.attention.kernels import decode_way, is_decode, run_decode, whole_keys
 from overlapc.runtime.attention.library import attention_by_fused
 from overlapc.runtime.attention.op import BY_TORCH
-from overlapc.runtime.attention.paged_checking import check_operands, check_pages
+from overlapc.runtime.attention.paged_checking import check_operands, check_pages, pages_seen
 from overlapc.runtime.attention.program import attention_by_torch
 from overlapc.runtime.attention.refused_gradients import refuse_gradients
 from overlapc.runtime.kernel_attempts import KernelAttempts
@@ -55,14 +55,15 @@ def paged_attention(
     ``query`` is [batch, groups * heads, rows, dim], ``keys`` [pages, heads, page, dim] and
     ``values`` [pages, heads, page, value_dim], of any strides; ``table`` int32[batch, most pages]
     says which pages hold a sequence, in the order of its keys, and what stands behind those of its
-    length is not read; ``lengths`` is int32[batch], the row's own keys among them. A page holds a
-    power of two of keys, 16 to 256. ``scale`` is 1 / sqrt(dim) unless given; ``window`` is how many
-    keys before its own a row sees. Where keys have fewer columns than queries, each begins with its
-    value and is given without that (latent attention). Keys and values may be float8_e4m3fn beside
-    a wider query, with ``k_scale`` of whole keys and ``v_scale``, float32[1] or [heads].
-    ``softmax`` is "unified" or "online", as the option. Gives [batch, groups * heads, rows,
-    value_dim], zeros in rows that see no key, as torch's attention over no keys; has no gradient.
-    May be called in what torch.compile traces, and captured in a CUDA graph after a first call.
+    length, or before those of every row's window, is not read; ``lengths`` is int32[batch], the
+    row's own keys among them. A page holds a power of two of keys, 16 to 256. ``scale`` is 1 /
+    sqrt(dim) unless given; ``window`` is how many keys before its own a row sees. Where keys have
+    fewer columns than queries, each begins with its value and is given without that (latent
+    attention). Keys and values may be float8_e4m3fn beside a wider query, with ``k_scale`` of whole
+    keys and ``v_scale``, float32[1] or [heads]. ``softmax`` is "unified" or "online", as the
+    option. Gives [batch, groups * heads, rows, value_dim], zeros in rows that see no key, as
+    torch's attention over no keys; has no gradient. May be called in what torch.compile traces, and
+    captured in a CUDA graph after a first call.
     KernelError on operands that are none of this; that the table has every page of a sequence, and
     the cache each of these, is checked on processors only.
     """
@@ -121,10 +122,11 @@ def _run(
 ) -> torch.Tensor:
     read, lies = AttentionSpec.parse(spec), Cache.parse(cache)
     calls = calls_of(SITE)
+    reach = None if read.before is None else query.shape[2] + read.before
     if not query.numel():
         return _fake(query, keys, values)
     if query.device.type == "cpu":  # on a GPU to ask for values would wait for it
-        check_pages(table, lengths, lies.page, keys.shape[0])
+        check_pages(table, lengths, lies.page, keys.shape[0], reach)
 
     def launch() -> torch.Tensor:
         out = _fake(query, keys, values)
@@ -144,25 +146,33 @@ def _run(
             return found
     calls[BY_TORCH] += 1
     k, v = (
-        _gathered(side, table, lengths, factor).to(query.dtype)
+        _gathered(side, table, lengths, factor, reach).to(query.dtype)
         for side, factor in ((keys, k_scale), (values, v_scale))
     )
     if lies.shares_values:
-        k = whole_keys(read, k, _gathered(values, table, lengths, k_scale).to(query.dtype))
+        own = _gathered(values, table, lengths, k_scale, reach).to(query.dtype)
+        k = whole_keys(read, k, own)
     if read.head_dim == read.value_dim:
         return attention_by_fused(read, query, k, v, (), lengths)
     return attention_by_torch(read, query, k, v, (), lengths, None)[0]
 
 
 def _gathered(
-    side: torch.Tensor, table: torch.Tensor, lengths: torch.Tensor, factor: torch.Tensor | None
+    side: torch.Tensor,
+    table: torch.Tensor,
+    lengths: torch.Tensor,
+    factor: torch.Tensor | None,
+    reach: int | None,
 ) -> torch.Tensor:
-    """``[batch, heads, keys, dim]`` of every sequence, zeros after its length."""
+    """``[batch, heads, keys, dim]`` of every sequence, zeros after its length and where
+    ``pages_seen`` says that no row sees a page."""
     page, most = side.shape[2], table.shape[1]
     if not side.shape[0]:  # all sequences are empty
         side = side.new_zeros(1, *side.shape[1:])
+    seen = pages_seen(table, lengths, page, reach)
     used = torch.arange(most * page, device=table.device) < lengths[:, None]
-    found = side[table.masked_fill(~used[:, ::page], 0)].transpose(1, 2).flatten(2, 3)
+    used = used & seen.repeat_interleave(page, 1)
+    found = side[table.masked_fill(~seen, 0)].transpose(1, 2).flatten(2, 3)
     if factor is not None:
         found = found.float() * factor.reshape(1, -1, 1, 1)
     return torch.where(used[:, None, :, None], found, torch.zeros((), dtype=found.dtype))

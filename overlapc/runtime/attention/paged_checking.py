@@ -37,7 +37,19 @@ def check_operands(
         raise _error(why, f"query {list(getattr(query, 'shape', ()))}")
 
 
-def check_pages(table: torch.Tensor, lengths: torch.Tensor, page: int, pages: int) -> None:
+def pages_seen(
+    table: torch.Tensor, lengths: torch.Tensor, page: int, reach: int | None
+) -> torch.Tensor:
+    """Which pages hold a key that some row may see, as the table: of each sequence's last ``reach``
+    keys, or of all where it is None."""
+    first = page * torch.arange(table.shape[1], device=table.device)
+    seen = first < lengths[:, None]
+    return seen if reach is None else seen & (first + page > lengths[:, None] - reach)
+
+
+def check_pages(
+    table: torch.Tensor, lengths: torch.Tensor, page: int, pages: int, reach: int | None
+) -> None:
     """Raise KernelError where a sequence has a page that is none, or a length that cannot be.
 
     Waits for the device: for processors.
@@ -47,8 +59,7 @@ def check_pages(table: torch.Tensor, lengths: torch.Tensor, page: int, pages: in
     most = page * table.shape[1]
     if lengths.numel() and int(lengths.max()) > most:
         raise _error(f"a sequence has {int(lengths.max())} keys, and its pages {most}", "lengths")
-    first = page * torch.arange(table.shape[1], device=table.device)
-    named = table[first < lengths[:, None]]
+    named = table[pages_seen(table, lengths, page, reach)]
     wrong = named[(named < 0) | (named >= pages)]
     if wrong.numel():
         raise _error(f"a sequence lies in page {int(wrong[0])} of {pages}", "table")
