@@ -106,6 +106,20 @@ def test_what_is_no_table_is_refused(tmp_path, text):
     assert "calibrate --softmax" in caught.value.remedy
 
 
+@pytest.mark.parametrize("phi", ["NaN", "Infinity", "-Infinity", "1e39", "-2e300"])
+def test_a_phi_that_is_no_number_of_the_kernels_is_refused(tmp_path, phi):
+    """Mutants: any number passes; an infinite one does."""
+    path = tmp_path / "table.json"
+    SoftmaxTable("structure", (GraphScores("first", (SITE,)),)).save(path)
+    text = path.read_text()
+    assert text.count('"phi": 1.5') == 2
+    path.write_text(text.replace('"phi": 1.5', f'"phi": {phi}', 1))
+    with pytest.raises(TargetError, match=r"graphs\[0\].sites\[0\].heads\[0\]: a φ of ") as caught:
+        SoftmaxTable.load(path)
+    assert caught.value.where == str(path)
+    assert "calibrate --softmax" in caught.value.remedy
+
+
 def test_a_head_is_described():
     assert HEAD.text() == "100 rows, scores -3 to 4 (-2, 0.5, 3.5), φ 1.5 (slack 20)"
     assert WITHOUT.text().endswith("φ none")

@@ -18,6 +18,9 @@ to 128 of them: chosen, so that this stays near a hundredth of the CTAs."""
 LEAST_SLACK = 2.0
 """By which scores of other prompts may shift before more rows than those are: chosen."""
 
+MOST_PHI = 1e38
+"""Of a size that is a number of float32 in units of log 2 as well."""
+
 
 @dataclass(frozen=True)
 class HeadScores:
@@ -36,6 +39,11 @@ class HeadScores:
     """By which it may be off, either way."""
     redone_by_first: int
     """Rows that would be computed twice relative to the maximum over their first keys."""
+
+    def __post_init__(self) -> None:
+        # Relative to another one even rows without a key, whose result is zeros, are NaN.
+        if self.phi is not None and not abs(self.phi) <= MOST_PHI:
+            raise ValueError(f"a φ of {self.phi} is no number that scores are relative to")
 
     def text(self) -> str:
         """The range and what is chosen, as a person reads it."""
