@@ -29,6 +29,7 @@ from overlapc.codegen.epilogue import Call, Epilogue, Input, Ref
 from overlapc.codegen.interpreting import correct_interpreter
 from overlapc.codegen.templates.cached_tiles import widened
 from overlapc.errors import KernelError
+from tests.codegen.attention_cases import loads_of
 from tests.codegen.hidden_masks import HidingMask
 
 correct_interpreter()
@@ -192,6 +193,19 @@ def bytes_read(
         builder.create_masked_load = original
     made.check()
     return counted[0], counted[1]
+
+
+def mask_read(
+    spec: str, cache: str, case: Case, mutate: Sequence[tuple[str, str]] = ()
+) -> float:  # fmt: skip
+    """How often each number that a row of a head has of the mask is loaded by one launch."""
+    made = prepare(spec, cache, case, mutate)
+    (mask,) = made.named["inputs"]
+    with loads_of(mask=mask) as counts:
+        made.launch(0)
+    made.check()
+    heads = case.heads * AttentionSpec.parse(spec).groups
+    return counts["mask"] / (case.batch * heads * case.rows * case.keys)
 
 
 def prepare(text: str, cache_text: str, case: Case, mutate: Sequence[tuple[str, str]] = ()) -> Run:
@@ -430,7 +444,7 @@ def mutant(kernel: DecodeKernel, changes: Sequence[tuple[str, str]]) -> DecodeKe
     return replace(kernel, module=module)
 
 
-CALLS = {"run": run, "bits": bits, "bytes_read": bytes_read}
+CALLS = {"run": run, "bits": bits, "bytes_read": bytes_read, "mask_read": mask_read}
 
 
 def call(name: str, spec: str, cache: str, case: dict[str, Any], **named: Any) -> Any:

@@ -106,6 +106,41 @@ def test_bytes_that_few_rows_read(interpreted, name, tiles):
     assert of_keys == of_values == tiles * 16 * 32 * 4
 
 
+FAR = {"batch": 1, "rows": 1, "keys": 256, "splits": 4}
+SHOWING = {
+    "padded on the left": ((240, 256), 1, 1),
+    "longer than what it holds": ((0, 10), 1, 2),
+    "in the middle": ((100, 180), 6, 3),
+}
+"""Keys that are kept, their tiles, and in how many tiles each CTA looks for one."""
+
+
+def mask_read(interpreted, kept, fill="least", **named):
+    """How often few rows load a mask that keeps these keys."""
+    case = {**FAR, "hiding": {"kept": (kept,), "fill": fill}, **named}
+    return decode(interpreted, replace(SPEC, softmax="online"), "booleans", "mask_read", **case)
+
+
+@pytest.mark.parametrize("name", SHOWING)
+def test_few_rows_look_for_a_key_they_keep_where_it_is(interpreted, name):
+    """Each CTA does, beside looking its own tiles through and reading what is kept."""
+    kept, own, tiles = SHOWING[name]
+    assert mask_read(interpreted, (kept,)) == 1 + own / 16 + tiles * FAR["splits"] / 16
+
+
+def test_few_rows_that_keep_no_key_look_for_one_once(interpreted):
+    """And a second time in the first tile; where minus infinity alone hides, they need not."""
+    assert mask_read(interpreted, ()) == 1 + 1 + FAR["splits"] * (1 + 1 / 16)
+    assert mask_read(interpreted, (), "") == 1
+
+
+def test_a_mutant_that_looks_from_the_first_key_on_is_caught(interpreted):
+    kept, own, tiles = SHOWING["padded on the left"]
+    changes = [("tiles - 1, 0, first_tile", "0, 0, first_tile")]
+    count = mask_read(interpreted, (kept,), mutate=changes)
+    assert count > 1 + own / 16 + tiles * FAR["splits"] / 16
+
+
 PREFILL = {"rows": 20, "keys": 100}
 ALONE = replace(SPEC, groups=1, head_dim=16, value_dim=16)
 
