@@ -79,6 +79,7 @@ def visit_tile(
     BEFORE: tl.constexpr, AFTER: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
     SHARED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_REST: tl.constexpr, BLOCK_V: tl.constexpr, PAGE: tl.constexpr,
+    IS_AMD: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """Take a tile of keys into (peak, sums, total) of packed rows.
 
@@ -89,8 +90,7 @@ def visit_tile(
     row sees every key.
     """
     queries, rest_of_queries, scale = query
-    k, v, k_strides, v_strides, table, length, _, oldest = cache
-    IS_AMD: tl.constexpr = cache[6]
+    k, v, k_strides, v_strides, table, length, oldest = cache
     batch, head, row, row_inside, first, end = place
     column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = column < length
@@ -160,6 +160,7 @@ def visit_each(
     BEFORE: tl.constexpr, AFTER: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
     SHARED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_REST: tl.constexpr, BLOCK_V: tl.constexpr, PAGE: tl.constexpr,
+    IS_AMD: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """Take each ``step``-th tile from ``begin`` on, not every row of which sees every key; with
     HIDES those that masks keep for some row, see ``hidden``.
@@ -171,7 +172,7 @@ def visit_each(
             peak, sums, total = visit_tile(
                 peak, sums, total, tile, query, cache, place, inputs, STEP, True, SCORES,
                 BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N, BLOCK_D,
-                BLOCK_REST, BLOCK_V, PAGE,
+                BLOCK_REST, BLOCK_V, PAGE, IS_AMD,
             )  # fmt: skip
     else:
         for group in tl.range(begin, stop, step * WORD):
@@ -185,6 +186,6 @@ def visit_each(
                 peak, sums, total = visit_tile(
                     peak, sums, total, tile, query, cache, place, inputs, STEP, True, SCORES,
                     BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N, BLOCK_D,
-                    BLOCK_REST, BLOCK_V, PAGE,
+                    BLOCK_REST, BLOCK_V, PAGE, IS_AMD,
                 )  # fmt: skip
     return peak, sums, total

@@ -117,7 +117,7 @@ def attention_decode(
     else:
         table += batch.to(tl.int64) * table_stride
     query = (queries, rest_of_queries, scale)
-    cache = (k, v, k_strides, v_strides, table, length, IS_AMD, oldest)
+    cache = (k, v, k_strides, v_strides, table, length, oldest)
     place = (batch, head[:, None], row, row_inside, first, end)
     own_place = (batch, head[:, None], row, row_inside)
     floor = None
@@ -159,7 +159,7 @@ def attention_decode(
                     peak, sums, total = visit_tile(
                         peak, sums, total, begin, query, cache, place, inputs, "first", True,
                         SCORES, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N,
-                        BLOCK_D, BLOCK_REST, BLOCK_V, PAGE,
+                        BLOCK_D, BLOCK_REST, BLOCK_V, PAGE, IS_AMD,
                     )  # fmt: skip
                     begin += 1
                 # Rows that see none of these take the first of the part that they do see.
@@ -178,7 +178,7 @@ def attention_decode(
                         found, _, _ = visit_tile(
                             peak, sums, total, next_tile, query, cache, place, inputs, "maximum",
                             True, SCORES, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION,
-                            BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V, PAGE,
+                            BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V, PAGE, IS_AMD,
                         )  # fmt: skip
                         peak = tl.where(waits, found, peak)
                         waits = waits & (peak == float("-inf"))
@@ -195,7 +195,7 @@ def attention_decode(
             peak, sums, total = visit_tile(
                 peak, sums, total, tile, query, cache, place, inputs, STEP, False, SCORES,
                 BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N, BLOCK_D,
-                BLOCK_REST, BLOCK_V, PAGE,
+                BLOCK_REST, BLOCK_V, PAGE, IS_AMD,
             )  # fmt: skip
         before = whole - begin
         edges = before + stop - whole_stop
@@ -205,13 +205,13 @@ def attention_decode(
                 peak, sums, total = visit_tile(
                     peak, sums, total, tile, query, cache, place, inputs, STEP, True, SCORES,
                     BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N, BLOCK_D,
-                    BLOCK_REST, BLOCK_V, PAGE,
+                    BLOCK_REST, BLOCK_V, PAGE, IS_AMD,
                 )  # fmt: skip
     else:
         peak, sums, total = visit_each(
             peak, sums, total, begin, stop, step, floor, query, cache, place, inputs, STEP, HIDES,
             SCORES, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_M, BLOCK_N,
-            BLOCK_D, BLOCK_REST, BLOCK_V, PAGE,
+            BLOCK_D, BLOCK_REST, BLOCK_V, PAGE, IS_AMD,
         )  # fmt: skip
     if not IS_ONLINE:
         sums = tl.sum(sums, 1) + tl.exp2(own_sink - peak)
@@ -266,6 +266,7 @@ def attention_decode(
                 redone_peak, redone_sums, redone_total, first_tile, first_tile + tiles, 1, floor,
                 query, cache, place, inputs, "online", HIDES, SCORES, BEFORE, AFTER, HEAD_DIM,
                 VALUE_DIM, SHARED, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V, PAGE,
+                IS_AMD,
             )  # fmt: skip
             # A row of minus infinity alone has been computed: it has no weight.
             is_bad = is_bad & (redone_peak > float("-inf"))

@@ -84,6 +84,11 @@ def test_keys_that_a_mask_keeps_are_loaded_ahead():
     check(replace(LLAMA, program=programs.ADDED), Cache(), "sm_90")
 
 
+def test_a_cache_of_float8_is_built():
+    """Mutant: a constant of devices that comes in a tuple, which makes a number of it."""
+    check(LLAMA, NARROW, "sm_90")
+
+
 @pytest.mark.long
 def test_a_latent_cache_is_not_read_twice():
     binary = check(LATENT, SHARED, "sm_90")
