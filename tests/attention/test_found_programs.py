@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from overlapc.graphs.attention import problems
 from tests.attention import running_programs  # noqa: F401 - its ops write to what they are given
@@ -102,6 +103,33 @@ def by_an_op_that_takes_lists(q, k, v):
     return s.softmax(-1) @ v
 
 
+def through_an_unsafe_split(q, k, v):
+    """Its schema marks nothing, and its parts are views."""
+    s = q @ k.mT
+    torch.unsafe_split(k, 8, 2)[0].mul_(0.5)
+    return s.softmax(-1) @ v
+
+
+def by_a_function_at_its_place(q, k, v):
+    """``inplace`` is no keyword here."""
+    s = q @ k.mT
+    F.silu(k, True)
+    return s.softmax(-1) @ v
+
+
+def by_norms_of_an_embedding(q, k, v):
+    """Rows that it takes are made shorter where they lie."""
+    s = q @ k[0, 0].mT
+    taken = F.embedding(torch.arange(3), k[0, 0], max_norm=0.5)
+    return s.softmax(-1) @ v + taken.sum()
+
+
+def by_averages_that_run(q, k, v):
+    s = q @ k.mT
+    F.batch_norm(q.flatten(0, 2), k[0, 0, 0], torch.ones(q.shape[-1]), training=True)
+    return s.softmax(-1) @ v
+
+
 def scores_by_an_op_of_others(q, k, v):
     s = q @ k.mT
     torch.ops.fuzzing.halve(s)
@@ -162,6 +190,8 @@ def aten_softmax(q, k, v):
 
 
 REFUSED = {
+    through_an_unsafe_split: "mutated_operand", by_a_function_at_its_place: "mutated_operand",
+    by_norms_of_an_embedding: "mutated_operand", by_averages_that_run: "mutated_operand",
     of_one_column: "product", of_one_value: "product", whole_weights: "weights_changed",
     weights_of_eight_bits: "weights_changed", scores_of_eight_bits: "score_function",
     whole_scores: "product", less_logarithm: "dead_rows", less_logarithm_of_some: "dead_rows",

@@ -85,7 +85,8 @@ def test_schemas_tell_what_is_new(name):
 @pytest.mark.parametrize(
     "name",
     ["view", "expand", "transpose", "to", "contiguous", "reshape", "detach", "squeeze", "split",
-     "dropout", "native_dropout", "pad", "getitem", "float", "lift", "chunk"],
+     "dropout", "native_dropout", "pad", "getitem", "float", "lift", "chunk",
+     "unsafe_split", "unsafe_split_with_sizes"],
 )  # fmt: skip
 def test_what_may_be_a_view_is_not_taken_for_new(name):
     assert not _is_marked_new(name)

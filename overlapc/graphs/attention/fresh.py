@@ -19,8 +19,8 @@ MADE_OF_OTHERS_NAMES = """
 """
 MADE_OF_OTHERS = frozenset(MADE_OF_OTHERS_NAMES.split())
 """Calls that give new memory, and whose schema does not tell."""
-UNMARKED = ("lift", "native_dropout")
-"""Ops that may give their operand as it is, unlike what their schemas say."""
+UNMARKED = ("lift", "native_dropout", "unsafe_split", "unsafe_split_with_sizes")
+"""Ops that may give their operand as it is, or views of it, unlike what their schemas say."""
 
 
 def is_fresh(call: Call) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -99,6 +102,9 @@ OF_TORCH = ("aten::", "prims::")
 ROOTS_OF_TORCH = ("torch", "_operator", "builtins", "math")
 """Modules whose functions are what their names say."""
 
+WRITING = ("inplace", "out", "weight", "max_norm", "running_mean", "running_var")
+"""Parameters of functions in Python that are written to, or say that others are."""
+
 OVERWRITING = "iadd isub imul itruediv ifloordiv imod ipow imatmul iand ior ixor"
 OPERATORS_IN_PLACE = frozenset(OVERWRITING.split())
 
@@ -142,11 +148,27 @@ def read_call(node: fx.Node) -> Call | None:
     names += [str(index) for index in range(len(args))]
     given = dict(zip(names, args, strict=False))
     given.update({RENAMED.get(key, key): value for key, value in node.kwargs.items()})
+    told = told_writes(node)
+    given.update({key: told[key] for key in ("inplace", "out") if told.get(key) is not None})
     base = given.get("input")
     if name == "pow" and isinstance(base, int | float) and 0 < base != 1:
         given.update(input=given.get("exponent"), base=base)
         return Call(node, "exp", False, given)  # nobody writes to a number
     return Call(node, name, in_place or given.get("inplace") is True, given)
+
+
+def told_writes(node: fx.Node) -> dict[str, Any]:
+    """Return arguments, by name wherever they stand, that say what a function of torch's that is
+    written in Python writes to."""
+    target = node.target
+    names = _parameters(target) if isinstance(target, FunctionType) else ()
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    return {name: given[name] for name in WRITING if name in given and name in names}
+
+
+@cache
+def _parameters(function: FunctionType) -> tuple[str, ...]:
+    return tuple(inspect.signature(function).parameters)
 
 
 def _name_of(node: fx.Node) -> tuple[str, bool]:

@@ -14,7 +14,7 @@ from torch import fx
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 
 from overlapc.graphs.attention.fresh import is_fresh
-from overlapc.graphs.attention.spelling import Call, read_call, tensor_of
+from overlapc.graphs.attention.spelling import Call, read_call, tensor_of, told_writes
 
 Outer = Mapping[fx.Node, "tuple[Versions, fx.Node]"]
 """By the placeholders of the body of a higher-order op, the node that the one call gives, as the
@@ -123,13 +123,21 @@ def writes_to(node: fx.Node, call: Call | None) -> list[fx.Node]:
         return []
     if isinstance(node.target, HigherOrderOperator) and "mutation" in node.target.name():
         return node.all_input_nodes  # a kernel of the user's: any may be written to
-    written: list[object] = [call.get("out"), *_written_by_schema(node)]
+    written: list[object] = [call.get("out"), *_written_by_schema(node), *_kept_beside(node)]
     if call.in_place or call.name == "setitem":
         written.append(call.get("input"))
     flat: list[object] = []
     for item in written:
         flat.extend(item if isinstance(item, list | tuple) else [item])
     return [item for item in flat if isinstance(item, fx.Node) and tensor_of(item) is not None]
+
+
+def _kept_beside(node: fx.Node) -> list[object]:
+    """What a function of torch's changes for its next calls: averages that run, and rows of an
+    embedding whose norms are bounded."""
+    told = told_writes(node)
+    rows = None if told.get("max_norm") is None else told.get("weight")
+    return [rows, told.get("running_mean"), told.get("running_var")]
 
 
 def _written_by_schema(node: fx.Node) -> list[object]:
