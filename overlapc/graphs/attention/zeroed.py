@@ -19,7 +19,7 @@ from overlapc.graphs.attention.masks import Mask
 from overlapc.graphs.attention.scores import Scores
 from overlapc.graphs.attention.spelling import Call, tensor_of
 from overlapc.graphs.attention.steps import Bias, Fill
-from overlapc.graphs.attention.tensors import CASTS, PERMUTATIONS, expression, is_cast, is_same
+from overlapc.graphs.attention.tensors import CASTS, PERMUTATIONS, expression, is_same
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.attention.walk import Walk, beside
 from overlapc.graphs.collectives import Refusal
@@ -196,7 +196,7 @@ def _without_negation(
     node = versions.read(reader, source)
     while node is not None and (call := versions.calls.get(node)) is not None:
         is_negated = call.name in NEGATIONS and not call.in_place
-        if not is_negated and not is_cast(versions, node):
+        if not is_negated and (call.in_place or call.name not in CASTS):
             known = number(versions, call.get("other")) if call.name == "eq" else None
             own = tensor_of(call.get("input"))
             if known != 0 or call.in_place or own is None or own.dtype != torch.bool:
