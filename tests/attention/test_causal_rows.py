@@ -53,6 +53,14 @@ def test_any_number_of_rows_and_keys(rows, keys):
     assert by_rows(rows, keys) < 1e-5
 
 
+@pytest.mark.parametrize("what", [math.nan, math.inf, -math.inf])
+def test_a_key_that_is_no_number_reaches_no_row_before_it(what):
+    """Mutant: it is not looked for, and rows of the same call are NaN."""
+    inputs = operands(300, 300)
+    inputs[1][0, 0, 290] = what
+    assert error(library.attention_by_fused(SPEC, *inputs, [], None), *inputs) < 1e-5
+
+
 def test_rows_that_are_masked_otherwise_are_wrong(monkeypatch):
     """The mutant whose mask lies a key further."""
     attention = F.scaled_dot_product_attention

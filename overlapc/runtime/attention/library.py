@@ -87,8 +87,7 @@ def _fused(
     # Torch's kernel for processors scales after it has put minus infinity where a later key is.
     may_be_causal = not spec.program and lengths is None and spec.scale > 0
     is_causal = may_be_causal and _is_causal(spec, query.shape[2], keys)
-    is_on_processor = query.device.type == "cpu"
-    if is_causal and is_on_processor and CUT_ROWS < query.shape[2] <= MOST_CUT_ROWS:
+    if is_causal and _is_cut_by_rows(query, key):
         return _by_rows(spec, query, key, value)
     mask = None if is_causal else _mask(spec, query, keys, inputs, lengths)
     if mask is not None and spec.program and lengths is None and query.device.type == "cpu":
@@ -104,6 +103,14 @@ def _fused(
         kept = mask if mask.dtype == torch.bool else mask > -math.inf
         out = out.masked_fill(~kept.any(-1, keepdim=True), math.nan)
     return out.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _is_cut_by_rows(query: torch.Tensor, key: torch.Tensor) -> bool:
+    """Whether to call torch's for some rows at a time: on processors, and not where a key is no
+    number, whose score no minus infinity that is added takes from the rows before it."""
+    if query.device.type != "cpu" or not CUT_ROWS < query.shape[2] <= MOST_CUT_ROWS:
+        return False
+    return math.isfinite(float(key.sum(dtype=torch.promote_types(key.dtype, torch.float32))))
 
 
 def _by_rows(
