@@ -257,8 +257,8 @@ OF_DECODE = {
         ("tl.range(0, count_of(bits))", "tl.range(0, count_of(bits) - 1)")
     ]),
     "all are read again": ("the least number", {"offset": 300.0}, [
-        ("first_tile, first_tile + tiles, 1,\n                    floor,",
-         "first_tile, first_tile + tiles, 1,\n                    floor - float(\"inf\"),")
+        ("first_tile, first_tile + tiles, 1, floor,",
+         "first_tile, first_tile + tiles, 1, floor - float(\"inf\"),")
     ]),
     "φ is of hidden keys": ("the least number", {"softmax": "first_tile", "redone": 0}, [
         ("inputs,\n                            floor, SCORES",
@@ -289,7 +289,7 @@ OF_PREFILL = {
          "score <= 9.0) & place[3][:, None]\n    tl.store"),
     ),
     "the flags of the first block": (
-        "booleans", {"hiding": {"kept": HOLES}},
+        "booleans", {"hiding": {"kept": (((0, 100),),) * 2, "documents": (16, 100)}},
         ("kept += corner // BLOCK_M * tl.cdiv(keys, BLOCK_N)", "kept += 0"),
     ),
     "the flags of the first head": (
