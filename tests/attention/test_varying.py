@@ -28,12 +28,17 @@ def by_rows(q, k, v):
     return (q @ k.mT / math.sqrt(q.size(-2))).softmax(-1) @ v
 
 
+def shifted(q, k, v, scale):
+    """Which changes no softmax."""
+    return (q @ k.mT + scale).softmax(-1) @ v
+
+
 def filled(q, k, v):
     later = torch.ones(q.size(-2), k.size(-2), dtype=torch.bool).triu(1)
     return (q @ k.mT).masked_fill(later, FILL).softmax(-1) @ v
 
 
-@pytest.mark.parametrize("function", [scaled, divided])
+@pytest.mark.parametrize("function", [scaled, divided, shifted])
 def test_one_graph_serves_scales_that_vary(function):
     done = rewrite(function, *plain(), 0.3, dynamic=None)
     for scale in (0.7, -1.9, 3.0, 0.3):

@@ -19,6 +19,7 @@ from overlapc.graphs.attention.constants import constant, number
 from overlapc.graphs.attention.repeats import EXPANSIONS
 from overlapc.graphs.attention.steps import WEAKEST_FILL, Bias, Fill
 from overlapc.graphs.attention.tensors import CASTS, COPIES, ORDERED, Expression
+from overlapc.graphs.attention.varying import has_varying
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.collectives import Refusal
 
@@ -162,6 +163,8 @@ def _constant(
 
 def _content(versions: Versions, source: Expression) -> torch.Tensor | None:
     """What a mask's node holds, where it is a constant, or the mask has nothing of it."""
+    if has_varying([args for _, args in source.calls]):
+        return None
     if source.calls and source.calls[0][0] is MADE:
         return torch.empty(())
     return constant(versions, source.node) if source.is_unwritten(versions) else None

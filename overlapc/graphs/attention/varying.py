@@ -23,13 +23,18 @@ def is_varying(argument: object) -> TypeGuard[fx.Node]:
 def has_sizes(graph: fx.Graph, sizes: Any) -> bool:
     """Return whether inputs of a graph give all sizes that vary, among ``sizes``."""
     given = _inputs(graph)
-    return not tree_any(lambda one: _varies(one) and _key(one) not in given, sizes)
+    return not tree_any(lambda one: varies(one) and _key(one) not in given, sizes)
+
+
+def has_varying(arguments: Any) -> bool:
+    """Return whether what varies is among arguments of calls: a size, or a node of the graph."""
+    return tree_any(lambda one: isinstance(one, fx.Node) or varies(one), arguments)
 
 
 def inferred(sizes: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return sizes for a view with -1 for the one that varies, where no other does."""
-    is_one = sum(map(_varies, sizes)) == 1
-    return tuple(-1 if is_one and _varies(size) else size for size in sizes)
+    is_one = sum(map(varies, sizes)) == 1
+    return tuple(-1 if is_one and varies(size) else size for size in sizes)
 
 
 def with_nodes(graph: fx.Graph, arguments: Any) -> Any:
@@ -37,7 +42,7 @@ def with_nodes(graph: fx.Graph, arguments: Any) -> Any:
     given = _inputs(graph)
 
     def node_of(one: Any) -> Any:
-        if _varies(one):
+        if varies(one):
             return given[_key(one)]
         return int(one) if isinstance(one, torch.SymInt) else one
 
@@ -55,7 +60,8 @@ def column_number(argument: fx.Node, product: fx.Node) -> float | None:
     return float(value.node.hint) if own and own <= summed and value.node.has_hint() else None
 
 
-def _varies(size: object) -> bool:
+def varies(size: object) -> bool:
+    """Return whether a size is none that is known while compiling."""
     return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
 
 
