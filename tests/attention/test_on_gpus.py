@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from overlapc.codegen.attention.spec import AttentionSpec
-from overlapc.codegen.attention.visibility import FINITE, hides
+from overlapc.codegen.attention.visibility import FINITE, INFINITE, hides
 from overlapc.errors import TargetError
 from overlapc.graphs.attention import layouts, problems
 from overlapc.passes import rewrite_attention
@@ -93,13 +93,16 @@ def on_gpu(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("spelled", [added, capped, filled, called])
 def test_the_kernel_is_told_what_a_given_mask_hides(on_gpu, spelled, dtype):
-    """Mutants: a cap before a mask is a cap of it; booleans alone are masks."""
+    """Minus infinity alone, where booleans are filled with nothing else.
+
+    Mutants: a cap before a mask is a cap of it; booleans alone are masks.
+    """
     q, k, v, _ = (side.to(dtype) for side in operands("meta"))
     mask = torch.empty(1, 1, 1, KEYS, dtype=torch.bool, device="meta")
     done = rewrite(spelled, q, k, v, mask, softmax="unified")
     assert done.codes == ["unified"]
     (text,) = re.findall(r"'(attention dtype=.*?)', '", done.after[-1])
-    assert hides(AttentionSpec.parse(text).scores) == FINITE
+    assert hides(AttentionSpec.parse(text).scores) == (INFINITE if spelled is called else FINITE)
 
 
 @pytest.mark.parametrize("architecture", ["gfx1030", "gfx1100", "gfx1201", "gfx90a"])

@@ -52,7 +52,7 @@ class Case:
         deal = Dealing(self.collective, self.axis, self.units, RANKS, ME)
         return StagedGemm.of(
             kernel, sender, producer_parts(deal, self.counts), result_units=deal.result_units,
-            across=RANKS if self.axis else 1, turned=ME, sweep=SWEEP,
+            across=RANKS if self.axis else 1, first_run=ME, sweep=SWEEP,
         )  # fmt: skip
 
     def wanted(self, c: torch.Tensor) -> torch.Tensor:

@@ -93,7 +93,7 @@ def test_few_rows_are_a_decode(batch, rows, keys, way):
     assert list(calls_of(SITE)) == [said if splits else "zero"]
 
 
-@pytest.mark.parametrize(("heads", "way"), [(71, "decode 11"), (128, "decode 11")])
+@pytest.mark.parametrize(("heads", "way"), [(71, "decode 16"), (128, "decode 16")])
 def test_one_row_is_a_decode_whoever_shares_its_keys(heads, way):
     """The kernel of many rows would read all keys once for each head."""
     launched: list[str] = []
