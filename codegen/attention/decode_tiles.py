@@ -12,7 +12,8 @@ from overlapc.planning.shared_memory import shared_bytes
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1}
 AHEAD_BYTES, MOST_BUFFERS = 64 << 10, 4
 """What is to be on its way while a CTA computes: nearly twice what hides a microsecond of an H200.
-Chosen, and the second by what the tests build without spills: less by one where there are pages."""
+Chosen, and the second by what the tests build without spills: less by one where there are pages,
+and by one more where they are widened from float8 on sm_100."""
 MOST_KEYS = 64
 BESIDE_BYTES = 8 << 10
 """Shared memory for what passes between layouts, numbers of pages and what the driver takes;
@@ -50,10 +51,12 @@ def decode_tile(spec: AttentionSpec, cache: Cache, rows: int, architecture: str)
     columns = leading(spec.head_dim) + rest + block_n
     beside = block_m * columns * ITEM_BYTES[spec.dtype] + BESIDE_BYTES
     room, of_tile = shared_bytes(architecture), block_n * of_key
-    buffers = (room // RESIDENT - beside) // of_tile
+    of_stage = of_tile + block_m * block_n * _score_bytes(spec)
+    buffers = (room // RESIDENT - beside) // of_stage
     if block_m > LEAST_BLOCK or buffers < 2:  # registers, or shared memory, are for one CTA
-        buffers = (room - beside) // of_tile
-    most = MOST_BUFFERS - (cache.page > 0)
+        buffers = (room - beside) // of_stage
+    is_widened = cache.of(spec) == "float8_e4m3fn" and architecture == "sm_100"
+    most = MOST_BUFFERS - (cache.page > 0) * (1 + is_widened)
     stages = 1 + min(max(buffers, 1), 1 - -AHEAD_BYTES // of_tile, most)
     if architecture.startswith("gfx"):
         stages = 1  # there, a stage is registers
@@ -68,6 +71,12 @@ def key_bytes(spec: AttentionSpec, cache: Cache) -> int:
     dims = leading(spec.head_dim) + _rest(spec)
     dims += 0 if cache.shares_values else padded(spec.value_dim)
     return dims * ITEM_BYTES[cache.of(spec)]
+
+
+def _score_bytes(spec: AttentionSpec) -> int:
+    """Of what is loaded beside each score, ahead as keys are."""
+    matrices = [item.dtype for item in spec.inputs if item.shape == "matrix"]
+    return sum(4 if dtype == "float32" else 2 for dtype in matrices)
 
 
 def _rest(spec: AttentionSpec) -> int:

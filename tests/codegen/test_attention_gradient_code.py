@@ -36,9 +36,9 @@ CHANGES = {
     "biased": {"program": programs.ADDED},
     "kept": {"after": None, "program": programs.KEPT},
 }  # fmt: skip
-FEW_BYTES = 8
-"""On the stack of a thread: two registers, of the gradients of float32 keys of 128 columns beside a
-mask on sm_100, whose tile is the least there is."""
+FEW_BYTES, FEW_ON = 24, {"sm_100": 8, "sm_120": 80}
+"""On the stack of a thread: six registers, and by device. For sm_120, heads of 64 columns whose
+kept tiles are looked up spill twenty."""
 DIMS = [(64, 64), (80, 80), (128, 128), (192, 128), (256, 256)]
 
 
@@ -47,7 +47,8 @@ def check(spec: AttentionSpec, part: str, architecture: str) -> None:
     tile = backward_tile_for(spec, architecture, part)
     for is_looked in (False, True) if hides(spec.scores) else (False,):
         binary = build_backward_for(spec, part, tile, architecture, is_looked=is_looked)
-        assert binary.spilled_bytes <= FEW_BYTES, f"{binary.spilled_bytes} B of {binary.registers}"
+        few = FEW_ON.get(architecture, FEW_BYTES)
+        assert binary.spilled_bytes <= few, f"{binary.spilled_bytes} B of {binary.registers}"
         assert binary.shared_bytes <= SHARED_BYTES[architecture]
         if spec.dtype != "float32" and part in ("keys", "queries"):
             # The wider units of sm_90 and sm_100 take 64 rows or more.
