@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.interpreter import Interpreter
 from tests.ranks import Ranks
 from tests.sparing import spare
 
@@ -159,6 +160,22 @@ def four_ranks() -> Iterator[Ranks]:
     ranks = Ranks(4)
     yield ranks
     ranks.close()
+
+
+@pytest.fixture
+def fresh_ranks() -> Iterator[Ranks]:
+    """A pair of gloo processes of this test alone: for those that break their group."""
+    ranks = Ranks(2)
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture(scope="session")
+def interpreted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interpreter]:
+    """Call it with a function and its arguments: it runs in a process of Triton's interpreter."""
+    interpreter = Interpreter(tmp_path_factory.mktemp("interpreted"), processes=1)
+    yield interpreter
+    interpreter.close()
 
 
 @pytest.fixture

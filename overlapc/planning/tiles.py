@@ -98,7 +98,7 @@ MOST_SUMS = 128
 absent."""
 
 SPARING_SUMS = 64
-"""Accumulators of one thread beside any other epilogue; `tests/codegen/test_machine_code.py` builds
+"""Accumulators of one thread beside any other epilogue; `tests/codegen/test_built_tiles.py` builds
 them all."""
 
 CONFIGURATIONS: dict[tuple[str, str], dict[Tile, float]] = {

@@ -10,7 +10,6 @@ import torch
 from overlapc.graphs.attention import problems
 from tests.attention import latent_cache
 from tests.attention.rewriting import rewrite
-from tests.codegen.conftest import interpreted  # noqa: F401
 
 READS = "of keys that begin with their values, each read once"
 
@@ -77,7 +76,7 @@ def test_products_may_be_spelled_transposed_and_scaled(function):
 
 
 @pytest.mark.long
-def test_the_kernel_reads_it(interpreted):  # noqa: F811
+def test_the_kernel_reads_it(interpreted):
     found = interpreted("attention_graphs.run", "latent", "unified")
     assert found[1:3] == ("unified", {"zero, decode, 3 splits": 1})
     assert READS in found[3]
@@ -317,7 +316,7 @@ def test_in_float16_it_is_no_further_off_than_eager(function):
 
 
 @pytest.mark.long
-def test_the_kernel_reads_it_in_float16(interpreted):  # noqa: F811
+def test_the_kernel_reads_it_in_float16(interpreted):
     found = interpreted("attention_graphs.run", "latent half", "unified")
     assert found[1:3] == ("unified", {"first_tile, decode, 3 splits": 1})
     assert READS in found[3]

@@ -22,7 +22,6 @@ from tests.attention.narrow_cache import (
     written,
 )
 from tests.attention.rewriting import rewrite
-from tests.codegen.conftest import interpreted  # noqa: F401
 
 READS = "of keys and values in float8_e4m3fn as a cache holds them"
 
@@ -103,7 +102,7 @@ def test_a_cache_that_is_written_to_before_the_result_is_read_as_it_was_widened(
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["narrow", "narrow, scaled"])
-def test_the_kernel_reads_it(interpreted, name):  # noqa: F811
+def test_the_kernel_reads_it(interpreted, name):
     _, code, calls, reason, error = interpreted("attention_graphs.run", name, "unified")
     assert (code, calls) == ("unified", {"zero, decode, 2 splits": 1})
     assert READS in reason

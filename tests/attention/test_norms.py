@@ -17,7 +17,6 @@ from overlapc.graphs.bodies import graphs_with_inputs, parameters_in
 from tests.attention import normed
 from tests.attention.normed import BOUNDED, DIM, HALF, LENGTH, Attention, operands
 from tests.attention.rewriting import rewrite
-from tests.codegen.conftest import interpreted  # noqa: F401
 
 
 def bounds_in(function, *inputs) -> list[tuple[float, str]]:
@@ -262,7 +261,7 @@ def test_norms_of_a_real_model(own, name):
 
 
 @pytest.mark.long
-def test_kernels_are_exact_with_gains_of_another_time(interpreted):  # noqa: F811
+def test_kernels_are_exact_with_gains_of_another_time(interpreted):
     """The check of each row stays: a bound that is out of date costs time, and no value."""
     (first, ways, redone), (second, again, late) = interpreted("attention_graphs.normed_twice")
     assert (ways, redone) == ({"bound, decode, 1 split": 1}, 0)

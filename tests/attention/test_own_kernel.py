@@ -12,7 +12,6 @@ from overlapc.runtime.attention.program import attention_by_torch
 from tests.attention.catalogue import functional, plain
 from tests.attention.rewriting import rewrite
 from tests.codegen import attention_oracle
-from tests.codegen.conftest import interpreted  # noqa: F401
 
 SPEC = AttentionSpec("float32", 8, 12, groups=2, scale=0.3)
 
@@ -28,7 +27,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("name", WAYS)
-def test_a_compiled_program_runs_it(interpreted, name):  # noqa: F811
+def test_a_compiled_program_runs_it(interpreted, name):
     decision, code, calls, reason, error = interpreted("attention_graphs.run", name, "unified")
     assert (decision, code, calls) == ("rewritten", "unified", {WAYS[name]: 1})
     assert "second time" not in reason
@@ -40,7 +39,7 @@ SLOW = pytest.param("off by one", marks=pytest.mark.long)
 
 
 @pytest.mark.parametrize("name", ["soft-cap", "sinks", SLOW])
-def test_functions_of_scores(interpreted, name):  # noqa: F811
+def test_functions_of_scores(interpreted, name):
     *_, code, calls, reason, error = interpreted("attention_graphs.run", name, "unified")
     assert (code, calls) == ("unified", {f"{FUNCTIONS[name]}, decode, 1 split": 1})
     assert "second time" not in reason
@@ -48,7 +47,7 @@ def test_functions_of_scores(interpreted, name):  # noqa: F811
 
 
 @pytest.mark.long
-def test_positions_that_no_number_holds_for_keep_the_maximum(interpreted):  # noqa: F811
+def test_positions_that_no_number_holds_for_keep_the_maximum(interpreted):
     *_, calls, _, error = interpreted("attention_graphs.run", "positions", "unified")
     assert calls == {"online": 1}
     assert error < 1e-4  # of scores of a thousand
@@ -56,20 +55,20 @@ def test_positions_that_no_number_holds_for_keep_the_maximum(interpreted):  # no
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(24))
-def test_functions_that_are_drawn(interpreted, seed):  # noqa: F811
+def test_functions_that_are_drawn(interpreted, seed):
     name, error = interpreted("attention_graphs.drawn", seed)
     assert error < 1e-4, name
 
 
 @pytest.mark.parametrize(("name", "way"), [("scaled up", FEW), ("many scaled up", "zero")])
-def test_rows_that_are_redone_are_reported(interpreted, name, way):  # noqa: F811
+def test_rows_that_are_redone_are_reported(interpreted, name, way):
     *_, calls, reason, error = interpreted("attention_graphs.run", name, "unified")
     assert calls == {way: 1}
     assert "rows were computed a second time." in reason
     assert error < 1e-4  # scores of a thousand have few bits left
 
 
-def test_rows_choose_the_kernel_of_each_call_in_one_graph(interpreted):  # noqa: F811
+def test_rows_choose_the_kernel_of_each_call_in_one_graph(interpreted):
     graphs, calls, error = interpreted("attention_graphs.varying", (2, 70, 3))
     assert graphs == 1
     assert calls == {FEW: 3, "zero": 1}  # the graph was traced by a call of few rows
@@ -77,7 +76,7 @@ def test_rows_choose_the_kernel_of_each_call_in_one_graph(interpreted):  # noqa:
 
 
 @pytest.mark.parametrize("rows", [2, pytest.param(15, marks=pytest.mark.long)])
-def test_padding_is_a_mask_beside_a_length(interpreted, rows):  # noqa: F811
+def test_padding_is_a_mask_beside_a_length(interpreted, rows):
     graph, calls, error = interpreted("attention_graphs.padded_cache", rows)
     assert "lengths=1" in graph
     assert "aten.where.ScalarOther" in graph
@@ -86,7 +85,7 @@ def test_padding_is_a_mask_beside_a_length(interpreted, rows):  # noqa: F811
     assert error < 2e-6
 
 
-def test_online_redoes_nothing(interpreted):  # noqa: F811
+def test_online_redoes_nothing(interpreted):
     *_, calls, reason, error = interpreted("attention_graphs.run", "many scaled up", "online")
     assert calls == {"online": 1}
     assert "second time" not in reason
@@ -94,7 +93,7 @@ def test_online_redoes_nothing(interpreted):  # noqa: F811
 
 
 @pytest.mark.parametrize("name", ["far", pytest.param("many far", marks=pytest.mark.long)])
-def test_a_running_phi_is_left_to_the_next_call(interpreted, name):  # noqa: F811
+def test_a_running_phi_is_left_to_the_next_call(interpreted, name):
     # Fails where nothing is kept from call to call, or for another site.
     code, reason, redone, error = interpreted("attention_graphs.running", name, 3)
     assert code == "running"
@@ -105,14 +104,14 @@ def test_a_running_phi_is_left_to_the_next_call(interpreted, name):  # noqa: F81
     assert error < 2e-4
 
 
-def test_a_calibrated_model_takes_a_number_for_each_head(interpreted):  # noqa: F811
+def test_a_calibrated_model_takes_a_number_for_each_head(interpreted):
     *found, error = interpreted("attention_graphs.calibrated", "llama", 1)
     assert found == ["calibrated", ["head"], 0]
     assert error < 1e-5
 
 
 @pytest.mark.long
-def test_scores_of_hundreds_are_redone_until_prompts_have_told_of_them(interpreted):  # noqa: F811
+def test_scores_of_hundreds_are_redone_until_prompts_have_told_of_them(interpreted):
     code, ways, redone, error = interpreted("attention_graphs.calibrated", "opt", 0)
     assert (code, ways) == ("unified", ["zero"])
     assert redone > 50
@@ -194,7 +193,7 @@ def test_options_name_it():
         pytest.param("in a checkpoint", (0, 1, 2), marks=pytest.mark.long),
     ],
 )
-def test_a_compiled_program_trains_by_it(interpreted, name, leaves):  # noqa: F811
+def test_a_compiled_program_trains_by_it(interpreted, name, leaves):
     found = interpreted("attention_training.run", name, "unified", *leaves)
     decision, code, calls, reason, error = found
     assert (decision, code, calls["backward"]) == ("rewritten", "unified", 1)
@@ -204,7 +203,7 @@ def test_a_compiled_program_trains_by_it(interpreted, name, leaves):  # noqa: F8
 
 
 @pytest.mark.long
-def test_a_selective_policy_is_asked_about_it(interpreted):  # noqa: F811
+def test_a_selective_policy_is_asked_about_it(interpreted):
     """What it saves is not computed again; by the mutant, a policy that saves nothing, it is."""
     calls, error, seen = interpreted("attention_training.seen_by_policy", "unified")
     assert "overlapc.attention.default" in seen
@@ -215,7 +214,7 @@ def test_a_selective_policy_is_asked_about_it(interpreted):  # noqa: F811
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["far", "in a checkpoint"])
-def test_a_running_phi_gives_the_same_gradients(interpreted, name):  # noqa: F811
+def test_a_running_phi_gives_the_same_gradients(interpreted, name):
     *_, code, calls, reason, error = interpreted("attention_training.run", name, "running")
     assert (code, calls["backward"]) == ("running", 1)
     assert "torch" not in calls
@@ -229,7 +228,7 @@ def test_a_running_phi_gives_the_same_gradients(interpreted, name):  # noqa: F81
     [("llama", "eager", False), ("llama", "eager", True), ("gemma2", "eager", False),
      ("gpt_oss", "eager", False), ("llama", "sdpa", False), ("bloom", "eager", False)],
 )  # fmt: skip
-def test_a_family_trains_by_it(interpreted, name, attention, padded):  # noqa: F811
+def test_a_family_trains_by_it(interpreted, name, attention, padded):
     found = interpreted("attention_training.family", name, attention, padded)
     codes, calls, error = found
     assert set(codes) == {"unified"}

@@ -8,7 +8,6 @@ pytest.importorskip("transformers", reason="needs the extra 'models'")
 
 from overlapc.runtime.attention import library as attention_library
 from tests.attention import static_cache
-from tests.codegen.conftest import interpreted  # noqa: F401
 
 FAMILIES = ("llama", "qwen3", "gpt2")
 """Those whose static caches transformers decodes over in one graph."""
@@ -58,7 +57,7 @@ def test_every_family_by_inductor(family, implementation, rows):
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_a_kernel_reads_it_up_to_a_length_on_the_device(
-    interpreted,  # noqa: F811
+    interpreted,
     implementation,
     rows,
     golden,

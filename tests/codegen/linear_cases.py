@@ -5,11 +5,8 @@ Runs in a process of the ``interpreted`` fixture, so it imports Triton freely.
 
 from __future__ import annotations
 
-import importlib.util
 import random
-import sys
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -20,21 +17,9 @@ from overlapc.codegen.interpreting import correct_interpreter
 from overlapc.codegen.linear.check import LinearCase
 from overlapc.codegen.linear.kernel import LinearKernel, build_linear
 from overlapc.codegen.linear.spec import LinearSpec
+from tests.codegen.gemm_cases import shuffled_programs
 
 correct_interpreter()
-
-
-def _beside(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-shuffled_programs: Any = _beside("gemm_cases").shuffled_programs
 
 
 def run(

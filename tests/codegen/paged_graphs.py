@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from overlapc.runtime.attention import paged
 from overlapc.runtime.ops import calls_of
-from tests.runtime.paged_cases import Case, error
+from tests.runtime.attention.paged_cases import Case, error
 
 
 def run(case: Case) -> tuple[float, dict[str, int]]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +11,8 @@ from overlapc.codegen import GemmSpec, Kernel, build
 from overlapc.codegen.epilogue import Dtype, Epilogue, Input
 from overlapc.codegen.function import function_of
 from overlapc.codegen.kernel import name_of
-
-sys.path.insert(0, str(Path(__file__).parent))
-from epilogue_cases import MM, call, given, value
-from gemm_cases import mutant
+from tests.codegen.epilogue_cases import MM, call, given, value
+from tests.codegen.gemm_cases import mutant
 
 aten: Any = torch.ops.aten
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import torch
 
 from overlapc.codegen import build
@@ -14,10 +11,7 @@ from overlapc.codegen.tiles import spec_for
 from overlapc.runtime.programs.program import Program, Ref, Step
 from overlapc.runtime.signaled.kernels import lowered_chain
 from overlapc.runtime.spec import ChainSpec
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from runner_cases import all_reduced, logged_device
+from tests.codegen.runner_cases import all_reduced, logged_device
 
 
 def operand(index: int) -> Ref:

@@ -19,13 +19,13 @@ from overlapc.codegen.attention.tiles import AttentionTile
 from overlapc.codegen.attention.visibility import hides
 from overlapc.errors import KernelError
 from tests.codegen import score_programs as programs
+from tests.codegen.machine_code import SHARED_BYTES
 from tests.codegen.test_attention_machine_code import (
     LITTLE,
     MATRIX,
     SPEC,
     triton_cache,  # noqa: F401
 )
-from tests.codegen.test_machine_code import SHARED_BYTES
 
 CHANGES = {
     "causal": {},

@@ -25,8 +25,8 @@ from overlapc.errors import KernelError
 from overlapc.planning.shared_memory import shared_bytes
 from overlapc.planning.tiles import CDNA
 from tests.codegen import score_programs as programs
+from tests.codegen.machine_code import SHARED_BYTES
 from tests.codegen.machine_loops import Loop, loops_of
-from tests.codegen.test_machine_code import SHARED_BYTES
 
 SPEC = AttentionSpec("bfloat16", 128, 128, groups=4, scale=128**-0.5, after=0)
 EVERYTHING = {

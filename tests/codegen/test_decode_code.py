@@ -14,6 +14,7 @@ from overlapc.codegen.attention.policies import POLICIES
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile
 from tests.codegen import score_programs as programs
+from tests.codegen.machine_code import ARCHITECTURES, SHARED_BYTES
 from tests.codegen.machine_loops import Loop, loops_of
 from tests.codegen.machine_order import (
     arrival_faults,
@@ -21,7 +22,6 @@ from tests.codegen.machine_order import (
     settling_faults,
     settling_mutants,
 )
-from tests.codegen.test_machine_code import ARCHITECTURES, SHARED_BYTES
 
 LLAMA = AttentionSpec(
     "bfloat16", 128, 128, groups=4, scale=128**-0.5, after=0, align="bottom_right", lengths=True

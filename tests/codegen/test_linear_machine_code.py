@@ -18,9 +18,9 @@ from overlapc.codegen.lowering import Lowered
 from overlapc.errors import KernelError
 from overlapc.planning.linear.tiles import DTYPES, FLAT, GEMV, TILE_ROWS
 from tests.codegen.epilogue_cases import MM, MODELS
+from tests.codegen.machine_code import ARCHITECTURES, SHARED_BYTES
 from tests.codegen.machine_order import arrival_faults, arrival_mutants
 from tests.codegen.test_linear import EPILOGUES, GATED
-from tests.codegen.test_machine_code import ARCHITECTURES, SHARED_BYTES
 from tests.codegen.unswapped import unswapped
 
 PLAIN = Epilogue((), (MM,))

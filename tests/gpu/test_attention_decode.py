@@ -10,7 +10,7 @@ import overlapc
 from overlapc.planning.attention.table import AttentionShape
 from overlapc.runtime.attention.paged import paged_attention
 from overlapc.tuning.attention import calibrate_attentions, describe
-from tests.runtime.paged_cases import Case, error, operands
+from tests.runtime.attention.paged_cases import Case, error, operands
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(120)]
 
@@ -55,7 +55,7 @@ def test_a_static_cache_is_read_to_a_length_that_moves(choice, rows, mode):
 @pytest.mark.parametrize("rows", [1, 3])
 def test_pages(rows, monkeypatch):
     case = Case(rows=rows, dtype="bfloat16")
-    monkeypatch.setattr("tests.runtime.paged_cases.paged_attention", on_device)
+    monkeypatch.setattr("tests.runtime.attention.paged_cases.paged_attention", on_device)
     assert error(case, operands(case)) < case.allowed
 
 

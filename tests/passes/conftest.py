@@ -73,3 +73,11 @@ def inference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     with torch.no_grad():
         yield
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def own_caches(
+    fake_group: dist.ProcessGroup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the fake group, with compiled code of the test's own."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch._inductor import config as inductor_config
-from torch.fx.experimental.proxy_tensor import make_fx
 
 import overlapc
 from overlapc.explaining import compilations_of
-from overlapc.graphs.linear.joint import join
-from overlapc.graphs.linear.layers import linear_gemms, read_linear
-from overlapc.passes import PIPELINE
 from overlapc.passes.base import Fuel
 from overlapc.planning.linear.prediction import predict
 from overlapc.planning.linear.regions import LIBRARY, Gain, LinearEntry, LinearTrial, Regions
 from overlapc.planning.linear.table import LinearTable
 from overlapc.planning.target import Target
 from overlapc.runtime.linear.tables import choices, fingerprint_of_tables
-from overlapc.runtime.linear.widening import loaded
 from overlapc.runtime.machine import this_machine
-from overlapc.runtime.programs import execution
 from overlapc.tuning.linear import layers_of
 from tests.passes.catalogue import all_reduce
 from tests.passes.linear_spellings import (
@@ -36,10 +29,9 @@ from tests.passes.linear_spellings import (
     mlp_inputs,
     normed_mlp,
     plain,
-    rows_apart,
     weight,
 )
-from tests.targets import FAST_LINK, SLOW_LINK
+from tests.targets import SLOW_LINK
 
 pytestmark = pytest.mark.usefixtures("inference")
 
@@ -172,6 +164,15 @@ def test_a_pass_that_is_left_out_says_so_of_what_it_would_take(explained, choice
     assert "cpp_wrapper" in report.sites[0].reason
 
 
+def shard(x, up, down, other):
+    """A layer of a tensor-parallel model: the second GEMM feeds a collective."""
+    return all_reduce(F.silu(F.linear(x, up)) @ down) @ other
+
+
+def shard_inputs():
+    return weight(256, 64), weight(64, 64), weight(64, 64), weight(64, 8)
+
+
 def test_what_ranks_compare_follows_what_tables_say(explained):
     """Not what was measured: and nothing without a table, or where it is not used."""
     layers = layers_of(mlp, mlp_inputs())
@@ -223,255 +224,6 @@ def test_what_wins_in_cuda_graphs_alone_is_taken_there_alone(explained, in_graph
     wanted = ("rewritten", "measured") if in_graphs else ("kept", "library")
     assert (said(report), changes) == ([wanted] * 3, in_graphs)
     assert in_graphs or "in CUDA graphs something did" in report.sites[0].reason
-
-
-def int8_two_columns(x, w, scale):
-    """Of which two share a scale."""
-    pairs = w.view(-1, 2, w.shape[1]).to(x.dtype) * scale
-    return F.linear(x, pairs.view(w.shape))
-
-
-def int8_zeros_between(x, w, scale, zero):
-    """Of fewer bits than their difference from a weight, which no kernel computes."""
-    return F.linear(x, (w.to(x.dtype) - zero) * scale)
-
-
-def uint8_zeros_cast(x, w, scale, zero):
-    """Of which the difference is rounded twice before it is scaled."""
-    return F.linear(x, (w.to(x.dtype) - zero).to(torch.bfloat16) * scale)
-
-
-def uint8_from_int8(x, w, scale, zero):
-    """Whose difference takes nine bits."""
-    return F.linear(x, (w.to(x.dtype) - zero.to(x.dtype)) * scale)
-
-
-def int8_packed(x, w, scale):
-    """Cut after it was widened, which is done once for all parts."""
-    wide = w.to(x.dtype) * scale
-    return F.linear(x, wide[:3]), F.linear(x, wide[3:])
-
-
-REFUSED = {
-    "rows_apart": (rows_apart, (weight(2, 3, 4), weight(4, 5))),
-    "weight (packed)": (
-        int8_packed,
-        (weight(3, 4), torch.ones(6, 4, dtype=torch.int8), weight(6, 1)),
-    ),
-    "weight (zero points)": (
-        int8_zeros_between,
-        (weight(3, 4), torch.ones(6, 4, dtype=torch.int8), weight(6, 1), weight(6, 1).bfloat16()),
-    ),
-    "weight (zero points, cast)": (
-        uint8_zeros_cast,
-        (weight(3, 4), torch.ones(6, 4, dtype=torch.uint8), weight(6, 1), weight(6, 1)),
-    ),
-    "weight (zero points, mixed)": (
-        uint8_from_int8,
-        (
-            weight(3, 4),
-            torch.ones(6, 4, dtype=torch.uint8),
-            weight(6, 1),
-            torch.ones(6, 1, dtype=torch.int8),
-        ),
-    ),
-    "weight": (
-        int8_two_columns,
-        (weight(3, 4), torch.ones(6, 4, dtype=torch.int8), weight(3, 1, 1)),
-    ),
-    "dtype": (plain, (weight(3, 4, dtype=torch.float64), weight(4, 5, dtype=torch.float64))),
-    "strided_weight": (plain, (weight(3, 4), weight(4, 10)[:, ::2])),
-}
-
-
-@pytest.mark.parametrize("code", REFUSED)
-def test_refused(code, explained):
-    """Mutants: batches whose rows lie apart are one matrix; a weight is not cut once widened."""
-    function, inputs = REFUSED[code]
-    report, changes = changed(explained, function, *inputs, linear="flat")
-    assert ({*said(report)}, changes) == ({("refused", code.split()[0])}, False)
-
-
-def test_a_product_of_what_the_graph_computes_is_no_linear_layer(explained):
-    result = explained(lambda x, y: x @ (y + 1), weight(3, 4), weight(4, 5), linear="flat")
-    assert result.report.sites == []
-    # Nor is one by what is subtracted from after it is scaled.
-    inputs = weight(3, 4), torch.ones(4, 5, dtype=torch.int8), torch.ones(5, dtype=torch.int8)
-    result = explained(lambda x, w, z: x @ (w * 0.5 * x[0, 0] - z), *inputs, linear="flat")
-    assert result.report.sites == []
-    # Nor by one that it copies: the mutant that takes a clone for a part finds one.
-    result = explained(
-        lambda x, w: x @ w.t().reshape(4, 5), weight(3, 4), weight(4, 5), linear="flat"
-    )
-    assert result.report.sites == []
-    # Nor by a weight that meets itself, or wraps around.
-    for function in (
-        lambda x, w, z: x @ (w.to(x.dtype) * w.to(x.dtype)),
-        lambda x, w, z: x @ (w.float() - w),
-        lambda x, w, z: x @ (w - z).float(),
-        lambda x, w, z: x @ (w * z).float(),
-    ):
-        assert explained(function, *inputs, linear="flat").report.sites == []
-
-
-def norm(x):
-    wide = x.float()
-    return wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
-
-
-def norm_and_more(x, w):
-    y = norm(x)
-    return F.linear(y, w), y + 1
-
-
-@pytest.mark.parametrize(
-    ("function", "dtypes"),
-    [
-        (lambda x, w: F.linear(norm(x).to(w.dtype), w), (torch.float32, torch.bfloat16)),
-        (lambda x, w: F.linear(norm(x).to(w.dtype), w), (torch.bfloat16, torch.float32)),
-        (norm_and_more, (torch.float32, torch.float32)),
-    ],
-    ids=["narrowed", "widened", "read by others"],
-)
-def test_norms_that_stay_in_the_graph(function, dtypes, explained):
-    shapes = (ROWS, WIDE), (INNER, WIDE)
-    inputs = [
-        weight(*s, device="meta", dtype=dtype) for s, dtype in zip(shapes, dtypes, strict=True)
-    ]
-    result = explained(function, *inputs, linear="flat")
-    ((_, after),) = result.graphs.values()
-    assert "rsqrt" in after
-    for layer in layers_of(function, inputs):
-        assert layer.problem.dtype == str(dtypes[1]).removeprefix("torch.")
-
-
-def written_between(x, w):
-    y = x @ w
-    x.mul_(2)
-    return F.relu(y)
-
-
-def widen(w):
-    return torch.ops.prims.convert_element_type.default(w, torch.float32)
-
-
-def written_after_widening(x, w):
-    wide = widen(w)
-    w.mul_(2)
-    return x @ wide
-
-
-def permuted(x, w, order):
-    return x @ torch.ops.aten.permute.default(widen(w), order)
-
-
-def written_between_two(x, w, v):
-    y = x @ w
-    x.mul_(2)
-    return y, x @ v
-
-
-def needed_by_another(x, w, v):
-    y = x @ w
-    return y, torch.addmm(y[0], x, v)
-
-
-@pytest.mark.parametrize(
-    ("function", "joins"),
-    [(lambda x, w, v: (x @ w, x @ v), True), (needed_by_another, False),
-     (written_between_two, False)],
-    ids=["", "needed", "written"],
-)  # fmt: skip
-def test_what_one_launch_computes_beside(function, joins):
-    inputs = (weight(ROWS, WIDE), weight(WIDE, INNER), weight(WIDE, INNER))
-    graph = make_fx(function, tracing_mode="fake")(*inputs).graph
-    one, two = (read_linear(node, lambda layer: True) for node in linear_gemms(graph))
-    assert (join(one, two) is not None) == joins
-
-
-def read(function, *inputs):
-    """The layer of a graph as it is traced, in which writes in place stay."""
-    graph = make_fx(function, tracing_mode="fake")(*inputs).graph
-    (gemm,) = (node for node in graph.nodes if node.target is torch.ops.aten.mm.default)
-    return read_linear(gemm, lambda layer: True)
-
-
-@pytest.mark.parametrize("looks", [True, False], ids=["", "mutant"])
-def test_what_is_written_between_ends_a_layer(monkeypatch, looks):
-    if not looks:
-        monkeypatch.setattr("overlapc.graphs.linear.layers._Reader._is_crossed", lambda *_: False)
-    found = read(written_between, weight(ROWS, WIDE), weight(WIDE, INNER))
-    assert found.after == (() if looks else ("relu",))
-
-
-@pytest.mark.parametrize("looks", [True, False], ids=["", "mutant"])
-def test_a_weight_that_is_written_after_it_was_widened_is_refused(monkeypatch, looks):
-    if not looks:
-        monkeypatch.setattr("overlapc.graphs.linear.layers._Reader._is_crossed", lambda *_: False)
-    held = torch.ones(WIDE, INNER, dtype=torch.int8)
-    found = read(written_after_widening, weight(ROWS, WIDE), held)
-    assert getattr(found, "code", "taken") == ("written" if looks else "taken")
-
-
-def scale_cast(x, w, scale, is_written):
-    narrow = torch.ops.prims.convert_element_type(scale, torch.bfloat16)
-    if is_written:
-        scale.mul_(2)
-    y = torch.mm(x, w)
-    return (y.relu() * narrow + narrow).sin()
-
-
-RELU_TO_SIN = ("relu", "convert_element_type", "mul", "add", "sin")
-
-
-def test_the_cast_of_a_scale_is_made_in_the_op():
-    """Where it is used first, for both that use it."""
-    x, w, scale = weight(ROWS, WIDE).bfloat16(), weight(WIDE, INNER).bfloat16(), weight(INNER)
-    layer = partial(scale_cast, is_written=False)
-    found = read(layer, x, w, scale)
-    assert found.after == RELU_TO_SIN
-    (value,) = execution.function(found.program)([x, w, scale], ())
-    assert torch.equal(value, layer(x, w, scale))
-
-
-@pytest.mark.parametrize("looks", [True, False], ids=["", "mutant"])
-def test_a_scale_that_is_written_after_its_cast_ends_a_layer(monkeypatch, looks):
-    if not looks:
-        monkeypatch.setattr("overlapc.graphs.linear.layers._Reader._is_crossed", lambda *_: False)
-    x, w = weight(ROWS, WIDE).bfloat16(), weight(WIDE, INNER).bfloat16()
-    found = read(partial(scale_cast, is_written=True), x, w, weight(INNER))
-    # Where the op does not make the cast, which others read still, it may go on.
-    assert found.after == (("relu", "mul") if looks else RELU_TO_SIN)
-
-
-def test_what_others_read_of_a_second_product_is_given_to_what_follows_the_first():
-    """The mutant that takes the second product along ends the layer at the first."""
-
-    def gated(x, w, v):
-        gate, up = x @ w, x @ v
-        return gate.sigmoid() * up, up
-
-    inputs = (weight(ROWS, WIDE), weight(WIDE, INNER), weight(WIDE, INNER))
-    gate, up = linear_gemms(make_fx(gated, tracing_mode="fake")(*inputs).graph)
-    found = read_linear(gate, lambda layer: True)
-    assert (found.after, len(found.gemms)) == (("sigmoid", "mul"), 1)
-    assert up in [operand.node for operand in found.operands]
-
-
-def test_a_permutation_that_changes_nothing_is_no_transposition():
-    """The mutant that looks for any permute reads a square weight transposed."""
-    for order, is_turned in (((0, 1), False), ((1, 0), True), ((-1, -2), True)):
-        function = partial(permuted, order=order)
-        found = read(function, weight(ROWS, WIDE), torch.ones(WIDE, WIDE, dtype=torch.int8))
-        assert [one.is_turned for one in loaded(found.program).held] == [is_turned]
-
-
-@pytest.mark.parametrize("sizes", [(5, 0), (0, 5)], ids=str)
-@pytest.mark.parametrize("choice", ["flat", "auto"])
-def test_an_empty_weight_is_refused(explained, sizes, choice):
-    stored(layers_of(mlp, mlp_inputs()), Regions(1, 3, 9))
-    report, changes = changed(explained, plain, weight(3, sizes[0]), weight(*sizes), linear=choice)
-    assert (said(report), changes) == ([("refused", "empty")], False)
 
 
 def test_rows_that_vary_take_what_products_alone_read(explained):
@@ -568,63 +320,6 @@ def test_rows_vary_only_where_the_library_costs_no_more_by_the_op():
     assert len(known) == len(COSTS)
 
 
-def shard(x, up, down, other):
-    """A layer of a tensor-parallel model: the second GEMM feeds a collective."""
-    return all_reduce(F.silu(F.linear(x, up)) @ down) @ other
-
-
-def shard_inputs():
-    return weight(256, 64), weight(64, 64), weight(64, 64), weight(64, 8)
-
-
-def kinds(explained, target, **options):
-    result = explained(shard, *shard_inputs(), target=target, linear="flat", **options)
-    return [(site.kind, site.decision) for site in result.report.sites]
-
-
-def test_a_linear_layer_that_feeds_a_collective_is_its_chains(explained):
-    """Who takes what: the chain its GEMM, and this pass the others."""
-    linears = [("linear", "rewritten")] * 2
-    only = {"disable": ("hide_collectives", "split_all_reduces")}
-    assert kinds(explained, SLOW_LINK, **only) == [("gemm_all_reduce", "rewritten"), *linears]
-
-
-def test_a_chain_that_is_kept_leaves_its_linear_layer(explained):
-    only = {"disable": ("hide_collectives", "split_all_reduces")}
-    sites = kinds(explained, FAST_LINK, **only)
-    assert sites == [("gemm_all_reduce", "kept"), *[("linear", "rewritten")] * 3]
-
-
-def test_the_chains_pass_comes_first():
-    """The mutant that swaps them gives linear layers what a chain would take."""
-    names = [one.name for one in PIPELINE]
-    assert names.index("overlap_chains") < names.index("dispatch_linears")
-    assert names.index("dispatch_linears") < names.index("order_collectives")
-
-
-def test_an_op_of_linear_layers_is_no_collective(explained):
-    """Nothing is put between it and its neighbours, and nobody compares what it sends."""
-    only = {"disable": ("hide_collectives", "split_all_reduces"), "verify": True}
-    result = explained(shard, *shard_inputs(), target=SLOW_LINK, linear="flat", **only)
-    (_, after) = result.graphs["inference"]
-    assert after.count("overlapc.linear.default(") == 2
-    assert "control_deps" not in after
-
-
-def test_nor_is_one_of_several_layers(explained):
-    """Mutant: whatever is ours and not named as silent communicates, which ties the second op and
-    the zeros of both to the first."""
-
-    def two(x, z, q, k, g, h):
-        return F.linear(x, q), F.linear(x, k), F.linear(z, g), F.linear(z, h)
-
-    shapes = (ROWS, WIDE), (ROWS, WIDE), (INNER, WIDE), (16, WIDE), (INNER, WIDE), (16, WIDE)
-    inputs = [weight(*shape, device="meta", dtype=torch.bfloat16) for shape in shapes]
-    (_, after) = explained(two, *inputs, linear="flat").graphs["inference"]
-    assert after.count("overlapc.linears.default(") == 2
-    assert "control_deps" not in after
-
-
 FAULTY = {
     "reading": "overlapc.passes.dispatch_linears.read_linear",
     "deciding": "overlapc.passes.dispatch_linears.decide",
@@ -648,19 +343,3 @@ def test_training_takes_the_forward_and_gradients(explained):
         x, w = weight(ROWS, WIDE).requires_grad_(), weight(INNER, WIDE).requires_grad_()
         result = explained(lambda x, w: F.linear(x, w).sin(), x, w, linear="flat")
     assert sorted(site.graph for site in result.report.sites) == ["backward", "forward"]
-
-
-def test_gradients_of_weights_are_no_linear_layers(explained):
-    """Their "weight" is an activation, and what they contract are the rows. A mutant that takes
-    every input of a backward graph for a weight finds five sites."""
-    with torch.enable_grad():
-        x = weight(ROWS, WIDE)
-        one, two = weight(INNER, WIDE).requires_grad_(), weight(WIDE, INNER).requires_grad_()
-
-        def layers(x, one, two):
-            return F.linear(F.linear(x.sin(), one).cos(), two)
-
-        result = explained(layers, x, one, two, linear="flat")
-    found = [(site.graph, site.shape.split()[0]) for site in result.report.sites]
-    there, back = f"{ROWS}x{INNER}x{WIDE}", f"{ROWS}x{WIDE}x{INNER}"
-    assert sorted(found) == sorted([("forward", there), ("forward", back), ("backward", there)])

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import re
-from itertools import chain
 
-import networkx as nx
 import pytest
 import torch
 import torch.distributed as dist
@@ -15,20 +12,15 @@ from torch._inductor import config as inductor_config
 from torch._inductor.utils import run_and_get_code
 
 import overlapc.backend as backend_module
-from overlapc.graphs import exposure
-from overlapc.graphs.chains.gemms import form_of
-from overlapc.graphs.collectives import Collective, collective_starts, read_collective
-from overlapc.graphs.exposure import Dependencies, hiding
-from overlapc.options import Options
-from overlapc.passes import PIPELINE, chain_decisions, hide_collectives
-from overlapc.passes.base import Compilation
+from overlapc.passes import PIPELINE, hide_collectives
 from overlapc.passes.hide_collectives import HideCollectives
-from overlapc.planning.search import plan
-from tests.passes import lockstep
 from tests.passes.emission import SINKING, calls, generated, leave_unbuilt
 from tests.targets import FAST_LINK, SLOW_LINK, machine
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.usefixtures("own_caches"),
+]
 
 
 def all_reduce(x):
@@ -143,11 +135,6 @@ def inputs(seed=0, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
     shapes = (ROWS, INNER), (INNER, COLUMNS), (ROWS, INNER), (INNER, COLUMNS)
     return [torch.randn(shape, dtype=dtype, generator=generator) for shape in shapes]
-
-
-@pytest.fixture(autouse=True)
-def own_caches(fake_group, tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
 
 
 def code_of(function, values, backend="overlapc", **inductor):
@@ -353,121 +340,6 @@ def test_a_gemm_whose_own_chain_is_cut_hides_nothing(explained):
 # --- ranks whose sizes are unlike decide alike ---
 
 
-def gradients(x, w, g):
-    """Of the rows and of the weight of a layer whose columns ranks share."""
-    return all_reduce(g @ w.t()).relu(), x.t() @ g
-
-
-def gradients_turned(x, w, g):
-    return g.t() @ x, all_reduce(g @ w.t()).relu()
-
-
-def both_are_sent(x, w, g):
-    return all_reduce(g @ w.t()).relu(), all_reduce(x.t() @ g).relu()
-
-
-def of_other_columns(x, w, g):
-    return all_reduce(g @ w.t()).relu(), x[:, :32].t() @ g
-
-
-def of_other_rows(x, w, g):
-    return all_reduce(g @ w.t()).relu(), x.t() @ g.sin()
-
-
-def another_layer(x, w, g):
-    """Which gives as many numbers as the weight has where a rank's share is as many as rows."""
-    return all_reduce(g @ w.t()).relu(), g @ w.t().sin()
-
-
-def dealt(x, w, g):
-    rows = [len(g) // 4, len(g) - len(g) // 4]
-    sent = functional.all_to_all_single(g @ w.t(), rows, rows, dist.group.WORLD)
-    return sent.relu(), x.t() @ g
-
-
-def gathered_before(x, w, g):
-    return gather(x) @ w, g.t() @ x
-
-
-CHOICES = {
-    gradients: ["hidden_by_order"],
-    gradients_turned: ["hidden_by_order"],
-    dealt: ["hidden_by_order"],
-    # Not as much work as the chain's own, or that of another chain.
-    both_are_sent: [True, True],
-    of_other_columns: [True],
-    of_other_rows: [True],
-    another_layer: [True],
-    gathered_before: [True],
-}
-"""Codes of sites; True where a chain is cut."""
-
-SHARES = (600, ROWS, 64, 8, 3)
-"""Columns that ranks may have of one layer."""
-
-
-def of_ranks(explained, function, rows=ROWS, dynamic=False, shares=SHARES):
-    """What ranks choose that share the columns of one layer in unlike parts."""
-    found = []
-    for mine in shares:
-        x, w, g = torch.randn(rows, COLUMNS), torch.randn(COLUMNS, mine), torch.randn(rows, mine)
-        if dynamic:
-            torch._dynamo.mark_dynamic(w, 1)
-            torch._dynamo.mark_dynamic(g, 1)
-        torch._dynamo.reset()
-        with torch.no_grad():
-            sites = explained(function, x, w, g, target=MIDDLE).report.sites
-        found.append(
-            [one.code if "hidden" in one.code else one.decision == "rewritten" for one in sites]
-        )
-    return found
-
-
-MIDDLE = machine("middle-link", 4e8)
-
-
-@pytest.mark.parametrize("function", CHOICES, ids=lambda function: function.__name__)
-def test_unlike_shards_decide_alike(explained, function):
-    assert of_ranks(explained, function) == [CHOICES[function]] * len(SHARES)
-
-
-@pytest.mark.parametrize("function", [gradients, gradients_turned, dealt])
-def test_a_rank_of_one_column_decides_as_the_others(explained, function):
-    """To turn it moves nothing. Mutant: then it counts as not turned."""
-    assert of_ranks(explained, function, shares=(1,)) == [CHOICES[function]]
-
-
-@pytest.mark.parametrize("rows", [0, 1])
-def test_a_rank_that_deals_out_nothing_decides_as_the_others(explained, rows):
-    """What it sends takes no time. Mutant: such a collective is not hidden."""
-    assert of_ranks(explained, dealt, rows) == [CHOICES[dealt]] * len(SHARES)
-
-
-@pytest.mark.parametrize("function", [gradients, of_other_rows])
-def test_shards_that_vary_on_one_rank_decide_as_the_others(explained, function):
-    assert of_ranks(explained, function, dynamic=True) == [CHOICES[function]] * len(SHARES)
-
-
-def test_a_rank_that_goes_by_its_own_plan_is_caught(explained, monkeypatch):
-    monkeypatch.setattr(
-        chain_decisions,
-        "_that_pays",
-        lambda chain, problem, target, measured: next(
-            (p for p in [plan(problem, target)] if p.schedule != "serial"), None
-        ),
-    )
-    assert len(set(map(tuple, of_ranks(explained, of_other_rows)))) > 1
-
-
-def test_a_rank_that_hides_by_its_own_seconds_is_caught(explained, monkeypatch):
-    def by_seconds(self, collective, target, size, gemms, reserved):
-        hiding = self.hiding(collective, target, size, reserved)
-        return hiding if hiding and hiding.pays(0.2) else None
-
-    monkeypatch.setattr(Dependencies, "by_gradients", by_seconds)
-    assert len(set(map(tuple, of_ranks(explained, of_other_rows)))) > 1
-
-
 def test_without_the_cut_it_is_hidden(explained):
     options = {"target": SLOW_LINK, "disable": ("overlap_chains",)}
     with torch.no_grad():
@@ -478,81 +350,7 @@ def test_without_the_cut_it_is_hidden(explained):
 # --- what a GEMM can hide ---
 
 
-def traced(function):
-    module = lockstep.traced(function, *inputs())
-    found = [read_collective(start) for start in collective_starts(module.graph)]
-    return module, [one for one in found if isinstance(one, Collective)]
-
-
-def test_a_gemm_hides_no_more_than_its_time():
-    module, (first, second) = traced(two_for_one_gemm)
-    dependencies = Dependencies(module.graph)
-    slow = machine("slower", 8e6)  # 64 KiB take 8.192 ms, the GEMM 8.389 ms
-    one = dependencies.hiding(first, slow, 2)
-    assert one is not None
-    assert one.saved_seconds == pytest.approx(8.192e-3)
-    dependencies.take(first, one)
-    rest = dependencies.hiding(second, slow, 2)
-    assert rest is not None
-    assert rest.compute_seconds == pytest.approx(8.389e-3 - 8.192e-3, rel=1e-2)
-    assert rest.saved_seconds == pytest.approx(rest.compute_seconds)
-    assert hiding(module.graph, second, slow, 2) == hiding(module.graph, first, slow, 2)
-
-
-def test_a_slowdown_on_both_sides_is_paid():
-    module, (one,) = traced(after_it)
-    contended = machine("contended", 4e7)
-    object.__setattr__(contended, "compute_slowdown", 1.25)
-    free, paid = (hiding(module.graph, one, target, 2) for target in (SLOW_LINK, contended))
-    assert free is not None
-    assert paid is not None
-    assert paid.saved_seconds == pytest.approx(free.saved_seconds - 0.25 / 1.25 * 3.2768e-3)
-
-
-def test_far_work_is_not_brought_near(monkeypatch):
-    module, (one,) = traced(after_it)
-    assert hiding(module.graph, one, SLOW_LINK, 2) is not None
-    monkeypatch.setattr(exposure, "WINDOW", 1)
-    assert hiding(module.graph, one, SLOW_LINK, 2) is None
-
-
-def test_the_order_of_collectives_is_kept():
-    """The GEMM feeds the first collective, so it may not run after the second has started."""
-
-    def first_needs_it(x, w, y, v):
-        a = all_reduce((y @ v).cumsum(0))
-        return a, all_reduce(x.sin())
-
-    module, (_, second) = traced(first_needs_it)
-    assert hiding(module.graph, second, SLOW_LINK, 2) is None
-
-
 # --- values ---
-
-
-def hidden(module, **options):
-    after = copy.deepcopy(module)
-    compilation = Compilation(
-        Options(**options), "inference", lambda device, group: SLOW_LINK, "graph"
-    )
-    HideCollectives().apply(after.graph, compilation)
-    after.graph.lint()
-    return after, compilation
-
-
-def is_right(before, after):
-    feeds = [inputs(seed) for seed in range(2)]
-    wanted, found = lockstep.run(before, feeds), lockstep.run(after, feeds)
-    pairs = zip(chain.from_iterable(wanted), chain.from_iterable(found), strict=True)
-    return all(torch.equal(one, other) for one, other in pairs)
-
-
-@pytest.mark.parametrize("function", HIDDEN, ids=lambda function: function.__name__)
-def test_the_values_stay(function):
-    module = lockstep.traced(function, *inputs())
-    after, compilation = hidden(module)
-    assert len(compilation.sites) == len(compilation.taken) == len(collective_starts(module.graph))
-    assert is_right(module, after)
 
 
 # --- mutants ---
@@ -568,26 +366,3 @@ def test_without_control_dependencies_the_order_of_the_graph_is_not_enough(monke
     monkeypatch.setattr(hide_collectives, "preserve_node_ordering", lambda graph, after: None)
     wrong = [["all_reduce", "wait", "mm"], ["mm", "all_reduce", "wait"]]
     assert any(code_of(function, inputs()) in wrong for function in (before_it, after_it, read))
-
-
-@pytest.mark.parametrize("function", [needs_the_gemm, needed_by_the_gemm])
-def test_forgetting_a_dependency_is_caught(function, monkeypatch):
-    def all_gemms(self, collective):
-        return [node for node in self.places if form_of(node) is not None]
-
-    monkeypatch.setattr(Dependencies, "independent", all_gemms)
-    monkeypatch.setattr(hide_collectives, "cut_of", lambda start, compilation: ())
-    with pytest.raises(nx.NetworkXUnfeasible):
-        hidden(lockstep.traced(function, *inputs()))
-
-
-def test_forgetting_what_is_used_up_is_caught(monkeypatch):
-    module, (first, second) = traced(two_for_one_gemm)
-    dependencies = Dependencies(module.graph)
-    one = dependencies.hiding(first, SLOW_LINK, 2)
-    assert one is not None
-    dependencies.take(first, one)
-    dependencies.used.clear()
-    again = dependencies.hiding(second, SLOW_LINK, 2)
-    assert again is not None
-    assert again.compute_seconds == one.compute_seconds

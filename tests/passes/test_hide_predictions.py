@@ -16,7 +16,8 @@ from overlapc.passes import hide_collectives
 from overlapc.passes.base import Compilation
 from overlapc.passes.hide_collectives import HideCollectives
 from tests.passes import lockstep
-from tests.passes.test_hide_collectives import all_reduce, hidden, inputs, is_right
+from tests.passes.test_hidden_work import hidden, is_right
+from tests.passes.test_hide_collectives import all_reduce, inputs
 from tests.targets import SLOW_LINK
 
 pytestmark = pytest.mark.usefixtures("fake_group")

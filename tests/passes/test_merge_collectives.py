@@ -23,23 +23,25 @@ from tests.passes.merging import (
     GROUPS,
     MERGED,
     RANKS,
-    REFUSED,
     ROWS,
     all_reduce,
     both_returned,
     difference,
     gather,
-    gathers_along_other_dimensions,
     gathers_of_two_tensors,
+    scaled,
+    scaled_apart,
+    three,
+    whole_multiples,
+)
+from tests.passes.unmerged import (
+    REFUSED,
+    gathers_along_other_dimensions,
     maxima,
     other_reader,
     other_reduction,
-    scaled,
-    scaled_apart,
     scaled_by_other_tensors,
-    three,
     turned_otherwise,
-    whole_multiples,
 )
 from tests.targets import FAST_LINK
 

@@ -1,6 +1,7 @@
 """Under option ``verify`` an op stands before every collective that stays, and Inductor keeps it.
 
-What the op says of sizes that differ is tested on real ranks: ``tests/runtime/test_verified.py``.
+What the op says of sizes that differ is tested on real ranks:
+``tests/runtime/ranks/test_verified.py``.
 """
 
 from __future__ import annotations

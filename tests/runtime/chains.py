@@ -16,7 +16,7 @@ from overlapc.runtime import ops, preparing, reference
 from overlapc.runtime.plans import remember
 from overlapc.runtime.programs.program import ROWS, WHOLE, Program, Step
 from overlapc.runtime.spec import ChainSpec
-from tests.runtime.programs import MM, operand, value
+from tests.runtime.programs.cases import MM, operand, value
 
 __all__ = ["MM", "operand", "ops", "value"]  # `ops` for what it registers
 

@@ -10,14 +10,6 @@ import torch
 from tests.ranks import Ranks
 
 
-@pytest.fixture
-def fresh_ranks() -> Iterator[Ranks]:
-    """A pair of gloo processes of this test alone: for those that break their group."""
-    ranks = Ranks(2)
-    yield ranks
-    ranks.close()
-
-
 @pytest.fixture(scope="session")
 def interpreted_pair() -> Iterator[Ranks]:
     """A pair of gloo processes whose kernels run in Triton's interpreter."""

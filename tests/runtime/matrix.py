@@ -16,7 +16,7 @@ from overlapc.runtime.programs import compiling, fusing
 from overlapc.runtime.ranks import agreement
 from overlapc.runtime.spec import COLLECTIVE_OF, CONSUMERS, ChainSpec
 from tests.runtime.chains import chain, errors_of, poisoned, ragged
-from tests.runtime.programs import CASES, Case
+from tests.runtime.programs.cases import CASES, Case
 from tests.sparing import as_it_is
 from tests.targets import machine
 

@@ -17,7 +17,7 @@ from overlapc.runtime.ranks.sending import Sender
 from overlapc.runtime.spec import ChainSpec
 from tests.ranks import Ranks
 from tests.runtime.chains import call, chain, errors_of, poisoned, ragged
-from tests.runtime.programs import CASES, MM, operand, value
+from tests.runtime.programs.cases import CASES, MM, operand, value
 from tests.targets import SLOW_LINK
 
 CONSUMER = Program(MM.modes, MM.steps, None, (value(0), operand(0)))

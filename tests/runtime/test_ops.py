@@ -27,7 +27,7 @@ from overlapc.runtime.sizing import problem_of
 from overlapc.runtime.spec import COLLECTIVE_OF, CONSUMERS, ChainSpec
 from tests.runtime.chains import call, chain
 from tests.runtime.matrix import KINDS, Trial
-from tests.runtime.programs import CASES
+from tests.runtime.programs.cases import CASES
 from tests.targets import FAST_LINK, SLOW_LINK
 
 KINDS_WITH = [(kind, name) for kind in KINDS for name in ("mm", "many", "bmm")]

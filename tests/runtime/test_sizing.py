@@ -15,7 +15,7 @@ from overlapc.runtime.cutting.layout import Dealing, producer_parts
 from overlapc.runtime.programs.program import ROWS, WHOLE, Program, Step
 from overlapc.runtime.sizing import problem_of
 from tests.runtime.chains import chain
-from tests.runtime.programs import CAPACITY, CASES, EXPERTS, K, N, operand, value
+from tests.runtime.programs.cases import CAPACITY, CASES, EXPERTS, K, N, operand, value
 from tests.targets import SLOW_LINK
 
 RANKS = 2

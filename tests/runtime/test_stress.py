@@ -13,7 +13,7 @@ import torch.distributed as dist
 from overlapc.runtime.ranks.sending import Sender
 from tests.runtime import matrix, mutants
 from tests.runtime.chains import call, chain, poisoned, ragged
-from tests.runtime.programs import CASES
+from tests.runtime.programs.cases import CASES
 from tests.targets import machine
 
 TARGET = machine("stress", 4e7)

@@ -18,7 +18,7 @@ from overlapc.runtime.weights import content_of, structure_of
 from overlapc.tuning.softmax import batches_of, calibrate_softmax, describe
 from tests.attention.rewriting import rewrite
 from tests.attention.small_models import llama, mask_of, opt, prompts
-from tests.runtime.test_score_ranges import SPEC, check_head
+from tests.runtime.attention.test_score_ranges import SPEC, check_head
 
 pytestmark = pytest.mark.usefixtures("private")
 
