@@ -7,9 +7,11 @@ weight is computed, or before. Every time is the slowest rank's, paired within a
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -23,8 +25,6 @@ from overlapc.planning.ratios import median_ratio, paired_ratios
 SHAPES = ((512, 1024, 1024), (1024, 1024, 512), (256, 2048, 2048), (512, 512, 2048))
 """Rows, columns of the input and of the output: chosen, so that compute and link are comparable."""
 
-RATE = "1gbit"
-ROUNDS = 21
 CALIBRATION_SECONDS = 20.0
 INDUCTOR, AGAIN, HIDDEN, CUT = "inductor", "inductor again", "hidden by order", "cut"
 
@@ -55,7 +55,9 @@ def candidates(inputs: Sequence[torch.Tensor], target: object) -> dict[str, Call
     return found
 
 
-def measured(shape: tuple[int, int, int], group: dist.ProcessGroup, target: object) -> str:
+def measured(
+    shape: tuple[int, int, int], group: dist.ProcessGroup, target: object, rounds: int
+) -> str:
     """One line: what each candidate took, and the ratios to Inductor with their intervals."""
     torch.compiler.reset()
     rows, inner, columns = shape
@@ -64,7 +66,7 @@ def measured(shape: tuple[int, int, int], group: dist.ProcessGroup, target: obje
     inputs = [torch.randn(size, generator=generator) for size in sizes]
     found = candidates(inputs, target)
     rest = lambda: time.sleep(0.02)  # noqa: E731  the link's bucket fills up again
-    samples = measure(found, GroupRanks(group), rounds=ROUNDS, seed=1, before=rest)
+    samples = measure(found, GroupRanks(group), rounds=rounds, seed=1, before=rest)
     serial = samples.seconds[INDUCTOR]
     parts = []
     for name in found:
@@ -73,14 +75,14 @@ def measured(shape: tuple[int, int, int], group: dist.ProcessGroup, target: obje
     return f"{rows}x{inner}x{columns}: " + ", ".join(parts)
 
 
-def main(group: dist.ProcessGroup) -> None:
+def measured_here(group: dist.ProcessGroup, rounds: int) -> None:
     """Measure every shape on this rank."""
     import overlapc
 
     target = overlapc.calibrate(group, seconds=CALIBRATION_SECONDS, save=False)
     with torch.no_grad():
         for shape in SHAPES:
-            line = measured(shape, group, target)
+            line = measured(shape, group, target, rounds)
             if group.rank() == 0:
                 print(line)
     if group.rank() == 0:
@@ -88,10 +90,20 @@ def main(group: dist.ProcessGroup) -> None:
             print(f"{site.code}: {site.reason}")
 
 
-if __name__ == "__main__":
-    if sys.argv[1:] == ["--rank"]:
-        run_rank(main)
-    with rate_limited_link(2, RATE) as link:
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print a line for each shape, and what was decided."""
+    parser = argparse.ArgumentParser("python -m benchmarks.hidden_order", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--rate", default="1gbit", help="of the emulated link, as tc writes it")
+    parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)  # be one of both
+    given = parser.parse_args(argv)
+    if given.rank:
+        run_rank(partial(measured_here, rounds=given.rounds))
+    rank = ("-m", "benchmarks.hidden_order", "--rank", "--rounds", str(given.rounds))
+    with rate_limited_link(2, given.rate) as link:
         print(f"two ranks, {link}")
-        here = [sys.executable, "-m", "benchmarks.hidden_order", "--rank"]
-        run_ranks([here, here], link, timeout=400).check()
+        run_ranks([[sys.executable, *rank]] * 2, link, timeout=400).check()
+
+
+if __name__ == "__main__":
+    main()

@@ -8,8 +8,10 @@ many more rows than are called. Every time is the slowest rank's, paired within 
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +28,6 @@ from overlapc.planning.rates import GemmRates, Link
 from overlapc.planning.target import Target
 
 ROWS = (2, 64, 512)
-ROUNDS = 101
 INNER, COLUMNS = 64, 1024
 INDUCTOR, AGAIN, OURS = "inductor", "inductor again", "overlapc"
 
@@ -82,7 +83,7 @@ def candidates(chain: Callable[..., Tensor]) -> dict[str, Callable[..., Tensor]]
     return {INDUCTOR: plain, AGAIN: plain, OURS: ours}
 
 
-def measured(name: str, rows: Sequence[int], group: dist.ProcessGroup) -> list[str]:
+def measured(name: str, rows: Sequence[int], group: dist.ProcessGroup, rounds: int) -> list[str]:
     """A line for each number of rows: Inductor's median, and ratios to it."""
     torch.compiler.reset()
     compiled, lines = candidates(CHAINS[name]), []
@@ -94,20 +95,20 @@ def measured(name: str, rows: Sequence[int], group: dist.ProcessGroup) -> list[s
         expected = runs[INDUCTOR]()
         for run in runs.values():
             torch.testing.assert_close(run(), expected, atol=1e-4, rtol=1e-4)
-        samples = measure(runs, GroupRanks(group), rounds=ROUNDS, seed=1)
+        samples = measure(runs, GroupRanks(group), rounds=rounds, seed=1)
         ratios = (f"{other} {samples.ratio(other, INDUCTOR)}" for other in (AGAIN, OURS))
         median = samples.median(INDUCTOR) * 1e6
         lines.append(f"{name}, {count} rows: inductor {median:.0f} us; {', '.join(ratios)}")
     return lines
 
 
-def main(group: dist.ProcessGroup) -> None:
+def measured_here(group: dist.ProcessGroup, rounds: int) -> None:
     """Measure every chain on this rank."""
     import overlapc
 
     with torch.no_grad():
         for name in CHAINS:
-            for line in measured(name, ROWS, group):
+            for line in measured(name, ROWS, group, rounds):
                 if group.rank() == 0:
                     print(line, flush=True)
     sites = overlapc.report().sites
@@ -116,8 +117,17 @@ def main(group: dist.ProcessGroup) -> None:
         raise SystemExit(f"not all sites were rewritten and ran serial: {unlike}")
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print a line for each chain and number of rows."""
+    parser = argparse.ArgumentParser("python -m benchmarks.varying_rows", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=101)
+    parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)  # be one of both
+    given = parser.parse_args(argv)
+    if given.rank:
+        run_rank(partial(measured_here, rounds=given.rounds))
+    rank = ("-m", "benchmarks.varying_rows", "--rank", "--rounds", str(given.rounds))
+    run_ranks([[sys.executable, *rank]] * 2, timeout=600).check()
+
+
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--rank"]:
-        run_rank(main)
-    here = [sys.executable, "-m", "benchmarks.varying_rows", "--rank"]
-    run_ranks([here, here], timeout=600).check()
+    main()
