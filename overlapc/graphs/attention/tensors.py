@@ -173,8 +173,10 @@ def expression(
     if plain is None or call is None or call.in_place:
         return plain
     order = permutation(call.name, call.node, len(plain.shape))
+    if not (order or call.name in COPIES):
+        return plain
     base = expression(versions, call.node, call.get("input"), as_memory=as_memory)
-    if base is None or not (order or call.name in COPIES):
+    if base is None:
         return plain
     moved = base.permuted(order) if order else base
     return replace(moved, read=(*moved.read, *plain.read))
