@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -14,13 +14,13 @@ from overlapc.planning.tiles import Tile, tiles_for
 from tests.device.absent import absent_h200
 
 SIZES = (256, 256, 128)
-SPEC = GemmSpec("bfloat16", "bfloat16", **asdict(tiles_for("sm_90", "bfloat16")[0]))
+SPEC = GemmSpec("bfloat16", "bfloat16", **tiles_for("sm_90", "bfloat16")[0].built)
 BY_TMA = replace(SPEC, loads="descriptors")
 
 
 def tight_memory(folder: str) -> None:
     """A kernel that needs more shared memory than an SM has."""
-    huge = replace(BY_TMA, **asdict(Tile(128, 256, 128, 4, 8)))
+    huge = replace(BY_TMA, **Tile(128, 256, 128, 4, 8).built)
     with absent_h200(Path(folder)):
         Case.random(build(huge), SIZES, "cuda").run(8)
 

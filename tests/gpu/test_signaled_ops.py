@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -140,7 +140,7 @@ def test_a_kernel_that_is_too_large_is_left_to_the_library(one_rank, monkeypatch
     huge = Tile(128, 256, 128, 8, 8)
 
     def spec_for(*operands: Any, **named: Any) -> Any:
-        return replace(tiles.spec_for(*operands, **named), **asdict(huge))
+        return replace(tiles.spec_for(*operands, **named), **huge.built)
 
     monkeypatch.setattr(kernels, "spec_for", spec_for)
     spec, given = spec_of("gemm_reduce_scatter", 0, "gpu too large"), operands(2)
