@@ -44,6 +44,19 @@ def elements_written(q, k, v):
     return products.sum(-1).softmax(-1) @ v
 
 
+def elements_multiplied_in_place(q, k, v):
+    """Keys are their products with the one row since, and are read once more."""
+    k = k + 0
+    products = k.unsqueeze(-3).mul_(q[:, :, :1].unsqueeze(-2))
+    return products.sum(-1).softmax(-1) @ k
+
+
+def values_multiplied_in_place(q, k, v):
+    v = v + 0
+    w = (q[:, :, :1] @ k.mT).softmax(-1)
+    return v.unsqueeze(-3).mul_(w.unsqueeze(-1)).sum(-2), v
+
+
 def elements_of_a_view_that_changes(q, k, v):
     k = k + 0
     view = k.unsqueeze(-3)
@@ -188,6 +201,8 @@ UNREAD = {
     "elements_kept": Spelling(elements_kept, "!score_function"),
     "elements_read": Spelling(elements_read, "!scores_read"),
     "elements_written": Spelling(elements_written, "!product"),
+    "elements_multiplied_in_place": Spelling(elements_multiplied_in_place, "!product"),
+    "values_multiplied_in_place": Spelling(values_multiplied_in_place, "!product"),
     "elements_of_three": Spelling(elements_of_three, "!product"),
     "elements_over_rows": Spelling(elements_over_rows, "!product", operands=square),
     "inner_of_all_batches": Spelling(inner_of_all_batches, "!score_function"),

@@ -7,6 +7,10 @@ import torch
 from tests.attention.catalogue import INF, MIN, B, D, H, K, Q, Spelling, bias, keep, pair, square
 
 
+def keep_of_squares():
+    return (torch.rand(K, K) > 0.5,)
+
+
 def masked_again(q, k, v, kept):
     hidden = ~kept
     w = (q @ k.mT).masked_fill(hidden, -INF).softmax(-1)
@@ -112,6 +116,17 @@ def masked_before_rows_and_heads_change_places(q, k, v, kept):
     return w.masked_fill(~kept, 0.0) @ v
 
 
+def masked_before_they_are_turned(q, k, v, kept):
+    """As many rows as keys: what is of rows and keys before is of keys and rows behind."""
+    w = (k @ q.mT).masked_fill(~kept, -INF).softmax(-2).mT
+    return w.masked_fill(~kept, 0.0) @ v
+
+
+def masked_while_they_are_turned(q, k, v, kept):
+    w = (q @ k.mT).masked_fill(~kept, -INF).softmax(-1).mT
+    return w.masked_fill(~kept, 0.0).mT @ v
+
+
 def masked_of_a_cut_number(q, k, v, m):
     """What is no zero may be one as a whole number."""
     w = (q @ k.mT).masked_fill(m.bool(), -INF).softmax(-1)
@@ -163,6 +178,12 @@ CHANGED = {
     ),
     "masked_before_rows_and_heads_change_places": Spelling(
         masked_before_rows_and_heads_change_places, "!weights_changed", keep
+    ),
+    "masked_before_they_are_turned": Spelling(
+        masked_before_they_are_turned, "!weights_changed", keep_of_squares, square
+    ),
+    "masked_while_they_are_turned": Spelling(
+        masked_while_they_are_turned, "!weights_changed", keep_of_squares, square
     ),
     "masked_of_a_cut_number": Spelling(masked_of_a_cut_number, "!weights_changed", bias),
     "masked_weakly": Spelling(masked_weakly, "!weights_changed", keep),

@@ -156,7 +156,7 @@ def _summed(versions: Versions, call: Call) -> tuple[fx.Node, ...]:
     dimension for that, down to the sum of those products; none where it does anything else."""
     nodes: list[fx.Node] = []
     while call.name != "sum":
-        is_factor = insertion(versions, call.node) or (call.name == "mul" and not call.in_place)
+        is_factor = insertion(versions, call.node) or call.name == "mul"
         readers = list(dict.fromkeys(versions.readers[call.node]))
         below = versions.calls.get(readers[0]) if len(readers) == 1 else None
         if not is_factor or below is None or len(nodes) > 1:
