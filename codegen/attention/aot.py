@@ -38,7 +38,7 @@ def build_for(spec: AttentionSpec, tile: AttentionTile, architecture: str) -> Bi
             name: f"tensordesc<{TRITON_NAMES[spec.dtype]}[1,1,{tile.block_n},{columns}]>"
             for name, columns in by_tma.items()
         },
-        **dict.fromkeys(("kept_heads", "heads", "rows", "keys"), "i32"),
+        **dict.fromkeys(("kept_heads", "heads", "rows", "keys", "together"), "i32"),
         **dict.fromkeys(STRIDES, (*("i32",) * NEVER_ONE, "constexpr")),
     }
     absent = {

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from overlapc.codegen.attention.backward_module import SUMS, backward_text, of_gradients, parts_of
 from overlapc.codegen.attention.checking import Sizes, misfit, misfit_of_sides, sizes_of
 from overlapc.codegen.attention.kernel import MOST_DIM, input_parts
+from overlapc.codegen.attention.launch_order import together_of_keys, together_of_rows
 from overlapc.codegen.attention.looking import KeptTiles
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile
@@ -105,13 +106,13 @@ class AttentionBackward:
         self._launch(
             "keys", self._blocks("keys", sizes)[1] * of_keys,
             *left, poison, shares, k_gradient, v_gradient, parts, lengths, *kept("keys"), *counts,
-            *strides, k_gradient.stride(), v_gradient.stride(),
+            together_of_keys(self.spec, sizes), *strides, k_gradient.stride(), v_gradient.stride(),
         )  # fmt: skip
         if q_gradient is not None:
             self._launch(
                 "queries", self._blocks("queries", sizes)[0] * of_rows,
                 *left, poison, shares, q_gradient, parts, lengths, *kept("queries"), *counts,
-                *strides, q_gradient.stride(),
+                together_of_rows(self.spec, sizes), *strides, q_gradient.stride(),
             )  # fmt: skip
         for index, gradient in enumerate(input_gradients):
             if gradient is not None:

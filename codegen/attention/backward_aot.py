@@ -12,7 +12,9 @@ from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile
 
 FLOATS = ("lse", "lse_gradient", "delta", "poison", "shares")
-COUNTS = ("kept_heads", "heads", "rows", "keys", "own_heads", "same_heads", "same_batches")
+COUNTS = (
+    "kept_heads", "heads", "rows", "keys", "together", "own_heads", "same_heads", "same_batches",
+)  # fmt: skip
 
 
 def build_backward_for(

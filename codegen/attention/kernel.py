@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from overlapc.codegen.attention.checking import INPUT_SHAPES, Sizes, misfit, sizes_of
 from overlapc.codegen.attention.descriptors import descriptor, fits_tma
+from overlapc.codegen.attention.launch_order import together_of_rows
 from overlapc.codegen.attention.looking import KeptTiles
 from overlapc.codegen.attention.module import module_text
 from overlapc.codegen.attention.scores import PARTS
@@ -80,7 +81,7 @@ class AttentionKernel:
         self.module.KERNEL[(blocks * sizes.heads * sizes.batch,)](
             q, k, v, out, lse, parts, lengths, phi, moves_of_phi(self.spec, q), sinks, redone,
             *kept.of(self.module, self.tile), *by_tma, sizes.heads, sizes.rows, sizes.keys,
-            q.stride(), k.stride(), v.stride(), out.stride(),
+            together_of_rows(self.spec, sizes), q.stride(), k.stride(), v.stride(), out.stride(),
             **self.module.CONSTANTS, **self.module.OPTIONS,
         )  # fmt: skip
 

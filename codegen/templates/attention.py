@@ -12,6 +12,7 @@ import triton.language as tl
 
 from overlapc.codegen.templates.head_tiles import load_keys, load_tile, of_head, store_tile
 from overlapc.codegen.templates.hidden import WORD, flags_of, lowest_of
+from overlapc.codegen.templates.launch_order import dealt
 from overlapc.codegen.templates.masks_tell import any_keeps_key, keeping_none
 from overlapc.codegen.templates.running import moves_of, settle
 from overlapc.codegen.templates.softmax import (
@@ -129,13 +130,13 @@ def write_rows(
         tl.store(lse + row, (or_zero(peak) + tl.log2(sums)) * LN2, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["together"])
 def attention_forward(
     q: tl.tensor, k: tl.tensor, v: tl.tensor, out: tl.tensor, lse: tl.tensor, inputs: tl.tuple,
     lengths: tl.tensor, phi: tl.tensor, moves: tl.tensor, sinks: tl.tensor, redone: tl.tensor,
     kept: tl.tensor, kept_heads: tl.tensor,
     k_by_tma: tl.tensor_descriptor, v_by_tma: tl.tensor_descriptor,
-    heads: tl.tensor, rows: tl.tensor, keys: tl.tensor,
+    heads: tl.tensor, rows: tl.tensor, keys: tl.tensor, together: tl.tensor,
     q_strides: tl.tuple, k_strides: tl.tuple, v_strides: tl.tuple, out_strides: tl.tuple,
     SCORES: tl.constexpr, SCALE: tl.constexpr, GROUPS: tl.constexpr,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
@@ -147,20 +148,20 @@ def attention_forward(
 ) -> None:  # fmt: skip
     """``out = softmax(scores) @ v`` for queries ``q``; see ``AttentionSpec``.
 
-    One program for each block of rows of each query head of each batch. ``lse``, contiguous
-    [batch, heads, rows], or None, is given the logarithm of each row's sum of ``exp(score)``.
-    ``lengths``, ``phi`` and ``sinks`` are None where the spec has none, and ``moves``
-    where launches do not move φ (see ``running``). ``k_by_tma`` and ``v_by_tma`` are descriptors of
-    k and v, in blocks ``[1, 1, BLOCK_N, BLOCK_D or BLOCK_V]``, or None. The number of rows that
-    were computed again is added to ``redone``. ``kept`` is what ``find_kept`` left, of
-    ``kept_heads``, or None: then every tile of keys is read that rows see by their place.
+    One program for each block of rows of each query head of each batch, dealt out ``together`` (see
+    ``launch_order``). ``lse``, contiguous [batch, heads, rows], or None, is given the logarithm of
+    each row's sum of ``exp(score)``. ``lengths``, ``phi`` and ``sinks`` are None where the spec has
+    none, and ``moves`` where launches do not move φ (see ``running``). ``k_by_tma`` and
+    ``v_by_tma`` are descriptors of k and v, in blocks ``[1, 1, BLOCK_N, BLOCK_D or BLOCK_V]``, or
+    None. The number of rows that were computed again is added to ``redone``. ``kept`` is what
+    ``find_kept`` left, of ``kept_heads``, or None: then every tile of keys is read that rows see by
+    their place.
     """
     blocks = tl.cdiv(rows, BLOCK_M)
-    program = tl.program_id(0)
+    turn, unit = dealt(tl.program_id(0), blocks, tl.num_programs(0) // blocks, together)
     # The last rows of a causal attention see most keys: they begin first.
-    corner = (blocks - 1 - program % blocks) * BLOCK_M
-    head = program // blocks % heads
-    batch = program // blocks // heads
+    corner = (blocks - 1 - turn) * BLOCK_M
+    head, batch = unit % heads, unit // heads
     row = corner + tl.arange(0, BLOCK_M)
     row_inside = row < rows
     place = (batch, head, row, row_inside)

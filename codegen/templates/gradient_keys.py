@@ -10,6 +10,7 @@ import triton.language as tl
 from overlapc.codegen.templates.gradient_tiles import gradient_tile, load_rows
 from overlapc.codegen.templates.head_tiles import load_tile, of_head, store_tile
 from overlapc.codegen.templates.hidden import WORD, flags_of, kept_bits, lowest_of
+from overlapc.codegen.templates.launch_order import dealt
 from overlapc.codegen.templates.visible import (
     end_of,
     end_row_seeing,
@@ -106,12 +107,12 @@ def visit_kept_rows(
     return k_total, v_total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["together"])
 def attention_gradient_keys(
     q: tl.tensor, k: tl.tensor, v: tl.tensor, slopes: tl.tensor, lse: tl.tensor, delta: tl.tensor,
     poison: tl.tensor, shares: tl.tensor, k_gradient: tl.tensor, v_gradient: tl.tensor,
     inputs: tl.tuple, lengths: tl.tensor, kept: tl.tensor, kept_heads: tl.tensor,
-    heads: tl.tensor, rows: tl.tensor, keys: tl.tensor,
+    heads: tl.tensor, rows: tl.tensor, keys: tl.tensor, together: tl.tensor,
     q_strides: tl.tuple, k_strides: tl.tuple, v_strides: tl.tuple, slopes_strides: tl.tuple,
     k_gradient_strides: tl.tuple, v_gradient_strides: tl.tuple,
     SCORES: tl.constexpr, DERIVATIVE: tl.constexpr, SCALE: tl.constexpr, GROUPS: tl.constexpr,
@@ -121,16 +122,17 @@ def attention_gradient_keys(
 ) -> None:  # fmt: skip
     """Write ``k_gradient`` and ``v_gradient``, every element; see ``AttentionSpec``.
 
-    One program for each block of keys of each head of keys of each batch; ``heads`` are of queries.
-    ``lse``, ``delta``, ``poison`` and ``shares`` are those of ``attention_gradient_rows``, and
-    ``kept`` and ``kept_heads`` as of ``attention_gradient_queries``.
+    One program for each block of keys of each head of keys of each batch, dealt out ``together``
+    (see ``launch_order``); ``heads`` are of queries. ``lse``, ``delta``, ``poison`` and ``shares``
+    are those of ``attention_gradient_rows``, and ``kept`` and ``kept_heads`` as of
+    ``attention_gradient_queries``.
     """
     blocks = tl.cdiv(keys, BLOCK_N)
-    program = tl.program_id(0)
-    corner = program % blocks * BLOCK_N
+    turn, unit = dealt(tl.program_id(0), blocks, tl.num_programs(0) // blocks, together)
+    # The first keys of a causal attention are seen by most rows: they begin first.
+    corner = turn * BLOCK_N
     heads_of_keys = heads // GROUPS
-    head_of_keys = program // blocks % heads_of_keys
-    batch = program // blocks // heads_of_keys
+    head_of_keys, batch = unit % heads_of_keys, unit // heads_of_keys
     length, until = length_of(lengths, batch, keys), end_of(lengths, batch, keys)
     column = corner + tl.arange(0, BLOCK_N)
     inside = column < length

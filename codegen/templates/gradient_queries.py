@@ -8,6 +8,7 @@ import triton.language as tl
 from overlapc.codegen.templates.gradient_tiles import gradient_tile, load_rows
 from overlapc.codegen.templates.head_tiles import load_tile, of_head, store_tile
 from overlapc.codegen.templates.hidden import WORD, flags_of, kept_bits, lowest_of
+from overlapc.codegen.templates.launch_order import dealt
 from overlapc.codegen.templates.visible import end_of, end_seen, first_seen, length_of, own_key
 
 
@@ -80,12 +81,12 @@ def visit_kept_keys(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["together"])
 def attention_gradient_queries(
     q: tl.tensor, k: tl.tensor, v: tl.tensor, slopes: tl.tensor, lse: tl.tensor, delta: tl.tensor,
     poison: tl.tensor, shares: tl.tensor, q_gradient: tl.tensor, inputs: tl.tuple,
     lengths: tl.tensor, kept: tl.tensor, kept_heads: tl.tensor,
-    heads: tl.tensor, rows: tl.tensor, keys: tl.tensor,
+    heads: tl.tensor, rows: tl.tensor, keys: tl.tensor, together: tl.tensor,
     q_strides: tl.tuple, k_strides: tl.tuple, v_strides: tl.tuple, slopes_strides: tl.tuple,
     q_gradient_strides: tl.tuple,
     SCORES: tl.constexpr, DERIVATIVE: tl.constexpr, SCALE: tl.constexpr, GROUPS: tl.constexpr,
@@ -95,16 +96,16 @@ def attention_gradient_queries(
 ) -> None:  # fmt: skip
     """Write ``q_gradient``, every element; see ``AttentionSpec``.
 
-    One program for each block of rows of each query head of each batch. ``lse``, ``delta``,
-    ``poison`` and ``shares`` are those of ``attention_gradient_rows``. ``kept`` is what
-    ``find_kept`` left, of ``kept_heads``, or None: then every tile is read that rows see by their
-    place, and so it is in heads of which a row is NaN, which is NaN where it is hidden too.
+    One program for each block of rows of each query head of each batch, dealt out ``together`` (see
+    ``launch_order``). ``lse``, ``delta``, ``poison`` and ``shares`` are those of
+    ``attention_gradient_rows``. ``kept`` is what ``find_kept`` left, of ``kept_heads``, or None:
+    then every tile is read that rows see by their place, and so it is in heads of which a row is
+    NaN, which is NaN where it is hidden too.
     """
     blocks = tl.cdiv(rows, BLOCK_M)
-    program = tl.program_id(0)
-    corner = (blocks - 1 - program % blocks) * BLOCK_M
-    head = program // blocks % heads
-    batch = program // blocks // heads
+    turn, unit = dealt(tl.program_id(0), blocks, tl.num_programs(0) // blocks, together)
+    corner = (blocks - 1 - turn) * BLOCK_M
+    head, batch = unit % heads, unit // heads
     row = corner + tl.arange(0, BLOCK_M)
     row_inside = row < rows
     place = (batch, head, row, row_inside)

@@ -18,6 +18,8 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+import triton
+import triton.language as tl
 from triton.runtime.interpreter import interpreter_builder
 
 from overlapc.codegen.attention import looking
@@ -30,6 +32,7 @@ from overlapc.codegen.attention.tiles import AttentionTile
 from overlapc.codegen.builder import TEMPLATES, load
 from overlapc.codegen.epilogue import Input
 from overlapc.codegen.interpreting import correct_interpreter
+from overlapc.codegen.templates.launch_order import dealt
 from tests.codegen import attention_oracle as oracle
 from tests.codegen.hidden_masks import HidingMask
 
@@ -336,3 +339,17 @@ def errors_by_phi(
     least, _ = error_of("online", None)
     found = [error_of("head", highest - distance) for distance in distances]
     return [(error / least, redone) for error, redone in found]
+
+
+def dealt_out(blocks: int, units: int, together: int) -> list[tuple[int, int]]:
+    """(turn, unit) of every CTA of a launch, in the order in which they begin."""
+    found = torch.full((blocks * units, 2), -1, dtype=torch.int32)
+    _deal[(blocks * units,)](found, blocks, units, together)
+    return [(turn, unit) for turn, unit in found.tolist()]
+
+
+@triton.jit
+def _deal(found, blocks, units, together):
+    turn, unit = dealt(tl.program_id(0), blocks, units, together)
+    tl.store(found + 2 * tl.program_id(0), turn)
+    tl.store(found + 2 * tl.program_id(0) + 1, unit)
