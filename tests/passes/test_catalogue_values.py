@@ -117,8 +117,12 @@ def _compared(rank, name, passes, dynamic):
     return worst(run(compiled, inputs, trained=trained), wanted), sites
 
 
-@pytest.mark.parametrize("part", range(4))
+LONG = pytest.mark.long
+
+
+@pytest.mark.parametrize("part", [0, pytest.param(1, marks=LONG), 2, pytest.param(3, marks=LONG)])
 def test_values_and_gradients(part, two_ranks):
+    """Every second spelling in each run of the tests: those beside each other are alike."""
     names = list(REWRITES)[part::4]
     for found in two_ranks.run(compare, names):
         assert {name: error for name, (error, _) in found.items() if not error < 1} == {}
@@ -128,7 +132,7 @@ def test_values_and_gradients(part, two_ranks):
 @pytest.mark.parametrize(
     "names",
     [
-        ("gather_sequence", "scatter_sequence", "gate_up", "residual", "pooled", "padded_part"),
+        ("scatter_sequence", "gate_up", "pooled", "padded_part"),
         pytest.param(tuple(REWRITES), marks=pytest.mark.long),
     ],
     ids=["few", "all"],
