@@ -13,6 +13,7 @@ from overlapc.errors import TargetError
 from overlapc.graphs.attention.finding import has_attention
 from overlapc.graphs.attention.ordering import sites_in_order
 from overlapc.graphs.attention.outer import outer_of_bodies
+from overlapc.graphs.attention.remembering import Known, remembered
 from overlapc.graphs.attention.versions import Outer
 from overlapc.graphs.bodies import graphs_with_inputs, parameters_in
 from overlapc.graphs.values import value_of
@@ -42,8 +43,10 @@ def rewrite_before_autograd(
     """
     kind = _kind(graph_module.graph)
     known, places = NOT_CALIBRATED, {}
+    constants: Known = {}
     graphs = list(graphs_with_inputs(graph_module.graph, inputs))
-    graphs = [(graph, given) for graph, given in graphs if has_attention(graph)]
+    with remembered(constants):
+        graphs = [(graph, given) for graph, given in graphs if has_attention(graph)]
     outer = _outer_of_bodies(graph_module.graph) if graphs else {}
     if graphs and _may_take_own(graph_module.graph, options):
         known = calibration_of(weights_in(inputs))
@@ -56,7 +59,8 @@ def rewrite_before_autograd(
         )
         compilation.outer, compilation.weights = outer.get(graph, {}), parameters_in(given)
         compilation.calibration, compilation.places = known, places
-        run_passes(BEFORE_AUTOGRAD, graph, compilation)
+        with remembered(constants):
+            run_passes(BEFORE_AUTOGRAD, graph, compilation)
         if graph.owning_module is not None:
             graph.owning_module.recompile()
         yield compilation

@@ -59,8 +59,8 @@ def tanh_is_nothing(walk: Any, call: Call) -> Any:
     return call.get("input") if call.name in ("tanh", "clamp", "relu") else real_step(walk, call)
 
 
-def causal(said: Any, is_off: Any, rows: Any, keys: Any) -> bool:
-    return rows == keys and said.ndim > 1
+def causal(is_off: Any, rows: Any, keys: Any) -> bool:
+    return rows == keys and is_off.ndim > 1
 
 
 MUTANTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map
 
 from overlapc.graphs.attention.floats import likely
+from overlapc.graphs.attention.remembering import recalled
 from overlapc.graphs.attention.shapes import reads_shape, standing_in
 from overlapc.graphs.attention.spelling import tensor_of
 from overlapc.graphs.attention.versions import Versions
@@ -34,9 +35,34 @@ def constant(versions: Versions, node: fx.Node) -> torch.Tensor | None:
     order = calls_above(versions, node)
     if order is None:
         return None
-    given = {one: constant(*versions.outer[one]) for one in order if one.op == "placeholder"}
-    is_known = all(value is not None for value in given.values())
-    return computed(order, given) if is_known else None
+
+    def compute() -> torch.Tensor | None:
+        given = {one: constant(*versions.outer[one]) for one in order if one.op == "placeholder"}
+        is_known = all(value is not None for value in given.values())
+        return computed(order, given) if is_known else None
+
+    return recalled(_spelling(versions, order), compute)
+
+
+def spelling_of(versions: Versions, node: fx.Node) -> Hashable | None:
+    """Return what is equal for constants that the same calls make; None of what is no constant."""
+    order = calls_above(versions, node)
+    return None if order is None else _spelling(versions, order)
+
+
+def _spelling(versions: Versions, order: tuple[fx.Node, ...]) -> Hashable:
+    places = {node: f"%{place}" for place, node in enumerate(order)}
+
+    def name(node: fx.Node) -> str:
+        value = tensor_of(node)  # others are read for their shape alone
+        return places.get(node) or f"{None if value is None else (value.shape, value.dtype)}"
+
+    return tuple(
+        spelling_of(*versions.outer[node])
+        if node.op == "placeholder"
+        else (node.op, node.target, repr(fx.map_arg((node.args, node.kwargs), name)))
+        for node in order
+    )
 
 
 def computed(order: tuple[fx.Node, ...], given: Mapping[fx.Node, Any]) -> torch.Tensor | None:

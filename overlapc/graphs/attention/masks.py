@@ -7,7 +7,9 @@ where it is minus infinity. Torch's attention gives such a row zeros, unless its
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
@@ -15,7 +17,8 @@ from torch import fx
 from overlapc.graphs.attention.above import is_of_products
 from overlapc.graphs.attention.bands import Band, band_of
 from overlapc.graphs.attention.boxes import MADE
-from overlapc.graphs.attention.constants import constant, number
+from overlapc.graphs.attention.constants import constant, number, spelling_of
+from overlapc.graphs.attention.remembering import recalled
 from overlapc.graphs.attention.repeats import EXPANSIONS
 from overlapc.graphs.attention.steps import WEAKEST_FILL, Bias, Fill
 from overlapc.graphs.attention.tensors import CASTS, COPIES, ORDERED, Expression
@@ -72,29 +75,81 @@ def read_mask(
     is_trained = torch.is_grad_enabled() and any(
         isinstance(part, Bias) and part.tensor.value.requires_grad for part in parts
     )
-    said = _constant(versions, parts, dtype)
-    if said is None or bool((said <= HALF_MIN).all(-1).any()):
+    told = recalled(
+        _spelling(versions, parts, dtype, rows, keys),
+        lambda: _told(_constant(versions, parts, dtype), rows, keys),
+    )
+    if told is None or told.may_be_lost:
         for part in parts:
             if isinstance(part, Bias) and _is_half(versions, part.tensor):
                 reason = "Scores are lost in a mask of float16, and are not in torch's attention."
                 return Refusal(part.tensor.node, "half_mask", reason)
-    if said is None:
+    if told is None:
         dead = "nan" if any(_may_be_infinite(versions, part) for part in parts) else "mean"
         leaves_out = all(_only_leaves_out(versions, part) for part in parts)
         is_even = not all(_may_be_infinite(versions, part) for part in parts)
         return Mask(parts, "given", dead, is_trained, untold, leaves_out, is_even)
-    is_off = said <= WEAKEST_FILL
-    if not said.any() and untold is None:
+    if told.is_nothing and untold is None:
         return Mask((), "nothing", "", False)
-    if untold is None and _is_causal(said, is_off, rows, keys):
+    if told.is_causal and untold is None:
         return Mask((), "causal", "", False)
+    band = told.band if untold is None else None
+    return Mask(
+        parts, "given", told.dead, is_trained, untold, told.only_leaves_out, told.may_be_even, band
+    )
+
+
+@dataclass(frozen=True)
+class Told:
+    """Of masks that depend on no input, what ``Mask`` says of them."""
+
+    is_nothing: bool
+    is_causal: bool
+    dead: str
+    only_leaves_out: bool
+    may_be_even: bool
+    may_be_lost: bool
+    """A row has no number in which float16 does not lose a score."""
+    band: Band | None
+
+
+def _told(said: torch.Tensor | None, rows: object, keys: object) -> Told | None:
+    if said is None:
+        return None
+    is_off = said <= WEAKEST_FILL
     is_empty = is_off.all(-1)
     dead = "nan" if (said == -math.inf).all(-1).any() else "mean" if is_empty.any() else ""
     leaves_out = not said.masked_fill(is_off, 0.0).any()
-    is_told = leaves_out and not dead and untold is None
-    band = band_of(is_off, rows, keys) if is_told else None
-    is_even = bool((is_empty & said.isfinite().any(-1)).any())
-    return Mask(parts, "given", dead, is_trained, untold, leaves_out, is_even, band)
+    is_causal = leaves_out and _is_causal(is_off, rows, keys)
+    has_band = leaves_out and not dead and not is_causal
+    return Told(
+        is_nothing=not said.any(),
+        is_causal=is_causal,
+        dead=dead,
+        only_leaves_out=leaves_out,
+        may_be_even=bool((is_empty & said.isfinite().any(-1)).any()),
+        may_be_lost=bool((said <= HALF_MIN).all(-1).any()),
+        band=band_of(is_off, rows, keys) if has_band else None,
+    )
+
+
+def _spelling(
+    versions: Versions, parts: tuple[Bias | Fill, ...], dtype: torch.dtype, rows: Any, keys: Any
+) -> Hashable | None:
+    """What is equal for masks that say the same; None where they depend on inputs, or may."""
+    every: list[Hashable] = [
+        dtype,
+        *(size if isinstance(size, int) else "" for size in (rows, keys)),
+    ]
+    for part in parts:
+        source = part.tensor if isinstance(part, Bias) else part.condition
+        own = spelling_of(versions, source.node) if source.is_unwritten(versions) else None
+        if own is None or has_varying([args for _, args in source.calls]):
+            return None
+        is_kept = isinstance(part, Fill) and part.is_kept
+        number = part.factor if isinstance(part, Bias) else part.value
+        every.append((type(part), number, is_kept, own, repr(source.calls)))
+    return "mask", *every
 
 
 def _why_not(part: Bias | Fill, dtype: torch.dtype) -> Refusal | None:
@@ -170,13 +225,14 @@ def _content(versions: Versions, source: Expression) -> torch.Tensor | None:
     return constant(versions, source.node) if source.is_unwritten(versions) else None
 
 
-def _is_causal(said: torch.Tensor, is_off: torch.Tensor, rows: object, keys: object) -> bool:
-    if not isinstance(rows, int) or rows != keys or said.ndim < 2:
+def _is_causal(is_off: torch.Tensor, rows: object, keys: object) -> bool:
+    """Whether a mask that only leaves keys out leaves row i those up to i."""
+    if not isinstance(rows, int) or rows != keys or is_off.ndim < 2:
         return False
-    if tuple(said.shape[-2:]) != (rows, keys) or rows == 1:
+    if tuple(is_off.shape[-2:]) != (rows, keys) or rows == 1:
         return False
     later = torch.ones(rows, rows, dtype=torch.bool).triu(1)
-    return bool((is_off == later).all()) and not said.masked_fill(is_off, 0.0).any()
+    return bool((is_off == later).all())
 
 
 def _only_leaves_out(versions: Versions, part: Bias | Fill) -> bool:
