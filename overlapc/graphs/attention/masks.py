@@ -19,9 +19,8 @@ from overlapc.graphs.attention.bands import Band, band_of
 from overlapc.graphs.attention.boxes import MADE
 from overlapc.graphs.attention.constants import constant, number, spelling_of
 from overlapc.graphs.attention.remembering import recalled
-from overlapc.graphs.attention.repeats import EXPANSIONS
 from overlapc.graphs.attention.steps import WEAKEST_FILL, Bias, Fill
-from overlapc.graphs.attention.tensors import CASTS, COPIES, ORDERED, Expression
+from overlapc.graphs.attention.tensors import CASTS, COPIES, EXPANSIONS, ORDERED, Expression
 from overlapc.graphs.attention.varying import has_varying
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.collectives import Refusal

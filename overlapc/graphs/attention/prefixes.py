@@ -15,10 +15,9 @@ from torch import fx
 from overlapc.graphs.adding import add_call
 from overlapc.graphs.attention.constants import constant, number
 from overlapc.graphs.attention.masks import WEAKEST_FILL, Mask
-from overlapc.graphs.attention.repeats import EXPANSIONS
 from overlapc.graphs.attention.spelling import Call, tensor_of
 from overlapc.graphs.attention.steps import Bias
-from overlapc.graphs.attention.tensors import COPIES, exchanges_last, is_same
+from overlapc.graphs.attention.tensors import COPIES, EXPANSIONS, exchanges_last, is_same
 from overlapc.graphs.attention.versions import Versions
 
 TURNED = {"ge": "le", "gt": "lt", "le": "ge", "lt": "gt"}

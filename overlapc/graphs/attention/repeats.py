@@ -8,10 +8,8 @@ import torch
 from torch import fx
 
 from overlapc.graphs.attention.spelling import Call, is_full_index, tensor_of
-from overlapc.graphs.attention.tensors import ORDERED, Expression, as_it_stands, is_same
+from overlapc.graphs.attention.tensors import EXPANSIONS, ORDERED, Expression, as_it_stands, is_same
 from overlapc.graphs.attention.versions import Versions
-
-EXPANSIONS = ("expand", "broadcast_to", "expand_as")
 
 
 def unrepeated(versions: Versions, repeated: Expression) -> tuple[Expression, int]:

@@ -17,13 +17,22 @@ from overlapc.graphs.attention.varying import has_sizes, with_nodes
 
 OF_OTHER = ("expand_as", "view_as", "reshape_as", "type_as")
 """Of their second operand."""
+ASSERTING = "_assert_tensor_metadata"
+"""What ``torch.export`` puts before each cast: it held while the graph was traced."""
 OF_FIRST = ("zeros_like", "ones_like", "full_like", "empty_like",
             "new_zeros", "new_ones", "new_full", "new_empty")  # fmt: skip
+
+
+def asserts_metadata(call: Call | None) -> bool:
+    """Return whether a call gives nothing, and reads nothing but what is known while compiling."""
+    return call is not None and call.name == ASSERTING
 
 
 def reads_shape(call: Call | None, source: fx.Node) -> bool:
     """Return whether a call reads no value of a tensor whose sizes are known while compiling, or
     are inputs of the graph."""
+    if asserts_metadata(call):
+        return True
     value = tensor_of(source)
     if call is None or value is None or not has_sizes(source.graph, tuple(value.shape)):
         return False
@@ -48,11 +57,15 @@ def standing_in(source: fx.Node) -> torch.Tensor:
 
 
 def give_shapes(graph: fx.Graph, nodes: Sequence[fx.Node]) -> None:
-    """Let others who read shapes of nodes read those of tensors without memory."""
+    """Let others who read shapes of nodes read those of tensors without memory, and none assert
+    what such nodes are."""
     inside, given = set(nodes), []
     for node in nodes:
-        for user in node.users:
-            if user not in inside and reads_shape(read_call(user), node):
+        for user in tuple(node.users):
+            call = read_call(user)
+            if asserts_metadata(call):
+                graph.erase_node(user)
+            elif user not in inside and reads_shape(call, node):
                 given.append((user, node, _standing_before(graph, user, node)))
     for user, node, other in given:
         user.replace_input_with(node, other)

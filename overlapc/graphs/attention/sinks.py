@@ -11,10 +11,10 @@ from torch import fx
 
 from overlapc.graphs.attention.above import may_be_scores
 from overlapc.graphs.attention.constants import constant
-from overlapc.graphs.attention.repeats import EXPANSIONS
 from overlapc.graphs.attention.spelling import Call, is_full_index, tensor_of
 from overlapc.graphs.attention.tensors import (
     COPIES,
+    EXPANSIONS,
     ORDERED,
     Expression,
     exchanges_last,

@@ -25,6 +25,7 @@ ALIASES = {
     "special_log_softmax": "log_softmax",
     "_softmax": "softmax",
     "_log_softmax": "log_softmax",
+    "_unsafe_view": "view",
     "mm": "matmul",
     "swapaxes": "transpose",
     "swapdims": "transpose",

@@ -18,9 +18,10 @@ from overlapc.graphs.values import value_of
 
 PERMUTATIONS = ("transpose", "permute", "mT", "T", "t")
 COPIES = ("contiguous", "clone")
-CASTS = ("to", "type", "type_as", "float", "double", "half", "bfloat16")
+CASTS = ("to", "_to_copy", "type", "type_as", "float", "double", "half", "bfloat16")
 ORDERED = ("view", "reshape", "unsqueeze", "squeeze", "flatten", "unflatten", "view_as", "getitem")
 """Views that keep the order of elements; ``getitem`` where it takes no part."""
+EXPANSIONS = ("expand", "broadcast_to", "expand_as")
 
 
 @dataclass(frozen=True)
@@ -232,12 +233,14 @@ def insertion(versions: Versions, node: fx.Node) -> tuple[object, ...] | None:
 def keeps_rows(versions: Versions, node: fx.Node) -> bool:
     """Return whether a node regroups the leading dimensions of its input and nothing else."""
     call = versions.calls.get(node)
-    if call is None or call.in_place or call.name not in (*ORDERED, *COPIES):
+    if call is None or call.in_place or call.name not in (*ORDERED, *COPIES, *EXPANSIONS):
         return False
     if call.name == "getitem" and not is_full_index(call.get("index")):
         return False
     new, old = tensor_of(node), tensor_of(call.get("input"))
     if new is None or old is None or new.dtype != old.dtype or min(new.ndim, old.ndim) < 2:
+        return False
+    if call.name in EXPANSIONS and not is_same(tuple(new.shape), tuple(old.shape)):
         return False
     return is_same(tuple(new.shape[-2:]), tuple(old.shape[-2:]))
 

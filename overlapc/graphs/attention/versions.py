@@ -14,6 +14,7 @@ from torch import fx
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 
 from overlapc.graphs.attention.fresh import is_fresh
+from overlapc.graphs.attention.shapes import asserts_metadata
 from overlapc.graphs.attention.spelling import Call, read_call, tensor_of, told_writes
 
 Outer = Mapping[fx.Node, "tuple[Versions, fx.Node]"]
@@ -33,7 +34,7 @@ class Versions:
         self.calls: dict[fx.Node, Call] = {}
         self.index: dict[fx.Node, int] = {}
         self.readers: dict[fx.Node, list[fx.Node]] = defaultdict(list)
-        """By the node that wrote a value, the nodes that read it."""
+        """By the node that wrote a value, the nodes that read it, and not only what it is."""
         self._seen: dict[tuple[fx.Node, fx.Node], fx.Node | None] = {}
         self._writes: list[tuple[fx.Node, fx.Node]] = []
         """Nodes that write, with the family of what they write to."""
@@ -93,12 +94,13 @@ class Versions:
             self.records[node] = records
             if (memory := _memory_given(node)) is not None:
                 self._share(node, given.setdefault(memory, node))
+            call = read_call(node)
             for source in node.all_input_nodes:
                 seen = newest(source)
                 is_stale = self._written.get(self._root(source), -1) > self.index[seen]
                 self._seen[node, source] = None if is_stale else seen
-                self.readers[seen].append(node)
-            call = read_call(node)
+                if not asserts_metadata(call):
+                    self.readers[seen].append(node)
             if call is not None:
                 self.calls[node] = call
             for source in shares_with(node, call):

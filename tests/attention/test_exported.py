@@ -1,0 +1,74 @@
+"""Models that ``torch.export`` wrote down: it asserts what tensors are, and spells in ATen."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.attention.catalogue import INF, K, square
+from tests.attention.rewriting import rewrite
+
+
+class Attention(nn.Module):
+    """As transformers spells it: a softmax in float32, and a cast back."""
+
+    def forward(self, q, k, v):
+        later = torch.ones(K, K, dtype=torch.bool).triu(1)
+        scores = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).masked_fill(later, -INF)
+        weights = F.softmax(scores, -1, dtype=torch.float32).to(q.dtype)
+        return F.dropout(weights, 0.1, training=self.training) @ v
+
+
+class Read(Attention):
+    """Whose weights somebody reads."""
+
+    def forward(self, q, k, v):
+        weights = (q @ k.transpose(-1, -2)).softmax(-1, dtype=torch.float32)
+        return weights.to(q.dtype) @ v, weights.to(q.dtype).sum()
+
+
+class Broadcast(Attention):
+    """Whose weights are spread over batches of values."""
+
+    def forward(self, q, k, v):
+        return (q[:1] @ k[:1].transpose(-1, -2)).softmax(-1).expand(2, -1, -1, -1) @ v
+
+
+def exported(module, operands, *, is_decomposed=False):
+    program = torch.export.export(module.eval(), operands)
+    return (program.run_decompositions() if is_decomposed else program).module()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("is_decomposed", [False, True])
+def test_what_is_asserted_of_weights_does_not_read_them(dtype, is_decomposed):
+    """Mutants: an assertion is a reader; it stays, and with it the softmax that it reads."""
+    torch.manual_seed(0)
+    operands = tuple(t.to(dtype) for t in square())
+    module = exported(Attention(), operands, is_decomposed=is_decomposed)
+    asserted = [n for n in module.graph.nodes if "_assert_tensor_metadata" in str(n.target)]
+    assert asserted
+    done = rewrite(module, *operands)
+    assert done.codes == ["fused"]
+    (text,) = done.after
+    assert "softmax" not in text
+    assert "_assert_tensor_metadata" not in text
+    wanted = Attention().eval()(*(t.double() for t in operands))
+    error = (done.function(*operands).double() - wanted).abs().max()
+    assert error <= (1e-6 if dtype == torch.float32 else 0.02)
+
+
+@pytest.mark.parametrize("is_decomposed", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "code"), [(Read, "!weights_read"), (Broadcast, "!weights_changed")]
+)
+def test_who_reads_more_than_what_they_are_keeps_them(kind, code, is_decomposed):
+    """Mutants: whatever asserts nothing is passed over too; any expansion keeps rows."""
+    operands = square()
+    done = rewrite(exported(kind(), operands, is_decomposed=is_decomposed), *operands)
+    assert done.codes == [code]
+    assert done.after == done.before
