@@ -60,6 +60,7 @@ def test_a_scale_by_sizes_holds_for_others(function, graphs):
     """A kernel is made for one number of columns, and for every number of rows."""
     done = rewrite(function, *plain(), dynamic=True)
     assert done.codes == ["fused"]
+    assert done.sites[0].shape == "~2x~4x~6x~17x~8 float32"
     for rows, columns in ((6, 8), (9, 8), (9, 12)):
         operands = [torch.randn(2, 4, n, columns) for n in (rows, 19, 19)]
         wanted = function(*map(wide, operands))

@@ -14,6 +14,7 @@ from overlapc.graphs.attention.known_scores import scores_of
 from overlapc.graphs.attention.placing import inputs_of, spec_of
 from overlapc.graphs.attention.site import Attention, Fused
 from overlapc.graphs.attention.steps import Bias
+from overlapc.graphs.attention.varying import varies
 from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.values import hint_of
 from overlapc.planning.attention.policy import UNKNOWN
@@ -23,6 +24,7 @@ from overlapc.runtime.attention.kernels import architecture, multiprocessors, sp
 from overlapc.runtime.kernel_attempts import runs_kernels
 from overlapc.runtime.planned_devices import planned_on
 
+Sizes = tuple[int | torch.SymInt, ...]
 NO_WEIGHTS: Mapping[fx.Node, torch.Tensor] = {}
 
 
@@ -71,13 +73,25 @@ def _problem(found: Attention | Fused, weights: Mapping[fx.Node, torch.Tensor]) 
         runs_kernels=runs_kernels(device.type),
         architecture=architecture(device),
         scores=UNKNOWN if isinstance(own, Refusal) else scores_of(own, weights),
-        is_static=all(isinstance(size, int) for size in (*query.shape, *key.shape)),
+        varying=_varying(flat.query.shape, tuple(key.shape), tuple(value.shape)),
         multiprocessors=multiprocessors(device),
         splits=0 if isinstance(own, Refusal) else _splits(own),
         is_latent=is_spelled and found.is_latent,
         is_broadcast=isinstance(own, Attention) and own.is_broadcast,
         narrow=_narrow(own) if isinstance(own, Attention) else "",
     )
+
+
+def _varying(query: Sizes, key: Sizes, value: Sizes) -> tuple[str, ...]:
+    """Names of the sizes of an attention that are symbols."""
+    named = {
+        "batch": query[:-3],
+        "heads": (*query[-3:-2], *key[-3:-2]),
+        "rows": query[-2:-1],
+        "keys": key[-2:-1],
+        "head_dim": (query[-1], key[-1], value[-1]),
+    }
+    return tuple(name for name, sizes in named.items() if any(map(varies, sizes)))
 
 
 def _is_kept_by_mask(own: Attention) -> bool:

@@ -108,8 +108,8 @@ class AttentionProblem:
     """Of the device, as targets name it; empty of processors."""
     scores: KnownScores = UNKNOWN
     """What is known of them."""
-    is_static: bool = True
-    """No size varies."""
+    varying: tuple[str, ...] = ()
+    """Names of the sizes that vary: "rows", "keys"."""
     multiprocessors: int = 1
     """Of the device."""
     prompts: SiteScores | None = None
@@ -146,12 +146,24 @@ class AttentionProblem:
         """Bytes of the scores, which a fused kernel does not store."""
         return self.batch * self.heads * self.rows * self.keys * ITEM_BYTES.get(self.dtype, 4)
 
+    @property
+    def is_static(self) -> bool:
+        """No size varies."""
+        return not self.varying
+
     def text(self) -> str:
-        """Return the sizes as a person reads them."""
+        """Return the sizes as a person reads them, those that vary marked."""
         heads = f"{self.heads}/{self.heads // self.groups}" if self.groups > 1 else str(self.heads)
         dims = "" if self.value_dim == self.head_dim else f"/{self.value_dim}"
-        sizes = f"{self.batch}x{heads}x{self.rows}x{self.keys}x{self.head_dim}{dims}"
-        return f"{sizes} {self.dtype}"
+        sizes = {
+            "batch": self.batch,
+            "heads": heads,
+            "rows": self.rows,
+            "keys": self.keys,
+            "head_dim": f"{self.head_dim}{dims}",
+        }
+        texts = (f"{'~' if name in self.varying else ''}{size}" for name, size in sizes.items())
+        return f"{'x'.join(texts)} {self.dtype}"
 
 
 @dataclass(frozen=True)
@@ -203,7 +215,8 @@ def decide(problem: AttentionProblem, choice: str) -> Verdict:
 def _by_torch(problem: AttentionProblem, choice: str) -> Verdict:
     if problem.dead and problem.is_trained:
         # The backward of torch's kernel takes the weights of such a row for other ones.
-        reason = "A row may keep no key, and torch's fused attention has another gradient there."
+        reason = "A row may keep no key, and torch's fused attention has another gradient there: "
+        reason += "a mask that its graph makes itself, of sizes that do not vary, would tell."
         return Verdict("refused", "dead_rows", reason)
     if problem.untold is not None:
         return Verdict("refused", *problem.untold)

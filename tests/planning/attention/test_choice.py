@@ -82,7 +82,7 @@ def test_where_bytes_speak_for_neither_torchs_stays(name):
     assert "worth while from 1.5 on" in verdict.reason
 
 
-@pytest.mark.parametrize("change", [{"splits": 0, "rows": 512}, {"is_static": False}], ids=str)
+@pytest.mark.parametrize("change", [{"splits": 0, "rows": 512}, {"varying": ("keys",)}], ids=str)
 def test_what_is_not_predicted_stays(change):
     assert decide_on_gpu(replace(LLAMA, **change), None).code == "not_measured"
 
@@ -137,7 +137,7 @@ def test_a_latent_cache_is_worth_a_trial_where_it_is_large():
 
 @pytest.mark.parametrize(
     "change",
-    [{"untold": ("score_function", "It is capped.")}, {"is_static": False}],
+    [{"untold": ("score_function", "It is capped.")}, {"varying": ("keys",)}],
     ids=str,
 )
 def test_a_latent_cache_that_no_trial_is_of_is_not_measured(change):

@@ -177,6 +177,8 @@ def test_heads_of_latent_attention_have_a_kernel_for_few_rows(dtype, splits, may
 def test_sizes_as_a_person_reads_them():
     assert PREFILL.text() == "1x32x512x512x64 float32"
     assert replace(PREFILL, groups=4, value_dim=32).text() == "1x32/8x512x512x64/32 float32"
+    varying = replace(PREFILL, groups=4, varying=("batch", "keys"))
+    assert varying.text() == "~1x32/8x512x~512x64 float32"
     assert PREFILL.score_bytes == 4 * 32 * 512 * 512
 
 
