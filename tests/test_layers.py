@@ -38,7 +38,8 @@ MAY_IMPORT = {
     " ledger",
     "explaining": "backend dynamo options graphs passes reporting targets ledger",
     "tuning": "errors planning reporting graphs passes runtime explaining calibration",
-    "cli": "errors options planning reporting explaining calibration tuning",
+    "cli": "errors options planning reporting explaining calibration tuning codegen",
+    "__main__": "cli",
     "overlapc": "options planning reporting backend explaining calibration",
 }
 """Parts of the package in the order of their layers, and the parts that each may import."""

@@ -63,6 +63,7 @@ def add_plan(commands: Any) -> None:
     )
     plan.add_argument(
         "--epilogue",
+        type=_ops,
         metavar="OPS",
         help="of --linear: names of the ops after the GEMM, such as 'silu mul'",
     )
@@ -100,6 +101,17 @@ def _layer(text: str) -> LinearProblem:
         raise argparse.ArgumentTypeError(f"{text!r} is not NxK, such as 4096x14336")
     n, *more = map(int, sizes)
     return LinearProblem(n, int(k), "", weights=int(weights), more=tuple(more))
+
+
+def _ops(text: str) -> str:
+    """As `LinearProblem.epilogue` spells ops: those that a kernel can compute after its GEMM."""
+    from overlapc.codegen.pointwise import CASTS, RULES  # read for this option alone
+
+    known = sorted({name.split(".")[1] for name in (*RULES, *CASTS)})
+    if unknown := [op for op in text.split() if op not in known]:
+        said = f"no kernel computes {' and '.join(map(repr, unknown))} after a GEMM"
+        raise argparse.ArgumentTypeError(f"{said}; those that are computed: {', '.join(known)}")
+    return " ".join(text.split())
 
 
 def _plan(chosen: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def overlapc(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", "-m", "overlapc.cli", "bench", *arguments]
+    command = [sys.executable, "-P", "-m", "overlapc", "bench", *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60)
 
 

@@ -153,6 +153,14 @@ def test_a_broken_pipe_of_the_program_is_its_own(monkeypatch):
 
 
 @pytest.mark.long
+def test_the_package_can_be_run_in_place_of_the_command(run):
+    """Mutant: what the command returned is dropped."""
+    done = run("-m", "overlapc", "report", "absent", command=sys.executable)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == run("report", "absent").stderr
+
+
+@pytest.mark.long
 def test_calibrate_stores_a_target_that_plans(run, tmp_path):
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python")
     options = ("calibrate", "--seconds", "1", "--collectives", "all_reduce")

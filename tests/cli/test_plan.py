@@ -104,6 +104,17 @@ def test_plan_refuses_sizes_of_a_layer_that_it_cannot_read(capsys, sizes):
     assert "NxK" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("ops", ["nonsense", "silu nonsense mul"])
+def test_plan_refuses_ops_that_no_kernel_computes(capsys, ops):
+    """Mutant: any name is taken."""
+    with pytest.raises(SystemExit) as caught:
+        main([*LINEAR, "8x8", "--epilogue", ops])
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert "no kernel computes 'nonsense' after a GEMM" in said
+    assert "silu, sin, softplus" in said
+
+
 def test_plan_says_what_it_lacks(capsys):
     assert "--world-size" in error_of(capsys, "plan", "--gemm", "8x8x8", "--target", "cpu")
     said = error_of(capsys, "plan", "--linear", "8x8", "--target", "cpu")
