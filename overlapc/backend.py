@@ -15,6 +15,7 @@ from torch._inductor.compile_fx import compile_fx
 
 from overlapc import direct_calls, ledger
 from overlapc import options as user_options
+from overlapc.compiled import agreeing
 from overlapc.dynamo import rewrite_before_autograd
 from overlapc.errors import OptionError
 from overlapc.graphs.collectives import sent_by
@@ -106,7 +107,7 @@ def backend(
     except Exception:  # Dynamo may come again with another graph in place of this one
         ledger.forget(entry)
         raise
-    return ledger.agreeing(cast("Callable[..., Any]", compiled), entry)
+    return agreeing(cast("Callable[..., Any]", compiled), entry)
 
 
 def inductor_patches(options: Options, mode: str | None) -> dict[str, Any]:

@@ -43,6 +43,10 @@ class ReportError(OverlapcError, ValueError):
     """A report that cannot be read, or a site that says something impossible of itself."""
 
 
+class ArtifactError(OverlapcError):
+    """A compiled graph that cannot be saved, or that another version saved."""
+
+
 class CommandError(OverlapcError):
     """A command line that names something that is not there, or that this process cannot do."""
 

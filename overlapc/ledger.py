@@ -8,8 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -160,6 +159,12 @@ def open_entry(key: str, options: Options, targets: TargetChoice) -> Entry:
     return _entries[key]
 
 
+def enter(entry: Entry) -> Entry:
+    """Take in an entry that another process made; return the one of that key that was here first,
+    or it."""
+    return _entries.setdefault(entry.key, entry)
+
+
 def forget(entry: Entry) -> None:
     """Drop the entry of a graph that was not compiled: no report has its sites."""
     _entries.pop(entry.key, None)
@@ -185,50 +190,6 @@ def _input_text(value: object) -> str:
         return f"{type(value).__name__}|"
     sizes = [str(size) for size in (*value.shape, *value.stride())]
     return f"{value.dtype},{value.device.type},{value.requires_grad},{sizes}|"
-
-
-class AgreeingCallable:
-    """A compiled graph that, at its first call, compares plans with the other ranks."""
-
-    def __init__(self, compiled: Callable[..., Any], entry: Entry) -> None:
-        # Dynamo keeps itself out of what a backend gives it: to do so once a call is enough.
-        self.compiled = getattr(compiled, "_torchdynamo_orig_callable", compiled)
-        self.entry = entry
-        self.first = True
-
-    def __call__(self, *args: Any) -> Any:
-        """Call the compiled graph."""
-        if self.first:
-            self.entry.agree()
-            self.first = False
-        return self.compiled(*args)
-
-
-def agreeing(compiled: Callable[..., Any], entry: Entry) -> Callable[..., Any]:
-    """Return ``compiled`` with the first-use comparison in front, where it communicates."""
-    entry.recall()
-    if not entry.sites:
-        log.info("a graph without a site: compiled as Inductor compiles it")
-        return compiled
-    _warn_if_nothing_was_rewritten(entry.sites)
-    return AgreeingCallable(compiled, entry)
-
-
-_warned = False
-
-
-def _warn_if_nothing_was_rewritten(sites: Sequence[Site]) -> None:
-    global _warned
-    sites = [site for site in sites if site.kind not in ("attention", "linear")]
-    if _warned or not sites or any(site.decision == "rewritten" for site in sites):
-        return
-    _warned = True
-    first = sites[0]
-    warnings.warn(
-        f"overlapc rewrote none of the {len(sites)} collectives of this graph. At {first.where}: "
-        f"{first.reason} [{first.code}]. overlapc.explain(model)(*inputs) tells of each.",
-        stacklevel=2,
-    )
 
 
 def report() -> Report:

@@ -33,9 +33,10 @@ MAY_IMPORT = {
     "targets": "errors planning runtime calibration",
     "direct_calls": "runtime",
     "ledger": "errors cache options reporting runtime targets",
+    "compiled": "direct_calls errors ledger reporting runtime sources",
     "dynamo": "errors options planning graphs passes reporting runtime",
-    "backend": "direct_calls dynamo errors options graphs passes reporting runtime sources targets"
-    " ledger",
+    "backend": "compiled direct_calls dynamo errors options graphs passes reporting runtime sources"
+    " targets ledger",
     "explaining": "backend dynamo options graphs passes reporting targets ledger",
     "tuning": "errors planning reporting graphs passes runtime explaining calibration",
     "cli": "errors options planning reporting explaining calibration tuning codegen",

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch._dynamo.eval_frame import innermost_fn
 
+from overlapc import compiled as compiled_graphs
 from overlapc import ledger
 from overlapc.options import from_user
 from overlapc.reporting.records import BEFORE_AUTOGRAD, Site
@@ -81,9 +82,9 @@ def test_dynamo_keeps_out_of_a_compiled_graph_once_a_call(entry_of):
         return torch._dynamo.disable(compiled)
 
     entry = entry_of(0)
-    assert innermost_fn(ledger.agreeing(disabled(), entry)) is compiled
+    assert innermost_fn(compiled_graphs.agreeing(disabled(), entry)) is compiled
     entry.add("a", sites_of("a", "inference"), {})
-    found = ledger.agreeing(disabled(), entry)
-    assert isinstance(found, ledger.AgreeingCallable)
+    found = compiled_graphs.agreeing(disabled(), entry)
+    assert isinstance(found, compiled_graphs.AgreeingCallable)
     assert found.compiled is compiled
     assert found(1, 2) == (1, 2)

@@ -1,0 +1,106 @@
+"""What ``torch.compile(...).aot_compile`` makes of a function is saved, and loaded elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from overlapc import compiled as compiled_graphs
+from overlapc import ledger
+from overlapc.compiled import AgreeingCallable
+from overlapc.errors import ArtifactError
+from overlapc.options import from_user
+from overlapc.targets import TargetChoice
+
+LOADING = """
+import json, sys, torch
+with open(sys.argv[1], "rb") as file:
+    loaded = torch.compiler.load_compiled_function(file)
+torch.manual_seed(1)
+operands = tuple(torch.randn(3, 1, 2, 256, 16))
+found = loaded(*operands)
+import overlapc
+from tests.runtime.test_saved import attention
+wanted = attention(*(side.double() for side in operands))
+sites = [(site.kind, site.decision, site.code) for site in overlapc.report().sites]
+print(json.dumps([(found - wanted).abs().max().item(), sites]))
+"""
+
+
+def attention(q, k, v):
+    """Causal, of as many rows as our op computes by parts on a processor."""
+    later = torch.ones(256, 256, dtype=torch.bool).triu(1)
+    return (q @ k.mT / 4).masked_fill(later, -torch.inf).softmax(-1) @ v
+
+
+def operands():
+    return tuple(torch.randn(3, 1, 2, 256, 16))
+
+
+def ahead(**options):
+    torch._dynamo.reset()
+    compiling: Any = torch.compile
+    function = compiling(attention, backend="overlapc", fullgraph=True, options=options)
+    return function.aot_compile((operands(), {}))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The path of a function with an op of ours, and its error before it was saved."""
+    path = tmp_path_factory.mktemp("saved") / "attention.bin"
+    function = ahead(softmax="sdpa")
+    sides = operands()
+    error = (function(*sides) - attention(*(s.double() for s in sides))).abs().max()
+    function.save_compiled_function(str(path))
+    return path, error
+
+
+def test_it_is_loaded_with_its_sites(saved, monkeypatch):
+    """Mutants: torch's own class loads it; its entry is not taken in."""
+    path, error = saved
+    monkeypatch.setattr(ledger, "_entries", {})
+    with path.open("rb") as file:
+        loaded = torch.compiler.load_compiled_function(file)
+    sides = operands()
+    there = (loaded(*sides) - attention(*(side.double() for side in sides))).abs().max()
+    assert max(error, there) < 1e-6
+    assert [(s.decision, s.code) for s in ledger.report().sites] == [("rewritten", "fused_rows")]
+
+
+@pytest.mark.long
+def test_another_process_loads_it(saved, tmp_path):
+    """It imports nothing of overlapc before, and finds no cache. Mutant: what is loaded does not
+    have its ops registered."""
+    path, error = saved
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", LOADING, str(path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr
+    there, sites = json.loads(done.stdout.splitlines()[-1])
+    assert sites == [["attention", "rewritten", "fused_rows"]]
+    assert max(error, there) < 1e-6
+
+
+def test_another_version_of_overlapc_refuses_it(saved, monkeypatch):
+    """Mutant: sources are not compared."""
+    path, _ = saved
+    monkeypatch.setattr(compiled_graphs, "fingerprint_of_sources", lambda: "another")
+    with path.open("rb") as file, pytest.raises(ArtifactError, match="another version"):
+        torch.compiler.load_compiled_function(file)
+
+
+def test_what_inductor_keeps_no_artifact_of_cannot_be_saved():
+    entry = ledger.Entry("saved", from_user(None), TargetChoice("auto"))
+    with pytest.raises(ArtifactError, match="dump and fuel"):
+        AgreeingCallable.serialize_compile_artifacts(AgreeingCallable(attention, entry))
