@@ -10,6 +10,12 @@ import torch.distributed._functional_collectives as functional
 from tests.targets import SLOW_LINK
 
 ROWS, INNER, COLUMNS = 96, 64, 32
+FIXED_AND_VARYING = pytest.mark.parametrize(
+    "rows",
+    [pytest.param((ROWS,), marks=pytest.mark.long), (ROWS, 33, 128)],
+    ids=["fixed", "varying"],
+)
+"""Of fixed sizes are the golden texts of every run."""
 
 
 class Copied(torch.autograd.Function):
@@ -61,7 +67,7 @@ def train(rank, rows):
     return errors, codes
 
 
-@pytest.mark.parametrize("rows", [(ROWS,), (ROWS, 33, 128)], ids=["fixed", "varying"])
+@FIXED_AND_VARYING
 def test_gradients_are_right_and_sent_once(two_ranks, rows):
     for errors, codes in two_ranks.run(train, rows):
         assert max(errors) < 1e-5
@@ -105,7 +111,7 @@ def add_up(rank, rows):
     return errors, [site.code for site in overlapc.report().sites[told:]]
 
 
-@pytest.mark.parametrize("rows", [(ROWS,), (ROWS, 33)], ids=["fixed", "varying"])
+@FIXED_AND_VARYING
 def test_sums_of_gathers_and_of_what_is_scaled_are_right_and_sent_once(two_ranks, rows):
     for errors, codes in two_ranks.run(add_up, rows):
         assert max(errors) < 1e-6

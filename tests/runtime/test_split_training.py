@@ -69,7 +69,10 @@ def error(found, wanted):
 @pytest.mark.parametrize(
     ("disable", "graphs"),
     # Gradients of weights hide the all-reduces of the backward, unless they may not.
-    [((), ("forward",)), (("hide_collectives",), ("forward", "backward"))],
+    [
+        pytest.param((), ("forward",), marks=pytest.mark.long),
+        (("hide_collectives",), ("forward", "backward")),
+    ],
 )
 @pytest.mark.parametrize("blocks", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_a_plan_whose_all_reduces_are_split_trains_right(disable, graphs, blocks, two_ranks):

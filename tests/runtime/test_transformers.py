@@ -35,7 +35,7 @@ def checkpoint(tmp_path_factory):
     return str(folder)
 
 
-def prefill_and_train(rank, folder):
+def computed(rank, folder, trains):
     """Errors against the whole model in float64, and what was done at each site."""
     from transformers import AutoModelForCausalLM
 
@@ -46,16 +46,19 @@ def prefill_and_train(rank, folder):
     split = AutoModelForCausalLM.from_pretrained(folder, tp_plan="auto", dtype=torch.float32)
     torch.manual_seed(1)
     tokens = torch.randint(0, 128, (2, 96))
+    told = len(overlapc.report().sites)
     compiled = torch.compile(split, backend="overlapc", options=OPTIONS)
 
-    found = compiled(tokens, labels=tokens, use_cache=False)
-    wanted = whole(tokens, labels=tokens, use_cache=False)
-    found.loss.backward()
-    wanted.loss.backward()
+    with torch.set_grad_enabled(trains):
+        found = compiled(tokens, labels=tokens, use_cache=False)
+        wanted = whole(tokens, labels=tokens, use_cache=False)
     errors = [relative(found.logits, wanted.logits), relative(found.loss, wanted.loss)]
-    name = "model.layers.0.input_layernorm.weight"
-    errors.append(relative(split.get_parameter(name).grad, whole.get_parameter(name).grad))
-    chains = [site for site in overlapc.report().sites if site.kind != "attention"]
+    if trains:
+        found.loss.backward()
+        wanted.loss.backward()
+        name = "model.layers.0.input_layernorm.weight"
+        errors.append(relative(split.get_parameter(name).grad, whole.get_parameter(name).grad))
+    chains = [site for site in overlapc.report().sites[told:] if site.kind != "attention"]
     return errors, [(s.graph, s.decision, s.where, dict(s.calls)) for s in chains]
 
 
@@ -65,14 +68,20 @@ def relative(found, wanted):
 
 
 @pytest.mark.timeout(300)
-def test_tp_plan_auto_trains_right_and_is_rewritten(two_ranks, checkpoint):
-    for errors, sites in two_ranks.run(prefill_and_train, checkpoint, timeout=280):
+@pytest.mark.parametrize(
+    "trains",
+    [False, pytest.param(True, marks=pytest.mark.long)],
+    ids=["prefill", "training"],
+)
+def test_tp_plan_auto_is_right_and_is_rewritten(trains, two_ranks, checkpoint):
+    for errors, sites in two_ranks.run(computed, checkpoint, trains, timeout=280):
         assert max(errors) < 1e-5
         rewritten = [site for site in sites if site[1] == "rewritten" and "layers" in site[2]]
-        forward = sorted(site[2].split()[0] for site in rewritten if site[0] == "forward")
+        kind = "forward" if trains else "inference"
+        forward = sorted(site[2].split()[0] for site in rewritten if site[0] == kind)
         assert forward == [
             "model.layers.0.mlp.down_proj",
             "model.layers.0.self_attn.o_proj",
         ]
         assert all(site[3] in ({}, {"chunked": 1}) for site in rewritten)  # merged ones make none
-        assert any(site[0] == "backward" for site in rewritten)
+        assert any(site[0] == "backward" for site in rewritten) == trains

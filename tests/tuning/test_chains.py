@@ -359,7 +359,7 @@ def test_the_seconds_of_the_first_rank_count(pair: Ranks) -> None:
 
 
 def test_chains_of_a_report_are_run_for_real(pair: Ranks) -> None:
-    planned = [plan(problem, SLOW_LINK) for problem in chains(2)]
+    planned = [plan(problem, SLOW_LINK) for problem in chains(2)[1:4]]
     elsewhere = plan(chains(4)[0], SLOW_LINK)
     sites = [
         make_site(id=f"f.{index}", kind=each.problem.kind, plan=each)

@@ -315,7 +315,7 @@ class Block(nn.Module):
         return self.q(y), self.k(y), self.v(y), x + self.down(z)
 
 
-@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("rows", [4, pytest.param(1, marks=pytest.mark.long)])
 def test_what_the_command_measured_is_found_by_every_compilation(monkeypatch, rows):
     """Of these rows, of others, and where they vary: each another graph, with the same layers.
 

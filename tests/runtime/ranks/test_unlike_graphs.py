@@ -154,7 +154,9 @@ def joined_on_rank_0(rank, keeps_order):
     return [(f - t).abs().max().item() for f, t in zip(found, wanted, strict=True)]
 
 
-@pytest.mark.parametrize("keeps_order", [True, False], ids=["", "mutant"])
+@pytest.mark.parametrize(
+    "keeps_order", [True, pytest.param(False, marks=pytest.mark.long)], ids=["", "mutant"]
+)
 def test_a_layer_that_one_rank_joins_keeps_collectives_in_their_order(fresh_ranks, keeps_order):
     """The mutant sends the second before the first on one rank: each gets the other's."""
     for errors in fresh_ranks.run(joined_on_rank_0, keeps_order, timeout=60):

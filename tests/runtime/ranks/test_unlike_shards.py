@@ -108,7 +108,6 @@ def cut() -> int:
 STEPS = [
     ("reduced", "new on rank 1", "ab", 2),
     ("reduced", "unlike at first", "ac", 1),  # rank 1 alone compiles
-    ("beside", "unlike at first", "ab", 1),
     ("gathered", "unlike at first", "ab", 1),
     ("gradients", "unlike at first", "ab", 0),
     ("another", "unlike at first", "ab", 1),
