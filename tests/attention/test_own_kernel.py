@@ -38,7 +38,7 @@ FUNCTIONS = {"soft-cap": "bound", "sinks": "sink", "off by one": "sink"}
 SLOW = pytest.param("off by one", marks=pytest.mark.long)
 
 
-@pytest.mark.parametrize("name", ["soft-cap", "sinks", SLOW])
+@pytest.mark.parametrize("name", ["sinks", pytest.param("soft-cap", marks=pytest.mark.long), SLOW])
 def test_functions_of_scores(interpreted, name):
     *_, code, calls, reason, error = interpreted("attention_graphs.run", name, "unified")
     assert (code, calls) == ("unified", {f"{FUNCTIONS[name]}, decode, 1 split": 1})
@@ -60,7 +60,10 @@ def test_functions_that_are_drawn(interpreted, seed):
     assert error < 1e-4, name
 
 
-@pytest.mark.parametrize(("name", "way"), [("scaled up", FEW), ("many scaled up", "zero")])
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [pytest.param("scaled up", FEW, marks=pytest.mark.long), ("many scaled up", "zero")],
+)
 def test_rows_that_are_redone_are_reported(interpreted, name, way):
     *_, calls, reason, error = interpreted("attention_graphs.run", name, "unified")
     assert calls == {way: 1}

@@ -48,8 +48,7 @@ CASES = {
 }
 DECODE = {"rows": 3, "keys": 100, "splits": 2}
 SHORT = (
-    "booleans", "the least number of bfloat16", "what may be a score", "of each head",
-    "a row of nothing", "a row of the least number",
+    "booleans", "the least number of bfloat16", "of each head", "a row of the least number",
 )  # fmt: skip
 """In every run of the tests."""
 
@@ -307,7 +306,8 @@ OF_PREFILL = {
 @pytest.mark.parametrize("mutant", [*OF_PREFILL][:2] + first("", *[*OF_PREFILL][2:])[1:])
 def test_a_mutant_of_the_kernel_of_many_rows_is_caught(interpreted, mutant):
     name, case, change = OF_PREFILL[mutant]
-    prefill(interpreted, ALONE, name, **case)
+    if case or name not in SHORT:
+        prefill(interpreted, ALONE, name, **case)
     with wrong_values():
         prefill(interpreted, ALONE, name, mutate=change, **case)
 

@@ -19,7 +19,8 @@ COLD = Scenario(ctas=((0, 2), (1,)), runs=2)
 LATE = Protocol(tile=("atomic_add", "store", "debug_barrier"), late=True)
 CASES = {
     "three CTAs": (Protocol(), THREE_CTAS),
-    "persistent": (Protocol(), PERSISTENT),
+    "persistent": (Protocol(), replace(PERSISTENT, stores=1)),
+    "persistent, overtaking": (Protocol(), PERSISTENT),
     "cold": (Protocol(), COLD),
     "late": (LATE, replace(PERSISTENT, stores=1)),
 }
@@ -69,7 +70,13 @@ def check(protocol: Protocol, scenario: Scenario):
     return explore(Model(protocol, scenario))
 
 
-@pytest.mark.parametrize("name", CASES)
+NAMES = [
+    pytest.param(name, marks=pytest.mark.long) if name == "persistent, overtaking" else name
+    for name in CASES
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_interleaving_keeps_the_properties(name, golden):
     found = check(*CASES[name])
     assert not found.violation, "\n".join(found.trace)

@@ -125,7 +125,7 @@ def timed() -> Callable[[int], Timed]:
 
 @needs_link
 @pytest.mark.alone
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [4, pytest.param(2, marks=pytest.mark.long)])
 def test_all_reduce_takes_what_the_rate_says(timed: Callable[[int], Timed], ranks: int) -> None:
     # Of a ring, each rank sends 2(p-1)/p of the bytes.
     sent = 2 * (ranks - 1) / ranks * BYTES
