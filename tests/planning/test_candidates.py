@@ -55,7 +55,7 @@ def test_the_best_cut_into_a_number_of_groups_is_found(kind: str) -> None:
 def test_the_top_plans_are_the_best_and_serial(kind: str) -> None:
     random = Random(1)
     cut = 0
-    for _ in range(60):
+    for _ in range(30):
         problem, target = random_problem(random, 2000, kind), random_target(random)
         plans = top_plans(problem, target)
         assert 1 <= len(plans) <= 3
@@ -71,7 +71,7 @@ def test_the_top_plans_are_the_best_and_serial(kind: str) -> None:
             ends = [plan.predicted_seconds for plan in plans if plan.schedule == "chunked"]
             assert ends[0] == min(found)
             cut += 1
-    assert cut > 20
+    assert cut > 10
 
 
 @pytest.mark.parametrize("kind", CUTS)

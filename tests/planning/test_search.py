@@ -198,7 +198,7 @@ def test_rows_win_ties() -> None:
 
 def test_the_better_of_both_cuts_is_planned() -> None:
     random, taken = Random(1), set()
-    for kind in [*BY_COLUMNS] * 150:
+    for kind in [*BY_COLUMNS] * 60:
         problem = replace(random_problem(random, 2000, kind), m=60 * random.randint(1, 20))
         target = random_target(random)
         made = plan(problem, target, "chunked", max_units=10)
