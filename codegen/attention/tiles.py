@@ -65,16 +65,18 @@ NVIDIA_AHEAD = {"sm_90": {64: (128, 64, 8, 2, 16), 128: (128, 64, 8, 2, 16)}}
 """To be tried beside those, with values a tile behind keys: weights are made while matrix units
 multiply, at the cost of three loads of each CTA that are waited for."""
 NVIDIA_MASKED = {
-    "sm_80": {64: (64, 32, 8, 2), 128: (64, 32, 8, 2), 256: (32, 32, 8, 2)},
+    "sm_80": {64: (64, 32, 8, 2), 128: (64, 32, 8, 2), 256: (32, 32, 8, 2, 0, 255)},
     "sm_90": {64: (128, 64, 8, 2, 16), 128: (128, 32, 8, 3, 16)},
     "sm_100": {
         128: (128, 32, 8, 3),
-        192: (32, 32, 8, 2, 0, 255),
-        256: (32, 32, 8, 2, 0, 255),
+        192: (64, 64, 8, 1),
+        256: (64, 64, 8, 1),
     },
-    "sm_120": {64: (64, 64, 8, 2), 256: (16, 32, 8, 2)},
+    "sm_120": {64: (64, 32, 8, 2), 256: (16, 32, 8, 2)},
 }
-"""Instead, where masks that are looked through take registers as well."""
+"""Instead, where masks that are looked through take registers as well. On sm_100 they leave none
+for a second stage of more than 128 columns: of 32 rows there would be, but its matrix units take
+64 at least, and those of sm_80 would multiply."""
 NVIDIA_FLOAT = {
     "sm_80": {64: (32, 32, 8, 1), 128: (16, 16, 8, 1)},
     "sm_90": {64: (32, 32, 8, 1), 128: (16, 32, 8, 1)},
