@@ -139,8 +139,8 @@ def chain(q, k, v):
 
 def einsum_without_result(q, k, v):
     """The labels that stand once, in the order of the alphabet."""
-    w = torch.einsum("ac,bc", q, k).softmax(-1)
-    return torch.einsum("ab,bd", w, v)
+    w = torch.einsum("bc,ac", q, k).softmax(0)
+    return torch.einsum("ab,ad", w, v)
 
 
 def einsum_of_batches_without_result(q, k, v):

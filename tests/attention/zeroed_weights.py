@@ -129,8 +129,8 @@ def masked_while_they_are_turned(q, k, v, kept):
 
 def masked_of_a_cut_number(q, k, v, m):
     """What is no zero may be one as a whole number."""
-    w = (q @ k.mT).masked_fill(m.bool(), -INF).softmax(-1)
-    return w.masked_fill(m.int().bool(), 0.0) @ v
+    w = (q @ k.mT).masked_fill(m.to(torch.bool), -INF).softmax(-1)
+    return w.masked_fill(m.to(torch.int32).to(torch.bool), 0.0) @ v
 
 
 def masked_weakly(q, k, v, kept):
