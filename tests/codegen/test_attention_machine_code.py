@@ -159,14 +159,14 @@ def test_every_budget_by_the_tma_unit(dtype, dims, change):
 
 @pytest.mark.long
 @pytest.mark.parametrize("mask", ["bool", "float32", "16 bits"])
-@pytest.mark.parametrize("dim", [64, 128, 256])
+@pytest.mark.parametrize("dims", [(64, 64), (128, 128), (192, 128), (256, 256)], ids=str)
 @pytest.mark.parametrize("architecture", list(SHARED_BYTES))
-def test_budgets_of_what_reads_no_hidden_keys(architecture, dim, mask):
+def test_budgets_of_what_reads_no_hidden_keys(architecture, dims, mask):
     for dtype, softmax in (("bfloat16", "zero"), ("float16", "first_tile")):
         added = programs.program(f"matrix:{dtype}", ("add.Tensor", "%0", "@0"))
         program = {"bool": programs.KEPT, "float32": programs.ADDED}.get(mask, added)
         spec = replace(SPEC, dtype=dtype, softmax=softmax, after=None, program=program)
-        check(replace(spec, head_dim=dim, value_dim=dim), architecture)
+        check(replace(spec, head_dim=dims[0], value_dim=dims[1]), architecture)
 
 
 @pytest.mark.long
