@@ -216,7 +216,7 @@ def _by_torch(problem: AttentionProblem, choice: str) -> Verdict:
     if problem.dead and problem.is_trained:
         # The backward of torch's kernel takes the weights of such a row for other ones.
         reason = "A row may keep no key, and torch's fused attention has another gradient there: "
-        reason += "a mask that its graph makes itself, of sizes that do not vary, would tell."
+        reason += "only a mask that the graph makes of numbers and of fixed sizes tells."
         return Verdict("refused", "dead_rows", reason)
     if problem.untold is not None:
         return Verdict("refused", *problem.untold)
