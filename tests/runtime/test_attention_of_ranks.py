@@ -59,7 +59,8 @@ def train(rank, name):
 SHAPES = {"by_heads": "2x2/1x24x24x16 float32", "replicated": "2x4/2x24x24x16 float32"}
 
 
-@pytest.mark.parametrize("name", ["by_heads", pytest.param("replicated", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", SPLITS)
 def test_ranks_train_right_and_their_attention_is_rewritten(two_ranks, name):
     """Mutant: another scale."""
     for error, sites in two_ranks.run(train, name):
