@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from tests.attention.catalogue import INF, K, square
 from tests.attention.rewriting import rewrite
@@ -60,6 +61,18 @@ def test_what_is_asserted_of_weights_does_not_read_them(dtype, is_decomposed):
     wanted = Attention().eval()(*(t.double() for t in operands))
     error = (done.function(*operands).double() - wanted).abs().max()
     assert error <= (1e-6 if dtype == torch.float32 else 0.02)
+
+
+def test_what_make_fx_traced_is_found():
+    """Mutant: _unsafe_view, which products are regrouped by there, is no view."""
+    torch.manual_seed(0)
+    operands = square()
+    module = make_fx(Attention().eval())(*operands)
+    assert any("_unsafe_view" in str(node.target) for node in module.graph.nodes)
+    done = rewrite(module, *operands)
+    assert done.codes == ["fused"]
+    wanted = Attention().eval()(*(t.double() for t in operands))
+    assert (done.function(*operands) - wanted).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("is_decomposed", [False, True])
