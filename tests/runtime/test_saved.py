@@ -10,13 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed._functional_collectives import all_reduce
 
 from overlapc import compiled as compiled_graphs
-from overlapc import ledger
+from overlapc import direct_calls, ledger
 from overlapc.compiled import AgreeingCallable
 from overlapc.errors import ArtifactError
 from overlapc.options import from_user
 from overlapc.targets import TargetChoice
+from tests.ranks import Ranks
+from tests.targets import SLOW_LINK
 
 LOADING = """
 import json, sys, torch
@@ -62,21 +66,23 @@ def saved(tmp_path_factory):
 
 
 def test_it_is_loaded_with_its_sites(saved, monkeypatch):
-    """Mutants: torch's own class loads it; its entry is not taken in."""
+    """Mutants: torch's own class loads it; its entry is not taken in; ops are not installed."""
     path, error = saved
+    installed: list[bool] = []
     monkeypatch.setattr(ledger, "_entries", {})
+    monkeypatch.setattr(direct_calls, "install", lambda: installed.append(True))
     with path.open("rb") as file:
         loaded = torch.compiler.load_compiled_function(file)
     sides = operands()
     there = (loaded(*sides) - attention(*(side.double() for side in sides))).abs().max()
     assert max(error, there) < 1e-6
     assert [(s.decision, s.code) for s in ledger.report().sites] == [("rewritten", "fused_rows")]
+    assert installed == [True]
 
 
 @pytest.mark.long
 def test_another_process_loads_it(saved, tmp_path):
-    """It imports nothing of overlapc before, and finds no cache. Mutant: what is loaded does not
-    have its ops registered."""
+    """It imports nothing of overlapc before, and finds no cache."""
     path, error = saved
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(
@@ -104,3 +110,45 @@ def test_what_inductor_keeps_no_artifact_of_cannot_be_saved():
     entry = ledger.Entry("saved", from_user(None), TargetChoice("auto"))
     with pytest.raises(ArtifactError, match="dump and fuel"):
         AgreeingCallable.serialize_compile_artifacts(AgreeingCallable(attention, entry))
+
+
+def chain(x, weight):
+    return all_reduce(x @ weight, "sum", dist.group.WORLD).relu()
+
+
+def chain_operands(rank):
+    generator = torch.Generator().manual_seed(rank)
+    return tuple(torch.randn(shape, generator=generator) for shape in ((256, 64), (64, 512)))
+
+
+def save_chain(rank, folder):
+    compiling: Any = torch.compile
+    options = {"target": SLOW_LINK, "overlap": "chunked"}
+    function = compiling(chain, backend="overlapc", fullgraph=True, options=options)
+    function.aot_compile((chain_operands(rank), {})).save_compiled_function(f"{folder}/{rank}")
+
+
+def load_chain(rank, folder):
+    """The largest error, and the calls of the one site."""
+    with open(f"{folder}/{rank}", "rb") as file:
+        loaded = torch.compiler.load_compiled_function(file)
+    x, weight = chain_operands(rank)
+    wanted = chain(x.double(), weight.double())
+    error = ((loaded(x, weight) - wanted).norm() / wanted.norm()).item()
+    (site,) = ledger.report().sites
+    return error, dict(site.calls)
+
+
+@pytest.mark.long
+def test_ranks_load_what_others_saved(two_ranks, tmp_path):
+    """They have another cache. Mutant: the target that ops plan for is not kept."""
+    (tmp_path / "saved").mkdir()
+    two_ranks.run(save_chain, tmp_path / "saved")
+    others = Ranks(2, environment={"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")})
+    try:
+        found = others.run(load_chain, tmp_path / "saved")
+    finally:
+        others.close()
+    for error, calls in found:
+        assert error < 1e-6
+        assert calls == {"chunked": 1}
