@@ -7,9 +7,10 @@ import torch
 from torch._inductor import config as inductor_config
 
 from overlapc.passes.base import Fuel
-from tests.attention.catalogue import REWRITTEN as CATALOGUE
 from tests.attention.catalogue import (
+    MIN,
     B,
+    K,
     Spelling,
     added,
     bias,
@@ -18,6 +19,8 @@ from tests.attention.catalogue import (
     square,
     twice,
 )
+from tests.attention.catalogue import REWRITTEN as CATALOGUE
+from tests.attention.codebases import LANGUAGE
 from tests.attention.refusals import LEFT as REFUSED
 from tests.attention.refusals import weights_returned
 from tests.attention.rewriting import rewrite
@@ -86,12 +89,15 @@ def test_left_as_it_is(name):
     assert all(site.reason.endswith(".") and site.where for site in done.sites)
 
 
-DIFFERENTIATED = ("interleaved", "einsum_sequence_first", "causal", "window", "upcast_operands")
+BIASED = {name: LANGUAGE[name] for name in ("transformer_xl", "deberta")}
+"""What is added is made of products, and leaves no row without a key."""
+DIFFERENTIATED = ("interleaved", "einsum_sequence_first", "causal", "window", "upcast_operands",
+                  *BIASED)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", DIFFERENTIATED)
 def test_gradients(name):
-    spelling = REWRITTEN[name]
+    spelling = {**REWRITTEN, **BIASED}[name]
     operands, more = inputs_of(spelling)
     leaves = [t.requires_grad_() for t in operands]
     done = rewrite(spelling.function, *leaves, *more)
@@ -108,13 +114,58 @@ def test_gradients(name):
         assert_alike(one, other, one.dtype)
 
 
-@pytest.mark.parametrize("name", ["filled", "additive", "added", "filled_finite"])
+MASKED = ("filled", "additive", "added", "filled_finite", "grouped_queries")
+
+
+@pytest.mark.parametrize("name", MASKED)
 def test_no_gradient_is_taken_where_a_row_may_keep_no_key(name):
     spelling = REWRITTEN[name]
     operands, more = inputs_of(spelling)
-    done = rewrite(spelling.function, *(t.requires_grad_() for t in operands), *more)
+    leaves = [t.requires_grad_() for t in operands]
+    done = rewrite(spelling.function, *leaves, *more, softmax="auto")
     assert done.codes == ["!dead_rows"]
+    assert "softmax='sdpa'" in done.sites[0].reason
     assert done.after == done.before
+
+
+@pytest.mark.parametrize("keeps_one", [False, True])
+@pytest.mark.parametrize("name", MASKED)
+def test_gradients_where_a_row_may_keep_no_key(name, keeps_one):
+    """Eager's, NaN among them: by torch's fused attention where each row keeps one. Mutants: that
+    is not asked, in the forward or in the backward; groups are not added up; a mask is inverted."""
+    spelling = REWRITTEN[name]
+    operands, (mask,) = inputs_of(spelling)
+    mask = (
+        mask | (torch.arange(mask.shape[-1]) == 2)
+        if keeps_one and mask.dtype == torch.bool
+        else mask
+    )
+    leaves = [t.requires_grad_() for t in operands]
+    done = rewrite(spelling.function, *leaves, mask)
+    assert done.codes == ["fused_if_kept"]
+    with pytest.MonkeyPatch.context() as patch:
+        if keeps_one:
+            patch.delattr("overlapc.runtime.attention.op.attention_by_torch")
+            patch.delattr("overlapc.runtime.attention.gradients.gradients_by_torch")
+        result = done.function(*leaves, mask)
+        weights = torch.randn_like(result)
+        found = torch.autograd.grad((result * weights).sum(), leaves)
+    doubles = [t.detach().double().requires_grad_() for t in operands]
+    exact = spelling.function(*doubles, wide(mask))
+    wanted = torch.autograd.grad((exact * weights).sum(), doubles)
+    for one, other in zip((result, *found), (exact, *wanted), strict=True):
+        assert_alike(one, other, one.dtype)
+
+
+def test_what_is_made_of_products_may_hide_keys():
+    """A constant that is added to it does. Mutant: only infinite ones are looked for."""
+
+    def hidden(q, k, v):
+        later = torch.where(torch.arange(K) == 3, MIN, 0.0)[:, None]
+        return (q @ k.mT + (k.detach() @ k.detach().mT + later)).softmax(-1) @ v
+
+    done = rewrite(hidden, *(t.requires_grad_() for t in square()))
+    assert done.codes == ["fused_if_kept"]
 
 
 def test_a_mask_whose_gradient_is_wanted_keeps_its_attention():

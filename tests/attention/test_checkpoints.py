@@ -59,9 +59,9 @@ def of_an_input(q, k, v):
 CODES = {
     causal: ["fused"] * 2,
     nested: ["fused"],
-    written: ["!dead_rows"],
-    written_inside: ["!dead_rows"],
-    of_an_input: ["!dead_rows"],
+    written: ["fused_if_kept"],
+    written_inside: ["fused_if_kept"],
+    of_an_input: ["fused_if_kept"],
 }
 
 
@@ -100,5 +100,5 @@ def test_a_fault_there_leaves_bodies_as_they_were(monkeypatch, caplog):
 
     monkeypatch.setattr(dynamo, "outer_of_bodies", fails)
     operands = [operand.requires_grad_() for operand in square()]
-    assert rewrite(causal, *operands).codes == ["!dead_rows"] * 2
+    assert rewrite(causal, *operands).codes == ["fused_if_kept"] * 2
     assert "a fault of overlapc" in caplog.text

@@ -18,6 +18,7 @@ from overlapc.graphs.attention.above import is_of_products
 from overlapc.graphs.attention.bands import Band, band_of
 from overlapc.graphs.attention.boxes import MADE
 from overlapc.graphs.attention.constants import constant, number, spelling_of
+from overlapc.graphs.attention.finite import is_finite
 from overlapc.graphs.attention.remembering import recalled
 from overlapc.graphs.attention.steps import WEAKEST_FILL, Bias, Fill
 from overlapc.graphs.attention.tensors import CASTS, COPIES, EXPANSIONS, ORDERED, Expression
@@ -84,9 +85,8 @@ def read_mask(
                 reason = "Scores are lost in a mask of float16, and are not in torch's attention."
                 return Refusal(part.tensor.node, "half_mask", reason)
     if told is None:
-        dead = "nan" if any(_may_be_infinite(versions, part) for part in parts) else "mean"
+        dead, is_even = _of_hiding(versions, parts, dtype)
         leaves_out = all(_only_leaves_out(versions, part) for part in parts)
-        is_even = not all(_may_be_infinite(versions, part) for part in parts)
         return Mask(parts, "given", dead, is_trained, untold, leaves_out, is_even)
     if told.is_nothing and untold is None:
         return Mask((), "nothing", "", False)
@@ -116,8 +116,7 @@ def _told(said: torch.Tensor | None, rows: object, keys: object) -> Told | None:
     if said is None:
         return None
     is_off = said <= WEAKEST_FILL
-    is_empty = is_off.all(-1)
-    dead = "nan" if (said == -math.inf).all(-1).any() else "mean" if is_empty.any() else ""
+    dead, is_even = _of_known(said)
     leaves_out = not said.masked_fill(is_off, 0.0).any()
     is_causal = leaves_out and _is_causal(is_off, rows, keys)
     has_band = leaves_out and not dead and not is_causal
@@ -126,7 +125,7 @@ def _told(said: torch.Tensor | None, rows: object, keys: object) -> Told | None:
         is_causal=is_causal,
         dead=dead,
         only_leaves_out=leaves_out,
-        may_be_even=bool((is_empty & said.isfinite().any(-1)).any()),
+        may_be_even=is_even,
         may_be_lost=bool((said <= HALF_MIN).all(-1).any()),
         band=band_of(is_off, rows, keys) if has_band else None,
     )
@@ -149,6 +148,25 @@ def _spelling(
         number = part.factor if isinstance(part, Bias) else part.value
         every.append((type(part), number, is_kept, own, repr(source.calls)))
     return "mask", *every
+
+
+def _of_hiding(
+    versions: Versions, parts: tuple[Bias | Fill, ...], dtype: torch.dtype
+) -> tuple[str, bool]:
+    """As of ``_of_known``, of masks that are not all constants: by those that may hide keys."""
+    hiding = tuple(part for part in parts if not is_finite(versions, part, -WEAKEST_FILL))
+    known = _constant(versions, hiding, dtype) if len(hiding) < len(parts) else None
+    if known is not None:
+        return _of_known(known)
+    infinite = [_may_be_infinite(versions, part) for part in hiding]
+    return "nan" if any(infinite) else "mean", not all(infinite)
+
+
+def _of_known(said: torch.Tensor) -> tuple[str, bool]:
+    """What masks are that add ``said`` to scores: ``dead`` and ``may_be_even`` of a ``Mask``."""
+    is_empty = (said <= WEAKEST_FILL).all(-1)
+    dead = "nan" if (said == -math.inf).all(-1).any() else "mean" if is_empty.any() else ""
+    return dead, bool((is_empty & said.isfinite().any(-1)).any())
 
 
 def _why_not(part: Bias | Fill, dtype: torch.dtype) -> Refusal | None:
@@ -268,13 +286,15 @@ def _may_be_infinite(versions: Versions, part: Bias | Fill) -> bool:
     if isinstance(part, Fill):
         return part.value == -math.inf
     node = _writer(versions, part.tensor)
-    return node is None or not _is_finite(versions, node)
+    return node is None or not _chooses_finite(versions, node, part.tensor.value.dtype)
 
 
-def _is_finite(versions: Versions, node: fx.Node) -> bool:
-    """Whether a tensor is a choice between two finite numbers."""
+def _chooses_finite(versions: Versions, node: fx.Node, dtype: torch.dtype) -> bool:
+    """Whether a tensor is a choice between two numbers that are finite in a dtype."""
     call = versions.calls.get(node)
     if call is None or call.in_place or call.name != "where":
         return False
     values = [number(versions, call.get(name)) for name in ("input", "other")]
-    return all(value is not None and math.isfinite(value) for value in values)
+    return all(
+        value is not None and bool(torch.tensor(value, dtype=dtype).isfinite()) for value in values
+    )

@@ -13,25 +13,21 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
-from overlapc.graphs.attention.above import is_of_products
-from overlapc.graphs.attention.constants import UNMADE, constant, number
+from overlapc.graphs.attention.constants import UNMADE, number
+from overlapc.graphs.attention.finite import is_finite
 from overlapc.graphs.attention.masks import Mask
 from overlapc.graphs.attention.scores import Scores
 from overlapc.graphs.attention.spelling import Call, tensor_of
 from overlapc.graphs.attention.steps import Bias, Fill
-from overlapc.graphs.attention.tensors import CASTS, PERMUTATIONS, expression, is_same
+from overlapc.graphs.attention.tensors import CASTS, expression, is_same
 from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.attention.walk import Walk, beside
 from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.edges import is_random
 
 NEGATIONS = ("invert", "logical_not", "bitwise_not")
-HANDING_ON = (*PERMUTATIONS, "cat", "pad", "view", "reshape", "getitem", "gather", "flatten",
-              "unflatten", "unsqueeze", "squeeze", "expand", "contiguous", "clone", "mul", "div",
-              "add", "sub", "neg", "roll", "narrow", "index_select")  # fmt: skip
-"""Calls of which finite tensors give finite ones, as nearly as numbers go."""
 DEEPEST = 12
-"""Calls by which two conditions are compared, or a tensor is followed up: chosen."""
+"""Calls by which two conditions are compared: chosen."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +145,7 @@ def with_zeros(versions: Versions, scores: Scores, zeroings: Sequence[Zeroing]) 
             continue
         at = [i for i, mask in enumerate(masks) if _is_of(versions, scores, mask, zeroing)]
         others = [mask for i, mask in enumerate(masks) if i not in at]
-        if len(at) != 1 or scores.program or not all(_is_finite(versions, one) for one in others):
+        if len(at) != 1 or scores.program or not all(is_finite(versions, one) for one in others):
             reason = f"{name} makes weights zeros of other keys than one mask hides before."
             return _changed(zeroing, reason)
         fill = masks[at[0]]
@@ -232,32 +228,3 @@ def _is_alike_read(
 ) -> bool:
     one, other = (versions.read(at, x) if isinstance(x, fx.Node) else x for at, x in (a, b))
     return one is not None and _is_alike(versions, one, other, deep)
-
-
-def _is_finite(versions: Versions, mask: Bias | Fill) -> bool:
-    """Whether a mask hides nothing: products, finite constants, and what is made of them."""
-    if not isinstance(mask, Bias) or not all(
-        versions.read(*read) is read[1] for read in mask.tensor.read
-    ):
-        return False
-    waiting, seen = [mask.tensor.node], set()
-    while waiting:
-        node = waiting.pop()
-        call, value = versions.calls.get(node), tensor_of(node)
-        if value is None or not value.dtype.is_floating_point or node in seen:
-            continue  # an index, or a size
-        seen.add(node)
-        if is_of_products(versions, node):
-            continue
-        known = constant(versions, node)
-        if known is not None:
-            if not bool(known.isfinite().all()):
-                return False
-        elif call is None or call.in_place or call.name not in HANDING_ON or len(seen) > 40:
-            return False
-        else:
-            sources = [versions.read(node, source) for source in node.all_input_nodes]
-            if any(source is None for source in sources):
-                return False
-            waiting.extend(source for source in sources if source is not None)
-    return True

@@ -17,6 +17,11 @@ from overlapc.planning.attention.softmax import SiteScores
 from overlapc.planning.problem import ITEM_BYTES
 from overlapc.planning.tiles import why_not_served
 
+KEEPS_ONE = "it is taken where the graph shows that each row keeps one (a constant mask, is_causal)"
+OURS = "softmax='unified' by a kernel of our own"
+TOLD = "on a processor with softmax='sdpa' if its mask is not trained and is all that is added"
+"""What helps where rows may keep no key."""
+
 MEASURED = (("cpu", "float32"),)
 """Where ``python -m benchmarks.attention`` has compared the two, and fused won."""
 
@@ -193,15 +198,22 @@ def decide(problem: AttentionProblem, choice: str) -> Verdict:
     ``choice`` is option ``softmax``: "auto", "sdpa" to take the fused one wherever it may be, or
     one of ``OWN`` to take a kernel of our own.
     """
+    given = problem
     if choice in OWN:
         problem = problem.own
     verdict = _own(problem, choice) if choice in OWN else _by_torch(problem, choice)
+    if problem.dead and problem.is_trained and verdict.code == "fused":
+        reason = f"{verdict.reason[:-1]}, but where a call leaves a row no key."
+        policy = policy_of("unified", problem.dtype)
+        verdict = replace(verdict, code="fused_if_kept", reason=reason, policy=policy)
     if choice not in OWN and _reads_prefix(problem, choice, verdict):
         verdict = _of_prefix(problem)
     if choice not in OWN and _is_cut_by_rows(problem, verdict):
         reason = f"{verdict.reason[:-1]}, for some rows at a time."
         policy = policy_of("unified", problem.dtype)
         verdict = replace(verdict, code="fused_rows", reason=reason, policy=policy)
+    if verdict.code == "no_own_kernel" and given.device == "cpu":
+        verdict = replace(verdict, reason=f"{verdict.reason}{_what_auto_would(given)}")
     why = problem.why_whole or _why_mask_is_whole(problem, verdict)
     if not why or verdict.decision == "refused" or verdict.code == "valid_keys":
         return verdict
@@ -212,17 +224,35 @@ def decide(problem: AttentionProblem, choice: str) -> Verdict:
     return replace(verdict, reason=f"{verdict.reason} {how}")
 
 
+def _tells_dead_rows(problem: AttentionProblem, choice: str) -> bool:
+    """Whether our op calls torch's attention where each row keeps a key, and else computes what is
+    spelled: that tells gradients of rows that keep none. Nothing was measured, so if told to."""
+    is_own = problem.device == "cpu" and problem.is_plain
+    is_seen = problem.dead in ("nan", "mean") and not problem.prefix
+    is_narrow = problem.head_dim == problem.value_dim <= OWN_DIMS.get(problem.dtype, 0)
+    is_told = not problem.is_mask_trained and not problem.why_no_gradient
+    return choice != "auto" and is_own and is_seen and is_narrow and is_told
+
+
+def _what_auto_would(problem: AttentionProblem) -> str:
+    """What is lost where a kernel of our own is asked for and there is none, as a sentence."""
+    if decide(problem, "auto").decision != "rewritten":
+        return ""
+    return " Torch's attention is not put in where ours is asked for: softmax='auto' would take it."
+
+
 def _by_torch(problem: AttentionProblem, choice: str) -> Verdict:
-    if problem.dead and problem.is_trained:
+    if problem.dead and problem.is_trained and not _tells_dead_rows(problem, choice):
         # The backward of torch's kernel takes the weights of such a row for other ones.
-        reason = "A row may keep no key, and torch's fused attention has another gradient there: "
-        reason += "only a mask that the graph makes of numbers and of fixed sizes tells."
-        return Verdict("refused", "dead_rows", reason)
+        reason = "A row may keep no key, and torch's fused attention has another gradient there"
+        return Verdict(
+            "refused", "dead_rows", f"{reason}: {KEEPS_ONE}, {TOLD}, or on a GPU under {OURS}."
+        )
     if problem.untold is not None:
         return Verdict("refused", *problem.untold)
     if problem.dead and problem.device != "cpu":
-        reason = "A row may keep no key, and what torch's kernels give it is known on processors."
-        return Verdict("refused", "dead_rows", reason)
+        reason = "A row may keep no key, and what torch's kernels give it is known on processors"
+        return Verdict("refused", "dead_rows", f"{reason}: {KEEPS_ONE}, or under {OURS}.")
     if problem.is_fused and not problem.undoes_repeats:
         return Verdict("kept", "fused_already", "It calls torch's fused attention as it stands.")
     if _loses_nan(problem):

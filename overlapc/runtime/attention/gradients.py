@@ -27,6 +27,7 @@ from overlapc.runtime.attention.gradient_program import gradients_by_torch
 from overlapc.runtime.attention.kernels import INTERPRETED, architecture, interprets
 from overlapc.runtime.attention.op import BY_TORCH, lengths_of_each
 from overlapc.runtime.attention.refused_gradients import refuse_gradients
+from overlapc.runtime.attention.trained_rows import gradients_by_fused
 from overlapc.runtime.kernel_attempts import KernelAttempts
 from overlapc.runtime.ops import calls_of
 
@@ -78,7 +79,9 @@ def _run(*given: Any) -> list[torch.Tensor]:
         calls_of(site)[BACKWARD] += 1
         return found
     calls_of(site)[BY_TORCH] += 1
-    gradients = zip(call.results(call.wanted), gradients_by_torch(read, call), strict=True)
+    made = gradients_by_fused(read, call)
+    made = gradients_by_torch(read, call) if made is None else made
+    gradients = zip(call.results(call.wanted), made, strict=True)
     return [result.copy_(gradient) for result, gradient in gradients]
 
 

@@ -89,7 +89,7 @@ def _fused(
     is_causal = may_be_causal and _is_causal(spec, query.shape[2], keys)
     if is_causal and _is_cut_by_rows(query, key):
         return _by_rows(spec, query, key, value)
-    mask = None if is_causal else _mask(spec, query, keys, inputs, lengths)
+    mask = None if is_causal else mask_of(spec, query, keys, inputs, lengths)
     if mask is not None and spec.program and lengths is None and query.device.type == "cpu":
         key, value, mask = _cut_by_mask(key, value, mask)
     takes_groups = takes_masked_groups or mask is None
@@ -179,7 +179,7 @@ def _is_causal(spec: AttentionSpec, rows: int, keys: int) -> bool:
     return rows > 1 and spec.after == 0 and spec.before is None and starts_together
 
 
-def _mask(
+def mask_of(
     spec: AttentionSpec,
     query: torch.Tensor,
     keys: int,

@@ -17,6 +17,7 @@ from overlapc.runtime.attention.kernels import as_wide, is_decode, run_kernel, w
 from overlapc.runtime.attention.library import attention_by_fused, why_not_fused
 from overlapc.runtime.attention.program import attention_by_torch
 from overlapc.runtime.attention.running_phi import running_phi
+from overlapc.runtime.attention.trained_rows import forward_by_fused
 from overlapc.runtime.kernel_attempts import KernelAttempts
 from overlapc.runtime.ops import calls_of
 
@@ -84,6 +85,10 @@ def _run(
     if not read.lse and not why_not_fused(read):
         out = attention_by_fused(read, query, key, value, inputs, lengths)
         return out, query.new_empty(0, dtype=torch.float32)
+    if read.lse and lengths is None and sinks is None:
+        trained = forward_by_fused(read, query, key, value, inputs)
+        if trained is not None:
+            return trained
     out, lse = attention_by_torch(read, query, key, value, inputs, lengths, sinks)
     return out, lse if read.lse else lse.new_empty(0)
 

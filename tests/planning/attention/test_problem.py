@@ -188,3 +188,44 @@ def test_few_keys_on_processors_may_lose_a_nan():
     assert decide(replace(few, keys=16), "sdpa").code == "fused"
     assert decide(replace(few, mask="given"), "sdpa").code == "fused"
     assert decide(replace(few, device="cuda"), "sdpa").code == "fused"
+
+
+def test_where_ours_is_asked_for_and_there_is_none_what_auto_would_do_is_said():
+    """Mutants: it is not said; it is said where nothing would be fused, or on a GPU."""
+    said = "softmax='auto' would take it"
+    assert said in decide(PREFILL, "unified").reason
+    assert said not in decide(replace(PREFILL, rows=1), "unified").reason
+    on_gpu = replace(PREFILL, device="cuda", why_only_torch="It is torch's.")
+    assert said not in decide(on_gpu, "unified").reason
+
+
+TRAINED = replace(PREFILL, is_trained=True, mask="given", dead="mean", is_plain=True)
+NOT_TOLD = {
+    "auto": ({}, "auto"),
+    "gpu": ({"device": "cuda"}, "sdpa"),
+    "zeros": ({"dead": "zero"}, "sdpa"),
+    "trained mask": ({"is_mask_trained": True}, "sdpa"),
+    "functions": ({"is_plain": False}, "sdpa"),
+    "values": ({"value_dim": 32}, "sdpa"),
+    "float64": ({"dtype": "float64"}, "sdpa"),
+    "length": ({"prefix": True}, "sdpa"),
+    "no gradient": ({"why_no_gradient": "it has none"}, "sdpa"),
+}
+
+
+def test_gradients_of_rows_that_keep_no_key():
+    verdict = decide(TRAINED, "sdpa")
+    assert (verdict.decision, verdict.code, verdict.policy) == (
+        "rewritten",
+        "fused_if_kept",
+        "zero",
+    )
+
+
+@pytest.mark.parametrize("name", NOT_TOLD)
+def test_torchs_gradients_of_rows_that_keep_no_key_are_not_eagers(name):
+    """Mutants: any of the conditions under which our op tells them."""
+    change, choice = NOT_TOLD[name]
+    verdict = decide(replace(TRAINED, **change), choice)
+    assert (verdict.decision, verdict.code) == ("refused", "dead_rows")
+    assert "softmax='unified'" in verdict.reason

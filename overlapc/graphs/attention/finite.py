@@ -1,0 +1,53 @@
+"""Masks that hide no key, as nearly as numbers go."""
+
+from __future__ import annotations
+
+import math
+
+from overlapc.graphs.attention.above import is_of_products
+from overlapc.graphs.attention.constants import constant
+from overlapc.graphs.attention.spelling import tensor_of
+from overlapc.graphs.attention.steps import Bias, Fill
+from overlapc.graphs.attention.tensors import PERMUTATIONS
+from overlapc.graphs.attention.versions import Versions
+
+HANDING_ON = (*PERMUTATIONS, "cat", "pad", "view", "reshape", "getitem", "gather", "flatten",
+              "unflatten", "unsqueeze", "squeeze", "expand", "contiguous", "clone", "mul", "div",
+              "add", "sub", "neg", "roll", "narrow", "index_select")  # fmt: skip
+"""Calls of which finite tensors give finite ones, as nearly as numbers go."""
+
+
+def is_finite(versions: Versions, mask: Bias | Fill, below: float = math.inf) -> bool:
+    """Return whether a mask is of products, finite constants, and what is made of them.
+
+    It hides nothing then, where constants and the numbers on the way are also ``below`` one that a
+    score is lost in.
+    """
+    if not isinstance(mask, Bias) or not all(
+        versions.read(*read) is read[1] for read in mask.tensor.read
+    ):
+        return False
+    waiting, seen = [mask.tensor.node], set()
+    while waiting:
+        node = waiting.pop()
+        call, value = versions.calls.get(node), tensor_of(node)
+        if value is None or not value.dtype.is_floating_point or node in seen:
+            continue  # an index, or a size
+        seen.add(node)
+        given = call.given.values() if call is not None else ()
+        if any(isinstance(one, int | float) and abs(one) >= below for one in given):
+            return False
+        if is_of_products(versions, node):
+            continue
+        known = constant(versions, node)
+        if known is not None:
+            if not bool((known.abs() < below).all()):
+                return False
+        elif call is None or call.in_place or call.name not in HANDING_ON or len(seen) > 40:
+            return False
+        else:
+            sources = [versions.read(node, source) for source in node.all_input_nodes]
+            if any(source is None for source in sources):
+                return False
+            waiting.extend(source for source in sources if source is not None)
+    return True
