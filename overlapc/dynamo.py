@@ -15,7 +15,9 @@ from overlapc.graphs.attention.ordering import sites_in_order
 from overlapc.graphs.attention.outer import outer_of_bodies
 from overlapc.graphs.attention.remembering import Known, remembered
 from overlapc.graphs.attention.versions import Outer
+from overlapc.graphs.autocast import Autocast, ambient, states_of_bodies, under
 from overlapc.graphs.bodies import graphs_with_inputs, parameters_in
+from overlapc.graphs.faults import unless_faulty
 from overlapc.graphs.values import value_of
 from overlapc.options import Options
 from overlapc.passes import BEFORE_AUTOGRAD
@@ -48,6 +50,7 @@ def rewrite_before_autograd(
     with remembered(constants):
         graphs = [(graph, given) for graph, given in graphs if has_attention(graph)]
     outer = _outer_of_bodies(graph_module.graph) if graphs else {}
+    autocast = _states_of_bodies(graph_module.graph) if graphs else {}
     if graphs and _may_take_own(graph_module.graph, options):
         known = calibration_of(weights_in(inputs))
         sites = sites_in_order(graph_module.graph) if known.sites else []
@@ -59,7 +62,7 @@ def rewrite_before_autograd(
         )
         compilation.outer, compilation.weights = outer.get(graph, {}), parameters_in(given)
         compilation.calibration, compilation.places = known, places
-        with remembered(constants):
+        with remembered(constants), under(autocast.get(graph, ambient())):
             run_passes(BEFORE_AUTOGRAD, graph, compilation)
         if graph.owning_module is not None:
             graph.owning_module.recompile()
@@ -80,6 +83,11 @@ def _outer_of_bodies(graph: fx.Graph) -> dict[fx.Graph, Outer]:
     except Exception:  # bodies are read as if they were given what is not known
         log.exception("a fault of overlapc: what bodies are given is not looked at")
         return {}
+
+
+def _states_of_bodies(graph: fx.Graph) -> dict[fx.Graph, Autocast]:
+    what = "bodies are taken to begin under the autocast that their graph begins under"
+    return unless_faulty(lambda: states_of_bodies(graph), {}, what)
 
 
 def _kind(graph: fx.Graph) -> str:

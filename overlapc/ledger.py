@@ -176,7 +176,9 @@ def key_of(graph_module: fx.GraphModule, example_inputs: Sequence[Any], uuid: st
     Names of graphs are not used: they depend on the order of compilation.
     """
     digest = hashlib.sha256(uuid.encode())
-    digest.update(repr(torch.is_grad_enabled()).encode())
+    modes = [(name, torch.is_autocast_enabled(name), torch.get_autocast_dtype(name))
+             for name in ("cpu", "cuda")]  # fmt: skip
+    digest.update(repr((torch.is_grad_enabled(), modes)).encode())
     for module in graph_module.modules():
         if isinstance(module, fx.GraphModule):
             digest.update(module.code.encode())

@@ -23,6 +23,7 @@ from overlapc.graphs.attention.placing import Lengths, place, spec_of, text_of
 from overlapc.graphs.attention.problems import problem_of
 from overlapc.graphs.attention.rewriting import fuse, take_heads_once
 from overlapc.graphs.attention.site import Attention, Fused
+from overlapc.graphs.autocast import left_alone
 from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.faults import all_or_nothing, fault_at
 from overlapc.graphs.origins import where
@@ -96,13 +97,15 @@ def _rewrite(
         spec = spec_of(own, verdict.policy, verdict.phi)
         if not explains:
             _make_memory(site, spec, verdict, own.query.value)
-        place(
-            graph, own, spec, site, known, verdict.of_heads, reads_narrow=verdict.reads_narrow
-        )  # fmt: skip
+        with left_alone(graph, found.node):
+            place(
+                graph, own, spec, site, known, verdict.of_heads, reads_narrow=verdict.reads_narrow
+            )  # fmt: skip
     elif isinstance(found, Fused):
         take_heads_once(graph, found)
     else:
-        fuse(graph, found.for_torch)
+        with left_alone(graph, found.node):
+            fuse(graph, found.for_torch)
 
 
 def _correct(sites: list[Site], own: str, fault: Refusal) -> None:

@@ -398,11 +398,6 @@ def unlike(q, k, v):
     return (q @ k.mT).softmax(-1).bfloat16() @ v.bfloat16()
 
 
-def under_autocast(q, k, v):
-    with torch.autocast("cpu", torch.bfloat16):
-        return (q @ k.mT).softmax(-1) @ v
-
-
 def half_mask(q, k, v, kept):
     return (q @ k.mT + torch.where(kept, 0.0, -65504.0).half()).softmax(-1) @ v
 
@@ -515,7 +510,6 @@ LEFT = {
     "narrowed": Spelling(narrowed, "!narrowed_scores"),
     "doubled": Spelling(doubled, "!wide_softmax"),
     "unlike": Spelling(unlike, "!mixed_dtypes"),
-    "under_autocast": Spelling(under_autocast, "!autocast"),
     "half_mask": Spelling(half_mask, "!half_mask", keep, half),
     "half_product_filled": Spelling(half_product_filled, "!half_mask", keep, half),
     "filled_weakly": Spelling(filled_weakly, "!weak_fill", more=keep),

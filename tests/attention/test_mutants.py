@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from overlapc.graphs.attention import masks, matching, problems, repeats, rewrit
 from overlapc.graphs.attention.spelling import Call
 from overlapc.graphs.attention.versions import Versions
 from overlapc.passes import rewrite_attention
-from tests.attention import test_catalogue
+from tests.attention import test_autocast, test_catalogue
 
 real_step = scores._step
 real_constant = masks._constant
@@ -65,7 +66,7 @@ def any_repeat(versions, call: Call, dim):
 REWRITES = test_catalogue.test_rewritten
 LEAVES = test_catalogue.test_left_as_it_is
 
-MUTANTS: dict[str, tuple[ModuleType | type, str, Callable, Callable, str]] = {
+MUTANTS: dict[str, tuple[ModuleType | type, str, Callable, Callable, Any]] = {
     "soft-cap passed over": (scores, "_step", through("tanh"), LEAVES, "soft_cap"),
     "every constant mask is causal": (
         masks,
@@ -85,7 +86,13 @@ MUTANTS: dict[str, tuple[ModuleType | type, str, Callable, Callable, str]] = {
     "weak fills are masks": (masks, "_why_untold", nothing, LEAVES, "filled_weakly"),
     "scores are read by nobody": (matching, "_why_not_alone", nothing, LEAVES, "scores_read"),
     "every dtype will do": (matching, "_why_not_range", nothing, LEAVES, "narrowed"),
-    "autocast is not seen": (matching, "_why_not_dtypes", nothing, LEAVES, "under_autocast"),
+    "every product will do": (
+        matching,
+        "_why_not_dtypes",
+        nothing,
+        test_autocast.test_an_autocast_that_is_not_read,
+        test_autocast.eager,
+    ),
     "operands never change": (Versions, "changes", never, LEAVES, "keys_change"),
     "nothing writes in place": (Versions, "read", current, REWRITES, "written_and_ignored"),
     "nobody reads strides": (matching, "layout_is_read", never, REWRITES, "viewed_result"),

@@ -79,6 +79,16 @@ def cast_between(x, w):
     return all_reduce(F.linear(x.bfloat16(), w.bfloat16()).float())
 
 
+def under_autocast(x, w):
+    with torch.autocast("cpu", torch.bfloat16):
+        return all_reduce(F.linear(x, w))
+
+
+def scattered_under_autocast(x, w):
+    with torch.autocast("cpu", torch.bfloat16):
+        return reduce_scatter(F.linear(x, w))
+
+
 def pointwise_between(x, w, b):
     return all_reduce(F.gelu(F.linear(x, w, b)) * 0.5)
 
@@ -178,6 +188,7 @@ ALL_REDUCE = {
         functional_mm, lambda: (x2(torch.bfloat16), weight(torch.bfloat16)), (AR,), None, 0
     ),
     "cast": Spelling(cast_between, lambda: (x3(), weight()), (AR,), None, 1),
+    "autocast": Spelling(under_autocast, lambda: (x3(), weight()), (AR,)),
     "pointwise": Spelling(pointwise_between, lambda: (x3(), weight(), bias()), (AR,), None, 1),
     "residual": Spelling(
         residual_between,
@@ -247,6 +258,9 @@ def scattered_bias(x, w, b):
 
 RS = "gemm_reduce_scatter"
 REDUCE_SCATTER = {
+    "scatter_under_autocast": Spelling(
+        scattered_under_autocast, lambda: (x2(), weight()), (RS,), ("all_gather_gemm",)
+    ),
     "scatter_rows": Spelling(scattered(0), lambda: (x2(), weight()), (RS,), ("all_gather_gemm",)),
     "scatter_batch": Spelling(scattered(0), lambda: (x3(), weight()), (RS,)),
     "scatter_sequence": Spelling(

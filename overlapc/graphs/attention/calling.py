@@ -73,8 +73,12 @@ def _mask(versions: Versions, call: Call, query: Expression, key: Expression) ->
         reason = "Its mask is no tensor, or was written through another view."
         return Refusal(call.node, "hidden_write", reason)
     is_kept = tensor.value.dtype == torch.bool
+    low = versions.casts_to(call.node)
+    if low is not None and not is_kept:
+        tensor = tensor.cast(low)  # as its operands
     part = Fill(tensor, -math.inf, is_kept=True) if is_kept else Bias(tensor, 1.0)
-    mask = read_mask(versions, (part,), query.value.dtype, query.shape[-2], key.shape[-2])
+    dtype = low or query.value.dtype
+    mask = read_mask(versions, (part,), dtype, query.shape[-2], key.shape[-2])
     if isinstance(mask, Refusal):
         return mask
     # Rows without a key are zeros in torch's attention, where softmax gives NaN.

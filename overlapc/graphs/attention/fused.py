@@ -40,6 +40,9 @@ def read_fused(versions: Versions, call: Call) -> Fused | Refusal:
         for reader, source in side.read:
             if groups > 1 and versions.changes(source, after=reader, before=call.node):
                 groups = 1
+    result = tensor_of(call.node)
+    if result is not None:  # under autocast the call casts its operands
+        query, key, value = (side.cast(result.dtype) for side in (query, key, value))
     return Fused(call.node, query, key, value, groups, spelled)
 
 
@@ -71,9 +74,6 @@ def _as_spelled_out(
     if result is None or (is_read and not is_plain(result)):
         reason = "Somebody reads the strides of its result, which has gaps or an order of its own."
         return Refusal(call.node, "layout_read", reason)
-    if result.dtype != query.value.dtype:
-        reason = "Under autocast its result has another dtype than its operands."
-        return Refusal(call.node, "autocast", reason)
     found = Attention(
         call.node,
         query,
@@ -90,4 +90,5 @@ def _as_spelled_out(
         repeated,
         prefix_of(versions, mask, query.shape[-2], key.shape[-2]),
     )
-    return checked(versions, found)
+    found = checked(versions, found)
+    return found if isinstance(found, Refusal) else found.cast(result.dtype)

@@ -52,6 +52,8 @@ def apart(versions: Versions, scores: Scores) -> Iterator[Apart]:
     (rest, between), own = _product(versions, added.tensor, scores), scores.product
     if rest is None or rest.added is not None or rest.order or own.order:
         return
+    if rest.dtype != own.dtype:  # autocast is on for one of them
+        return
     if added.factor * rest.alpha != scores.factor:
         return
     # Who else reads the product, or writes to it, is found as of all that the chain reads.

@@ -67,7 +67,9 @@ def _assemble(
         if isinstance(one, Attention) and (latent := latent_of_two(versions, one, two.rest)):
             found = replace(found, latent=latent)
             break
-    return checked(versions, found)
+    found = checked(versions, found)
+    # Last of all: who looks for what made operands looks past no cast of ours.
+    return found if isinstance(found, Refusal) else found.cast(weights.product.dtype)
 
 
 def _flattened(
@@ -80,19 +82,17 @@ def _flattened(
         why_empty(node, scores.product.left, scores.product.right, weights.product.right)
         or _why_not_new(versions, chain)
         or _why_not_alone(versions, chain, node)
-        or _why_not_dtypes(softmax, scores, weights)
+        or _why_not_dtypes(versions, softmax, scores, weights)
         or _why_not_batches(weights, frame)
     )
     if refusal:
         return refusal
     values = weights.product.right.shaped(weights.product.batch, frame)
-    dtype = values.value.dtype
-    sides = [
-        _in_dtype(versions, side, dtype)
-        for side in (scores.product.left, scores.product.right.transposed())
-    ]
+    dtype, sides = weights.product.dtype, [scores.product.left, scores.product.right.transposed()]
+    if scores.product.dtype != dtype:
+        sides = [_in_dtype(versions, side, dtype) for side in sides]
     if any(side is None for side in sides):
-        reason = "Queries and keys have another dtype than the values."
+        reason = "Queries and keys have another dtype than the values: cast to it they are read."
         return Refusal(node, "mixed_dtypes", reason)
     query, key = (side.shaped(scores.product.batch, frame) for side in sides if side is not None)
     rows, keys = query.shape[-2], key.shape[-2]
@@ -104,14 +104,17 @@ def _flattened(
         return mask
     mask = zeroed.told(mask)
     if softmax.is_nan_where_dead and mask.dead == "nan":
-        reason = "A row that keeps no key is NaN, for its maximum is infinite: a sink gives zeros."
+        reason = "A row that keeps no key is NaN, for its maximum is infinite, where a sink gives "
+        reason += "zeros: masked by a finite number, as by torch.finfo(dtype).min, it is read."
         return Refusal(node, "dead_rows", reason)
     is_sum_zero = softmax.is_by_exp and softmax.sink is None and not scores.is_shifted
     if is_sum_zero and mask.may_be_even:
-        reason = "Its exponentials of a row that keeps no key are zero, and so is their sum."
+        reason = "Its exponentials of a row that keeps no key are zero, and so is their sum: less "
+        reason += "the row's maximum, as F.softmax has them, they are read."
         return Refusal(node, "dead_rows", reason)
     if softmax.is_less_logarithm and mask.may_be_even:
-        reason = "The logarithm of its sum is lost in the mask of a row that keeps no key."
+        reason = "The logarithm of its sum is lost in the mask of a row that keeps no key: spelled "
+        reason += "by F.softmax it is read."
         return Refusal(node, "dead_rows", reason)
     flat = four_dimensional(versions, query, key, values, mask, frame)
     is_read = layout_is_read(versions, node)
@@ -167,7 +170,9 @@ def _why_not_alone(versions: Versions, chain: tuple[fx.Node, ...], last: fx.Node
     return None
 
 
-def _why_not_dtypes(softmax: Softmax, scores: Scores, weights: Weights) -> Refusal | None:
+def _why_not_dtypes(
+    versions: Versions, softmax: Softmax, scores: Scores, weights: Weights
+) -> Refusal | None:
     for product in (scores.product, weights.product):
         value = tensor_of(product.node)
         sides = (product.left.value, product.right.value)
@@ -175,10 +180,13 @@ def _why_not_dtypes(softmax: Softmax, scores: Scores, weights: Weights) -> Refus
             return no_plain_tensors(product.node, (value, *sides))
         if value.dtype not in DTYPES or any(side.dtype not in DTYPES for side in sides):
             return Refusal(product.node, "dtype", f"Attention in {value.dtype} has no kernel.")
-        if any(side.dtype != value.dtype for side in sides):
-            reason = "Under autocast a product has another dtype than its operands."
-            return Refusal(product.node, "autocast", reason)
-    return _why_not_range(softmax, scores, weights.product.right.value.dtype)
+        is_cast = versions.casts_to(product.node) == value.dtype
+        is_wider = all(torch.promote_types(x.dtype, value.dtype) == value.dtype for x in sides)
+        if not is_cast and not is_wider:
+            reason = f"A product is {value.dtype} of wider operands, by no autocast that is read"
+            remedy = "cast before it they are read"
+            return Refusal(product.node, "product_dtype", f"{reason}: {remedy}.")
+    return _why_not_range(softmax, scores, weights.product.dtype)
 
 
 def _why_not_range(softmax: Softmax, scores: Scores, own: torch.dtype) -> Refusal | None:

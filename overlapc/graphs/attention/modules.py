@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from overlapc.graphs.attention.spelling import read_call, tensor_of
+from overlapc.graphs.autocast import states, under
 from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.faults import fault_at
 from overlapc.graphs.values import BEFORE_AUTOGRAD, VALUE_KEYS, fake_mode, value_of
@@ -69,7 +70,8 @@ def spell_out(graph: fx.Graph, node: fx.Node) -> SpelledOut | Refusal:
     wanted = tensor_of(parts[0])
     try:
         args, kwargs = fx.map_arg((node.args, node.kwargs), recorder.known)
-        with graph.inserting_before(node), fake_mode(parts[0]), recorder:
+        state = under(states(graph)[node])
+        with graph.inserting_before(node), fake_mode(parts[0]), state, recorder:
             found, _ = _forward(*args, **kwargs)
         why = "" if wanted is not None and _is_alike(found, wanted) else "it gave something else"
     except (CannotSpell, RuntimeError, TypeError, ValueError, AssertionError) as error:

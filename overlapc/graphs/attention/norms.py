@@ -56,6 +56,11 @@ class Norms:
     query: Normed
     key: Normed
 
+    def rounded(self, dtype: torch.dtype) -> Norms:
+        """Return them of rows that are cast to a dtype."""
+        eps = torch.finfo(dtype).eps
+        return Norms(*(replace(side, eps=max(side.eps, eps)) for side in (self.query, self.key)))
+
 
 def norms_of(versions: Versions, query: Expression, key: Expression) -> Norms | str:
     """Return what norms say of queries and keys ``[..., dim]``, or why they do not, as a clause;

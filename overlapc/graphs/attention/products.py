@@ -55,6 +55,13 @@ class Product:
         return replace(self, left=self.right.transposed(), right=self.left.transposed())
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What it is given in: under autocast its operands are cast to that."""
+        value = tensor_of(self.node)
+        assert value is not None
+        return value.dtype
+
+    @property
     def batch(self) -> tuple[Any, ...]:
         """Leading sizes of ``[..., M, N]``."""
         value = tensor_of(self.node)

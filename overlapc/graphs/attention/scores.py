@@ -251,6 +251,8 @@ def _ended(walk: Walk, call: Call) -> Scores | Refusal:
         bias = mask_of(walk, call, product.added)
         if bias is None:
             return no_scores(call)
+        if walk.versions.casts_to(call.node) == product.dtype:
+            bias = bias.cast(product.dtype)
         walk.steps.append(Bias(bias, walk.factor * product.beta))
     sinks = walk.sinks
     if walk.even is not None:

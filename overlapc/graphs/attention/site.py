@@ -118,7 +118,20 @@ class Attention:
     def is_broadcast(self) -> bool:
         """Heads of keys that queries share are repeated by nothing but a broadcast."""
         calls = self.repeated[0].calls if self.repeated is not None else ()
-        return bool(calls) and calls[-1][0] is torch.broadcast_to
+        moves = [function for function, _ in calls if function is not torch.Tensor.to]
+        return moves[-1:] == [torch.broadcast_to]
+
+    def cast(self, dtype: torch.dtype) -> Attention:
+        """Return it of operands in another dtype, as autocast casts them where they are read."""
+        sides = {name: getattr(self, name) for name in ("query", "key", "value", "rest")}
+        repeated, latent, norms = self.repeated, self.latent, self.norms
+        return replace(
+            self,
+            **{name: side and side.cast(dtype) for name, side in sides.items()},
+            repeated=repeated and (repeated[0].cast(dtype), repeated[1].cast(dtype)),
+            norms=norms if isinstance(norms, str) else norms.rounded(dtype),
+            latent=latent and latent.cast(dtype),
+        )
 
     @property
     def for_torch(self) -> Attention:

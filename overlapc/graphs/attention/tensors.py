@@ -73,6 +73,10 @@ class Expression:
             base = replace(self, value=torch.permute(self.value, back), calls=self.calls[:-1])
         return base if order == tuple(range(len(order))) else base.then(torch.permute, order)
 
+    def cast(self, dtype: torch.dtype) -> Expression:
+        """Return it in another dtype."""
+        return self if self.value.dtype == dtype else self.then(torch.Tensor.to, dtype)
+
     def transposed(self) -> Expression:
         """Return it with its last two dimensions exchanged."""
         *batch, one, other = range(len(self.shape))

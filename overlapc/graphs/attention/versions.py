@@ -16,6 +16,7 @@ from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from overlapc.graphs.attention.fresh import is_fresh
 from overlapc.graphs.attention.shapes import asserts_metadata
 from overlapc.graphs.attention.spelling import Call, read_call, tensor_of, told_writes
+from overlapc.graphs.autocast import dtype_of_products, states
 
 Outer = Mapping[fx.Node, "tuple[Versions, fx.Node]"]
 """By the placeholders of the body of a higher-order op, the node that the one call gives, as the
@@ -43,6 +44,7 @@ class Versions:
         """By the root of a family, where it was written last."""
         self.records: dict[fx.Node, bool | None] = {}
         """Whether gradients are recorded where a node stands; None: as outside of the graph."""
+        self._autocast = states(graph)
         self._read_graph(graph)
 
     def read(self, reader: fx.Node, source: fx.Node) -> fx.Node | None:
@@ -51,6 +53,11 @@ class Versions:
         None where it was written through another view of its memory.
         """
         return self._seen.get((reader, source), source)
+
+    def casts_to(self, node: fx.Node) -> torch.dtype | None:
+        """Return what autocast computes products in where a node stands; None where it is off."""
+        value = tensor_of(node)
+        return None if value is None else dtype_of_products(self._autocast[node], value)
 
     def changes(self, source: fx.Node, after: fx.Node, before: fx.Node) -> list[fx.Node]:
         """Return the nodes between two that may write to the memory of ``source``."""
