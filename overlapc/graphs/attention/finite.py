@@ -31,6 +31,8 @@ def is_finite(versions: Versions, mask: Bias | Fill, below: float = math.inf) ->
     while waiting:
         node = waiting.pop()
         call, value = versions.calls.get(node), tensor_of(node)
+        if call is not None and call.name == "setitem":  # it gives no tensor, and writes one
+            return False
         if value is None or not value.dtype.is_floating_point or node in seen:
             continue  # an index, or a size
         seen.add(node)
