@@ -359,3 +359,20 @@ def test_what_norms_bound_is_rounded(own):
     assert isinstance(site, Attention)
     assert isinstance(site.norms, Norms)
     assert site.norms.query.eps == site.norms.key.eps == torch.finfo(torch.bfloat16).eps
+
+
+def test_a_mask_of_products_that_are_cast_is_no_constant():
+    """From 4096 on bfloat16 has each 32nd number: rows see keys after them. Mutant: a mask is
+    computed in float32, and found to be causal."""
+
+    def counted(q, k, v):
+        rows = torch.arange(4096.0, 4160.0)[:, None] @ torch.ones(1, 64)
+        return (q @ k.mT + torch.where(rows < rows.T, MIN, 0.0)).softmax(-1) @ v
+
+    operands = [torch.randn(1, 2, 64, 8) for _ in range(3)]
+    compiled, eagerly = cast(counted, torch.bfloat16, is_inside=True)
+    done = rewrite(compiled, *operands)
+    rows = torch.arange(4096.0, 4160.0).bfloat16()[:, None]
+    q, k, v = (side.double() for side in operands)
+    wanted = (q @ k.mT + torch.where(rows < rows.T, MIN, 0.0)).softmax(-1) @ v
+    assert_no_worse([done.function(*operands)], [eagerly(*operands)], [wanted], 1.05)

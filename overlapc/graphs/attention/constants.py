@@ -60,7 +60,7 @@ def _spelling(versions: Versions, order: tuple[fx.Node, ...]) -> Hashable:
     return tuple(
         spelling_of(*versions.outer[node])
         if node.op == "placeholder"
-        else (node.op, node.target, repr(fx.map_arg((node.args, node.kwargs), name)))
+        else (node.op, node.target, repr(fx.map_arg((node.args, node.kwargs), name)), _dtype(node))
         for node in order
     )
 
@@ -73,10 +73,17 @@ def computed(order: tuple[fx.Node, ...], given: Mapping[fx.Node, Any]) -> torch.
             for one in order:
                 is_input = one.op == "placeholder"
                 values[one] = given[one].detach().cpu() if is_input else _run(one, values)
+                if getattr(values[one], "dtype", None) != _dtype(one):
+                    return None  # by autocast, which is as the graph begins here
     except (RuntimeError, TypeError, ValueError, LookupError):
         return None  # what cannot be computed here is a mask like any other
     value = values[order[-1]]
     return value if isinstance(value, torch.Tensor) else None
+
+
+def _dtype(node: fx.Node) -> torch.dtype | None:
+    value = tensor_of(node)
+    return None if value is None else value.dtype
 
 
 def number(versions: Versions, argument: object) -> float | None:
