@@ -18,6 +18,11 @@ NVIDIA: Mapping[str, Table] = {
     "input": {64: (32, 64, 8, 1), 128: (32, 64, 8, 1), 256: (16, 32, 4, 1)},
 }
 """Of 16 bits, by part."""
+NVIDIA_PLAIN: Mapping[str, Mapping[str, Table]] = {
+    "sm_90": {"queries": {64: (128, 64, 8, 2), 128: (128, 64, 8, 2)}},
+}
+"""Instead, by architecture, where scores are the scaled product and sequences as long as there are
+keys: warps of a group have rows of their own there, and half of the instructions a score."""
 NVIDIA_FLOAT: Mapping[str, Table] = {
     "keys": {64: (16, 32, 8, 1), 128: (16, 16, 8, 1)},
     "queries": {64: (32, 16, 8, 1), 128: (16, 16, 4, 1)},
@@ -61,6 +66,8 @@ def backward_tile_for(spec: AttentionSpec, architecture: str, part: str) -> Atte
         known = NVIDIA_FLOAT[part]
     else:
         known = NVIDIA[part]
+        if spec.scores is None and not spec.lengths:
+            known = {**known, **NVIDIA_PLAIN.get(architecture, {}).get(part, {})}
     wide = max(spec.head_dim, spec.value_dim)
     fitting = [columns for columns in known if columns >= wide]
     if not fitting:

@@ -58,9 +58,19 @@ NVIDIA = {
 """Of 16 bits, by the first architecture that takes them and the most columns of a head. Of
 sm_90, products with ones leave 377 of 574 instructions of a loop over 128 keys, and are 3 to 12 %
 more products; on sm_80 they would be a quarter more."""
-NVIDIA_BY_TMA = {"sm_90": {128: (128, 128, 8, 2, 16)}}
+NVIDIA_BY_TMA = {
+    "sm_90": {128: (128, 128, 8, 2, 16)},
+    "sm_100": {
+        64: (128, 64, 4, 2, 0, 255),
+        128: (128, 128, 8, 2, 0, 255),
+        192: (128, 64, 8, 2, 0, 255),
+        256: (64, 64, 8, 2, 0, 255),
+    },
+}
 """Instead, where the TMA unit loads keys and values, so that threads keep no addresses, of the
-products alone. On sm_100 its loads spill, and on sm_120 they were not tried."""
+products alone. On sm_120 it was not tried."""
+PLAIN_BY_TMA = ("sm_100",)
+"""Where it loads for no others, of which most tiles spill then."""
 NVIDIA_AHEAD = {"sm_90": {64: (128, 64, 8, 2, 16), 128: (128, 64, 8, 2, 16)}}
 """To be tried beside those, with values a tile behind keys: weights are made while matrix units
 multiply, at the cost of three loads of each CTA that are waited for."""
@@ -102,7 +112,8 @@ def tile_for(spec: AttentionSpec, architecture: str, *, is_aligned: bool = False
     registers and shared memory, as the tests check. None was timed. KernelError where none does.
 
     With ``is_aligned`` the TMA unit may read keys and values (see ``descriptors.fits_tma``): it
-    does where elements are of 16 bits, on the devices of ``NVIDIA_BY_TMA``.
+    does where elements are of 16 bits, on the devices of ``NVIDIA_BY_TMA``, but on those of
+    ``PLAIN_BY_TMA`` where the products take registers alone.
     """
     check_served(spec, architecture)
     is_float = spec.dtype == "float32"
@@ -114,10 +125,11 @@ def tile_for(spec: AttentionSpec, architecture: str, *, is_aligned: bool = False
     else:
         since = _since(NVIDIA, architecture)
         known = NVIDIA[since]
-        by_tma = is_aligned and since in NVIDIA_BY_TMA
+        is_plain = _is_plain(spec)
+        by_tma = is_aligned and since in NVIDIA_BY_TMA and (is_plain or since not in PLAIN_BY_TMA)
         if hides(spec.scores):
             known = known | NVIDIA_MASKED.get(since, {})
-        elif by_tma and _is_plain(spec):
+        elif by_tma and is_plain:
             known = known | NVIDIA_BY_TMA[since]
     wide = max(spec.head_dim, spec.value_dim)
     fitting = [columns for columns in known if columns >= wide]

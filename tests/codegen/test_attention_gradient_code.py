@@ -20,6 +20,7 @@ from overlapc.codegen.attention.visibility import hides
 from overlapc.errors import KernelError
 from tests.codegen import score_programs as programs
 from tests.codegen.machine_code import SHARED_BYTES
+from tests.codegen.machine_loops import loops_of
 from tests.codegen.test_attention_machine_code import (
     LITTLE,
     MATRIX,
@@ -74,6 +75,45 @@ def test_every_budget(architecture, dtype, dims, change):
     is_trained = change == "biased" and max(dims) <= MOST_INPUT_COLUMNS[dtype]
     for part in parts_of(spec, [0] if is_trained else []):
         check(spec, part, architecture)
+
+
+PLAIN = {
+    "all keys": {"after": None},
+    "a window": {"before": 1024, "align": "bottom_right", "sinks": True},
+    "zeros of no key": {"before": 64, "after": 64, "dead": "zero"},
+}
+"""Beside causal ones, what takes a tile of its own."""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("change", PLAIN)
+@pytest.mark.parametrize("dims", [(64, 64), (80, 80), (128, 128)], ids=str)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_budgets_of_the_scaled_product(dtype, dims, change):
+    spec = replace(SPEC, dtype=dtype, head_dim=dims[0], value_dim=dims[1], **PLAIN[change])
+    tile = backward_tile_for(spec, "sm_90", "queries")
+    assert tile != backward_tile_for(replace(spec, lengths=True), "sm_90", "queries")
+    binary = build_backward_for(spec, "queries", tile, "sm_90")
+    assert (binary.spilled_bytes, binary.shared_bytes <= SHARED_BYTES["sm_90"]) == (0, True)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dim", [64, 128])
+def test_warps_that_have_rows_of_their_own_take_half_of_the_instructions(dim):
+    spec = replace(SPEC, after=None, head_dim=dim, value_dim=dim)
+    shared = backward_tile_for(replace(spec, lengths=True), "sm_90", "queries")
+    own, other = (
+        instructions_a_score(spec, tile)
+        for tile in (backward_tile_for(spec, "sm_90", "queries"), shared)
+    )
+    assert own <= 0.55 * other, f"{own:.3f} of {other:.3f}"
+
+
+def instructions_a_score(spec: AttentionSpec, tile: AttentionTile) -> float:
+    """Of the shortest loop that makes the gradient of queries, which hides nothing."""
+    loops = loops_of(build_backward_for(spec, "queries", tile, "sm_90").cubin)
+    least = min(len(loop.instructions) for loop in loops if loop.count("HGMMA"))
+    return least * tile.warps / (tile.block_m * tile.block_n)
 
 
 @pytest.mark.long
