@@ -13,7 +13,7 @@ from overlapc.codegen.attention.module import (
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import LEAST_BLOCK, AttentionTile, padded
 from overlapc.codegen.attention.visibility import hides
-from overlapc.planning.attention.decode_splits import LEAST_TILES, added_together
+from overlapc.planning.attention.decode_splits import ADDED_NUMBERS, LEAST_TILES, added_together
 
 KIND = "decode"
 MOST_TOGETHER = 32
@@ -23,6 +23,10 @@ MOST_REGISTERS = 240
 NVIDIA spills a few of four warps, and of eight that take 16 keys a step or keys in two parts, for
 the sake of CTAs that find no shared memory; others it builds worse with a limit. That of AMD does
 not ask."""
+
+LEAST_OF_WARPS = 64
+"""Rows of a block from which on no warps share one: there sums are added up at once, for to keep
+columns apart takes as many registers as scores do."""
 
 TEXT = '''\
 """{summary}
@@ -51,6 +55,7 @@ OPTIONS = {{"num_warps": {warps}, "num_stages": {stages}{registers}}}
 def decode_constants(spec: AttentionSpec, cache: Cache, tile: AttentionTile) -> dict[str, Constant]:
     """The template's compile-time parameters, but its scores."""
     rest = spec.head_dim - leading(spec.head_dim)
+    columns = min(padded(spec.value_dim), ADDED_NUMBERS // tile.block_m)
     return {
         **shared_constants(spec),
         **softmax_constants(spec),
@@ -62,9 +67,9 @@ def decode_constants(spec: AttentionSpec, cache: Cache, tile: AttentionTile) -> 
         "BLOCK_D": leading(spec.head_dim),
         "BLOCK_REST": padded(rest) if rest > 0 else 0,
         "LEAST_TILES": LEAST_TILES,
-        "TOGETHER": min(
-            added_together(tile.block_m * padded(spec.value_dim)), MOST_TOGETHER // tile.warps
-        ),
+        "TOGETHER": min(added_together(tile.block_m * columns), MOST_TOGETHER // tile.warps),
+        "COLUMNS": columns,
+        "SPREAD": tile.block_m < LEAST_OF_WARPS,
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from overlapc.codegen.attention.cache import Cache, leading
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import LEAST_BLOCK, AttentionTile, check_served, padded
@@ -18,8 +20,33 @@ MOST_KEYS = 64
 BESIDE_BYTES = 8 << 10
 """Shared memory for what passes between layouts, numbers of pages and what the driver takes;
 chosen: twice what the tests build."""
+OF_MANY_ROWS = {
+    "sm_80": AttentionTile(32, 64, 8, 2),
+    "sm_89": AttentionTile(32, 16, 8, 2),
+}
+"""Beside those of 16 rows, where heads are wider than 256 columns, and keys of 16 bits begin with
+their values: what the tests build without spills."""
+TRIED = {"sm_90": AttentionTile(64, 32, 8, 2)}
+"""Likewise, but it spills sixty numbers of a thread, nearly all of them outside of the loop over
+keys: to be timed, and never chosen until it has been."""
 MOST_MASKED = 2048
 """Elements of a mask that a CTA looks through at a time."""
+
+
+def decode_tiles(
+    spec: AttentionSpec, cache: Cache, rows: int, architecture: str, *, with_tried: bool = False
+) -> tuple[AttentionTile, ...]:
+    """The tiles that may be taken for ``rows`` rows of queries: that of ``decode_tile``, and one
+    that holds more rows, perhaps of ``TRIED``. KernelError as there."""
+    found = (decode_tile(spec, cache, rows, architecture),)
+    known = OF_MANY_ROWS | TRIED if with_tried else OF_MANY_ROWS
+    many = known.get(architecture)
+    is_plain = spec.scores is None and cache.shares_values and cache.of(spec) == spec.dtype
+    if many is None or not is_plain or _wide(spec) <= 256:
+        return found
+    if cache.page:
+        many = replace(many, stages=_with_pages(many.stages))
+    return (*found, many) if rows * spec.groups > many.block_m // 2 else found
 
 
 def decode_tile(spec: AttentionSpec, cache: Cache, rows: int, architecture: str) -> AttentionTile:
@@ -32,8 +59,7 @@ def decode_tile(spec: AttentionSpec, cache: Cache, rows: int, architecture: str)
     KernelError where nothing is generated for the architecture.
     """
     check_served(spec, architecture)
-    wide = max(padded(spec.value_dim), leading(spec.head_dim))
-    rest = _rest(spec)
+    wide, rest = _wide(spec), _rest(spec)
     most_rows = MOST_ROWS if wide <= 256 else LEAST_BLOCK
     packed = 1 << (max(rows * spec.groups, 1) - 1).bit_length()
     block_m = min(max(packed, LEAST_BLOCK), most_rows)
@@ -61,8 +87,7 @@ def decode_tile(spec: AttentionSpec, cache: Cache, rows: int, architecture: str)
     if architecture.startswith("gfx"):
         stages = 1  # there, a stage is registers
     elif cache.page:
-        # Triton divides them between the numbers of pages and what is loaded from there.
-        stages = 2 * stages - 1
+        stages = _with_pages(stages)
     return AttentionTile(block_m, block_n, 4 if is_light else 8, stages)
 
 
@@ -73,13 +98,21 @@ def key_bytes(spec: AttentionSpec, cache: Cache) -> int:
     return dims * ITEM_BYTES[cache.of(spec)]
 
 
+def _with_pages(stages: int) -> int:
+    """Triton divides them between the numbers of pages and what is loaded from there."""
+    return 2 * stages - 1
+
+
 def _score_bytes(spec: AttentionSpec) -> int:
     """Of what is loaded beside each score, ahead as keys are."""
     matrices = [item.dtype for item in spec.inputs if item.shape == "matrix"]
     return sum(4 if dtype == "float32" else 2 for dtype in matrices)
 
 
+def _wide(spec: AttentionSpec) -> int:
+    return max(padded(spec.value_dim), leading(spec.head_dim))
+
+
 def _rest(spec: AttentionSpec) -> int:
     """Columns of what stands behind the leading part of a key."""
-    wide = max(padded(spec.value_dim), leading(spec.head_dim))
-    return padded(spec.head_dim - leading(spec.head_dim)) if spec.head_dim > wide else 0
+    return padded(spec.head_dim - leading(spec.head_dim)) if spec.head_dim > _wide(spec) else 0

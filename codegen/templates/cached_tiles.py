@@ -72,6 +72,29 @@ def widened(part: tl.tensor, dtype: tl.constexpr, IS_AMD: tl.constexpr) -> tl.te
 
 
 @triton.jit
+def in_float16(
+    queries: tl.tensor, rest: tl.tensor, BLOCK_REST: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
+    """Queries of bfloat16 and their rest in float16, over a power of two of each row, ``[rows]``.
+
+    For keys of float8, which are of float16 in half an instruction a number, of bfloat16 in two.
+    The largest number of a row has 2^14 here, so what float16 cannot hold is 2^-39 of it: less than
+    is lost as products are added up in float32. What is not finite stays so.
+    """
+    largest = tl.max(tl.abs(queries.to(tl.float32)), 1)
+    if BLOCK_REST > 0:
+        largest = tl.maximum(largest, tl.max(tl.abs(rest.to(tl.float32)), 1))
+    # Numbers below 2^-112 alone would ask for a factor that is none; they are zero beside any key.
+    exponent = tl.maximum(largest.to(tl.int32, bitcast=True) >> 23, 15)
+    times = ((268 - exponent) << 23).to(tl.float32, bitcast=True)[:, None]
+    over = ((exponent - 14) << 23).to(tl.float32, bitcast=True)
+    queries = (queries.to(tl.float32) * times).to(tl.float16)
+    if BLOCK_REST > 0:
+        rest = (rest.to(tl.float32) * times).to(tl.float16)
+    return queries, rest, over
+
+
+@triton.jit
 def visit_tile(
     peak: tl.tensor, sums: tl.tensor, total: tl.tensor, tile: tl.tensor,
     query: tl.tuple, cache: tl.tuple, place: tl.tuple, inputs: tl.tuple,
@@ -79,15 +102,16 @@ def visit_tile(
     BEFORE: tl.constexpr, AFTER: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
     SHARED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_REST: tl.constexpr, BLOCK_V: tl.constexpr, PAGE: tl.constexpr,
-    IS_AMD: tl.constexpr,
+    WEIGHTS: tl.constexpr, IS_AMD: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """Take a tile of keys into (peak, sums, total) of packed rows.
 
     STEP is ``fixed``: weights are relative to peak, which stays; ``first``: to the tile's maximum,
     which peak becomes; ``online``: to the maximum so far, and sums and total are rescaled;
-    ``maximum``: peak alone is raised. Where nothing is rescaled ``sums`` keeps the tile's columns
-    apart: to add up a row costs a round between warps, and the loop is spared it. IS_CUT: not every
-    row sees every key.
+    ``maximum``: peak alone is raised. Where nothing is rescaled ``sums`` may keep the columns of
+    the tile apart: to add up a row costs a round between warps where those share it, and the loop
+    is spared it. IS_CUT: not every row sees every key. WEIGHTS is their dtype, in which values are
+    multiplied; keys are in that of the queries.
     """
     queries, rest_of_queries, scale = query
     k, v, k_strides, v_strides, table, length, oldest = cache
@@ -108,8 +132,9 @@ def visit_tile(
         keys = load_part(at, inside, k_strides[3], 0, HEAD_DIM, BLOCK_D, IS_CUT)
         REST_FROM: tl.constexpr = BLOCK_D
         REST_TO: tl.constexpr = HEAD_DIM
-    keys = widened(keys, queries.dtype, IS_AMD)
-    product = tl.dot(queries, keys.T, input_precision=PRECISION)
+    product = tl.dot(
+        queries, widened(keys, queries.dtype, IS_AMD).T, input_precision=PRECISION
+    )  # fmt: skip
     if BLOCK_REST > 0:
         if SHARED:
             at = of_keys(k, k_strides, table, tile, inside, BLOCK_N, PAGE)
@@ -117,11 +142,11 @@ def visit_tile(
         rest = widened(rest, queries.dtype, IS_AMD)
         product = tl.dot(rest_of_queries, rest.T, product, input_precision=PRECISION)
     if SHARED:
-        values = keys
+        values = widened(keys, WEIGHTS, IS_AMD)
     elif STEP != "maximum":
         at = of_keys(v, v_strides, table, tile, inside, BLOCK_N, PAGE)
         values = load_part(at, inside, v_strides[3], 0, VALUE_DIM, BLOCK_V, IS_CUT)
-        values = widened(values, queries.dtype, IS_AMD)
+        values = widened(values, WEIGHTS, IS_AMD)
 
     keys_of_tile = (batch, head, row, row_inside, column, inside)
     score = score_tile(
@@ -142,11 +167,12 @@ def visit_tile(
     if STEP != "maximum":
         # Summed as they are rounded: what overflows or is lost shows in the sum.
         if STEP == "online":
-            weights = tl.exp2(score - base[:, None]).to(queries.dtype)
+            weights = tl.exp2(score - base[:, None]).to(WEIGHTS)
             sums += tl.sum(weights.to(tl.float32), 1)
         else:
-            weights = fixed_weights(score, base, queries.dtype)
-            sums += weights.to(tl.float32)
+            weights = fixed_weights(score, base, WEIGHTS)
+            taken = weights.to(tl.float32)
+            sums += taken if len(sums.shape) == 2 else tl.sum(taken, 1)
         total = tl.dot(weights, values, total, input_precision=PRECISION)
     return peak, sums, total
 
@@ -160,7 +186,7 @@ def visit_each(
     BEFORE: tl.constexpr, AFTER: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
     SHARED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_REST: tl.constexpr, BLOCK_V: tl.constexpr, PAGE: tl.constexpr,
-    IS_AMD: tl.constexpr,
+    WEIGHTS: tl.constexpr, IS_AMD: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """Take each ``step``-th tile from ``begin`` on, not every row of which sees every key; with
     HIDES those that masks keep for some row, see ``hidden``.
@@ -172,7 +198,7 @@ def visit_each(
             peak, sums, total = visit_tile(
                 peak, sums, total, tile, query, cache, place, inputs, STEP, True, SCORES,
                 BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N, BLOCK_D,
-                BLOCK_REST, BLOCK_V, PAGE, IS_AMD,
+                BLOCK_REST, BLOCK_V, PAGE, WEIGHTS, IS_AMD,
             )  # fmt: skip
     else:
         for group in tl.range(begin, stop, step * WORD):
@@ -186,6 +212,6 @@ def visit_each(
                 peak, sums, total = visit_tile(
                     peak, sums, total, tile, query, cache, place, inputs, STEP, True, SCORES,
                     BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N, BLOCK_D,
-                    BLOCK_REST, BLOCK_V, PAGE, IS_AMD,
+                    BLOCK_REST, BLOCK_V, PAGE, WEIGHTS, IS_AMD,
                 )  # fmt: skip
     return peak, sums, total

@@ -9,20 +9,13 @@ They are packed: place i is row ``i // GROUPS`` of query head ``i % GROUPS`` of 
 import triton
 import triton.language as tl
 
-from overlapc.codegen.templates.cached_tiles import visit_each, visit_tile
-from overlapc.codegen.templates.decode_parts import add_parts, store_part
+from overlapc.codegen.templates.cached_tiles import in_float16, visit_each, visit_tile
+from overlapc.codegen.templates.decode_parts import add_sums, add_totals, store_part, store_rows
 from overlapc.codegen.templates.hidden import floors_of
 from overlapc.codegen.templates.masks_tell import any_keeps_key, keeping_none
 from overlapc.codegen.templates.running import moves_of, settle
 from overlapc.codegen.templates.signal import await_stores
-from overlapc.codegen.templates.softmax import (
-    LN2,
-    LOG2E,
-    all_finite,
-    divided,
-    is_exact,
-    or_zero,
-)
+from overlapc.codegen.templates.softmax import LN2, LOG2E, all_finite, is_exact, or_zero
 from overlapc.codegen.templates.visible import end_of, end_seen, first_seen, length_of, own_key
 
 
@@ -43,6 +36,7 @@ def attention_decode(
     LEAST: tl.constexpr, LEAST_EACH: tl.constexpr, MOST: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_REST: tl.constexpr,
     BLOCK_V: tl.constexpr, LEAST_TILES: tl.constexpr, TOGETHER: tl.constexpr,
+    COLUMNS: tl.constexpr, SPREAD: tl.constexpr,
     IS_AMD: tl.constexpr,
 ) -> None:  # fmt: skip
     """``out = softmax(scores) @ v`` for queries ``q``; see ``AttentionSpec`` and ``DecodeSpec``.
@@ -116,6 +110,10 @@ def attention_decode(
         v += batch.to(tl.int64) * v_strides[0]
     else:
         table += batch.to(tl.int64) * table_stride
+    WEIGHTS: tl.constexpr = queries.dtype
+    if v.dtype.element_ty.primitive_bitwidth == 8 and queries.dtype == tl.bfloat16:
+        queries, rest_of_queries, over = in_float16(queries, rest_of_queries, BLOCK_REST)
+        scale = (over * scale)[:, None]
     query = (queries, rest_of_queries, scale)
     cache = (k, v, k_strides, v_strides, table, length, oldest)
     place = (batch, head[:, None], row, row_inside, first, end)
@@ -145,7 +143,7 @@ def attention_decode(
         peak = own_sink
         sums = tl.where(own_sink == float("-inf"), 0.0, 1.0)
     else:
-        sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32) if SPREAD else nothing
         if SOFTMAX == "bound":
             peak = nothing + BOUND * LOG2E
         elif SOFTMAX == "head" or SOFTMAX == "running":
@@ -159,7 +157,7 @@ def attention_decode(
                     peak, sums, total = visit_tile(
                         peak, sums, total, begin, query, cache, place, inputs, "first", True,
                         SCORES, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N,
-                        BLOCK_D, BLOCK_REST, BLOCK_V, PAGE, IS_AMD,
+                        BLOCK_D, BLOCK_REST, BLOCK_V, PAGE, WEIGHTS, IS_AMD,
                     )  # fmt: skip
                     begin += 1
                 # Rows that see none of these take the first of the part that they do see.
@@ -178,7 +176,7 @@ def attention_decode(
                         found, _, _ = visit_tile(
                             peak, sums, total, next_tile, query, cache, place, inputs, "maximum",
                             True, SCORES, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION,
-                            BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V, PAGE, IS_AMD,
+                            BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V, PAGE, WEIGHTS, IS_AMD,
                         )  # fmt: skip
                         peak = tl.where(waits, found, peak)
                         waits = waits & (peak == float("-inf"))
@@ -195,7 +193,7 @@ def attention_decode(
             peak, sums, total = visit_tile(
                 peak, sums, total, tile, query, cache, place, inputs, STEP, False, SCORES,
                 BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N, BLOCK_D,
-                BLOCK_REST, BLOCK_V, PAGE, IS_AMD,
+                BLOCK_REST, BLOCK_V, PAGE, WEIGHTS, IS_AMD,
             )  # fmt: skip
         before = whole - begin
         edges = before + stop - whole_stop
@@ -205,16 +203,16 @@ def attention_decode(
                 peak, sums, total = visit_tile(
                     peak, sums, total, tile, query, cache, place, inputs, STEP, True, SCORES,
                     BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N, BLOCK_D,
-                    BLOCK_REST, BLOCK_V, PAGE, IS_AMD,
+                    BLOCK_REST, BLOCK_V, PAGE, WEIGHTS, IS_AMD,
                 )  # fmt: skip
     else:
         peak, sums, total = visit_each(
             peak, sums, total, begin, stop, step, floor, query, cache, place, inputs, STEP, HIDES,
             SCORES, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_M, BLOCK_N,
-            BLOCK_D, BLOCK_REST, BLOCK_V, PAGE, IS_AMD,
+            BLOCK_D, BLOCK_REST, BLOCK_V, PAGE, WEIGHTS, IS_AMD,
         )  # fmt: skip
     if not IS_ONLINE:
-        sums = tl.sum(sums, 1) + tl.exp2(own_sink - peak)
+        sums = (tl.sum(sums, 1) if SPREAD else sums) + tl.exp2(own_sink - peak)
         # A total may have overflowed, and shrinking the sum would hide it.
         sums = tl.where(sums > MOST, float("inf"), sums)
         if SOFTMAX == "first_tile":
@@ -222,8 +220,16 @@ def attention_decode(
             # zero may be one whose weights were lost, which another part's lower φ must not hide.
             peak = tl.where(sums == 0.0, float("-inf"), peak)
 
+    # Results are written before any row is computed again, which takes as many registers.
+    lines = out + batch.to(tl.int64) * out_strides[0]
+    lines += head.to(tl.int64) * out_strides[1] + row.to(tl.int64) * out_strides[2]
+    result = (lines, out_strides[3], v_scale, key_head * scale_stride)
     is_last = parts == 1
-    if parts > 1:
+    is_finite = row_inside
+    if parts == 1:
+        is_finite = all_finite(total)
+        store_rows(result, 0, total, sums, row_inside, DEAD, VALUE_DIM)
+    else:
         partials += unit.to(tl.int64) * splits * (BLOCK_M * (BLOCK_V + 2))
         store_part(peak, sums, total, partials, split, row_inside, BLOCK_M, BLOCK_V)
         await_stores(IS_AMD, False)
@@ -232,8 +238,10 @@ def attention_decode(
         tl.debug_barrier()
         if is_last:
             tl.store(arrived + unit, 0)
-            peak, sums, total = add_parts(
-                peak, partials, parts, row_inside, HAVE_PEAKS, TOGETHER, BLOCK_M, BLOCK_V,
+            peak, sums = add_sums(peak, partials, parts, row_inside, HAVE_PEAKS, BLOCK_M, BLOCK_V)
+            is_finite = add_totals(
+                result, peak, sums, partials, parts, row_inside, HAVE_PEAKS, DEAD, TOGETHER,
+                COLUMNS, BLOCK_M, BLOCK_V, VALUE_DIM,
             )  # fmt: skip
     if not is_last:
         return
@@ -243,7 +251,7 @@ def attention_decode(
         counted = seen
         if SOFTMAX == "sink":  # which is no more than the row's maximum
             counted = tl.where(sink > float("-inf"), 0, seen)
-        is_good = is_exact(sums, counted, LEAST, LEAST_EACH, MOST) & all_finite(total)
+        is_good = is_exact(sums, counted, LEAST, LEAST_EACH, MOST) & is_finite
         is_alive = (seen > 0) | (sink > float("-inf"))
         is_bad = row_inside & is_alive & (is_good == 0)
         # A row of no weight may see no key, and has been computed then.
@@ -266,13 +274,15 @@ def attention_decode(
                 redone_peak, redone_sums, redone_total, first_tile, first_tile + tiles, 1, floor,
                 query, cache, place, inputs, "online", HIDES, SCORES, BEFORE, AFTER, HEAD_DIM,
                 VALUE_DIM, SHARED, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V, PAGE,
-                IS_AMD,
+                WEIGHTS, IS_AMD,
             )  # fmt: skip
             # A row of minus infinity alone has been computed: it has no weight.
             is_bad = is_bad & (redone_peak > float("-inf"))
             peak = tl.where(is_bad, redone_peak, peak)
             sums = tl.where(is_bad, redone_sums, sums)
-            total = tl.where(is_bad[:, None], redone_total, total)
+            # Other threads may have written what stands there.
+            tl.debug_barrier()
+            store_rows(result, 0, redone_total, redone_sums, is_bad, DEAD, VALUE_DIM)
             count = tl.sum(is_bad.to(tl.int32), 0)
             tl.atomic_add(redone, count, sem="relaxed")
         if SOFTMAX == "running":
@@ -283,15 +293,6 @@ def attention_decode(
             ctas = tl.num_programs(0) // heads
             settle(phi, moves, heads * GROUPS, key_head * GROUPS, alive, ctas, GROUPS)
 
-    result = divided(total, sums, DEAD)
-    if v_scale is not None:
-        result = result * tl.load(v_scale + key_head * scale_stride)
-    column = tl.arange(0, BLOCK_V)
-    lines = out + batch.to(tl.int64) * out_strides[0]
-    lines += head.to(tl.int64) * out_strides[1] + row.to(tl.int64) * out_strides[2]
-    places = lines[:, None] + column[None, :] * out_strides[3]
-    inside = row_inside[:, None] & (column < VALUE_DIM)[None, :]
-    tl.store(places, result.to(out.dtype.element_ty), mask=inside)
     if lse is not None:
         found = (or_zero(peak) + tl.log2(sums)) * LN2
         tl.store(lse + (batch.to(tl.int64) * heads * GROUPS + head) * rows + row, found,

@@ -5,7 +5,7 @@
 import triton
 import triton.language as tl
 
-from overlapc.codegen.templates.softmax import or_zero
+from overlapc.codegen.templates.softmax import all_finite, divided, or_zero
 
 MANY = tl.constexpr(16)
 """Parts whose peaks are read together: chosen."""
@@ -26,57 +26,103 @@ def store_part(
 
 
 @triton.jit
-def add_parts(
+def add_sums(
     peak: tl.tensor, partials: tl.tensor, parts: tl.tensor, row_inside: tl.tensor,
-    IS_SCALED: tl.constexpr, TOGETHER: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
-    """(peak, sums, total) of all CTAs, added in the order of their keys, whoever adds them.
+    IS_SCALED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
+    """(peak, sums) of all CTAs, added in the order of their keys, whoever adds them.
 
     IS_SCALED: each is relative to a peak of its own. Reads pass by the L1 cache, which may hold
-    what was there before the others wrote. Those of TOGETHER parts are under way at once, for each
-    is as far away as the L2 cache, and nobody works meanwhile.
+    what was there before the others wrote. Many are under way at once, for each is as far away as
+    the L2 cache, and nobody works meanwhile.
     """
     m = tl.arange(0, BLOCK_M)
-    v = tl.arange(0, BLOCK_V)
     STRIDE: tl.constexpr = BLOCK_M * (BLOCK_V + 2)
-    sums = tl.zeros((BLOCK_M,), tl.float32)
-    total = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
+    partials += BLOCK_M * BLOCK_V
     if IS_SCALED:
         peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
         for start in tl.range(0, parts, MANY):
             for index in tl.static_range(MANY):
-                part = start + index
-                at = partials + tl.cast(part, tl.int64) * STRIDE + BLOCK_M * (BLOCK_V + 1)
-                inside = row_inside & (part < parts)
-                own = tl.load(at + m, mask=inside, other=float("-inf"), cache_modifier=".cg")
-                peak = tl.maximum(peak, own)
-    for start in tl.range(0, parts, TOGETHER):
-        # All loads come before what is done to the first: that passes through shared memory, and
-        # no load is issued ahead of its barriers.
-        totals = ()
-        scales = ()
-        all_sums = ()
-        for index in tl.static_range(TOGETHER):
-            part = start + index
-            inside = row_inside & (part < parts)
-            at = partials + tl.cast(part, tl.int64) * STRIDE
-            own_total = tl.load(at + m[:, None] * BLOCK_V + v[None, :], mask=inside[:, None],
-                                other=0.0, cache_modifier=".cg")  # fmt: skip
-            totals += (own_total,)
-            at += BLOCK_M * BLOCK_V
+                at = partials + tl.cast(start + index, tl.int64) * STRIDE
+                inside = row_inside & (start + index < parts)
+                peak = tl.maximum(peak, peak_at(at, m, inside, BLOCK_M))
+    sums = tl.zeros((BLOCK_M,), tl.float32)
+    for start in tl.range(0, parts, MANY):
+        for index in tl.static_range(MANY):
+            at = partials + tl.cast(start + index, tl.int64) * STRIDE
+            inside = row_inside & (start + index < parts)
             own_sums = tl.load(at + m, mask=inside, other=0.0, cache_modifier=".cg")
-            all_sums += (own_sums,)
             if IS_SCALED:
-                at += BLOCK_M
-                own = tl.load(at + m, mask=inside, other=float("-inf"), cache_modifier=".cg")
-                scales += (own,)
-        for index in tl.static_range(TOGETHER):
-            own_total = totals[index]
-            own_sums = all_sums[index]
-            if IS_SCALED:
-                shrunk = tl.exp2(scales[index] - or_zero(peak))
-                own_sums = own_sums * shrunk
-                own_total = own_total * shrunk[:, None]
+                own_sums = own_sums * tl.exp2(peak_at(at, m, inside, BLOCK_M) - or_zero(peak))
             sums += own_sums
-            total += own_total
-    return peak, sums, total
+    return peak, sums
+
+
+@triton.jit
+def peak_at(
+    sums: tl.tensor, m: tl.tensor, inside: tl.tensor, BLOCK_M: tl.constexpr
+) -> tl.tensor:  # fmt: skip
+    """The peaks behind one part's sums."""
+    at = sums + BLOCK_M + m
+    return tl.load(at, mask=inside, other=float("-inf"), cache_modifier=".cg")
+
+
+@triton.jit
+def add_totals(
+    result: tl.tuple, peak: tl.tensor, sums: tl.tensor, partials: tl.tensor, parts: tl.tensor,
+    row_inside: tl.tensor, IS_SCALED: tl.constexpr, DEAD: tl.constexpr, TOGETHER: tl.constexpr,
+    COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr, VALUE_DIM: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Store what all CTAs' totals give, COLUMNS at a time, and say of which rows they are finite.
+
+    Added as ``add_sums`` does, whose peak and sums these are; TOGETHER parts are under way at once.
+    """
+    m = tl.arange(0, BLOCK_M)
+    v = tl.arange(0, COLUMNS)
+    STRIDE: tl.constexpr = BLOCK_M * (BLOCK_V + 2)
+    is_finite = row_inside | (row_inside == 0)
+    for corner in tl.range(0, BLOCK_V, COLUMNS):
+        total = tl.zeros((BLOCK_M, COLUMNS), tl.float32)
+        for start in tl.range(0, parts, TOGETHER):
+            # All loads come before what is done to the first: that passes through shared memory,
+            # and no load is issued ahead of its barriers.
+            totals = ()
+            peaks = ()
+            for index in tl.static_range(TOGETHER):
+                part = start + index
+                inside = row_inside & (part < parts)
+                at = partials + tl.cast(part, tl.int64) * STRIDE
+                own_total = tl.load(at + m[:, None] * BLOCK_V + corner + v[None, :],
+                                    mask=inside[:, None], other=0.0,
+                                    cache_modifier=".cg")  # fmt: skip
+                totals += (own_total,)
+                if IS_SCALED:
+                    peaks += (peak_at(at + BLOCK_M * BLOCK_V, m, inside, BLOCK_M),)
+            for index in tl.static_range(TOGETHER):
+                own_total = totals[index]
+                if IS_SCALED:
+                    own_total = own_total * tl.exp2(peaks[index] - or_zero(peak))[:, None]
+                total += own_total
+        is_finite = is_finite & all_finite(total)
+        store_rows(result, corner, total, sums, row_inside, DEAD, VALUE_DIM)
+    return is_finite
+
+
+@triton.jit
+def store_rows(
+    result: tl.tuple, corner: tl.tensor, total: tl.tensor, sums: tl.tensor, rows: tl.tensor,
+    DEAD: tl.constexpr, VALUE_DIM: tl.constexpr,
+) -> None:  # fmt: skip
+    """Store ``total``, columns from ``corner`` on, over sums, of ``rows``.
+
+    ``result`` is where rows begin, the stride of columns, and scales, or None, with the place of
+    the one by which all are multiplied.
+    """
+    lines, stride, scales, own = result
+    means = divided(total, sums, DEAD)
+    if scales is not None:
+        means = means * tl.load(scales + own)
+    column = corner + tl.arange(0, total.shape[1])
+    places = lines[:, None] + column[None, :] * stride
+    inside = rows[:, None] & (column < VALUE_DIM)[None, :]
+    tl.store(places, means.to(lines.dtype.element_ty), mask=inside)

@@ -60,7 +60,7 @@ def test_the_accelerator_of_the_machine_is_planned_for(monkeypatch):
     monkeypatch.setattr(problems, "planned_on", lambda device: cuda)
     monkeypatch.setattr(problems, "architecture", lambda device: "sm_90" if device == cuda else "")
     monkeypatch.setattr(problems, "multiprocessors", lambda device: 132)
-    monkeypatch.setattr(problems, "splits_for", lambda *_, **__: 0)
+    monkeypatch.setattr(problems, "decode_for", lambda *_, **__: None)
     inputs = [one.to("meta") for one in operands(512, 512)]
     (site,) = said(functional, "sdpa", inputs)
     assert site[1] == "fused"

@@ -71,8 +71,27 @@ def test_any_number_of_queries_shares_a_head(interpreted, groups):
     check(interpreted, replace(CAUSAL, groups=groups), batch=1, rows=2, keys=70)
 
 
-def test_one_row_of_more_heads_than_a_block_holds(interpreted):
-    check(interpreted, replace(SPEC, groups=71), batch=1, rows=1, keys=70)
+@pytest.mark.parametrize("block_m", first(16, 64))
+def test_one_row_of_more_heads_than_a_block_holds(interpreted, block_m):
+    check(interpreted, replace(SPEC, groups=71), batch=1, rows=1, keys=70, block_m=block_m)
+
+
+@pytest.mark.parametrize("softmax", first("zero", "first_tile", "online"))
+@pytest.mark.parametrize("splits", first(2, 1))
+def test_a_block_of_64_rows_is_added_in_parts_and_computed_again(interpreted, softmax, splits):
+    """Totals of 512 columns in two parts; then bad rows are written over what was."""
+    spec = replace(LATENT, groups=64, softmax=softmax)
+    is_zero = softmax == "zero"
+    case = {"batch": 1, "keys": 128, "block_n": 32, "block_m": 64, "splits": splits}
+    case |= {"factor": 150.0, "redone": 64 if is_zero else None}
+    check(interpreted, spec, SHARED, **case)
+    again = "store_rows(result, 0, redone_total, redone_sums, is_bad"
+    mutant = (again, f"{again} & (sums < 0)")
+    if not is_zero and splits == 2:
+        mutant = ("store_rows(result, corner, total", "store_rows(result, 0, total")
+    if is_zero or splits == 2:
+        with wrong_values():
+            check(interpreted, spec, SHARED, mutate=[mutant], **case)
 
 
 @pytest.mark.parametrize("rows", first(4, 1, 16))
@@ -139,6 +158,21 @@ def test_dimensions_of_heads(interpreted, dims):
 def test_dtypes(interpreted, dtype, cache):
     spec = replace(CAUSAL, dtype=dtype, softmax="first_tile" if dtype == "float16" else "zero")
     check(interpreted, spec, cache, rows=2, scale_per_head=True)
+
+
+@pytest.mark.parametrize("factor", first(1e-30, 1e30, 1e-38))
+def test_queries_of_any_size_meet_keys_of_float8(interpreted, factor):
+    """Which multiply them in float16, over a power of two. Mutants: they are taken as they are, or
+    what they were divided by is lost."""
+    spec = replace(CAUSAL, dtype="bfloat16", scale=0.2 / factor, head_dim=48, value_dim=32)
+    case = {"factor": factor, "rows": 2}
+    check(interpreted, spec, NARROW, **case)
+    for mutant in (
+        ("times = ((268 - exponent) << 23)", "times = ((127 + exponent * 0) << 23)"),
+        ("scale = (over * scale)[:, None]", "scale = (over * 0.0 + scale)[:, None]"),
+    ):
+        with wrong_values():
+            check(interpreted, spec, NARROW, mutate=[mutant], **case)
 
 
 def test_every_byte_is_the_number_that_it_is_in_fp8(interpreted):
@@ -263,9 +297,8 @@ WITH_LENGTHS = replace(CAUSAL, lengths=True)
 SINKS = replace(CAUSAL, sinks=True)
 MUTANTS = {
     "arrival order": (CAUSAL, PLAIN, "bits", {"splits": 5}, [
-        ("(\n    peak: tl.tensor, partials: tl.tensor, parts", "(\n    own_split, peak: tl.tensor, "
-         "partials: tl.tensor, parts"),
-        ("add_parts(\n                peak,", "add_parts(\n                split, peak,"),
+        ("(\n    result: tl.tuple, peak", "(\n    own_split, result: tl.tuple, peak"),
+        ("add_totals(\n                result,", "add_totals(\n                split, result,"),
         ("tl.cast(part, tl.int64) * STRIDE\n",
          "tl.cast((part + own_split) % parts, tl.int64) * STRIDE\n"),
     ]),
@@ -289,7 +322,7 @@ MUTANTS = {
         ('scope="gpu") == parts - 1', 'scope="gpu") == splits - 1')
     ]),
     "a part is not shrunk": (replace(CAUSAL, softmax="first_tile"), PLAIN, "run", {"factor": 3.0}, [
-        ("                own_total = own_total * shrunk[:, None]\n", "")
+        (" * tl.exp2(peaks[index] - or_zero(peak))[:, None]", "")
     ]),
     "only what is too large is redone": (CAUSAL, PLAIN, "run", {**FAR, "offset": -300.0}, [
         ("is_good = is_exact(sums,", "is_good = is_exact(tl.maximum(sums, 1.0),")
@@ -316,7 +349,7 @@ MUTANTS = {
         ("tl.minimum(split, more)", "split * 0")
     ]),
     "parts behind the last": (CAUSAL, PLAIN, "run", {}, [
-        ("(part < parts)\n            at = partials", "(part >= 0)\n            at = partials")
+        ("(part < parts)\n                at =", "(part >= 0)\n                at =")
     ]),
     "pages before all windows": (
         replace(PAGED, before=20), READ, "run", {"rows": 2, "lengths": (76, 46), "block_n": 32},
@@ -332,7 +365,7 @@ MUTANTS = {
         ("row = packed // GROUPS", "row = packed % rows")
     ]),
     "values that are not scaled": (CAUSAL, NARROW, "run", {}, [
-        ("result = result * tl.load(v_scale + key_head * scale_stride)", "result = result")
+        ("means = means * tl.load(scales + own)", "means = means")
     ]),
     "the scale of the first head": (CAUSAL, NARROW, "run", {"heads": 2, "scale_per_head": True}, [
         ("tl.load(k_scale + key_head * scale_stride)", "tl.load(k_scale)")

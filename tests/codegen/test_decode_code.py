@@ -9,7 +9,7 @@ import pytest
 from overlapc.codegen.attention.cache import Cache
 from overlapc.codegen.attention.decode import build_decode
 from overlapc.codegen.attention.decode_aot import build_decode_for
-from overlapc.codegen.attention.decode_tiles import decode_tile
+from overlapc.codegen.attention.decode_tiles import OF_MANY_ROWS, decode_tile, decode_tiles
 from overlapc.codegen.attention.policies import POLICIES
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile
@@ -35,6 +35,10 @@ MOST_OF_ONLINE = 0.72
 """Instructions a tile of the loop without a running maximum may take, of those with one."""
 
 
+MOST_OF_FLOAT8 = 560
+"""Instructions a tile of 64 keys and values of float8."""
+
+
 @pytest.fixture(autouse=True, scope="module")
 def triton_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
@@ -43,9 +47,15 @@ def triton_cache(tmp_path_factory):
         yield
 
 
-def check(spec: AttentionSpec, cache: Cache, architecture: str, rows: int = 1):
+def check(
+    spec: AttentionSpec,
+    cache: Cache,
+    architecture: str,
+    rows: int = 1,
+    tile: AttentionTile | None = None,
+):
     """Raise AssertionError unless a kernel keeps its budgets; its machine code."""
-    tile = decode_tile(spec, cache, rows, architecture)
+    tile = tile or decode_tile(spec, cache, rows, architecture)
     binary = build_decode_for(build_decode(spec, cache, tile), architecture)
     assert binary.spilled_bytes == 0, f"{binary.registers} registers and a spill"
     assert binary.shared_bytes <= SHARED_BYTES[architecture]
@@ -85,8 +95,16 @@ def test_keys_that_a_mask_keeps_are_loaded_ahead():
 
 
 def test_a_cache_of_float8_is_built():
-    """Mutant: a constant of devices that comes in a tuple, which makes a number of it."""
-    check(LLAMA, NARROW, "sm_90")
+    """And its keys are widened to float16 alone, two in one instruction; values, which weights of
+    bfloat16 meet, to float32 and back as well. Mutants: a constant of devices that comes in a
+    tuple, which makes a number of it; keys that are widened as values are (647 instructions)."""
+    binary = check(LLAMA, NARROW, "sm_90")
+    loop = next(loop for loop in loops_of(binary.cubin) if loop.count("HMMA"))
+    each = 64 * 128 // 128  # keys' numbers of a thread, and values' as well
+    assert loop.count(r"F2FP\.F16\.E4M3") == 2 * each // 2
+    assert loop.count(r"HADD2\.F32") == each
+    assert loop.count(r"F2FP\.BF16") == each // 2
+    assert len(loop.instructions) <= MOST_OF_FLOAT8
 
 
 @pytest.mark.long
@@ -95,6 +113,20 @@ def test_a_latent_cache_is_not_read_twice():
     loop = next(loop for loop in loops_of(binary.cubin) if loop.count("HMMA"))
     # 64 keys of 576 in pieces of 16 bytes, by 256 threads.
     assert loop.count("LDGSTS") == 64 * 576 * 2 // 16 // 256
+
+
+@pytest.mark.parametrize("page", [0, pytest.param(64, marks=pytest.mark.long)])
+@pytest.mark.parametrize("architecture", ["sm_89", pytest.param("sm_80", marks=pytest.mark.long)])
+def test_blocks_of_many_rows_load_each_tile_once(architecture, page):
+    """And spill nothing. Mutant: rows are written after bad ones are computed again, which takes
+    two results."""
+    cache = replace(SHARED, page=page)
+    *_, tile = decode_tiles(replace(LATENT, groups=128), cache, 1, architecture)
+    assert tile == OF_MANY_ROWS[architecture] or page
+    binary = check(replace(LATENT, groups=128), cache, architecture, tile=tile)
+    loop = next(loop for loop in loops_of(binary.cubin) if loop.count("HMMA|HGMMA"))
+    assert loop.count("LDGSTS") == -(-tile.block_n * 576 * 2 // 16 // (32 * tile.warps))
+    assert loop.count("LDL|STL") == 0
 
 
 @pytest.mark.parametrize("architecture", [pytest.param("sm_80", marks=pytest.mark.long), "gfx942"])

@@ -18,9 +18,11 @@ from benchmarks.gpu.attention.peers import (
     sdpa_peers,
 )
 from benchmarks.gpu.attention.speed import AGAIN, ONLINE, OURS, Copy, DecodeShape, Turns
+from benchmarks.gpu.device import architecture
 from benchmarks.gpu.timing import raw
 from benchmarks.measuring.deadline import Deadline
 from overlapc.codegen.attention.cache import Cache
+from overlapc.codegen.attention.decode_tiles import decode_tiles
 from overlapc.runtime.attention.kernels import as_wide
 
 BFLOAT16, DEQUANTISED = "bfloat16", "dequantised"
@@ -70,8 +72,9 @@ class LatentShape:
 
 
 def latent(deadline: Deadline, shape: LatentShape, rate: float, flops: float) -> dict[str, Any]:
-    """One decode step of absorbed MLA against every peer, and the larger of two bounds: the time in
-    which the cache is read, and that of the products, which many heads are near."""
+    """One decode step of absorbed MLA against every peer and each number of rows that a CTA may
+    hold, and the larger of two bounds: the time in which the cache is read, and that of the
+    products, which many heads are near."""
     if why := speed.too_large(2 * shape.cache_bytes):
         return {"row": str(shape), "skipped": f"{why} are too much"}
     torch.manual_seed(shape.keys)
@@ -87,9 +90,11 @@ def latent(deadline: Deadline, shape: LatentShape, rate: float, flops: float) ->
         "product bound us": 1e6 * products if products else None,
     }
     bound = max(reading, products) if reading and products else 0.0
-    ours = partial(
-        speed.launcher, spec, SHARED, torch.empty_like(like.sides[0][..., : spec.value_dim])
-    )
+    out = torch.empty_like(like.sides[0][..., : spec.value_dim])
+    ours = partial(speed.launcher, spec, SHARED, out)
+    for tile in decode_tiles(spec, SHARED, 1, architecture(), with_tried=True):
+        name, rows = f"blocks of {tile.block_m} rows", tile.block_m
+        peers[name] = ours("zero", counter(), most_rows=rows)
     return {**given, **against_peers(deadline, turns, ours, peers, why_not, bound)}
 
 

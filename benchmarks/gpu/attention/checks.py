@@ -64,6 +64,8 @@ class Case:
     """Some rows, and not none, have to be computed a second time."""
     is_odd: bool = False
     """Keys and values lie as no TMA unit reads them."""
+    most_rows: int = 0
+    """As of ``choose_decode``."""
 
 
 def _program(inputs: tuple[Input, ...], *calls: Call) -> str:
@@ -146,6 +148,16 @@ DECODE: Mapping[str, Case] = {
     ),
     "latent": Case(LATENT, Cache(shares_values=True)),
     "latent, 128 heads": Case(replace(LATENT, groups=128), Cache(shares_values=True)),
+    "latent, 128 heads in large blocks": Case(
+        replace(LATENT, groups=128), Cache(shares_values=True), most_rows=64
+    ),
+    "latent, scores of hundreds in large blocks": Case(
+        replace(LATENT, groups=64),
+        Cache(shares_values=True),
+        most_rows=64,
+        spread=400.0,
+        is_redone=True,
+    ),
     "latent, online": Case(
         replace(LATENT, softmax="online"), Cache(shares_values=True), spread=40.0
     ),
@@ -221,7 +233,7 @@ def decode(case: Case) -> float:
             redone.zero_()
             run_decode(
                 case.spec, case.cache, given.q, held.k, held.v, out, lse, table=held.table,
-                redone=redone, **given.named, **scales,
+                redone=redone, most_rows=case.most_rows, **given.named, **scales,
             )  # fmt: skip
             bits.append(out.clone())
 

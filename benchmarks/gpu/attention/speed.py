@@ -211,8 +211,10 @@ def launcher(
     redone: torch.Tensor,
     lengths: torch.Tensor | None = None,
     inputs: Sequence[torch.Tensor] = (),
+    most_rows: int = 0,
 ) -> Callable[[Copy], int]:
-    """Our kernel of few rows, as its op launches it; gives the CTAs that share a head."""
+    """Our kernel of few rows, as its op launches it, or of ``most_rows`` a CTA; gives the CTAs that
+    share a head."""
     its = replace(spec, softmax=softmax)
 
     def run(copy: Copy) -> int:
@@ -220,6 +222,7 @@ def launcher(
         return run_decode(
             its, cache, copy.sides[0], held.k, held.v, out, None, table=held.table,
             lengths=lengths, inputs=inputs, redone=redone, k_scale=scales[0], v_scale=scales[1],
+            most_rows=most_rows,
         )  # fmt: skip
 
     return run

@@ -20,7 +20,12 @@ from overlapc.graphs.values import hint_of
 from overlapc.planning.attention.policy import UNKNOWN
 from overlapc.planning.attention.problem import AttentionProblem, most_columns
 from overlapc.runtime.attention.gradients import why_no_gradient
-from overlapc.runtime.attention.kernels import architecture, multiprocessors, splits_for
+from overlapc.runtime.attention.kernels import (
+    DecodeWay,
+    architecture,
+    decode_for,
+    multiprocessors,
+)
 from overlapc.runtime.kernel_attempts import runs_kernels
 from overlapc.runtime.planned_devices import planned_on
 
@@ -45,6 +50,7 @@ def _problem(found: Attention | Fused, weights: Mapping[fx.Node, torch.Tensor]) 
     flat = found if isinstance(own, Refusal) else own
     sizes = [hint_of(size) for size in flat.query.shape]
     device = planned_on(query.device)
+    way = None if isinstance(own, Refusal) else _decode(own)
     untold = found.untold if is_spelled else None
     return AttentionProblem(
         batch=sizes[0] if len(sizes) == 4 else 1,
@@ -75,7 +81,8 @@ def _problem(found: Attention | Fused, weights: Mapping[fx.Node, torch.Tensor]) 
         scores=UNKNOWN if isinstance(own, Refusal) else scores_of(own, weights),
         varying=_varying(flat.query.shape, tuple(key.shape), tuple(value.shape)),
         multiprocessors=multiprocessors(device),
-        splits=0 if isinstance(own, Refusal) else _splits(own),
+        splits=way.splits.count if way else 0,
+        reads=way.blocks.count if way else 1,
         is_latent=is_spelled and found.is_latent,
         is_broadcast=isinstance(own, Attention) and own.is_broadcast,
         narrow=_narrow(own) if isinstance(own, Attention) else "",
@@ -108,10 +115,11 @@ def _is_kept_by_mask(own: Attention) -> bool:
 def _latent(own: Attention) -> Attention | None:
     """What reads keys and values as one, where a kernel does: of few rows, and not too wide."""
     latent = own.latent
-    splits = _splits(latent) if latent is not None else 0
-    if latent is None or not splits:
+    way = _decode(latent) if latent is not None else None
+    if latent is None or way is None:
         return None
-    most = most_columns(str(latent.query.value.dtype).removeprefix("torch."), splits)
+    name = str(latent.query.value.dtype).removeprefix("torch.")
+    most = most_columns(name, way.splits.count)
     return latent if hint_of(latent.head_dim) <= most else None
 
 
@@ -119,13 +127,13 @@ def _narrow(found: Attention) -> str:
     return str(found.narrow.key.side.value.dtype).removeprefix("torch.") if found.narrow else ""
 
 
-def _splits(found: Attention) -> int:
-    """CTAs that share the keys of a block of rows, where sizes are as hinted; 0 of many rows."""
+def _decode(found: Attention) -> DecodeWay | None:
+    """How few rows are computed, where sizes are as hinted; None of many."""
     query, *others = (side.value for side in (found.query, found.key, found.value))
     q, k, v = (tuple(map(hint_of, side.shape)) for side in (query, *others))
     whole = (*k[:3], hint_of(found.head_dim))
     name = str(query.dtype).removeprefix("torch.")
-    return splits_for(name, q, whole, v, planned_on(query.device), shares_values=found.is_latent)
+    return decode_for(name, q, whole, v, planned_on(query.device), shares_values=found.is_latent)
 
 
 def _why_no_gradient(found: Attention) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from overlapc.planning.attention.decode_splits import MOST_ROWS
+from overlapc.planning.attention.decode_splits import AGAIN_RATE
 from overlapc.planning.attention.problem import AttentionProblem, Verdict, decide, why_not_own
 from overlapc.planning.attention.table import AttentionTable, shape_of
 
@@ -88,14 +88,16 @@ def choose_on_gpu(problem: AttentionProblem, table: AttentionTable | None) -> Ch
 
 
 def own_bytes(problem: AttentionProblem) -> float:
-    """What the decode kernel takes, in bytes at the whole rate: the cache once, however full, but
-    of what a mask may leave out the share that it keeps."""
+    """What the decode kernel takes, in bytes at the whole rate: the cache, however full, but of
+    what a mask may leave out the share that it keeps; from memory once, and again from the L2 cache
+    for each block of rows."""
     units = problem.batch * (problem.heads // problem.groups)
-    ctas = units * -(-problem.rows * problem.groups // MOST_ROWS) * problem.splits
+    ctas = units * problem.reads * problem.splits
     launches = 2 if problem.splits > 1 else 1  # one sets the counters back
     reached = OWN_SHARE * min(1.0, ctas / problem.multiprocessors)
     share = KEPT_SHARE if problem.is_kept_by_mask and not problem.prefix else 1.0
-    return share * problem.cache_bytes / reached + launches * LAUNCH_BYTES
+    read = max(1.0, problem.reads / AGAIN_RATE) * problem.cache_bytes
+    return share * read / reached + launches * LAUNCH_BYTES
 
 
 def library_bytes(problem: AttentionProblem) -> float:

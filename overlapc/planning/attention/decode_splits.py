@@ -21,11 +21,18 @@ MEET_BYTES = LATENCY_BYTES
 """What CTAs that share keys take to leave their sums and to count themselves: two ways to the L2
 cache, one after the other."""
 ADD_BYTES = LATENCY_BYTES // 2
-"""What the last CTA takes for each batch of sums that it reads together, from the L2 cache."""
+"""What the last CTA takes for each `ADDED_NUMBERS` that it reads together, from the L2 cache."""
 ADDED_TOGETHER = 8
-"""At most, and of larger sums fewer."""
+"""Sums at most that it does, and of larger ones fewer."""
 ADDED_NUMBERS = 16 << 10
 """Of sums that a CTA holds at a time: half of the registers of 128 threads."""
+AGAIN_RATE = 1.4
+"""The same of what other blocks of rows have read: from the L2 cache loads come sooner."""
+PRODUCTS_A_BYTE, FEW_PRODUCTS_A_BYTE = 120.0, 60.0
+"""Floating-point operations of matrix units while a byte is read, of blocks of `WARP_GROUP` rows or
+more and of fewer: 0.6 and 0.3 of 989 TFLOP/s by 4.8 TB/s."""
+WARP_GROUP = 64
+"""Rows of a product of four warps that wait for nobody."""
 LEAD = 1.1
 """Times its share that a multiprocessor reads while others have nothing to read: its port would
 take three times that, but a CTA has only so many loads under way."""
@@ -56,14 +63,40 @@ class Splits:
         return tuple(map(range, starts, starts[1:]))
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """How the packed rows of one sequence and head of keys are cut: into blocks of a CTA each, of
+    which every one reads the keys."""
+
+    count: int = 1
+    """Of them: how often keys are read, once from memory and then from the L2 cache."""
+    product_bytes: float = 0.0
+    """What the products of one block and one tile take."""
+    sums: int = ADDED_NUMBERS // ADDED_TOGETHER
+    """Numbers that one CTA leaves for others to add."""
+
+
+ONE_BLOCK = Blocks()
+"""Of few rows, which are multiplied sooner than their keys are read."""
+
+
+def blocks_of(rows: int, block_m: int, keys: int, dims: int, value_dim: int) -> Blocks:
+    """Cut ``rows`` packed rows into blocks of ``block_m``, each of which is multiplied by so many
+    keys a tile, of ``dims`` columns with those of their values."""
+    rate = PRODUCTS_A_BYTE if block_m >= WARP_GROUP else FEW_PRODUCTS_A_BYTE
+    product = 2 * block_m * keys * dims / rate
+    return Blocks(-(-rows // block_m), product, block_m * value_dim)
+
+
 def decode_in(splits: int) -> str:
     """Return what reports call a decode whose keys are shared out in so many splits."""
     return f"decode, {splits} split{'s' * (splits > 1)}"
 
 
 def plan_splits(
-    pairs: int, keys: int, block: int, multiprocessors: int, key_bytes: int = 512
-) -> Splits:
+    pairs: int, keys: int, block: int, multiprocessors: int, key_bytes: int = 512,
+    blocks: Blocks = ONE_BLOCK,
+) -> Splits:  # fmt: skip
     """Share ``keys`` of each of ``pairs`` sequences and heads out, in tiles of ``block`` keys, each
     of ``key_bytes`` bytes with its value.
 
@@ -77,7 +110,7 @@ def plan_splits(
     tiles = -(-keys // block)
     found = (Splits(tiles, count) for count in _counts(tiles))
     size = block * key_bytes
-    return min(found, key=lambda splits: predicted(splits, pairs, multiprocessors, size))
+    return min(found, key=lambda splits: predicted(splits, pairs, multiprocessors, size, blocks))
 
 
 def _counts(tiles: int) -> Iterator[int]:
@@ -98,18 +131,25 @@ def added_together(numbers: int) -> int:
     return max(min(ADDED_NUMBERS // numbers, ADDED_TOGETHER), 1)
 
 
-def predicted(splits: Splits, pairs: int, multiprocessors: int, tile_bytes: int) -> float:
+def predicted(
+    splits: Splits, pairs: int, multiprocessors: int, tile_bytes: int,
+    blocks: Blocks = ONE_BLOCK,
+) -> float:  # fmt: skip
     """Time of a launch, without what it takes to begin one.
 
     All CTAs together read as fast as the memory gives, and those of the busiest multiprocessor as
-    fast as that takes; where another is there beside it, a CTA starts while that one reads.
+    fast as that takes, from memory or what another block has read from the L2 cache, or multiplies;
+    where another is there beside it, a CTA starts while that one reads.
     """
-    its = -(-pairs * splits.count // multiprocessors)
-    busiest = its * splits.tiles_each * tile_bytes / LEAD + (its - 1) // RESIDENT * START_BYTES
+    its = -(-pairs * blocks.count * splits.count // multiprocessors)
+    again = (blocks.count - 1) / blocks.count
+    each = max(tile_bytes * ((1 - again) / LEAD + again / AGAIN_RATE), blocks.product_bytes)
+    busiest = its * splits.tiles_each * each + (its - 1) // RESIDENT * START_BYTES
     reading = max(least(splits.tiles, pairs, multiprocessors, tile_bytes), busiest)
     meeting = 0.0
     if splits.count > 1:
-        meeting = MEET_BYTES + ADD_BYTES * -(-splits.count // ADDED_TOGETHER)
+        batches = -(-splits.count * blocks.sums // ADDED_NUMBERS)
+        meeting = MEET_BYTES + ADD_BYTES * batches
     return START_BYTES + reading + meeting
 
 

@@ -130,6 +130,8 @@ class AttentionProblem:
     """Queries that share a head of keys do by broadcasting it: eager copies none."""
     splits: int = 0
     """CTAs among which a kernel of our own shares the keys; 0: rows are too many for it to."""
+    reads: int = 1
+    """How often such a kernel reads each key: for each block of the rows that share it."""
 
     @property
     def own(self) -> AttentionProblem:
@@ -403,6 +405,8 @@ def _own(problem: AttentionProblem, choice: str) -> Verdict:
 def _decode(problem: AttentionProblem) -> str:
     """What a reason says of few rows, and of a length."""
     parts = [f"; {decode_in(problem.splits)}"] if problem.splits else []
+    if problem.splits and problem.reads > 1:
+        parts.append(f"each key read {problem.reads} times")
     if problem.prefix:
         parts.append(f"{'' if parts else '; it '}reads to a length on the device")
     return ", ".join(parts)

@@ -13,13 +13,13 @@ import torch
 
 from overlapc.codegen.attention.cache import NARROW, Cache, leading
 from overlapc.codegen.attention.decode import build_decode
-from overlapc.codegen.attention.decode_tiles import decode_tile, key_bytes
+from overlapc.codegen.attention.decode_choice import DecodeWay, choose_decode, way_of
 from overlapc.codegen.attention.descriptors import fits_tma
 from overlapc.codegen.attention.kernel import MOST_DIM, build_attention
 from overlapc.codegen.attention.spec import DTYPES, AttentionSpec
 from overlapc.codegen.attention.spec import MOST_DIM as WIDEST
 from overlapc.codegen.attention.tiles import AttentionTile, tile_for
-from overlapc.planning.attention.decode_splits import MOST_ROWS, decode_in, plan_splits
+from overlapc.planning.attention.decode_splits import MOST_ROWS, decode_in
 from overlapc.planning.tiles import why_not_served
 from overlapc.runtime import machine
 from overlapc.runtime.attention.meeting import counters
@@ -122,21 +122,21 @@ def run_decode(
     v_scale: torch.Tensor | None = None,
     phi: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
+    most_rows: int = 0,
 ) -> int:
     """Launch the decode kernel; return how many CTAs may share the keys of one block of rows.
 
-    Arguments are as of ``DecodeKernel``. The memory of partial sums is made at every call: what a
-    call kept would be of the pool of a CUDA graph. Counters are those of ``meeting``.
+    Arguments are as of ``DecodeKernel``, ``most_rows`` as of ``choose_decode``. The memory of
+    partial sums is made at every call: what a call kept would be of the pool of a CUDA graph.
+    Counters are those of ``meeting``.
     """
     device = query.device
     if device.type != "cuda":
         interprets()
-    tile = decode_tile_on(spec, cache, query.shape[2], device)
-    kernel = build_decode(spec, cache, tile)
-    units = query.shape[0] * (query.shape[1] // spec.groups) * kernel.blocks(query.shape[2])
+    pairs = query.shape[0] * (query.shape[1] // spec.groups)
     keys = key.shape[2] if table is None else table.shape[1] * cache.page
-    each = key_bytes_on(spec, cache, device)
-    splits = splits_of(units, keys, tile.block_n, multiprocessors(device), each)
+    way = decode_on(spec, cache, query.shape[2], pairs, keys, device, most_rows)
+    kernel, splits = build_decode(spec, cache, way.tile), way.splits.count
     kernel(
         query, key, value, out, splits=splits, workspace=kernel.workspace(query, splits, counters),
         inputs=inputs, lengths=lengths, table=table, k_scale=k_scale, v_scale=v_scale, phi=phi,
@@ -145,7 +145,7 @@ def run_decode(
     return splits
 
 
-def splits_for(
+def decode_for(
     dtype: str,
     query: Sequence[int],
     key: Sequence[int],
@@ -153,52 +153,44 @@ def splits_for(
     device: torch.device,
     *,
     shares_values: bool = False,
-) -> int:
-    """Return how many splits a call on operands of these shapes takes; 0 where it is no decode.
+) -> DecodeWay | None:
+    """Return how a call on operands of these shapes is computed; None where it is no decode.
 
     Keys are whole, where they share values as well.
     """
     groups, dims = query[1] // max(key[1], 1), (key[3], value[3])
     is_known = dtype in DTYPES and 0 < min(dims) <= max(dims) <= WIDEST
     if not is_known or device.type not in ("cpu", "cuda") or why_not_served(architecture(device)):
-        return 0
+        return None
     spec = AttentionSpec(dtype, key[3], value[3], groups=max(groups, 1))
     if not is_decode(spec, query[2]):
-        return 0
+        return None
     cache = Cache(shares_values=shares_values)
-    tile = decode_tile_on(spec, cache, query[2], device)
-    units = query[0] * key[1] * -(-query[2] * groups // tile.block_m)
-    each = key_bytes_on(spec, cache, device)
-    return splits_of(units, key[2], tile.block_n, multiprocessors(device), each)
+    return decode_on(spec, cache, query[2], query[0] * key[1], key[2], device)
 
 
-def splits_of(units: int, keys: int, block: int, sms: int, each: int) -> int:
-    """Return among how many CTAs to share ``keys``, of ``each`` so many bytes, of each of ``units``
-    blocks of rows.
+def decode_on(
+    spec: AttentionSpec,
+    cache: Cache,
+    rows: int,
+    pairs: int,
+    keys: int,
+    device: torch.device,
+    most_rows: int = 0,
+) -> DecodeWay:
+    """Return how a device, an interpreted one among them, attends with ``rows`` rows of queries to
+    ``keys`` of each of ``pairs`` sequences and heads.
 
     Keys may be those of a buffer that is longer than what it holds: fewer CTAs take part then,
     which the kernel decides by the length.
     """
-    return _planned(max(units, 1), -(-keys // block), block, sms, each)
-
-
-@lru_cache(maxsize=4096)
-def _planned(units: int, tiles: int, block: int, sms: int, each: int) -> int:
-    return plan_splits(units, tiles * block, block, sms, each).count
-
-
-def decode_tile_on(
-    spec: AttentionSpec, cache: Cache, rows: int, device: torch.device
-) -> AttentionTile:
-    """Return the tile of the decode kernel on a device, interpreted ones among them."""
+    sms = multiprocessors(device)
     if device.type != "cuda":
-        return INTERPRETED_DECODE
-    return decode_tile(spec, cache, rows, architecture(device))
-
-
-def key_bytes_on(spec: AttentionSpec, cache: Cache, device: torch.device) -> int:
-    """Return the bytes of a key and its value as the decode kernel holds them."""
-    return key_bytes(spec, cache) if device.type == "cuda" else INTERPRETED_KEY_BYTES
+        return way_of(spec, INTERPRETED_DECODE, rows, pairs, keys, sms, INTERPRETED_KEY_BYTES)
+    return choose_decode(
+        spec, cache, rows, architecture(device), pairs=pairs, keys=keys, multiprocessors=sms,
+        most_rows=most_rows,
+    )  # fmt: skip
 
 
 def tile_on(spec: AttentionSpec, key: torch.Tensor, value: torch.Tensor) -> AttentionTile:

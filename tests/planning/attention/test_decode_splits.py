@@ -3,15 +3,22 @@ pays."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
 
 from overlapc.planning.attention.decode_splits import (
+    ADDED_NUMBERS,
     ADDED_TOGETHER,
+    AGAIN_RATE,
     LEAST_TILES,
+    ONE_BLOCK,
+    WARP_GROUP,
+    Blocks,
     Splits,
     added_together,
+    blocks_of,
     least,
     plan_splits,
     predicted,
@@ -87,6 +94,39 @@ def test_no_prediction_is_below_what_the_memory_gives():
     for pairs, tiles, count in product((1, 8, 200), (1, 33, 512), (1, 2, 16)):
         time = predicted(Splits(tiles, count), pairs, 132, TILE_BYTES)
         assert time > least(tiles, pairs, 132, TILE_BYTES)
+
+
+def test_blocks_of_rows_read_keys_again_from_the_cache():
+    """Mutants: all read from memory, or what others have read costs nothing."""
+    apart, eight = (
+        predicted(Splits(64, 1), 132 * 8 // count, 132, TILE_BYTES, Blocks(count))
+        for count in (1, 8)
+    )
+    once = least(64, 132, 132, TILE_BYTES)
+    assert once * 8 / AGAIN_RATE < eight < 0.9 * apart
+
+
+def test_products_of_many_rows_take_longer_than_to_read_their_keys():
+    many = blocks_of(128, 64, 64, 576 + 512, 512)
+    assert many.count == 2
+    assert many.product_bytes > 64 * 576 * 2
+    times = [predicted(Splits(64, 1), 132, 132, 64 * 576 * 2, own)
+             for own in (replace(many, product_bytes=0.0), many)]  # fmt: skip
+    assert times[1] > times[0]
+    assert ONE_BLOCK.product_bytes == 0
+    few = blocks_of(128, 16, 64, 576 + 512, 512)
+    assert few.product_bytes < many.product_bytes < 64 / 16 * few.product_bytes
+    assert few.count * 16 == many.count * WARP_GROUP == 128
+
+
+def test_larger_sums_take_longer_to_add():
+    """Mutant: each takes as long, however large."""
+    small, large = (Blocks(sums=sums) for sums in (ADDED_NUMBERS // ADDED_TOGETHER, ADDED_NUMBERS))
+    times = [predicted(Splits(64, 8), 8, 132, TILE_BYTES, own) for own in (small, large)]
+    assert times[0] < times[1]
+    assert times[0] == predicted(Splits(64, 8), 8, 132, TILE_BYTES)
+    counts = [plan_splits(8, 8192, 64, 132, 512, own).count for own in (small, large)]
+    assert counts[1] < counts[0]
 
 
 def test_sums_that_are_read_together_fit_registers():

@@ -163,6 +163,8 @@ def test_a_kernel_of_our_own_says_how_it_reads_keys():
         "; it reads to a length on the device."
     )
     assert decide(replace(own, prefix=False), "unified").reason.endswith("; decode, 16 splits.")
+    twice = replace(own, prefix=False, reads=2)
+    assert decide(twice, "unified").reason.endswith("; decode, 16 splits, each key read 2 times.")
     assert decide(replace(own, why_only_torch="No."), "unified").reason == "No."
 
 
