@@ -152,7 +152,6 @@ def test_a_broken_pipe_of_the_program_is_its_own(monkeypatch):
         main([*GEMM])
 
 
-@pytest.mark.long
 def test_the_package_can_be_run_in_place_of_the_command(run):
     """Mutant: what the command returned is dropped."""
     done = run("-m", "overlapc", "report", "absent", command=sys.executable)
