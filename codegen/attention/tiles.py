@@ -71,7 +71,7 @@ NVIDIA_BY_TMA = {
 products alone. On sm_120 it was not tried."""
 PLAIN_BY_TMA = ("sm_100",)
 """Where it loads for no others, of which most tiles spill then."""
-NVIDIA_AHEAD = {"sm_90": {64: (128, 64, 8, 2, 16), 128: (128, 64, 8, 2, 16)}}
+NVIDIA_AHEAD = {"sm_90": {64: (128, 64, 8, 2, 16), 128: (128, 64, 8, 3, 16)}}
 """To be tried beside those, with values a tile behind keys: weights are made while matrix units
 multiply, at the cost of three loads of each CTA that are waited for."""
 NVIDIA_MASKED = {

@@ -1,17 +1,21 @@
 """A walk over whole tiles of keys that multiplies values a tile behind keys.
 
 Nothing is rescaled between two tiles relative to a peak that stays. So matrix units have work while
-weights are made: nothing else of a warp waits for its exponentials.
+weights are made: nothing else of a warp waits for its exponentials. For sm_90, and for Triton's
+interpreter.
 """
 
 # pyright: reportGeneralTypeIssues=false, reportArgumentType=false
 # (Triton's builtins raise when Python calls them; pyright concludes that they never return.)
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import num_threads
 
 from overlapc.codegen.templates.head_tiles import load_keys
-from overlapc.codegen.templates.softmax import fixed_weights, score_tile
+from overlapc.codegen.templates.softmax import score_tile
 from overlapc.codegen.templates.tile_products import product_of, take_values
+
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
@@ -23,8 +27,6 @@ def visit_ahead(
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
     """Take whole tiles of keys, whose scores are the scaled product, into (sums, total) of a peak
     that stays: of each tile the product with values is made after that of the next keys.
-
-    Two at a time: else weights would be written where the product of the last ones still reads.
     """
     if begin < stop:
         TYPE: tl.constexpr = v[0].dtype.element_ty
@@ -32,9 +34,7 @@ def visit_ahead(
             begin, None, queries, k, False, HEAD_DIM, PRECISION, BLOCK_N, BLOCK_D
         )  # fmt: skip
         bits = weight_bits(product, peak, SCALE, TYPE)
-        for start in tl.range(
-            begin + BLOCK_N, stop, BLOCK_N, num_stages=STAGES, loop_unroll_factor=2
-        ):  # fmt: skip
+        for start in tl.range(begin + BLOCK_N, stop, BLOCK_N, num_stages=STAGES):
             product = product_of(
                 start, None, queries, k, False, HEAD_DIM, PRECISION, BLOCK_N, BLOCK_D
             )  # fmt: skip
@@ -54,4 +54,23 @@ def weight_bits(
     """Weights of 16 bits as whole numbers: what a loop carries in the dtype of a product, Triton
     puts into shared memory for it."""
     score = score_tile(product, None, None, None, None, None, SCALE, None, None, False)
-    return fixed_weights(score, peak, TYPE).to(tl.int16, bitcast=True)
+    return after_products(tl.exp2(score - peak[:, None])).to(TYPE).to(tl.int16, bitcast=True)
+
+
+@triton.jit
+def after_products(weights: tl.tensor) -> tl.tensor:
+    """The same weights, float32, when the products under way are made: one of them reads the
+    registers of the last ones, and PTX lets nobody write there before."""
+    if not INTERPRETED:
+        EACH: tl.constexpr = weights.numel // num_threads()
+        weights = tl.inline_asm_elementwise(
+            "wgmma.wait_group.sync.aligned 0;", _unchanged(EACH), [weights], dtype=tl.float32,
+            is_pure=False, pack=EACH,
+        )  # fmt: skip
+    return weights
+
+
+@triton.constexpr_function
+def _unchanged(count: int) -> str:
+    """What inline assembly is told of so many numbers that stay in their registers."""
+    return ",".join(["=f"] * count + [str(number) for number in range(count)])

@@ -68,3 +68,31 @@ def _disassembled(cubin: bytes) -> str:
         file.flush()
         command = [knobs.nvidia.nvdisasm.path, "-c", file.name]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def written_too_soon(assembly: str) -> list[str]:
+    """Instructions in loops of PTX that write a register which a product of a warp group reads that
+    may be under way: what comes of that PTX does not say."""
+    lines = assembly.splitlines()
+    found = []
+    for loop in loops_of_ptx(lines):
+        begun: set[str] = set()
+        groups: list[set[str]] = []
+        for line in [lines[at].strip() for at in loop] * 2:
+            if "wgmma.mma_async" in line:
+                operands = re.findall(r"\{([^}]*)\}", line)
+                begun |= set(re.findall(r"%\w+", operands[1])) if len(operands) > 1 else set()
+            elif "wgmma.commit_group" in line:
+                groups, begun = [*groups, begun], set()
+            elif left := re.search(r"wgmma\.wait_group\S* (\d+)", line):
+                groups = groups[len(groups) - int(left[1]) :]
+            elif set(_written(line)) & begun.union(*groups):
+                found.append(line)
+    return found
+
+
+def _written(line: str) -> list[str]:
+    """The registers that an instruction of PTX writes, which it names first."""
+    found = re.match(r"(?:@!?%\w+\s+)?[a-z][\w.:]*\s+(\{[^}]*\}|%\w+)", line)
+    is_store = re.match(r"(?:@!?%\w+\s+)?(st|red|bra|mbarrier|cp)\b", line)
+    return [] if found is None or is_store else re.findall(r"%\w+", found[1])

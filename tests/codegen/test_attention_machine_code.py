@@ -26,7 +26,7 @@ from overlapc.planning.shared_memory import shared_bytes
 from overlapc.planning.tiles import CDNA
 from tests.codegen import score_programs as programs
 from tests.codegen.machine_code import SHARED_BYTES
-from tests.codegen.machine_loops import Loop, loops_of
+from tests.codegen.machine_loops import Loop, loops_of, written_too_soon
 
 SPEC = AttentionSpec("bfloat16", 128, 128, groups=4, scale=128**-0.5, after=0)
 EVERYTHING = {
@@ -236,10 +236,11 @@ def test_exponentials_are_made_while_products_are_in_flight(dim):
         tile = tile_ahead(spec, "sm_90")
         assert tile is not None
         binary = build_for(spec, tile, "sm_90")
+        assert not written_too_soon(binary.assembly)
         assert (binary.spilled_bytes, binary.shared_bytes <= SHARED_BYTES["sm_90"]) == (0, True)
         behind = first_loop(spec, tile)
         at_once = first_loop(spec, tile_for(spec, "sm_90", is_aligned=True))
-        assert behind.in_flight("MUFU.EX2") >= 0.95 * behind.count("MUFU.EX2") > 0
+        assert behind.in_flight("MUFU.EX2") >= 0.9 * behind.count("MUFU.EX2") > 0
         assert at_once.in_flight("MUFU.EX2") == 0 < at_once.count("MUFU.EX2")
 
 
