@@ -5,17 +5,18 @@ weights are made: nothing else of a warp waits for its exponentials. For sm_90, 
 interpreter.
 """
 
-# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false, reportReturnType=false
 # (Triton's builtins raise when Python calls them; pyright concludes that they never return.)
 import triton
 import triton.language as tl
+from triton import knobs
 from triton.language.extra.cuda import num_threads
 
 from overlapc.codegen.templates.head_tiles import load_keys
 from overlapc.codegen.templates.softmax import score_tile
 from overlapc.codegen.templates.tile_products import product_of, take_values
 
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 
 
 @triton.jit
@@ -61,13 +62,14 @@ def weight_bits(
 def after_products(weights: tl.tensor) -> tl.tensor:
     """The same weights, float32, when the products under way are made: one of them reads the
     registers of the last ones, and PTX lets nobody write there before."""
+    result = weights
     if not INTERPRETED:
         EACH: tl.constexpr = weights.numel // num_threads()
-        weights = tl.inline_asm_elementwise(
+        result = tl.inline_asm_elementwise(
             "wgmma.wait_group.sync.aligned 0;", _unchanged(EACH), [weights], dtype=tl.float32,
             is_pure=False, pack=EACH,
         )  # fmt: skip
-    return weights
+    return result
 
 
 @triton.constexpr_function
