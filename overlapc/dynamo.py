@@ -12,9 +12,9 @@ from torch import fx
 from overlapc.errors import TargetError
 from overlapc.graphs.attention.finding import has_attention
 from overlapc.graphs.attention.ordering import sites_in_order
-from overlapc.graphs.attention.outer import outer_of_bodies
-from overlapc.graphs.attention.remembering import Known, remembered
-from overlapc.graphs.attention.versions import Outer
+from overlapc.graphs.attention.reading.outer import outer_of_bodies
+from overlapc.graphs.attention.reading.remembering import Known, remembered
+from overlapc.graphs.attention.reading.versions import Outer
 from overlapc.graphs.autocast import Autocast, ambient, states_of_bodies, under
 from overlapc.graphs.bodies import graphs_with_inputs, parameters_in
 from overlapc.graphs.faults import unless_faulty

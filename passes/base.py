@@ -11,7 +11,7 @@ from typing import Protocol
 from torch import Tensor, fx
 from torch._inductor import config as inductor_config
 
-from overlapc.graphs.attention.versions import Outer
+from overlapc.graphs.attention.reading.versions import Outer
 from overlapc.graphs.canonical import fingerprint, text
 from overlapc.graphs.collectives import group_of, kind_of
 from overlapc.graphs.origins import where

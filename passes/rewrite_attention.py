@@ -17,10 +17,10 @@ from torch import fx
 
 from overlapc.errors import TargetError
 from overlapc.graphs.attention.finding import find_sites
-from overlapc.graphs.attention.floats import settle
 from overlapc.graphs.attention.modules import find_modules, spell_out
 from overlapc.graphs.attention.placing import Lengths, place, spec_of, text_of
 from overlapc.graphs.attention.problems import problem_of
+from overlapc.graphs.attention.reading.floats import settle
 from overlapc.graphs.attention.rewriting import fuse, take_heads_once
 from overlapc.graphs.attention.site import Attention, Fused
 from overlapc.graphs.autocast import left_alone

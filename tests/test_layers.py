@@ -44,6 +44,16 @@ MAY_IMPORT = {
     "overlapc": "options planning reporting backend explaining calibration",
 }
 """Parts of the package in the order of their layers, and the parts that each may import."""
+ROOMS = {
+    "reading": "",
+    "products": "reading",
+    "norms": "reading",
+    "scores": "reading products",
+    "masks": "reading products scores",
+}
+"""Folders of ``graphs/attention`` likewise; what lies beside them may import all."""
+IN_ROOMS = "overlapc/graphs/attention/"
+WITHIN = IN_ROOMS.replace("/", ".")
 
 READS_ENVIRONMENT = {
     "overlapc/options.py": "the one reader of OVERLAPC_* variables",
@@ -118,6 +128,19 @@ def upward_imports(path: str, text: str) -> list[str]:
     return [f"{path} imports {other}" for other in sorted(parts_imported(text) - allowed)]
 
 
+def imports_of_rooms(path: str, text: str) -> list[str]:
+    """Imports by a folder of ``graphs/attention`` of one above it, or of what lies beside all."""
+    room, slash, _ = path.removeprefix(IN_ROOMS).partition("/")
+    if not path.startswith(IN_ROOMS) or not slash:
+        return []
+    others = {
+        name.removeprefix(WITHIN).split(".")[0]
+        for name in imported_modules(text)
+        if name.startswith(WITHIN)
+    }
+    return [f"{path} imports {one}" for one in sorted(others - {room, *ROOMS[room].split()})]
+
+
 def heavy_imports(path: str, text: str) -> list[str]:
     """Imports of torch or triton in a part that loads neither, or may load them when called."""
     if part_of(path) not in TORCH_FREE:
@@ -174,7 +197,7 @@ def too_long(path: str, text: str) -> list[str]:
     return [f"{path}: {lines} lines"] if lines > MOST_LINES else []
 
 
-RULES = (upward_imports, heavy_imports, node_reads, environment_reads, too_long)
+RULES = (upward_imports, imports_of_rooms, heavy_imports, node_reads, environment_reads, too_long)
 
 VIOLATIONS = [
     (upward_imports, "overlapc/planning/x.py", "from overlapc.graphs.chains.chain import Chain"),
@@ -189,6 +212,8 @@ VIOLATIONS = [
     (upward_imports, "overlapc/reporting/x.py", "from overlapc.graphs.canonical import text"),
     (upward_imports, "overlapc/planning/x.py", "from . import cost"),
     (upward_imports, "overlapc/novel.py", "import os"),
+    (imports_of_rooms, f"{IN_ROOMS}reading/x.py", f"from {WITHIN}masks.bands import Band"),
+    (imports_of_rooms, f"{IN_ROOMS}masks/x.py", f"import {WITHIN}site"),
     (heavy_imports, "overlapc/planning/x.py", "import torch.fx"),
     (heavy_imports, "overlapc/planning/x.py", "def f():\n    from triton import jit"),
     (heavy_imports, "overlapc/reporting/records.py", "import torch"),

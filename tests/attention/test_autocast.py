@@ -16,7 +16,7 @@ import overlapc
 from overlapc.graphs import autocast
 from overlapc.graphs.attention import problems
 from overlapc.graphs.attention.finding import find_sites
-from overlapc.graphs.attention.norms import Norms
+from overlapc.graphs.attention.norms.lengths import Norms
 from overlapc.graphs.attention.site import Attention
 from overlapc.graphs.canonical import text
 from tests.attention import latent_cache

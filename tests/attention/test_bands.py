@@ -9,7 +9,7 @@ import torch
 
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.graphs.attention import problems
-from overlapc.graphs.attention.bands import band_of
+from overlapc.graphs.attention.masks.bands import band_of
 from overlapc.runtime.attention.program import seen_by
 from tests.attention.rewriting import rewrite
 

@@ -8,8 +8,9 @@ from torch import nn
 
 import overlapc
 from overlapc import backend
-from overlapc.graphs.attention import floats, problems
-from overlapc.graphs.attention.floats import MOST_NUMBERS
+from overlapc.graphs.attention import problems
+from overlapc.graphs.attention.reading import floats
+from overlapc.graphs.attention.reading.floats import MOST_NUMBERS
 from tests.attention.catalogue import plain, square
 from tests.attention.rewriting import rewrite
 

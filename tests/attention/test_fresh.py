@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from overlapc.graphs.attention.fresh import MADE_OF_OTHERS, _is_marked_new, is_fresh
-from overlapc.graphs.attention.spelling import read_call
+from overlapc.graphs.attention.reading.fresh import MADE_OF_OTHERS, _is_marked_new, is_fresh
+from overlapc.graphs.attention.reading.spelling import read_call
 
 X = torch.randn(4, 4)
 KEPT = torch.ones(4, 4, dtype=torch.bool)

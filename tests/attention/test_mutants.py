@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from overlapc.graphs.attention import masks, matching, problems, repeats, rewriting, scores, weights
-from overlapc.graphs.attention.spelling import Call
-from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.attention import matching, problems, rewriting, weights
+from overlapc.graphs.attention.masks import combined as masks
+from overlapc.graphs.attention.products import repeats
+from overlapc.graphs.attention.reading.spelling import Call
+from overlapc.graphs.attention.reading.versions import Versions
+from overlapc.graphs.attention.scores import upward as scores
 from overlapc.passes import rewrite_attention
 from tests.attention import test_autocast, test_catalogue
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import fx, nn
 
-from overlapc.graphs.attention import norm_bounds, problems, rotations
+from overlapc.graphs.attention import norm_bounds, problems
 from overlapc.graphs.attention.finding import find_sites
 from overlapc.graphs.attention.norm_bounds import product_bound
+from overlapc.graphs.attention.norms import rotations
 from overlapc.graphs.attention.site import Fused
 from overlapc.graphs.bodies import graphs_with_inputs, parameters_in
 from tests.attention import normed

@@ -13,10 +13,10 @@ import torch
 from torch import fx
 
 from overlapc.graphs.attention.finding import find_sites
-from overlapc.graphs.attention.prefixes import Part, Prefix, read_prefix
+from overlapc.graphs.attention.masks.prefixes import Part, Prefix, read_prefix
+from overlapc.graphs.attention.reading.versions import Versions
+from overlapc.graphs.attention.scores.steps import Bias
 from overlapc.graphs.attention.site import Attention, Fused
-from overlapc.graphs.attention.steps import Bias
-from overlapc.graphs.attention.versions import Versions
 from tests.attention.rewriting import rewrite
 
 KEYS = 24

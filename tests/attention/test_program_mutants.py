@@ -9,19 +9,13 @@ from typing import Any
 
 import pytest
 
-from overlapc.graphs.attention import (
-    masks,
-    matching,
-    operands,
-    problems,
-    repeats,
-    rewriting,
-    scores,
-    weights,
-)
-from overlapc.graphs.attention.spelling import Call
-from overlapc.graphs.attention.tensors import CASTS
-from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.attention import matching, operands, problems, rewriting, weights
+from overlapc.graphs.attention.masks import combined as masks
+from overlapc.graphs.attention.products import repeats
+from overlapc.graphs.attention.reading.spelling import Call
+from overlapc.graphs.attention.reading.tensors import CASTS
+from overlapc.graphs.attention.reading.versions import Versions
+from overlapc.graphs.attention.scores import upward as scores
 from tests.attention.random_programs import draw
 from tests.attention.running_programs import Variant, attempt
 

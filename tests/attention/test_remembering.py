@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from overlapc.graphs.attention import constants, masks, remembering
+from overlapc.graphs.attention.masks import combined as masks
+from overlapc.graphs.attention.reading import constants, remembering
 from tests.attention.catalogue import INF, plain, square
 from tests.attention.rewriting import rewrite
 

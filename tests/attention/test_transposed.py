@@ -10,8 +10,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from overlapc.graphs.attention import problems, walk
-from overlapc.graphs.attention.products import Product
+from overlapc.graphs.attention import problems
+from overlapc.graphs.attention.products.matmuls import Product
+from overlapc.graphs.attention.scores import walk
 from tests.attention.random_transposed import ALIKE, UNLIKE, draw
 from tests.attention.rewriting import rewrite
 from tests.attention.test_catalogue import assert_alike, wide

@@ -350,6 +350,8 @@ def dealt_out(blocks: int, units: int, together: int) -> list[tuple[int, int]]:
 
 @triton.jit
 def _deal(found, blocks, units, together):
-    turn, unit = dealt(tl.program_id(0), blocks, units, together)
+    turn, unit = dealt(  # pyright: ignore[reportGeneralTypeIssues]
+        tl.program_id(0), blocks, units, together
+    )
     tl.store(found + 2 * tl.program_id(0), turn)
     tl.store(found + 2 * tl.program_id(0) + 1, unit)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
-from overlapc.graphs.attention.masks import Mask, read_mask
-from overlapc.graphs.attention.spelling import Call
-from overlapc.graphs.attention.steps import Bias, Fill
-from overlapc.graphs.attention.tensors import Expression, expression, is_same
-from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.attention.masks.combined import Mask, read_mask
+from overlapc.graphs.attention.reading.spelling import Call
+from overlapc.graphs.attention.reading.tensors import Expression, expression, is_same
+from overlapc.graphs.attention.reading.versions import Versions
+from overlapc.graphs.attention.scores.steps import Bias, Fill
 from overlapc.graphs.collectives import Refusal
 
 

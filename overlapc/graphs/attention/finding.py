@@ -8,14 +8,19 @@ from collections.abc import Iterator
 from torch import fx
 from torch._C._functorch import is_functorch_wrapped_tensor
 
-from overlapc.graphs.attention.above import may_be_scores
 from overlapc.graphs.attention.fused import read_fused
 from overlapc.graphs.attention.matching import match
 from overlapc.graphs.attention.modules import CLOSED, MODULE
+from overlapc.graphs.attention.products.above import may_be_scores
+from overlapc.graphs.attention.reading.spelling import Call, read_call, tensor_of
+from overlapc.graphs.attention.reading.versions import Outer, Versions
+from overlapc.graphs.attention.scores.softmaxes import (
+    EXPONENTIALS,
+    Softmax,
+    read_powers,
+    read_softmax,
+)
 from overlapc.graphs.attention.site import Site
-from overlapc.graphs.attention.softmaxes import EXPONENTIALS, Softmax, read_powers, read_softmax
-from overlapc.graphs.attention.spelling import Call, read_call, tensor_of
-from overlapc.graphs.attention.versions import Outer, Versions
 from overlapc.graphs.attention.weights import products_below, weighs_values
 from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.faults import fault_at

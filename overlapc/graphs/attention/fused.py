@@ -11,13 +11,13 @@ from overlapc.graphs.attention.layouts import (
     layout_is_read,
     takes_groups,
 )
+from overlapc.graphs.attention.masks.prefixes import prefix_of
 from overlapc.graphs.attention.operands import checked, no_plain_tensors, why_empty
-from overlapc.graphs.attention.prefixes import prefix_of
-from overlapc.graphs.attention.repeats import unrepeated
+from overlapc.graphs.attention.products.repeats import unrepeated
+from overlapc.graphs.attention.reading.spelling import Call, tensor_of
+from overlapc.graphs.attention.reading.tensors import Expression, expression, is_same
+from overlapc.graphs.attention.reading.versions import Versions
 from overlapc.graphs.attention.site import Attention, Fused
-from overlapc.graphs.attention.spelling import Call, tensor_of
-from overlapc.graphs.attention.tensors import Expression, expression, is_same
-from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.collectives import Refusal
 
 

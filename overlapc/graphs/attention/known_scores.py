@@ -9,10 +9,10 @@ import torch
 from torch import fx
 
 from overlapc.graphs.attention.norm_bounds import product_bound
-from overlapc.graphs.attention.norms import Norms
+from overlapc.graphs.attention.norms.lengths import Norms
+from overlapc.graphs.attention.reading.tensors import is_same
+from overlapc.graphs.attention.scores.steps import Bias, Fill, Step, tensors_of
 from overlapc.graphs.attention.site import Attention
-from overlapc.graphs.attention.steps import Bias, Fill, Step, tensors_of
-from overlapc.graphs.attention.tensors import is_same
 from overlapc.runtime.attention.masks import (
     Added,
     Applied,

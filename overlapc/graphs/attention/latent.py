@@ -13,22 +13,22 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
-from overlapc.graphs.attention.above import scaled_product
 from overlapc.graphs.attention.layouts import four_dimensional
-from overlapc.graphs.attention.places import Places
-from overlapc.graphs.attention.products import Product, read_product
-from overlapc.graphs.attention.scores import Scores
-from overlapc.graphs.attention.site import Attention
-from overlapc.graphs.attention.spelling import tensor_of
-from overlapc.graphs.attention.steps import Bias
-from overlapc.graphs.attention.tensors import (
+from overlapc.graphs.attention.products.above import scaled_product
+from overlapc.graphs.attention.products.matmuls import Product, read_product
+from overlapc.graphs.attention.products.places import Places
+from overlapc.graphs.attention.reading.spelling import tensor_of
+from overlapc.graphs.attention.reading.tensors import (
     Expression,
     expression,
     insertion,
     is_same,
     is_same_tensor,
 )
-from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.attention.reading.versions import Versions
+from overlapc.graphs.attention.scores.steps import Bias
+from overlapc.graphs.attention.scores.upward import Scores
+from overlapc.graphs.attention.site import Attention
 from overlapc.graphs.collectives import Refusal
 from overlapc.runtime.attention.kernels import may_share
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from overlapc.graphs.attention.functions import Function
-from overlapc.graphs.attention.masks import Mask
-from overlapc.graphs.attention.repeats import unrepeated
-from overlapc.graphs.attention.spelling import tensor_of
-from overlapc.graphs.attention.steps import Step, with_tensors
-from overlapc.graphs.attention.tensors import PERMUTATIONS, Expression, is_same
-from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.attention.masks.combined import Mask
+from overlapc.graphs.attention.products.repeats import unrepeated
+from overlapc.graphs.attention.reading.spelling import tensor_of
+from overlapc.graphs.attention.reading.tensors import PERMUTATIONS, Expression, is_same
+from overlapc.graphs.attention.reading.versions import Versions
+from overlapc.graphs.attention.scores.functions import Function
+from overlapc.graphs.attention.scores.steps import Step, with_tensors
 from overlapc.runtime.planned_devices import planned_device
 
 MOVING = (*PERMUTATIONS, "to", "type", "float", "type_as", "clone", "reshape", "flatten")

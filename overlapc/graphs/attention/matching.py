@@ -17,16 +17,16 @@ from overlapc.graphs.attention.layouts import (
     layout_is_read,
     merged_steps,
 )
-from overlapc.graphs.attention.masks import read_mask
+from overlapc.graphs.attention.masks.combined import read_mask
+from overlapc.graphs.attention.masks.prefixes import prefix_of
 from overlapc.graphs.attention.operands import checked, no_plain_tensors, why_empty
-from overlapc.graphs.attention.prefixes import prefix_of
-from overlapc.graphs.attention.scores import Scores, read_scores
-from overlapc.graphs.attention.shapes import reads_shape
+from overlapc.graphs.attention.reading.shapes import reads_shape
+from overlapc.graphs.attention.reading.spelling import tensor_of
+from overlapc.graphs.attention.reading.tensors import Expression, expression, is_cast, is_same
+from overlapc.graphs.attention.reading.versions import Versions
+from overlapc.graphs.attention.scores.softmaxes import Softmax
+from overlapc.graphs.attention.scores.upward import Scores, read_scores
 from overlapc.graphs.attention.site import Attention
-from overlapc.graphs.attention.softmaxes import Softmax
-from overlapc.graphs.attention.spelling import tensor_of
-from overlapc.graphs.attention.tensors import Expression, expression, is_cast, is_same
-from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.attention.weights import Weights, read_weights
 from overlapc.graphs.attention.zeroed import with_zeros
 from overlapc.graphs.collectives import Refusal

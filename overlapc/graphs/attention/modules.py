@@ -17,7 +17,7 @@ from torch import fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from overlapc.graphs.attention.spelling import read_call, tensor_of
+from overlapc.graphs.attention.reading.spelling import read_call, tensor_of
 from overlapc.graphs.autocast import states, under
 from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.faults import fault_at

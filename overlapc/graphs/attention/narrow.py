@@ -13,16 +13,16 @@ import torch
 from torch import fx
 
 from overlapc.graphs.adding import add_call
-from overlapc.graphs.attention.constants import number
-from overlapc.graphs.attention.spelling import Call, tensor_of
-from overlapc.graphs.attention.tensors import (
+from overlapc.graphs.attention.reading.constants import number
+from overlapc.graphs.attention.reading.spelling import Call, tensor_of
+from overlapc.graphs.attention.reading.tensors import (
     Expression,
     expression,
     insertion,
     is_cast,
     is_same,
 )
-from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.attention.reading.versions import Versions
 from overlapc.runtime.attention.kernels import NARROW
 
 FURTHEST = 4

@@ -9,8 +9,8 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from overlapc.graphs.attention.constants import computed
-from overlapc.graphs.attention.norms import Normed
+from overlapc.graphs.attention.norms.lengths import Normed
+from overlapc.graphs.attention.reading.constants import computed
 from overlapc.graphs.attention.site import Attention
 from overlapc.runtime.weights import is_readable
 

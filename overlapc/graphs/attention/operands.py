@@ -12,11 +12,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from overlapc.graphs.attention.latent import latent_of_one
 from overlapc.graphs.attention.narrow import Narrow, unwidened
-from overlapc.graphs.attention.norms import norms_of
+from overlapc.graphs.attention.norms.lengths import norms_of
+from overlapc.graphs.attention.reading.tensors import Expression, is_same
+from overlapc.graphs.attention.reading.varying import has_sizes, inferred
+from overlapc.graphs.attention.reading.versions import Versions
 from overlapc.graphs.attention.site import Attention
-from overlapc.graphs.attention.tensors import Expression, is_same
-from overlapc.graphs.attention.varying import has_sizes, inferred
-from overlapc.graphs.attention.versions import Versions
 from overlapc.graphs.collectives import Refusal
 
 

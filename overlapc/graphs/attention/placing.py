@@ -12,14 +12,14 @@ from torch import fx
 
 from overlapc.errors import KernelError
 from overlapc.graphs.adding import add_call
-from overlapc.graphs.attention.bands import Band
 from overlapc.graphs.attention.known_scores import as_lowered
-from overlapc.graphs.attention.prefixes import Prefix
+from overlapc.graphs.attention.masks.bands import Band
+from overlapc.graphs.attention.masks.prefixes import Prefix
+from overlapc.graphs.attention.reading.tensors import Expression
 from overlapc.graphs.attention.rewriting import as_spelled, take_out
-from overlapc.graphs.attention.sinks import Sinks
+from overlapc.graphs.attention.scores.sinks import Sinks
+from overlapc.graphs.attention.scores.steps import Step, tensors_of
 from overlapc.graphs.attention.site import Attention
-from overlapc.graphs.attention.steps import Step, tensors_of
-from overlapc.graphs.attention.tensors import Expression
 from overlapc.graphs.values import hint_of
 from overlapc.runtime.attention.masks import AttentionSpec, program_of
 from overlapc.runtime.attention.score_watching import attention_text

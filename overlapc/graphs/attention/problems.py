@@ -12,9 +12,9 @@ from torch import fx
 from overlapc.errors import KernelError
 from overlapc.graphs.attention.known_scores import scores_of
 from overlapc.graphs.attention.placing import inputs_of, spec_of
+from overlapc.graphs.attention.reading.varying import varies
+from overlapc.graphs.attention.scores.steps import Bias
 from overlapc.graphs.attention.site import Attention, Fused
-from overlapc.graphs.attention.steps import Bias
-from overlapc.graphs.attention.varying import varies
 from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.values import hint_of
 from overlapc.planning.attention.policy import UNKNOWN

@@ -11,14 +11,14 @@ from torch import fx
 
 from overlapc.graphs.adding import add_call
 from overlapc.graphs.attention.layouts import is_dense
-from overlapc.graphs.attention.masks import FINITE_FILL
-from overlapc.graphs.attention.scales import TensorScale
-from overlapc.graphs.attention.shapes import give_shapes
+from overlapc.graphs.attention.masks.combined import FINITE_FILL
+from overlapc.graphs.attention.reading.shapes import give_shapes
+from overlapc.graphs.attention.reading.spelling import tensor_of
+from overlapc.graphs.attention.reading.tensors import Expression, is_same
+from overlapc.graphs.attention.reading.varying import inferred
+from overlapc.graphs.attention.scores.scales import TensorScale
+from overlapc.graphs.attention.scores.steps import Bias, Fill
 from overlapc.graphs.attention.site import Attention, Fused
-from overlapc.graphs.attention.spelling import tensor_of
-from overlapc.graphs.attention.steps import Bias, Fill
-from overlapc.graphs.attention.tensors import Expression, is_same
-from overlapc.graphs.attention.varying import inferred
 from overlapc.graphs.values import value_of
 
 

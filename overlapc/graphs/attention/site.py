@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import fx
 
-from overlapc.graphs.attention.functions import Function
 from overlapc.graphs.attention.layouts import takes_groups
-from overlapc.graphs.attention.masks import Mask
+from overlapc.graphs.attention.masks.combined import Mask
+from overlapc.graphs.attention.masks.prefixes import Prefix
 from overlapc.graphs.attention.narrow import Narrow
-from overlapc.graphs.attention.norms import Norms
-from overlapc.graphs.attention.prefixes import Prefix
-from overlapc.graphs.attention.scales import TensorScale, tensor_scale
-from overlapc.graphs.attention.sinks import Sinks
-from overlapc.graphs.attention.steps import Step, tensors_of
-from overlapc.graphs.attention.tensors import Expression
+from overlapc.graphs.attention.norms.lengths import Norms
+from overlapc.graphs.attention.reading.tensors import Expression
+from overlapc.graphs.attention.scores.functions import Function
+from overlapc.graphs.attention.scores.scales import TensorScale, tensor_scale
+from overlapc.graphs.attention.scores.sinks import Sinks
+from overlapc.graphs.attention.scores.steps import Step, tensors_of
 from overlapc.graphs.collectives import Refusal
 
 

@@ -7,12 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
-from overlapc.graphs.attention.places import Places
-from overlapc.graphs.attention.products import UNREAD, Product, is_product, read_product
-from overlapc.graphs.attention.sinks import Sinks, without_sinks
-from overlapc.graphs.attention.softmaxes import Softmax
-from overlapc.graphs.attention.spelling import Call, tensor_of
-from overlapc.graphs.attention.tensors import (
+from overlapc.graphs.attention.products.matmuls import UNREAD, Product, is_product, read_product
+from overlapc.graphs.attention.products.places import Places
+from overlapc.graphs.attention.reading.spelling import Call, tensor_of
+from overlapc.graphs.attention.reading.tensors import (
     insertion,
     is_cast,
     is_same,
@@ -20,7 +18,9 @@ from overlapc.graphs.attention.tensors import (
     keeps_rows,
     order_of,
 )
-from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.attention.reading.versions import Versions
+from overlapc.graphs.attention.scores.sinks import Sinks, without_sinks
+from overlapc.graphs.attention.scores.softmaxes import Softmax
 from overlapc.graphs.attention.zeroed import Zeroing, read_zeroing
 from overlapc.graphs.collectives import Refusal
 

@@ -13,15 +13,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
-from overlapc.graphs.attention.constants import UNMADE, number
-from overlapc.graphs.attention.finite import is_finite
-from overlapc.graphs.attention.masks import Mask
-from overlapc.graphs.attention.scores import Scores
-from overlapc.graphs.attention.spelling import Call, tensor_of
-from overlapc.graphs.attention.steps import Bias, Fill
-from overlapc.graphs.attention.tensors import CASTS, expression, is_same
-from overlapc.graphs.attention.versions import Versions
-from overlapc.graphs.attention.walk import Walk, beside
+from overlapc.graphs.attention.masks.combined import Mask
+from overlapc.graphs.attention.masks.finite import is_finite
+from overlapc.graphs.attention.reading.constants import UNMADE, number
+from overlapc.graphs.attention.reading.spelling import Call, tensor_of
+from overlapc.graphs.attention.reading.tensors import CASTS, expression, is_same
+from overlapc.graphs.attention.reading.versions import Versions
+from overlapc.graphs.attention.scores.steps import Bias, Fill
+from overlapc.graphs.attention.scores.upward import Scores
+from overlapc.graphs.attention.scores.walk import Walk, beside
 from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.edges import is_random
 

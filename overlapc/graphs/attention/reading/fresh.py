@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch._C import _dispatch_has_kernel_for_dispatch_key as has_kernel
 
-from overlapc.graphs.attention.spelling import Call
+from overlapc.graphs.attention.reading.spelling import Call
 
 MADE_OF_OTHERS_NAMES = """
     matmul einsum linear inner tensordot softmax softmin log_softmax layer_norm rms_norm

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from overlapc.graphs.attention.constants import number
-from overlapc.graphs.attention.spelling import Call, is_full_index, tensor_of
-from overlapc.graphs.attention.tensors import COPIES, ORDERED, is_cast
-from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.attention.reading.constants import number
+from overlapc.graphs.attention.reading.spelling import Call, is_full_index, tensor_of
+from overlapc.graphs.attention.reading.tensors import COPIES, ORDERED, is_cast
+from overlapc.graphs.attention.reading.versions import Versions
 
 
 @dataclass(frozen=True)

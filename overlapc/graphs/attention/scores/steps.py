@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from overlapc.graphs.attention.functions import Function
-from overlapc.graphs.attention.tensors import Expression
+from overlapc.graphs.attention.reading.tensors import Expression
+from overlapc.graphs.attention.scores.functions import Function
 
 WEAKEST_FILL = -1e9
 """A fill above it might be no mask, but a score: chosen, what is common and far below any score."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import fx
 
-from overlapc.graphs.attention.above import (
+from overlapc.graphs.attention.products.above import (
     FURTHEST,
     between,
     is_item_of_scores,
@@ -16,26 +16,39 @@ from overlapc.graphs.attention.above import (
     product_above,
     why_unread,
 )
-from overlapc.graphs.attention.constants import number
-from overlapc.graphs.attention.fills import filled, item_filled
-from overlapc.graphs.attention.functions import Function, trace_function
-from overlapc.graphs.attention.places import Places, possible_places
-from overlapc.graphs.attention.products import Product, is_product, read_product
-from overlapc.graphs.attention.sinks import Sinks, even_sinks, is_shift, of_one_number, read_sinks
-from overlapc.graphs.attention.softmaxes import Softmax
-from overlapc.graphs.attention.spelling import Call, tensor_of
-from overlapc.graphs.attention.steps import Bias, Fill, Step
-from overlapc.graphs.attention.tensors import (
+from overlapc.graphs.attention.products.matmuls import Product, is_product, read_product
+from overlapc.graphs.attention.products.places import Places, possible_places
+from overlapc.graphs.attention.reading.constants import number
+from overlapc.graphs.attention.reading.spelling import Call, tensor_of
+from overlapc.graphs.attention.reading.tensors import (
     is_cast,
     is_dim,
     keeps_all,
     keeps_rows,
     order_of,
 )
-from overlapc.graphs.attention.varying import column_number, is_varying
-from overlapc.graphs.attention.versions import Versions
-from overlapc.graphs.attention.walk import HIDDEN, Walk, is_scores, mask_of, no_scores, overwritten
-from overlapc.graphs.attention.written import read_rows
+from overlapc.graphs.attention.reading.varying import column_number, is_varying
+from overlapc.graphs.attention.reading.versions import Versions
+from overlapc.graphs.attention.reading.written import read_rows
+from overlapc.graphs.attention.scores.fills import filled, item_filled
+from overlapc.graphs.attention.scores.functions import Function, trace_function
+from overlapc.graphs.attention.scores.sinks import (
+    Sinks,
+    even_sinks,
+    is_shift,
+    of_one_number,
+    read_sinks,
+)
+from overlapc.graphs.attention.scores.softmaxes import Softmax
+from overlapc.graphs.attention.scores.steps import Bias, Fill, Step
+from overlapc.graphs.attention.scores.walk import (
+    HIDDEN,
+    Walk,
+    is_scores,
+    mask_of,
+    no_scores,
+    overwritten,
+)
 from overlapc.graphs.collectives import Refusal
 from overlapc.runtime.attention.masks import CannotLower
 

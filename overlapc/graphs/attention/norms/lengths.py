@@ -13,12 +13,18 @@ from typing import Any
 import torch
 from torch import fx
 
-from overlapc.graphs.attention.constants import calls_above, number
-from overlapc.graphs.attention.rms import is_of_length_one, normalized_columns
-from overlapc.graphs.attention.rotations import read_rotation
-from overlapc.graphs.attention.spelling import Call, is_full_index, tensor_of
-from overlapc.graphs.attention.tensors import COPIES, ORDERED, Expression, is_cast, permutation
-from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.attention.norms.rms import is_of_length_one, normalized_columns
+from overlapc.graphs.attention.norms.rotations import read_rotation
+from overlapc.graphs.attention.reading.constants import calls_above, number
+from overlapc.graphs.attention.reading.spelling import Call, is_full_index, tensor_of
+from overlapc.graphs.attention.reading.tensors import (
+    COPIES,
+    ORDERED,
+    Expression,
+    is_cast,
+    permutation,
+)
+from overlapc.graphs.attention.reading.versions import Versions
 
 FURTHEST = 24
 """Calls between a norm and its product: chosen, twice what any model in the tests has."""

@@ -7,9 +7,15 @@ from dataclasses import replace
 import torch
 from torch import fx
 
-from overlapc.graphs.attention.spelling import Call, is_full_index, tensor_of
-from overlapc.graphs.attention.tensors import EXPANSIONS, ORDERED, Expression, as_it_stands, is_same
-from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.attention.reading.spelling import Call, is_full_index, tensor_of
+from overlapc.graphs.attention.reading.tensors import (
+    EXPANSIONS,
+    ORDERED,
+    Expression,
+    as_it_stands,
+    is_same,
+)
+from overlapc.graphs.attention.reading.versions import Versions
 
 
 def unrepeated(versions: Versions, repeated: Expression) -> tuple[Expression, int]:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from overlapc.graphs.attention.above import may_be_scores
-from overlapc.graphs.attention.constants import constant
-from overlapc.graphs.attention.spelling import Call, is_full_index, tensor_of
-from overlapc.graphs.attention.tensors import (
+from overlapc.graphs.attention.products.above import may_be_scores
+from overlapc.graphs.attention.reading.constants import constant
+from overlapc.graphs.attention.reading.spelling import Call, is_full_index, tensor_of
+from overlapc.graphs.attention.reading.tensors import (
     COPIES,
     EXPANSIONS,
     ORDERED,
@@ -25,7 +25,7 @@ from overlapc.graphs.attention.tensors import (
     is_same,
     is_same_tensor,
 )
-from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.attention.reading.versions import Versions
 
 MAXIMA = ("amax", "max")
 ALIKE = ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "zeros_like", "ones_like")

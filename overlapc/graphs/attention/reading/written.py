@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import fx
 
-from overlapc.graphs.attention.spelling import tensor_of
-from overlapc.graphs.attention.tensors import keeps_rows
-from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.attention.reading.spelling import tensor_of
+from overlapc.graphs.attention.reading.tensors import keeps_rows
+from overlapc.graphs.attention.reading.versions import Versions
 
 
 def read_rows(versions: Versions, reader: fx.Node, source: fx.Node) -> fx.Node | None:

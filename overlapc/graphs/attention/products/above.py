@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from overlapc.graphs.attention.constants import number
-from overlapc.graphs.attention.products import UNREAD, is_product
-from overlapc.graphs.attention.shapes import reads_shape
-from overlapc.graphs.attention.spelling import Call, tensor_of
-from overlapc.graphs.attention.tensors import exchanges_last, is_cast, is_same, keeps_rows
-from overlapc.graphs.attention.versions import Versions
-from overlapc.graphs.attention.written import read_rows
+from overlapc.graphs.attention.products.matmuls import UNREAD, is_product
+from overlapc.graphs.attention.reading.constants import number
+from overlapc.graphs.attention.reading.shapes import reads_shape
+from overlapc.graphs.attention.reading.spelling import Call, tensor_of
+from overlapc.graphs.attention.reading.tensors import exchanges_last, is_cast, is_same, keeps_rows
+from overlapc.graphs.attention.reading.versions import Versions
+from overlapc.graphs.attention.reading.written import read_rows
 
 MOVES = ("getitem", "narrow", "select", "cat", "stack", "split", "chunk", "tril", "triu",
          "broadcast_tensors", "flip", "roll", "gather", "index_select", "pad")  # fmt: skip

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from overlapc.graphs.attention.constants import number
-from overlapc.graphs.attention.spelling import Call, tensor_of
-from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.attention.reading.constants import number
+from overlapc.graphs.attention.reading.spelling import Call, tensor_of
+from overlapc.graphs.attention.reading.versions import Versions
 
 
 def normalized_columns(versions: Versions, call: Call) -> int:

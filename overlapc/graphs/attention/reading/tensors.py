@@ -11,9 +11,9 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from overlapc.graphs.adding import add_call
-from overlapc.graphs.attention.spelling import is_full_index, tensor_of
-from overlapc.graphs.attention.varying import has_sizes, inferred, with_nodes
-from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.attention.reading.spelling import is_full_index, tensor_of
+from overlapc.graphs.attention.reading.varying import has_sizes, inferred, with_nodes
+from overlapc.graphs.attention.reading.versions import Versions
 from overlapc.graphs.values import value_of
 
 PERMUTATIONS = ("transpose", "permute", "mT", "T", "t")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-from overlapc.graphs.attention.above import is_of_products
-from overlapc.graphs.attention.constants import constant
-from overlapc.graphs.attention.spelling import tensor_of
-from overlapc.graphs.attention.steps import Bias, Fill
-from overlapc.graphs.attention.tensors import PERMUTATIONS
-from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.attention.products.above import is_of_products
+from overlapc.graphs.attention.reading.constants import constant
+from overlapc.graphs.attention.reading.spelling import tensor_of
+from overlapc.graphs.attention.reading.tensors import PERMUTATIONS
+from overlapc.graphs.attention.reading.versions import Versions
+from overlapc.graphs.attention.scores.steps import Bias, Fill
 
 HANDING_ON = (*PERMUTATIONS, "cat", "pad", "view", "reshape", "getitem", "gather", "flatten",
               "unflatten", "unsqueeze", "squeeze", "expand", "contiguous", "clone", "mul", "div",

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from overlapc.graphs.attention.spelling import Call, tensor_of
-from overlapc.graphs.attention.tensors import Expression, expression
-from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.attention.reading.spelling import Call, tensor_of
+from overlapc.graphs.attention.reading.tensors import Expression, expression
+from overlapc.graphs.attention.reading.versions import Versions
 from overlapc.graphs.values import value_of
 
 MADE = torch.Tensor.new_ones

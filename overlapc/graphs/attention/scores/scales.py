@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from overlapc.graphs.attention.functions import Function
-from overlapc.graphs.attention.steps import Step
-from overlapc.graphs.attention.tensors import Expression, is_same
+from overlapc.graphs.attention.reading.tensors import Expression, is_same
+from overlapc.graphs.attention.scores.functions import Function
+from overlapc.graphs.attention.scores.steps import Step
 from overlapc.runtime.attention.masks import Ref
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from overlapc.graphs.attention.contractions import LABELLED, contraction, sums_products
-from overlapc.graphs.attention.places import Places
-from overlapc.graphs.attention.spelling import Call, tensor_of
-from overlapc.graphs.attention.tensors import (
+from overlapc.graphs.attention.products.contractions import LABELLED, contraction, sums_products
+from overlapc.graphs.attention.products.places import Places
+from overlapc.graphs.attention.reading.spelling import Call, tensor_of
+from overlapc.graphs.attention.reading.tensors import (
     CASTS,
     COPIES,
     ORDERED,
@@ -20,7 +20,7 @@ from overlapc.graphs.attention.tensors import (
     expression,
     is_same,
 )
-from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.attention.reading.versions import Versions
 from overlapc.graphs.collectives import Refusal
 
 NAMES = ("matmul", "bmm", "baddbmm", "einsum", "inner", "tensordot")

@@ -10,9 +10,15 @@ from string import ascii_letters
 import torch
 from torch import fx
 
-from overlapc.graphs.attention.spelling import Call, tensor_of
-from overlapc.graphs.attention.tensors import CASTS, Expression, expression, insertion, is_same
-from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.attention.reading.spelling import Call, tensor_of
+from overlapc.graphs.attention.reading.tensors import (
+    CASTS,
+    Expression,
+    expression,
+    insertion,
+    is_same,
+)
+from overlapc.graphs.attention.reading.versions import Versions
 
 MOST_FACTORS = 4
 """By which products of elements are multiplied before they are summed: chosen."""

@@ -11,11 +11,11 @@ from torch import fx
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map
 
-from overlapc.graphs.attention.floats import likely
-from overlapc.graphs.attention.remembering import recalled
-from overlapc.graphs.attention.shapes import reads_shape, standing_in
-from overlapc.graphs.attention.spelling import tensor_of
-from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.attention.reading.floats import likely
+from overlapc.graphs.attention.reading.remembering import recalled
+from overlapc.graphs.attention.reading.shapes import reads_shape, standing_in
+from overlapc.graphs.attention.reading.spelling import tensor_of
+from overlapc.graphs.attention.reading.versions import Versions
 from overlapc.graphs.edges import is_random
 from overlapc.graphs.values import value_of
 

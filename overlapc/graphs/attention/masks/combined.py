@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import fx
 
-from overlapc.graphs.attention.above import is_of_products
-from overlapc.graphs.attention.bands import Band, band_of
-from overlapc.graphs.attention.boxes import MADE
-from overlapc.graphs.attention.constants import constant, number, spelling_of
-from overlapc.graphs.attention.finite import is_finite
-from overlapc.graphs.attention.remembering import recalled
-from overlapc.graphs.attention.steps import WEAKEST_FILL, Bias, Fill
-from overlapc.graphs.attention.tensors import CASTS, COPIES, EXPANSIONS, ORDERED, Expression
-from overlapc.graphs.attention.varying import has_varying
-from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.attention.masks.bands import Band, band_of
+from overlapc.graphs.attention.masks.finite import is_finite
+from overlapc.graphs.attention.products.above import is_of_products
+from overlapc.graphs.attention.reading.boxes import MADE
+from overlapc.graphs.attention.reading.constants import constant, number, spelling_of
+from overlapc.graphs.attention.reading.remembering import recalled
+from overlapc.graphs.attention.reading.tensors import CASTS, COPIES, EXPANSIONS, ORDERED, Expression
+from overlapc.graphs.attention.reading.varying import has_varying
+from overlapc.graphs.attention.reading.versions import Versions
+from overlapc.graphs.attention.scores.steps import WEAKEST_FILL, Bias, Fill
 from overlapc.graphs.collectives import Refusal
 
 FINITE_FILL = -1e38

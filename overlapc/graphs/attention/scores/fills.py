@@ -7,15 +7,15 @@ import math
 import torch
 from torch import fx
 
-from overlapc.graphs.attention.above import product_above
-from overlapc.graphs.attention.boxes import box, made_where
-from overlapc.graphs.attention.constants import number
-from overlapc.graphs.attention.sinks import of_all
-from overlapc.graphs.attention.spelling import Call, tensor_of
-from overlapc.graphs.attention.steps import Fill
-from overlapc.graphs.attention.tensors import Expression, expression
-from overlapc.graphs.attention.versions import Versions
-from overlapc.graphs.attention.walk import Walk, beside, is_scores, mask_of, overwritten
+from overlapc.graphs.attention.products.above import product_above
+from overlapc.graphs.attention.reading.boxes import box, made_where
+from overlapc.graphs.attention.reading.constants import number
+from overlapc.graphs.attention.reading.spelling import Call, tensor_of
+from overlapc.graphs.attention.reading.tensors import Expression, expression
+from overlapc.graphs.attention.reading.versions import Versions
+from overlapc.graphs.attention.scores.sinks import of_all
+from overlapc.graphs.attention.scores.steps import Fill
+from overlapc.graphs.attention.scores.walk import Walk, beside, is_scores, mask_of, overwritten
 from overlapc.graphs.collectives import Refusal
 
 

@@ -13,9 +13,9 @@ import torch
 from torch import fx
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 
-from overlapc.graphs.attention.fresh import is_fresh
-from overlapc.graphs.attention.shapes import asserts_metadata
-from overlapc.graphs.attention.spelling import Call, read_call, tensor_of, told_writes
+from overlapc.graphs.attention.reading.fresh import is_fresh
+from overlapc.graphs.attention.reading.shapes import asserts_metadata
+from overlapc.graphs.attention.reading.spelling import Call, read_call, tensor_of, told_writes
 from overlapc.graphs.autocast import dtype_of_products, states
 
 Outer = Mapping[fx.Node, "tuple[Versions, fx.Node]"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from overlapc.graphs.attention.versions import Outer, Versions
+from overlapc.graphs.attention.reading.versions import Outer, Versions
 from overlapc.graphs.bodies import bodies_called
 
 

@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import fx
 
-from overlapc.graphs.attention.above import leads_to_product, product_above
-from overlapc.graphs.attention.boxes import MADE, made_where
-from overlapc.graphs.attention.functions import Function
-from overlapc.graphs.attention.places import Places
-from overlapc.graphs.attention.sinks import Sinks
-from overlapc.graphs.attention.spelling import Call, tensor_of
-from overlapc.graphs.attention.steps import WEAKEST_FILL, Fill, Step
-from overlapc.graphs.attention.tensors import Expression, expression, is_same
-from overlapc.graphs.attention.varying import is_varying
-from overlapc.graphs.attention.versions import Versions
-from overlapc.graphs.attention.written import read_rows
+from overlapc.graphs.attention.products.above import leads_to_product, product_above
+from overlapc.graphs.attention.products.places import Places
+from overlapc.graphs.attention.reading.boxes import MADE, made_where
+from overlapc.graphs.attention.reading.spelling import Call, tensor_of
+from overlapc.graphs.attention.reading.tensors import Expression, expression, is_same
+from overlapc.graphs.attention.reading.varying import is_varying
+from overlapc.graphs.attention.reading.versions import Versions
+from overlapc.graphs.attention.reading.written import read_rows
+from overlapc.graphs.attention.scores.functions import Function
+from overlapc.graphs.attention.scores.sinks import Sinks
+from overlapc.graphs.attention.scores.steps import WEAKEST_FILL, Fill, Step
 from overlapc.graphs.collectives import Refusal
 
 HIDDEN = "Scores are written through another view of them."

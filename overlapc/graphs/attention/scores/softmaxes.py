@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
-from overlapc.graphs.attention.above import between as calls_between
-from overlapc.graphs.attention.constants import number
-from overlapc.graphs.attention.spelling import Call, is_full_index, tensor_of
-from overlapc.graphs.attention.tensors import ORDERED, is_dim, is_kept
-from overlapc.graphs.attention.varying import is_varying
-from overlapc.graphs.attention.versions import Versions
-from overlapc.graphs.attention.written import read_rows
+from overlapc.graphs.attention.products.above import between as calls_between
+from overlapc.graphs.attention.reading.constants import number
+from overlapc.graphs.attention.reading.spelling import Call, is_full_index, tensor_of
+from overlapc.graphs.attention.reading.tensors import ORDERED, is_dim, is_kept
+from overlapc.graphs.attention.reading.varying import is_varying
+from overlapc.graphs.attention.reading.versions import Versions
+from overlapc.graphs.attention.reading.written import read_rows
 
 EXPONENTIALS = ("exp", "exp2")
 PRODUCTS = ("matmul", "bmm")

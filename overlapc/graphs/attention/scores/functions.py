@@ -16,11 +16,11 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from overlapc.graphs.attention.constants import number
-from overlapc.graphs.attention.spelling import OPERATORS_IN_PLACE, Call, tensor_of
-from overlapc.graphs.attention.tensors import Expression, is_cast, keeps_rows
-from overlapc.graphs.attention.varying import is_varying
-from overlapc.graphs.attention.versions import Versions
+from overlapc.graphs.attention.reading.constants import number
+from overlapc.graphs.attention.reading.spelling import OPERATORS_IN_PLACE, Call, tensor_of
+from overlapc.graphs.attention.reading.tensors import Expression, is_cast, keeps_rows
+from overlapc.graphs.attention.reading.varying import is_varying
+from overlapc.graphs.attention.reading.versions import Versions
 from overlapc.runtime.attention.masks import AtenCall, CannotLower, Dtype, Ref, why_not_lowered
 
 STANDING_FOR = (1, 1, 3, 5)

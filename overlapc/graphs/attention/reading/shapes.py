@@ -12,8 +12,8 @@ import torch
 from torch import fx
 
 from overlapc.graphs.adding import add_call
-from overlapc.graphs.attention.spelling import Call, read_call, tensor_of
-from overlapc.graphs.attention.varying import has_sizes, with_nodes
+from overlapc.graphs.attention.reading.spelling import Call, read_call, tensor_of
+from overlapc.graphs.attention.reading.varying import has_sizes, with_nodes
 
 OF_OTHER = ("expand_as", "view_as", "reshape_as", "type_as")
 """Of their second operand."""

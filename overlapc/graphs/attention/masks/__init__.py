@@ -1,0 +1,1 @@
+"""What masks say together, and which of them kernels need not load."""

@@ -1,0 +1,1 @@
+"""Rows that are of a known length, whatever the inputs hold."""

@@ -1,0 +1,1 @@
+"""Products of matrices in every spelling, and what was repeated for them."""
