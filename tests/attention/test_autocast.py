@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
-import overlapc
+from overlapc import ledger
 from overlapc.graphs import autocast
 from overlapc.graphs.attention import problems
 from overlapc.graphs.attention.finding import find_sites
@@ -282,32 +282,34 @@ def test_a_module_of_torch(own):
 
 
 @pytest.mark.parametrize("is_inside", [True, False], ids=["inside", "around"])
-def test_compiled(is_inside):
-    """By the backend itself, and with autocast off as well: two graphs, each with its own site.
-    Mutant: the ledger takes them for one."""
+def test_compiled(is_inside, monkeypatch):
+    """By the backend itself, and with autocast off as well: two graphs, each an entry with its own
+    site. Mutant: the ledger takes them for one."""
+    monkeypatch.setattr(ledger, "_entries", {})
     torch._dynamo.reset()
     function, eagerly = cast(eager, torch.bfloat16, is_inside)
     compiled = torch.compile(function, backend="overlapc", options={"softmax": "sdpa"})
     weights = torch.randn(square()[0].shape)
-    before = len(overlapc.report().sites)
     with torch.autocast("cpu", torch.bfloat16, enabled=not is_inside):
         found = results(compiled, square(), weights)
     other = results(eagerly, square(), weights)
     wanted = results(eager, [side.double() for side in square()], weights.double())
     assert_no_worse(found, other, wanted, 1.1)
     results(compiled, square(), weights)
-    sites = overlapc.report().sites[before:]
-    assert [site.code for site in sites] == ["fused"] * len(sites)
-    dtypes = [site.shape.split()[-1] for site in sites]
-    assert dtypes == (["bfloat16"] if is_inside else ["bfloat16", "float32"])
+    found = [
+        [(site.code, site.shape.split()[-1]) for site in entry.sites]
+        for entry in ledger._entries.values()
+    ]
+    low, wide = [("fused", "bfloat16")], [("fused", "float32")]
+    assert found == ([low] if is_inside else [low, wide])
 
 
 def apart(q, q_pe, c, k_pe):
-    """One of two products that are added in a region of float32."""
+    """The second of two products that are added in a region of float32: scores get no narrower."""
+    own = q @ c.unsqueeze(1).mT
     with torch.autocast("cpu", enabled=False):
         rest = q_pe @ k_pe.unsqueeze(1).mT
-    scores = q @ c.unsqueeze(1).mT + rest
-    return torch.softmax(scores * latent_cache.SCALE, -1) @ c.unsqueeze(1)
+    return torch.softmax((own + rest) * latent_cache.SCALE, -1) @ c.unsqueeze(1)
 
 
 @pytest.mark.parametrize("function", [latent_cache.two_products, apart])
