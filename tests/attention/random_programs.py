@@ -23,6 +23,7 @@ MOST_NUMBERS = 1e6
 """The largest number in what is drawn, but masks: further out all rounding is amplified."""
 TRIES = 8
 STEPS = ("SCALES", "FUNCTIONS", "FILLS", "ADDED", "WHOLE", "GIVEN", "MADE")
+CASTING = "with torch.autocast('cpu', torch.bfloat16):"
 MODULES = {"torch": torch, "F": F, "math": math, "operator": operator}
 
 
@@ -39,6 +40,8 @@ class Program:
     """Inputs that gradients are taken of."""
     is_dynamic: bool = False
     """It is compiled for sizes that vary."""
+    is_cast: bool = False
+    """It runs under autocast."""
 
     @property
     def text(self) -> str:
@@ -46,7 +49,10 @@ class Program:
         head = [f"# {name} = {made}" for name, made in self.inputs.items()]
         head += [f"# gradients of {', '.join(self.trained)}"] * bool(self.trained)
         head += ["# sizes vary"] * self.is_dynamic
-        body = [f"    {line}" for line in (*self.lines, f"return {self.result}")]
+        lines = (*self.lines, f"return {self.result}")
+        body = [f"    {line}" for line in lines]
+        if self.is_cast:
+            body = [f"    {CASTING}", *(f"    {line}" for line in body)]
         return "\n".join([*head, f"def f({', '.join(self.inputs)}):", *body, ""])
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from tests.attention.random_programs import Program, draw
 from tests.attention.running_programs import Tried, attempt, attempt_compiled, smallest
 
 FEW, MANY = range(12), range(12, len(RARE))
+CAST = range(512, 526)
 LEAST = 2
 """Of a few programs are rewritten."""
 
@@ -21,9 +24,9 @@ def own(monkeypatch):
     monkeypatch.setattr(problems, "runs_kernels", lambda device: True)
 
 
-def tried(seed: int) -> Tried | None:
+def tried(seed: int, *, is_cast: bool = False) -> Tried | None:
     """Try a program; what fails has its seed, what is wrong, and the least that is so."""
-    found = attempt(draw(seed))
+    found = attempt(replace(draw(seed), is_cast=is_cast))
     if found is not None and found.is_wrong:
         least = smallest(found.program, _is_wrong)
         raise AssertionError(f"seed {seed}: {found.wrong}\n{least.text}")
@@ -42,6 +45,11 @@ def is_taken(found: Tried | None) -> bool:
 
 def test_a_few(own):
     assert sum(is_taken(tried(seed)) for seed in FEW) >= LEAST
+
+
+def test_a_few_under_autocast(own):
+    """Mutant: operands are left in their own dtype, and so is the result."""
+    assert sum(is_taken(tried(seed, is_cast=True)) for seed in CAST) >= LEAST
 
 
 @pytest.mark.long
