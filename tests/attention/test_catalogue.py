@@ -168,6 +168,48 @@ def test_what_is_made_of_products_may_hide_keys():
     assert done.codes == ["fused_if_kept"]
 
 
+@pytest.mark.parametrize(
+    "added",
+    [
+        lambda scores, hidden: scores + (hidden * -1e9).unsqueeze(1),
+        lambda scores, hidden: scores + (hidden * 1e5 * -1e6).unsqueeze(1),
+        lambda scores, hidden: scores + torch.cat([hidden, hidden], -1)[..., :K] * 1e5 * -1e6,
+        lambda scores, hidden: torch.add(scores, hidden, alpha=-1e9),
+        lambda scores, hidden: scores - hidden * 1e5,
+    ],
+    ids=["once", "twice", "put_together", "alpha", "less"],
+)
+def test_so_does_a_product_that_is_multiplied_by_a_huge_number(added):
+    """Mutants: the number is not asked for, in a view or as alpha; each is asked for alone."""
+
+    def attend(q, k, v, padding):
+        hidden = torch.ones(q.shape[-2], 1) @ padding[:, None]
+        return added(q @ k.mT, hidden).softmax(-1) @ v
+
+    done = rewrite(attend, *(t.requires_grad_() for t in square()), torch.ones(1, K))
+    assert done.codes == ["fused_if_kept"]
+
+
+@pytest.mark.parametrize("number", [-1e5, -1e8])
+def test_gradients_of_rows_whose_every_key_has_a_large_number(number):
+    """Finite numbers of which float32 leaves little behind the point. Mutant: a row is taken to
+    keep the keys of those that a score is not lost in."""
+    spelling = REWRITTEN["added"]
+    operands, (mask,) = inputs_of(spelling)
+    mask = torch.zeros_like(mask)
+    mask[..., 0, :] = number
+    leaves = [t.requires_grad_() for t in operands]
+    done = rewrite(spelling.function, *leaves, mask)
+    assert done.codes == ["fused_if_kept"]
+    weights = torch.randn_like(done.function(*leaves, mask))
+    found, wanted = (
+        torch.autograd.grad((function(*leaves, mask) * weights).sum(), leaves)
+        for function in (done.function, spelling.function)
+    )
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
 def test_a_mask_whose_gradient_is_wanted_keeps_its_attention():
     spelling = REWRITTEN["added"]
     operands, (mask,) = inputs_of(spelling)

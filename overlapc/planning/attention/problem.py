@@ -22,6 +22,11 @@ OURS = "softmax='unified' by a kernel of our own"
 TOLD = "on a processor with softmax='sdpa' if its mask is not trained and is all that is added"
 """What helps where rows may keep no key."""
 
+FAINT = -4096.0
+"""Where every key of a row has no more added, torch's fused attention for processors has other
+gradients: it makes weights again from the logarithm of a sum, of which that leaves three digits
+behind the point, and none from 1e8 on. Chosen; our own kernels sum again beyond it."""
+
 MEASURED = (("cpu", "float32"),)
 """Where ``python -m benchmarks.attention`` has compared the two, and fused won."""
 

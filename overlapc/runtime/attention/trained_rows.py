@@ -1,7 +1,7 @@
 """An attention of which gradients are wanted, by torch's fused one for processors.
 
-Where its mask leaves a row no key that has other gradients than eager: it makes weights again from
-the logarithm of a sum, which is lost in such a mask. A call that has such a row is left to others.
+Where its mask leaves a row no key that has other gradients than eager (see ``FAINT``). A call that
+has such a row is left to others.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import torch
 
 from overlapc.codegen.attention.spec import AttentionSpec
+from overlapc.planning.attention.problem import FAINT
 from overlapc.runtime.attention.gradient_operands import GradientOperands
-from overlapc.runtime.attention.library import LOST, mask_of, why_not_fused
+from overlapc.runtime.attention.library import mask_of, why_not_fused
 
 aten = torch.ops.aten
 
@@ -63,7 +64,7 @@ def _masked(
     mask = mask_of(spec, query, key.shape[2], inputs, None)
     if mask is None:
         return (None,)
-    kept = mask if mask.dtype == torch.bool else ~(mask <= LOST)
+    kept = mask if mask.dtype == torch.bool else ~(mask <= FAINT)
     if not bool(kept.any(-1).all()):
         return None
     if mask.dtype == torch.bool:

@@ -25,6 +25,7 @@ from overlapc.graphs.attention.reading.varying import has_varying
 from overlapc.graphs.attention.reading.versions import Versions
 from overlapc.graphs.attention.scores.steps import WEAKEST_FILL, Bias, Fill
 from overlapc.graphs.collectives import Refusal
+from overlapc.planning.attention.problem import FAINT
 
 FINITE_FILL = -1e38
 """Stands for any finite fill: scores are lost in it, so that a row of it alone is uniform; in the
@@ -154,7 +155,7 @@ def _of_hiding(
     versions: Versions, parts: tuple[Bias | Fill, ...], dtype: torch.dtype
 ) -> tuple[str, bool]:
     """As of ``_of_known``, of masks that are not all constants: by those that may hide keys."""
-    hiding = tuple(part for part in parts if not is_finite(versions, part, -WEAKEST_FILL))
+    hiding = tuple(part for part in parts if not is_finite(versions, part, -FAINT))
     known = _constant(versions, hiding, dtype) if len(hiding) < len(parts) else None
     if known is not None:
         return _of_known(known)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from overlapc.graphs.attention.products.above import is_of_products
+from overlapc.graphs.attention.products.above import is_of_products, scaled
 from overlapc.graphs.attention.reading.constants import constant
 from overlapc.graphs.attention.reading.spelling import tensor_of
 from overlapc.graphs.attention.reading.tensors import PERMUTATIONS
@@ -20,16 +20,18 @@ HANDING_ON = (*PERMUTATIONS, "cat", "pad", "view", "reshape", "getitem", "gather
 def is_finite(versions: Versions, mask: Bias | Fill, below: float = math.inf) -> bool:
     """Return whether a mask is of products, finite constants, and what is made of them.
 
-    It hides nothing then, where constants and the numbers on the way are also ``below`` one that a
-    score is lost in.
+    It hides nothing then, where constants and the numbers that it is multiplied by on the way are
+    also ``below`` one that a score is lost in.
     """
     if not isinstance(mask, Bias) or not all(
         versions.read(*read) is read[1] for read in mask.tensor.read
     ):
         return False
-    waiting, seen = [mask.tensor.node], set()
+    if abs(mask.factor) >= below:
+        return False
+    waiting, seen = [(mask.tensor.node, below / max(1.0, abs(mask.factor)))], set()
     while waiting:
-        node = waiting.pop()
+        node, most = waiting.pop()
         call, value = versions.calls.get(node), tensor_of(node)
         if call is not None and call.name == "setitem":  # it gives no tensor, and writes one
             return False
@@ -37,13 +39,13 @@ def is_finite(versions: Versions, mask: Bias | Fill, below: float = math.inf) ->
             continue  # an index, or a size
         seen.add(node)
         given = call.given.values() if call is not None else ()
-        if any(isinstance(one, int | float) and abs(one) >= below for one in given):
+        if any(isinstance(one, int | float) and abs(one) >= most for one in given):
             return False
-        if is_of_products(versions, node):
+        if is_of_products(versions, node, most):
             continue
         known = constant(versions, node)
         if known is not None:
-            if not bool((known.abs() < below).all()):
+            if not bool((known.abs() < most).all()):
                 return False
         elif call is None or call.in_place or call.name not in HANDING_ON or len(seen) > 40:
             return False
@@ -51,5 +53,6 @@ def is_finite(versions: Versions, mask: Bias | Fill, below: float = math.inf) ->
             sources = [versions.read(node, source) for source in node.all_input_nodes]
             if any(source is None for source in sources):
                 return False
-            waiting.extend(source for source in sources if source is not None)
+            most /= max(1.0, abs(scaled(versions, call)[1]))
+            waiting.extend((source, most) for source in sources if source is not None)
     return True

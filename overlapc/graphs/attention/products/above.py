@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import fx
 
@@ -82,7 +84,7 @@ def scaled_product(versions: Versions, node: fx.Node) -> tuple[list[fx.Node], fl
         nodes.insert(0, node)
         if is_product(versions, call):
             return nodes, factor
-        whole, value = _scaled(versions, call)
+        whole, value = scaled(versions, call)
         seen = versions.read(node, whole) if whole is not None else None
         if seen is None:
             break
@@ -90,23 +92,28 @@ def scaled_product(versions: Versions, node: fx.Node) -> tuple[list[fx.Node], fl
     return None
 
 
-def is_of_products(versions: Versions, node: fx.Node) -> bool:
-    """Return whether a tensor is a product of matrices, in another dtype or view, times a number,
-    or a sum of such."""
+def is_of_products(versions: Versions, node: fx.Node, below: float = math.inf) -> bool:
+    """Return whether a tensor is a product of matrices, in another dtype or view, times a number
+    ``below`` that one, or a sum of such."""
     call = versions.calls.get(node)
     if call is None or is_product(versions, call):
         return call is not None
-    parts = [_scaled(versions, call)[0]]
+    whole, factor = scaled(versions, call)
+    if abs(factor) >= below:
+        return False
+    parts = [whole]
     if call.name in ("add", "sub"):
         parts = [call.get("input"), call.get("other")]
     elif is_cast(versions, node) or keeps_rows(versions, node) or exchanges_last(versions, node):
         parts = [call.get("input")]
     seen = [versions.read(node, part) if isinstance(part, fx.Node) else None for part in parts]
-    return all(one is not None and is_of_products(versions, one) for one in seen)
+    below /= max(1.0, abs(factor))
+    return all(one is not None and is_of_products(versions, one, below) for one in seen)
 
 
-def _scaled(versions: Versions, call: Call) -> tuple[fx.Node | None, float]:
-    """What a call multiplies by a number, and the number; None where it does anything else."""
+def scaled(versions: Versions, call: Call) -> tuple[fx.Node | None, float]:
+    """Return what a call multiplies by a number, and the number; None where it does anything else,
+    and one."""
     pair = call.get("input"), call.get("other")
     if call.name == "neg":
         return pair[0], -1.0
