@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
+from torch._higher_order_ops.wrap import wrap_with_autocast
 from torch.amp.autocast_mode import _enter_autocast, _exit_autocast
 
 from overlapc.graphs.bodies import bodies_in
@@ -85,7 +87,11 @@ def states_of_bodies(graph: fx.Graph) -> dict[fx.Graph, Autocast]:
     found: dict[fx.Graph, Autocast] = {}
     own = states(graph)
     for name, body in bodies_in(graph):
-        found[body] = own[next(iter(name.users), name)]
+        call = next(iter(name.users), name)
+        found[body] = own[call]
+        if call.target is wrap_with_autocast:
+            given: tuple[Any, ...] = call.args
+            found[body] = _entered(own[call], *given)
         with under(found[body]):
             found.update(states_of_bodies(body))
     return found
@@ -104,14 +110,12 @@ def left_alone(graph: fx.Graph, node: fx.Node) -> Iterator[None]:
 
     Here as well, where their values are found.
     """
-    value, after = value_of(node), node.next
-    entered = None
+    value = value_of(node)
     if isinstance(value, torch.Tensor) and dtype_of_products(states(graph)[node], value):
         with graph.inserting_before(node):
             off = (value.device.type, None, False, None)
             entered = graph.call_function(_enter_autocast, off)
+        with graph.inserting_after(node):
+            graph.call_function(_exit_autocast, (entered,))
     with under(OFF):
         yield
-    if entered is not None:
-        with graph.inserting_before(after):
-            graph.call_function(_exit_autocast, (entered,))

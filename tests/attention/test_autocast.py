@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._higher_order_ops.wrap import wrap_with_autocast
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
@@ -208,6 +209,28 @@ def test_where_it_is_off_a_mask_is_not_cast(own, function):
     done = rewrite(function, *square(), mask, softmax="unified")
     assert done.codes == ["unified"]
     torch.testing.assert_close(done.function(*square(), mask), function(*square(), mask))
+
+
+def test_a_region_that_export_made_a_body_of(own):
+    """Its call says how autocast is there. Mutant: a body begins as its call does."""
+    on, off = ("cpu", torch.bfloat16, True, False), ("cpu", None, False, False)
+
+    def wrapped(q, k, v):
+        return wrap_with_autocast(*on, eager, q, k, v)
+
+    def unwrapped(q, k, v, mask):
+        with torch.autocast("cpu", torch.bfloat16):
+            return wrap_with_autocast(*off, called, q, k, v, mask)
+
+    mask = later(torch.empty(0))
+    mask[3] = MIN
+    for function, more in ((wrapped, ()), (unwrapped, (mask,))):
+        operands = [side.requires_grad_() for side in square()]
+        done = rewrite(function, *operands, *more, softmax="unified")
+        assert done.codes == ["unified"]
+        found, other = (one(*operands, *more).detach() for one in (done.function, function))
+        wanted = (called if more else eager)(*(x.detach().double() for x in (*operands, *more)))
+        assert_no_worse([found], [other], [wanted], 1.05)
 
 
 def test_regions_that_autocast_leaves_out_are_left(own):
