@@ -108,6 +108,13 @@ def masked_beside_another_mask(q, k, v, kept, m):
     return s.softmax(-1).masked_fill(hidden, 0.0) @ v
 
 
+def masked_beside_a_constant(q, k, v, kept):
+    """Which hides as much by a finite number: where a row is left no key, all share its weight."""
+    later = torch.full((Q, K), MIN).triu(1)
+    s = (q @ k.mT + later).masked_fill(~kept, MIN)
+    return s.softmax(-1).masked_fill(~kept, 0.0) @ v
+
+
 def masked_before_rows_and_heads_change_places(q, k, v, kept):
     """As many heads as rows: the same tensor is of heads before, and of rows behind."""
     kept = kept[0, 0, :H]
@@ -176,6 +183,7 @@ CHANGED = {
     "masked_beside_another_mask": Spelling(
         masked_beside_another_mask, "!weights_changed", pair(keep, bias)
     ),
+    "masked_beside_a_constant": Spelling(masked_beside_a_constant, "!weights_changed", keep),
     "masked_before_rows_and_heads_change_places": Spelling(
         masked_before_rows_and_heads_change_places, "!weights_changed", keep
     ),

@@ -19,7 +19,7 @@ from overlapc.graphs.attention.reading.constants import UNMADE, number
 from overlapc.graphs.attention.reading.spelling import Call, tensor_of
 from overlapc.graphs.attention.reading.tensors import CASTS, expression, is_same
 from overlapc.graphs.attention.reading.versions import Versions
-from overlapc.graphs.attention.scores.steps import Bias, Fill
+from overlapc.graphs.attention.scores.steps import WEAKEST_FILL, Bias, Fill
 from overlapc.graphs.attention.scores.upward import Scores
 from overlapc.graphs.attention.scores.walk import Walk, beside
 from overlapc.graphs.collectives import Refusal
@@ -145,7 +145,8 @@ def with_zeros(versions: Versions, scores: Scores, zeroings: Sequence[Zeroing]) 
             continue
         at = [i for i, mask in enumerate(masks) if _is_of(versions, scores, mask, zeroing)]
         others = [mask for i, mask in enumerate(masks) if i not in at]
-        if len(at) != 1 or scores.program or not all(is_finite(versions, one) for one in others):
+        hide_none = all(is_finite(versions, one, -WEAKEST_FILL) for one in others)
+        if len(at) != 1 or scores.program or not hide_none:
             reason = f"{name} makes weights zeros of other keys than one mask hides before."
             return _changed(zeroing, reason)
         fill = masks[at[0]]

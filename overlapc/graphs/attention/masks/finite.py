@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from overlapc.graphs.attention.products.above import is_of_products, scaled
 from overlapc.graphs.attention.reading.constants import constant
 from overlapc.graphs.attention.reading.spelling import tensor_of
@@ -17,11 +15,11 @@ HANDING_ON = (*PERMUTATIONS, "cat", "pad", "view", "reshape", "getitem", "gather
 """Calls of which finite tensors give finite ones, as nearly as numbers go."""
 
 
-def is_finite(versions: Versions, mask: Bias | Fill, below: float = math.inf) -> bool:
+def is_finite(versions: Versions, mask: Bias | Fill, below: float) -> bool:
     """Return whether a mask is of products, finite constants, and what is made of them.
 
     It hides nothing then, where constants and the numbers that it is multiplied by on the way are
-    also ``below`` one that a score is lost in.
+    also ``below`` one that takes scores away.
     """
     if not isinstance(mask, Bias) or not all(
         versions.read(*read) is read[1] for read in mask.tensor.read
