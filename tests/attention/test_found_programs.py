@@ -252,6 +252,34 @@ def test_inputs_may_be_views_of_one_memory():
     torch.testing.assert_close(done.function(*inputs()), function(*inputs()))
 
 
+def where_it_overflows(scores, dropped):
+    return torch.where(dropped, -1e30, scores)
+
+
+def where_a_tensor_overflows(scores, dropped):
+    return torch.where(dropped, torch.tensor(-1e30), scores)
+
+
+@pytest.mark.parametrize("softmax", ["sdpa", "unified"])
+@pytest.mark.parametrize("fill", [where_it_overflows, where_a_tensor_overflows])
+def test_a_number_beyond_the_dtype_of_scores_is_infinite(fill, softmax, monkeypatch):
+    """A row that keeps no key is NaN. Mutant: the number is read as it is spelled, and the row is
+    a mean."""
+    monkeypatch.setattr(problems, "runs_kernels", lambda device: True)
+
+    def function(q, k, v):
+        dropped = torch.arange(q.shape[-2])[:, None] < torch.arange(k.shape[-2]) + 3
+        return fill(q @ k.mT, dropped).softmax(-1) @ v
+
+    torch.manual_seed(0)
+    half = [side.half() for side in square()]
+    done = rewrite(function, *half, softmax=softmax)
+    assert done.codes == [{"sdpa": "fused"}.get(softmax, softmax)]
+    found, wanted = done.function(*half), function(*half)
+    assert 0 < wanted.isnan().sum() < wanted.numel()
+    torch.testing.assert_close(found, wanted, atol=4e-3, rtol=1e-2, equal_nan=True)
+
+
 def product_is_not(q, k, v):
     with torch.no_grad():
         s = q @ k.mT

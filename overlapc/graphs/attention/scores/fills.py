@@ -29,7 +29,7 @@ def filled(walk: Walk, call: Call) -> fx.Node | Refusal | None:
         mask, pair = call.get("condition"), (call.get("input"), call.get("other"))
         is_kept = is_scores(walk, node, pair[0])
         scores, fill = pair if is_kept else pair[::-1]
-    value = _number(versions, node, fill)
+    value = _held(_number(versions, node, fill), node)
     kept = [arg for arg in (mask, scores, fill) if is_scores(walk, node, arg)]
     condition = mask_of(walk, call, mask)
     if kept != [scores] or value is None or condition is None:
@@ -54,6 +54,16 @@ def _number(versions: Versions, reader: fx.Node, argument: object) -> float | No
         return float(torch.tensor(every, dtype=own.dtype))
     one, other = (_number(versions, call.node, call.get(name)) for name in ("input", "other"))
     return None if one is None or other is None else one * other
+
+
+def _held(value: float | None, scores: fx.Node) -> float | None:
+    """A number as ``where`` puts it into scores: beyond the range of their dtype it is infinite.
+    Other calls raise."""
+    own = tensor_of(scores)
+    if value is None or own is None or not own.dtype.is_floating_point:
+        return value
+    held = float(torch.tensor(value, dtype=own.dtype))
+    return held if math.isinf(held) else value
 
 
 def item_filled(walk: Walk, call: Call) -> fx.Node | Refusal:
