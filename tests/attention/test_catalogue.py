@@ -190,6 +190,16 @@ def test_so_does_a_product_that_is_multiplied_by_a_huge_number(added):
     assert done.codes == ["fused_if_kept"]
 
 
+def test_places_in_what_is_made_of_products_are_no_numbers():
+    """Mutant: a number is asked for of every call."""
+
+    def rolled(q, k, v):
+        return (q @ k.mT + (k.detach() @ k.detach().mT).roll(5000, -1)).softmax(-1) @ v
+
+    done = rewrite(rolled, *(t.requires_grad_() for t in square()))
+    assert done.codes == ["fused"]
+
+
 @pytest.mark.parametrize("number", [-1e5, -1e8])
 def test_gradients_of_rows_whose_every_key_has_a_large_number(number):
     """Finite numbers of which float32 leaves little behind the point. Mutant: a row is taken to

@@ -13,6 +13,8 @@ HANDING_ON = (*PERMUTATIONS, "cat", "pad", "view", "reshape", "getitem", "gather
               "unflatten", "unsqueeze", "squeeze", "expand", "contiguous", "clone", "mul", "div",
               "add", "sub", "neg", "roll", "narrow", "index_select")  # fmt: skip
 """Calls of which finite tensors give finite ones, as nearly as numbers go."""
+WITH_NUMBERS = ("mul", "div", "add", "sub", "pad")
+"""Those of them whose numbers are numbers of what they give, and no places or sizes."""
 
 
 def is_finite(versions: Versions, mask: Bias | Fill, below: float) -> bool:
@@ -36,7 +38,7 @@ def is_finite(versions: Versions, mask: Bias | Fill, below: float) -> bool:
         if value is None or not value.dtype.is_floating_point or node in seen:
             continue  # an index, or a size
         seen.add(node)
-        given = call.given.values() if call is not None else ()
+        given = call.given.values() if call is not None and call.name in WITH_NUMBERS else ()
         if any(isinstance(one, int | float) and abs(one) >= most for one in given):
             return False
         if is_of_products(versions, node, most):
