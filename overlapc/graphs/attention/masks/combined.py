@@ -16,6 +16,7 @@ from torch import fx
 
 from overlapc.graphs.attention.masks.bands import Band, band_of
 from overlapc.graphs.attention.masks.finite import is_finite
+from overlapc.graphs.attention.masks.own_keys import keeps_own_keys
 from overlapc.graphs.attention.products.above import is_of_products
 from overlapc.graphs.attention.reading.boxes import MADE
 from overlapc.graphs.attention.reading.constants import constant, number, spelling_of
@@ -86,7 +87,7 @@ def read_mask(
                 reason = "Scores are lost in a mask of float16, and are not in torch's attention."
                 return Refusal(part.tensor.node, "half_mask", reason)
     if told is None:
-        dead, is_even = _of_hiding(versions, parts, dtype)
+        dead, is_even = _of_hiding(versions, parts, dtype, rows, keys)
         leaves_out = all(_only_leaves_out(versions, part) for part in parts)
         return Mask(parts, "given", dead, is_trained, untold, leaves_out, is_even)
     if told.is_nothing and untold is None:
@@ -152,13 +153,15 @@ def _spelling(
 
 
 def _of_hiding(
-    versions: Versions, parts: tuple[Bias | Fill, ...], dtype: torch.dtype
+    versions: Versions, parts: tuple[Bias | Fill, ...], dtype: torch.dtype, rows: Any, keys: Any
 ) -> tuple[str, bool]:
     """As of ``_of_known``, of masks that are not all constants: by those that may hide keys."""
     hiding = tuple(part for part in parts if not is_finite(versions, part, -FAINT))
     known = _constant(versions, hiding, dtype) if len(hiding) < len(parts) else None
     if known is not None:
         return _of_known(known)
+    if keeps_own_keys(versions, hiding, rows, keys):
+        return "", False
     infinite = [_may_be_infinite(versions, part) for part in hiding]
     return "nan" if any(infinite) else "mean", not all(infinite)
 
