@@ -35,10 +35,10 @@ def compared(scores):
 
 
 def last_rows(scores):
-    """The last row has the last key."""
+    """The last row has the last key, and the one before it."""
     rows, keys = scores.shape[-2:]
-    later = torch.ones(rows, keys, dtype=torch.bool).tril(keys - rows).logical_not()
-    return scores.masked_fill(later.view(1, 1, rows, keys), -INF)
+    near = torch.ones(rows, keys, dtype=torch.bool).tril(keys - rows).triu(keys - rows - 1)
+    return scores.masked_fill(near.logical_not().view(1, 1, rows, keys), -INF)
 
 
 def window(scores):
@@ -91,9 +91,10 @@ def of_unknown(scores):
 
 
 def in_less_bits(scores):
-    """Which 8 bits do not hold."""
+    """Which 32 bits do not hold."""
     row, key = numbers(scores)
-    return scores.masked_fill((row * 100).to(torch.int8) < key * 100, -INF)
+    name = (row[:, 0] * 2**31).cumsum(-1)
+    return scores.masked_fill((name[row].to(torch.int32) != name[key]) | (key > row), -INF)
 
 
 def shifted(scores):
