@@ -204,14 +204,14 @@ def report() -> Report:
 
 def _as_called(site: Site) -> Site:
     """The site with its calls, why the library computed those that were to be signaled, why its
-    pointwise steps ran one by one, and what a softmax without a running maximum had to do again."""
+    pointwise steps ran one by one, and how many rows kernels of attention had to do again."""
     said = [
         f" The library computed {count} calls: {why}"
         for why, count in by_library_of(site.id).items()
     ]
     if why := why_in_steps_of(site.id):
         said.append(f" Its pointwise steps ran one by one: {why}")
-    if redone := redone_of(site.id):
-        said.append(f" {redone} rows were computed a second time.")
     reason = "".join((site.reason, *said))
-    return replace(site, calls=dict(calls_of(site.id)), reason=reason)
+    return replace(
+        site, calls=dict(calls_of(site.id)), reason=reason, redone_rows=redone_of(site.id)
+    )

@@ -170,7 +170,7 @@ INSTEAD = {
 def _calibrate(chosen: argparse.Namespace) -> None:
     if chosen.training and not (chosen.linear or chosen.attention):
         raise CommandError(
-            "Option --training says which graphs of a model are measured, and no model is named.",
+            "Option --training says which graphs of a model are measured, and none is.",
             where="overlapc calibrate",
             remedy="give it with --linear or --attention",
         )

@@ -11,8 +11,9 @@ from overlapc.errors import OverlapcError, ReportError
 from overlapc.planning.schedule import Plan
 from overlapc.reporting.records import Site
 
-FORMAT = 1
+FORMAT = 2
 """Version of the text that `to_json` writes."""
+NO_TEXTS = {"calls", "plan", "redone_rows"}
 
 
 def to_json(sites: Sequence[Site]) -> str:
@@ -57,16 +58,20 @@ def _read_site(value: Any) -> Site:
     calls, plan = value.get("calls"), value.get("plan")
     if not isinstance(calls, dict) or not all(type(n) is int for n in calls.values()):
         raise ValueError("a site's calls are not counts")
-    plain = {name: item for name, item in value.items() if name not in ("calls", "plan")}
+    redone = value.get("redone_rows")
+    if type(redone) not in (int, type(None)):
+        raise ValueError("a site's redone_rows are no count")
+    plain = {name: item for name, item in value.items() if name not in NO_TEXTS}
     return Site(
         **_texts(plain),
         calls=calls,
+        redone_rows=redone,
         plan=None if plan is None else Plan.from_json(json.dumps(plan)),
     )
 
 
 def _texts(value: dict[str, Any]) -> dict[str, str]:
-    known = {f.name for f in fields(Site)} - {"calls", "plan"}
+    known = {f.name for f in fields(Site)} - NO_TEXTS
     if value.keys() != known:
         odd = min(value.keys() ^ known)
         raise ValueError(f"a site's field {odd!r} is {'missing' if odd in known else 'unknown'}")

@@ -46,6 +46,12 @@ class Row:
             total.update(site.calls)
         return total
 
+    @property
+    def redone_rows(self) -> int | None:
+        """Rows computed a second time, over all sites; None where none of them counts."""
+        counts = [site.redone_rows for site in self.sites if site.redone_rows is not None]
+        return sum(counts) if counts else None
+
 
 def fold(sites: Sequence[Site]) -> list[Row]:
     """Rows in the order of their first sites. Which schedules ran separates rows, counts do not."""

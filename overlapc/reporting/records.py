@@ -57,6 +57,9 @@ class Site:
     """Sizes as a person reads them, such as ``8192x4096x3584 bfloat16``."""
     calls: Mapping[str, int] = field(default_factory=dict, hash=False)
     """Calls in this process for each schedule that ran; empty where nothing has run."""
+    redone_rows: int | None = None
+    """Rows of attention that a generated kernel computed a second time, over all of these calls;
+    None where no kernel counted them."""
 
     def __post_init__(self) -> None:
         for name, allowed in (("kind", KINDS), ("decision", DECISIONS), ("graph", GRAPHS)):
@@ -74,6 +77,8 @@ class Site:
             raise self._error("a removed site has no plan and makes no calls")
         if bad := [count for count in self.calls.values() if count < 0]:
             raise self._error(f"{bad[0]} calls cannot be")
+        if self.redone_rows is not None and self.redone_rows < 0:
+            raise self._error(f"{self.redone_rows} rows cannot be")
 
     def _error(self, what: str) -> ReportError:
         return ReportError(

@@ -110,7 +110,10 @@ def _calls(row: Row) -> str:
     """How often each schedule ran; a graph that was compiled need not have run at all."""
     if row.first.was_never_called:
         return "never called"
-    return "\n".join(f"{schedule} {count}" for schedule, count in sorted(row.calls.items())) or "-"
+    lines = [f"{schedule} {count}" for schedule, count in sorted(row.calls.items())]
+    if row.redone_rows is not None:
+        lines.append(f"{row.redone_rows} rows redone")
+    return "\n".join(lines) or "-"
 
 
 def _times(row: Row) -> str:

@@ -118,12 +118,15 @@ def batches_of(inputs: object) -> list[Batch]:
     dicts of named inputs, and single tensors. ProblemError for anything else."""
     if isinstance(inputs, tuple):
         return [(inputs, {})]
-    if isinstance(inputs, list):
+    what = f"a {type(inputs).__name__}" if not isinstance(inputs, list) else "an empty list"
+    if isinstance(inputs, list) and inputs:
         found = [_batch(item) for item in inputs]
-        if found and None not in found:
+        if None not in found:
             return [batch for batch in found if batch is not None]
+        place = found.index(None)
+        what = f"a list whose item {place} is a {type(inputs[place]).__name__}"
     raise ProblemError(
-        f"Batches cannot be read from {type(inputs).__name__}.",
+        f"Batches cannot be read from {what}.",
         where="overlapc calibrate --softmax",
         remedy="give a tuple of inputs, or a list of tuples, dicts or tensors, one for each call",
     )

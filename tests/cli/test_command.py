@@ -56,7 +56,7 @@ def test_report_prints_a_saved_report(capsys, tmp_path):
         (b"\xff\xfe", "cannot be read: it is no text."),
         (b"[1]", "cannot be read: the text is no report."),
         (b'{"overlapc_report": 99}', "it has format 99, and this overlapc reads"),
-        (b'{"overlapc_report": 1}', "cannot be read: "),
+        (b'{"overlapc_report": 2}', "cannot be read: "),
     ],
 )
 def test_report_of_what_is_none(capsys, tmp_path, content, what):

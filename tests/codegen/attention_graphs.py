@@ -105,8 +105,9 @@ PROGRAMS: dict[str, tuple[Callable[..., Any], Callable[[], Any]]] = {
 }
 
 
-def run(name: str, choice: str) -> tuple[str, str, dict[str, int], str, float]:
-    """Decision, code, calls and reason of the one site, and the largest error against float64."""
+def run(name: str, choice: str) -> tuple[str, str, dict[str, int], str, int | None, float]:
+    """Decision, code, calls, reason and redone rows of the one site, and the largest error against
+    float64."""
     torch.manual_seed(0)
     torch._dynamo.reset()
     function, make = PROGRAMS[name]
@@ -121,7 +122,7 @@ def run(name: str, choice: str) -> tuple[str, str, dict[str, int], str, float]:
     assert found.shape == wanted.shape
     torch.testing.assert_close(found.isnan(), wanted.isnan())
     error = (found.double() - wanted).abs().nan_to_num(0.0).max().item()
-    return site.decision, site.code, dict(site.calls), site.reason, error
+    return site.decision, site.code, dict(site.calls), site.reason, site.redone_rows, error
 
 
 def running(name: str, calls: int) -> tuple[str, str, list[int], float]:

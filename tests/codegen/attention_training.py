@@ -24,8 +24,9 @@ WIDE = {"in a selective checkpoint": catalogue.operators}
 """What is computed in float64, where that is not the program itself."""
 
 
-def run(name: str, choice: str, *leaves: int) -> tuple[str, str, dict[str, int], str, float]:
-    """Decision, code, calls and reason of the one site, and the largest error against float64.
+def run(name: str, choice: str, *leaves: int) -> tuple[Any, ...]:
+    """Decision, code, calls, reason and redone rows of the one site, and the largest error against
+    float64.
 
     ``leaves`` are the arguments of which a gradient is wanted: by default q, k and v.
     """
@@ -46,7 +47,7 @@ def run(name: str, choice: str, *leaves: int) -> tuple[str, str, dict[str, int],
         torch.testing.assert_close(one.isnan(), other.isnan())
         size = 1 + other.nan_to_num(0.0).abs().max()
         errors.append(((one.double() - other).abs().nan_to_num(0.0).max() / size).item())
-    return site.decision, site.code, dict(site.calls), site.reason, max(errors)
+    return site.decision, site.code, dict(site.calls), site.reason, site.redone_rows, max(errors)
 
 
 def _gradients(

@@ -16,6 +16,7 @@ from tests.reporting.examples import make_plan, make_site
 def a_report() -> Report:
     sites = [
         make_site(calls={"chunked": 3, "serial": 1}),
+        make_site(id="forward-1.7", kind="attention", plan=None, redone_rows=5),
         make_site(id="backward-1.0", graph="backward", decision="kept", plan=make_plan("serial")),
         make_site(id="backward-1.1", decision="refused", code="other_user", where="", group=""),
     ]
@@ -34,6 +35,7 @@ def a_report() -> Report:
         ({"code": "Other user"}, "code 'Other user'"),
         ({"decision": "refused", "plan": make_plan()}, "a refused site has no plan"),
         ({"calls": {"serial": -1}}, "-1 calls"),
+        ({"redone_rows": -1}, "-1 rows"),
         ({"code": "merged", "plan": make_plan()}, "a removed site has no plan"),
         ({"code": "one_rank", "plan": None, "calls": {"serial": 1}}, "makes no calls"),
     ],
@@ -68,7 +70,7 @@ def test_sites_are_frozen_and_hash():
 
 
 def break_version(content):
-    content["overlapc_report"] = 2
+    content["overlapc_report"] = 1
 
 
 def break_marker(content):
@@ -99,6 +101,10 @@ def break_calls(content):
     content["sites"][0]["calls"] = {"serial": True}
 
 
+def break_rows(content):
+    content["sites"][0]["redone_rows"] = True
+
+
 def break_plan(content):
     content["sites"][0]["plan"]["rows"] = [1]
 
@@ -110,7 +116,7 @@ def break_decision(content):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (break_version, "format 2"),
+        (break_version, "format 1"),
         (break_marker, "no report"),
         (break_sites, "no list of sites"),
         (break_site, "not an object"),
@@ -118,6 +124,7 @@ def break_decision(content):
         (break_unknown, "'speed' is unknown"),
         (break_type, "where is 3"),
         (break_calls, "calls are not counts"),
+        (break_rows, "redone_rows are no count"),
         (break_plan, "rows"),
         (break_decision, "decision 'done'"),
     ],
@@ -157,7 +164,7 @@ def test_a_site_that_ran_only_serial_is_known(decision, calls, expected):
 
 
 def test_decisions_are_counted():
-    assert a_report().decisions == {"rewritten": 1, "kept": 1, "refused": 1}
+    assert a_report().decisions == {"rewritten": 2, "kept": 1, "refused": 1}
 
 
 def test_a_site_needs_every_text():

@@ -136,6 +136,20 @@ def test_what_differs_elsewhere_stays_apart():
 def test_calls_are_added_over_a_row():
     (row,) = fold(layers(range(3), calls={"chunked": 2, "serial": 1}))
     assert row.calls == {"chunked": 6, "serial": 3}
+    assert row.redone_rows is None
+
+
+def test_redone_rows_are_added_over_a_row_and_printed():
+    """Mutants: those of the first site alone; no line where there is none."""
+    sites = layers(range(3), calls={"zero": 2}, plan=None)
+    counted = [
+        replace(site, redone_rows=count) for site, count in zip(sites, (4, 0, 3), strict=True)
+    ]
+    (row,) = fold(counted)
+    assert row.redone_rows == 7
+    assert "7 rows redone" in str(Report(counted))
+    assert "0 rows redone" in str(Report(counted[1:2]))
+    assert "redone" not in str(Report(sites))
 
 
 def merged(numbers):

@@ -297,7 +297,7 @@ def test_the_command_takes_the_graphs_of_inference(monkeypatch, capsys, kind):
     assert found == [False, True] * 2
     capsys.readouterr()
     assert cli.main(["calibrate", "--training"]) != 0
-    assert "no model is named" in capsys.readouterr().err
+    assert "and none is" in capsys.readouterr().err
 
 
 class Block(nn.Module):

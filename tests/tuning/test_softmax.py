@@ -118,8 +118,11 @@ def test_batches_are_tuples_dicts_or_tensors():
     x = torch.zeros(1)
     assert batches_of((x, 2)) == [((x, 2), {})]
     assert batches_of([x, (x, 1), {"a": x}]) == [((x,), {}), ((x, 1), {}), ((), {"a": x})]
-    for wrong in ([], [3], None, x):
-        with pytest.raises(ProblemError, match="Batches cannot be read"):
+    for wrong, what in (
+        ([], "an empty list"), ([x, 3], "a list whose item 1 is a int"), (None, "a NoneType"),
+        (x, "a Tensor"),
+    ):  # fmt: skip
+        with pytest.raises(ProblemError, match=f"Batches cannot be read from {what}"):
             batches_of(wrong)
 
 

@@ -97,6 +97,8 @@ def _is_cut(versions: Versions, found: Attention, sides: Sequence[Expression]) -
 def no_plain_tensors(node: fx.Node, values: Sequence[object]) -> Refusal:
     """Return the refusal of operands of a subclass of tensors."""
     names = {type(value).__name__ for value in values if not isinstance(value, FakeTensor)}
-    reason = f"Its operands are of {', '.join(sorted(names))}, and whose rules hold is not known"
-    remedy = "on parts that are plain tensors, such as to_local gives, it would be read"
+    reason = (
+        f"Its operands are of {', '.join(sorted(names))}, which may compute otherwise than tensors"
+    )
+    remedy = "give plain tensors, such as those of to_local"
     return Refusal(node, "tensor_subclass", f"{reason}: {remedy}.")

@@ -41,10 +41,11 @@ _redone: dict[tuple[str, torch.device], torch.Tensor] = {}
 _kernels = KernelAttempts("attention")
 
 
-def redone_of(site: str) -> int:
+def redone_of(site: str) -> int | None:
     """Return how many rows of a site's calls in this process were computed a second time; waits
-    for the device."""
-    return sum(int(count.item()) for (own, _), count in _redone.items() if own == site)
+    for the device. None where no kernel counts them."""
+    counts = [int(count.item()) for (own, _), count in _redone.items() if own == site]
+    return sum(counts) if counts else None
 
 
 def _run(
