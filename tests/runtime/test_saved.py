@@ -47,18 +47,20 @@ def operands():
     return tuple(torch.randn(3, 1, 2, 256, 16))
 
 
-def ahead(**options):
+def compiled_ahead(function, given, **options):
+    """As torch compiles it ahead of time, which torch 2.11 has to be told to know."""
     torch._dynamo.reset()
     compiling: Any = torch.compile
-    function = compiling(attention, backend="overlapc", fullgraph=True, options=options)
-    return function.aot_compile((operands(), {}))
+    with torch._dynamo.config.patch(enable_aot_compile=True):
+        compiled = compiling(function, backend="overlapc", fullgraph=True, options=options)
+        return compiled.aot_compile((given, {}))
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """The path of a function with an op of ours, and its error before it was saved."""
     path = tmp_path_factory.mktemp("saved") / "attention.bin"
-    function = ahead(softmax="sdpa")
+    function = compiled_ahead(attention, operands(), softmax="sdpa")
     sides = operands()
     error = (function(*sides) - attention(*(s.double() for s in sides))).abs().max()
     function.save_compiled_function(str(path))
@@ -122,10 +124,8 @@ def chain_operands(rank):
 
 
 def save_chain(rank, folder):
-    compiling: Any = torch.compile
-    options = {"target": SLOW_LINK, "overlap": "chunked"}
-    function = compiling(chain, backend="overlapc", fullgraph=True, options=options)
-    function.aot_compile((chain_operands(rank), {})).save_compiled_function(f"{folder}/{rank}")
+    function = compiled_ahead(chain, chain_operands(rank), target=SLOW_LINK, overlap="chunked")
+    function.save_compiled_function(f"{folder}/{rank}")
 
 
 def load_chain(rank, folder):
