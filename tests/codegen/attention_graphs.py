@@ -140,7 +140,7 @@ def running(name: str, calls: int) -> tuple[str, str, list[int], float]:
             found = compiled(*inputs)
             wanted = function(*(t.double() for t in inputs))
         errors.append((found.double() - wanted).abs().max().item())
-        redone.append(redone_of(overlapc.report().sites[before].id) - sum(redone))
+        redone.append((redone_of(overlapc.report().sites[before].id) or 0) - sum(redone))
     (site,) = overlapc.report().sites[before:]
     return site.code, site.reason, redone, max(errors)
 
@@ -216,7 +216,7 @@ def calibrated(name: str, batches: int) -> tuple[str, list[str], int, float]:
 def _compiled(model: Any, tokens: torch.Tensor) -> tuple[str, list[str], int, float]:
     torch._dynamo.reset()
     before = {
-        site.id: (Counter(site.calls), redone_of(site.id)) for site in overlapc.report().sites
+        site.id: (Counter(site.calls), redone_of(site.id) or 0) for site in overlapc.report().sites
     }
     with torch.no_grad():
         found = torch.compile(model, backend="overlapc", options={"softmax": "unified"})(tokens)
@@ -225,7 +225,7 @@ def _compiled(model: Any, tokens: torch.Tensor) -> tuple[str, list[str], int, fl
     calls, redone = before.get(site.id, (Counter[str](), 0))
     ran = [way.split(",")[0] for way in (Counter(site.calls) - calls).elements()]
     error = (found - wanted).abs().max().item()
-    return site.code, ran, redone_of(site.id) - redone, error
+    return site.code, ran, (redone_of(site.id) or 0) - redone, error
 
 
 def normed_twice() -> list[tuple[float, dict[str, int], int]]:
@@ -243,5 +243,5 @@ def normed_twice() -> list[tuple[float, dict[str, int], int]]:
             wide = copy.deepcopy(model).double()
             error = compiled(*inputs) - wide(*(side.double() for side in inputs))
             (site,) = overlapc.report().sites[before:]
-            found.append((error.abs().max().item(), dict(site.calls), redone_of(site.id)))
+            found.append((error.abs().max().item(), dict(site.calls), redone_of(site.id) or 0))
     return found

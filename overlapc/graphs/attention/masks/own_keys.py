@@ -21,8 +21,9 @@ from overlapc.graphs.attention.reading.constants import constant
 from overlapc.graphs.attention.reading.spelling import Call, tensor_of
 from overlapc.graphs.attention.reading.tensors import CASTS, COPIES, EXPANSIONS, is_same, order_of
 from overlapc.graphs.attention.reading.versions import Versions
-from overlapc.graphs.attention.scores.steps import WEAKEST_FILL, Bias, Fill
+from overlapc.graphs.attention.scores.steps import Bias, Fill
 from overlapc.graphs.values import value_of
+from overlapc.planning.attention.problem import FAINT
 
 COMPARED: dict[str, Callable[[Any, Any], Any]] = {
     name: getattr(operator, name) for name in ("le", "lt", "ge", "gt", "eq", "ne")
@@ -75,7 +76,7 @@ def _keeps(versions: Versions, part: Bias | Fill, rows: Any, keys: Any, shift: A
         return False
     if isinstance(part, Fill):
         return bool(found.plus) == part.is_kept
-    return abs(found.plus * part.factor) < -WEAKEST_FILL
+    return abs(found.plus * part.factor) < -FAINT
 
 
 def _broadcast(place: Place, whole: Sequence[Any], sizes: Sequence[Any]) -> Place | None:
