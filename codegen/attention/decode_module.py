@@ -7,22 +7,18 @@ from overlapc.codegen.attention.module import (
     Constant,
     literal,
     lowered_scores,
+    registers_text,
     shared_constants,
     softmax_constants,
 )
 from overlapc.codegen.attention.spec import AttentionSpec
-from overlapc.codegen.attention.tiles import LEAST_BLOCK, AttentionTile, padded
+from overlapc.codegen.attention.tiles import AttentionTile, padded
 from overlapc.codegen.attention.visibility import hides
 from overlapc.planning.attention.decode_splits import ADDED_NUMBERS, LEAST_TILES, added_together
 
 KIND = "decode"
 MOST_TOGETHER = 32
 """Partial sums under way, by warps: chosen by what the tests build without spills."""
-MOST_REGISTERS = 240
-"""Of a thread; chosen by what the tests build without spills. Left to itself the assembler of
-NVIDIA spills a few of four warps, and of eight that take 16 keys a step or keys in two parts, for
-the sake of CTAs that find no shared memory; others it builds worse with a limit. That of AMD does
-not ask."""
 
 LEAST_OF_WARPS = 64
 """Rows of a block from which on no warps share one: there sums are added up at once, for to keep
@@ -80,8 +76,6 @@ def decode_text(spec: AttentionSpec, cache: Cache, tile: AttentionTile) -> str:
     """
     constants = decode_constants(spec, cache, tile)
     dims = "x".join(str(dim) for dim in dict.fromkeys((spec.head_dim, spec.value_dim)))
-    has_rest = spec.head_dim > leading(spec.head_dim) and not cache.shares_values
-    is_limited = tile.warps == 4 or tile.block_n == LEAST_BLOCK or has_rest
     pages = f" in pages of {cache.page}" if cache.page else ""
     return TEXT.format(
         summary=f"{spec.dtype} decode attention of heads of {dims} over {cache.of(spec)}{pages}, "
@@ -95,5 +89,5 @@ def decode_text(spec: AttentionSpec, cache: Cache, tile: AttentionTile) -> str:
         ),
         warps=tile.warps,
         stages=tile.stages,
-        registers=f', "maxnreg": {MOST_REGISTERS}' if is_limited else "",
+        registers=registers_text(tile),
     )

@@ -20,12 +20,18 @@ MOST_KEYS = 64
 BESIDE_BYTES = 8 << 10
 """Shared memory for what passes between layouts, numbers of pages and what the driver takes;
 chosen: twice what the tests build."""
+REGISTERS = 255
+"""Of a thread, where two CTAs of four warps have as many, or one of eight is alone. Left to itself
+the assembler of NVIDIA spills a few for the sake of CTAs that find no shared memory. That of AMD
+does not ask."""
 OF_MANY_ROWS = {
     "sm_80": AttentionTile(32, 64, 8, 2),
-    "sm_89": AttentionTile(32, 16, 8, 2),
+    "sm_89": AttentionTile(32, 16, 8, 2, registers=REGISTERS),
 }
 """Beside those of 16 rows, where heads are wider than 256 columns, and keys of 16 bits begin with
 their values: what the tests build without spills."""
+SPILLS_IN_PAGES = ("sm_80",)
+"""Where such a cache in pages leaves them too few registers."""
 TRIED = {"sm_90": AttentionTile(64, 32, 8, 2)}
 """Likewise, but it spills sixty numbers of a thread, nearly all of them outside of the loop over
 keys: to be timed, and never chosen until it has been."""
@@ -43,6 +49,8 @@ def decode_tiles(
     many = known.get(architecture)
     is_plain = spec.scores is None and cache.shares_values and cache.of(spec) == spec.dtype
     if many is None or not is_plain or _wide(spec) <= 256:
+        return found
+    if cache.page and architecture in SPILLS_IN_PAGES:
         return found
     if cache.page:
         many = replace(many, stages=_with_pages(many.stages))
@@ -72,6 +80,8 @@ def decode_tile(spec: AttentionSpec, cache: Cache, rows: int, architecture: str)
     block_n = LEAST_BLOCK if spec.dtype == "float32" else MOST_KEYS
     if hiding:
         block_n = min(block_n, MOST_MASKED // block_m)
+    if architecture.startswith("gfx") and _score_bytes(spec) and cache.of(spec) != spec.dtype:
+        block_n //= 2
     while block_n > LEAST_BLOCK and 2 * block_n * of_key > budget:
         block_n //= 2
     columns = leading(spec.head_dim) + rest + block_n
@@ -79,7 +89,8 @@ def decode_tile(spec: AttentionSpec, cache: Cache, rows: int, architecture: str)
     room, of_tile = shared_bytes(architecture), block_n * of_key
     of_stage = of_tile + block_m * block_n * _score_bytes(spec)
     buffers = (room // RESIDENT - beside) // of_stage
-    if block_m > LEAST_BLOCK or buffers < 2:  # registers, or shared memory, are for one CTA
+    is_alone = block_m > LEAST_BLOCK or buffers < 2  # registers, or shared memory, are for one CTA
+    if is_alone:
         buffers = (room - beside) // of_stage
     is_widened = cache.of(spec) == "float8_e4m3fn" and architecture == "sm_100"
     most = MOST_BUFFERS - (cache.page > 0) * (1 + is_widened)
@@ -88,7 +99,10 @@ def decode_tile(spec: AttentionSpec, cache: Cache, rows: int, architecture: str)
         stages = 1  # there, a stage is registers
     elif cache.page:
         stages = _with_pages(stages)
-    return AttentionTile(block_m, block_n, 4 if is_light else 8, stages)
+    is_free = is_light or is_alone or block_n == LEAST_BLOCK or rest > 0 or wide > 256
+    return AttentionTile(
+        block_m, block_n, 4 if is_light else 8, stages, registers=REGISTERS if is_free else 0
+    )
 
 
 def key_bytes(spec: AttentionSpec, cache: Cache) -> int:

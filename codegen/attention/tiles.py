@@ -30,7 +30,7 @@ class AttentionTile:
     0: they are added one by one. For kernels of many rows."""
     registers: int = 0
     """The most of a thread, where an assembler of NVIDIA, left to itself, takes too few and spills;
-    0: left to itself. For kernels of many rows, and those of gradients."""
+    0: left to itself."""
     by_tma: bool = field(default=False, kw_only=True)
     """Whether the TMA unit loads keys and values. For kernels of many rows."""
     ahead: bool = field(default=False, kw_only=True)

@@ -35,6 +35,8 @@ MOST_OF_ONLINE = 0.72
 """Instructions a tile of the loop without a running maximum may take, of those with one."""
 
 
+MOST_SPILLED = {"sm_120": 8}
+"""Bytes of a thread, outside of all loops, of four warps that round sums to 16 bits."""
 MOST_OF_FLOAT8 = 560
 """Instructions a tile of 64 keys and values of float8."""
 
@@ -57,7 +59,10 @@ def check(
     """Raise AssertionError unless a kernel keeps its budgets; its machine code."""
     tile = tile or decode_tile(spec, cache, rows, architecture)
     binary = build_decode_for(build_decode(spec, cache, tile), architecture)
-    assert binary.spilled_bytes == 0, f"{binary.registers} registers and a spill"
+    most = MOST_SPILLED.get(architecture, 0)
+    assert binary.spilled_bytes <= most, f"{binary.registers} registers and a spill"
+    if binary.spilled_bytes:
+        assert all(loop.count("LDL|STL") == 0 for loop in loops_of(binary.cubin))
     assert binary.shared_bytes <= SHARED_BYTES[architecture]
     assert binary.registers <= (512 if architecture.startswith("gfx") else 255)
     if architecture.startswith("sm_"):
@@ -115,8 +120,14 @@ def test_a_latent_cache_is_not_read_twice():
     assert loop.count("LDGSTS") == 64 * 576 * 2 // 16 // 256
 
 
-@pytest.mark.parametrize("page", [0, pytest.param(64, marks=pytest.mark.long)])
-@pytest.mark.parametrize("architecture", ["sm_89", pytest.param("sm_80", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("architecture", "page"),
+    [
+        ("sm_89", 0),
+        pytest.param("sm_89", 64, marks=pytest.mark.long),
+        pytest.param("sm_80", 0, marks=pytest.mark.long),
+    ],
+)
 def test_blocks_of_many_rows_load_each_tile_once(architecture, page):
     """And spill nothing. Mutant: rows are written after bad ones are computed again, which takes
     two results."""
@@ -125,7 +136,8 @@ def test_blocks_of_many_rows_load_each_tile_once(architecture, page):
     assert tile == OF_MANY_ROWS[architecture] or page
     binary = check(replace(LATENT, groups=128), cache, architecture, tile=tile)
     loop = next(loop for loop in loops_of(binary.cubin) if loop.count("HMMA|HGMMA"))
-    assert loop.count("LDGSTS") == -(-tile.block_n * 576 * 2 // 16 // (32 * tile.warps))
+    of_keys = -(-tile.block_n * 576 * 2 // 16 // (32 * tile.warps))
+    assert loop.count("LDGSTS") == of_keys + (page > 0)  # and a number of a page
     assert loop.count("LDL|STL") == 0
 
 
