@@ -54,11 +54,14 @@ def copies_whole_bands(collective: str, rows: int, columns: int) -> tuple[float,
 
 
 def takes_its_time(seconds: float) -> tuple[float, float]:
-    """The time that a band is to take, one CTA, and the time that it took."""
+    """The time that a band is to take, one CTA, and the least time that it took of three."""
     band = torch.randn(4, emulated_link.BLOCK)
     size = band.numel() * band.element_size()
     link = EmulatedLink("slow", 2, size / seconds, alpha_seconds=seconds, ctas=1)
+    taken = []
     with host_clock():
-        start = time.monotonic()
-        link.move("all_reduce", band, torch.empty_like(band))
-    return link.seconds(size), time.monotonic() - start
+        for _ in range(3):  # other work on the machine may hold one up
+            start = time.monotonic()
+            link.move("all_reduce", band, torch.empty_like(band))
+            taken.append(time.monotonic() - start)
+    return link.seconds(size), min(taken)
