@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -27,8 +26,6 @@ from overlapc.reporting.records import BEFORE_AUTOGRAD as STAGE
 from overlapc.runtime.attention.softmax_tables import NOT_CALIBRATED, calibration_of
 from overlapc.runtime.planned_devices import planned_device
 from overlapc.runtime.weights import weights_in
-
-log = logging.getLogger(__name__)
 
 
 def rewrite_before_autograd(
@@ -78,11 +75,8 @@ def _may_take_own(graph: fx.Graph, options: Options) -> bool:
 
 
 def _outer_of_bodies(graph: fx.Graph) -> dict[fx.Graph, Outer]:
-    try:
-        return outer_of_bodies(graph)
-    except Exception:  # bodies are read as if they were given what is not known
-        log.exception("a fault of overlapc: what bodies are given is not looked at")
-        return {}
+    what = "bodies are read as if they were given what is not known"
+    return unless_faulty(lambda: outer_of_bodies(graph), {}, what)
 
 
 def _states_of_bodies(graph: fx.Graph) -> dict[fx.Graph, Autocast]:

@@ -94,9 +94,10 @@ def read_mask(
         return Mask((), "nothing", "", False)
     if told.is_causal and untold is None:
         return Mask((), "causal", "", False)
-    band = told.band if untold is None else None
+    dead = told.dead or ("mean" if told.is_faint and torch.is_grad_enabled() else "")
+    band = told.band if untold is None and not dead else None
     return Mask(
-        parts, "given", told.dead, is_trained, untold, told.only_leaves_out, told.may_be_even, band
+        parts, "given", dead, is_trained, untold, told.only_leaves_out, told.may_be_even, band
     )
 
 
@@ -107,6 +108,8 @@ class Told:
     is_nothing: bool
     is_causal: bool
     dead: str
+    is_faint: bool
+    """A row has no number above ``FAINT``: its gradients are those of one that keeps no key."""
     only_leaves_out: bool
     may_be_even: bool
     may_be_lost: bool
@@ -126,6 +129,7 @@ def _told(said: torch.Tensor | None, rows: object, keys: object) -> Told | None:
         is_nothing=not said.any(),
         is_causal=is_causal,
         dead=dead,
+        is_faint=bool((said <= FAINT).all(-1).any()),
         only_leaves_out=leaves_out,
         may_be_even=is_even,
         may_be_lost=bool((said <= HALF_MIN).all(-1).any()),
