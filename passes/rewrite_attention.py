@@ -30,7 +30,8 @@ from overlapc.graphs.origins import where
 from overlapc.graphs.values import hint_of
 from overlapc.passes.base import Compilation, Fuel
 from overlapc.planning.attention.choice import decide_on_gpu
-from overlapc.planning.attention.problem import AttentionProblem, Verdict, decide
+from overlapc.planning.attention.decision import decide
+from overlapc.planning.attention.problem import AttentionProblem, Verdict
 from overlapc.planning.attention.softmax import SiteScores
 from overlapc.reporting.records import Site
 from overlapc.runtime.attention.masks import AttentionSpec

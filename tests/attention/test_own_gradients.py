@@ -10,7 +10,8 @@ import torch
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.errors import KernelError
 from overlapc.graphs.collectives import collective_starts, sent_by
-from overlapc.planning.attention.problem import AttentionProblem, decide
+from overlapc.planning.attention.decision import decide
+from overlapc.planning.attention.problem import AttentionProblem
 from overlapc.runtime.attention import gradients as attention_gradients
 from overlapc.runtime.attention.gradients import why_no_gradient
 from tests.attention.catalogue import REWRITTEN, plain

@@ -17,8 +17,9 @@ from overlapc.graphs.attention.scores.steps import Bias
 from overlapc.graphs.attention.site import Attention, Fused
 from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.values import hint_of
+from overlapc.planning.attention.own import most_columns
 from overlapc.planning.attention.policy import UNKNOWN
-from overlapc.planning.attention.problem import AttentionProblem, most_columns
+from overlapc.planning.attention.problem import AttentionProblem
 from overlapc.runtime.attention.gradients import why_no_gradient
 from overlapc.runtime.attention.kernels import (
     DecodeWay,

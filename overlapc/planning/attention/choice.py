@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from overlapc.planning.attention.decision import decide
 from overlapc.planning.attention.decode_splits import AGAIN_RATE
-from overlapc.planning.attention.problem import AttentionProblem, Verdict, decide, why_not_own
+from overlapc.planning.attention.own import why_not_own
+from overlapc.planning.attention.problem import AttentionProblem, Verdict
 from overlapc.planning.attention.table import AttentionTable, shape_of
 
 OWN_SHARE, LIBRARY_SHARE = 0.5, 0.8

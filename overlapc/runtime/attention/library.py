@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from overlapc.codegen.attention.spec import ALIGNMENTS, AttentionSpec
 from overlapc.codegen.epilogue import Call, Ref
-from overlapc.planning.attention.problem import MOST_CUT_ROWS
+from overlapc.planning.attention.library_calls import MOST_CUT_ROWS
 from overlapc.runtime.attention.program import scores_of, seen_by
 
 ADDS = "aten.add.Tensor"

@@ -13,8 +13,8 @@ import torch
 from overlapc.codegen.attention.cache import Cache
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.errors import KernelError
+from overlapc.planning.attention.own import OWN, policy_of
 from overlapc.planning.attention.policy import RUNNING
-from overlapc.planning.attention.problem import OWN, policy_of
 from overlapc.runtime.attention.kernels import decode_way, is_decode, run_decode, whole_keys
 from overlapc.runtime.attention.library import attention_by_fused
 from overlapc.runtime.attention.op import BY_TORCH

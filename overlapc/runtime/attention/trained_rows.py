@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from overlapc.codegen.attention.spec import AttentionSpec
-from overlapc.planning.attention.problem import FAINT
+from overlapc.planning.attention.library_calls import FAINT
 from overlapc.runtime.attention.gradient_operands import GradientOperands
 from overlapc.runtime.attention.library import mask_of, why_not_fused
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from overlapc.codegen.attention.spec import AttentionSpec
-from overlapc.planning.attention.problem import policy_of
+from overlapc.planning.attention.own import policy_of
 from overlapc.planning.attention.table import AttentionShape, AttentionTrial
 from overlapc.planning.ratios import median_ratio, paired_ratios
 from overlapc.runtime.attention.op import BY_TORCH

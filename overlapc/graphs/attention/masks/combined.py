@@ -26,7 +26,7 @@ from overlapc.graphs.attention.reading.varying import has_varying
 from overlapc.graphs.attention.reading.versions import Versions
 from overlapc.graphs.attention.scores.steps import WEAKEST_FILL, Bias, Fill
 from overlapc.graphs.collectives import Refusal
-from overlapc.planning.attention.problem import FAINT
+from overlapc.planning.attention.library_calls import FAINT
 
 FINITE_FILL = -1e38
 """Stands for any finite fill: scores are lost in it, so that a row of it alone is uniform; in the

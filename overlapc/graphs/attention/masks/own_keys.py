@@ -23,7 +23,7 @@ from overlapc.graphs.attention.reading.tensors import CASTS, COPIES, EXPANSIONS,
 from overlapc.graphs.attention.reading.versions import Versions
 from overlapc.graphs.attention.scores.steps import Bias, Fill
 from overlapc.graphs.values import value_of
-from overlapc.planning.attention.problem import FAINT
+from overlapc.planning.attention.library_calls import FAINT
 
 COMPARED: dict[str, Callable[[Any, Any], Any]] = {
     name: getattr(operator, name) for name in ("le", "lt", "ge", "gt", "eq", "ne")

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from overlapc.planning.attention.problem import AttentionProblem, decide
+from overlapc.planning.attention.decision import decide
+from overlapc.planning.attention.problem import AttentionProblem
 
 PREFILL = AttentionProblem(
     batch=1,

@@ -1,0 +1,112 @@
+"""Torch's fused attention in the place of an attention: where it gives the same, and pays."""
+
+from __future__ import annotations
+
+from overlapc.planning.attention.own import OWN_DIMS
+from overlapc.planning.attention.problem import AttentionProblem, Verdict
+
+KEEPS_ONE = "it is taken where the graph shows that each row keeps one (a constant mask, is_causal)"
+OURS = "softmax='unified' by a kernel of our own"
+TOLD = "on a processor with softmax='sdpa' if its mask is not trained and is all that is added"
+"""What helps where rows may keep no key."""
+
+MEASURED = (("cpu", "float32"),)
+"""Where ``python -m benchmarks.attention`` has compared the two, and fused won."""
+
+LEAST_ROWS = 32
+LEAST_SCORES = 32 * 1024
+"""Rows, and rows by keys, from which fused surely won in benchmarks/results/attention.md. Below
+neither won clearly, and of one row (decode) Inductor's own is up to twice as fast."""
+
+LEAST_KEYS = 16
+"""Float32 numbers of the widest vectors of processors. Over fewer keys without a mask that is
+given, rows of NaN alone were seen to become zeros in torch 2.13."""
+
+LEAST_MASKED_BYTES = 32 << 20
+MOST_SHARED_ROWS = 128
+"""With a mask that is given, which lets no keys be skipped, fused surely won where scores are so
+large that no cache holds them, or where few rows share heads that eager repeats; between, it took
+0.90 to 1.09 of the time, as memory happened to lie. Same source."""
+
+
+def by_torch(problem: AttentionProblem, choice: str) -> Verdict:
+    if problem.dead and problem.is_trained and not _tells_dead_rows(problem, choice):
+        # The backward of torch's kernel takes the weights of such a row for other ones.
+        reason = "A row may keep no key, and torch's fused attention has another gradient there"
+        return Verdict(
+            "refused", "dead_rows", f"{reason}: {KEEPS_ONE}, {TOLD}, or on a GPU under {OURS}."
+        )
+    if problem.untold is not None:
+        return Verdict("refused", *problem.untold)
+    if problem.dead and problem.device != "cpu":
+        reason = "A row may keep no key, and what torch's kernels give it is known on processors"
+        return Verdict("refused", "dead_rows", f"{reason}: {KEEPS_ONE}, or under {OURS}.")
+    if problem.is_fused and not problem.undoes_repeats:
+        return Verdict("kept", "fused_already", "It calls torch's fused attention as it stands.")
+    if _loses_nan(problem):
+        reason = (
+            f"Torch's attention over fewer than {LEAST_KEYS} keys may lose a NaN of its queries."
+        )
+        return Verdict("refused", "few_keys", reason)
+    if choice != "auto":
+        return _rewritten(problem)
+    why = _why_unfused(problem)
+    if why:
+        reason = f"Torch has no fused kernel for it: {why}."
+        return Verdict("kept", "no_fused_kernel", reason)
+    if (problem.device, problem.dtype) not in MEASURED:
+        reason = f"In {problem.dtype} on {problem.device} it was not measured to be faster fused."
+        return Verdict("kept", "not_measured", reason)
+    if not problem.is_fused and _is_small(problem):
+        reason = f"Fused it is not faster with {problem.rows} rows over {problem.keys} keys."
+        return Verdict("kept", "too_small", reason)
+    if not problem.is_fused and problem.mask == "given" and not _gains_masked(problem):
+        mib = problem.score_bytes / (1 << 20)
+        reason = f"With a mask that is given, {mib:.3g} MiB of scores cost no more than fused."
+        return Verdict("kept", "too_small", reason)
+    return _rewritten(problem)
+
+
+def _tells_dead_rows(problem: AttentionProblem, choice: str) -> bool:
+    """Whether our op calls torch's attention where each row keeps a key, and else computes what is
+    spelled: that tells gradients of rows that keep none. Nothing was measured, so if told to."""
+    is_own = problem.device == "cpu" and problem.is_plain
+    is_seen = problem.dead in ("nan", "mean") and not problem.prefix
+    is_narrow = problem.head_dim == problem.value_dim <= OWN_DIMS.get(problem.dtype, 0)
+    is_told = not problem.is_mask_trained and not problem.why_no_gradient
+    return choice != "auto" and is_own and is_seen and is_narrow and is_told
+
+
+def _loses_nan(problem: AttentionProblem) -> bool:
+    is_alone = problem.device == "cpu" and not problem.is_fused and problem.mask != "given"
+    return is_alone and problem.keys < LEAST_KEYS
+
+
+def _is_small(problem: AttentionProblem) -> bool:
+    return problem.rows < LEAST_ROWS or problem.rows * problem.keys < LEAST_SCORES
+
+
+def _gains_masked(problem: AttentionProblem) -> bool:
+    copies = problem.groups > 1 and not problem.is_broadcast
+    shares = copies and problem.rows <= MOST_SHARED_ROWS
+    return shares or problem.score_bytes >= LEAST_MASKED_BYTES
+
+
+def _why_unfused(problem: AttentionProblem) -> str:
+    if problem.is_mask_trained:
+        return "a gradient is wanted of its mask"
+    if problem.head_dim != problem.value_dim:
+        return f"heads of {problem.head_dim} meet values of {problem.value_dim}"
+    return "" if problem.is_dense else "an operand's last dimension is strided"
+
+
+def _rewritten(problem: AttentionProblem) -> Verdict:
+    if problem.is_fused:
+        reason = (
+            f"Torch's fused attention reads each head of keys once, not {problem.groups} copies."
+        )
+        return Verdict("rewritten", "fused_groups", reason)
+    mib = problem.score_bytes / (1 << 20)
+    mask = {"causal": " and skips masked keys", "nothing": "", "given": ""}[problem.mask]
+    reason = f"Torch's fused attention stores none of {mib:.3g} MiB of scores{mask}."
+    return Verdict("rewritten", "fused", reason)

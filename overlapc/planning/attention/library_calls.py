@@ -1,0 +1,100 @@
+"""How our op calls torch's attention on processors: to a length, by rows, where rows keep keys."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from overlapc.planning.attention.fused import MEASURED
+from overlapc.planning.attention.own import MOST_DIM, OWN_DIMS, policy_of
+from overlapc.planning.attention.problem import AttentionProblem, Verdict
+
+FAINT = -4096.0
+"""Where every key of a row has no more added, torch's fused attention for processors has other
+gradients: it makes weights again from the logarithm of a sum, of which that leaves three digits
+behind the point, and none from 1e8 on. Chosen; our own kernels sum again beyond it."""
+
+LEAST_CUT_ROWS, MOST_CUT_ROWS = 256, 1024
+"""Of a causal attention on processors, between which torch's is called for some rows at a time: it
+skips keys by 512, and what it computes above the diagonal then is more than several calls cost. By
+the CPU time of one thread of a shared machine: of 256 rows 1.2 times as fast, of 512 1.3 times, of
+1024 1.15 times, of 1536 1.05 times, of 2048 as fast, of 4096 0.87 times."""
+
+LEAST_CACHE_BYTES = 16 << 20
+"""Of keys and values, from which a cache is read up to its length on processors. A fourth of them
+took 0.5 ms ("sdpa llama decode 2048" in benchmarks/results/attention.md), so that the call of an op
+is little beside them even where the cache is full; chosen, not measured."""
+
+MOST_MASK_ROWS = 8
+"""Of queries, up to which a mask that is given is looked through for the last key it keeps: one
+boolean for each row and key, beside all columns of a key and a value; chosen, not measured."""
+
+
+def as_called(problem: AttentionProblem, choice: str, verdict: Verdict) -> Verdict:
+    """Return what becomes of torch's attention where our op calls it, and only in part."""
+    if problem.dead and problem.is_trained and verdict.code == "fused":
+        return _by_our_op(problem, verdict, "fused_if_kept", "but where a call leaves a row no key")
+    if _reads_prefix(problem, choice, verdict):
+        return _of_prefix(problem)
+    if _is_cut_by_rows(problem, verdict):
+        return _by_our_op(problem, verdict, "fused_rows", "for some rows at a time")
+    return verdict
+
+
+def _by_our_op(problem: AttentionProblem, verdict: Verdict, code: str, how: str) -> Verdict:
+    policy = policy_of("unified", problem.dtype)
+    return replace(verdict, code=code, reason=f"{verdict.reason[:-1]}, {how}.", policy=policy)
+
+
+def _reads_prefix(problem: AttentionProblem, choice: str, verdict: Verdict) -> bool:
+    """Whether torch's attention is to be told how many keys are valid: on processors, where that
+    number is at hand, and where the fused one is called anyway."""
+    if problem.device != "cpu" or problem.is_trained:
+        return False
+    if not problem.prefix and not _has_small_mask(problem):
+        return False
+    if problem.dtype not in OWN_DIMS or max(problem.head_dim, problem.value_dim) > MOST_DIM:
+        return False
+    is_called = verdict.decision == "rewritten" or verdict.code == "fused_already"
+    is_large = problem.cache_bytes >= LEAST_CACHE_BYTES
+    is_worth = (problem.device, problem.dtype) in MEASURED and is_large
+    return is_called and problem.head_dim == problem.value_dim and (choice != "auto" or is_worth)
+
+
+def _is_cut_by_rows(problem: AttentionProblem, verdict: Verdict) -> bool:
+    """Whether torch's causal attention is called for some rows at a time, by our op."""
+    if verdict.code != "fused" or (problem.device, problem.dtype) not in MEASURED:
+        return False
+    is_own = problem.is_plain and problem.head_dim == problem.value_dim <= MOST_DIM
+    is_causal = problem.mask == "causal" and not problem.prefix
+    is_gaining = LEAST_CUT_ROWS <= problem.rows <= MOST_CUT_ROWS and not problem.is_trained
+    return is_own and is_causal and is_gaining
+
+
+def _has_small_mask(problem: AttentionProblem) -> bool:
+    """Whether to look for the last key that a mask keeps costs little beside reading all keys."""
+    is_few = problem.is_kept_by_mask and problem.rows <= MOST_MASK_ROWS
+    return is_few and not problem.is_mask_trained and problem.cache_bytes >= LEAST_CACHE_BYTES
+
+
+def why_mask_is_whole(problem: AttentionProblem, verdict: Verdict) -> str:
+    """Why a mask that is given is not looked through for the last key it keeps, as a clause."""
+    if problem.device != "cpu" or not problem.is_kept_by_mask or problem.prefix:
+        return ""
+    if problem.cache_bytes < LEAST_CACHE_BYTES:
+        return ""  # all of them cost little
+    if problem.is_trained or problem.is_mask_trained:
+        return "gradients are wanted of what is read"
+    if problem.rows > MOST_MASK_ROWS:
+        return f"its mask is looked through for no more than {MOST_MASK_ROWS} rows"
+    if not problem.is_fused and verdict.decision == "kept":
+        return "its mask is looked through where torch's attention is called, and it is spelled out"
+    return "torch's attention was not measured to gain by fewer of them here"
+
+
+def _of_prefix(problem: AttentionProblem) -> Verdict:
+    copies = f", and each head of them once, not {problem.groups} copies" * (problem.groups > 1)
+    some = f"as many of {problem.keys} keys as the mask says are valid"
+    if not problem.prefix:
+        some = f"of {problem.keys} keys those up to the last that the mask keeps for any row"
+    reason = f"Torch's fused attention reads {some}{copies}."
+    return Verdict("rewritten", "valid_keys", reason, policy_of("unified", problem.dtype))
