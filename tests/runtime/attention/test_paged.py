@@ -13,46 +13,27 @@ from overlapc.runtime.attention import paged
 from overlapc.runtime.ops import calls_of
 from tests.runtime.attention.paged_cases import Case, error, operands
 
+CASES = [
+    Case(),
+    Case(rows=3, groups=1, window=20),
+    Case(value_dim=24),
+    Case(dtype="bfloat16", narrow=True),
+    Case(lengths=(0, 33)),
+    Case(rows=3, lengths=(2, 33)),
+    Case(dim=48, value_dim=32, is_latent=True),
+    Case(dim=48, value_dim=32, is_latent=True, dtype="bfloat16", narrow=True),
+]
+SLOW = [pytest.param(case, marks=pytest.mark.long) for case in CASES[1:]]
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        Case(),
-        Case(rows=3, groups=1, window=20),
-        Case(value_dim=24),
-        Case(dtype="bfloat16", narrow=True),
-        Case(lengths=(0, 33)),
-        Case(rows=3, lengths=(2, 33)),
-        Case(dim=48, value_dim=32, is_latent=True),
-        Case(dim=48, value_dim=32, is_latent=True, dtype="bfloat16", narrow=True),
-    ],
-    ids=str,
-)
+
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_torch_gathers_pages(case):
     before = calls_of(paged.SITE)["torch"]
     assert error(case) < case.allowed
     assert calls_of(paged.SITE)["torch"] == before + 1
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        Case(),
-        *(
-            pytest.param(case, marks=pytest.mark.long)
-            for case in (
-                Case(rows=3, groups=1, window=20),
-                Case(value_dim=24),
-                Case(dtype="bfloat16", narrow=True),
-                Case(lengths=(0, 33)),
-                Case(rows=3, lengths=(2, 33)),
-                Case(dim=48, value_dim=32, is_latent=True),
-                Case(dim=48, value_dim=32, is_latent=True, dtype="bfloat16", narrow=True),
-            )
-        ),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("case", [CASES[0], *SLOW], ids=str)
 def test_a_kernel_reads_them(interpreted, case):
     found, calls = interpreted("paged_graphs.run", case)
     assert found < case.allowed
