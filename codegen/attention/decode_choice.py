@@ -46,14 +46,15 @@ def choose_decode(
 ) -> DecodeWay:
     """The way that is predicted to take least to attend with ``rows`` rows of queries to ``keys``
     of each of ``pairs`` sequences and heads; of equals that of the fewest rows a CTA.
-    ``most_rows``, if not zero, asks for that of the most rows up to it, be it to be tried only.
+    ``most_rows``, if not zero, asks for that of the most rows up to it, be it to be tried only, or
+    else of the fewest.
 
     It depends on sizes and the device alone. KernelError where nothing is generated for it.
     """
     found = []
     tiles = decode_tiles(spec, cache, rows, architecture, with_tried=most_rows > 0)
     if most_rows:
-        tiles = [tile for tile in tiles if tile.block_m <= most_rows][-1:]
+        tiles = [tile for tile in tiles if tile.block_m <= most_rows][-1:] or tiles[:1]
     for tile in tiles:
         found.append(way_of(spec, tile, rows, pairs, keys, multiprocessors, key_bytes(spec, cache)))
     return min(found, key=lambda way: way.time)

@@ -68,6 +68,7 @@ def test_other_caches_and_devices_keep_to_what_was_built():
 def test_what_is_to_be_tried_is_taken_where_it_is_asked_for_alone():
     assert chosen(16, 8 * K, architecture="sm_90", most_rows=64).tile.block_m == 64
     assert chosen(16, 8 * K, architecture="sm_90", most_rows=32).tile.block_m == 16
+    assert chosen(16, 8 * K, architecture="sm_90", most_rows=8).tile.block_m == 16
 
 
 @pytest.mark.parametrize(("groups", "reads"), [(16, 1), (32, 1), (64, 1), (71, 2)])
