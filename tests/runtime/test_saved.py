@@ -27,7 +27,7 @@ import json, sys, torch
 with open(sys.argv[1], "rb") as file:
     loaded = torch.compiler.load_compiled_function(file)
 torch.manual_seed(1)
-operands = tuple(torch.randn(3, 1, 2, 256, 16))
+operands = tuple(torch.randn(3, 1, 2, 384, 16))
 found = loaded(*operands)
 import overlapc
 from tests.runtime.test_saved import attention
@@ -39,12 +39,12 @@ print(json.dumps([(found - wanted).abs().max().item(), sites]))
 
 def attention(q, k, v):
     """Causal, of as many rows as our op computes by parts on a processor."""
-    later = torch.ones(256, 256, dtype=torch.bool).triu(1)
+    later = torch.ones(384, 384, dtype=torch.bool).triu(1)
     return (q @ k.mT / 4).masked_fill(later, -torch.inf).softmax(-1) @ v
 
 
 def operands():
-    return tuple(torch.randn(3, 1, 2, 256, 16))
+    return tuple(torch.randn(3, 1, 2, 384, 16))
 
 
 def compiled_ahead(function, given, **options):

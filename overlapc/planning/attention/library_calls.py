@@ -13,11 +13,12 @@ FAINT = -4096.0
 gradients: it makes weights again from the logarithm of a sum, of which that leaves three digits
 behind the point, and none from 1e8 on. Chosen; our own kernels sum again beyond it."""
 
-LEAST_CUT_ROWS, MOST_CUT_ROWS = 256, 1024
+LEAST_CUT_ROWS, MOST_CUT_ROWS = 384, 640
 """Of a causal attention on processors, between which torch's is called for some rows at a time: it
-skips keys by 512, and what it computes above the diagonal then is more than several calls cost. By
-the CPU time of one thread of a shared machine: of 256 rows 1.2 times as fast, of 512 1.3 times, of
-1024 1.15 times, of 1536 1.05 times, of 2048 as fast, of 4096 0.87 times."""
+skips keys by 512, and what it computes above the diagonal then is more than several calls cost. In
+five runs of ``python -m benchmarks.causal_rows`` on two threads of a shared machine, one page of
+which is in benchmarks/results: of 256 rows 0.99 to 1.16 times as fast, of 384 and 512 1.13 to 1.33
+times, of 640 1.03 to 1.18 times, of 768 and 1024 0.81 to 1.05 times."""
 
 LEAST_CACHE_BYTES = 16 << 20
 """Of keys and values, from which a cache is read up to its length on processors. A fourth of them

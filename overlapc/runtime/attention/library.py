@@ -88,7 +88,7 @@ def _fused(
     may_be_causal = not spec.program and lengths is None and spec.scale > 0
     is_causal = may_be_causal and _is_causal(spec, query.shape[2], keys)
     if is_causal and _is_cut_by_rows(query, key):
-        return _by_rows(spec, query, key, value)
+        return by_rows(spec, query, key, value)
     mask = None if is_causal else mask_of(spec, query, keys, inputs, lengths)
     if mask is not None and spec.program and lengths is None and query.device.type == "cpu":
         key, value, mask = _cut_by_mask(key, value, mask)
@@ -113,10 +113,10 @@ def _is_cut_by_rows(query: torch.Tensor, key: torch.Tensor) -> bool:
     return math.isfinite(float(key.sum(dtype=torch.promote_types(key.dtype, torch.float32))))
 
 
-def _by_rows(
+def by_rows(
     spec: AttentionSpec, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 ) -> torch.Tensor:
-    """Causal attention by a call for every ``CUT_ROWS`` rows, over the keys that some of them see:
+    """Return causal attention by a call for every ``CUT_ROWS`` rows, over the keys that some see:
     torch's own computes scores above the diagonal, which it skips by 512 keys alone."""
     batch, heads, rows, dim = query.shape
     width = -(-rows // CUT_ROWS) * CUT_ROWS

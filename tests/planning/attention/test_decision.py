@@ -56,7 +56,7 @@ def test_a_causal_prefill_is_computed_for_some_rows_at_a_time():
     assert (verdict.code, bool(verdict.policy)) == ("fused_rows", True)
     assert verdict.reason.endswith("skips masked keys, for some rows at a time.")
     others = [
-        {"rows": 255}, {"rows": 1025}, {"is_trained": True}, {"is_plain": False}, {"prefix": True},
+        {"rows": 383}, {"rows": 641}, {"is_trained": True}, {"is_plain": False}, {"prefix": True},
         {"mask": "nothing"},
     ]  # fmt: skip
     assert [decide(replace(causal, **other), "auto").code for other in others] == ["fused"] * 6
