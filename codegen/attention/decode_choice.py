@@ -19,6 +19,7 @@ from overlapc.planning.attention.decode_splits import (
     plan_splits,
     predicted,
 )
+from overlapc.planning.attention.tile_names import FEW_ROWS, MANY_ROWS
 
 
 @dataclass(frozen=True)
@@ -42,19 +43,17 @@ def choose_decode(
     pairs: int,
     keys: int,
     multiprocessors: int,
-    most_rows: int = 0,
 ) -> DecodeWay:
     """The way that is predicted to take least to attend with ``rows`` rows of queries to ``keys``
-    of each of ``pairs`` sequences and heads; of equals that of the fewest rows a CTA.
-    ``most_rows``, if not zero, asks for that of the most rows up to it, be it to be tried only, or
-    else of the fewest.
+    of each of ``pairs`` sequences and heads; of equals that of the fewest rows a CTA. A spec may
+    name that of the fewest or of the most rows, be it to be tried only.
 
     It depends on sizes and the device alone. KernelError where nothing is generated for it.
     """
     found = []
-    tiles = decode_tiles(spec, cache, rows, architecture, with_tried=most_rows > 0)
-    if most_rows:
-        tiles = [tile for tile in tiles if tile.block_m <= most_rows][-1:] or tiles[:1]
+    tiles = decode_tiles(spec, cache, rows, architecture, with_tried=spec.tile == MANY_ROWS)
+    if spec.tile in (FEW_ROWS, MANY_ROWS):
+        tiles = tiles[:1] if spec.tile == FEW_ROWS else tiles[-1:]
     for tile in tiles:
         found.append(way_of(spec, tile, rows, pairs, keys, multiprocessors, key_bytes(spec, cache)))
     return min(found, key=lambda way: way.time)

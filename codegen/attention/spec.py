@@ -10,6 +10,7 @@ from typing import ClassVar
 from overlapc.codegen.attention.policies import ONLINE, POLICIES, RUNNING, SAFE_SUMS, SafeSums
 from overlapc.codegen.epilogue import Epilogue, Input
 from overlapc.codegen.records import Canonical
+from overlapc.planning.attention.tile_names import PLANNED, TILES
 
 DTYPES = tuple(SAFE_SUMS)
 MOST_DIM = 576
@@ -69,6 +70,9 @@ class AttentionSpec(Canonical):
     precision: str = "ieee"
     """How float32 is multiplied: ``ieee``; ``tf32x3``, by matrix units in three parts, which lose
     little; ``tf32``, which rounds operands to 11 bits."""
+    tile: str = PLANNED
+    """Which tile a kernel takes, one of ``TILES``; of a name that its device has none of, that of
+    ``PLANNED``."""
 
     def __post_init__(self) -> None:
         self.require(self.dtype in DTYPES, f"dtype is one of {', '.join(DTYPES)}")
@@ -89,6 +93,7 @@ class AttentionSpec(Canonical):
         self.require(takes != "sinks" or self.sinks, "a policy of sinks has sinks")
         self.require(self.dead in DEAD, f"dead is one of {DEAD}")
         self.require(self.precision in PRECISIONS, f"precision is one of {PRECISIONS}")
+        self.require(self.tile in TILES, f"tile is one of {', '.join(TILES)}")
         self.require(self.precision == "ieee" or self.dtype == "float32", "tf32 is for float32")
         if self.program:
             Epilogue.parse(self.program)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.visibility import hides
 from overlapc.errors import KernelError
+from overlapc.planning.attention.tile_names import VALUES_BEHIND
 from overlapc.planning.tiles import sm_number, why_not_served
 
 LEAST_BLOCK = 16
@@ -113,9 +114,13 @@ def tile_for(spec: AttentionSpec, architecture: str, *, is_aligned: bool = False
 
     With ``is_aligned`` the TMA unit may read keys and values (see ``descriptors.fits_tma``): it
     does where elements are of 16 bits, on the devices of ``NVIDIA_BY_TMA``, but on those of
-    ``PLAIN_BY_TMA`` where the products take registers alone.
+    ``PLAIN_BY_TMA`` where the products take registers alone. A spec may name that of
+    ``VALUES_BEHIND``, which is for such operands.
     """
     check_served(spec, architecture)
+    behind = _tile_ahead(spec, architecture) if spec.tile == VALUES_BEHIND and is_aligned else None
+    if behind is not None:
+        return behind
     is_float = spec.dtype == "float32"
     by_tma = False
     if architecture.startswith("gfx"):
@@ -142,8 +147,7 @@ def tile_for(spec: AttentionSpec, architecture: str, *, is_aligned: bool = False
     return replace(AttentionTile(*known[min(fitting)]), by_tma=by_tma)
 
 
-def tile_ahead(spec: AttentionSpec, architecture: str) -> AttentionTile | None:
-    """A tile for aligned operands to try beside that of ``tile_for``; None where there is none."""
+def _tile_ahead(spec: AttentionSpec, architecture: str) -> AttentionTile | None:
     if not (_is_plain(spec) and suits_ahead(spec)):
         return None
     known = NVIDIA_AHEAD.get(architecture, {}).get(max(spec.head_dim, spec.value_dim))

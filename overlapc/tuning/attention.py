@@ -18,6 +18,7 @@ from overlapc.planning.attention.table import (
     AttentionTrial,
     shape_of,
 )
+from overlapc.planning.attention.tile_names import TRIED
 from overlapc.runtime.attention.tables import attention_table
 from overlapc.runtime.attention.trials import AttentionTrials
 from overlapc.runtime.kernel_attempts import runs_kernels
@@ -102,6 +103,8 @@ def describe(entry: AttentionEntry) -> str:
     lines = [entry.problem.text("~")]
     for trial in entry.trials:
         gain = f"ours {trial.median:.2f}x [{trial.low:.2f}, {trial.high:.2f}]"
+        if trial.tile in TRIED:
+            gain += f" {TRIED[trial.tile]}"
         if trial.quarter_median:
             least, part = trial.quarter_low, trial.quarter_median
             gain += f", with a quarter kept {part:.2f}x (at least {least:.2f})"

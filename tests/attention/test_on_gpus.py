@@ -168,13 +168,14 @@ def test_torchs_is_given_repeated_heads_there(on_gpu):
 @pytest.mark.parametrize(("low", "code"), [(1.5, "measured"), (0.9, "=library")])
 def test_a_table_decides(on_gpu, monkeypatch, low, code):
     rewrite(static_cache, *operands(), softmax="auto")
-    trial = AttentionTrial(KEYS, 1e-4, low, low, low)
+    trial = AttentionTrial(KEYS, 1e-4, low, low, low, tile="many_rows")
     entry = AttentionEntry(shape_of(on_gpu[0]), (trial,))
     table = AttentionTable(Machine("cuda", "here", ""), (entry,))
     monkeypatch.setattr(rewrite_attention, "attention_table", lambda device: table)
     done = rewrite(static_cache, *operands(), softmax="auto")
     assert done.codes == [code]
     assert (done.after == done.before) == (code[0] == "=")
+    assert (" tile=many_rows'" in done.after[-1]) == (code == "measured")
 
 
 def test_a_table_of_another_machine_is_no_table(on_gpu, monkeypatch, caplog):

@@ -80,6 +80,30 @@ def test_a_call_is_planned_by_how_its_keys_and_values_lie(monkeypatch):
         assert not kernels.tile_on(BRAIN, *sides).by_tma
 
 
+def test_what_a_calibration_tries_is_another_tile(monkeypatch):
+    """Of what lies so that the device takes one. Mutants: values of their own are taken for those
+    of keys; names of equal tiles; no error is caught."""
+    monkeypatch.setattr(kernels, "multiprocessors", lambda device: 108)
+
+    def beside(spec, rows, columns, architecture, **given):
+        monkeypatch.setattr(kernels, "architecture", lambda device: architecture)
+        query, key = (OnGPU(room(1, *sizes)) for sizes in ((128, rows, 16), (1, 64, columns)))
+        return kernels.tiles_beside(spec, query, key, key, **given)
+
+    wide = replace(BRAIN, head_dim=128, value_dim=128)
+    assert beside(wide, 128, 128, "sm_90") == ["values_behind"]
+    assert beside(wide, 128, 129, "sm_90") == []  # rows are not aligned
+    assert beside(wide, 128, 128, "sm_80") == []
+    assert beside(replace(wide, softmax="online"), 128, 128, "sm_90") == []
+    assert beside(replace(wide, groups=8), 1, 128, "sm_90") == []
+    latent = replace(BRAIN, head_dim=576, value_dim=512, groups=128)
+    assert beside(latent, 1, 576, "sm_90", shares_values=True) == ["many_rows"]
+    assert beside(latent, 1, 576, "sm_80", shares_values=True) == ["many_rows"]
+    assert beside(latent, 1, 576, "sm_90") == []
+    assert beside(replace(latent, groups=16), 1, 576, "sm_90", shares_values=True) == []
+    assert beside(wide, 128, 128, "gfx1100") == []
+
+
 class OnGPU:
     """A tensor that says it is on a GPU."""
 

@@ -19,7 +19,7 @@ from overlapc.codegen.attention.decode_aot import build_decode_for
 from overlapc.codegen.attention.decode_tiles import decode_tile
 from overlapc.codegen.attention.module import module_text
 from overlapc.codegen.attention.spec import AttentionSpec
-from overlapc.codegen.attention.tiles import AttentionTile, tile_ahead, tile_for
+from overlapc.codegen.attention.tiles import AttentionTile, tile_for
 from overlapc.codegen.attention.visibility import FINITE, hides
 from overlapc.errors import KernelError
 from overlapc.planning.shared_memory import shared_bytes
@@ -227,28 +227,35 @@ def test_the_loop_by_the_tma_unit_has_no_addresses(architecture, dim):
     assert share <= MOST_OF_POINTERS[architecture][dim], f"{each[1]:.3f} of {each[0]:.3f} a score"
 
 
+def behind(spec: AttentionSpec, architecture: str = "sm_90") -> AttentionTile:
+    """The tile of values a tile behind keys, wherever there is one."""
+    return tile_for(replace(spec, tile="values_behind"), architecture, is_aligned=True)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("dim", [64, 128])
 def test_exponentials_are_made_while_products_are_in_flight(dim):
     """Where values are a tile behind; else all products are waited for first."""
     for change in ({}, {"after": None}, {"softmax": "running"}, {"softmax": "sink", "sinks": True}):
         spec = replace(SPEC, head_dim=dim, value_dim=dim, **change)
-        tile = tile_ahead(spec, "sm_90")
-        assert tile is not None
+        tile = behind(spec)
+        assert tile.ahead
         binary = build_for(spec, tile, "sm_90")
         assert not written_too_soon(binary.assembly)
         assert (binary.spilled_bytes, binary.shared_bytes <= SHARED_BYTES["sm_90"]) == (0, True)
-        behind = first_loop(spec, tile)
+        late = first_loop(spec, tile)
         at_once = first_loop(spec, tile_for(spec, "sm_90", is_aligned=True))
-        assert behind.in_flight("MUFU.EX2") >= 0.9 * behind.count("MUFU.EX2") > 0
+        assert late.in_flight("MUFU.EX2") >= 0.9 * late.count("MUFU.EX2") > 0
         assert at_once.in_flight("MUFU.EX2") == 0 < at_once.count("MUFU.EX2")
 
 
 def test_values_are_behind_where_they_can_be():
     """Mutants: of scores that are a program, of a running maximum, of float32."""
     changes = ({"program": programs.SOFT_CAP}, {"softmax": "online"}, {"dtype": "float32"})
-    assert all(tile_ahead(replace(SPEC, **change), "sm_90") is None for change in changes)
-    assert tile_ahead(SPEC, "sm_80") is None
+    assert not any(behind(replace(SPEC, **change)).ahead for change in changes)
+    assert not behind(SPEC, "sm_80").ahead
+    assert not tile_for(replace(SPEC, tile="values_behind"), "sm_90").ahead  # no TMA
+    assert behind(SPEC).ahead
     for change in changes:
         text = module_text(replace(SPEC, **change), AttentionTile(32, 32, 4, 2, ahead=True))
         assert '"AHEAD": False' in text

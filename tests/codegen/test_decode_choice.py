@@ -10,7 +10,6 @@ import pytest
 
 from overlapc.codegen.attention.cache import Cache
 from overlapc.codegen.attention.decode_choice import choose_decode
-from overlapc.codegen.attention.decode_tiles import decode_tiles
 from overlapc.codegen.attention.spec import AttentionSpec
 
 LATENT = AttentionSpec("bfloat16", 576, 512, groups=128, scale=576**-0.5)
@@ -18,10 +17,12 @@ SHARED = Cache(shares_values=True)
 K = 1024
 
 
-def chosen(pairs, keys, groups=128, architecture="sm_80", rows=1, cache=SHARED, **given):
-    spec = replace(LATENT, groups=groups)
+def chosen(
+    pairs, keys, groups=128, architecture="sm_80", rows=1, cache=SHARED, tile="planned"
+):  # fmt: skip
+    spec = replace(LATENT, groups=groups, tile=tile)
     sizes = {"pairs": pairs, "keys": keys, "multiprocessors": 108}
-    return choose_decode(spec, cache, rows, architecture, **sizes, **given)
+    return choose_decode(spec, cache, rows, architecture, **sizes)
 
 
 @pytest.mark.parametrize("sizes", [(16, 8 * K), (32, 4 * K), (64, 8 * K)], ids=str)
@@ -29,7 +30,7 @@ def test_many_heads_of_many_sequences_read_a_latent_cache_four_times(sizes):
     """Sixteen rows at a time read it eight times. Mutant: the least block is taken."""
     way = chosen(*sizes)
     assert (way.tile.block_m, way.blocks.count) == (32, 4)
-    few = chosen(*sizes, most_rows=16)
+    few = chosen(*sizes, tile="few_rows")
     assert (few.tile.block_m, few.blocks.count) == (16, 8)
     assert few.time > 1.3 * way.time
 
@@ -38,11 +39,9 @@ def test_many_heads_of_many_sequences_read_a_latent_cache_four_times(sizes):
 @pytest.mark.parametrize("sizes", [*product((1, 8, 64), (512, 4 * K, 128 * K))], ids=str)
 def test_no_other_way_is_predicted_to_take_less(sizes, groups):
     way = chosen(*sizes, groups=groups)
-    spec = replace(LATENT, groups=groups)
-    tiles = decode_tiles(spec, SHARED, 1, "sm_80")
-    each = [chosen(*sizes, groups=groups, most_rows=tile.block_m).time for tile in tiles]
-    assert len(each) == 1 + (groups > 16)
-    assert way.time == min(each)
+    each = [chosen(*sizes, groups=groups, tile=tile) for tile in ("few_rows", "many_rows")]
+    assert [one.tile.block_m for one in each] == [16, 32 if groups > 16 else 16]
+    assert way.time == min(one.time for one in each)
 
 
 def test_rows_of_several_tokens_share_a_block_as_heads_do():
@@ -66,9 +65,8 @@ def test_other_caches_and_devices_keep_to_what_was_built():
 
 
 def test_what_is_to_be_tried_is_taken_where_it_is_asked_for_alone():
-    assert chosen(16, 8 * K, architecture="sm_90", most_rows=64).tile.block_m == 64
-    assert chosen(16, 8 * K, architecture="sm_90", most_rows=32).tile.block_m == 16
-    assert chosen(16, 8 * K, architecture="sm_90", most_rows=8).tile.block_m == 16
+    for tile, rows in (("many_rows", 64), ("few_rows", 16), ("planned", 16)):
+        assert chosen(16, 8 * K, architecture="sm_90", tile=tile).tile.block_m == rows
 
 
 @pytest.mark.parametrize(("groups", "reads"), [(16, 1), (32, 1), (64, 1), (71, 2)])

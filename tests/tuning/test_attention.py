@@ -10,9 +10,11 @@ import torch.nn.functional as F
 
 from overlapc import cli
 from overlapc.cli import callables
+from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.errors import ProblemError
 from overlapc.planning.attention.table import (
     MEASURED_KEYS,
+    AttentionEntry,
     AttentionShape,
     AttentionTable,
     AttentionTrial,
@@ -97,22 +99,67 @@ def test_a_trial_compares_both_on_other_keys_each(mask, sizes, monkeypatch):
 
     def clock(run, operands):
         assert len({one[1].data_ptr() for one in operands}) == len(operands) > 1
-        seen.append(run.__name__)
+        tile = getattr(run, "keywords", {}).get("tile", "library")
+        seen.append(tile)
         results.append(run(operands[0]))
-        return lambda: {"_library": 3.0, "_own": 2.0}[run.__name__]
+        return lambda: {"library": 3.0, "planned": 2.0}[tile]
 
     shape = AttentionShape(*SIZES[sizes], "float32", mask, sizes == "latent")
     results: list[torch.Tensor] = []
     trials = AttentionTrials(shape, torch.device("cpu"), clock)
     found = trials.trial(40, 1.0)
-    assert set(seen) == {"_library"}
+    assert set(seen) == {"library"}
     assert (found.low, found.median, found.high) == (0.0, 0.0, 0.0)
-    monkeypatch.setattr(AttentionTrials, "_runs_own", lambda self, operands: True)
+    monkeypatch.setattr(AttentionTrials, "_runs_own", lambda self, *given: True)
     results.clear()
     found = trials.trial(40, 1.0)
     assert (found.low, found.median, found.library_seconds) == (1.5, 1.5, 3.0)
     torch.testing.assert_close(results[0], results[1])  # the first two run both on one operand
     assert found.quarter_low == found.quarter_median == (1.5 if mask == "given" else 0.0)
+
+
+@pytest.mark.parametrize("best", ["planned", "many_rows", "few_rows"])
+def test_the_fastest_tile_is_kept(best, monkeypatch):
+    """And a quarter of the keys is compared in it alone. Mutants: the first; the last; all."""
+    monkeypatch.setattr(attention_trials, "COLD_BYTES", 1)
+    beside = ["few_rows", "many_rows"]
+    monkeypatch.setattr(attention_trials, "tiles_beside", lambda *given, **named: beside)
+    monkeypatch.setattr(AttentionTrials, "_runs_own", lambda self, *given: True)
+    specs: list[str] = []
+
+    def attention(*given):
+        specs.append(AttentionSpec.parse(given[-2]).tile)
+        return given[0], None
+
+    monkeypatch.setattr(torch.ops.overlapc, "attention", attention)
+
+    def clock(run, operands):
+        tile = getattr(run, "keywords", {}).get("tile", "library")
+        if tile != "library":
+            run(operands[0])
+        return lambda: 1.0 if tile == best else 2.0
+
+    shape = AttentionShape(*SIZES["apart"], "float32", "given")
+    found = AttentionTrials(shape, torch.device("cpu"), clock).trial(40, 1.0)
+    assert (found.tile, found.median, found.quarter_median) == (best, 2.0, 2.0)
+    assert specs == ["planned", "few_rows", "many_rows", best]
+
+
+def test_a_tile_of_which_no_kernel_runs_is_not_compared(monkeypatch):
+    """Mutant: the first kernel speaks for all, and torch is measured as ours."""
+    monkeypatch.setattr(attention_trials, "COLD_BYTES", 1)
+    monkeypatch.setattr(attention_trials, "tiles_beside", lambda *given, **named: ["many_rows"])
+    monkeypatch.setattr(
+        AttentionTrials, "_runs_own", lambda self, operands, tile: tile == "planned"
+    )
+    shape = AttentionShape(*SIZES["apart"], "float32", "nothing")
+    seconds = {"library": 1.0, "planned": 1.0, "many_rows": 0.5}
+
+    def clock(run, operands):
+        return lambda: seconds[getattr(run, "keywords", {}).get("tile", "library")]
+
+    found = AttentionTrials(shape, torch.device("cpu"), clock).trial(40, 1.0)
+    assert (found.tile, found.median) == ("planned", 1.0)
 
 
 def test_a_mask_that_is_given_keeps_all_keys_and_then_a_quarter(monkeypatch):
@@ -125,7 +172,7 @@ def test_a_mask_that_is_given_keeps_all_keys_and_then_a_quarter(monkeypatch):
         return lambda: 1.0
 
     shape = AttentionShape(*SIZES["apart"], "float32", "given")
-    monkeypatch.setattr(AttentionTrials, "_runs_own", lambda self, operands: True)
+    monkeypatch.setattr(AttentionTrials, "_runs_own", lambda self, *given: True)
     AttentionTrials(shape, torch.device("cpu"), clock).trial(40, 1.0)
     assert set(kept) == {40, 10}
     assert kept[0] == 40
@@ -187,3 +234,5 @@ def test_a_description_tells_what_is_taken():
     part = replace(trial, low=0.5, quarter_low=2.0, quarter_median=3.0)
     table = calibrate_attentions([SHAPE], keys=(512,), measure=lambda *_: part, save=False)
     assert "with a quarter kept 3.00x (at least 2.00), taken" in describe(table.entries[0])
+    tried = AttentionEntry(SHAPE, (replace(trial, tile="values_behind"),))
+    assert "[1.10, 1.30] with values a tile behind keys, taken" in describe(tried)

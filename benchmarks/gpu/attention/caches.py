@@ -18,12 +18,10 @@ from benchmarks.gpu.attention.peers import (
     sdpa_peers,
 )
 from benchmarks.gpu.attention.speed import AGAIN, ONLINE, OURS, Copy, DecodeShape, Turns
-from benchmarks.gpu.device import architecture
 from benchmarks.gpu.timing import raw
 from benchmarks.measuring.deadline import Deadline
 from overlapc.codegen.attention.cache import Cache
-from overlapc.codegen.attention.decode_tiles import decode_tiles
-from overlapc.runtime.attention.kernels import as_wide
+from overlapc.runtime.attention.kernels import as_wide, tiles_beside
 
 BFLOAT16, DEQUANTISED = "bfloat16", "dequantised"
 SHARED = Cache(shares_values=True)
@@ -72,7 +70,7 @@ class LatentShape:
 
 
 def latent(deadline: Deadline, shape: LatentShape, rate: float, flops: float) -> dict[str, Any]:
-    """One decode step of absorbed MLA against every peer and each number of rows that a CTA may
+    """One decode step of absorbed MLA against every peer and another number of rows that a CTA may
     hold, and the larger of two bounds: the time in which the cache is read, and that of the
     products, which many heads are near."""
     if why := speed.too_large(2 * shape.cache_bytes):
@@ -92,9 +90,8 @@ def latent(deadline: Deadline, shape: LatentShape, rate: float, flops: float) ->
     bound = max(reading, products) if reading and products else 0.0
     out = torch.empty_like(like.sides[0][..., : spec.value_dim])
     ours = partial(speed.launcher, spec, SHARED, out)
-    for tile in decode_tiles(spec, SHARED, 1, architecture(), with_tried=True):
-        name, rows = f"blocks of {tile.block_m} rows", tile.block_m
-        peers[name] = ours("zero", counter(), most_rows=rows)
+    for tile in tiles_beside(spec, *like.sides, shares_values=True):
+        peers[tile.replace("_", " ")] = ours("zero", counter(), tile=tile)
     return {**given, **against_peers(deadline, turns, ours, peers, why_not, bound)}
 
 

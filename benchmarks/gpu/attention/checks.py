@@ -21,6 +21,7 @@ from overlapc.codegen.attention.scores import PRODUCT
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import tile_for
 from overlapc.codegen.epilogue import Call, Epilogue, Input, Ref
+from overlapc.planning.attention.tile_names import MANY_ROWS, VALUES_BEHIND
 from overlapc.runtime.attention.gradients import BACKWARD
 from overlapc.runtime.attention.kernels import run_decode
 from overlapc.runtime.attention.op import redone_of
@@ -64,8 +65,6 @@ class Case:
     """Some rows, and not none, have to be computed a second time."""
     is_odd: bool = False
     """Keys and values lie as no TMA unit reads them."""
-    most_rows: int = 0
-    """As of ``choose_decode``."""
 
 
 def _program(inputs: tuple[Input, ...], *calls: Call) -> str:
@@ -101,6 +100,9 @@ PREFILL: Mapping[str, Case] = {
     "bfloat16, causal, 4 queries a head": Case(replace(CAUSAL, groups=4)),
     "float16, first keys": Case(HALF),
     "float32": Case(replace(BRAIN, dtype="float32", precision="tf32x3")),
+    "scores of hundreds, values a tile behind": Case(
+        replace(CAUSAL, groups=4, tile=VALUES_BEHIND), spread=400.0, is_redone=True
+    ),
     "online": Case(replace(CAUSAL, softmax="online"), spread=40.0),
     "scores of hundreds": Case(CAUSAL, spread=400.0, is_redone=True),
     "a number for each head": Case(replace(BRAIN, softmax="head"), phi=3.0),
@@ -149,12 +151,11 @@ DECODE: Mapping[str, Case] = {
     "latent": Case(LATENT, Cache(shares_values=True)),
     "latent, 128 heads": Case(replace(LATENT, groups=128), Cache(shares_values=True)),
     "latent, 128 heads in large blocks": Case(
-        replace(LATENT, groups=128), Cache(shares_values=True), most_rows=64
+        replace(LATENT, groups=128, tile=MANY_ROWS), Cache(shares_values=True)
     ),
     "latent, scores of hundreds in large blocks": Case(
-        replace(LATENT, groups=64),
+        replace(LATENT, groups=64, tile=MANY_ROWS),
         Cache(shares_values=True),
-        most_rows=64,
         spread=400.0,
         is_redone=True,
     ),
@@ -233,7 +234,7 @@ def decode(case: Case) -> float:
             redone.zero_()
             run_decode(
                 case.spec, case.cache, given.q, held.k, held.v, out, lse, table=held.table,
-                redone=redone, most_rows=case.most_rows, **given.named, **scales,
+                redone=redone, **given.named, **scales,
             )  # fmt: skip
             bits.append(out.clone())
 

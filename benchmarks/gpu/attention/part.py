@@ -68,7 +68,7 @@ WIDE_PREFILL = (PrefillShape(1, 4, 4 * K, spread=WIDE),)
 OF_DECODE = ("share of the bound", "of best sdpa", "of sdpa", "of flex", "of flashinfer",
              "unified over online", "again")  # fmt: skip
 IN_SUMMARY = ("share of the bound", "of best sdpa", "of flashmla", "of flashinfer",
-              "of blocks of 32 rows", "of blocks of 64 rows", "of bfloat16", "of dequantised",
+              "of few rows", "of many rows", "of bfloat16", "of dequantised",
               "unified over online", "again")  # fmt: skip
 """Of latent and float8 caches."""
 

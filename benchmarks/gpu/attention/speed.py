@@ -26,9 +26,10 @@ from benchmarks.measuring.paired import Samples
 from overlapc.codegen.attention.cache import Cache
 from overlapc.codegen.attention.kernel import build_attention
 from overlapc.codegen.attention.spec import AttentionSpec
-from overlapc.codegen.attention.tiles import AttentionTile, tile_ahead, tile_for
+from overlapc.codegen.attention.tiles import tile_for
+from overlapc.planning.attention.tile_names import PLANNED, TRIED, VALUES_BEHIND
 from overlapc.runtime.attention.gradients import BACKWARD
-from overlapc.runtime.attention.kernels import run_decode
+from overlapc.runtime.attention.kernels import run_decode, tiles_beside
 from overlapc.runtime.attention.masks import Filled, input_of, program_of
 from overlapc.runtime.ops import calls_of
 
@@ -44,8 +45,6 @@ TIMED_SECONDS = 0.4
 OURS, AGAIN, ONLINE, FIRST = "ours", "ours again", "online", "first keys"
 POINTERS = "by pointers"
 """Our kernel of many rows, where the TMA unit loads nothing."""
-BEHIND = "values behind"
-"""The same where it does, with values a tile behind keys."""
 INDUCTOR = "inductor"
 MASKED = "ours, given the mask"
 GIVEN = f"of {INDUCTOR}, given the mask"
@@ -211,18 +210,16 @@ def launcher(
     redone: torch.Tensor,
     lengths: torch.Tensor | None = None,
     inputs: Sequence[torch.Tensor] = (),
-    most_rows: int = 0,
+    tile: str = PLANNED,
 ) -> Callable[[Copy], int]:
-    """Our kernel of few rows, as its op launches it, or of ``most_rows`` a CTA; gives the CTAs that
-    share a head."""
-    its = replace(spec, softmax=softmax)
+    """Our kernel of few rows, as its op launches it; gives the CTAs that share a head."""
+    its = replace(spec, softmax=softmax, tile=tile)
 
     def run(copy: Copy) -> int:
         held, scales = copy.held, copy.scales or (None, None)
         return run_decode(
             its, cache, copy.sides[0], held.k, held.v, out, None, table=held.table,
             lengths=lengths, inputs=inputs, redone=redone, k_scale=scales[0], v_scale=scales[1],
-            most_rows=most_rows,
         )  # fmt: skip
 
     return run
@@ -318,18 +315,15 @@ def prefill(
     out = torch.empty_like(q)
     redone = torch.zeros(1, dtype=torch.int32, device="cuda")
 
-    def ours(
-        softmax: str, *, is_aligned: bool = True, tile: AttentionTile | None = None
-    ) -> Callable[[], object]:
-        its = replace(spec_of(shape), softmax=softmax)
-        planned = tile_for(its, architecture(), is_aligned=is_aligned)
-        kernel = build_attention(its, tile or planned)
+    def ours(softmax: str, *, is_aligned: bool = True, tile: str = PLANNED) -> Callable[[], object]:
+        its = replace(spec_of(shape), softmax=softmax, tile=tile)
+        kernel = build_attention(its, tile_for(its, architecture(), is_aligned=is_aligned))
         return lambda: kernel(q, k, v, out, redone=redone)
 
     runs = {name: ours(softmax) for name, softmax in softmaxes(shape.spread)}
     runs[POINTERS] = ours("zero", is_aligned=False)
-    if tile := tile_ahead(spec_of(shape), architecture()):
-        runs[BEHIND] = ours("zero", tile=tile)
+    for tile in tiles_beside(spec_of(shape), q, k, v):
+        runs[tile] = ours("zero", tile=tile)
     peers, why_not = sdpa_peers((q, k, v), is_causal=shape.is_causal)
     if with_flex:
         try:
@@ -436,7 +430,7 @@ def against(samples: Samples, why_not: Mapping[str, str]) -> dict[str, Any]:
     """Times of peers over ours, the best of torch's named, and why some are not there."""
     torchs = [name for name in samples.seconds if name.startswith("sdpa")]
     best = min(torchs, key=samples.median, default="")
-    own = (OURS, AGAIN, ONLINE, FIRST, POINTERS, BEHIND)
+    own = (OURS, AGAIN, ONLINE, FIRST, POINTERS, *TRIED)
     others = [name for name in samples.seconds if name not in own and name[:5] != "sdpa "]
     found: dict[str, Any] = {f"of {name}": cell(samples.ratio(name, OURS)) for name in others}
     if best:
@@ -455,8 +449,8 @@ def ours_alone(samples: Samples) -> dict[str, Any]:
         found["first keys over online"] = cell(samples.ratio(ONLINE, FIRST))
     if POINTERS in samples.seconds:
         found["by TMA over pointers"] = cell(samples.ratio(POINTERS, OURS))
-    if BEHIND in samples.seconds:
-        found["values behind over at once"] = cell(samples.ratio(OURS, BEHIND))
+    if VALUES_BEHIND in samples.seconds:
+        found["values behind over at once"] = cell(samples.ratio(OURS, VALUES_BEHIND))
     return found
 
 

@@ -14,6 +14,7 @@ from overlapc.planning.attention.decode_splits import AGAIN_RATE
 from overlapc.planning.attention.own import why_not_own
 from overlapc.planning.attention.problem import AttentionProblem, Verdict
 from overlapc.planning.attention.table import AttentionTable, shape_of
+from overlapc.planning.attention.tile_names import PLANNED
 
 OWN_SHARE, LIBRARY_SHARE = 0.5, 0.8
 """Of the memory's rate that a kernel reaches whose CTAs fill the device: assumed, ours badly, for
@@ -44,7 +45,7 @@ def decide_on_gpu(problem: AttentionProblem, table: AttentionTable | None) -> Ve
     if not choice.is_own:
         is_told = problem.is_fused or problem.own.is_latent
         return Verdict("kept", choice.code, choice.reason) if is_told else left
-    own = decide(problem, "unified")
+    own = decide(replace(problem, tile=choice.tile), "unified")
     return replace(own, code=choice.code, reason=f"{own.reason} {choice.reason}")
 
 
@@ -56,6 +57,8 @@ class Choice:
     code: str
     reason: str
     """A sentence."""
+    tile: str = PLANNED
+    """Of ours, which was measured."""
 
 
 def choose_on_gpu(problem: AttentionProblem, table: AttentionTable | None) -> Choice:
@@ -71,7 +74,7 @@ def choose_on_gpu(problem: AttentionProblem, table: AttentionTable | None) -> Ch
         part = won.quarter_median
         of_part = f", {part:.2f} times where its mask keeps a quarter of the keys" if part else ""
         reason = f"Measured here: {won.median:.2f} times as fast as {rival}{of_part}."
-        return Choice(True, "measured", reason)
+        return Choice(True, "measured", reason, won.tile)
     if not problem.splits or not problem.is_static:
         reason = "Rows are many or vary, and no kernel of ours was measured to beat torch's there."
         return Choice(False, "not_measured", reason)

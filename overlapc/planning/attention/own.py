@@ -7,6 +7,7 @@ from dataclasses import replace
 from overlapc.planning.attention.decode_splits import decode_in
 from overlapc.planning.attention.policy import BOUND, ONLINE, RUNNING, UNKNOWN, choose_source
 from overlapc.planning.attention.problem import AttentionProblem, Verdict
+from overlapc.planning.attention.tile_names import PLANNED, TRIED
 from overlapc.planning.tiles import why_not_served
 
 OWN = ("unified", ONLINE, RUNNING)
@@ -45,13 +46,18 @@ def by_own(problem: AttentionProblem, choice: str) -> Verdict:
     else:
         reason = f"A kernel of our own makes its softmax {source.how}{rest}."
         own = Verdict("rewritten", choice, reason, source.policy, source.phi)
-    return replace(own, reads_narrow=reads_narrow, reads_latent=problem.is_latent)
+    return replace(
+        own, reads_narrow=reads_narrow, reads_latent=problem.is_latent, tile=problem.tile
+    )
 
 
 def _decode(problem: AttentionProblem) -> str:
     """What a reason says of few rows, and of a length."""
-    parts = [f"; {decode_in(problem.splits)}"] if problem.splits else []
-    if problem.splits and problem.reads > 1:
+    if problem.tile != PLANNED:
+        parts = [f"; {TRIED[problem.tile]}"]
+    else:
+        parts = [f"; {decode_in(problem.splits)}"] if problem.splits else []
+    if problem.splits and problem.reads > 1 and problem.tile == PLANNED:
         parts.append(f"each key read {problem.reads} times")
     if problem.prefix:
         parts.append(f"{'' if parts else '; it '}reads to a length on the device")

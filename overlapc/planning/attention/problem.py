@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from overlapc.planning.attention.policy import UNKNOWN, KnownScores
 from overlapc.planning.attention.softmax import SiteScores
+from overlapc.planning.attention.tile_names import PLANNED
 from overlapc.planning.problem import ITEM_BYTES
 
 
@@ -77,6 +78,8 @@ class AttentionProblem:
     """CTAs among which a kernel of our own shares the keys; 0: rows are too many for it to."""
     reads: int = 1
     """How often such a kernel reads each key: for each block of the rows that share it."""
+    tile: str = PLANNED
+    """Which tile it takes, as a measurement named it; the two before are of ``PLANNED``."""
 
     @property
     def own(self) -> AttentionProblem:
@@ -84,7 +87,7 @@ class AttentionProblem:
         latent = self.latent
         if latent is None or self.is_trained or latent.is_trained or latent.is_mask_trained:
             return self
-        return replace(latent, prompts=self.prompts)
+        return replace(latent, prompts=self.prompts, tile=self.tile)
 
     @property
     def cache_bytes(self) -> int:
@@ -137,3 +140,5 @@ class Verdict:
     """A kernel of our own reads keys and values as they were before the graph widened them."""
     reads_latent: bool = False
     """It reads values as the beginnings of keys."""
+    tile: str = PLANNED
+    """Which tile it takes."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from overlapc.planning.attention.problem import AttentionProblem
+from overlapc.planning.attention.tile_names import PLANNED, TILES
 from overlapc.planning.linear.regions import LEAST_GAIN
 from overlapc.planning.tables import MeasuredTable
 
@@ -71,6 +72,8 @@ class AttentionTrial:
     quarter_low: float = 0.0
     """The same of a mask that keeps a quarter; zeros where none was tried."""
     quarter_median: float = 0.0
+    tile: str = PLANNED
+    """Of ours, which was the fastest of those that were tried over all keys."""
 
     def __post_init__(self) -> None:
         if self.keys < 1 or not self.library_seconds > 0:
@@ -79,6 +82,8 @@ class AttentionTrial:
             raise ValueError("the interval of a trial does not hold its median")
         if not 0 <= self.quarter_low <= self.quarter_median:
             raise ValueError("the median of a quarter is below its interval")
+        if self.tile not in TILES:
+            raise ValueError(f"a tile is one of {', '.join(TILES)}")
 
     @property
     def is_won(self) -> bool:
@@ -119,8 +124,8 @@ class AttentionTable(MeasuredTable):
     """Every attention that was measured, by its shape."""
 
     KEY: ClassVar[str] = "overlapc_attention"
-    FORMAT: ClassVar[int] = 3
-    """1 had no latent caches, 2 no masks that keep a quarter."""
+    FORMAT: ClassVar[int] = 4
+    """1 had no latent caches, 2 no masks that keep a quarter, 3 one tile alone."""
     ABOUT: ClassVar[str] = "attentions"
     AGAIN: ClassVar[str] = (
         "run overlapc calibrate --attention on this machine, or compile with softmax='sdpa'"

@@ -7,6 +7,7 @@ head of keys are one CTA's, and several CTAs share the keys. More rows take a CT
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -19,7 +20,9 @@ from overlapc.codegen.attention.kernel import MOST_DIM, build_attention
 from overlapc.codegen.attention.spec import DTYPES, AttentionSpec
 from overlapc.codegen.attention.spec import MOST_DIM as WIDEST
 from overlapc.codegen.attention.tiles import AttentionTile, tile_for
+from overlapc.errors import KernelError
 from overlapc.planning.attention.decode_splits import MOST_ROWS, decode_in
+from overlapc.planning.attention.tile_names import PLANNED, TRIED
 from overlapc.planning.tiles import why_not_served
 from overlapc.runtime import machine
 from overlapc.runtime.attention.meeting import counters
@@ -122,20 +125,18 @@ def run_decode(
     v_scale: torch.Tensor | None = None,
     phi: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
-    most_rows: int = 0,
 ) -> int:
     """Launch the decode kernel; return how many CTAs may share the keys of one block of rows.
 
-    Arguments are as of ``DecodeKernel``, ``most_rows`` as of ``choose_decode``. The memory of
-    partial sums is made at every call: what a call kept would be of the pool of a CUDA graph.
-    Counters are those of ``meeting``.
+    Arguments are as of ``DecodeKernel``. The memory of partial sums is made at every call: what a
+    call kept would be of the pool of a CUDA graph. Counters are those of ``meeting``.
     """
     device = query.device
     if device.type != "cuda":
         interprets()
     pairs = query.shape[0] * (query.shape[1] // spec.groups)
     keys = key.shape[2] if table is None else table.shape[1] * cache.page
-    way = decode_on(spec, cache, query.shape[2], pairs, keys, device, most_rows)
+    way = decode_on(spec, cache, query.shape[2], pairs, keys, device)
     kernel, splits = build_decode(spec, cache, way.tile), way.splits.count
     kernel(
         query, key, value, out, splits=splits, workspace=kernel.workspace(query, splits, counters),
@@ -176,7 +177,6 @@ def decode_on(
     pairs: int,
     keys: int,
     device: torch.device,
-    most_rows: int = 0,
 ) -> DecodeWay:
     """Return how a device, an interpreted one among them, attends with ``rows`` rows of queries to
     ``keys`` of each of ``pairs`` sequences and heads.
@@ -188,9 +188,8 @@ def decode_on(
     if device.type != "cuda":
         return way_of(spec, INTERPRETED_DECODE, rows, pairs, keys, sms, INTERPRETED_KEY_BYTES)
     return choose_decode(
-        spec, cache, rows, architecture(device), pairs=pairs, keys=keys, multiprocessors=sms,
-        most_rows=most_rows,
-    )  # fmt: skip
+        spec, cache, rows, architecture(device), pairs=pairs, keys=keys, multiprocessors=sms
+    )
 
 
 def tile_on(spec: AttentionSpec, key: torch.Tensor, value: torch.Tensor) -> AttentionTile:
@@ -201,6 +200,30 @@ def tile_on(spec: AttentionSpec, key: torch.Tensor, value: torch.Tensor) -> Atte
         return INTERPRETED
     is_aligned = fits_tma(key) and fits_tma(value)
     return tile_for(spec, architecture(key.device), is_aligned=is_aligned)
+
+
+def tiles_beside(
+    spec: AttentionSpec,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    shares_values: bool = False,
+) -> list[str]:
+    """Return by which names of ``TRIED`` a call would take another tile than unasked; keys are
+    whole, where they share values as well. None where no kernel computes it."""
+    cache, pairs = Cache(shares_values=shares_values), query.shape[0] * key.shape[1]
+
+    def taken(name: str) -> AttentionTile:
+        its = replace(spec, tile=name)
+        if not is_decode(spec, query.shape[2]):
+            return tile_on(its, key, value)
+        return decode_on(its, cache, query.shape[2], pairs, key.shape[2], key.device).tile
+
+    try:
+        return [name for name in TRIED if taken(name) != taken(PLANNED)]
+    except KernelError:
+        return []
 
 
 def interprets() -> None:

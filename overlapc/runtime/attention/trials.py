@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ import torch.nn.functional as F
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.planning.attention.own import policy_of
 from overlapc.planning.attention.table import AttentionShape, AttentionTrial
+from overlapc.planning.attention.tile_names import PLANNED
 from overlapc.planning.ratios import median_ratio, paired_ratios
+from overlapc.runtime.attention.kernels import tiles_beside
 from overlapc.runtime.attention.op import BY_TORCH
 from overlapc.runtime.measuring.clocks import (
     COLD_BYTES,
@@ -56,27 +59,41 @@ class AttentionTrials:
         found = self._trial(keys, keys, seconds / (1 + has_part))
         if not has_part or not found.median:
             return found
-        part = self._trial(keys, max(keys // 4, self.shape.rows), seconds / 2)
+        kept = max(keys // 4, self.shape.rows)
+        part = self._trial(keys, kept, seconds / 2, (found.tile,))
         return replace(found, quarter_low=part.low, quarter_median=part.median)
 
-    def _trial(self, keys: int, kept: int, seconds: float) -> AttentionTrial:
-        """Where the last row keeps ``kept`` keys."""
+    def _trial(
+        self, keys: int, kept: int, seconds: float, tiles: Sequence[str] = ()
+    ) -> AttentionTrial:
+        """Where the last row keeps ``kept`` keys, of the fastest of ``tiles``, by default of all
+        that the device has."""
         clock = self.clock or (on_device if self.device.type == "cuda" else on_host)
         runs: dict[str, Callable[[Sequence[torch.Tensor]], Any]] = {"library": self._library}
         operands = self._operands(keys, kept)
-        if self._runs_own(operands[0]):
-            runs["own"] = self._own
+        beside = partial(tiles_beside, self._spec, shares_values=self.shape.is_latent)
+        for tile in tiles or (PLANNED, *beside(*operands[0][:3])):
+            if self._runs_own(operands[0], tile):
+                runs[tile] = partial(self._own, tile=tile)
         times = seconds_of(runs, operands, clock, seconds, keys)
         library = sorted(times["library"])[len(times["library"]) // 2]
-        if "own" not in times:
+        ratios = {
+            tile: median_ratio(paired_ratios(times["library"], times[tile]))
+            for tile in times
+            if tile != "library"
+        }
+        if not ratios:
             return AttentionTrial(keys, library, 0.0, 0.0, 0.0)
-        ratio = median_ratio(paired_ratios(times["library"], times["own"]))
-        return AttentionTrial(keys, library, max(ratio.low, 0.0), ratio.median, ratio.high)
+        best = max(ratios, key=lambda tile: ratios[tile].median)
+        ratio = ratios[best]
+        return AttentionTrial(
+            keys, library, max(ratio.low, 0.0), ratio.median, ratio.high, tile=best
+        )
 
-    def _runs_own(self, operands: Operands) -> bool:
+    def _runs_own(self, operands: Operands, tile: str) -> bool:
         calls = calls_of(SITE)
         before = calls[BY_TORCH]
-        self._own(operands)
+        self._own(operands, tile)
         return calls[BY_TORCH] == before
 
     def _library(self, operands: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -106,14 +123,14 @@ class AttentionTrials:
         result = torch.softmax(scores, -1) @ value
         return result.unflatten(2, sizes[1:]).flatten(1, 2)
 
-    def _own(self, operands: Sequence[torch.Tensor]) -> torch.Tensor:
+    def _own(self, operands: Sequence[torch.Tensor], tile: str = PLANNED) -> torch.Tensor:
         query, key, value, mask, lengths = operands
         is_given, has_length = self.shape.mask == "given", self.shape.mask == "length"
         if self.shape.is_latent:
             key = key[..., self.shape.value_dim :]
         result, _ = torch.ops.overlapc.attention(
             query, key, value, [mask] if is_given else [], lengths if has_length else None, None,
-            None, str(self._spec), SITE,
+            None, str(replace(self._spec, tile=tile)), SITE,
         )  # fmt: skip
         return result
 

@@ -96,6 +96,21 @@ def test_what_no_kernel_of_ours_computes_or_is_trained_is_decided_as_ever(change
         assert (verdict.decision, verdict.code) == ("kept", "fused_already")
 
 
+@pytest.mark.parametrize("problem", [LLAMA, DEEPSEEK], ids=["plain", "latent"])
+def test_the_tile_that_was_measured_is_taken(problem):
+    """And what is predicted of another is not said. Mutants: neither; of a latent cache neither."""
+    known = replace(trial(8192, 1.5), tile="many_rows")
+    problem = replace(problem, reads=8, latent=problem.latent and replace(problem.latent, reads=8))
+    verdict = decide_on_gpu(problem, table(known, problem=problem.own))
+    assert (verdict.code, verdict.tile) == ("measured", "many_rows")
+    assert "in CTAs of the most rows" in verdict.reason
+    assert "splits" not in verdict.reason
+    assert "times," not in verdict.reason
+    planned = decide_on_gpu(problem, table(trial(8192, 1.5), problem=problem.own))
+    assert planned.tile == "planned"
+    assert "decode, 16 splits, each key read 8 times" in planned.reason
+
+
 def test_a_measurement_counts_whatever_is_predicted():
     loses = table(trial(8192, 1.01, 1.3))
     assert decide_on_gpu(LLAMA, loses).code == "library"
@@ -216,14 +231,19 @@ def test_a_table_from_before_latent_caches_still_speaks(tmp_path):
     for entry in stored["entries"]:
         del entry["problem"]["is_latent"]
         for one in entry["trials"]:
-            del one["quarter_low"], one["quarter_median"]
+            del one["quarter_low"], one["quarter_median"], one["tile"]
     path.write_text(json.dumps(stored | {"overlapc_attention": 1}))
     before = AttentionTable.load(path, HERE)
     assert decide_on_gpu(LLAMA, before).code == "measured"
     assert decide_on_gpu(DEEPSEEK, before).code == "predicted"
-    path.write_text(json.dumps(stored | {"overlapc_attention": 4}))
+    path.write_text(json.dumps(stored | {"overlapc_attention": 5}))
     with pytest.raises(TargetError, match="a newer overlapc wrote it"):
         AttentionTable.load(path, HERE)
+
+
+def test_a_trial_is_of_a_tile_that_a_spec_may_name():
+    with pytest.raises(ValueError, match="a tile is one of planned, values_behind, few_rows"):
+        replace(trial(512, 1.0), tile="large")
 
 
 @pytest.mark.parametrize("trials", [(trial(512, 1.0), trial(512, 1.0)), (trial(2, 1), trial(1, 1))])
