@@ -50,7 +50,6 @@ NVIDIA = {
     "sm_100": {
         64: (64, 64, 8, 2, 0, 232),
         128: (128, 64, 8, 3),
-        192: (128, 32, 8, 2),
         256: (64, 64, 8, 2),
     },
     # The matrix units of sm_80, and less shared memory and fewer registers left by its assembler.
@@ -59,12 +58,14 @@ NVIDIA = {
 """Of 16 bits, by the first architecture that takes them and the most columns of a head. Of
 sm_90, products with ones leave 377 of 574 instructions of a loop over 128 keys, and are 3 to 12 %
 more products; on sm_80 they would be a quarter more."""
+WIDE_KEYS = 192
+"""Columns of a tile of keys whose values have 128 at most."""
 NVIDIA_BY_TMA = {
     "sm_90": {128: (128, 128, 8, 2, 16)},
     "sm_100": {
         64: (128, 64, 4, 2, 0, 255),
         128: (128, 128, 8, 2, 0, 255),
-        192: (128, 64, 8, 2, 0, 255),
+        WIDE_KEYS: (128, 64, 8, 2, 0, 255),
         256: (64, 64, 8, 2, 0, 255),
     },
 }
@@ -80,7 +81,6 @@ NVIDIA_MASKED = {
     "sm_90": {64: (128, 64, 8, 2, 16), 128: (128, 32, 8, 3, 16)},
     "sm_100": {
         128: (128, 32, 8, 3),
-        192: (64, 64, 8, 1, 0, 255),
         256: (64, 64, 8, 1, 0, 255),
     },
     "sm_120": {64: (64, 32, 8, 2), 256: (16, 32, 8, 2)},
@@ -137,7 +137,11 @@ def tile_for(spec: AttentionSpec, architecture: str, *, is_aligned: bool = False
         elif by_tma and is_plain:
             known = known | NVIDIA_BY_TMA[since]
     wide = max(spec.head_dim, spec.value_dim)
-    fitting = [columns for columns in known if columns >= wide]
+    fitting = [
+        columns
+        for columns in known
+        if columns >= wide and (columns != WIDE_KEYS or spec.value_dim <= 128)
+    ]
     if not fitting:
         raise KernelError(
             f"Heads of {wide} columns of {spec.dtype} do not fit the registers of {architecture}.",

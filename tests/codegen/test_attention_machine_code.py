@@ -52,7 +52,7 @@ MOST_OF_POINTERS = {
     "sm_100": {64: 0.5, 128: 0.7},
 }
 """Instructions a score, of those by pointers."""
-DIMS = [(64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (256, 256)]
+DIMS = [(64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256)]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -100,6 +100,14 @@ def test_the_tma_unit_loads_where_there_is_one():
     assert tile_for(capped, "sm_90", is_aligned=True).by_tma
     assert tile_for(capped, "sm_100", is_aligned=True) == tile_for(capped, "sm_100")
     assert not tile_for(SPEC, "sm_90").by_tma
+
+
+def test_keys_of_192_columns_have_a_tile_of_their_own_beside_narrow_values():
+    """On sm_100; values of as many spill in it. Mutant: whatever has no more columns takes it."""
+    wide = replace(SPEC, head_dim=192)
+    by_tma = partial(tile_for, architecture="sm_100", is_aligned=True)
+    assert by_tma(wide).block_m == 128
+    assert by_tma(replace(wide, value_dim=192)) == by_tma(replace(SPEC, head_dim=256))
 
 
 def test_budgets_where_masks_are_looked_through():
@@ -170,7 +178,7 @@ def test_every_budget_by_the_tma_unit(architecture, dtype, dims, change):
 
 @pytest.mark.long
 @pytest.mark.parametrize("mask", ["bool", "float32", "16 bits"])
-@pytest.mark.parametrize("dims", [(64, 64), (128, 128), (192, 128), (256, 256)], ids=str)
+@pytest.mark.parametrize("dims", [(64, 64), (128, 128), *DIMS[-3:]], ids=str)
 @pytest.mark.parametrize("architecture", list(SHARED_BYTES))
 def test_budgets_of_what_reads_no_hidden_keys(architecture, dims, mask):
     for dtype, softmax in (("bfloat16", "zero"), ("float16", "first_tile")):
