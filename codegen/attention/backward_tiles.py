@@ -6,14 +6,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from overlapc.codegen.attention.spec import AttentionSpec
-from overlapc.codegen.attention.tiles import AttentionTile, check_served
+from overlapc.codegen.attention.tiles import WIDE_KEYS, AttentionTile, check_served, columns_for
 from overlapc.errors import KernelError
 
 Table = Mapping[int, tuple[int, int, int, int]]
 """By the most columns of a head."""
 
 NVIDIA: Mapping[str, Table] = {
-    "keys": {64: (64, 32, 8, 1), 128: (32, 64, 8, 1), 192: (32, 16, 4, 1), 256: (32, 16, 8, 1)},
+    "keys": {
+        64: (64, 32, 8, 1),
+        128: (32, 64, 8, 1),
+        WIDE_KEYS: (32, 16, 4, 1),
+        256: (32, 16, 8, 1),
+    },
     "queries": {64: (64, 64, 8, 1), 128: (64, 64, 8, 1), 256: (16, 32, 4, 1)},
     "input": {64: (32, 64, 8, 1), 128: (32, 64, 8, 1), 256: (16, 32, 4, 1)},
 }
@@ -68,12 +73,12 @@ def backward_tile_for(spec: AttentionSpec, architecture: str, part: str) -> Atte
         known = NVIDIA[part]
         if spec.scores is None and not spec.lengths:
             known = {**known, **NVIDIA_PLAIN.get(architecture, {}).get(part, {})}
-    wide = max(spec.head_dim, spec.value_dim)
-    fitting = [columns for columns in known if columns >= wide]
-    if not fitting:
+    columns = columns_for(spec, known)
+    if columns is None:
+        wide = max(spec.head_dim, spec.value_dim)
         raise KernelError(
             f"Backward of heads of {wide} columns of {spec.dtype} do not fit {architecture}.",
             where=str(spec),
             remedy="let torch compute the gradients, or use a dtype of 16 bits",
         )
-    return replace(AttentionTile(*known[min(fitting)]), registers=0 if is_amd else REGISTERS)
+    return replace(AttentionTile(*known[columns]), registers=0 if is_amd else REGISTERS)

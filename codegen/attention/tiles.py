@@ -59,7 +59,7 @@ NVIDIA = {
 sm_90, products with ones leave 377 of 574 instructions of a loop over 128 keys, and are 3 to 12 %
 more products; on sm_80 they would be a quarter more."""
 WIDE_KEYS = 192
-"""Columns of a tile of keys whose values have 128 at most."""
+"""Columns of a tile of keys whose values have 128 at most: of as many they spill."""
 NVIDIA_BY_TMA = {
     "sm_90": {128: (128, 128, 8, 2, 16)},
     "sm_100": {
@@ -136,19 +136,26 @@ def tile_for(spec: AttentionSpec, architecture: str, *, is_aligned: bool = False
             known = known | NVIDIA_MASKED.get(since, {})
         elif by_tma and is_plain:
             known = known | NVIDIA_BY_TMA[since]
-    wide = max(spec.head_dim, spec.value_dim)
-    fitting = [
-        columns
-        for columns in known
-        if columns >= wide and (columns != WIDE_KEYS or spec.value_dim <= 128)
-    ]
-    if not fitting:
+    columns = columns_for(spec, known)
+    if columns is None:
+        wide = max(spec.head_dim, spec.value_dim)
         raise KernelError(
             f"Heads of {wide} columns of {spec.dtype} do not fit the registers of {architecture}.",
             where=str(spec),
             remedy="use torch's scaled_dot_product_attention, or a dtype of 16 bits",
         )
-    return replace(AttentionTile(*known[min(fitting)]), by_tma=by_tma)
+    return replace(AttentionTile(*known[columns]), by_tma=by_tma)
+
+
+def columns_for(spec: AttentionSpec, known: Iterable[int]) -> int | None:
+    """The least of the columns that are known which heads keep to; None where none is as wide."""
+    wide = max(spec.head_dim, spec.value_dim)
+    fitting = (
+        columns
+        for columns in known
+        if columns >= wide and (columns != WIDE_KEYS or spec.value_dim <= 128)
+    )
+    return min(fitting, default=None)
 
 
 def _tile_ahead(spec: AttentionSpec, architecture: str) -> AttentionTile | None:

@@ -40,7 +40,7 @@ CHANGES = {
 FEW_BYTES, FEW_ON = 24, {"sm_100": 8, "sm_120": 80}
 """On the stack of a thread: six registers, and by device. For sm_120, heads of 64 columns whose
 kept tiles are looked up spill twenty."""
-DIMS = [(64, 64), (80, 80), (128, 128), (192, 128), (256, 256)]
+DIMS = [(64, 64), (80, 80), (128, 128), (192, 128), (192, 192), (256, 256)]
 
 
 def check(spec: AttentionSpec, part: str, architecture: str) -> None:

@@ -103,11 +103,16 @@ def test_the_tma_unit_loads_where_there_is_one():
 
 
 def test_keys_of_192_columns_have_a_tile_of_their_own_beside_narrow_values():
-    """On sm_100; values of as many spill in it. Mutant: whatever has no more columns takes it."""
+    """On sm_100, and where gradients are made; values of as many spill in it.
+
+    Mutant: whatever has no more columns takes it.
+    """
     wide = replace(SPEC, head_dim=192)
     by_tma = partial(tile_for, architecture="sm_100", is_aligned=True)
     assert by_tma(wide).block_m == 128
     assert by_tma(replace(wide, value_dim=192)) == by_tma(replace(SPEC, head_dim=256))
+    keys = partial(backward_tile_for, architecture="sm_90", part="keys")
+    assert keys(wide) != keys(replace(wide, value_dim=192)) == keys(replace(SPEC, head_dim=256))
 
 
 def test_budgets_where_masks_are_looked_through():
