@@ -39,6 +39,16 @@ class Capped(Scaled):
         return ((q @ k.mT / self.scaling).tanh() * self.scaling).softmax(-1) @ v
 
 
+class Added(Scaled):
+    """As Bloom."""
+
+    def forward(self, q, k, v):
+        biased = q.new_ones(q.shape[0] * q.shape[1], 1, k.shape[2]).cumsum(-1)
+        q, k = q.flatten(0, 1), k.flatten(0, 1)
+        scores = torch.baddbmm(biased, q, k.mT, beta=self.scaling / 2, alpha=self.scaling)
+        return scores.view(*v.shape[:2], *scores.shape[1:]).softmax(-1) @ v
+
+
 class Filled(Scaled):
     """What a mask is filled with says whether it hides keys."""
 
@@ -51,7 +61,7 @@ def check(module, function, operands):
     torch.testing.assert_close(function(*operands), module(*operands), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("make", [Scaled, Capped])
+@pytest.mark.parametrize("make", [Scaled, Capped, Added])
 def test_is_read_as_its_number(make, monkeypatch):
     """Mutants: nothing is guarded, and the second scale is the first's; floats are no numbers."""
     monkeypatch.setattr(problems, "runs_kernels", lambda device: make is Capped)

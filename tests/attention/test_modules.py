@@ -160,14 +160,47 @@ def test_two_of_which_one_stays():
         torch.testing.assert_close(done.function(*inputs()), function(*inputs()))
 
 
-@pytest.mark.long
-def test_sizes_that_vary_leave_it_as_it_is():
-    module = made()
+@pytest.mark.parametrize(
+    "named", [{}, pytest.param({"add_bias_kv": True, "bias": False}, marks=pytest.mark.long)]
+)
+def test_one_graph_serves_sizes_that_vary(named):
+    """Mutants: a product of sizes is their sum; of a size that is made no node is remembered."""
+    module, double = made(**named), made(**named).double()
+
+    def function(x, y, pad):
+        return module(x, y, y, key_padding_mask=pad)[0]
+
+    def given(batch, rows, keys):
+        pad = torch.rand(batch, keys) > 0.7
+        pad[:, 0] = False
+        return torch.randn(batch, rows, WIDTH), torch.randn(batch, keys, WIDTH), pad
+
     with torch.no_grad():
-        done = rewrite(lambda x, y: cross(module, x, y), *inputs(), dynamic=True)
-    assert done.codes == ["!multi_head_module"]
-    assert "could not be spelled out" in done.sites[0].reason
-    assert done.after == done.before
+        done = rewrite(function, *given(2, 11, 19), dynamic=True)
+        assert done.codes == ["fused"]
+        for sizes in ((2, 11, 19), (3, 17, 23), (5, 2, 7)):
+            x, y, pad = given(*sizes)
+            found = done.function(x, y, pad)
+            wanted = double(x.double(), y.double(), y.double(), key_padding_mask=pad)[0]
+            assert found.stride() == function(x, y, pad).stride()
+            assert_alike(found, wanted, torch.float32)
+    assert len(done.after) == 1
+    assert done.calls("softmax") == 0
+
+
+def test_dropout_that_is_an_input_is_guarded():
+    """Mutants: a number that is given is refused, or dropout is none whose number is read."""
+    module = made(dropout=0.0).train()
+    x, y = torch.randn(2, 11, WIDTH), torch.randn(2, 19, WIDTH)
+    done = rewrite(lambda x, y: cross(module, x, y), x, y, dynamic=True)
+    assert done.codes[-1] == "fused"
+    graphs = len(done.after)
+    torch.testing.assert_close(done.function(x, y), cross(module, x, y))
+    assert len(done.after) == graphs
+    module.dropout = 0.5
+    assert not torch.equal(done.function(x, y), done.function(x, y))
+    assert done.codes[-1] == "!dropout"
+    assert "Dropout of 0.5 is" in done.sites[-1].reason
 
 
 def test_a_kernel_of_a_whole_layer_is_told():

@@ -13,6 +13,7 @@ from overlapc.graphs.attention.reading.spelling import Call
 from overlapc.graphs.attention.reading.tensors import Expression, expression, is_same
 from overlapc.graphs.attention.reading.versions import Versions
 from overlapc.graphs.attention.scores.steps import Bias, Fill
+from overlapc.graphs.attention.weights import why_dropped
 from overlapc.graphs.collectives import Refusal
 
 
@@ -30,10 +31,9 @@ def read_arguments(
     versions: Versions, call: Call, query: Expression, key: Expression
 ) -> Said | Refusal:
     """Read a call whose operands are ``query`` and ``key``, of as many dimensions and not empty."""
-    scale, p = call.get("scale"), call.get("dropout_p", 0.0)
-    if not isinstance(p, int | float) or p != 0:
-        reason = f"Dropout of {p} is active, and another kernel would draw other random numbers."
-        return Refusal(call.node, "dropout", reason)
+    scale = call.get("scale")
+    if dropped := why_dropped(versions, call, call.get("dropout_p", 0.0)):
+        return dropped
     dim = query.shape[-1]
     if not isinstance(dim, int):
         reason = "The size of its heads varies, and a kernel is made for one."

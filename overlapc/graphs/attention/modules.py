@@ -8,16 +8,20 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial, reduce
 from types import FunctionType
 from typing import Any
 
+import sympy
 import torch
 import torch.nn.functional as F
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from overlapc.graphs.attention.reading.spelling import read_call, tensor_of
+from overlapc.graphs.attention.reading.varying import VARYING, is_varying, numbers_given
 from overlapc.graphs.autocast import states, under
 from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.faults import fault_at
@@ -71,7 +75,13 @@ def spell_out(graph: fx.Graph, node: fx.Node) -> SpelledOut | Refusal:
     try:
         args, kwargs = fx.map_arg((node.args, node.kwargs), recorder.known)
         state = under(states(graph)[node])
-        with graph.inserting_before(node), fake_mode(parts[0]), state, recorder:
+        with (
+            graph.inserting_before(node),
+            fake_mode(parts[0]),
+            state,
+            enable_python_dispatcher(),
+            recorder,
+        ):
             found, _ = _forward(*args, **kwargs)
         why = "" if wanted is not None and _is_alike(found, wanted) else "it gave something else"
     except (CannotSpell, RuntimeError, TypeError, ValueError, AssertionError) as error:
@@ -117,14 +127,18 @@ class _Recorder(TorchFunctionMode):
         self.before = before
         self.nodes: list[fx.Node] = []
         self._node_of: dict[int, fx.Node] = {}
+        self._numbers: dict[sympy.Basic, fx.Node | int] = {**numbers_given(graph)}
         self._alive: list[object] = []
 
     def known(self, node: fx.Node) -> Any:
         """The value of a node of the graph; the node is remembered by it."""
         value = value_of(node)
-        if not isinstance(value, torch.Tensor):
-            raise CannotSpell("a number that it is given is computed in the graph")
-        self._node_of[id(value)] = node
+        if isinstance(value, torch.Tensor):
+            self._node_of[id(value)] = node
+        elif is_varying(node):
+            self._numbers[value.node.expr] = node
+        else:
+            raise CannotSpell("what it is given is neither a tensor nor a number")
         return value
 
     def node_of(self, tensor: torch.Tensor) -> fx.Node:
@@ -176,9 +190,26 @@ class _Recorder(TorchFunctionMode):
         return self._add("call_function", target, placed, named, value)
 
     def _place(self, argument: Any) -> Any:
-        if isinstance(argument, torch.SymInt | torch.SymFloat | torch.SymBool):
-            raise CannotSpell("a size varies")
+        if isinstance(argument, VARYING):
+            return self._number_of(argument.node.expr)
         return self.node_of(argument) if isinstance(argument, torch.Tensor) else argument
+
+    def _number_of(self, expr: sympy.Basic) -> fx.Node | int:
+        """What gives a size or number: a node that does, or sums and products of such."""
+        if isinstance(expr, sympy.Integer):
+            return int(expr)
+        function = {sympy.Add: operator.add, sympy.Mul: operator.mul}.get(expr.func)
+        if expr not in self._numbers and function is not None:
+            self._numbers[expr] = reduce(
+                partial(self._computed, function), map(self._number_of, expr.args)
+            )
+        if expr not in self._numbers:
+            raise CannotSpell("a size varies, and no input of the graph is or makes it")
+        return self._numbers[expr]
+
+    def _computed(self, function: Any, *sides: fx.Node | int) -> fx.Node:
+        value = function(*(value_of(one) if isinstance(one, fx.Node) else one for one in sides))
+        return self._add("call_function", function, sides, {}, value)
 
     def _add(
         self, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any

@@ -9,6 +9,7 @@ from torch import fx
 
 from overlapc.graphs.attention.products.matmuls import UNREAD, Product, is_product, read_product
 from overlapc.graphs.attention.products.places import Places
+from overlapc.graphs.attention.reading.constants import number
 from overlapc.graphs.attention.reading.spelling import Call, tensor_of
 from overlapc.graphs.attention.reading.tensors import (
     insertion,
@@ -172,12 +173,19 @@ def _why_changed(versions: Versions, call: Call, places: Places) -> Refusal | No
     if is_cast(versions, call.node) or keeps(versions, call.node):
         return None
     if call.name == "dropout":
-        p, is_training = call.get("p", 0.5), call.get("training", call.node.op == "call_function")
-        if p == 0 or is_training is False:
-            return None
-        reason = f"Dropout of {p} is active, and another kernel would draw other random numbers."
-        return Refusal(call.node, "dropout", reason)
+        is_training = call.get("training", call.node.op == "call_function")
+        return None if is_training is False else why_dropped(versions, call, call.get("p", 0.5))
     return _changed(call)
+
+
+def why_dropped(versions: Versions, call: Call, given: object) -> Refusal | None:
+    """Return that a call drops weights with the probability that it is given; None if none is."""
+    p = number(versions, given)
+    if p == 0:
+        return None
+    of = "" if p is None else f" of {p:g}"
+    reason = f"Dropout{of} is active, and another kernel would draw other random numbers."
+    return Refusal(call.node, "dropout", reason)
 
 
 def _sinks_weigh(call: Call) -> Refusal:

@@ -10,6 +10,7 @@ from torch import fx
 
 from overlapc.graphs.attention.products.contractions import LABELLED, contraction, sums_products
 from overlapc.graphs.attention.products.places import Places
+from overlapc.graphs.attention.reading.constants import number
 from overlapc.graphs.attention.reading.spelling import Call, tensor_of
 from overlapc.graphs.attention.reading.tensors import (
     CASTS,
@@ -110,9 +111,9 @@ def read_product(
         return _refused(call, "rows and keys are not the last two dimensions of scores")
     is_transposed = places != USUAL
     if call.name in ADDING:
-        names, scales = ADDING[call.name], (call.get("alpha", 1), call.get("beta", 1))
+        names, given = ADDING[call.name], (call.get("alpha", 1), call.get("beta", 1))
     else:
-        names, scales = ("input", "other"), (1, 1)
+        names, given = ("input", "other"), (1, 1)
     nodes = [call.get(name) for name in names]
     if left is not None and [node is left for node in nodes] != [not is_transposed, is_transposed]:
         return _refused(call, OVER_ROWS)
@@ -121,10 +122,11 @@ def read_product(
         return found
     if any(len(side.shape) < 2 for side in found):
         return _refused(call, "an operand is a vector")
-    if not all(isinstance(scale, int | float) for scale in scales):
-        return _refused(call, "alpha or beta is computed")
-    added = call.get("input") if call.name in ADDING and scales[1] != 0 else None
-    product = Product(call.node, *found, float(scales[0]), added, float(scales[1]))
+    alpha, beta = (number(versions, scale) for scale in given)
+    if alpha is None or beta is None:
+        return _refused(call, "alpha or beta varies; of a product that is multiplied by it, it may")
+    added = call.get("input") if call.name in ADDING and beta != 0 else None
+    product = Product(call.node, *found, alpha, added, beta)
     if not is_transposed:
         return product
     *batch, one, other = range(max(len(side.shape) for side in found))

@@ -22,7 +22,7 @@ def is_varying(argument: object) -> TypeGuard[fx.Node]:
 
 def has_sizes(graph: fx.Graph, sizes: Any) -> bool:
     """Return whether inputs of a graph give all sizes that vary, among ``sizes``."""
-    given = _inputs(graph)
+    given = numbers_given(graph)
     return not tree_any(lambda one: varies(one) and _key(one) not in given, sizes)
 
 
@@ -39,7 +39,7 @@ def inferred(sizes: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def with_nodes(graph: fx.Graph, arguments: Any) -> Any:
     """Return arguments with the inputs of the graph in place of sizes that vary."""
-    given = _inputs(graph)
+    given = numbers_given(graph)
 
     def node_of(one: Any) -> Any:
         if varies(one):
@@ -65,7 +65,8 @@ def varies(size: object) -> bool:
     return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
 
 
-def _inputs(graph: fx.Graph) -> dict[sympy.Expr, fx.Node]:
+def numbers_given(graph: fx.Graph) -> dict[sympy.Expr, fx.Node]:
+    """Return the inputs of a graph that are sizes or numbers, by what they are."""
     inputs = [node for node in graph.nodes if node.op == "placeholder" and is_varying(node)]
     return {_key(value_of(node)): node for node in inputs}
 
