@@ -15,7 +15,7 @@ from overlapc.graphs.attention.reading.outer import outer_of_bodies
 from overlapc.graphs.attention.reading.remembering import Known, remembered
 from overlapc.graphs.attention.reading.versions import Outer
 from overlapc.graphs.autocast import Autocast, ambient, states_of_bodies, under
-from overlapc.graphs.bodies import graphs_with_inputs, parameters_in
+from overlapc.graphs.bodies import checkpointed, graphs_with_inputs, parameters_in
 from overlapc.graphs.faults import unless_faulty
 from overlapc.graphs.values import value_of
 from overlapc.options import Options
@@ -52,11 +52,12 @@ def rewrite_before_autograd(
         known = calibration_of(weights_in(inputs))
         sites = sites_in_order(graph_module.graph) if known.sites else []
         places = {node: place for place, (node, _) in enumerate(sites)}
+    apart = checkpointed(graph_module.graph) if graphs else set()
     for graph, given in graphs:
-        is_body = graph is not graph_module.graph
         compilation = Compilation(
-            options, kind, _no_target, explains=explains, stage=STAGE, is_body=is_body
-        )
+            options, kind, _no_target, explains=explains, stage=STAGE,
+            is_checkpointed=graph in apart,
+        )  # fmt: skip
         compilation.outer, compilation.weights = outer.get(graph, {}), parameters_in(given)
         compilation.calibration, compilation.places = known, places
         with remembered(constants), under(autocast.get(graph, ambient())):

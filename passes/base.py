@@ -60,8 +60,8 @@ class Compilation:
     """What an earlier pass says of a collective, as one more sentence of its reason."""
     stage: str = ""
     """``records.BEFORE_AUTOGRAD`` there; empty for the graphs that Inductor's passes are given."""
-    is_body: bool = False
-    """The graph is the body of a higher-order op, such as activation checkpointing."""
+    is_checkpointed: bool = False
+    """The graph is the body of an activation checkpoint, or stands in one."""
     layers: dict[str, Layer] = field(default_factory=dict)
     """Linear layers that were read, by the site's identifier."""
     varying: list[Layer] = field(default_factory=list)

@@ -43,7 +43,10 @@ log = logging.getLogger(__name__)
 
 # torch raises on random ops there, and counts its fused attention as one whatever its dropout.
 CHECKPOINTED = Verdict(
-    "refused", "checkpointed", "It stands in a checkpoint of a graph that computes no gradient."
+    "refused",
+    "checkpointed",
+    "It stands in a checkpoint of a graph that computes no gradient, where torch allows no fused "
+    "attention: without the checkpoint, which saves nothing there, it is read.",
 )
 NO_FUEL = Verdict("kept", "fuel", "The fuel that option 'fuel' gives is used up.")
 
@@ -197,7 +200,7 @@ def _verdict(
     """Decide on a site, by what prompts said of it as well, or why that is of no use."""
     if isinstance(found, Refusal):
         return Verdict("refused", found.code, found.reason)
-    if compilation.is_body and compilation.graph_kind == "inference":
+    if compilation.is_checkpointed and compilation.graph_kind == "inference":
         return CHECKPOINTED
     problem = problem_of(found, compilation.weights)
     if not isinstance(seen, str):

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._higher_order_ops.wrap import tag_activation_checkpoint
 
 Given = Mapping[fx.Node, Any]
 """By the placeholders of a graph, what they are given."""
@@ -16,8 +17,8 @@ Given = Mapping[fx.Node, Any]
 
 @dataclass(frozen=True)
 class Body:
-    """A body of a higher-order op, and its one call: of several, or of another form, nothing is
-    known."""
+    """A body of a higher-order op, and its one call: of several, or where what follows the body is
+    not its inputs, nothing is known."""
 
     graph: fx.Graph
     call: fx.Node | None
@@ -60,13 +61,23 @@ def bodies_called(graph: fx.Graph) -> Iterator[Body]:
         calls = [(name, user) for name in its for user in name.users]
         own = placeholders(body)
         name, call = calls[0] if len(calls) == 1 else (None, None)
-        if call is None or call.args[:1] != (name,) or len(call.args) != len(own) + 1:
+        given = call.args[call.args.index(name) + 1 :] if call and name in call.args else ()
+        if call is None or name not in call.args or len(given) != len(own):
             yield Body(body, None, {})
             continue
-        pairs = zip(own, call.args[1:], strict=True)
+        pairs = zip(own, given, strict=True)
         yield Body(
             body, call, {inner: outer for inner, outer in pairs if isinstance(outer, fx.Node)}
         )
+
+
+def checkpointed(graph: fx.Graph) -> set[fx.Graph]:
+    """Return the bodies of activation checkpoints that a graph calls, and all that these call."""
+    found: set[fx.Graph] = set()
+    for name, body in bodies_in(graph):
+        is_own = any(user.target is tag_activation_checkpoint for user in name.users)
+        found.update((body, *subgraphs(body)) if is_own else checkpointed(body))
+    return found
 
 
 def nodes_in_order(graph: fx.Graph, seen: set[fx.Graph] | None = None) -> Iterator[fx.Node]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._higher_order_ops.wrap import wrap_with_autocast
 from torch.utils.checkpoint import checkpoint
 
 from overlapc import dynamo
@@ -103,3 +104,19 @@ def test_a_fault_there_leaves_bodies_as_they_were(monkeypatch, caplog):
     operands = [operand.requires_grad_() for operand in square()]
     assert rewrite(causal, *operands).codes == ["fused_if_kept"] * 2
     assert "a fault of overlapc" in caplog.text
+
+
+def test_a_region_of_autocast_stands_in_the_checkpoint_around_it():
+    """Where no gradient is computed it stays. Mutant: a body in a body is no checkpoint's."""
+
+    def body(q, k, v, mask):
+        return wrap_with_autocast("cpu", torch.bfloat16, True, False, masked, q, k, v, mask)
+
+    def function(q, k, v):
+        return checkpoint(body, q, k, v, later(q), use_reentrant=False)
+
+    with torch.no_grad():
+        done = rewrite(function, *square())
+    assert done.codes == ["!checkpointed"]
+    assert "without the checkpoint" in done.sites[0].reason
+    assert done.after == done.before

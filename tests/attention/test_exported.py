@@ -24,6 +24,16 @@ class Attention(nn.Module):
         return F.dropout(weights, 0.1, training=self.training) @ v
 
 
+class Cast(Attention):
+    """In a region of autocast, masked by what is made before it: a body of its own, which a call
+    is given the mask."""
+
+    def forward(self, q, k, v):
+        later = torch.full((K, K), -INF).triu(1)
+        with torch.autocast("cpu", torch.bfloat16):
+            return (q @ k.transpose(-1, -2) / 4 + later).softmax(-1) @ v
+
+
 class Read(Attention):
     """Whose weights somebody reads."""
 
@@ -61,6 +71,23 @@ def test_what_is_asserted_of_weights_does_not_read_them(dtype, is_decomposed):
     wanted = Attention().eval()(*(t.double() for t in operands))
     error = (done.function(*operands).double() - wanted).abs().max()
     assert error <= (1e-6 if dtype == torch.float32 else 0.02)
+
+
+@pytest.mark.parametrize("is_decomposed", [False, True])
+def test_a_region_of_autocast_is_no_checkpoint(is_decomposed):
+    """Mutants: each body of an inference is a checkpoint's; of a body that is not the first thing
+    that its call is given nothing is known."""
+    torch.manual_seed(0)
+    operands = square()
+    module = exported(Cast(), operands, is_decomposed=is_decomposed)
+    assert is_decomposed != any("autocast" in str(n.target) for n in module.graph.nodes)
+    done = rewrite(module, *operands)
+    assert done.codes == ["fused"]
+    assert done.calls("softmax") == 0
+    assert any("is_causal=True" in text for text in done.after)
+    wanted, found = Cast()(*operands), done.function(*operands)
+    assert found.dtype == wanted.dtype == torch.bfloat16
+    torch.testing.assert_close(found, wanted, atol=0.02, rtol=0.02)
 
 
 def test_what_make_fx_traced_is_found():
