@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._decomp import core_aten_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tests.attention.catalogue import INF, K, square
@@ -88,6 +89,59 @@ def test_a_region_of_autocast_is_no_checkpoint(is_decomposed):
     wanted, found = Cast()(*operands), done.function(*operands)
     assert found.dtype == wanted.dtype == torch.bfloat16
     torch.testing.assert_close(found, wanted, atol=0.02, rtol=0.02)
+
+
+class Called(nn.Module):
+    """Torch's own attention."""
+
+    def __init__(self, **named) -> None:
+        super().__init__()
+        self.named = named
+
+    def forward(self, q, k, v, mask=None):
+        return F.scaled_dot_product_attention(q, k, v, mask, **self.named)
+
+
+def kept_rows():
+    """But for one row, which keeps no key."""
+    kept = torch.rand(K, K) > 0.4
+    kept[3] = False
+    return kept
+
+
+DECOMPOSED = {
+    "plain": ({}, None),
+    "causal, scaled": ({"is_causal": True, "scale": 0.3}, None),
+    "grouped": ({"enable_gqa": True}, None),
+    "kept": ({}, kept_rows),
+    "added": ({}, lambda: torch.where(kept_rows(), torch.randn(K, K), -INF)),
+}
+
+
+@pytest.mark.parametrize("is_exported", [False, True])
+@pytest.mark.parametrize("name", DECOMPOSED)
+def test_what_torch_decomposes_its_attention_to_is_found(name, is_exported):
+    """It asks scores for rows that keep no key, and makes their weights zeros."""
+    torch.manual_seed(0)
+    (named, mask), operands = DECOMPOSED[name], square()
+    if "enable_gqa" in named:
+        operands = (operands[0], *(side[:, :1] for side in operands[1:]))
+    if mask is not None:
+        operands = (*operands, mask())
+    if is_exported:
+        module = exported(Called(**named), operands, is_decomposed=True)
+    else:
+        module = make_fx(Called(**named), core_aten_decompositions())(*operands)
+    assert any(".eq." in str(node.target) for node in module.graph.nodes)
+    with torch.no_grad():
+        done = rewrite(module, *operands)
+    assert done.codes == ["fused"]
+    assert done.calls("aten._softmax.default") == 0
+    assert done.after[0].count("aten.eq") == 0
+    wide = [t.double() if t.is_floating_point() else t for t in operands]
+    found, wanted = done.function(*operands), Called(**named)(*wide)
+    assert found.isfinite().all()
+    torch.testing.assert_close(found.double(), wanted, atol=1e-6, rtol=1e-5)
 
 
 def test_what_make_fx_traced_is_found():

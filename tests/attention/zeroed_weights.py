@@ -76,6 +76,71 @@ def nan_to_num_of_finite_fills(q, k, v, kept):
     return (q @ k.mT).masked_fill(~kept, MIN).softmax(-1).nan_to_num() @ v
 
 
+def asked_of_scores(q, k, v, kept):
+    s = (q @ k.mT).masked_fill(~kept, -INF)
+    return s.softmax(-1).masked_fill((s == -INF).all(-1, keepdim=True), 0.0) @ v
+
+
+def asked_as_torch_does(q, k, v, kept):
+    """In its decompositions."""
+    s = q @ k.mT + torch.where(kept, 0.0, -INF)
+    w = s.softmax(-1)
+    has_key = torch.any(s.eq(-INF).logical_not(), dim=-1, keepdim=True)
+    return torch.where(has_key.logical_not(), torch.zeros_like(w), w) @ v
+
+
+def asked_of_doubles(q, k, v, kept):
+    s = (q @ k.mT).masked_fill(~kept, -INF)
+    w = s.softmax(-1)
+    zeros = torch.zeros_like(w, dtype=torch.float64)
+    return torch.where((s == -INF).all(-1, keepdim=True), zeros, w) @ v.double()
+
+
+def asked_of_some_keys(q, k, v, kept):
+    s = (q @ k.mT).masked_fill(~kept, -INF)
+    return s.softmax(-1).masked_fill((s == -INF).any(-1, keepdim=True), 0.0) @ v
+
+
+def asked_for_a_key(q, k, v, kept):
+    s = (q @ k.mT).masked_fill(~kept, -INF)
+    return s.softmax(-1).masked_fill((s != -INF).any(-1, keepdim=True), 0.0) @ v
+
+
+def asked_and_kept(q, k, v, kept):
+    s = (q @ k.mT).masked_fill(~kept, -INF)
+    return torch.where((s == -INF).all(-1, keepdim=True), s.softmax(-1), 0.0) @ v
+
+
+def asked_of_columns(q, k, v, kept):
+    s = (q @ k.mT).masked_fill(~kept, -INF)
+    return s.softmax(-1).masked_fill((s == -INF).all(-2, keepdim=True), 0.0) @ v
+
+
+def asked_before_the_mask(q, k, v, kept):
+    s = q @ k.mT
+    w = s.masked_fill(~kept, -INF).softmax(-1)
+    return w.masked_fill((s == -INF).all(-1, keepdim=True), 0.0) @ v
+
+
+def asked_for_a_number(q, k, v, kept):
+    s = (q @ k.mT).masked_fill(~kept, MIN)
+    return s.softmax(-1).masked_fill((s == MIN).all(-1, keepdim=True), 0.0) @ v
+
+
+def asked_and_filled_with_ones(q, k, v, kept):
+    s = (q @ k.mT).masked_fill(~kept, -INF)
+    w = s.softmax(-1)
+    ones = torch.zeros_like(w).add_(1.0)
+    return torch.where((s == -INF).all(-1, keepdim=True), ones, w) @ v
+
+
+def asked_and_told(q, k, v, kept):
+    """Somebody else reads which rows keep a key."""
+    s = (q @ k.mT).masked_fill(~kept, -INF)
+    hidden = (s == -INF).all(-1, keepdim=True)
+    return s.softmax(-1).masked_fill(hidden, 0.0) @ v + hidden
+
+
 def nan_to_one(q, k, v, kept):
     return (q @ k.mT).masked_fill(~kept, -INF).softmax(-1).nan_to_num(1.0) @ v
 
@@ -168,6 +233,8 @@ ZEROED = {
     "multiplied_by_numbers": Spelling(multiplied_by_numbers, more=keep),
     "with_a_shifted_product": Spelling(with_a_shifted_product, more=keep),
     "causal_again": Spelling(causal_again, operands=square, says="is_causal=True"),
+    "asked_of_scores": Spelling(asked_of_scores, more=keep),
+    "asked_as_torch_does": Spelling(asked_as_torch_does, more=keep),
     "nan_to_num": Spelling(nan_to_num, more=keep),
     "nan_to_num_of_a_mask": Spelling(nan_to_num_of_a_mask, more=pair(keep, bias)),
     "nan_filled": Spelling(nan_filled, more=keep),
@@ -175,6 +242,15 @@ ZEROED = {
     "nan_to_num_of_finite_fills": Spelling(nan_to_num_of_finite_fills, more=keep),
 }
 CHANGED = {
+    "asked_of_doubles": Spelling(asked_of_doubles, "!weights_changed", keep),
+    "asked_of_some_keys": Spelling(asked_of_some_keys, "!scores_read", keep),
+    "asked_for_a_key": Spelling(asked_for_a_key, "!scores_read", keep),
+    "asked_and_kept": Spelling(asked_and_kept, "!scores_read", keep),
+    "asked_of_columns": Spelling(asked_of_columns, "!scores_read", keep_of_squares, square),
+    "asked_before_the_mask": Spelling(asked_before_the_mask, "!scores_read", keep),
+    "asked_for_a_number": Spelling(asked_for_a_number, "!scores_read", keep),
+    "asked_and_filled_with_ones": Spelling(asked_and_filled_with_ones, "!weights_changed", keep),
+    "asked_and_told": Spelling(asked_and_told, "!scores_read", keep),
     "nan_to_one": Spelling(nan_to_one, "!weights_changed", keep),
     "masked_otherwise": Spelling(masked_otherwise, "!weights_changed", keep),
     "masked_the_other_way": Spelling(masked_the_other_way, "!weights_changed", keep),

@@ -10,6 +10,7 @@ from torch import fx
 from overlapc.graphs.attention.products.matmuls import UNREAD, Product, is_product, read_product
 from overlapc.graphs.attention.products.places import Places
 from overlapc.graphs.attention.reading.constants import number
+from overlapc.graphs.attention.reading.shapes import reads_shape
 from overlapc.graphs.attention.reading.spelling import Call, tensor_of
 from overlapc.graphs.attention.reading.tensors import (
     insertion,
@@ -54,8 +55,12 @@ def read_weights(
     node, nodes, spelled = softmax.node, [softmax.node], softmax.node
     zeroings: list[Zeroing] = []
     for _ in range(FURTHEST):
-        readers = list(dict.fromkeys(versions.readers[node]))
-        zeroing = read_zeroing(versions, node, readers) if places.is_usual else None
+        readers = [
+            reader
+            for reader in dict.fromkeys(versions.readers[node])
+            if not reads_shape(versions.calls.get(reader), node)
+        ]
+        zeroing = read_zeroing(versions, softmax, node, readers) if places.is_usual else None
         if zeroing is not None:
             zeroings.append(zeroing)
             nodes += zeroing.nodes

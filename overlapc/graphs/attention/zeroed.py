@@ -16,16 +16,18 @@ from torch import fx
 from overlapc.graphs.attention.masks.combined import Mask
 from overlapc.graphs.attention.masks.finite import is_finite
 from overlapc.graphs.attention.reading.constants import UNMADE, number
+from overlapc.graphs.attention.reading.negations import without_negation
 from overlapc.graphs.attention.reading.spelling import Call, tensor_of
 from overlapc.graphs.attention.reading.tensors import CASTS, expression, is_same
 from overlapc.graphs.attention.reading.versions import Versions
+from overlapc.graphs.attention.scores.asking import asks_for_no_key
+from overlapc.graphs.attention.scores.softmaxes import Softmax
 from overlapc.graphs.attention.scores.steps import WEAKEST_FILL, Bias, Fill
 from overlapc.graphs.attention.scores.upward import Scores
 from overlapc.graphs.attention.scores.walk import Walk, beside
 from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.edges import is_random
 
-NEGATIONS = ("invert", "logical_not", "bitwise_not")
 DEEPEST = 12
 """Calls by which two conditions are compared: chosen."""
 
@@ -60,10 +62,10 @@ class Zeroed:
 
 
 def read_zeroing(
-    versions: Versions, weights: fx.Node, readers: Sequence[fx.Node]
+    versions: Versions, softmax: Softmax, weights: fx.Node, readers: Sequence[fx.Node]
 ) -> Zeroing | None:
-    """Read what ``readers``, all that read weights ``[..., rows, keys]``, do to them; None where it
-    is anything else."""
+    """Read what ``readers``, all that read weights ``[..., rows, keys]`` of a softmax, do to them;
+    None where it is anything else."""
     calls = [versions.calls.get(reader) for reader in readers]
     if len(calls) == 2 and all(calls):
         return _of_nan(versions, weights, [call for call in calls if call is not None])
@@ -83,7 +85,13 @@ def read_zeroing(
     filled = _filled(versions, call)
     if filled is None or versions.read(node, filled[0]) is not weights:
         return None
-    return Zeroing(node, filled[1], filled[2], (node,))
+    _, condition, is_kept = filled
+    value, own = tensor_of(node), tensor_of(weights)
+    if value is None or own is None or value.dtype != own.dtype:
+        return None
+    if asking := asks_for_no_key(versions, softmax, node, condition, is_kept):
+        return Zeroing(node, None, False, (*asking, node))
+    return Zeroing(node, condition, is_kept, (node,))
 
 
 def _filled(versions: Versions, call: Call) -> tuple[fx.Node, fx.Node, bool] | None:
@@ -92,13 +100,22 @@ def _filled(versions: Versions, call: Call) -> tuple[fx.Node, fx.Node, bool] | N
         whole, condition, fill, is_kept = (*map(call.get, ("input", "mask", "value")), False)
     elif call.name == "where":
         condition, (one, other) = call.get("condition"), (call.get("input"), call.get("other"))
-        is_kept = number(versions, other) == 0
+        is_kept = _are_zeros(versions, call, other)
         whole, fill = (one, other) if is_kept else (other, one)
     else:
         return None
     if not isinstance(whole, fx.Node) or not isinstance(condition, fx.Node):
         return None
-    return (whole, condition, is_kept) if number(versions, fill) == 0 else None
+    return (whole, condition, is_kept) if _are_zeros(versions, call, fill) else None
+
+
+def _are_zeros(versions: Versions, reader: Call, fill: object) -> bool:
+    """Whether what a call reads is zero, or was made of zeros."""
+    call = versions.calls.get(fill) if isinstance(fill, fx.Node) else None
+    if call is None or call.name not in ("zeros_like", "full_like"):
+        return number(versions, fill) == 0
+    is_unwritten = versions.read(reader.node, call.node) is call.node
+    return is_unwritten and (call.name == "zeros_like" or call.get("fill_value") == 0)
 
 
 def _of_nan(versions: Versions, weights: fx.Node, calls: list[Call]) -> Zeroing | None:
@@ -180,31 +197,10 @@ def _is_of(versions: Versions, scores: Scores, mask: Bias | Fill, zeroing: Zeroi
     if mask.condition.calls != beside_weights.calls:  # it broadcasts otherwise
         return False
     (one, kept), (other, is_kept) = (
-        _without_negation(versions, *read[0], keeps)
+        without_negation(versions, *read[0], keeps)
         for read, keeps in zip(reads, (mask.is_kept, zeroing.is_kept), strict=True)
     )
     return one is not None and kept == is_kept and _is_alike(versions, one, other, DEEPEST)
-
-
-def _without_negation(
-    versions: Versions, reader: fx.Node, source: fx.Node, is_kept: bool
-) -> tuple[fx.Node | None, bool]:
-    """What wrote a condition, without negations and casts, and what it says then."""
-    node = versions.read(reader, source)
-    while node is not None and (call := versions.calls.get(node)) is not None:
-        is_negated = call.name in NEGATIONS and not call.in_place
-        if not is_negated and (call.in_place or call.name not in CASTS):
-            known = number(versions, call.get("other")) if call.name == "eq" else None
-            own = tensor_of(call.get("input"))
-            if known != 0 or call.in_place or own is None or own.dtype != torch.bool:
-                break
-            is_negated = True  # of booleans equal to zero
-        value = tensor_of(call.get("input"))
-        if value is None or value.dtype != torch.bool:
-            break
-        is_kept ^= is_negated
-        node = versions.read(node, call.get("input"))
-    return node, is_kept
 
 
 def _is_alike(versions: Versions, one: object, other: object, deep: int) -> bool:

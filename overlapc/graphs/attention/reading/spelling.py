@@ -50,6 +50,8 @@ PARAMETERS = {
     "sum": "input dim keepdim",
     "max": "input dim keepdim",
     "amax": "input dim keepdim",
+    "any": "input dim keepdim",
+    "all": "input dim keepdim",
     "cat": "input dim",
     "pad": "input pad mode value",
     "full": "0 fill_value",
