@@ -10,6 +10,7 @@ from overlapc.codegen.attention.policies import LARGEST, SAFE_SUMS
 from overlapc.codegen.epilogue import Call, Ref
 from overlapc.codegen.function import bind
 from overlapc.codegen.promotion import CannotLower
+from overlapc.planning.attention.fills import WEAKEST_FILL
 
 Interval = tuple[float, float]
 
@@ -89,7 +90,7 @@ def _within(one: Interval, least: float, most: float) -> Interval:
 def _chosen(given: Any, read: Any) -> Interval:
     """Between both sides, but for a fill that no weight comes from."""
     sides = [read[name] for name in ("self", "other")]
-    seen = [side for side in sides if side[1] > LOST] or sides
+    seen = [side for side in sides if side[1] > WEAKEST_FILL] or sides
     return min(side[0] for side in seen), max(side[1] for side in seen)
 
 
@@ -103,9 +104,6 @@ def _square(one: Interval) -> Interval:
     ends = [end * end for end in one]
     return 0.0 if one[0] <= 0 <= one[1] else min(ends), max(ends)
 
-
-LOST = -1e9
-"""Scores filled with less are kept by no row: as masks are told from scores in graphs."""
 
 Rule = Callable[[Any, Any], Interval]
 

@@ -11,7 +11,6 @@ from torch import fx
 
 from overlapc.graphs.adding import add_call
 from overlapc.graphs.attention.layouts import is_dense
-from overlapc.graphs.attention.masks.combined import FINITE_FILL
 from overlapc.graphs.attention.reading.shapes import give_shapes
 from overlapc.graphs.attention.reading.spelling import tensor_of
 from overlapc.graphs.attention.reading.tensors import Expression, is_same
@@ -20,6 +19,7 @@ from overlapc.graphs.attention.scores.scales import TensorScale
 from overlapc.graphs.attention.scores.steps import Bias, Fill
 from overlapc.graphs.attention.site import Attention, Fused
 from overlapc.graphs.values import value_of
+from overlapc.planning.attention.fills import FINITE_FILL
 
 
 def fuse(graph: fx.Graph, found: Attention) -> None:

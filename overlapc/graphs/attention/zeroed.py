@@ -22,11 +22,12 @@ from overlapc.graphs.attention.reading.tensors import CASTS, expression, is_same
 from overlapc.graphs.attention.reading.versions import Versions
 from overlapc.graphs.attention.scores.asking import asks_for_no_key
 from overlapc.graphs.attention.scores.softmaxes import Softmax
-from overlapc.graphs.attention.scores.steps import WEAKEST_FILL, Bias, Fill
+from overlapc.graphs.attention.scores.steps import Bias, Fill
 from overlapc.graphs.attention.scores.upward import Scores
 from overlapc.graphs.attention.scores.walk import Walk, beside
 from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.edges import is_random
+from overlapc.planning.attention.fills import WEAKEST_FILL
 
 DEEPEST = 12
 """Calls by which two conditions are compared: chosen."""
@@ -180,7 +181,7 @@ def _changed(zeroing: Zeroing, reason: str) -> Refusal:
 
 def _is_of(versions: Versions, scores: Scores, mask: Bias | Fill, zeroing: Zeroing) -> bool:
     """Whether a mask hides just where weights are made zeros."""
-    if not isinstance(mask, Fill) or mask.value > -1e9 or not scores.places.is_usual:
+    if not isinstance(mask, Fill) or mask.value > WEAKEST_FILL or not scores.places.is_usual:
         return False
     assert zeroing.condition is not None
     found = expression(versions, zeroing.node, zeroing.condition)

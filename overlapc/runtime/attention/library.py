@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from overlapc.codegen.attention.spec import ALIGNMENTS, AttentionSpec
 from overlapc.codegen.epilogue import Call, Ref
+from overlapc.planning.attention.fills import FINITE_FILL, WEAKEST_FILL
 from overlapc.planning.attention.library_calls import MOST_CUT_ROWS
 from overlapc.runtime.attention.program import scores_of, seen_by
 
@@ -25,8 +26,6 @@ CUT_ROWS = 64
 time of fewer than 768 rows."""
 LOOKED_THROUGH = 8
 """Numbers of keys for each boolean of a mask from which on it is looked through; chosen."""
-LOST, FINITE_FILL = -1e9, -1e38
-"""What is added and takes a score's bits away, and what stands for any such number."""
 
 
 def why_not_fused(spec: AttentionSpec) -> str:
@@ -40,7 +39,7 @@ def why_not_fused(spec: AttentionSpec) -> str:
     if others:
         return f"{min(others)} changes its scores"
     fills = [x for call in calls if call.op in FILLS for x in call.arguments if _is_number(x)]
-    scores = [value for value in fills if value > LOST]
+    scores = [value for value in fills if value > WEAKEST_FILL]
     return f"{scores[0]} is put in for scores" if scores else ""
 
 
@@ -168,7 +167,7 @@ def _cut_by_mask(
 def _has_part(added: torch.Tensor) -> torch.Tensor:
     """Which keys may have a weight under numbers that are added: in a row whose every number takes
     the score away, those of a finite one, for it is the mean of their values. NaN is no mask."""
-    kept = ~(added <= LOST)
+    kept = ~(added <= WEAKEST_FILL)
     is_row_kept = kept.any(-1, keepdim=True)
     return kept if is_row_kept.all() else torch.where(is_row_kept, kept, added != -math.inf)
 
@@ -203,5 +202,5 @@ def mask_of(
         kept = added > -math.inf
         return kept if seen is None else kept & seen
     # A row of one fill alone is uniform: its scores have to be lost in it.
-    added = added.masked_fill((added <= LOST) & (added > -math.inf), FINITE_FILL)
+    added = added.masked_fill((added <= WEAKEST_FILL) & (added > -math.inf), FINITE_FILL)
     return added if seen is None else added.masked_fill(~seen, -math.inf)

@@ -10,10 +10,9 @@ import torch
 
 from overlapc.codegen.attention.policies import SAFE_SUMS
 from overlapc.errors import ProblemError
+from overlapc.planning.attention.fills import WEAKEST_FILL
 from overlapc.planning.attention.softmax import QUANTILES, HeadScores, choose_phi
 
-WEAKEST_FILL = -1e9
-"""What is below it is masked: as a matcher of masks has it."""
 FIRST_KEYS = 16
 """The fewest keys of a tile of any kernel, whose maximum ``first_tile`` takes for φ."""
 EIGHTHS, FURTHEST = 8, 1 << 15

@@ -24,13 +24,10 @@ from overlapc.graphs.attention.reading.remembering import recalled
 from overlapc.graphs.attention.reading.tensors import CASTS, COPIES, EXPANSIONS, ORDERED, Expression
 from overlapc.graphs.attention.reading.varying import has_varying
 from overlapc.graphs.attention.reading.versions import Versions
-from overlapc.graphs.attention.scores.steps import WEAKEST_FILL, Bias, Fill
+from overlapc.graphs.attention.scores.steps import Bias, Fill
 from overlapc.graphs.collectives import Refusal
+from overlapc.planning.attention.fills import WEAKEST_FILL
 from overlapc.planning.attention.library_calls import FAINT
-
-FINITE_FILL = -1e38
-"""Stands for any finite fill: scores are lost in it, so that a row of it alone is uniform; in the
-range of bfloat16."""
 
 PASSED = (*ORDERED, *COPIES, *CASTS, *EXPANSIONS)
 """Calls that a mask passes as it is, or in part."""

@@ -13,12 +13,13 @@ import torch
 from torch import fx
 
 from overlapc.graphs.adding import add_call
-from overlapc.graphs.attention.masks.combined import WEAKEST_FILL, Mask
+from overlapc.graphs.attention.masks.combined import Mask
 from overlapc.graphs.attention.reading.constants import constant, number
 from overlapc.graphs.attention.reading.spelling import Call, tensor_of
 from overlapc.graphs.attention.reading.tensors import COPIES, EXPANSIONS, exchanges_last, is_same
 from overlapc.graphs.attention.reading.versions import Versions
 from overlapc.graphs.attention.scores.steps import Bias
+from overlapc.planning.attention.fills import WEAKEST_FILL
 
 TURNED = {"ge": "le", "gt": "lt", "le": "ge", "lt": "gt"}
 """Comparisons by what they are with their sides exchanged."""

@@ -8,9 +8,6 @@ from dataclasses import dataclass, replace
 from overlapc.graphs.attention.reading.tensors import Expression
 from overlapc.graphs.attention.scores.functions import Function
 
-WEAKEST_FILL = -1e9
-"""A fill above it might be no mask, but a score: chosen, what is common and far below any score."""
-
 
 @dataclass(frozen=True)
 class Bias:

@@ -17,8 +17,9 @@ from overlapc.graphs.attention.reading.versions import Versions
 from overlapc.graphs.attention.reading.written import read_rows
 from overlapc.graphs.attention.scores.functions import Function
 from overlapc.graphs.attention.scores.sinks import Sinks
-from overlapc.graphs.attention.scores.steps import WEAKEST_FILL, Fill, Step
+from overlapc.graphs.attention.scores.steps import Fill, Step
 from overlapc.graphs.collectives import Refusal
+from overlapc.planning.attention.fills import WEAKEST_FILL
 
 HIDDEN = "Scores are written through another view of them."
 
