@@ -97,6 +97,32 @@ def in_less_bits(scores):
     return scores.masked_fill((name[row].to(torch.int32) != name[key]) | (key > row), -INF)
 
 
+def cut(scores):
+    """A half is none as a whole number."""
+    row, key = numbers(scores)
+    return scores.masked_fill(((key <= row) * 0.5).long() == 0, -INF)
+
+
+def cut_row(scores):
+    """A row's number is one or none as a boolean."""
+    row, key = numbers(scores)
+    return scores.masked_fill((row.bool().long() != key) | (key > row), -INF)
+
+
+def cut_size(scores):
+    """And so is how many keys there are."""
+    row, key = numbers(scores)
+    has_some = torch.full_like(row, scores.shape[-1]).bool().long()
+    return scores.masked_fill((key > row) | (has_some <= 1), -INF)
+
+
+def cut_constant(scores):
+    """The lower half of what 64 bits hold."""
+    row, key = numbers(scores)
+    one = torch.full_like(row, 2**32 + 1).to(torch.int32)
+    return scores.masked_fill((key > row) | (one == 1), -INF)
+
+
 def shifted(scores):
     row, key = numbers(scores)
     return scores.masked_fill(key > row - scores.shape[0], -INF)
@@ -108,7 +134,8 @@ def weighed(scores):
     return scores + torch.where(key > row, -INF, 0.0) + torch.where(key == row, -INF, 0.0)
 
 
-OTHERS = [none_of_first, before, window_before, padded, of_unknown, in_less_bits, shifted, weighed]
+OTHERS = [none_of_first, before, window_before, padded, of_unknown, in_less_bits, cut, cut_row,
+          cut_size, cut_constant, shifted, weighed]  # fmt: skip
 
 
 def attention(masked):
@@ -158,7 +185,8 @@ def test_training_is_fused_for_all_sizes(masked):
 @pytest.mark.parametrize("masked", OTHERS)
 def test_where_a_row_may_keep_no_key_it_is_asked(masked):
     """Mutants: a comparison holds of what is not known, or of numbers with a fraction; one mask of
-    two is enough; what a narrower dtype holds is what was cast to it."""
+    two is enough; what another dtype holds is what was cast to it: of tensors, of numbers, of a
+    row's, of sizes, of large ones."""
     assert codes(masked) == ["fused_if_kept"]
 
 

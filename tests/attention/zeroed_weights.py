@@ -106,6 +106,11 @@ def asked_for_a_key(q, k, v, kept):
     return s.softmax(-1).masked_fill((s != -INF).any(-1, keepdim=True), 0.0) @ v
 
 
+def asked_whether_it_sees_all(q, k, v, kept):
+    s = (q @ k.mT).masked_fill(~kept, -INF)
+    return s.softmax(-1).masked_fill((s != -INF).all(-1, keepdim=True), 0.0) @ v
+
+
 def asked_and_kept(q, k, v, kept):
     s = (q @ k.mT).masked_fill(~kept, -INF)
     return torch.where((s == -INF).all(-1, keepdim=True), s.softmax(-1), 0.0) @ v
@@ -130,8 +135,15 @@ def asked_for_a_number(q, k, v, kept):
 def asked_and_filled_with_ones(q, k, v, kept):
     s = (q @ k.mT).masked_fill(~kept, -INF)
     w = s.softmax(-1)
-    ones = torch.zeros_like(w).add_(1.0)
+    ones = torch.zeros_like(w)
+    ones.add_(1.0)
     return torch.where((s == -INF).all(-1, keepdim=True), ones, w) @ v
+
+
+def asked_and_made_of_ones(q, k, v, kept):
+    s = (q @ k.mT).masked_fill(~kept, -INF)
+    w = s.softmax(-1)
+    return torch.where((s == -INF).all(-1, keepdim=True), torch.full_like(w, 1.0), w) @ v
 
 
 def asked_and_told(q, k, v, kept):
@@ -245,11 +257,13 @@ CHANGED = {
     "asked_of_doubles": Spelling(asked_of_doubles, "!weights_changed", keep),
     "asked_of_some_keys": Spelling(asked_of_some_keys, "!scores_read", keep),
     "asked_for_a_key": Spelling(asked_for_a_key, "!scores_read", keep),
+    "asked_whether_it_sees_all": Spelling(asked_whether_it_sees_all, "!scores_read", keep),
     "asked_and_kept": Spelling(asked_and_kept, "!scores_read", keep),
     "asked_of_columns": Spelling(asked_of_columns, "!scores_read", keep_of_squares, square),
     "asked_before_the_mask": Spelling(asked_before_the_mask, "!scores_read", keep),
     "asked_for_a_number": Spelling(asked_for_a_number, "!scores_read", keep),
     "asked_and_filled_with_ones": Spelling(asked_and_filled_with_ones, "!weights_changed", keep),
+    "asked_and_made_of_ones": Spelling(asked_and_made_of_ones, "!weights_changed", keep),
     "asked_and_told": Spelling(asked_and_told, "!scores_read", keep),
     "nan_to_one": Spelling(nan_to_one, "!weights_changed", keep),
     "masked_otherwise": Spelling(masked_otherwise, "!weights_changed", keep),

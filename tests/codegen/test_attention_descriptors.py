@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from overlapc.codegen.attention.descriptors import descriptor, fits_tma
+from overlapc.codegen.attention.descriptors import MOST_BYTES, descriptor, fits_tma
 from overlapc.codegen.attention.kernel import build_attention
 from overlapc.codegen.attention.tiles import AttentionTile
 from overlapc.errors import KernelError
@@ -27,6 +27,7 @@ FITTING = {
     "rows of all heads": room(2, 5, 3, 16).transpose(1, 2),
     "a part of aligned rows": room(2, 3, 5, 24)[..., 8:],
     "columns that are not aligned": room(2, 3, 5, 24)[..., :13],
+    "one column, of any stride": room(2, 3, 5, 16)[..., ::8][..., :1],
     "one head, of any stride": room(*SIZES).as_strided((2, 1, 5, 16), (240, 3, 16, 1)),
 }
 OTHERS = {
@@ -36,6 +37,9 @@ OTHERS = {
     "elements apart": room(2, 3, 5, 32)[..., ::2],
     "heads that are one": room(2, 1, 5, 16).expand(*SIZES),
     "batches that are one": room(1, 3, 5, 16).expand(*SIZES),
+    "heads a terabyte apart": torch.empty(0, dtype=HALF, device="meta").as_strided(
+        (1, 2, 1, 8), (16, MOST_BYTES // 2, 8, 1)
+    ),
     "heads that are not aligned": room(1000).as_strided(SIZES, (240, 81, 16, 1)),
 }
 

@@ -97,6 +97,23 @@ def test_budgets_of_the_scaled_product(dtype, dims, change):
     assert (binary.spilled_bytes, binary.shared_bytes <= SHARED_BYTES["sm_90"]) == (0, True)
 
 
+def test_what_takes_a_tile_of_its_own_for_the_gradient_of_queries():
+    """On sm_90, of the scaled product alone. Mutants: of programs of scores, or of lengths, too; of
+    another part; on every device."""
+    changes = {"": {}, "lengths": {"lengths": True}, "program": {"program": programs.SOFT_CAP},
+               "float32": {"dtype": "float32"}}  # fmt: skip
+    own = backward_tile_for(SPEC, "sm_90", "queries")
+    taking = [
+        (architecture, name, part)
+        for architecture in ("sm_80", "sm_90", "sm_100", "gfx942")
+        for name, change in changes.items()
+        for part in ("queries", "keys", "input 0")
+        if (name, part) != ("float32", "input 0")  # of 128 columns there is none
+        and backward_tile_for(replace(SPEC, **change), architecture, part) == own
+    ]
+    assert taking == [("sm_90", "", "queries")]
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("dim", [64, 128])
 def test_warps_that_have_rows_of_their_own_take_half_of_the_instructions(dim):

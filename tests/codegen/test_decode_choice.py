@@ -55,7 +55,9 @@ def test_sixteen_heads_take_a_block_of_sixteen():
 
 
 def test_other_caches_and_devices_keep_to_what_was_built():
+    """Mutant: pages leave a block of many rows as many registers on sm_80."""
     for cache, architecture in (
+        (Cache(page=64, shares_values=True), "sm_80"),
         (Cache("float8_e4m3fn", scales=True, shares_values=True), "sm_80"),
         (Cache(), "sm_80"),
         (SHARED, "gfx942"),

@@ -322,7 +322,7 @@ def _added(one: Element, other: Element, sign: int) -> Element | None:
 
 def _rounded(found: Element | None, dtype: torch.dtype) -> Element | None:
     """An element as a dtype holds it; None where that is not known."""
-    if found is None or dtype.is_complex:
+    if found is None:
         return None
     if isinstance(found.base, tuple):
         own = tensor_of(found.base[0])
