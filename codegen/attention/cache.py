@@ -12,7 +12,8 @@ from overlapc.planning.tiles import sm_number
 
 NARROW = ("float8_e4m3fn",)
 """Dtypes that a cache may have beside that of the queries, to which they are widened when read."""
-LEAST_PAGE, MOST_PAGE = 16, 256
+PAGES = (16, 32, 64, 128, 256)
+"""Keys that a page may hold: powers of two, for numbers of keys are taken apart by their bits."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,8 @@ class Cache(Canonical):
         """KernelError unless an attention of ``spec`` can read it."""
         of, dtypes = f" of {spec}", ("", spec.dtype, *NARROW)
         self.require(self.dtype in dtypes, f"its dtype is one of {', '.join(dtypes[1:])}", of)
-        is_power = self.page & (self.page - 1) == 0
-        is_page = self.page == 0 or (is_power and LEAST_PAGE <= self.page <= MOST_PAGE)
-        self.require(is_page, f"a page is a power of two, {LEAST_PAGE} to {MOST_PAGE} keys", of)
+        is_page = self.page in (0, *PAGES)
+        self.require(is_page, f"a page is a power of two, {PAGES[0]} to {PAGES[-1]} keys", of)
         if self.shares_values:
             dim = spec.value_dim
             is_part = dim == leading(spec.head_dim)

@@ -6,6 +6,7 @@ sequence. On GPUs the decode kernel looks pages up in its loop; elsewhere they a
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -78,6 +79,12 @@ def paged_attention(
             f"A row cannot see {window} keys before its own.",
             where="paged_attention, window",
             remedy="give 0 or more, or None where it sees all of them",
+        )
+    if scale is not None and not math.isfinite(scale):
+        raise KernelError(
+            f"Scores cannot be multiplied by {scale}.",
+            where="paged_attention, scale",
+            remedy="give a finite number, or None for 1 / sqrt(dim)",
         )
     # Slices of wider tables are common, and kernels read rows of them without a stride.
     table, lengths, k_scale, v_scale = (_dense(x) for x in (table, lengths, k_scale, v_scale))

@@ -9,8 +9,11 @@ from collections.abc import Mapping
 
 import torch
 
+from overlapc.codegen.attention.cache import NARROW, PAGES
 from overlapc.codegen.attention.checking import misfit_of, misfit_of_devices
+from overlapc.codegen.attention.spec import DTYPES, MOST_DIM
 from overlapc.errors import KernelError
+from overlapc.runtime.attention.kernels import may_share
 
 REMEDY = "give operands as paged_attention says"
 
@@ -35,6 +38,33 @@ def check_operands(
     )
     if why:
         raise _error(why, f"query {list(getattr(query, 'shape', ()))}")
+    _check_limits(query, keys, values)
+
+
+def _check_limits(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+    """Raise KernelError where dtypes, columns or pages are none that a decode kernel reads."""
+    dtype, own, page = _name(query), _name(keys), keys.shape[2]
+    if dtype not in DTYPES:
+        raise _error(f"queries are of {dtype}", "query", f"give one of {', '.join(DTYPES)}")
+    if own not in (dtype, *NARROW):
+        remedy = f"give both in one dtype, or keys and values in {', '.join(NARROW)}"
+        raise _error(f"keys are of {own} beside queries of {dtype}", "keys", remedy)
+    if page not in PAGES:
+        remedy = f"lay keys and values out in pages of {', '.join(map(str, PAGES))} keys"
+        raise _error(f"a page holds {page} keys", "keys, dimension 2", remedy)
+    dim, value_dim = query.shape[3], values.shape[3]
+    for name, columns in (("query", dim), ("values", value_dim)):
+        if not 0 < columns <= MOST_DIM:
+            remedy = f"give heads of 1 to {MOST_DIM} columns"
+            raise _error(f"{name} has {columns} columns", f"{name}, dimension 3", remedy)
+    if keys.shape[3] < dim and not may_share(dim, value_dim):
+        what = f"keys of {dim} columns begin with values of {value_dim}"
+        remedy = "give whole keys, or values of the largest power of two of columns in them"
+        raise _error(what, "keys, dimension 3", remedy)
+
+
+def _name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def pages_seen(
@@ -106,9 +136,9 @@ def _misfit_of_scales(heads: int, scales: Mapping[str, torch.Tensor | None]) -> 
     return next(filter(None, found), "")
 
 
-def _error(what: str, where: str) -> KernelError:
+def _error(what: str, where: str, remedy: str = REMEDY) -> KernelError:
     return KernelError(
         f"This is no call of attention over pages: {what}.",
         where=f"paged_attention, {where}",
-        remedy=REMEDY,
+        remedy=remedy,
     )

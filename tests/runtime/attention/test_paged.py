@@ -90,6 +90,7 @@ class Wrong:
     says: str
 
 
+SIDES = ("query", "keys", "values")
 WRONG = (
     Wrong({"query": lambda t: t[0]}, "query has 3 dimensions"),
     Wrong({"keys": lambda t: t.tolist()}, "keys is a list, no tensor"),
@@ -98,10 +99,18 @@ WRONG = (
     Wrong({"values": lambda t: t[:-1]}, r"values are \[10, 2, 16, 16\] beside keys"),
     Wrong({"values": lambda t: t[:, :1]}, r"values are \[11, 1, 16, 16\] beside keys"),
     Wrong({"values": lambda t: t.half()}, "values are of torch.float16"),
-    Wrong({"query": lambda t: t.half()}, "its dtype is one of float16, float8"),
+    Wrong({"query": lambda t: t.half()}, "keys are of float32 beside queries of float16"),
+    Wrong({name: torch.Tensor.double for name in SIDES}, "queries are of float64"),
     Wrong({"keys": lambda t: torch.cat((t, t), -1)}, "keys have 32 columns"),
     Wrong({"keys": lambda t: t[..., 1:]}, "keys have 15 columns"),
-    Wrong({"keys": lambda t: t[:, :, :12], "values": lambda t: t[:, :, :12]}, "power of two"),
+    Wrong({"keys": lambda t: t[:, :, :12], "values": lambda t: t[:, :, :12]}, "holds 12 keys"),
+    Wrong({name: lambda t: t[..., :0] for name in SIDES}, "query has 0 columns"),
+    Wrong({name: lambda t: t.repeat(1, 1, 1, 37) for name in SIDES}, "query has 592 columns"),
+    Wrong(
+        {"keys": lambda t: t[..., :4], "values": lambda t: t[..., :12]},
+        "keys of 16 columns begin with values of 12",
+    ),
+    Wrong({"scale": lambda _: float("nan")}, "cannot be multiplied by nan"),
     Wrong({"table": lambda t: t.long()}, "table is int64"),
     Wrong({"table": lambda t: t[0]}, r"table is \[4\]"),
     Wrong({"table": lambda t: t[:, :0]}, r"table is \[2, 0\]"),
@@ -129,11 +138,14 @@ def test_what_is_no_call_is_an_error(wrong, launches, monkeypatch):
 
     if launches:
         monkeypatch.setattr(paged._kernels, "run", run)
-    given = {"softmax": "unified", "k_scale": None, "v_scale": None, **operands(Case())}
+    named = {"softmax": "unified", "scale": None, "k_scale": None, "v_scale": None}
+    given = {**named, **operands(Case())}
     for name, change in wrong.change.items():
         given[name] = change(given[name])
-    with pytest.raises(KernelError, match=wrong.says):
+    with pytest.raises(KernelError, match=wrong.says) as raised:
         paged.paged_attention(**given)
+    assert raised.value.where.startswith("paged_attention, ") or "softmax" in wrong.change
+    assert "attention dtype=" not in str(raised.value), "a specification says nothing to a caller"
 
 
 STRIDED = {
