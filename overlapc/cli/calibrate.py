@@ -136,6 +136,7 @@ def _calibrate_attentions(chosen: argparse.Namespace) -> None:
 
 
 def _calibrate_softmax(chosen: argparse.Namespace) -> None:
+    from overlapc.planning.attention.softmax import LEGEND
     from overlapc.planning.attention.softmax_table import table_path
     from overlapc.tuning.softmax import batches_of, calibrate_softmax, describe
 
@@ -157,6 +158,7 @@ def _calibrate_softmax(chosen: argparse.Namespace) -> None:
             print(f"stored in {table_path(table.structure)} for weights {graph.weights}")
             for site in graph.sites:
                 print(describe(site))
+    print(LEGEND)
 
 
 INSTEAD = {

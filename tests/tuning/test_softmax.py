@@ -13,6 +13,7 @@ from overlapc import cli
 from overlapc.cli import callables
 from overlapc.errors import ProblemError
 from overlapc.graphs.attention import problems
+from overlapc.planning.attention.softmax import LEGEND
 from overlapc.planning.attention.softmax_table import SoftmaxTable, table_path
 from overlapc.runtime.weights import content_of, structure_of
 from overlapc.tuning.softmax import batches_of, calibrate_softmax, describe
@@ -101,7 +102,10 @@ def test_the_command_stores_and_prints(monkeypatch, capsys):
     said = capsys.readouterr().out
     assert str(path) in said
     assert said.count("φ of each head") == 1
-    assert said.count("slack") == 4
+    heads, legend = said[: -len(LEGEND) - 1], said[-len(LEGEND) - 1 :]
+    assert heads.count(" nats, slack ") == heads.count(" nats (median ") == 4
+    assert legend == f"{LEGEND}\n"
+    assert "before more than\n0.01 % of the rows" in legend
     (graph,) = SoftmaxTable.load(path).graphs
     assert graph.weights in said
     assert [head.rows for head in graph.sites[0].heads] == [2 * 12] * 4

@@ -22,6 +22,16 @@ MOST_PHI = 1e38
 """Of a size that is a number of float32 in units of log 2 as well."""
 
 
+LEGEND = f"""\
+Of each head of queries: the rows of queries that saw a key, and their attention scores, scaled and
+masked as softmax takes them, in nats (natural logarithms of weights). φ is the number of that head
+that softmax='unified' takes scores relative to, as exp(score - φ), in place of each row's maximum;
+slack is by how many nats other prompts may shift scores, either way, before more than
+{100 * MOST_REDONE:g} % of the rows are computed twice. Where a head has no φ, its attention takes
+maxima of rows instead."""
+"""What ``HeadScores.text`` says."""
+
+
 @dataclass(frozen=True)
 class HeadScores:
     """What was seen of one head of queries."""
@@ -47,10 +57,15 @@ class HeadScores:
 
     def text(self) -> str:
         """The range and what is chosen, as a person reads it."""
-        span = f"{self.rows} rows, scores {self.least:.3g} to {self.most:.3g}"
-        middle = ", ".join(f"{value:.3g}" for value in self.quantiles)
-        chosen = "none" if self.phi is None else f"{self.phi:g} (slack {self.slack:g})"
-        return f"{span} ({middle}), φ {chosen}"
+        least, middle, most = self.quantiles
+        span = f"{self.rows} rows, scores {self.least:.3g} to {self.most:.3g} nats"
+        inner = f"median {middle:.3g}, {_percent(QUANTILES[2] - QUANTILES[0])} within"
+        chosen = "none" if self.phi is None else f"{self.phi:g} nats, slack {self.slack:g}"
+        return f"{span} ({inner} {least:.3g} to {most:.3g}); φ {chosen}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.6g} %"
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,7 @@ def test_a_phi_that_is_no_number_of_the_kernels_is_refused(tmp_path, phi):
 
 
 def test_a_head_is_described():
-    assert HEAD.text() == "100 rows, scores -3 to 4 (-2, 0.5, 3.5), φ 1.5 (slack 20)"
+    seen = "100 rows, scores -3 to 4 nats (median 0.5, 99.98 % within -2 to 3.5)"
+    assert HEAD.text() == f"{seen}; φ 1.5 nats, slack 20"
     assert WITHOUT.text().endswith("φ none")
     assert json.loads(json.dumps(HEAD.quantiles)) == [-2.0, 0.5, 3.5]
