@@ -128,6 +128,15 @@ def shifted(scores):
     return scores.masked_fill(key > row - scores.shape[0], -INF)
 
 
+def chunks(scores):
+    """As Llama 4 counts chunks of a sequence that is padded: behind the keys that are hidden."""
+    row, key = numbers(scores)
+    hidden = (torch.rand(2, key.shape[1]) < 0.1).cumprod(-1).sum(-1)
+    first = hidden[torch.arange(2)[:, None, None]]
+    is_same = (key - first).floor_divide(4) == (row - first).floor_divide(4)
+    return scores.masked_fill(~(is_same & (key <= row))[:, None], -INF)
+
+
 def weighed(scores):
     """It adds minus infinity on the diagonal as well."""
     row, key = numbers(scores)
@@ -135,7 +144,7 @@ def weighed(scores):
 
 
 OTHERS = [none_of_first, before, window_before, padded, of_unknown, in_less_bits, cut, cut_row,
-          cut_size, cut_constant, shifted, weighed]  # fmt: skip
+          cut_size, cut_constant, shifted, chunks, weighed]  # fmt: skip
 
 
 def attention(masked):
@@ -186,7 +195,7 @@ def test_training_is_fused_for_all_sizes(masked):
 def test_where_a_row_may_keep_no_key_it_is_asked(masked):
     """Mutants: a comparison holds of what is not known, or of numbers with a fraction; one mask of
     two is enough; what another dtype holds is what was cast to it: of tensors, of numbers, of a
-    row's, of sizes, of large ones."""
+    row's, of sizes, of large ones; sums have places of what is summed."""
     assert codes(masked) == ["fused_if_kept"]
 
 

@@ -80,7 +80,10 @@ def _keeps(versions: Versions, part: Bias | Fill, rows: Any, keys: Any, shift: A
 
 
 def _broadcast(place: Place, whole: Sequence[Any], sizes: Sequence[Any]) -> Place | None:
-    """Where a tensor of ``sizes`` is read for a place in what it is broadcast to."""
+    """Where a tensor of ``sizes`` is read for a place in what it is broadcast to; None where it is
+    not, as of more dimensions, which are summed over."""
+    if len(sizes) > len(place):
+        return None
     found = []
     for at, size, own in zip(place[len(place) - len(sizes) :], whole[len(place) - len(sizes) :],
                              sizes, strict=True):  # fmt: skip
