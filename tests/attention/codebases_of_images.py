@@ -296,7 +296,7 @@ IMAGES = {
     "max_vit": Spelling(max_vit),
     "max_vit_blocks": Spelling(max_vit_blocks, operands=square),
     "detr": Spelling(detr, more=keep),
-    "sam": Spelling(sam, "!score_function", operands=square),
+    "sam": Spelling(sam, operands=square),
     "perceiver": Spelling(perceiver, more=keep),
     "x_transformers": Spelling(x_transformers, more=keep),
     "diffusers": Spelling(diffusers, operands=bfloat),

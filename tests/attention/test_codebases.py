@@ -7,13 +7,15 @@ import torch
 
 from tests.attention.codebases import LANGUAGE
 from tests.attention.codebases_of_images import IMAGES
+from tests.attention.regrouped import REGROUPED
 from tests.attention.rewriting import rewrite
 from tests.attention.test_catalogue import assert_alike, inputs_of, wide
 
-CASES = {**LANGUAGE, **IMAGES}
+CASES = {**LANGUAGE, **IMAGES, **REGROUPED}
 QUICK = ("nano_gpt", "megatron", "falcon", "cache_by_index_put", "deepseek", "differential",
          "differential_apart", "performer", "mapped", "t5", "vit", "swin", "sam", "diffusers",
-         "whisper", "big_bird", "bahdanau", "by_powers_of_a_tensor", "chosen_last")  # fmt: skip
+         "whisper", "big_bird", "bahdanau", "by_powers_of_a_tensor", "chosen_last",
+         "mvit", "image_masked", "less_greatest_of_a_height", "keys_turned")  # fmt: skip
 NAMES = [n if n in QUICK else pytest.param(n, marks=pytest.mark.long) for n in CASES]
 NARROW = ("falcon",)
 """Their float64 is no better: a bias is made in another dtype than what else is wide."""
@@ -46,3 +48,17 @@ def test_what_becomes_of_it(name):
     ]  # fmt: skip
     for one, other in zip(*taken, strict=True):
         assert_alike(one, other.double(), one.dtype, times=3.0)
+
+
+def test_a_function_of_scores_apart_is_not_taken_up():
+    """By a kernel of our own neither."""
+    spelling = CASES["image_capped"]
+    (site,) = rewrite(spelling.function, *inputs_of(spelling)[0]).sites
+    assert site.reason.startswith("tanh stands between product and softmax")
+
+
+@pytest.mark.parametrize("name", ["mvit", "sam_of_transformers"])
+def test_positions_that_are_products_hide_no_key_in_training(name):
+    spelling = CASES[name]
+    leaves = [side.requires_grad_() for side in inputs_of(spelling)[0]]
+    assert rewrite(spelling.function, *leaves).codes == ["fused"]

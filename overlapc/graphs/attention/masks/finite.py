@@ -9,9 +9,10 @@ from overlapc.graphs.attention.reading.tensors import PERMUTATIONS
 from overlapc.graphs.attention.reading.versions import Versions
 from overlapc.graphs.attention.scores.steps import Bias, Fill
 
-HANDING_ON = (*PERMUTATIONS, "cat", "pad", "view", "reshape", "getitem", "gather", "flatten",
-              "unflatten", "unsqueeze", "squeeze", "expand", "contiguous", "clone", "mul", "div",
-              "add", "sub", "neg", "roll", "narrow", "index_select")  # fmt: skip
+HANDING_ON = (*PERMUTATIONS, "cat", "pad", "view", "reshape", "view_as", "reshape_as", "getitem",
+              "gather", "flatten", "unflatten", "unsqueeze", "squeeze", "expand", "contiguous",
+              "clone", "mul", "div", "add", "sub", "neg", "roll", "narrow",
+              "index_select")  # fmt: skip
 """Calls of which finite tensors give finite ones, as nearly as numbers go."""
 WITH_NUMBERS = ("mul", "div", "add", "sub", "pad")
 """Those of them whose numbers are numbers of what they give, and no places or sizes."""

@@ -23,6 +23,7 @@ from overlapc.graphs.attention.reading.spelling import Call, tensor_of
 from overlapc.graphs.attention.reading.tensors import (
     is_cast,
     is_dim,
+    is_same,
     keeps_all,
     keeps_rows,
     order_of,
@@ -51,6 +52,9 @@ from overlapc.graphs.attention.scores.walk import (
 )
 from overlapc.graphs.collectives import Refusal
 from overlapc.runtime.attention.masks import CannotLower
+
+REGROUPING = ("view", "reshape", "flatten", "unflatten", "view_as")
+"""Views that may put dimensions together, or take them apart, and keep the order of elements."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,10 @@ def _step(walk: Walk, call: Call) -> fx.Node | Refusal:
     keeps = keeps_rows if walk.places.are_last else keeps_all
     if is_cast(versions, node) or keeps(versions, node):
         return source
-    if before := walk.places.before(order_of(versions, node)):
+    if _regroups(walk, call):
+        return source
+    before = walk.places.before(order_of(versions, node))
+    if before and walk.parted is None:
         walk.places = before
         return source
     if call.name in ("add", "sub", "mul", "div") and not call.get("rounding_mode"):
@@ -137,11 +144,26 @@ def _step(walk: Walk, call: Call) -> fx.Node | Refusal:
     if call.name in ("masked_fill", "where"):
         found = filled(walk, call)
         return _applied(walk, call) if found is None else found
-    if call.name == "setitem":
+    if call.name == "setitem" and walk.parted is None:
         return item_filled(walk, call)
-    if call.name in ("cat", "pad"):
+    if call.name in ("cat", "pad") and walk.parted is None:
         return _with_sinks(walk, call)
     return _applied(walk, call)
+
+
+def _regroups(walk: Walk, call: Call) -> bool:
+    """Take up a view that makes one dimension of those of rows, and one of those of keys, or that
+    makes them of one; return whether a call is one."""
+    own, source = tensor_of(call.node), tensor_of(call.get("input"))
+    if call.in_place or call.name not in REGROUPING or own is None or source is None:
+        return False
+    if not walk.places.is_usual or own.dtype != source.dtype:
+        return False
+    joined = own if walk.parted is None else tensor_of(walk.parted)
+    assert joined is not None
+    is_one = source.ndim > 1 and is_same(tuple(source.shape[-2:]), tuple(joined.shape[-2:]))
+    walk.parted = None if is_one else walk.parted or call.node
+    return True
 
 
 def _with_sinks(walk: Walk, call: Call) -> fx.Node | Refusal:
@@ -169,6 +191,8 @@ def _with_sinks(walk: Walk, call: Call) -> fx.Node | Refusal:
 def _applied(walk: Walk, call: Call) -> fx.Node | Refusal:
     """Take up a function of scores; go on from its operand, or from the product if it has more."""
     versions, node = walk.versions, call.node
+    if walk.parted is not None:
+        return no_scores(call)
     operands = [s for s in node.all_input_nodes if is_scores(walk, node, s)]
     operands.sort(key=_is_condition)
     product = product_above(versions, node, operands[0]) if operands else None
@@ -223,7 +247,7 @@ def _arithmetic(walk: Walk, call: Call) -> fx.Node | Refusal:
             return _applied(walk, call)
         walk.factor *= 1.0 if is_first else sign * alpha
         return scores
-    if call.name == "sub" and is_first and alpha == 1 and walk.is_free:
+    if call.name == "sub" and is_first and alpha == 1 and walk.is_free and walk.parted is None:
         shifting = is_shift(walk.versions, call.node, scores, other, walk.dim)
         if shifting:
             walk.nodes.extend(shifting)
@@ -256,6 +280,8 @@ def _is_made_of_one(versions: Versions, reader: fx.Node, operands: list[fx.Node]
 
 
 def _ended(walk: Walk, call: Call) -> Scores | Refusal:
+    if walk.parted is not None:
+        return no_scores(walk.versions.calls[walk.parted])
     product = read_product(walk.versions, call, places=walk.places)
     if isinstance(product, Refusal):
         return product

@@ -46,6 +46,9 @@ class Walk:
     is_shifted: bool = False
     places: Places = field(default_factory=Places)
     """Of rows and keys, in what is walked to."""
+    parted: fx.Node | None = None
+    """The view below which rows and keys are one dimension each, where what is walked to has them
+    in more: in the same order, so that what is beside is regrouped as the view regroups."""
 
     @property
     def dim(self) -> int:
@@ -81,7 +84,13 @@ def mask_of(walk: Walk, call: Call, argument: object) -> Expression | None:
         found = _number(walk.versions, call, argument)
     else:
         found = expression(walk.versions, call.node, argument)
-    return None if found is None else beside(walk, found, value)
+    if found is None:
+        return None
+    joined = tensor_of(walk.parted)
+    if joined is not None:
+        found = found.then(torch.broadcast_to, tuple(value.shape))
+        found, value = found.then(torch.reshape, tuple(joined.shape)), joined
+    return beside(walk, found, value)
 
 
 def _number(versions: Versions, call: Call, argument: fx.Node) -> Expression | None:
