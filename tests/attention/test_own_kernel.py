@@ -16,7 +16,7 @@ from tests.codegen import attention_oracle
 SPEC = AttentionSpec("float32", 8, 12, groups=2, scale=0.3)
 
 
-FEW = "zero, decode, 1 split"
+FEW = "zero, few rows, 1 split"
 WAYS = {
     "plain": FEW,
     "causal": FEW,
@@ -41,7 +41,7 @@ SLOW = pytest.param("off by one", marks=pytest.mark.long)
 @pytest.mark.parametrize("name", ["sinks", pytest.param("soft-cap", marks=pytest.mark.long), SLOW])
 def test_functions_of_scores(interpreted, name):
     *_, code, calls, _, redone, error = interpreted("attention_graphs.run", name, "unified")
-    assert (code, calls) == ("unified", {f"{FUNCTIONS[name]}, decode, 1 split": 1})
+    assert (code, calls) == ("unified", {f"{FUNCTIONS[name]}, few rows, 1 split": 1})
     assert redone == 0
     assert error < 2e-6
 
@@ -84,7 +84,7 @@ def test_padding_is_a_mask_beside_a_length(interpreted, rows):
     assert "lengths=1" in graph
     assert "aten.where.ScalarOther" in graph
     assert len(calls) == 1
-    assert "decode" in next(iter(calls))
+    assert "few rows" in next(iter(calls))
     assert error < 2e-6
 
 
@@ -210,7 +210,7 @@ def test_a_selective_policy_is_asked_about_it(interpreted):
     calls, error, seen = interpreted("attention_training.seen_by_policy", "unified")
     assert "overlapc.attention.default" in seen
     assert not any("bmm" in name or "softmax" in name for name in seen)
-    assert calls == {"zero, decode, 1 split": 1, "backward": 1}
+    assert calls == {FEW: 1, "backward": 1}
     assert error < 1e-6
 
 

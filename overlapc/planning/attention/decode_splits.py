@@ -88,9 +88,10 @@ def blocks_of(rows: int, block_m: int, keys: int, dims: int, value_dim: int) -> 
     return Blocks(-(-rows // block_m), product, block_m * value_dim)
 
 
-def decode_in(splits: int) -> str:
-    """Return what reports call a decode whose keys are shared out in so many splits."""
-    return f"decode, {splits} split{'s' * (splits > 1)}"
+def decode_in(splits: int, rows: int) -> str:
+    """Return what reports call work of the decode kernel, of so many rows of each head of queries,
+    whose keys are shared out in so many splits: a short prefill is no decode."""
+    return f"{'decode' if rows == 1 else 'few rows'}, {splits} split{'s' * (splits > 1)}"
 
 
 def plan_splits(

@@ -56,7 +56,7 @@ def _decode(problem: AttentionProblem) -> str:
     if problem.tile != PLANNED:
         parts = [f"; {TRIED[problem.tile]}"]
     else:
-        parts = [f"; {decode_in(problem.splits)}"] if problem.splits else []
+        parts = [f"; {decode_in(problem.splits, problem.rows)}"] if problem.splits else []
     if problem.splits and problem.reads > 1 and problem.tile == PLANNED:
         parts.append(f"each key read {problem.reads} times")
     if problem.prefix:

@@ -83,7 +83,7 @@ def run_kernel(
         spec, cache, query, key, value, out, lse, inputs=inputs, lengths=lengths, phi=phi,
         sinks=sinks, redone=redone, k_scale=k_scale, v_scale=v_scale,
     )  # fmt: skip
-    return decode_way(spec, splits)
+    return decode_way(spec, splits, query.shape[2])
 
 
 def as_wide(side: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
@@ -103,9 +103,9 @@ def may_share(head_dim: int, value_dim: int) -> bool:
     return value_dim == leading(head_dim) < head_dim
 
 
-def decode_way(spec: AttentionSpec, splits: int) -> str:
+def decode_way(spec: AttentionSpec, splits: int, rows: int) -> str:
     """Return what calls of the decode kernel count under."""
-    return f"{spec.softmax}, {decode_in(splits)}"
+    return f"{spec.softmax}, {decode_in(splits, rows)}"
 
 
 def run_decode(

@@ -144,7 +144,7 @@ def _run(
             read, lies, query, keys, values, out, None, redone=redone, lengths=lengths,
             table=table, k_scale=k_scale, v_scale=v_scale,
         )  # fmt: skip
-        calls[decode_way(read, splits)] += 1
+        calls[decode_way(read, splits, query.shape[2])] += 1
         return out
 
     if is_decode(read, query.shape[2]):

@@ -82,14 +82,15 @@ def call(spec, q, keys=512):
         (1, 1, 0, "decode 1"),
     ],
 )
-def test_few_rows_are_a_decode(batch, rows, keys, way):
+def test_few_rows_take_the_kernel_of_a_decode(batch, rows, keys, way):
+    """And are called what they are. Mutant: a short prefill counts as a decode."""
     launched: list[str] = []
     calls_of(SITE).clear()
     with gpu_that_computes(fake_gpu.Gpu(), launched):
         call(SPEC, torch.empty(batch, 8, rows, 16), keys)
     assert launched == [way]
-    splits = way.partition(" ")[2]
-    said = "zero, decode, 1 split" if splits == "1" else f"zero, decode, {splits} splits"
+    splits, what = way.partition(" ")[2], "decode" if rows == 1 else "few rows"
+    said = f"zero, {what}, {splits} split{'s' * (splits != '1')}"
     assert list(calls_of(SITE)) == [said if splits else "zero"]
 
 
