@@ -129,8 +129,8 @@ def test_a_latent_cache_is_not_read_twice():
     ],
 )
 def test_blocks_of_many_rows_load_each_tile_once(architecture, page):
-    """And spill nothing. Mutant: rows are written after bad ones are computed again, which takes
-    two results."""
+    """And spill nothing. Mutant, which sm_80 alone shows: rows are written after bad ones are
+    computed again, which takes two results."""
     cache = replace(SHARED, page=page)
     *_, tile = decode_tiles(replace(LATENT, groups=128), cache, 1, architecture)
     assert tile == OF_MANY_ROWS[architecture] or page

@@ -49,7 +49,8 @@ def test_a_static_cache_is_read_to_a_length_that_moves(choice, rows, mode):
             assert (found - wanted).abs().max() < 0.02 * wanted.abs().max()
     site = overlapc.report().sites[-1]
     assert site.decision == "rewritten"
-    assert all("decode" in way for way in site.calls), site.calls
+    what = "decode" if rows == 1 else "few rows"
+    assert all(what in way for way in site.calls), site.calls
 
 
 @pytest.mark.parametrize("rows", [1, 3])

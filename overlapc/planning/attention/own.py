@@ -85,8 +85,11 @@ def _why_no_kernel(problem: AttentionProblem) -> str:
     most = most_columns(problem.dtype, problem.splits)
     if not most:
         return f"none is generated for {problem.dtype}"
-    if max(problem.head_dim, problem.value_dim) > most:
-        return f"heads of {problem.dtype} have more than {most} columns"
+    wide = max(problem.head_dim, problem.value_dim)
+    if wide > most:
+        why = f"heads of {problem.dtype} have more than {most} columns"
+        of_half = most_columns("bfloat16", problem.splits)
+        return f"{why}; in 16 bits up to {of_half} are taken" if wide <= of_half else why
     if problem.why_no_gradient:
         return problem.why_no_gradient
     return "" if problem.runs_kernels else f"generated kernels do not run on {problem.device}"

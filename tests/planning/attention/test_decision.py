@@ -166,7 +166,19 @@ def test_a_kernel_of_our_own_says_how_it_reads_keys():
     assert decide(replace(own, prefix=False), "unified").reason.endswith("; decode, 16 splits.")
     twice = replace(own, prefix=False, reads=2)
     assert decide(twice, "unified").reason.endswith("; decode, 16 splits, each key read 2 times.")
+    short = replace(own, prefix=False, rows=4)
+    assert decide(short, "unified").reason.endswith("; few rows, 16 splits.")
     assert decide(replace(own, why_only_torch="No."), "unified").reason == "No."
+
+
+@pytest.mark.parametrize(("splits", "dim", "up_to"), [(16, 576, 576), (0, 192, 256), (0, 576, 0)])
+def test_heads_too_wide_for_float32_are_told_what_16_bits_take(splits, dim, up_to):
+    """As latent attention has them. Mutant: what a decode takes is promised to many rows."""
+    wide = replace(CACHE, device="cuda", runs_kernels=True, dtype="float32", splits=splits)
+    verdict = decide(replace(wide, head_dim=dim), "unified")
+    assert verdict.code == "no_own_kernel"
+    remedy = f"; in 16 bits up to {up_to} are taken" if up_to else ""
+    assert f"have more than 128 columns{remedy}." in verdict.reason
 
 
 @pytest.mark.parametrize(("dtype", "splits", "may"), [("bfloat16", 4, True), ("bfloat16", 0, False),
