@@ -46,6 +46,17 @@ FAMILIES = {
         "MistralForCausalLM",
         {**GROUPED, "sliding_window": 8},
     ),
+    "llama4": Family(
+        "Llama4TextConfig",
+        "Llama4ForCausalLM",
+        {
+            **GROUPED,
+            "attention_chunk_size": 8,
+            "intermediate_size_mlp": 128,
+            "head_dim": 16,
+            "num_local_experts": 2,
+        },
+    ),
     "qwen3": Family("Qwen3Config", "Qwen3ForCausalLM", {**GROUPED, "head_dim": 16}),
     "gemma2": Family(
         "Gemma2Config", "Gemma2ForCausalLM", ALTERNATING, ("!score_function",) * 2, None

@@ -41,7 +41,8 @@ def sam_of_transformers(q, k, v):
     """Positions are put in the order of scores, and not scores in theirs."""
     q, k, v = of_an_image(q, k, v)
     s = q @ k.mT
-    beside = positions(q, 1.0)[..., None] + positions(q, 0.5)[..., None, :]
+    beside = positions(q, 1.0)[..., None] * torch.ones(SIDE, dtype=q.dtype)
+    beside += positions(q, 0.5)[..., None, :]
     return (s + beside.reshape_as(s)).softmax(-1) @ v
 
 

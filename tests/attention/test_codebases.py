@@ -10,12 +10,14 @@ from tests.attention.codebases_of_images import IMAGES
 from tests.attention.regrouped import REGROUPED
 from tests.attention.rewriting import rewrite
 from tests.attention.test_catalogue import assert_alike, inputs_of, wide
+from tests.attention.unread_weights import UNREAD
 
-CASES = {**LANGUAGE, **IMAGES, **REGROUPED}
+CASES = {**LANGUAGE, **IMAGES, **REGROUPED, **UNREAD}
 QUICK = ("nano_gpt", "megatron", "falcon", "cache_by_index_put", "deepseek", "differential",
          "differential_apart", "performer", "mapped", "t5", "vit", "swin", "sam", "diffusers",
          "whisper", "big_bird", "bahdanau", "by_powers_of_a_tensor", "chosen_last",
-         "mvit", "image_masked", "less_greatest_of_a_height", "keys_turned")  # fmt: skip
+         "mvit", "image_masked", "less_greatest_of_a_height", "keys_turned",
+         *UNREAD)  # fmt: skip
 NAMES = [n if n in QUICK else pytest.param(n, marks=pytest.mark.long) for n in CASES]
 NARROW = ("falcon",)
 """Their float64 is no better: a bias is made in another dtype than what else is wide."""
@@ -62,3 +64,10 @@ def test_positions_that_are_products_hide_no_key_in_training(name):
     spelling = CASES[name]
     leaves = [side.requires_grad_() for side in inputs_of(spelling)[0]]
     assert rewrite(spelling.function, *leaves).codes == ["fused"]
+
+
+def test_what_leads_to_no_result_is_not_computed():
+    spelling = CASES["prophet_net"]
+    done = rewrite(spelling.function, *inputs_of(spelling)[0])
+    assert not any(done.calls(name) for name in ("softmax", "mean", "matmul"))
+    assert "softmax" in done.before[-1]

@@ -146,7 +146,7 @@ def written_before_exp(q, k, v):
 
 
 def weights_beside_what_is_written(q, k, v):
-    """As far as is known, `type_as` may give a view of either."""
+    """`type_as` gives no view of what it gives the dtype of."""
     v = v.clone()
     w = (q @ k.mT).softmax(-1).type_as(v)
     torch.clamp(v, max=0.2, out=v)
@@ -199,7 +199,6 @@ REFUSED = {
     through_einsum: "mutated_operand", by_the_name_of_a_method: "mutated_operand",
     by_an_op_of_others: "mutated_operand", by_an_op_that_takes_lists: "mutated_operand",
     scores_by_an_op_of_others: "product", written_before_exp: "unread_softmax",
-    weights_beside_what_is_written: "hidden_write",
     written_to_a_part: "product", repeated_by_a_mask: "product",
     mapped: "transformed", over_batches: "softmax_dim",
 }  # fmt: skip
@@ -219,7 +218,10 @@ def test_refused(function):
     check(function, plain(), f"!{REFUSED[function]}")
 
 
-@pytest.mark.parametrize("function", [of_one_batch_more, aten_softmax, values_written_out])
+@pytest.mark.parametrize(
+    "function",
+    [of_one_batch_more, aten_softmax, values_written_out, weights_beside_what_is_written],
+)
 def test_rewritten(function):
     torch.manual_seed(0)
     check(function, plain(), "fused")

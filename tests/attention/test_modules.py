@@ -66,6 +66,13 @@ def with_weights(module, x, y):
     return result + weights.sum()
 
 
+def weights_for_nobody(module, x, y):
+    """As WavLM makes of them what its caller does not ask for."""
+    result, weights = module(x, y, y)
+    weights[:, None].broadcast_to(BATCH, HEADS, ROWS, KEYS).mean(1)
+    return result
+
+
 def without_weights(module, x, y):
     return module(x, y, y, need_weights=False)[0]
 
@@ -81,9 +88,10 @@ CASES = {
     "one key more": (cross, {"add_bias_kv": True}, "fused"),
     "a key of zeros": (cross, {"add_zero_attn": True}, "fused"),
     "weights are read": (with_weights, {}, "!weights_read"),
+    "weights for nobody": (weights_for_nobody, {}, "fused"),
     "no weights": (without_weights, {}, "=fused_already"),
 }
-SHORT = ("padded", "weights are read", "no weights")
+SHORT = ("padded", "weights are read", "weights for nobody", "no weights")
 NAMES = [n if n in SHORT else pytest.param(n, marks=pytest.mark.long) for n in CASES]
 
 

@@ -20,6 +20,7 @@ from overlapc.graphs.attention.layouts import (
 from overlapc.graphs.attention.masks.combined import read_mask
 from overlapc.graphs.attention.masks.prefixes import prefix_of
 from overlapc.graphs.attention.operands import checked, no_plain_tensors, why_empty
+from overlapc.graphs.attention.reading.idle import is_idle
 from overlapc.graphs.attention.reading.shapes import reads_shape
 from overlapc.graphs.attention.reading.spelling import tensor_of
 from overlapc.graphs.attention.reading.tensors import Expression, expression, is_cast, is_same
@@ -161,7 +162,7 @@ def _why_not_new(versions: Versions, chain: tuple[fx.Node, ...]) -> Refusal | No
 def _why_not_alone(versions: Versions, chain: tuple[fx.Node, ...], last: fx.Node) -> Refusal | None:
     inside = set(chain)
     for node in chain:
-        readers = [user for user in node.users if user not in inside]
+        readers = [user for user in node.users if user not in inside and not is_idle(user)]
         others = [one for one in readers if not reads_shape(versions.calls.get(one), node)]
         if node is not last and others:
             who = "another call" if len(others) == 1 else f"{len(others)} other calls"

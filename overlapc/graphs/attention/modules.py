@@ -20,6 +20,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from overlapc.graphs.attention.reading.idle import erase_idle, is_idle
 from overlapc.graphs.attention.reading.spelling import read_call, tensor_of
 from overlapc.graphs.attention.reading.varying import VARYING, is_varying, numbers_given
 from overlapc.graphs.autocast import states, under
@@ -51,6 +52,7 @@ class SpelledOut:
     def keep(self, graph: fx.Graph) -> None:
         """Take the call away."""
         for user in list(self.call.users):
+            erase_idle(graph, user)
             graph.erase_node(user)
         graph.erase_node(self.call)
 
@@ -67,7 +69,7 @@ def spell_out(graph: fx.Graph, node: fx.Node) -> SpelledOut | Refusal:
     if len(parts) != len(node.users) or 0 not in parts:
         return Refusal(node, "multi_head_module", "Its result is not read as a pair.")
     weights = parts.get(1)
-    if weights is not None and weights.users:
+    if weights is not None and not all(map(is_idle, weights.users)):
         reason = "Attention weights are read by others, and torch's attention does not give them."
         return Refusal(node, "weights_read", reason)
     recorder = _Recorder(graph, node)

@@ -11,6 +11,7 @@ from torch import fx
 
 from overlapc.graphs.adding import add_call
 from overlapc.graphs.attention.layouts import is_dense
+from overlapc.graphs.attention.reading.idle import erase_idle
 from overlapc.graphs.attention.reading.shapes import give_shapes
 from overlapc.graphs.attention.reading.spelling import tensor_of
 from overlapc.graphs.attention.reading.tensors import Expression, is_same
@@ -48,7 +49,10 @@ def fuse(graph: fx.Graph, found: Attention) -> None:
 
 def take_out(graph: fx.Graph, found: Attention, result: fx.Node) -> None:
     """Let all read ``result``, and erase the chain that gave it."""
-    give_shapes(graph, [node for node in found.chain if node is not found.node])
+    inner = [node for node in found.chain if node is not found.node]
+    for node in inner:
+        erase_idle(graph, node)
+    give_shapes(graph, inner)
     found.node.replace_all_uses_with(result)
     for dead in reversed(found.chain):
         if not dead.users:

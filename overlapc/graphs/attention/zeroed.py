@@ -164,7 +164,11 @@ def with_zeros(versions: Versions, scores: Scores, zeroings: Sequence[Zeroing]) 
         at = [i for i, mask in enumerate(masks) if _is_of(versions, scores, mask, zeroing)]
         others = [mask for i, mask in enumerate(masks) if i not in at]
         hide_none = all(is_finite(versions, one, -WEAKEST_FILL) for one in others)
-        if len(at) != 1 or scores.program or not hide_none:
+        if len(at) == 1 and not scores.program and not hide_none:
+            reason = f"{name} makes weights zeros where a mask hides, and another may hide what is "
+            reason += "left: of products, or constants above -1e9, it is read."
+            return _changed(zeroing, reason)
+        if len(at) != 1 or scores.program:
             reason = f"{name} makes weights zeros of other keys than one mask hides before."
             return _changed(zeroing, reason)
         fill = masks[at[0]]

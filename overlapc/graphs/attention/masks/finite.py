@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from overlapc.graphs.attention.products.above import is_of_products, scaled
 from overlapc.graphs.attention.reading.constants import constant
-from overlapc.graphs.attention.reading.spelling import tensor_of
+from overlapc.graphs.attention.reading.spelling import Call, tensor_of
 from overlapc.graphs.attention.reading.tensors import PERMUTATIONS
 from overlapc.graphs.attention.reading.versions import Versions
 from overlapc.graphs.attention.scores.steps import Bias, Fill
@@ -16,6 +16,8 @@ HANDING_ON = (*PERMUTATIONS, "cat", "pad", "view", "reshape", "view_as", "reshap
 """Calls of which finite tensors give finite ones, as nearly as numbers go."""
 WITH_NUMBERS = ("mul", "div", "add", "sub", "pad")
 """Those of them whose numbers are numbers of what they give, and no places or sizes."""
+WRITING = ("mul", "div", "add", "sub", "neg")
+"""Those of them that give the same in place, of what stood there before."""
 
 
 def is_finite(versions: Versions, mask: Bias | Fill, below: float) -> bool:
@@ -48,7 +50,7 @@ def is_finite(versions: Versions, mask: Bias | Fill, below: float) -> bool:
         if known is not None:
             if not bool((known.abs() < most).all()):
                 return False
-        elif call is None or call.in_place or call.name not in HANDING_ON or len(seen) > 40:
+        elif call is None or call.name not in _passed(call) or len(seen) > 40:
             return False
         else:
             sources = [versions.read(node, source) for source in node.all_input_nodes]
@@ -57,3 +59,8 @@ def is_finite(versions: Versions, mask: Bias | Fill, below: float) -> bool:
             most /= max(1.0, abs(scaled(versions, call)[1]))
             waiting.extend((source, most) for source in sources if source is not None)
     return True
+
+
+def _passed(call: Call) -> tuple[str, ...]:
+    """Names of calls that give finite tensors of finite ones as this one does."""
+    return WRITING if call.in_place else HANDING_ON

@@ -14,7 +14,8 @@ from torch import fx
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 
 from overlapc.graphs.attention.reading.fresh import is_fresh
-from overlapc.graphs.attention.reading.shapes import asserts_metadata
+from overlapc.graphs.attention.reading.idle import is_idle
+from overlapc.graphs.attention.reading.shapes import asserts_metadata, reads_shape
 from overlapc.graphs.attention.reading.spelling import Call, read_call, tensor_of, told_writes
 from overlapc.graphs.autocast import dtype_of_products, states
 
@@ -35,7 +36,8 @@ class Versions:
         self.calls: dict[fx.Node, Call] = {}
         self.index: dict[fx.Node, int] = {}
         self.readers: dict[fx.Node, list[fx.Node]] = defaultdict(list)
-        """By the node that wrote a value, the nodes that read it, and not only what it is."""
+        """By the node that wrote a value, the nodes that read it, and not only what it is, for a
+        result."""
         self._seen: dict[tuple[fx.Node, fx.Node], fx.Node | None] = {}
         self._writes: list[tuple[fx.Node, fx.Node]] = []
         """Nodes that write, with the family of what they write to."""
@@ -106,7 +108,7 @@ class Versions:
                 seen = newest(source)
                 is_stale = self._written.get(self._root(source), -1) > self.index[seen]
                 self._seen[node, source] = None if is_stale else seen
-                if not asserts_metadata(call):
+                if not asserts_metadata(call) and not is_idle(node):
                     self.readers[seen].append(node)
             if call is not None:
                 self.calls[node] = call
@@ -123,7 +125,9 @@ def shares_with(node: fx.Node, call: Call | None) -> list[fx.Node]:
     """Return the operands whose memory the result of a node may share."""
     if call is not None and (call.in_place or call.get("out") is not None):
         return writes_to(node, call)
-    return [] if call is not None and is_fresh(call) else node.all_input_nodes
+    if call is not None and is_fresh(call):
+        return []
+    return [source for source in node.all_input_nodes if not reads_shape(call, source)]
 
 
 def writes_to(node: fx.Node, call: Call | None) -> list[fx.Node]:
