@@ -24,6 +24,7 @@ from overlapc.codegen.templates.softmax import (
     gathered_sums,
     is_exact,
     or_zero,
+    relative_to,
     score_tile,
     spread_sums,
 )
@@ -237,7 +238,7 @@ def attention_forward(
                 start = tl.where(start < stop, start, begin)
                 left -= 1
             peak = or_zero(peak)
-        sums = tl.exp2(sink - peak)
+        sums = relative_to(sink, peak, v[0].dtype.element_ty)
     sums = spread_sums(sums, ONES, BLOCK_M)
 
     if BEFORE is not None and kept is None:

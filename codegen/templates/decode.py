@@ -15,7 +15,14 @@ from overlapc.codegen.templates.hidden import floors_of
 from overlapc.codegen.templates.masks_tell import any_keeps_key, keeping_none
 from overlapc.codegen.templates.running import moves_of, settle
 from overlapc.codegen.templates.signal import await_stores
-from overlapc.codegen.templates.softmax import LN2, LOG2E, all_finite, is_exact, or_zero
+from overlapc.codegen.templates.softmax import (
+    LN2,
+    LOG2E,
+    all_finite,
+    is_exact,
+    or_zero,
+    relative_to,
+)
 from overlapc.codegen.templates.visible import end_of, end_seen, first_seen, length_of, own_key
 
 
@@ -212,7 +219,7 @@ def attention_decode(
             BLOCK_D, BLOCK_REST, BLOCK_V, PAGE, WEIGHTS, IS_AMD,
         )  # fmt: skip
     if not IS_ONLINE:
-        sums = (tl.sum(sums, 1) if SPREAD else sums) + tl.exp2(own_sink - peak)
+        sums = (tl.sum(sums, 1) if SPREAD else sums) + relative_to(own_sink, peak, WEIGHTS)
         # A total may have overflowed, and shrinking the sum would hide it.
         sums = tl.where(sums > MOST, float("inf"), sums)
         if SOFTMAX == "first_tile":

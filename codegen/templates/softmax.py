@@ -63,13 +63,19 @@ def fixed_weights(score: tl.tensor, base: tl.tensor, dtype: tl.constexpr) -> tl.
     Far from the scores, the rounding of that difference is the largest error of float32: what it
     took is given back, as ``exp2`` of it to first order.
     """
-    apart = score - base[:, None]
+    return relative_to(score, base[:, None], dtype).to(dtype)
+
+
+@triton.jit
+def relative_to(score: tl.tensor, base: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
+    """``exp2(score - base)`` in float32, as exact as weights in ``dtype`` are."""
+    apart = score - base
     weights = tl.exp2(apart)
     if dtype == tl.float32:
-        taken = score - (apart + base[:, None])
+        taken = score - (apart + base)
         # Minus infinity took nothing, and is no number less itself.
         weights += tl.where(weights > 0.0, weights * (taken * LN2), 0.0)
-    return weights.to(dtype)
+    return weights
 
 
 @triton.jit

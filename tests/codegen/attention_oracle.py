@@ -21,24 +21,29 @@ def attention(
     inputs: Sequence[torch.Tensor] = (),
     lengths: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
+    dtype: torch.dtype = torch.float64,
     **_: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The result and the logarithms of sums, by eager softmax over whole rows of scores.
+    """The result and the logarithms of sums, by eager softmax over whole rows of scores, in
+    ``dtype``.
 
     Shares with the kernels neither their masks nor the lowering of scores.
     """
-    q, k, v = (_wide(side) for side in (q, k, v))
+    q, k, v = (side.to(dtype) for side in (q, k, v))
     k, v = (side.repeat_interleave(spec.groups, 1) for side in (k, v))
     scores = spec.scale * (q @ k.transpose(-1, -2))
-    scores = evaluate(spec, scores, [_wide(tensor) for tensor in inputs])
+    inputs = [tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in inputs]
+    scores = evaluate(spec, scores, inputs)
     scores = scores.masked_fill(~visible(spec, q, k, lengths), -math.inf)
     if sinks is not None:
-        column = _wide(sinks).reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        column = sinks.to(dtype).reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
         scores = torch.cat((scores, column), -1)
-    weights = torch.softmax(scores, -1)[..., : k.shape[2]]
-    if spec.dead == "zero":
-        weights = weights.masked_fill((scores == -math.inf).all(-1, keepdim=True), 0.0)
-    return weights @ v, torch.logsumexp(scores, -1)
+    is_dead = (scores == -math.inf).all(-1, keepdim=True)
+    if spec.dead == "nan":
+        weights = torch.softmax(scores, -1)
+    else:  # as torch's fused attention, of gradients too
+        weights = torch.softmax(scores.masked_fill(is_dead, 0.0), -1).masked_fill(is_dead, 0.0)
+    return weights[..., : k.shape[2]] @ v, torch.logsumexp(scores, -1)
 
 
 def visible(
@@ -61,7 +66,7 @@ def visible(
 def evaluate(
     spec: AttentionSpec, product: torch.Tensor, inputs: Sequence[torch.Tensor]
 ) -> torch.Tensor:
-    """Scores by torch's own ops."""
+    """Scores by torch's own ops, in the dtype of the product, as numbers among the inputs are."""
     if spec.scores is None:
         return product
     values = [product]
@@ -76,7 +81,8 @@ def evaluate(
         for part in call.op.split("."):
             overload = getattr(overload, part)
         named: Mapping[str, Any] = {name: place(value) for name, value in call.named}
-        values.append(_wide(overload(*map(place, call.arguments), **named)))
+        value = overload(*map(place, call.arguments), **named)
+        values.append(value.to(product.dtype) if value.is_floating_point() else value)
     return values[-1]
 
 

@@ -143,7 +143,9 @@ MUTANTS = {
     "rows of a sink alone are rows of nothing": (
         "a sink far below φ, of rows without a key", ' & (sink == float("-inf"))', "",
     ),
-    "no sinks": ("sinks", "sums = tl.exp2(sink - peak)", "sums = nothing"),
+    "no sinks": (
+        "sinks", "sums = relative_to(sink, peak, v[0].dtype.element_ty)", "sums = nothing",
+    ),
     "another head's keys": ("grouped, ragged heads", "head // GROUPS", "head * 0"),
     "one key too many": ("causal from the first key", "own + (AFTER + 1)", "own + (AFTER + 2)"),
     "one key too few": ("a window", "tl.maximum(own - BEFORE, 0)",
