@@ -29,6 +29,8 @@ class Wanted:
     lse: torch.Tensor
     allowed: torch.Tensor
     allowed_lse: torch.Tensor
+    size: torch.Tensor
+    """Weighted means of absolute values: what roundings of weights are relative to."""
     lost: float
     """Of a result, the most that weights below the normal numbers take beside a sink, which makes
     the sum of its row large enough."""
@@ -95,8 +97,9 @@ def wanted_of(drawn: Drawn) -> Wanted:
     v_size = v.abs().nan_to_num(0.0, 0.0, 0.0)
     size = weights.nan_to_num(0.0) @ v_size
     allowed = size * (factor[..., None] + 3 * step) + step * out.abs() + 1e-30
-    if spec.dtype == "float16":  # weights, and results, below its normal numbers
-        allowed = allowed + SUBNORMAL * (1 + v_size.sum(-2, keepdim=True))
+    # Weights, and results, below the normal numbers.
+    tiny = SUBNORMAL if spec.dtype == "float16" else 2.0**-126
+    allowed = allowed + tiny * (1 + v_size.sum(-2, keepdim=True))
     lost = _lost_beside_sinks(drawn, seen) * v_size.amax().item() if scores.shape[3] else 0.0
     allowed = allowed + lost
     allowed_lse = worst + 3 * step + 2.0**-21 * lse.nan_to_num(0.0, 0.0, 0.0).abs()
@@ -105,7 +108,7 @@ def wanted_of(drawn: Drawn) -> Wanted:
         allowed_lse = allowed_lse + 2.0**-22 * phi.nan_to_num(0.0, 0.0, 0.0).abs()[:, None]
     allowed_lse = allowed_lse.masked_fill(lse.isfinite() & (lse < -1e30), math.inf)
     redone = _redone(drawn, scores, sinks, seen, worst, v, out)
-    return Wanted(out, lse, allowed, allowed_lse, lost, *redone, scores)
+    return Wanted(out, lse, allowed, allowed_lse, size, lost, *redone, scores)
 
 
 def _lost_in(plain: torch.Tensor) -> torch.Tensor:

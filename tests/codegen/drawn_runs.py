@@ -102,7 +102,7 @@ def check(drawn: Drawn, mutate: tuple[str, str] | None = None) -> int:
         ("result", found.out, online.out, wanted.out), ("lse", found.lse, online.lse, wanted.lse),
     ):  # fmt: skip
         error, least = _rms(one, right), _rms(other, right)
-        slack = step * (far if what == "lse" else _rms(right, torch.zeros_like(right)))
+        slack = step * (far if what == "lse" else _rms(wanted.size, torch.zeros_like(right)))
         slack += wanted.lost if what == "result" else 0.0
         assert not error > NOT_WORSE * least + slack + 1e-30, (
             f"{what}: error {error:.3g}, of online softmax {least:.3g}"
