@@ -40,7 +40,7 @@ MUTANTS = {
         "decode", 16, ('own_sink = tl.where(split == 0, sink, float("-inf"))', "own_sink = sink"),
     ),
     "weights of rows that lost their sums": (
-        "backward", 8, ("weights = weights * share[:, None]", "weights = weights * 1.0"),
+        "backward", 18, ("weights = weights * share[:, None]", "weights = weights * 1.0"),
     ),
     "gradients of scores are not centered": (
         "backward", 5,
