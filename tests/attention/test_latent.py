@@ -78,7 +78,7 @@ def test_products_may_be_spelled_transposed_and_scaled(function):
 @pytest.mark.long
 def test_the_kernel_reads_it(interpreted):
     found = interpreted("attention_graphs.run", "latent", "unified")
-    assert found[1:3] == ("unified", {"zero, decode, 3 splits": 1})
+    assert found[1:3] == ("unified", {"zero, few rows, 1 split": 1})
     assert READS in found[3]
     assert found[5] < 2e-6
 
@@ -318,7 +318,7 @@ def test_in_float16_it_is_no_further_off_than_eager(function):
 @pytest.mark.long
 def test_the_kernel_reads_it_in_float16(interpreted):
     found = interpreted("attention_graphs.run", "latent half", "unified")
-    assert found[1:3] == ("unified", {"first_tile, decode, 3 splits": 1})
+    assert found[1:3] == ("unified", {"first_tile, few rows, 1 split": 1})
     assert READS in found[3]
     torch.manual_seed(0)
     inputs = [side.half() for side in latent_cache.operands()]

@@ -104,6 +104,6 @@ def test_a_cache_that_is_written_to_before_the_result_is_read_as_it_was_widened(
 @pytest.mark.parametrize("name", ["narrow", "narrow, scaled"])
 def test_the_kernel_reads_it(interpreted, name):
     _, code, calls, reason, _, error = interpreted("attention_graphs.run", name, "unified")
-    assert (code, calls) == ("unified", {"zero, decode, 2 splits": 1})
+    assert (code, calls) == ("unified", {"zero, few rows, 1 split": 1})
     assert READS in reason
     assert error < 2e-6

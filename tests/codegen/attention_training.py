@@ -64,7 +64,7 @@ def _gradients(
 def seen_by_policy(choice: str) -> tuple[dict[str, int], float, set[str]]:
     """Calls and error as of ``run``, and the ops that a selective policy was asked about."""
     catalogue.SEEN.clear()
-    _, _, calls, _, error = run("in a selective checkpoint", choice)
+    _, _, calls, _, _, error = run("in a selective checkpoint", choice)
     return calls, error, {name for _, name in catalogue.SEEN}
 
 
