@@ -192,16 +192,26 @@ def differences(
     may_overflow = bool(EXPONENTIALS.search(program.text))
     others = noisy.tensors if noisy is not None else wanted.tensors
     said = []
+    first = len(wanted.results) + len(wanted.inputs)
+    # What adds up to a gradient of zero, as of the key of rows that have one, is as others' are.
+    least = 0.1 * max((_largest(one) for one in wanted.tensors[first:]), default=0.0)
     for place, (a, b, c) in enumerate(zip(found.tensors, wanted.tensors, others, strict=True)):
-        is_laid_out = place < len(wanted.results) + len(wanted.inputs)  # gradients are as they come
-        why = _difference(a, b, c, is_rough, may_overflow) or (is_laid_out and _strides(a, b)) or ""
+        is_laid_out = place < first  # gradients are as they come
+        size = max(_largest(b), 1e-3, 0.0 if is_laid_out else least)
+        why = _difference(a, b, c, size, is_rough, may_overflow)
+        why = why or (is_laid_out and _strides(a, b)) or ""
         if why:
             said.append(f"tensor {place} {why}")
     return said
 
 
 def _difference(
-    a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, is_rough: bool, may_overflow: bool
+    a: torch.Tensor,
+    b: torch.Tensor,
+    c: torch.Tensor,
+    size: float,
+    is_rough: bool,
+    may_overflow: bool,
 ) -> str:
     if a.dtype != b.dtype or a.shape != b.shape:
         return f"is {a.dtype}{list(a.shape)}, not {b.dtype}{list(b.shape)}"
@@ -220,10 +230,16 @@ def _difference(
     x, y, z = (t.nan_to_num(0.0, 0.0, 0.0) for t in (x, y, z))
     if not x.numel():
         return ""
-    size = max(float(y.abs().max()), 1e-3)
     error, known = float((x - y).abs().max()) / size, float((z - y).abs().max()) / size
     rounding = 3e-2 if is_rough else 2e-5
     return f"is {error:.1e} off, rounding {known:.1e}" if error > rounding + 60 * known else ""
+
+
+def _largest(one: torch.Tensor) -> float:
+    """Of what is finite."""
+    if not one.numel() or not one.dtype.is_floating_point:
+        return 0.0
+    return float(one.double().nan_to_num(0.0, 0.0, 0.0).abs().max())
 
 
 def _strides(a: torch.Tensor, b: torch.Tensor) -> str:
