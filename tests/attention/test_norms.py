@@ -265,8 +265,8 @@ def test_norms_of_a_real_model(own, name):
 def test_kernels_are_exact_with_gains_of_another_time(interpreted):
     """The check of each row stays: a bound that is out of date costs time, and no value."""
     (first, ways, redone), (second, again, late) = interpreted("attention_graphs.normed_twice")
-    assert (ways, redone) == ({"bound, decode, 1 split": 1}, 0)
-    assert (again, late > 0) == ({"bound, decode, 1 split": 2}, True)
+    assert (ways, redone) == ({"bound, few rows, 1 split": 1}, 0)
+    assert (again, late > 0) == ({"bound, few rows, 1 split": 2}, True)
     assert max(first, second) < 1e-4
 
 

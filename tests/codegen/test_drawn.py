@@ -48,7 +48,7 @@ MUTANTS = {
          "tl.dot(slopes, values.T, input_precision=PRECISION)"),
     ),
 }  # fmt: skip
-EACH = 20
+EACH = 10
 """Attentions of one test: what the interpreter computes in a minute."""
 FEW = {
     "prefill": (0, 3, 4, 8, 9, 18),
@@ -74,14 +74,14 @@ def drawn(interpreted, kind, seeds, mutate=None):
 
 @pytest.mark.parametrize("kind", FEW)
 def test_a_few(interpreted, kind):
-    drawn(interpreted, kind, FEW[kind])
+    found = Counter(drawn(interpreted, kind, FEW[kind]))
+    assert found["redone"] > 0 or kind == "backward"
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("kind", "seeds"), PARTS, ids=str)
 def test_many(interpreted, kind, seeds):
-    found = Counter(drawn(interpreted, kind, seeds))
-    assert found["redone"] > 0 or kind == "backward"
+    drawn(interpreted, kind, seeds)
 
 
 @pytest.mark.parametrize(("kind", "seed"), FOUND.values(), ids=FOUND.keys())
