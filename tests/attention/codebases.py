@@ -7,20 +7,8 @@ import math
 import torch
 import torch.nn.functional as F
 
-from tests.attention.catalogue import (
-    INF,
-    MIN,
-    B,
-    D,
-    H,
-    K,
-    Q,
-    Spelling,
-    bfloat,
-    keep,
-    plain,
-    square,
-)
+from tests.attention.catalogue import Spelling, bfloat, keep, plain, square
+from tests.attention.sizes import INF, MIN, B, D, H, K, Q
 
 
 def heads_last():

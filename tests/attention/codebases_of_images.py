@@ -7,8 +7,9 @@ import math
 import torch
 import torch.nn.functional as F
 
-from tests.attention.catalogue import INF, MIN, B, D, H, K, Q, Spelling, bfloat, keep, square
+from tests.attention.catalogue import Spelling, bfloat, keep, square
 from tests.attention.codebases import heads_last, split
+from tests.attention.sizes import INF, MIN, B, D, H, K, Q
 
 
 def joined():

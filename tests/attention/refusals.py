@@ -5,7 +5,32 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from tests.attention.catalogue import INF, B, D, H, K, Q, Spelling, bias, keep, plain, square
+from tests.attention.catalogue import Spelling, bias, keep, plain, square
+from tests.attention.sizes import INF, B, D, H, K, Q
+from tests.attention.softmax_refusals import (
+    divided_after_and_read,
+    divided_after_by_another_sum,
+    divided_after_by_few_heads,
+    divided_after_by_sums_of_rows,
+    exp_normalized,
+    exp_of_no_scores,
+    exp_over_less_than_its_sum,
+    exp_over_more_than_its_sum,
+    exp_over_other_sum,
+    exp_over_sum_of_a_finite_mask,
+    exp_over_sum_of_rows,
+    exp_times_a_mask,
+    less_a_logarithm_of_earlier_scores,
+    less_another_maximum,
+    off_by_another_one,
+    off_by_one,
+    off_by_one_masked,
+    off_by_one_of_another_base,
+    over_bits_of_its_sum,
+    powers_of_a_negative_number,
+    powers_of_two_over_those_of_three,
+    shifted_then_masked,
+)
 
 
 def filled_weakly(q, k, v, kept):
@@ -34,64 +59,6 @@ def sinks(q, k, v):
     return s.softmax(-1)[..., :-1] @ v
 
 
-def exp_over_sum_of_a_finite_mask(q, k, v, kept):
-    e = (q @ k.mT).masked_fill(~kept, -1e9).exp()
-    return (e / e.sum(-1, keepdim=True)) @ v
-
-
-def shifted_then_masked(q, k, v, kept):
-    s = q @ k.mT
-    e = (s - s.amax(-1, keepdim=True)).masked_fill(~kept, -1e9).exp()
-    return (e / e.sum(-1, keepdim=True)) @ v
-
-
-def exp_over_other_sum(q, k, v):
-    s = q @ k.mT
-    return (s.exp() / (2 * s).exp().sum(-1, keepdim=True)) @ v
-
-
-def exp_over_more_than_its_sum(q, k, v):
-    e = (q @ k.mT).exp()
-    return (e / (e.sum(-1, keepdim=True) + 1)) @ v
-
-
-def exp_over_less_than_its_sum(q, k, v):
-    e = (q @ k.mT).exp()
-    return (e / (e.sum(-1, keepdim=True) - 1)) @ v
-
-
-def off_by_one(q, k, v):
-    s = q @ k.mT
-    m = s.amax(-1, keepdim=True).clamp(min=0)
-    e = (s - m).exp()
-    return (e / ((-m).exp() + e.sum(-1, keepdim=True))) @ v
-
-
-def off_by_another_one(q, k, v):
-    """It is not the number that scores are less, that the one is."""
-    s = q @ k.mT
-    m = s.amax(-1, keepdim=True)
-    e = (s - m).exp()
-    return (e / ((-(2 * m)).exp() + e.sum(-1, keepdim=True))) @ v
-
-
-def off_by_one_of_another_base(q, k, v):
-    s = q @ k.mT
-    m = s.amax(-1, keepdim=True)
-    e = 2 ** (s - m)
-    return (e / ((-m).exp() + e.sum(-1, keepdim=True))) @ v
-
-
-def exp_of_no_scores(q, k, v):
-    """As linear attention has it."""
-    return q.exp() @ (k.exp().mT @ v)
-
-
-def powers_of_a_negative_number(q, k, v):
-    e = (-2.0) ** (q @ k.mT)
-    return (e / e.sum(-1, keepdim=True)) @ v
-
-
 def batches_exchanged(q, k, v, m):
     """As many sequences as heads, so that only values tell them apart."""
     s = (q @ k.mT).transpose(0, 1) + m
@@ -100,44 +67,6 @@ def batches_exchanged(q, k, v, m):
 
 def as_many_sequences_as_heads():
     return tuple(torch.cat((t, t.flip(0)))[:H] for t in plain())
-
-
-def off_by_one_masked(q, k, v, kept):
-    s = (q @ k.mT).masked_fill(~kept, -INF)
-    m = s.amax(-1, keepdim=True)
-    e = (s - m).exp()
-    return (e / (e.sum(-1, keepdim=True) + torch.exp(-m))) @ v
-
-
-def divided_after_by_another_sum(q, k, v):
-    s = q @ k.mT
-    return (s.exp() @ v) / (2 * s).exp().sum(-1, keepdim=True)
-
-
-def divided_after_by_sums_of_rows(q, k, v):
-    e = (q @ k.mT).exp()
-    return (e @ v) / e.sum(-2, keepdim=True)
-
-
-def divided_after_and_read(q, k, v):
-    e = (q @ k.mT).exp()
-    out = e @ v
-    return out / e.sum(-1, keepdim=True) + out
-
-
-def divided_after_by_few_heads(q, k, v):
-    e = (q[0, 0] @ k[0, 0].mT).exp()
-    return (e @ v) / e.sum(-1, keepdim=True)
-
-
-def exp_over_sum_of_rows(q, k, v):
-    e = (q @ k.mT).exp()
-    return (e / e.sum(-2, keepdim=True)) @ v
-
-
-def less_another_maximum(q, k, v):
-    s = q @ k.mT
-    return (s - s.amax(-2, keepdim=True)).softmax(-1) @ v
 
 
 def over_rows(q, k, v):
@@ -233,15 +162,6 @@ def over_heads_after_a_write_through_a_view(q, k, v):
     return s.softmax(1) @ v
 
 
-def less_a_logarithm_of_earlier_scores(q, k, v):
-    s = q @ k.mT
-    heads = s.view(B * H, Q, K)
-    heads.mul_(0.5)
-    total = s.exp().sum(-1, keepdim=True).log()
-    heads.mul_(2)
-    return (s - total).exp() @ v
-
-
 def product_in_given_memory(q, k, v):
     memory = torch.zeros(B, H, Q, K)
     return torch.matmul(q, k.mT, out=memory).softmax(-1) @ v + memory.sum()
@@ -264,11 +184,6 @@ def laid_out_like_scores(q, k, v):
     s = (k @ q.mT).mT
     ones = torch.ones_like(s)
     return s.softmax(-1) @ v * ones.mT.view(-1)[0]
-
-
-def over_bits_of_its_sum(q, k, v):
-    e = (q @ k.mT).exp()
-    return (e / e.sum(-1, keepdim=True).view(torch.int32)) @ v
 
 
 def slice_filled_through_a_view(q, k, v):
@@ -307,21 +222,6 @@ def summed_products_of_one_row(q, k, v):
 
 def one_row(q, k, v):
     return (k[0, 0] @ q[0, 0, 0]).softmax(-1) @ v[0, 0]
-
-
-def exp_normalized(q, k, v):
-    """Rows that keep no key are zeros by the least length that it divides by."""
-    return F.normalize((q @ k.mT).exp(), p=1, dim=-1) @ v
-
-
-def exp_times_a_mask(q, k, v, kept):
-    e = (q @ k.mT).exp() * kept
-    return (e / e.sum(-1, keepdim=True)) @ v
-
-
-def powers_of_two_over_those_of_three(q, k, v):
-    s = q @ k.mT
-    return (2**s / (3**s).sum(-1, keepdim=True)) @ v
 
 
 def item_of_a_place(q, k, v, kept):

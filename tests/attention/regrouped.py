@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import torch
 
-from tests.attention.catalogue import INF, D, H, Spelling, keep, square
+from tests.attention.catalogue import Spelling, keep, square
+from tests.attention.sizes import INF, D, H
 
 SIDE = 4
 

@@ -7,12 +7,6 @@ import torch.nn.functional as F
 
 from tests.attention import refusals
 from tests.attention.catalogue import (
-    INF,
-    MIN,
-    B,
-    H,
-    K,
-    Q,
     Spelling,
     bfloat,
     bias,
@@ -23,6 +17,7 @@ from tests.attention.catalogue import (
     square,
     three,
 )
+from tests.attention.sizes import INF, MIN, B, H, K, Q
 
 
 def capped_in_place(q, k, v, m):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from tests.attention.catalogue import D, H, K, Q, Spelling, keep, plain, square, two
+from tests.attention.catalogue import Spelling, keep, plain, square, two
+from tests.attention.sizes import D, H, K, Q
 
 
 def of_elements(q, k, v):

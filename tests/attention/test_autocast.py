@@ -21,8 +21,9 @@ from overlapc.graphs.attention.norms.lengths import Norms
 from overlapc.graphs.attention.site import Attention
 from overlapc.graphs.canonical import text
 from tests.attention import latent_cache
-from tests.attention.catalogue import MIN, plain
+from tests.attention.catalogue import plain
 from tests.attention.rewriting import rewrite
+from tests.attention.sizes import MIN
 
 ROWS = 20
 LOW = {"bfloat16": torch.bfloat16, "float16": torch.float16}

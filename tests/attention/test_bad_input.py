@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from overlapc.graphs.attention import problems
-from tests.attention.catalogue import INF, B, D, H, K, Q, added, filled, functional, plain, square
+from tests.attention.catalogue import added, filled, functional, plain, square
 from tests.attention.rewriting import rewrite
 from tests.attention.score_functions import scaled_sinks
+from tests.attention.sizes import INF, B, D, H, K, Q
 
 
 @pytest.fixture(params=["sdpa", "unified"])

@@ -7,23 +7,13 @@ import torch
 from torch._inductor import config as inductor_config
 
 from overlapc.passes.base import Fuel
-from tests.attention.catalogue import (
-    MIN,
-    B,
-    K,
-    Spelling,
-    added,
-    bias,
-    in_checkpoint,
-    plain,
-    square,
-    twice,
-)
 from tests.attention.catalogue import REWRITTEN as CATALOGUE
+from tests.attention.catalogue import Spelling, added, bias, in_checkpoint, plain, square, twice
 from tests.attention.codebases import LANGUAGE
 from tests.attention.refusals import LEFT as REFUSED
 from tests.attention.refusals import weights_returned
 from tests.attention.rewriting import rewrite
+from tests.attention.sizes import MIN, B, K
 from tests.attention.spelled_products import PRODUCTS, UNREAD
 from tests.attention.zeroed_weights import CHANGED, ZEROED
 

@@ -9,8 +9,9 @@ from torch.utils.checkpoint import checkpoint
 
 from overlapc import dynamo
 from overlapc.graphs.attention import problems
-from tests.attention.catalogue import INF, square
+from tests.attention.catalogue import square
 from tests.attention.rewriting import rewrite
+from tests.attention.sizes import INF
 
 
 def masked(q, k, v, mask):

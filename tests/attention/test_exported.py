@@ -11,8 +11,9 @@ from torch import nn
 from torch._decomp import core_aten_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from tests.attention.catalogue import INF, K, square
+from tests.attention.catalogue import square
 from tests.attention.rewriting import rewrite
+from tests.attention.sizes import INF, K
 
 
 class Attention(nn.Module):

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 
 from overlapc.graphs.attention import problems
 from tests.attention import running_programs  # noqa: F401 - its ops write to what they are given
-from tests.attention.catalogue import INF, MIN, plain, square
+from tests.attention.catalogue import plain, square
 from tests.attention.rewriting import rewrite
+from tests.attention.sizes import INF, MIN
 from tests.attention.test_catalogue import assert_alike
 
 

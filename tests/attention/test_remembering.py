@@ -8,8 +8,9 @@ from torch.utils.checkpoint import checkpoint
 
 from overlapc.graphs.attention.masks import combined as masks
 from overlapc.graphs.attention.reading import constants, remembering
-from tests.attention.catalogue import INF, plain, square
+from tests.attention.catalogue import plain, square
 from tests.attention.rewriting import rewrite
+from tests.attention.sizes import INF
 
 LAYERS = 4
 

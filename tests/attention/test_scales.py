@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.attention.catalogue import H, plain
+from tests.attention.catalogue import plain
 from tests.attention.rewriting import rewrite
+from tests.attention.sizes import H
 from tests.attention.test_catalogue import assert_alike, wide
 
 

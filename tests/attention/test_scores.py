@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from overlapc.graphs.attention import problems
-from tests.attention.catalogue import H, Spelling, functional, keep, plain
+from tests.attention.catalogue import Spelling, functional, keep, plain
 from tests.attention.rewriting import rewrite
 from tests.attention.score_functions import LEFT, OWN, SPEC
+from tests.attention.sizes import H
 from tests.attention.test_catalogue import assert_alike, inputs_of, wide
 
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from overlapc.graphs.attention import problems
-from tests.attention.catalogue import INF
 from tests.attention.rewriting import rewrite
+from tests.attention.sizes import INF
 from tests.attention.test_catalogue import assert_alike
 
 

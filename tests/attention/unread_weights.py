@@ -6,7 +6,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from tests.attention.catalogue import B, H, K, Q, Spelling, square
+from tests.attention.catalogue import Spelling, square
+from tests.attention.sizes import B, H, K, Q
 
 
 def prophet_net(q, k, v):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from tests.attention.catalogue import INF, MIN, B, D, H, K, Q, Spelling, bias, keep, pair, square
+from tests.attention.catalogue import Spelling, bias, keep, pair, square
+from tests.attention.sizes import INF, MIN, B, D, H, K, Q
 
 
 def keep_of_squares():

@@ -29,8 +29,8 @@ from tests.codegen.attention_cases import (
     operands,
     poisoned,
 )
-from tests.codegen.decode_cases import shuffled_grid
 from tests.codegen.hidden_masks import HidingMask
+from tests.codegen.shuffled_grid import shuffled_grid
 
 correct_interpreter()
 

@@ -6,8 +6,7 @@ Runs in a process of the ``interpreted`` fixture, so it imports Triton freely.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from types import ModuleType
@@ -31,6 +30,7 @@ from overlapc.codegen.templates.cached_tiles import widened
 from overlapc.errors import KernelError
 from tests.codegen.attention_cases import loads_of
 from tests.codegen.hidden_masks import HidingMask
+from tests.codegen.shuffled_grid import shuffled_grid
 
 correct_interpreter()
 
@@ -402,30 +402,6 @@ def reference(
     # The logarithm of how many masks a row is made of is lost in the least number.
     allowed_lse = allowed_lse.masked_fill(lse.isfinite() & (lse < -1e30), torch.inf)
     return wanted, lse, allowed, allowed_lse
-
-
-@contextmanager
-def shuffled_grid(generator: random.Random) -> Iterator[None]:
-    """Run the programs of every launch in a random order of both axes of the grid."""
-    builder: Any = interpreter_builder
-    set_index, set_size = builder.set_grid_idx, builder.set_grid_dim
-    order: list[int] = []
-    width = [1]
-
-    def sized(x: int, y: int, z: int) -> None:
-        order[:] = generator.sample(range(x * y), x * y)
-        width[0] = y
-        set_size(x, y, z)
-
-    def indexed(x: int, y: int, z: int) -> None:
-        place = order[x * width[0] + y]
-        set_index(place // width[0], place % width[0], z)
-
-    builder.set_grid_dim, builder.set_grid_idx = sized, indexed
-    try:
-        yield
-    finally:
-        builder.set_grid_idx, builder.set_grid_dim = set_index, set_size
 
 
 def mutant(kernel: DecodeKernel, changes: Sequence[tuple[str, str]]) -> DecodeKernel:

@@ -21,11 +21,11 @@ from overlapc.codegen.promotion import CannotLower
 from tests.codegen import attention_oracle as oracle
 from tests.codegen.attention_cases import looking_through_masks
 from tests.codegen.attention_gradient_cases import made
-from tests.codegen.decode_cases import shuffled_grid
 from tests.codegen.drawn_attentions import BACKWARD, Drawn, draw
 from tests.codegen.drawn_memory import Watch, laid_out
 from tests.codegen.drawn_reference import STEPS, phi_of, sides
 from tests.codegen.drawn_runs import Memory, Result, in_memory, launch, same_bits
+from tests.codegen.shuffled_grid import shuffled_grid
 
 correct_interpreter()
 

@@ -23,11 +23,11 @@ from overlapc.codegen.attention.kernel import build_attention
 from overlapc.codegen.interpreting import correct_interpreter
 from tests.codegen import attention_cases, decode_cases
 from tests.codegen.attention_cases import looking_through_masks
-from tests.codegen.decode_cases import shuffled_grid
 from tests.codegen.drawn_attentions import DECODE, Drawn, draw
 from tests.codegen.drawn_memory import GUARD, Watch, laid_out
 from tests.codegen.drawn_reference import STEPS, Wanted, phi_of, wanted_of
 from tests.codegen.drawn_spoils import spoil
+from tests.codegen.shuffled_grid import shuffled_grid
 
 correct_interpreter()
 

@@ -24,7 +24,7 @@ from overlapc.codegen.builder import TEMPLATES
 from overlapc.codegen.interpreting import correct_interpreter
 from tests.codegen import attention_oracle as oracle
 from tests.codegen.attention_cases import ROUNDING, SUMMED, Case, difference, mutated, operands
-from tests.codegen.decode_cases import shuffled_grid
+from tests.codegen.shuffled_grid import shuffled_grid
 
 correct_interpreter()
 
