@@ -18,7 +18,8 @@ Given = Mapping[fx.Node, Any]
 @dataclass(frozen=True)
 class Body:
     """A body of a higher-order op, and its one call: of several, or where what follows the body is
-    not its inputs, nothing is known."""
+    not its inputs, nothing is known. Nor of a call of several bodies: as many operands as inputs
+    prove nothing there, as of the backward of an ``autograd.Function``, which reads gradients."""
 
     graph: fx.Graph
     call: fx.Node | None
@@ -54,15 +55,17 @@ def _bodies(graph: fx.Graph, given: Given) -> Iterator[tuple[fx.Graph, Given]]:
 
 def bodies_called(graph: fx.Graph) -> Iterator[Body]:
     """Yield the bodies that the graph itself calls."""
+    body_of = dict(bodies_in(graph))
     names: dict[fx.Graph, list[fx.Node]] = {}
-    for name, body in bodies_in(graph):
+    for name, body in body_of.items():
         names.setdefault(body, []).append(name)
     for body, its in names.items():
         calls = [(name, user) for name in its for user in name.users]
         own = placeholders(body)
         name, call = calls[0] if len(calls) == 1 else (None, None)
         given = call.args[call.args.index(name) + 1 :] if call and name in call.args else ()
-        if call is None or name not in call.args or len(given) != len(own):
+        is_alone = call is not None and sum(one in body_of for one in call.all_input_nodes) == 1
+        if call is None or not is_alone or name not in call.args or len(given) != len(own):
             yield Body(body, None, {})
             continue
         pairs = zip(own, given, strict=True)

@@ -121,3 +121,32 @@ def test_a_region_of_autocast_stands_in_the_checkpoint_around_it():
     assert done.codes == ["!checkpointed"]
     assert "without the checkpoint" in done.sites[0].reason
     assert done.after == done.before
+
+
+class Gated(torch.autograd.Function):
+    """Its backward is an attention over gradients, under a mask that was saved."""
+
+    @staticmethod
+    def forward(ctx, mask, zeros):
+        ctx.save_for_backward(mask)
+        return 2 * mask + zeros
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        (mask,), (given,) = ctx.saved_tensors, gradients
+        return masked(given, given, given, mask), None
+
+
+def test_a_backward_has_other_inputs_than_its_forward_however_many():
+    """The mask is no constant. Mutant: of a call's bodies the last is given all behind it."""
+
+    def function(mask):
+        return Gated.apply(mask, torch.zeros(2, 2, 24, 24)).sin()
+
+    torch.manual_seed(0)
+    mask = torch.randn(2, 2, 24, 24, requires_grad=True)
+    done = rewrite(function, mask)
+    assert done.codes == ["fused"]
+    taken = [results(one, [mask]) for one in (done.function, function)]
+    for found, wanted in zip(*taken, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)

@@ -23,6 +23,7 @@ NARROW = ("falcon",)
 """Their float64 is no better: a bias is made in another dtype than what else is wide."""
 
 
+@pytest.mark.filterwarnings("error:erase_node")
 @pytest.mark.parametrize("name", NAMES)
 def test_what_becomes_of_it(name):
     """Gradients are those of float64 too."""

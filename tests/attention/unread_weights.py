@@ -20,6 +20,14 @@ def prophet_net(q, k, v):
     return out
 
 
+def read_of_each_other(q, k, v):
+    """Of two that nobody reads, one reads the other as well."""
+    w = (q @ k.mT).softmax(-1)
+    out = w @ v
+    w.reshape_as(w.transpose(1, 2))
+    return out
+
+
 def sums_given_elsewhere(q, k, v):
     """A call does more than give a tensor."""
     w = (q @ k.mT).softmax(-1)
@@ -56,6 +64,7 @@ def weights_written_through_a_view(q, k, v):
 
 UNREAD = {
     "prophet_net": Spelling(prophet_net),
+    "read_of_each_other": Spelling(read_of_each_other),
     "sums_given_elsewhere": Spelling(sums_given_elsewhere, "!weights_read"),
     "drawn_from": Spelling(drawn_from, "!weights_read"),
     "read_after_a_view": Spelling(read_after_a_view, "!weights_read"),

@@ -25,6 +25,6 @@ def is_idle(node: fx.Node) -> bool:
 def erase_idle(graph: fx.Graph, node: fx.Node) -> None:
     """Erase all readers of a node that lead to no result."""
     for reader in tuple(node.users):
-        if is_idle(reader):
+        if reader in node.users and is_idle(reader):  # another reader may have been read by it
             erase_idle(graph, reader)
             graph.erase_node(reader)
