@@ -38,6 +38,12 @@ def capped_then_causal(q, k, v):
     return F.softmax(s, dim=-1, dtype=torch.float32).to(q.dtype) @ v
 
 
+def capped_and_told(q, k, v, kept):
+    """Rows that keep no key give zeros."""
+    s = (2.0 * torch.tanh(q @ k.mT / 2.0)).masked_fill(~kept, -INF)
+    return s.softmax(-1).nan_to_num() @ v
+
+
 def capped_groups(q, k, v):
     s = q @ repeat_kv(k, 2).mT
     return F.hardtanh(s, -2.0, 2.0).softmax(-1) @ repeat_kv(v, 2)
@@ -273,6 +279,7 @@ OWN = {
     "sinks": Spelling(refusals.sinks, "sinks"),
     "capped_in_place": Spelling(capped_in_place, "score_function", bias),
     "capped_then_causal": Spelling(capped_then_causal, "score_function", operands=square),
+    "capped_and_told": Spelling(capped_and_told, "score_function", keep),
     "capped_groups": Spelling(capped_groups, "score_function", operands=grouped),
     "swish": Spelling(swish, "score_function"),
     "leaky": Spelling(leaky, "score_function", bias),

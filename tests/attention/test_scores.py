@@ -28,6 +28,7 @@ SHORT = (
     "sinks_first",
     "sinks_of_groups",
     "capped_then_causal",
+    "capped_and_told",
     "leaky",
     "doubled",
     "filled_between",

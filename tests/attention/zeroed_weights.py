@@ -238,6 +238,17 @@ def nan_filled_by_another(q, k, v, kept):
     return w.masked_fill(torch.isinf(w), 0) @ v
 
 
+def nan_after_a_function(q, k, v):
+    """Which alone leaves rows no key."""
+    return torch.log(torch.relu(q @ k.mT - 9)).softmax(-1).nan_to_num() @ v
+
+
+def nan_before_a_function(q, k, v, kept):
+    gain = torch.linspace(0.5, 1, H).view(H, 1, 1).to(q.dtype)
+    s = (q @ k.mT).masked_fill(~kept, -INF) * gain
+    return s.softmax(-1).nan_to_num() @ v
+
+
 ZEROED = {
     "masked_again": Spelling(masked_again, more=keep),
     "masked_again_finite": Spelling(masked_again_finite, more=keep),
@@ -266,6 +277,8 @@ CHANGED = {
     "asked_and_filled_with_ones": Spelling(asked_and_filled_with_ones, "!weights_changed", keep),
     "asked_and_made_of_ones": Spelling(asked_and_made_of_ones, "!weights_changed", keep),
     "asked_and_told": Spelling(asked_and_told, "!scores_read", keep),
+    "nan_after_a_function": Spelling(nan_after_a_function, "!weights_changed"),
+    "nan_before_a_function": Spelling(nan_before_a_function, "!weights_changed", keep),
     "nan_to_one": Spelling(nan_to_one, "!weights_changed", keep),
     "masked_otherwise": Spelling(masked_otherwise, "!weights_changed", keep),
     "masked_the_other_way": Spelling(masked_the_other_way, "!weights_changed", keep),

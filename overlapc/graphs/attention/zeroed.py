@@ -21,8 +21,9 @@ from overlapc.graphs.attention.reading.spelling import Call, tensor_of
 from overlapc.graphs.attention.reading.tensors import CASTS, expression, is_same
 from overlapc.graphs.attention.reading.versions import Versions
 from overlapc.graphs.attention.scores.asking import asks_for_no_key
+from overlapc.graphs.attention.scores.functions import Function
 from overlapc.graphs.attention.scores.softmaxes import Softmax
-from overlapc.graphs.attention.scores.steps import Bias, Fill
+from overlapc.graphs.attention.scores.steps import Bias, Fill, Step
 from overlapc.graphs.attention.scores.upward import Scores
 from overlapc.graphs.attention.scores.walk import Walk, beside
 from overlapc.graphs.collectives import Refusal
@@ -159,6 +160,10 @@ def with_zeros(versions: Versions, scores: Scores, zeroings: Sequence[Zeroing]) 
         if scores.sinks is not None:
             return _changed(zeroing, f"{name} makes weights zeros beside a sink.")
         if zeroing.condition is None:
+            if not all(_is_finite(versions, step) for step in scores.program):
+                reason = f"{name} makes rows zeros that are NaN, and those of a function of scores "
+                reason += "may be: of tanh or products it is read, masked after that."
+                return _changed(zeroing, reason)
             are_nans_zeros = True
             continue
         at = [i for i, mask in enumerate(masks) if _is_of(versions, scores, mask, zeroing)]
@@ -177,6 +182,15 @@ def with_zeros(versions: Versions, scores: Scores, zeroings: Sequence[Zeroing]) 
             are_nans_zeros = True
         masks[at[0]] = replace(fill, value=-math.inf)
     return Zeroed(tuple(masks), are_nans_zeros)
+
+
+def _is_finite(versions: Versions, step: Step) -> bool:
+    """Whether a step before a function leaves scores finite that are, so that no row is NaN."""
+    if isinstance(step, Function):
+        return step.is_total
+    if isinstance(step, Fill):
+        return math.isfinite(step.value)
+    return is_finite(versions, step, math.inf)
 
 
 def _changed(zeroing: Zeroing, reason: str) -> Refusal:

@@ -6,6 +6,7 @@ kernel's text is made. They are seen on small tensors without memory that stand 
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,10 @@ aten = torch.ops.aten
 OF_TENSORS = ("max", "min", "maximum", "minimum")
 """Calls that take two tensors, and no number in place of one."""
 
+TOTAL = ("tanh", "sigmoid", "mul", "add", "sub", "rsub", "neg", "abs", "relu", "clamp", "clamp_min",
+         "clamp_max", "hardtanh", "maximum", "minimum", "leaky_relu", "silu")  # fmt: skip
+"""Calls of which finite scores and numbers give finite scores, as nearly as numbers go."""
+
 
 @dataclass(frozen=True)
 class Function:
@@ -43,6 +48,12 @@ class Function:
     name: str = ""
     """Of the call that makes it one, for a person."""
 
+    @property
+    def is_total(self) -> bool:
+        """Finite scores give finite ones, as nearly as numbers go, whatever is in tensors beside
+        that scores are multiplied by: no minus infinity, and no NaN."""
+        return all(map(_is_total, self.calls))
+
     def scaled(self, factor: float) -> Function:
         """Return it with its result multiplied by a number."""
         if factor == 1:
@@ -50,6 +61,16 @@ class Function:
         last = Ref("value", len(self.calls))
         call = AtenCall("aten.mul.Tensor", (last, factor))
         return Function((*self.calls, call), self.inputs, self.name)
+
+
+def _is_total(call: AtenCall) -> bool:
+    name = call.op.split(".")[1]
+    given = (*call.arguments, *(argument for _, argument in call.named))
+    numbers = [x for x in given if isinstance(x, int | float)]
+    reads_beside = any(isinstance(x, Ref) and x.kind == "input" for x in given)
+    if not all(map(math.isfinite, numbers)) or (reads_beside and name != "mul"):
+        return False
+    return name in TOTAL or (name == "div" and isinstance(given[1], int | float) and given[1] != 0)
 
 
 Beside = Callable[[Call, fx.Node], Expression | None]
