@@ -100,7 +100,7 @@ def paged_attention(
         query.shape[-1],
         values.shape[-1],
         groups=query.shape[1] // keys.shape[1],
-        scale=query.shape[-1] ** -0.5 if scale is None else scale,
+        scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
         before=window,
         after=0,
         align="bottom_right",

@@ -148,6 +148,12 @@ def test_what_is_no_call_is_an_error(wrong, launches, monkeypatch):
     assert "attention dtype=" not in str(raised.value), "a specification says nothing to a caller"
 
 
+def test_scores_may_be_multiplied_by_a_whole_number():
+    given = operands(Case())
+    found, wanted = (paged.paged_attention(**{**given, "scale": scale}) for scale in (1, 1.0))
+    assert torch.equal(found, wanted)
+
+
 STRIDED = {
     "table": lambda t: torch.cat((t, t + 10**6), 1)[:, : t.shape[1]],
     "lengths": lambda t: torch.stack((t, t + 1), 1)[:, 0],
