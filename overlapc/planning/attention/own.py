@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from overlapc.planning.attention.decode_splits import decode_in
-from overlapc.planning.attention.policy import BOUND, ONLINE, RUNNING, UNKNOWN, choose_source
+from overlapc.planning.attention.policy import BOUND, FIRST, ONLINE, RUNNING, UNKNOWN, choose_source
 from overlapc.planning.attention.problem import AttentionProblem, Verdict
-from overlapc.planning.attention.tile_names import PLANNED, TRIED
+from overlapc.planning.attention.tile_names import PLANNED, TRIED, VALUES_BEHIND
 from overlapc.planning.tiles import why_not_served
 
 OWN = ("unified", ONLINE, RUNNING)
@@ -28,6 +28,13 @@ def by_own(problem: AttentionProblem, choice: str) -> Verdict:
     if why:
         return Verdict("kept", "no_own_kernel", why)
     source = choose_source(problem.scores, problem.dtype, choice)
+    prompts = problem.prompts
+    # What a graph proves is better than what prompts showed.
+    may_be_told = choice != ONLINE and source.policy != BOUND
+    told = prompts if prompts is not None and prompts.policy and may_be_told else None
+    policy = told.policy if told is not None else source.policy
+    if problem.tile == VALUES_BEHIND and policy in (ONLINE, FIRST):
+        problem = replace(problem, tile=PLANNED)  # it is of a φ that is known beforehand
     rest = _decode(problem)
     is_trained = problem.is_trained or problem.is_mask_trained
     reads_narrow = bool(problem.narrow and problem.splits) and not is_trained
@@ -37,15 +44,12 @@ def by_own(problem: AttentionProblem, choice: str) -> Verdict:
         rest += ", of keys that begin with their values, each read once"
     if is_trained:
         rest += "; its gradients are made by kernels of our own"
-    prompts = problem.prompts
-    # What a graph proves is better than what prompts showed.
-    may_be_told = choice != ONLINE and source.policy != BOUND
-    if prompts is not None and prompts.policy and may_be_told:
-        reason = f"A kernel of our own makes its softmax {prompts.text()}{rest}."
-        own = Verdict("rewritten", "calibrated", reason, prompts.policy, of_heads=prompts.phi)
+    if told is not None:
+        reason = f"A kernel of our own makes its softmax {told.text()}{rest}."
+        own = Verdict("rewritten", "calibrated", reason, policy, of_heads=told.phi)
     else:
         reason = f"A kernel of our own makes its softmax {source.how}{rest}."
-        own = Verdict("rewritten", choice, reason, source.policy, source.phi)
+        own = Verdict("rewritten", choice, reason, policy, source.phi)
     return replace(
         own, reads_narrow=reads_narrow, reads_latent=problem.is_latent, tile=problem.tile
     )

@@ -15,6 +15,7 @@ from overlapc.planning.attention.choice import (
     own_bytes,
 )
 from overlapc.planning.attention.problem import AttentionProblem
+from overlapc.planning.attention.softmax import HeadScores, SiteScores
 from overlapc.planning.attention.table import (
     AttentionEntry,
     AttentionTable,
@@ -109,6 +110,23 @@ def test_the_tile_that_was_measured_is_taken(problem):
     planned = decide_on_gpu(problem, table(trial(8192, 1.5), problem=problem.own))
     assert planned.tile == "planned"
     assert "decode, 16 splits, each key read 8 times" in planned.reason
+
+
+@pytest.mark.parametrize(("redone", "phi", "tile"), [
+    (0, 1.5, "values_behind"), (0, None, "planned"), (9, None, "planned"),
+])  # fmt: skip
+def test_values_stay_behind_keys_where_phi_is_known_before(redone, phi, tile):
+    """A kernel has no such tile beside maxima of rows, or of first keys, so no reason says it.
+    Mutants: either takes it; nobody does."""
+    head = HeadScores(100, -3.0, 4.0, (-2.0, 0.5, 3.5), phi, 0.0, redone)
+    scores = SiteScores("layers.0", "a head", (head,))
+    plain = replace(
+        LLAMA, mask="nothing", prefix=False, rows=8192, splits=0, is_fused=True, prompts=scores
+    )
+    won = table(replace(trial(8192, 1.5), tile="values_behind"), problem=plain)
+    verdict = decide_on_gpu(plain, won)
+    assert (verdict.decision, verdict.tile) == ("rewritten", tile)
+    assert ("a tile behind" in verdict.reason) == (tile == "values_behind")
 
 
 def test_a_measurement_counts_whatever_is_predicted():
