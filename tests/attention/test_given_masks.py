@@ -97,3 +97,25 @@ def test_where_no_row_keeps_a_key_all_is_zeros():
         done = rewrite(attend, *operands(1, KEYS), mask_of(1, 5))
         nothing = torch.zeros(BATCH, 1, 1, KEYS, dtype=torch.bool)
         assert not done.function(*operands(1, KEYS), nothing).any()
+
+
+@pytest.mark.parametrize("way", [torch.sub, torch.Tensor.sub_], ids=["sub", "sub_"])
+def test_whole_numbers_beside_products_may_hide_keys(way):
+    """Gradients of a row that has a large one of each key. Mutant: whole numbers are places."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 2, 24, 16)
+    hidden = torch.where(torch.rand(2, 1, 24, 24) > 0.5, 2**31 - 5, 0).to(torch.int32)
+    hidden[:, :, 3] = 2**31 - 5
+
+    def function(q, k, v):
+        apart = torch.cat([q.detach() @ k.detach().mT, torch.ones(2, 2, 24, 0)], -1)
+        return (q @ k.mT + way(apart, hidden)).softmax(-1) @ v
+
+    leaves = [side.clone().requires_grad_() for side in (q, k, v)]
+    done = rewrite(function, *leaves)
+    assert done.codes == ["fused_if_kept"]
+    taken = [
+        torch.autograd.grad(f(*leaves).square().sum(), leaves) for f in (done.function, function)
+    ]
+    for found, wanted in zip(*taken, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import torch
+from torch import fx
+
 from overlapc.graphs.attention.products.above import is_of_products, scaled
 from overlapc.graphs.attention.reading.constants import constant
 from overlapc.graphs.attention.reading.spelling import Call, tensor_of
@@ -38,8 +41,8 @@ def is_finite(versions: Versions, mask: Bias | Fill, below: float) -> bool:
         call, value = versions.calls.get(node), tensor_of(node)
         if call is not None and call.name == "setitem":  # it gives no tensor, and writes one
             return False
-        if value is None or not value.dtype.is_floating_point or node in seen:
-            continue  # an index, or a size
+        if value is None or value.dtype == torch.bool or node in seen:
+            continue  # a size, or what hides nothing
         seen.add(node)
         given = call.given.values() if call is not None and call.name in WITH_NUMBERS else ()
         if any(isinstance(one, int | float) and abs(one) >= most for one in given):
@@ -53,12 +56,20 @@ def is_finite(versions: Versions, mask: Bias | Fill, below: float) -> bool:
         elif call is None or call.name not in _passed(call) or len(seen) > 40:
             return False
         else:
-            sources = [versions.read(node, source) for source in node.all_input_nodes]
+            given_nodes = [s for s in node.all_input_nodes if not _is_index(call, s)]
+            sources = [versions.read(node, source) for source in given_nodes]
             if any(source is None for source in sources):
                 return False
             most /= max(1.0, abs(scaled(versions, call)[1]))
             waiting.extend((source, most) for source in sources if source is not None)
     return True
+
+
+def _is_index(call: Call, source: fx.Node) -> bool:
+    """Whether whole numbers are places, and none that is added or multiplied."""
+    value = tensor_of(source)
+    is_whole = value is not None and not value.dtype.is_floating_point
+    return is_whole and call.name not in WITH_NUMBERS and call.get("input") is not source
 
 
 def _passed(call: Call) -> tuple[str, ...]:
