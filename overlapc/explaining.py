@@ -27,6 +27,7 @@ from overlapc.options import Options
 from overlapc.passes import PIPELINE, check_disabled
 from overlapc.passes.base import Compilation, Fuel, run_passes
 from overlapc.reporting.report import Report
+from overlapc.runtime.ops import uncounted
 from overlapc.targets import TargetChoice
 
 __all__ = ["explain", "report"]
@@ -100,6 +101,7 @@ def _explaining() -> Iterator[None]:
         functorch_config.patch(enable_autograd_cache=False, force_non_lazy_backward_lowering=True),
         # Each explanation adds an entry to Dynamo's cache, and past the limit nothing would come.
         dynamo_config.patch(recompile_limit=sys.maxsize, accumulated_recompile_limit=sys.maxsize),
+        uncounted(),  # tensors that are real are computed with, by torch
     ):
         try:
             yield

@@ -8,7 +8,8 @@ sends, and in how many pieces, depends on the plan and so on sizes and target on
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
 import torch
@@ -55,6 +56,18 @@ def calls_of(site: str) -> Counter[str]:
     """Return how often a site ran each schedule in this process; replays of CUDA graphs do not
     come by here."""
     return _calls.setdefault(site, Calls())
+
+
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """What is called within counts for no site."""
+    before = {site: dict(calls) for site, calls in _calls.items()}
+    try:
+        yield
+    finally:
+        for site, calls in _calls.items():
+            calls.clear()
+            calls.update(before.get(site, {}))
 
 
 def by_library_of(site: str) -> Counter[str]:

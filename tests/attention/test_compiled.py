@@ -116,6 +116,24 @@ def test_explain_builds_nothing_and_says_the_same():
     assert "attention" in str(report)
 
 
+def test_what_explain_calls_is_not_counted():
+    """Of tensors that are real, in a program that is compiled too. Mutant: it is."""
+
+    def causal(q, k, v):  # a causal attention of so many rows is put in as our op
+        later = torch.ones(384, 384, dtype=torch.bool).triu(1)
+        return (q @ k.mT * 0.25).masked_fill(later, -torch.inf).softmax(-1) @ v
+
+    inputs = tuple(torch.randn(3, 1, 12, 384, 16))
+    with torch.no_grad():
+        compiled = torch.compile(causal, backend="overlapc", options={"softmax": "sdpa"})
+        compiled(*inputs)
+        site = overlapc.report().sites[-1]
+        assert (site.code, site.calls) == ("fused_rows", {"torch": 1})
+        (again,) = overlapc.explain(causal, options={"softmax": "sdpa"})(*inputs).sites
+        assert again.id == site.id
+    assert overlapc.report().sites[-1].calls == {"torch": 1}
+
+
 def test_a_literal_tensor_in_the_model_can_be_explained():
     """Its constant is real among fakes, and the graph is copied."""
 
