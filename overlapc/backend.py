@@ -18,6 +18,7 @@ from overlapc import options as user_options
 from overlapc.compiled import agreeing
 from overlapc.dynamo import rewrite_before_autograd
 from overlapc.errors import OptionError
+from overlapc.graphs.attention.products.matmuls import SOFTMAX_DIM
 from overlapc.graphs.collectives import sent_by
 from overlapc.graphs.origins import graph_kind
 from overlapc.options import Options
@@ -102,6 +103,9 @@ def backend(
         patches["force_disable_caches"] = True
     for before in rewrite_before_autograd(graph_module, chosen, example_inputs):
         entry.add(before.graph_id, before.sites, {})
+        if any(site.code == SOFTMAX_DIM for site in before.sites):
+            # Inductor's patterns of attention look at no dimension of a softmax (pytorch#196468).
+            patches.setdefault("pattern_matcher", False)
     try:
         compiled = compile_fx(graph_module, list(example_inputs), config_patches=patches)
     except Exception:  # Dynamo may come again with another graph in place of this one

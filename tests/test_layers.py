@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "dynamo": "errors options planning graphs passes reporting runtime",
     "backend": "compiled direct_calls dynamo errors options graphs passes reporting runtime sources"
     " targets ledger",
-    "explaining": "backend dynamo options graphs passes reporting targets ledger",
+    "explaining": "backend dynamo options graphs passes reporting runtime targets ledger",
     "tuning": "errors planning reporting graphs passes runtime explaining calibration",
     "cli": "errors options planning reporting explaining calibration tuning codegen",
     "__main__": "cli",

@@ -116,6 +116,20 @@ def test_explain_builds_nothing_and_says_the_same():
     assert "attention" in str(report)
 
 
+@pytest.mark.parametrize("dim", [1, 2])
+def test_a_softmax_over_others_than_keys_gives_what_eager_does(dim):
+    """Inductor's own patterns take it for one over keys. Mutant: they are left on."""
+
+    def over(q, k, v):
+        return (q @ k.mT / 4).softmax(dim) @ v
+
+    inputs = tuple(torch.randn(3, 1, 4, 16, 16))
+    with torch.no_grad():
+        found = torch.compile(over, backend="overlapc")(*inputs)
+    assert overlapc.report().sites[-1].code == "softmax_dim"
+    torch.testing.assert_close(found, over(*inputs))
+
+
 def test_what_explain_calls_is_not_counted():
     """Of tensors that are real, in a program that is compiled too. Mutant: it is."""
 

@@ -32,7 +32,7 @@ def test_plan_prints_what_the_planner_says(capsys):
 
 def test_the_readme_shows_what_plan_prints(capsys):
     """Mutant: one digit of the README's plan."""
-    shown = README.read_text().partition("The first prints:\n\n```\n")[2].partition("```")[0]
+    shown = README.read_text().partition("The second prints:\n\n```\n")[2].partition("```")[0]
     assert main([*GEMM, "--collective", "all_reduce"]) == 0
     assert shown == capsys.readouterr().out
 

@@ -20,6 +20,7 @@ from overlapc.graphs.attention.layouts import (
 from overlapc.graphs.attention.masks.combined import read_mask
 from overlapc.graphs.attention.masks.prefixes import prefix_of
 from overlapc.graphs.attention.operands import checked, no_plain_tensors, why_empty
+from overlapc.graphs.attention.products.matmuls import SOFTMAX_DIM
 from overlapc.graphs.attention.reading.idle import is_idle
 from overlapc.graphs.attention.reading.shapes import reads_shape
 from overlapc.graphs.attention.reading.spelling import tensor_of
@@ -47,7 +48,7 @@ def match(versions: Versions, softmax: Softmax) -> Attention | Refusal | None:
     is_refused = isinstance(scores, Refusal) and scores.code == "product"
     if not softmax.dim or (softmax.dim < -2 and is_refused):
         reason = "Its softmax is over another dimension than the keys, or overwrites its scores."
-        return Refusal(softmax.node, "softmax_dim", reason)
+        return Refusal(softmax.node, SOFTMAX_DIM, reason)
     if isinstance(scores, Refusal):
         return scores
     sinks = scores.sinks if scores.sinks is None or scores.sinks.is_column else None

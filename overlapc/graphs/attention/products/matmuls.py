@@ -31,6 +31,8 @@ UNREAD = ("mv", "dot", "vdot", "addbmm", "chain_matmul", "multi_dot", "linalg_mu
 ADDING = {"baddbmm": ("batch1", "batch2"), "addmm": ("mat1", "mat2")}
 """Those that are added to a tensor, and what their factors are called."""
 USUAL = Places()
+SOFTMAX_DIM = "softmax_dim"
+"""The code of a softmax that is not over the keys that weights meet."""
 OVER_ROWS = "weights are summed over another dimension than their keys"
 
 
@@ -216,4 +218,5 @@ def _arranged(
 
 
 def _refused(call: Call, why: str) -> Refusal:
-    return Refusal(call.node, "product", f"At {call.name}, {why}.")
+    code = SOFTMAX_DIM if why == OVER_ROWS else "product"
+    return Refusal(call.node, code, f"At {call.name}, {why}.")
