@@ -146,8 +146,6 @@ HEATMAPS = {
 """Fig. 10, by device: k by rows in units of 1024, m * n by columns in 1024 squared, speed-ups."""
 HEATMAP_MEANS = {"RTX 4090": 1.39, "A800": 1.21}
 """As the figure prints them."""
-SHARES_OF_IDEAL = {"RTX 4090": (0.70, 0.98), "A800": (0.69, 0.92)}
-"""Of the speed-up of a GEMM and a collective that neither waits for the other: least and most."""
 
 
 def cells(device: str) -> Iterator[tuple[int, int, float]]:
