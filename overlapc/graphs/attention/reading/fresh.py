@@ -48,7 +48,11 @@ def _is_of_tensors(schema: torch._C.FunctionSchema) -> bool:
     """Whether a graph of Dynamo's may call it: no dimension has a name there."""
     gives = any("Tensor" in str(result.type) for result in schema.returns)
     is_written = any(argument.is_out for argument in schema.arguments)
-    return gives and not is_written and "Dimname" not in str(schema)
+    # torch 2.11 has overloads whose dimension is a name, as text.
+    is_by_name = any(
+        argument.name == "dim" and "str" in str(argument.type) for argument in schema.arguments
+    )
+    return gives and not is_written and not is_by_name
 
 
 def _gives_new(schema: torch._C.FunctionSchema) -> bool:
