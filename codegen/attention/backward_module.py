@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from overlapc.codegen.attention.derivative import derivative_text
+from overlapc.codegen.attention.far_scores import nearer_of
 from overlapc.codegen.attention.module import (
     Constant,
     import_of_kept,
@@ -93,7 +94,8 @@ SUMS = {"matrix": "heads", "vector": "rows"}
 
 def parts_of(spec: AttentionSpec, of_inputs: Iterable[int]) -> list[str]:
     """The kernels of a backward that gives the gradients of these inputs as well."""
-    own = [part for part in PARTS if part != "shares" or spec.inputs]
+    has_masks = spec.scores is not None and (spec.inputs or nearer_of(spec.scores))
+    own = [part for part in PARTS if part != "shares" or has_masks]
     return own + [f"input {index}" for index in of_inputs]
 
 

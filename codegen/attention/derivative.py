@@ -46,15 +46,10 @@ def derivative_text(program: Epilogue, of: int | None = None) -> str:
     """
     calls = derivative(program, of)
     what = "the scaled product" if of is None else f"input {of}, for each score,"
-    function = _Function(HEADER.format(what=what), program.inputs, ["product", "gradient"])
+    function = ScoreFunction(HEADER.format(what=what), program.inputs, ["product", "gradient"])
     for call in calls:
         function.add(call)
     return function.text()
-
-
-class _Function(ScoreFunction):
-    def _result(self, last: str) -> str:
-        return last
 
 
 class _Tape:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+from overlapc.codegen.attention.far_scores import nearer_of
 from overlapc.codegen.epilogue import Call, Epilogue, Input, Ref
 from overlapc.codegen.function import Function, line_text
 from overlapc.codegen.promotion import FLOATS, CannotLower, Value
@@ -33,9 +34,17 @@ class ScoreFunction(Function):
     parts: ClassVar[Mapping[str, int]] = PARTS
     truths: ClassVar[str] = "int1"
 
-    def __init__(self, header: str, inputs: Sequence[Input | None], given: Sequence[str]) -> None:
+    def __init__(
+        self,
+        header: str,
+        inputs: Sequence[Input | None],
+        given: Sequence[str],
+        nearer: Sequence[str] = (),
+    ) -> None:
         super().__init__(inputs, "float32")
         self.header = header
+        self.nearer = nearer
+        """Functions that bring far scores within the range of their units."""
         self.values = [Value(name, "float32") for name in given]
 
     def text(self) -> str:
@@ -47,7 +56,9 @@ class ScoreFunction(Function):
         return f"{self.header}{body}    return {self._result(last.text)}\n"
 
     def _result(self, last: str) -> str:
-        return f"score_inputs.in_range({last})" if self.inputs else last
+        for name in self.nearer:
+            last = f"score_inputs.{name}({last})"
+        return last
 
     def _read(self, shape: str, parts: str) -> str:
         if shape == "scalar":
@@ -60,7 +71,7 @@ def scores_text(program: Epilogue) -> str:
 
     ``tile`` is as in ``templates/score_inputs.py``; ``inputs`` is flat, ``PARTS`` of each.
     """
-    function = ScoreFunction(SCORES, program.inputs, ["product"])
+    function = ScoreFunction(SCORES, program.inputs, ["product"], nearer_of(program))
     for call in after_product(program):
         function.add(call)
     return function.text()

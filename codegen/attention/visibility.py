@@ -59,7 +59,7 @@ def _tells(call: Call) -> bool:
 def _ends_in_masks(program: Epilogue) -> bool:
     """Whether nothing but masks is done from the first input on."""
     first = next((i for i, call in enumerate(program.calls) if _reads_input(call)), None)
-    return all(map(_is_mask, program.calls[first:]))
+    return all(map(is_mask, program.calls[first:]))
 
 
 def _may_lower(call: Call) -> bool:
@@ -69,7 +69,7 @@ def _may_lower(call: Call) -> bool:
     return any(not _is_score(side) and side != -math.inf for side in call.arguments[1:])
 
 
-def _is_mask(call: Call) -> bool:
+def is_mask(call: Call) -> bool:
     """Whether a call adds an input to scores, or puts a number in their place where one says so."""
     name = call.op.split(".")[1]
     if name == "add":

@@ -23,6 +23,7 @@ from overlapc.codegen.templates.softmax import (
     fixed_weights,
     gathered_sums,
     is_exact,
+    is_without_keys,
     or_zero,
     relative_to,
     score_tile,
@@ -238,7 +239,7 @@ def attention_forward(
                 start = tl.where(start < stop, start, begin)
                 left -= 1
             peak = or_zero(peak)
-        sums = relative_to(sink, peak, v[0].dtype.element_ty)
+        sums = nothing
     sums = spread_sums(sums, ONES, BLOCK_M)
 
     if BEFORE is not None and kept is None:
@@ -268,6 +269,9 @@ def attention_forward(
     )  # fmt: skip
 
     sums = gathered_sums(sums)
+    of_keys = sums
+    if SOFTMAX != "online" and sinks is not None:
+        sums += relative_to(sink, peak, v[0].dtype.element_ty)
     out = of_head(out, out_strides, batch, head)
     if lse is not None:
         lse += (batch.to(tl.int64) * heads + head) * rows
@@ -282,20 +286,16 @@ def attention_forward(
         # Read back: Triton 3.6 cannot reduce sums of tensor memory (sm_100) to a branch.
         written = load_tile(out, corner, out_strides, row_inside, BLOCK_M, VALUE_DIM, BLOCK_V, True)
         is_finite = all_finite(written.to(tl.float32))
-        counted = seen
-        if SOFTMAX == "sink":  # which is no more than the row's maximum
-            counted = tl.where(sink > float("-inf"), 0, seen)
-        is_good = is_exact(sums, counted, LEAST, LEAST_EACH, MOST) & is_finite
+        is_good = is_exact(of_keys, sums, sink, peak, seen, LEAST, LEAST_EACH, MOST) & is_finite
         is_alive = (seen > 0) | (sink > float("-inf"))
         is_bad = row_inside & is_alive & (is_good == 0)
         # A row of no weight may see no key, and has been computed then.
         if SOFTMAX == "first_tile":
             is_bad = is_bad & (sums != 0.0)
         elif MASKS_TELL:
-            # One of a sink has its weight, however far below φ that is.
             unseen = keeping_none(
-                is_bad & (sums == 0.0) & (sink == float("-inf")), begin, stop, place, first, end,
-                length, inputs, SCORES, BEFORE, AFTER, BLOCK_M, BLOCK_N,
+                is_bad & is_without_keys(of_keys, sums, sink, LEAST), begin, stop, place, first,
+                end, length, inputs, SCORES, BEFORE, AFTER, BLOCK_M, BLOCK_N,
             )  # fmt: skip
             is_bad = is_bad & (unseen == 0)
         count = tl.sum(is_bad.to(tl.int32), 0)

@@ -10,7 +10,13 @@ import triton
 import triton.language as tl
 
 from overlapc.codegen.templates.cached_tiles import in_float16, visit_each, visit_tile
-from overlapc.codegen.templates.decode_parts import add_sums, add_totals, store_part, store_rows
+from overlapc.codegen.templates.decode_parts import (
+    add_sums,
+    add_totals,
+    beside_sink,
+    store_part,
+    store_rows,
+)
 from overlapc.codegen.templates.hidden import floors_of
 from overlapc.codegen.templates.masks_tell import any_keeps_key, keeping_none
 from overlapc.codegen.templates.running import moves_of, settle
@@ -20,8 +26,8 @@ from overlapc.codegen.templates.softmax import (
     LOG2E,
     all_finite,
     is_exact,
+    is_without_keys,
     or_zero,
-    relative_to,
 )
 from overlapc.codegen.templates.visible import end_of, end_seen, first_seen, length_of, own_key
 
@@ -138,8 +144,6 @@ def attention_decode(
     sink = nothing - float("inf")
     if sinks is not None:
         sink = tl.load(sinks + head, mask=row_inside, other=0.0).to(tl.float32) * LOG2E
-    # A sink is a part of one sum: that of the first keys.
-    own_sink = tl.where(split == 0, sink, float("-inf"))
     total = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
     IS_ONLINE: tl.constexpr = SOFTMAX == "online"
     STEP: tl.constexpr = "online" if IS_ONLINE else "fixed"
@@ -147,8 +151,9 @@ def attention_decode(
     HAVE_PEAKS: tl.constexpr = IS_ONLINE or SOFTMAX == "first_tile" or SOFTMAX == "running"
     peak = nothing
     if IS_ONLINE:
-        peak = own_sink
-        sums = tl.where(own_sink == float("-inf"), 0.0, 1.0)
+        # A sink is a part of one sum: that of the first keys.
+        peak = tl.where(split == 0, sink, float("-inf"))
+        sums = tl.where(peak == float("-inf"), 0.0, 1.0)
     else:
         sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32) if SPREAD else nothing
         if SOFTMAX == "bound":
@@ -188,7 +193,7 @@ def attention_decode(
                         peak = tl.where(waits, found, peak)
                         waits = waits & (peak == float("-inf"))
                     next_tile += step
-            peak = or_zero(tl.where(peak == float("-inf"), own_sink, peak))
+            peak = or_zero(peak)
 
     base = peak
     if HIDES == "":
@@ -219,7 +224,7 @@ def attention_decode(
             BLOCK_D, BLOCK_REST, BLOCK_V, PAGE, WEIGHTS, IS_AMD,
         )  # fmt: skip
     if not IS_ONLINE:
-        sums = (tl.sum(sums, 1) if SPREAD else sums) + relative_to(own_sink, peak, WEIGHTS)
+        sums = tl.sum(sums, 1) if SPREAD else sums
         # A total may have overflowed, and shrinking the sum would hide it.
         sums = tl.where(sums > MOST, float("inf"), sums)
         if SOFTMAX == "first_tile":
@@ -233,7 +238,11 @@ def attention_decode(
     result = (lines, out_strides[3], v_scale, key_head * scale_stride)
     is_last = parts == 1
     is_finite = row_inside
+    of_keys = sums
+    HAS_SINK: tl.constexpr = sinks is not None and not IS_ONLINE
     if parts == 1:
+        if HAS_SINK:
+            peak, sums = beside_sink(peak, sums, sink, WEIGHTS)
         is_finite = all_finite(total)
         store_rows(result, 0, total, sums, row_inside, DEAD, VALUE_DIM)
     else:
@@ -246,6 +255,9 @@ def attention_decode(
         if is_last:
             tl.store(arrived + unit, 0)
             peak, sums = add_sums(peak, partials, parts, row_inside, HAVE_PEAKS, BLOCK_M, BLOCK_V)
+            of_keys = sums
+            if HAS_SINK:
+                peak, sums = beside_sink(peak, sums, sink, WEIGHTS)
             is_finite = add_totals(
                 result, peak, sums, partials, parts, row_inside, HAVE_PEAKS, DEAD, TOGETHER,
                 COLUMNS, BLOCK_M, BLOCK_V, VALUE_DIM,
@@ -255,19 +267,15 @@ def attention_decode(
 
     if not IS_ONLINE:
         seen = tl.maximum(end - first, 0)
-        counted = seen
-        if SOFTMAX == "sink":  # which is no more than the row's maximum
-            counted = tl.where(sink > float("-inf"), 0, seen)
-        is_good = is_exact(sums, counted, LEAST, LEAST_EACH, MOST) & is_finite
+        is_good = is_exact(of_keys, sums, sink, peak, seen, LEAST, LEAST_EACH, MOST) & is_finite
         is_alive = (seen > 0) | (sink > float("-inf"))
         is_bad = row_inside & is_alive & (is_good == 0)
         # A row of no weight may see no key, and has been computed then.
         if SOFTMAX == "first_tile":
             is_bad = is_bad & (sums != 0.0)
         elif MASKS_TELL:
-            # One of a sink has its weight, however far below φ that is.
             unseen = keeping_none(
-                is_bad & (sums == 0.0) & (sink == float("-inf")), first_tile * BLOCK_N,
+                is_bad & is_without_keys(of_keys, sums, sink, LEAST), first_tile * BLOCK_N,
                 (first_tile + tiles) * BLOCK_N, own_place, first, end, length, inputs, SCORES,
                 BEFORE, AFTER, BLOCK_M, BLOCK_N,
             )  # fmt: skip

@@ -5,7 +5,7 @@
 import triton
 import triton.language as tl
 
-from overlapc.codegen.templates.softmax import all_finite, divided, or_zero
+from overlapc.codegen.templates.softmax import all_finite, divided, or_zero, relative_to
 
 MANY = tl.constexpr(16)
 """Parts whose peaks are read together: chosen."""
@@ -56,6 +56,15 @@ def add_sums(
                 own_sums = own_sums * tl.exp2(peak_at(at, m, inside, BLOCK_M) - or_zero(peak))
             sums += own_sums
     return peak, sums
+
+
+@triton.jit
+def beside_sink(
+    peak: tl.tensor, sums: tl.tensor, sink: tl.tensor, dtype: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor]:
+    """(peak, sums) of keys, and of the sink as well, which is a part of one sum: that of all."""
+    peak = or_zero(tl.where(peak == float("-inf"), sink, peak))
+    return peak, sums + relative_to(sink, peak, dtype)
 
 
 @triton.jit

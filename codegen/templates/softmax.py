@@ -43,17 +43,31 @@ def or_zero(peak: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def is_exact(
-    sums: tl.tensor, seen: tl.tensor, LEAST: tl.constexpr, LEAST_EACH: tl.constexpr,
-    MOST: tl.constexpr,
+    of_keys: tl.tensor, sums: tl.tensor, sink: tl.tensor, peak: tl.tensor, seen: tl.tensor,
+    LEAST: tl.constexpr, LEAST_EACH: tl.constexpr, MOST: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Whether rows are as exact relative to φ as relative to their maxima; ``policies.SafeSums``.
+    """Whether rows are as exact relative to φ, ``peak``, as relative to their maxima;
+    ``policies.SafeSums``.
 
-    ``seen`` is how many keys each row sees. A sum that is NaN is not.
+    ``sums`` are those of keys and the ``sink``; ``seen`` is how many keys each row sees. Nothing is
+    lost beside a sink that is not below φ but what is lost beside the row's maximum; from one that
+    is, the sum of keys alone tells whether they are lost. A sum that is NaN is not exact.
     """
+    is_kept = (sink >= peak) | (seen == 0)
     least = LEAST
     if LEAST_EACH > 0:
-        least = tl.maximum(seen.to(tl.float32) * LEAST_EACH, LEAST)
-    return (sums >= least) & (sums <= MOST)
+        counted = tl.where(is_kept, 0, seen)
+        least = tl.maximum(counted.to(tl.float32) * LEAST_EACH, LEAST)
+    return (tl.where(is_kept, sums, of_keys) >= least) & (sums <= MOST)
+
+
+@triton.jit
+def is_without_keys(
+    of_keys: tl.tensor, sums: tl.tensor, sink: tl.tensor, LEAST: tl.constexpr
+) -> tl.tensor:  # fmt: skip
+    """Whether rows whose keys have no weight are exact if they see none: where there is no sink, or
+    it has kept its weight."""
+    return (of_keys == 0.0) & ((sink == float("-inf")) | (sums >= LEAST))
 
 
 @triton.jit

@@ -31,9 +31,6 @@ class Wanted:
     allowed_lse: torch.Tensor
     size: torch.Tensor
     """Weighted means of absolute values: what roundings of weights are relative to."""
-    lost: float
-    """Of a result, the most that weights below the normal numbers take beside a sink, which makes
-    the sum of its row large enough."""
     least_redone: int
     most_redone: int
     scores: torch.Tensor
@@ -60,20 +57,13 @@ def scores_of(drawn: Drawn, dtype: torch.dtype, off: float = 0.0) -> torch.Tenso
     return oracle.evaluate(drawn.spec, product, inputs).expand(product.shape)
 
 
-def in_range(scores: torch.Tensor) -> torch.Tensor:
-    """As of rows of the least number alone, which have the mean of all values; and what a mask that
-    was multiplied by less than zero makes of scores, beyond what exponents are of."""
-    scores = torch.where(scores > 2.3e38, math.inf, scores)
-    return torch.where((scores < -2.3e38) & (scores > -math.inf), -2.3e38, scores)
-
-
 def wanted_of(drawn: Drawn) -> Wanted:
     """Return what eager gives, of masks as float32 has them."""
     spec = drawn.spec
     q, k, v = sides(drawn, torch.float64)
     exact, plain = scores_of(drawn, torch.float64), scores_of(drawn, torch.float32).double()
     is_mask = (plain.abs() >= MASKED) | plain.isinf()
-    scores = torch.where(is_mask, in_range(plain), exact)
+    scores = torch.where(is_mask, plain, exact)
     # By how much scores may be off: rounded products, and what was seen of float32.
     apart = (exact - plain).abs() * 4 + 2.0**-20 * exact.abs()
     for off in (16.0, -16.0):
@@ -100,15 +90,13 @@ def wanted_of(drawn: Drawn) -> Wanted:
     # Weights, and results, below the normal numbers.
     tiny = SUBNORMAL if spec.dtype == "float16" else 2.0**-126
     allowed = allowed + tiny * (1 + v_size.sum(-2, keepdim=True))
-    lost = _lost_beside_sinks(drawn, seen) * v_size.amax().item() if scores.shape[3] else 0.0
-    allowed = allowed + lost
     allowed_lse = worst + 3 * step + 2.0**-21 * lse.nan_to_num(0.0, 0.0, 0.0).abs()
     phi = phi_of(drawn)
     if phi is not None:
         allowed_lse = allowed_lse + 2.0**-22 * phi.nan_to_num(0.0, 0.0, 0.0).abs()[:, None]
-    allowed_lse = allowed_lse.masked_fill(lse.isfinite() & (lse < -1e30), math.inf)
+    allowed_lse = allowed_lse.masked_fill(lse.isfinite() & (lse.abs() > 1e30), math.inf)
     redone = _redone(drawn, scores, sinks, seen, worst, v, out)
-    return Wanted(out, lse, allowed, allowed_lse, size, lost, *redone, scores)
+    return Wanted(out, lse, allowed, allowed_lse, size, *redone, scores)
 
 
 def _lost_in(plain: torch.Tensor) -> torch.Tensor:
@@ -133,17 +121,6 @@ def _largest_error(
     highest = torch.maximum(scores.amax(-1), sinks).abs()
     highest = torch.where(highest < MASKED, highest, 0.0).nan_to_num(0.0)
     return torch.where(matters, apart, 0.0).amax(-1) + 2.0**-21 * highest
-
-
-def _lost_beside_sinks(drawn: Drawn, seen: torch.Tensor) -> float:
-    """Of all keys of a row, relative to the least sum that is taken to be exact: it may be that of
-    a sink alone, beside which weights of keys may be below φ by any number of nats."""
-    safe = drawn.spec.safe_sums
-    if drawn.sinks is None or drawn.spec.softmax in ("sink", "first_tile"):
-        return 0.0
-    tiny = SUBNORMAL if drawn.spec.dtype == "float16" else 2.0**-126
-    keys = seen.sum(-1).max().item()
-    return keys * tiny / max(safe.least, keys * safe.least_each)
 
 
 def phi_of(drawn: Drawn) -> torch.Tensor | None:
@@ -179,11 +156,14 @@ def _redone(
         is_good = (apart < room) & out.isfinite().all(-1)
         return 0, int((~is_good & ~is_dead).sum())
     kept = _rounded((scores - phi[:, None, None]).exp(), spec)
-    sums = kept.sum(-1) + (sinks - phi[:, None]).exp().float().double()
+    of_keys = kept.sum(-1)
+    sums = of_keys + (sinks - phi[:, None]).exp().float().double()
     safe = spec.safe_sums
+    # What is lost beside a sink that is not below φ is lost beside the maximum too.
+    is_beside = (sinks >= phi[:, None]) | ~seen.any(-1)
     least = torch.maximum(torch.tensor(safe.least), seen.sum(-1) * safe.least_each)
-    if spec.softmax == "sink":
-        least = torch.where(sinks > -math.inf, torch.tensor(safe.least), least)
+    least = torch.where(is_beside, safe.least, least)
+    judged = torch.where(is_beside, sums, of_keys)
     total = (kept @ v.nan_to_num(0.0, 0.0, 0.0).abs()).amax(-1)
     about = worst.exp() * (1 + MARGIN)
     highest_weight = (scores.amax(-1) - phi[:, None]).exp()
@@ -192,9 +172,11 @@ def _redone(
         # Weights about the largest number, and those that are rounded to few bits.
         is_near = (highest_weight > 6e4) & (highest_weight < 7e4)
         about = about * (1 + 0.5 * (least > 0) * (highest_weight < 2.0**-12))
-    is_bad = (sums * about < least) | (sums / about > safe.most) | (total / about > 4e38)
-    is_good = (sums / about >= least) & (sums * about <= safe.most) & (total * about < 1e38)
+    is_bad = (judged * about < least) | (sums / about > safe.most) | (total / about > 4e38)
+    is_good = (judged / about >= least) & (sums * about <= safe.most) & (total * about < 1e38)
     is_plain = out.isfinite().all(-1)
+    # Whether such rows see no key some programs tell without a look at keys.
+    is_bad &= ~((scores == -math.inf).all(-1) & (sums >= safe.least))
     is_good, is_bad = is_good & is_plain & ~is_near, is_bad & is_plain & ~is_near
     return int((is_bad & ~is_dead).sum()), int((~is_good & ~is_dead).sum())
 

@@ -105,7 +105,6 @@ def check(drawn: Drawn, mutate: tuple[str, str] | None = None) -> int:
         # Online softmax has a row's greatest weight as one; else it is a factor and a divisor.
         size = far if what == "lse" else 2 * _rms(wanted.size, torch.zeros_like(right))
         slack = step * size
-        slack += wanted.lost if what == "result" else 0.0
         assert not error > NOT_WORSE * least + slack + 1e-30, (
             f"{what}: error {error:.3g}, of online softmax {least:.3g}"
         )

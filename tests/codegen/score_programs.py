@@ -29,6 +29,23 @@ ALIBI = program("vector:float32", ("add.Tensor", "%0", "@0"))
 ADDED = program("matrix:float32", ("add.Tensor", "%0", "@0"))
 KEPT = program("matrix:bool", ("where.ScalarOther", "@0", "%0", -math.inf))
 KEPT_FINITE = program("matrix:bool", ("where.ScalarOther", "@0", "%0", -3.4e38))
+TURNED = program(
+    "matrix:bool matrix:bool",
+    ("where.ScalarOther", "@0", "%0", -3.4e38),
+    ("where.ScalarOther", "@1", "%1", -3e38),
+    ("mul.Tensor", "%2", -1.0),
+)
+"""Masks that are turned: what they had hidden has all weight, that of the first one before that of
+the second."""
+OF_TWO_MASKS = program(
+    "matrix:bool",
+    ("gt.Scalar", "%0", -1e9),
+    ("where.ScalarSelf", "%1", -3e38, "%0"),
+    ("where.ScalarOther", "@0", "%2", -3.4e38),
+)
+"""Rows of masks alone: those of the higher number have the weight."""
+LEAST_BY_SCORE = program("", ("gt.Scalar", "%0", -1e9), ("where.ScalarSelf", "%1", -3.4e38, "%0"))
+"""Rows of a mask alone, of no input."""
 KEPT_BY_SCORE = program("", ("le.Scalar", "%0", 2.2), ("where.ScalarSelf", "%1", -math.inf, "%0"))
 EVERY_SHAPE = program(
     "matrix:bfloat16 column:float32 vector:bool one:float16 scalar:float32",

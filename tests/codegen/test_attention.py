@@ -41,6 +41,9 @@ CASES = {
     "sinks of rows of no key": (
         replace(HALF, program=programs.KEPT, sinks=True, groups=2), {"kept": 0.03},
     ),
+    "sinks below φ, of rows of no key": (
+        replace(SPEC, program=programs.KEPT, sinks=True), {"kept": 0.03, "first_sink": -3.0},
+    ),
     "rows of no key": (replace(SPEC, program=programs.KEPT), {"kept": 0.03}),
     "rows of no key, by their scores": (replace(SPEC, program=programs.KEPT_BY_SCORE), {}),
     "many keys of float16": (
@@ -105,6 +108,17 @@ REDONE = {
     "a finite mask, of whole rows too": (
         replace(SPEC, program=programs.KEPT_FINITE), {"kept": 0.0, "redone": ROWS},
     ),
+    "a mask of two numbers, of whole rows": (
+        replace(SPEC, program=programs.OF_TWO_MASKS), {"redone": ROWS},
+    ),
+    "a mask of the score, of whole rows": (
+        replace(SPEC, program=programs.LEAST_BY_SCORE), {"redone": ROWS},
+    ),
+    "masks that are turned": (replace(SPEC, program=programs.TURNED), {"redone": ROWS}),
+    "a sink far above keys that are lost": (
+        replace(BRAIN, softmax="head", sinks=True),
+        {"far": 10.0, "first_sink": 60.0, "phi": 105.0, "redone": ROWS},
+    ),
     "a sink far below φ, of rows without a key": (
         replace(SPEC, softmax="bound", bound=200.0, sinks=True, program=programs.KEPT),
         {"kept": 0.0, "redone": ROWS},
@@ -126,25 +140,47 @@ MUTANTS = {
         "first keys that a mask hides", "peak = tl.where(waits, found, peak)", "peak = peak",
     ),
     "sums of each key beside sinks": (
-        "many keys of float16, beside sinks", 'tl.where(sink > float("-inf"), 0, seen)', "seen",
+        "many keys of float16, beside sinks", "counted = tl.where(is_kept, 0, seen)",
+        "counted = seen",
     ),
-    "no check of small sums": ("all below φ", "(sums >= least) & (sums <= MOST)", "sums <= MOST"),
+    "what a sink weighs hides that keys are lost": (
+        "a sink far above keys that are lost", "(tl.where(is_kept, sums, of_keys) >=", "(sums >=",
+    ),
+    "rows of a sink alone are redone": (
+        "sinks below φ, of rows of no key", '((sink == float("-inf")) | (sums >= LEAST))',
+        '(sink == float("-inf"))',
+    ),
+    "turned masks become infinite": (
+        "masks that are turned", "tl.where(score > FAR, score * 0.125 + 0.875 * FAR, score)",
+        "score",
+    ),
+    "turned masks are all the same": (
+        "masks that are turned", "score * 0.125 + 0.875 * FAR", "FAR",
+    ),
+    "masks of two numbers are the same": (
+        "a mask of two numbers, of whole rows", "score * 0.125 - 0.875 * FAR", "-FAR",
+    ),
+    "no check of small sums": (
+        "all below φ", "(tl.where(is_kept, sums, of_keys) >= least) & (sums <= MOST)",
+        "sums <= MOST",
+    ),
     "no check of each key": (
         "float16 below its normal numbers", "LEAST_EACH, LEAST)", "0.0, LEAST / 64)",
     ),
     "no check of sums of values": ("values of which a sum overflows", " & is_finite", ""),
     "the least number becomes infinite": ("a finite mask, of whole rows too",
-                                          "tl.where(is_mask, -2.3e38, score)", "score"),
+                                          "tl.where(score < -FAR, score * 0.125 - 0.875 * FAR, "
+                                          "score)", "score"),
     "a sink of nothing is φ": ("a sink of nothing", "peak = or_zero(sink)", "peak = sink"),
     "not of ones": ("sums by products", "sums.shape[1]), 1.0,", "sums.shape[1]), 0.9,"),
     "sums by products are not rescaled": (
         "online, sums by products", "(shrunk[:, None] if", "(1.0 if",
     ),
     "rows of a sink alone are rows of nothing": (
-        "a sink far below φ, of rows without a key", ' & (sink == float("-inf"))', "",
+        "a sink far below φ, of rows without a key", " | (sums >= LEAST))", " | (sums >= 0.0))",
     ),
     "no sinks": (
-        "sinks", "sums = relative_to(sink, peak, v[0].dtype.element_ty)", "sums = nothing",
+        "sinks", "sums += relative_to(sink, peak, v[0].dtype.element_ty)", "sums += 0.0",
     ),
     "another head's keys": ("grouped, ragged heads", "head // GROUPS", "head * 0"),
     "one key too many": ("causal from the first key", "own + (AFTER + 1)", "own + (AFTER + 2)"),

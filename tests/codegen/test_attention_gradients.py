@@ -40,6 +40,8 @@ CASES = {
     "a finite mask, of whole rows too": (
         replace(SPEC, program=programs.KEPT_FINITE, after=3), {"kept": 0.0, "rows": 45},
     ),
+    "masks that are turned": (replace(SPEC, program=programs.TURNED, groups=2), {}),
+    "a mask of the score": (replace(SPEC, program=programs.LEAST_BY_SCORE), {}),
     "a finite mask that is added": (replace(SPEC, program=LEAST), {"kept": 0.0}),
     "scores of hundreds": (replace(SPEC, softmax="online"), {"spread": 100.0}),
 }  # fmt: skip

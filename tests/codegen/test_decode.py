@@ -251,10 +251,22 @@ def test_a_sink_that_is_no_number_is_seen(interpreted, softmax):
     """So is a score: logarithms of such sums are none. The mutant that takes them for too large."""
     spec = replace(SPEC, softmax=softmax, sinks=True)
     check(interpreted, spec, sinks=float("nan"), splits=4)
+    check(interpreted, SPEC, factor=float("nan"), splits=4)
     if softmax == "zero":
         mutant = ('sums > MOST, float("inf"), sums', 'sums <= MOST, sums, float("inf")')
         with wrong_values():
-            check(interpreted, spec, sinks=float("nan"), splits=4, mutate=[mutant])
+            check(interpreted, SPEC, factor=float("nan"), splits=4, mutate=[mutant])
+
+
+@pytest.mark.parametrize("splits", first(3, 1))
+def test_a_sink_does_not_hide_that_keys_are_lost(interpreted, splits):
+    spec = replace(CAUSAL, dtype="bfloat16", softmax="bound", bound=105.0, sinks=True)
+    case = {"sinks": 60.0, "splits": splits}
+    check(interpreted, spec, offset=10.0, redone=ROWS_OF_ALL, **case)
+    check(interpreted, spec, offset=80.0, redone=0, **case)
+    mutant = ("is_exact(of_keys, sums,", "is_exact(sums, sums,")
+    with wrong_values():
+        check(interpreted, spec, offset=10.0, redone=ROWS_OF_ALL, mutate=[mutant], **case)
 
 
 @pytest.mark.parametrize("splits", first(3, 1))
@@ -262,7 +274,7 @@ def test_rows_that_masks_leave_a_sink_far_below_phi_are_no_rows_of_nothing(inter
     spec = replace(SPEC, softmax="bound", bound=200.0, sinks=True)
     case = {"mask": "padding", "keys": 40, "rows": 2, "splits": splits}
     check(interpreted, spec, redone=ROWS_OF_ALL * 2, **case)
-    mutant = (' & (sink == float("-inf"))', "")
+    mutant = ("is_without_keys(of_keys, sums, sink, LEAST)", "(of_keys == 0.0)")
     with wrong_values():
         check(interpreted, spec, mutate=[mutant], **case)
 
@@ -325,7 +337,7 @@ MUTANTS = {
         (" * tl.exp2(peaks[index] - or_zero(peak))[:, None]", "")
     ]),
     "only what is too large is redone": (CAUSAL, PLAIN, "run", {**FAR, "offset": -300.0}, [
-        ("is_good = is_exact(sums,", "is_good = is_exact(tl.maximum(sums, 1.0),")
+        ("is_good = is_exact(of_keys,", "is_good = is_exact(tl.maximum(of_keys, 1.0),")
     ]),
     "rows without keys are redone": (replace(WITH_LENGTHS, dead="zero"), PLAIN, "run",
                                      {"lengths": (100, 0), "redone": 0}, [
@@ -336,7 +348,9 @@ MUTANTS = {
         ("is_bad = row_inside & is_alive & (is_good == 0)", "is_bad = row_inside & is_alive")
     ]),
     "a sink for each part": (SINKS, PLAIN, "run", {"splits": 4}, [
-        ("own_sink = tl.where(split == 0, sink, float(\"-inf\"))", "own_sink = sink")
+        ("            of_keys = sums\n", "            of_keys = sums\n            "
+         "sums += (parts - 1) * relative_to(sink, peak, WEIGHTS)\n"),
+        ("    or_zero,\n)\nfrom", "    or_zero,\n    relative_to,\n)\nfrom"),
     ]),
     "the window cuts no tile": (WINDOW, PLAIN, "run", {}, [
         ("whole = tl.cdiv(first_seen(highest, BEFORE), BLOCK_N)",

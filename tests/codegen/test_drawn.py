@@ -37,7 +37,7 @@ MUTANTS = {
     ),
     "rows of few keys are never redone": ("decode", 4, (IS_BAD, NEVER_BAD)),
     "a sink counts in each part": (
-        "decode", 16, ('own_sink = tl.where(split == 0, sink, float("-inf"))', "own_sink = sink"),
+        "decode", 16, ('tl.where(split == 0, sink, float("-inf"))', "sink"),
     ),
     "weights of rows that lost their sums": (
         "backward", 18, ("weights = weights * share[:, None]", "weights = weights * 1.0"),
