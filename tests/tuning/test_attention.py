@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -142,7 +143,27 @@ def test_the_fastest_tile_is_kept(best, monkeypatch):
     shape = AttentionShape(*SIZES["apart"], "float32", "given")
     found = AttentionTrials(shape, torch.device("cpu"), clock).trial(40, 1.0)
     assert (found.tile, found.median, found.quarter_median) == (best, 2.0, 2.0)
-    assert specs == ["planned", "few_rows", "many_rows", best]
+    assert specs == ["planned", "few_rows", "many_rows", best, best]
+
+
+def test_the_fastest_of_equal_tiles_is_not_taken_to_be_faster(monkeypatch):
+    """Simulated: three tiles exactly as fast as torch's. By the bounds of a sign test one of 40 is
+    surely faster. Mutant: the times by which a tile was chosen, which are 1.02 times as good."""
+    monkeypatch.setattr(attention_trials, "COLD_BYTES", 1)
+    beside = ["few_rows", "many_rows"]
+    monkeypatch.setattr(attention_trials, "tiles_beside", lambda *given, **named: beside)
+    monkeypatch.setattr(AttentionTrials, "_runs_own", lambda self, *given: True)
+    chance = random.Random(0)
+
+    def clock(run, operands):
+        return lambda: chance.lognormvariate(0.0, 0.1)
+
+    trials = AttentionTrials(AttentionShape(*SIZES["apart"], "float32", "nothing"),
+                             torch.device("cpu"), clock)  # fmt: skip
+    found = [trials.trial(8, 1e9) for _ in range(400)]
+    surely = sum(one.low > 1.0 for one in found)
+    assert surely <= 10, f"{surely} of {len(found)} are surely faster"
+    assert sum(one.median for one in found) / len(found) == pytest.approx(1.0, abs=0.01)
 
 
 def test_a_tile_of_which_no_kernel_runs_is_not_compared(monkeypatch):

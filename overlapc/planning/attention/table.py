@@ -109,12 +109,14 @@ class AttentionEntry:
         """The trial that tells how many times as fast as torch's ours was at so many keys; None
         where it did not win.
 
-        Between two numbers that were measured it has to have won at both; beyond them nothing is
-        known.
+        Between two numbers that were measured one tile has to have won at both: of another than
+        the fastest is not known how it compares. Beyond them nothing is known.
         """
         above = [trial for trial in self.trials if trial.keys >= keys]
         below = [trial for trial in self.trials if trial.keys <= keys]
         if not above or not below or not (above[0].is_won and below[-1].is_won):
+            return None
+        if above[0].tile != below[-1].tile:
             return None
         return min(above[0], below[-1], key=lambda trial: trial.median)
 

@@ -207,6 +207,27 @@ def test_between_two_numbers_of_keys_both_have_to_be_won():
     assert won == {512: None, 1024: None, 2048: None, 4096: 2.0, 8192: 1.5, 16384: 1.5, 20000: None}
 
 
+def test_between_two_numbers_of_keys_one_tile_has_to_have_won_at_both():
+    """Of CTAs of many rows that begin slowly, and of few rows that read keys again, each loses to
+    torch's where the other wins. Mutant: whichever won by less."""
+    once = {"library": 1.0, "many_rows": 2.0, "few_rows": 0.0}
+    each = {"library": 1e-3, "many_rows": 0.5e-3, "few_rows": 1.25e-3}
+
+    def measured(keys):
+        took = {name: once[name] + keys * each[name] for name in once}
+        best = min("many_rows", "few_rows", key=took.__getitem__)
+        return replace(trial(keys, took["library"] / took[best]), tile=best), took
+
+    entry = AttentionEntry(shape_of(LLAMA), (measured(512)[0], measured(16384)[0]))
+    assert [one.tile for one in entry.trials] == ["few_rows", "many_rows"]
+    assert all(one.is_won for one in entry.trials)
+    for keys in (512, 1024, 4096, 8192, 16384):
+        found, took = entry.gain_at(keys), measured(keys)[1]
+        assert found is None or took[found.tile] < took["library"], f"slower at {keys}"
+    assert entry.gain_at(512)
+    assert entry.gain_at(16384)
+
+
 MASKED = replace(LLAMA, prefix=False, is_kept_by_mask=True)
 QUARTERS = {
     "faster over a quarter, and as fast over all": (0.98, 2.0, True),
