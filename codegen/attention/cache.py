@@ -57,6 +57,13 @@ class Cache(Canonical):
         number = sm_number(architecture)
         return self.of(spec) in NARROW and 0 < number < FP8_SINCE
 
+    def has_pairs(self, spec: AttentionSpec, architecture: str) -> bool:
+        """Whether a kernel for ``sm_<number>`` may take values of float8 in pairs of columns, where
+        they lie so; "" is Triton's interpreter."""
+        is_narrow = self.of(spec) in NARROW and not self.comes_as_bytes(spec, architecture)
+        is_even = spec.value_dim % 2 == 0 and not self.shares_values
+        return is_narrow and is_even and not architecture.startswith("gfx")
+
 
 def leading(dim: int) -> int:
     """Elements of a vector of ``dim`` that are read as one part: the rest is another."""

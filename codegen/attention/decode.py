@@ -133,8 +133,15 @@ class DecodeKernel:
             k_scale, v_scale, phi, sinks, redone, workspace.partials, workspace.arrived,
             workspace.moves, heads, sizes.rows, keys, splits, q.stride(), k.stride(), v.stride(),
             out.stride(), 0 if table is None else table.stride(0), scale_stride,
-            **self.module.CONSTANTS, IS_AMD=is_amd(), **options,
+            **self.module.CONSTANTS, IS_AMD=is_amd(), PAIRS=self._takes_pairs(v), **options,
         )  # fmt: skip
+
+    def _takes_pairs(self, v: Tensor) -> bool:
+        """Whether each even column of values and the next one lie as a number of 16 bits does."""
+        *steps, last = v.stride()
+        lie_so = last == 1 and not any(step % 2 for step in (*steps, v.data_ptr()))
+        architecture = "gfx" if is_amd() else sm_of(v.device)
+        return lie_so and self.cache.has_pairs(self.spec, architecture)
 
     def _misfit_of(self, workspace: Workspace, sizes: Sizes, splits: int, q: Tensor) -> str:
         units = sizes.batch * (sizes.heads // self.spec.groups) * self.blocks(sizes.rows)

@@ -38,6 +38,7 @@ def build_decode_for(kernel: DecodeKernel, architecture: str, *, lse: bool = Fal
     }
     given |= {name: kind for name, (kind, is_there) in optional.items() if is_there}
     constants: dict[Any, Any] = {**module.CONSTANTS, "IS_AMD": architecture.startswith("gfx")}
+    constants["PAIRS"] = cache.has_pairs(spec, architecture)
     constants |= {name: None for name, (_, is_there) in optional.items() if not is_there}
     if not cache.page:
         constants["table_stride"] = 0

@@ -1,12 +1,15 @@
 """Tiles of a cache: read where they lie, and taken into the sums of packed rows."""
 
-# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false, reportOperatorIssue=false
 # (Triton's builtins raise when Python calls them; pyright concludes that they never return.)
 import triton
 import triton.language as tl
+from triton import knobs
 
 from overlapc.codegen.templates.hidden import WORD, count_of, kept_tiles, lowest_of
 from overlapc.codegen.templates.softmax import fixed_weights, or_zero, score_tile
+
+INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 
 
 @triton.jit
@@ -50,6 +53,57 @@ def load_part(
     else:
         part = tl.load(places)
     return part
+
+
+@triton.jit
+def load_pairs(
+    keys: tl.tensor, inside: tl.tensor, DIM: tl.constexpr, BLOCK: tl.constexpr,
+    dtype: tl.constexpr, IS_CUT: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
+    """Even and odd columns of ``[keys, 0 : BLOCK]`` of float8_e4m3fn, ``[keys, BLOCK / 2]`` each in
+    ``dtype``; as ``load_part`` of an even DIM whose elements follow one another.
+
+    Of numbers of 16 bits threads take what matrix units want of them from shared memory in pieces
+    of 16 bytes; of bytes one by one. So a pair is loaded as one, and widened as one.
+    """
+    pair = tl.arange(0, BLOCK // 2)
+    places = keys.to(tl.pointer_type(tl.int16), bitcast=True)[:, None] + pair[None, :]
+    if IS_CUT:
+        both = tl.load(places, mask=inside[:, None] & (pair < DIM // 2)[None, :], other=0)
+    elif BLOCK > DIM:
+        both = tl.load(places, mask=(pair < DIM // 2)[None, :], other=0)
+    else:
+        both = tl.load(places)
+    if INTERPRETED:
+        even = both.to(tl.uint8).to(tl.float8e4nv, bitcast=True).to(tl.float16)
+        odd = (both >> 8).to(tl.uint8).to(tl.float8e4nv, bitcast=True).to(tl.float16)
+    else:
+        wide = tl.inline_asm_elementwise(
+            "cvt.rn.f16x2.e4m3x2 $0, $1;", "=r,h", [both], dtype=tl.int32, is_pure=True, pack=1
+        )  # fmt: skip
+        even = wide.to(tl.int16).to(tl.float16, bitcast=True)
+        odd = (wide >> 16).to(tl.int16).to(tl.float16, bitcast=True)
+    return even.to(tl.float32).to(dtype), odd.to(tl.float32).to(dtype)
+
+
+@triton.jit
+def no_total(BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr, PAIRS: tl.constexpr) -> tl.tensor:
+    """Sums of values of no key; of PAIRS those of even columns, and of odd ones."""
+    if PAIRS:
+        HALF: tl.constexpr = BLOCK_V // 2
+        total = (tl.zeros((BLOCK_M, HALF), tl.float32), tl.zeros((BLOCK_M, HALF), tl.float32))
+    else:
+        total = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
+    return total
+
+
+@triton.jit
+def whole_total(total: tl.tensor, PAIRS: tl.constexpr) -> tl.tensor:
+    """``[rows, columns]`` of ``no_total`` and what was added to it."""
+    if PAIRS:
+        even, odd = total
+        total = tl.reshape(tl.join(even, odd), (even.shape[0], 2 * even.shape[1]))
+    return total
 
 
 @triton.jit
@@ -102,16 +156,16 @@ def visit_tile(
     BEFORE: tl.constexpr, AFTER: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
     SHARED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_REST: tl.constexpr, BLOCK_V: tl.constexpr, PAGE: tl.constexpr,
-    WEIGHTS: tl.constexpr, IS_AMD: tl.constexpr,
+    WEIGHTS: tl.constexpr, PAIRS: tl.constexpr, IS_AMD: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """Take a tile of keys into (peak, sums, total) of packed rows.
 
     STEP is ``fixed``: weights are relative to peak, which stays; ``first``: to the tile's maximum,
     which peak becomes; ``online``: to the maximum so far, and sums and total are rescaled;
-    ``maximum``: peak alone is raised. Where nothing is rescaled ``sums`` may keep the columns of
-    the tile apart: to add up a row costs a round between warps where those share it, and the loop
-    is spared it. IS_CUT: not every row sees every key. WEIGHTS is their dtype, in which values are
-    multiplied; keys are in that of the queries.
+    ``maximum``: peak alone is raised. Where nothing is rescaled ``sums`` keep the columns of the
+    tile apart: to add up a row costs a round between threads, and the loop is spared it. IS_CUT:
+    not every row sees every key. WEIGHTS is their dtype, in which values are multiplied; keys are
+    in that of the queries. PAIRS: values are taken as ``load_pairs`` does.
     """
     queries, rest_of_queries, scale = query
     k, v, k_strides, v_strides, table, length, oldest = cache
@@ -145,8 +199,11 @@ def visit_tile(
         values = widened(keys, WEIGHTS, IS_AMD)
     elif STEP != "maximum":
         at = of_keys(v, v_strides, table, tile, inside, BLOCK_N, PAGE)
-        values = load_part(at, inside, v_strides[3], 0, VALUE_DIM, BLOCK_V, IS_CUT)
-        values = widened(values, WEIGHTS, IS_AMD)
+        if PAIRS:
+            values = load_pairs(at, inside, VALUE_DIM, BLOCK_V, WEIGHTS, IS_CUT)
+        else:
+            values = load_part(at, inside, v_strides[3], 0, VALUE_DIM, BLOCK_V, IS_CUT)
+            values = widened(values, WEIGHTS, IS_AMD)
 
     keys_of_tile = (batch, head, row, row_inside, column, inside)
     score = score_tile(
@@ -158,7 +215,10 @@ def visit_tile(
         shrunk = tl.exp2(base - or_zero(peak))
         base = or_zero(peak)
         sums = sums * shrunk
-        total = total * shrunk[:, None]
+        if PAIRS:
+            total = (total[0] * shrunk[:, None], total[1] * shrunk[:, None])
+        else:
+            total = total * shrunk[:, None]
     elif STEP == "first":
         peak = tl.max(score, 1)
         base = or_zero(peak)
@@ -173,7 +233,10 @@ def visit_tile(
             weights = fixed_weights(score, base, WEIGHTS)
             taken = weights.to(tl.float32)
             sums += taken if len(sums.shape) == 2 else tl.sum(taken, 1)
-        total = tl.dot(weights, values, total, input_precision=PRECISION)
+        if PAIRS:
+            total = (tl.dot(weights, values[0], total[0]), tl.dot(weights, values[1], total[1]))
+        else:
+            total = tl.dot(weights, values, total, input_precision=PRECISION)
     return peak, sums, total
 
 
@@ -186,7 +249,7 @@ def visit_each(
     BEFORE: tl.constexpr, AFTER: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
     SHARED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_REST: tl.constexpr, BLOCK_V: tl.constexpr, PAGE: tl.constexpr,
-    WEIGHTS: tl.constexpr, IS_AMD: tl.constexpr,
+    WEIGHTS: tl.constexpr, PAIRS: tl.constexpr, IS_AMD: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """Take each ``step``-th tile from ``begin`` on, not every row of which sees every key; with
     HIDES those that masks keep for some row, see ``hidden``.
@@ -198,7 +261,7 @@ def visit_each(
             peak, sums, total = visit_tile(
                 peak, sums, total, tile, query, cache, place, inputs, STEP, True, SCORES,
                 BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N, BLOCK_D,
-                BLOCK_REST, BLOCK_V, PAGE, WEIGHTS, IS_AMD,
+                BLOCK_REST, BLOCK_V, PAGE, WEIGHTS, PAIRS, IS_AMD,
             )  # fmt: skip
     else:
         for group in tl.range(begin, stop, step * WORD):
@@ -212,6 +275,6 @@ def visit_each(
                 peak, sums, total = visit_tile(
                     peak, sums, total, tile, query, cache, place, inputs, STEP, True, SCORES,
                     BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N, BLOCK_D,
-                    BLOCK_REST, BLOCK_V, PAGE, WEIGHTS, IS_AMD,
+                    BLOCK_REST, BLOCK_V, PAGE, WEIGHTS, PAIRS, IS_AMD,
                 )  # fmt: skip
     return peak, sums, total

@@ -9,7 +9,13 @@ They are packed: place i is row ``i // GROUPS`` of query head ``i % GROUPS`` of 
 import triton
 import triton.language as tl
 
-from overlapc.codegen.templates.cached_tiles import in_float16, visit_each, visit_tile
+from overlapc.codegen.templates.cached_tiles import (
+    in_float16,
+    no_total,
+    visit_each,
+    visit_tile,
+    whole_total,
+)
 from overlapc.codegen.templates.decode_parts import (
     add_sums,
     add_totals,
@@ -50,7 +56,7 @@ def attention_decode(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_REST: tl.constexpr,
     BLOCK_V: tl.constexpr, LEAST_TILES: tl.constexpr, TOGETHER: tl.constexpr,
     COLUMNS: tl.constexpr, SPREAD: tl.constexpr,
-    IS_AMD: tl.constexpr,
+    PAIRS: tl.constexpr, IS_AMD: tl.constexpr,
 ) -> None:  # fmt: skip
     """``out = softmax(scores) @ v`` for queries ``q``; see ``AttentionSpec`` and ``DecodeSpec``.
 
@@ -62,7 +68,7 @@ def attention_decode(
     in ``partials`` and add one to ``arrived``, which is zero before and after the launch; the one
     that finds all others there adds the sums up. Rows whose sums are not exact it computes again
     relative to the running maximum, and adds their number to ``redone``. ``moves`` is for a φ that
-    launches move (see ``running``), or None.
+    launches move (see ``running``), or None. With PAIRS values are taken as ``load_pairs`` does.
     """
     unit = tl.program_id(0)
     split = tl.program_id(1)
@@ -144,7 +150,7 @@ def attention_decode(
     sink = nothing - float("inf")
     if sinks is not None:
         sink = tl.load(sinks + head, mask=row_inside, other=0.0).to(tl.float32) * LOG2E
-    total = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
+    total = no_total(BLOCK_M, BLOCK_V, PAIRS)
     IS_ONLINE: tl.constexpr = SOFTMAX == "online"
     STEP: tl.constexpr = "online" if IS_ONLINE else "fixed"
     # Each part has a peak of its own; a φ that launches change, where two run at once.
@@ -169,7 +175,7 @@ def attention_decode(
                     peak, sums, total = visit_tile(
                         peak, sums, total, begin, query, cache, place, inputs, "first", True,
                         SCORES, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N,
-                        BLOCK_D, BLOCK_REST, BLOCK_V, PAGE, WEIGHTS, IS_AMD,
+                        BLOCK_D, BLOCK_REST, BLOCK_V, PAGE, WEIGHTS, PAIRS, IS_AMD,
                     )  # fmt: skip
                     begin += 1
                 # Rows that see none of these take the first of the part that they do see.
@@ -188,7 +194,7 @@ def attention_decode(
                         found, _, _ = visit_tile(
                             peak, sums, total, next_tile, query, cache, place, inputs, "maximum",
                             True, SCORES, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION,
-                            BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V, PAGE, WEIGHTS, IS_AMD,
+                            BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V, PAGE, WEIGHTS, PAIRS, IS_AMD,
                         )  # fmt: skip
                         peak = tl.where(waits, found, peak)
                         waits = waits & (peak == float("-inf"))
@@ -205,7 +211,7 @@ def attention_decode(
             peak, sums, total = visit_tile(
                 peak, sums, total, tile, query, cache, place, inputs, STEP, False, SCORES,
                 BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N, BLOCK_D,
-                BLOCK_REST, BLOCK_V, PAGE, WEIGHTS, IS_AMD,
+                BLOCK_REST, BLOCK_V, PAGE, WEIGHTS, PAIRS, IS_AMD,
             )  # fmt: skip
         before = whole - begin
         edges = before + stop - whole_stop
@@ -215,14 +221,15 @@ def attention_decode(
                 peak, sums, total = visit_tile(
                     peak, sums, total, tile, query, cache, place, inputs, STEP, True, SCORES,
                     BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N, BLOCK_D,
-                    BLOCK_REST, BLOCK_V, PAGE, WEIGHTS, IS_AMD,
+                    BLOCK_REST, BLOCK_V, PAGE, WEIGHTS, PAIRS, IS_AMD,
                 )  # fmt: skip
     else:
         peak, sums, total = visit_each(
             peak, sums, total, begin, stop, step, floor, query, cache, place, inputs, STEP, HIDES,
             SCORES, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_M, BLOCK_N,
-            BLOCK_D, BLOCK_REST, BLOCK_V, PAGE, WEIGHTS, IS_AMD,
+            BLOCK_D, BLOCK_REST, BLOCK_V, PAGE, WEIGHTS, PAIRS, IS_AMD,
         )  # fmt: skip
+    total = whole_total(total, PAIRS)
     if not IS_ONLINE:
         sums = tl.sum(sums, 1) if SPREAD else sums
         # A total may have overflowed, and shrinking the sum would hide it.
@@ -284,12 +291,12 @@ def attention_decode(
         if count > 0:
             redone_peak = sink
             redone_sums = tl.where(sink == float("-inf"), 0.0, 1.0)
-            redone_total = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
+            redone_total = no_total(BLOCK_M, BLOCK_V, PAIRS)
             redone_peak, redone_sums, redone_total = visit_each(
                 redone_peak, redone_sums, redone_total, first_tile, first_tile + tiles, 1, floor,
                 query, cache, place, inputs, "online", HIDES, SCORES, BEFORE, AFTER, HEAD_DIM,
                 VALUE_DIM, SHARED, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V, PAGE,
-                WEIGHTS, IS_AMD,
+                WEIGHTS, PAIRS, IS_AMD,
             )  # fmt: skip
             # A row of minus infinity alone has been computed: it has no weight.
             is_bad = is_bad & (redone_peak > float("-inf"))
@@ -297,6 +304,7 @@ def attention_decode(
             sums = tl.where(is_bad, redone_sums, sums)
             # Other threads may have written what stands there.
             tl.debug_barrier()
+            redone_total = whole_total(redone_total, PAIRS)
             store_rows(result, 0, redone_total, redone_sums, is_bad, DEAD, VALUE_DIM)
             count = tl.sum(is_bad.to(tl.int32), 0)
             tl.atomic_add(redone, count, sem="relaxed")
