@@ -43,7 +43,11 @@ def attention(
         weights = torch.softmax(scores, -1)
     else:  # as torch's fused attention, of gradients too
         weights = torch.softmax(scores.masked_fill(is_dead, 0.0), -1).masked_fill(is_dead, 0.0)
-    return weights[..., : k.shape[2]] @ v, torch.logsumexp(scores, -1)
+    # Torch's own gradient of it is exp(score - lse), one for each key of a row of masks alone: that
+    # logarithm has lost how many they are. Here it is a weight.
+    peak = scores.detach().amax(-1) if scores.shape[-1] else scores.new_zeros(scores.shape[:-1])
+    peak = torch.where(peak.isfinite(), peak, 0.0)
+    return weights[..., : k.shape[2]] @ v, torch.logsumexp(scores - peak[..., None], -1) + peak
 
 
 def visible(

@@ -49,7 +49,9 @@ class Drawn:
     architecture: str = ""
     looks: bool = False
     """Whether masks are looked through before, of however few keys."""
-    is_finite: bool = True
+    is_spoiled: bool = False
+    has_lse: bool = True
+    """Whether logarithms of sums are asked for."""
     is_bounded: bool = False
     """φ is what the program's own bounds give."""
     features: tuple[str, ...] = ()
@@ -121,6 +123,7 @@ def draw(kind: str, seed: int) -> Drawn:
         found.architecture = "sm_80"
     _beside(found, chance, generator)
     _kernel(found, chance)
+    _ways(found, random.Random(f"ways {kind} {seed}"))
     found.features = (*made.names, *_features(found, spread))
     return found
 
@@ -234,6 +237,13 @@ def _kernel(found: Drawn, chance: random.Random) -> None:
     )
 
 
+def _ways(found: Drawn, chance: random.Random) -> None:
+    """Draw what a call may ask for otherwise."""
+    found.has_lse = found.kind == BACKWARD or chance.random() < 0.8
+    if found.spec.dtype == "float32":
+        found.spec = replace(found.spec, precision=chance.choice(("ieee", "tf32x3", "tf32")))
+
+
 def _features(found: Drawn, spread: float) -> list[str]:
     spec, cache, tile = found.spec, found.cache, found.tile
     has = {
@@ -248,6 +258,7 @@ def _features(found: Drawn, spread: float) -> list[str]:
         "ones": tile.ones > 0, "looks": found.looks, "no keys": found.sizes[3] == 0,
         f"splits {found.splits}": found.kind == DECODE, "many keys": found.sizes[3] > 500,
         "large values": bool((found.v.double().abs() > 1e3).any()),
+        spec.precision: spec.precision != "ieee", "no logarithms": not found.has_lse,
         "queries far from one": not 1e-6 < abs(spec.scale or 1.0) < 1e6,
     }  # fmt: skip
     return [name for name, is_so in has.items() if is_so]

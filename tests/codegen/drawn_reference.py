@@ -13,6 +13,8 @@ from tests.codegen.drawn_attentions import Drawn
 
 STEPS = {"float32": 2.0**-23, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 """Of the dtypes' roundings."""
+OF_TF32 = 2.0**-9
+"""Of products of numbers of which each lost the bits that tf32 has not."""
 MASKED = 1e8
 """Scores of this size are masks, of which float32 keeps no product."""
 SUBNORMAL = 2.0**-25
@@ -34,6 +36,11 @@ class Wanted:
     least_redone: int
     most_redone: int
     scores: torch.Tensor
+
+
+def step_of(spec: AttentionSpec) -> float:
+    """Of the roundings of weights, values and results."""
+    return OF_TF32 if spec.precision == "tf32" else STEPS[spec.dtype]
 
 
 def sides(drawn: Drawn, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -66,7 +73,8 @@ def wanted_of(drawn: Drawn) -> Wanted:
     scores = torch.where(is_mask, plain, exact)
     # By how much scores may be off: rounded products, and what was seen of float32.
     apart = (exact - plain).abs() * 4 + 2.0**-20 * exact.abs()
-    for off in (16.0, -16.0):
+    most = OF_TF32 * 2.0**24 if spec.precision == "tf32" else 16.0
+    for off in (most, -most):
         apart = torch.maximum(apart, (scores_of(drawn, torch.float64, off) - exact).abs())
     apart = torch.where(is_mask, _lost_in(plain), apart).nan_to_num(0.0, 0.0, 0.0)
     seen = oracle.visible(spec, q, k, drawn.lengths)
@@ -81,7 +89,7 @@ def wanted_of(drawn: Drawn) -> Wanted:
     out, lse = weights @ v, every.logsumexp(-1)
     if not scores.shape[3]:
         out = torch.zeros_like(out)
-    step = STEPS[spec.dtype]
+    step = step_of(spec)
     worst = _largest_error(scores, sinks, weights, apart)
     factor = torch.expm1((2 * worst).clamp(max=50.0))
     v_size = v.abs().nan_to_num(0.0, 0.0, 0.0)

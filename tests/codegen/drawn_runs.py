@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,13 +25,15 @@ from tests.codegen import attention_cases, decode_cases
 from tests.codegen.attention_cases import looking_through_masks
 from tests.codegen.drawn_attentions import DECODE, Drawn, draw
 from tests.codegen.drawn_memory import GUARD, Watch, laid_out
-from tests.codegen.drawn_reference import STEPS, Wanted, phi_of, wanted_of
+from tests.codegen.drawn_precision import rounding_to_tf32
+from tests.codegen.drawn_reference import Wanted, phi_of, step_of, wanted_of
 from tests.codegen.drawn_spoils import spoil
 from tests.codegen.shuffled_grid import shuffled_grid
 
 correct_interpreter()
 
 REDONE_BEFORE = 5
+NOTHING = torch.zeros(0)
 NOT_WORSE = 1.5
 """The error, against that of online softmax in the same kernel."""
 
@@ -50,12 +52,21 @@ class Memory:
 class Result:
     out: torch.Tensor
     lse: torch.Tensor
+    """Empty where none was asked for."""
     redone: int
 
 
 def run(kind: str, seeds: Sequence[int], mutate: tuple[str, str] | None = None) -> dict[str, int]:
+    """``check_each`` of the forward kernels of ``kind``."""
+    return check_each(check, kind, seeds, mutate)
+
+
+def check_each(
+    check: Callable[[Drawn, tuple[str, str] | None], int], kind: str, seeds: Sequence[int],
+    mutate: tuple[str, str] | None,
+) -> dict[str, int]:  # fmt: skip
     """Raise AssertionError unless kernels of ``kind`` are right on the attentions of these seeds;
-    how many of them had each feature, and rows that were redone.
+    how many of them had each feature, and rows that were redone, which ``check`` counts.
 
     ``mutate`` is a text of a template or of a module, and what to put in its place.
     """
@@ -79,6 +90,8 @@ def check(drawn: Drawn, mutate: tuple[str, str] | None = None) -> int:
     if drawn.tile.by_tma and not (fits_tma(memory.k) and fits_tma(memory.v)):
         drawn.tile = replace(drawn.tile, by_tma=False)
     own = drawn.spec.softmax
+    if not drawn.has_lse:
+        wanted = replace(wanted, lse=NOTHING, allowed_lse=NOTHING)
     found = launch(drawn, memory, chance, math.nan, own, mutate)
     again = launch(drawn, memory, chance, 7.0, own, mutate)
     online = launch(drawn, memory, chance, math.nan, "online", mutate)
@@ -91,7 +104,7 @@ def check(drawn: Drawn, mutate: tuple[str, str] | None = None) -> int:
         f"{found.redone} rows were redone, not {wanted.least_redone} to {wanted.most_redone}"
     )
     assert online.redone == 0, "online softmax has redone rows"
-    step = STEPS[drawn.spec.dtype]
+    step = step_of(drawn.spec)
     phi = phi_of(drawn)
     far = 1.0
     if phi is not None:
@@ -225,7 +238,7 @@ def launch(
     logs = torch.full((batch * every * rows + 2 * GUARD,), poison)
     lse = logs[GUARD:-GUARD].view(batch, every, rows)
     redone = torch.full((1,), REDONE_BEFORE, dtype=torch.int64)
-    named = {**memory.named, "lse": lse, "redone": redone}
+    named = {**memory.named, "lse": lse if drawn.has_lse else None, "redone": redone}
     watch = Watch()
     if spec.takes_phi:
         assert drawn.phi is not None
@@ -239,13 +252,14 @@ def launch(
     sides = memory.q, memory.k, memory.v, out
     looking = looking_through_masks() if drawn.looks else nullcontext()
     device = patch.object(decode, "sm_of", lambda _: drawn.architecture)
-    with looking, device, shuffled_grid(random.Random(chance.random())), watch.watching():
+    order = shuffled_grid(random.Random(chance.random()))
+    with looking, device, order, watch.watching(), rounding_to_tf32():
         if drawn.kind == DECODE:
             _decode(replace(drawn, spec=spec), sides, named, watch, mutate)
         else:
             kernel = build_attention(spec, _tile(drawn, softmax))
             (attention_cases.mutant(kernel, mutate) if mutate else kernel)(*sides, **named)
-    return Result(out, lse, int(redone.item()) - REDONE_BEFORE)
+    return Result(out, lse if drawn.has_lse else NOTHING, int(redone.item()) - REDONE_BEFORE)
 
 
 def _tile(drawn: Drawn, softmax: str) -> Any:

@@ -22,8 +22,10 @@ def spoil(drawn: Drawn, chance: random.Random) -> None:
     which = chance.choice("qkv")
     if which == "q":
         q = drawn.q = drawn.q.clone()
-        q[tuple(chance.randrange(size) for size in q.shape)] = math.nan
-        drawn.features += ("NaN in q",)
+        number = chance.choice((math.nan, math.inf, -math.inf))
+        q[tuple(chance.randrange(size) for size in q.shape)] = number
+        drawn.features += (f"{number} in q",)
+        drawn.is_spoiled = True
         return
     kept = (wanted_of(drawn).scores > -MASKED).all(2).unflatten(1, (-1, drawn.spec.groups)).all(2)
     places = kept.nonzero().tolist()
@@ -34,6 +36,7 @@ def spoil(drawn: Drawn, chance: random.Random) -> None:
     number = math.nan if is_narrow else chance.choice((math.nan, math.inf, -math.inf))
     side[(*chance.choice(places), chance.randrange(side.shape[3]))] = number
     drawn.features += (f"{number} in {which}",)
+    drawn.is_spoiled = True
     if drawn.cache.shares_values:
         drawn.k, drawn.v = side, side[..., : drawn.spec.value_dim]
     else:

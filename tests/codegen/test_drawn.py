@@ -21,6 +21,14 @@ FAST_MUTANTS = {
     "keys of a page are read from its first": (
         "decode", 4, ("((start & (PAGE - 1)) + n)", "n"),
     ),
+    "operands are rounded to tf32": (
+        "prefill", 0,
+        ("return tl.dot(queries, keys.T, input_precision=PRECISION)",
+         'return tl.dot(queries, keys.T, input_precision="tf32")'),
+    ),
+    "a row that is NaN says nothing to keys that it does not see": (
+        "backward", 27, ('poison + place, float("nan")', "poison + place, 0.0"),
+    ),
     "gradients of keys of one head alone": (
         "backward", 1, ("for member in tl.range(0, GROUPS):", "for member in tl.range(0, 1):"),
     ),
@@ -61,8 +69,13 @@ PARTS = [
     (kind, seeds[at : at + EACH]) for kind, seeds in MANY.items()
     for at in range(0, len(seeds), EACH)
 ]  # fmt: skip
-FOUND = {"a sink beside a φ of float32 that is far from it": ("prefill", 70)}
-"""What draws have found wrong."""
+FOUND = {
+    "a sink beside a φ of float32 that is far from it": ("prefill", 70),
+    "a query that is infinite": ("prefill", 104),
+    "products of tf32": ("prefill", 114),
+    "a number that is none in a backward": ("backward", 27),
+}
+"""What draws have found wrong, and of rare ones those that are small."""
 
 
 def drawn(interpreted, kind, seeds, mutate=None):
