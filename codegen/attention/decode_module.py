@@ -20,9 +20,9 @@ KIND = "decode"
 MOST_TOGETHER = 32
 """Partial sums under way, by warps: chosen by what the tests build without spills."""
 
-LEAST_OF_WARPS = 64
-"""Rows of a block from which on no warps share one: there sums are added up at once, for to keep
-columns apart takes as many registers as scores do."""
+MANY_ROWS, MANY_COLUMNS = 64, 256
+"""From which on sums of weights are added up at once: to keep the columns of a tile apart takes as
+many registers as scores do, and beside such sums of values sm_90 has not so many left."""
 
 TEXT = '''\
 """{summary}
@@ -65,7 +65,7 @@ def decode_constants(spec: AttentionSpec, cache: Cache, tile: AttentionTile) -> 
         "LEAST_TILES": LEAST_TILES,
         "TOGETHER": min(added_together(tile.block_m * columns), MOST_TOGETHER // tile.warps),
         "COLUMNS": columns,
-        "SPREAD": tile.block_m < LEAST_OF_WARPS,
+        "SPREAD": tile.block_m < MANY_ROWS or padded(spec.value_dim) < MANY_COLUMNS,
     }
 
 

@@ -12,11 +12,13 @@ from overlapc.planning.attention.decode_splits import MOST_ROWS, RESIDENT
 from overlapc.planning.shared_memory import shared_bytes
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1}
-AHEAD_BYTES, MOST_BUFFERS = 64 << 10, 4
-"""What is to be on its way while a CTA computes: nearly twice what hides a microsecond of an H200.
-Chosen, and the second by what the tests build without spills: less by one where there are pages,
-and by one more where they are widened from float8 on sm_100."""
+AHEAD_BYTES, MOST_BUFFERS = 64 << 10, 5
+"""What is to be on its way while a CTA computes, nearly twice what hides a microsecond of an H200,
+and tiles at most that it holds, for the code before a loop grows with them: nine in pages take
+half a minute to build. Both chosen."""
 MOST_KEYS = 64
+MOST_OF_FLOAT32 = 32
+"""Rows of it: without matrix units, 64 leave no registers, in pages and on sm_100."""
 BESIDE_BYTES = 8 << 10
 """Shared memory for what passes between layouts, numbers of pages and what the driver takes;
 chosen: twice what the tests build."""
@@ -69,6 +71,8 @@ def decode_tile(spec: AttentionSpec, cache: Cache, rows: int, architecture: str)
     check_served(spec, architecture)
     wide, rest = _wide(spec), _rest(spec)
     most_rows = MOST_ROWS if wide <= 256 else LEAST_BLOCK
+    if spec.dtype == "float32":
+        most_rows = min(most_rows, MOST_OF_FLOAT32)
     packed = 1 << (max(rows * spec.groups, 1) - 1).bit_length()
     block_m = min(max(packed, LEAST_BLOCK), most_rows)
     # Four warps that look masks through spill, and so do eight of many rows and keys.
@@ -92,9 +96,7 @@ def decode_tile(spec: AttentionSpec, cache: Cache, rows: int, architecture: str)
     is_alone = block_m > LEAST_BLOCK or buffers < 2  # registers, or shared memory, are for one CTA
     if is_alone:
         buffers = (room - beside) // of_stage
-    is_widened = cache.of(spec) == "float8_e4m3fn" and architecture == "sm_100"
-    most = MOST_BUFFERS - (cache.page > 0) * (1 + is_widened)
-    stages = 1 + min(max(buffers, 1), 1 - -AHEAD_BYTES // of_tile, most)
+    stages = 1 + min(max(buffers, 1), 1 - -AHEAD_BYTES // of_tile, MOST_BUFFERS)
     if architecture.startswith("gfx"):
         stages = 1  # there, a stage is registers
     elif cache.page:

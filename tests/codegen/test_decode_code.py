@@ -35,8 +35,8 @@ MOST_OF_ONLINE = 0.72
 """Instructions a tile of the loop without a running maximum may take, of those with one."""
 
 
-MOST_SPILLED = {"sm_120": 8}
-"""Bytes of a thread, outside of all loops, of four warps that round sums to 16 bits."""
+MOST_SPILLED = {("sm_120", "first_tile"): 8}
+"""Bytes of a thread, outside of all loops, of four warps that look for a φ of their own."""
 MOST_OF_FLOAT8 = 425
 """Instructions a tile of 64 keys and values of float8."""
 
@@ -59,8 +59,10 @@ def check(
     """Raise AssertionError unless a kernel keeps its budgets; its machine code."""
     tile = tile or decode_tile(spec, cache, rows, architecture)
     binary = build_decode_for(build_decode(spec, cache, tile), architecture)
-    most = MOST_SPILLED.get(architecture, 0)
-    assert binary.spilled_bytes <= most, f"{binary.registers} registers and a spill"
+    most = MOST_SPILLED.get((architecture, spec.softmax), 0)
+    assert binary.spilled_bytes <= most, (
+        f"{binary.registers} registers and {binary.spilled_bytes} B"
+    )
     if binary.spilled_bytes:
         assert all(loop.count("LDL|STL") == 0 for loop in loops_of(binary.cubin))
     assert binary.shared_bytes <= SHARED_BYTES[architecture]
@@ -93,6 +95,14 @@ def test_the_loop_over_keys_has_no_maximum_and_rescales_nothing():
     assert online.count("SHFL") > 0
     share = len(unified.instructions) / len(online.instructions)
     assert share <= MOST_OF_ONLINE, f"{share:.2f} of the instructions of a running maximum"
+
+
+def test_warps_that_share_rows_add_up_nothing_in_the_loop():
+    """Mutant: blocks of 64 rows keep no columns of sums apart (375 instructions)."""
+    binary = check(replace(LLAMA, groups=8), Cache(), "sm_80", 16)
+    loop = next(loop for loop in loops_of(binary.cubin) if loop.count("HMMA"))
+    assert loop.count("SHFL") == 0
+    assert len(loop.instructions) <= 300
 
 
 def test_keys_that_a_mask_keeps_are_loaded_ahead():
@@ -133,7 +143,7 @@ def test_a_latent_cache_is_not_read_twice():
 )
 def test_blocks_of_many_rows_load_each_tile_once(architecture, page):
     """And spill nothing. Mutant, which sm_80 alone shows: rows are written after bad ones are
-    computed again, which takes two results."""
+    computed again, which takes two results. Of others ``test_decode_order`` tells."""
     cache = replace(SHARED, page=page)
     *_, tile = decode_tiles(replace(LATENT, groups=128), cache, 1, architecture)
     assert tile == OF_MANY_ROWS[architecture] or page
@@ -174,6 +184,10 @@ CASES = {
     "fp8, pages": (LLAMA, replace(NARROW, page=32), 1),
     "four rows": (replace(LLAMA, groups=8), Cache(), 4),
     "sixteen rows": (replace(LLAMA, groups=8), Cache(), 16),
+    "sixteen rows, heads of 256": (replace(WIDE, groups=8), Cache(), 16),
+    "sixteen rows, fp8": (replace(LLAMA, groups=8), NARROW, 16),
+    "sixteen rows, float32": (replace(LLAMA, groups=8, dtype="float32"), Cache(), 16),
+    "sixteen rows, float32, pages": (replace(LLAMA, groups=8, dtype="float32"), Cache(page=16), 16),
     "heads of 64": (replace(LLAMA, head_dim=64, value_dim=64), Cache(), 1),
     "heads of 80": (replace(LLAMA, head_dim=80, value_dim=80), Cache(), 1),
     "heads of 96": (replace(LLAMA, head_dim=96, value_dim=96), Cache(), 1),
