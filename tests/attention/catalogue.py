@@ -30,6 +30,7 @@ from tests.attention.mask_spellings import (
     filled,
     filled_and_added,
     filled_finite,
+    filled_then_raised,
     filled_through_a_view,
     infinite,
     item_filled,
@@ -39,6 +40,8 @@ from tests.attention.mask_spellings import (
     keys_first_mask,
     made_like_scores,
     nothing_masked,
+    raised,
+    raised_causal,
     rows_filled,
     slices_filled,
     slices_filled_keys_first,
@@ -49,7 +52,7 @@ from tests.attention.mask_spellings import (
     written_mask,
     written_to_after_a_choice,
 )
-from tests.attention.sizes import INF, B, D, G, H, K, Q
+from tests.attention.sizes import INF, MIN, B, D, G, H, K, Q
 from tests.attention.softmax_spellings import (
     exp_divided_after,
     exp_divided_after_in_place,
@@ -355,6 +358,13 @@ def pair(*makers):
     return lambda: tuple(t for maker in makers for t in maker())
 
 
+def dead_rows():
+    """What is added: one row is at a floor, one below."""
+    mask = torch.where(torch.rand(B, 1, Q, K) > 0.3, 0.0, MIN)
+    mask[0, 0, 2:4] = torch.tensor([MIN, -INF])[:, None]
+    return (mask,)
+
+
 REWRITTEN = {
     "functional": Spelling(functional),
     "methods": Spelling(methods),
@@ -404,6 +414,9 @@ REWRITTEN = {
     "chosen_by_method": Spelling(chosen_by_method, more=keep),
     "additive": Spelling(additive, more=keep),
     "infinite": Spelling(infinite, more=keep),
+    "raised": Spelling(raised, more=dead_rows),
+    "filled_then_raised": Spelling(filled_then_raised, more=keep),
+    "raised_causal": Spelling(raised_causal, operands=square, says="is_causal=True"),
     "causal": Spelling(causal, operands=square, says="is_causal=True"),
     "causal_by_indices": Spelling(causal_by_indices, operands=square, says="is_causal=True"),
     "keys_first": Spelling(keys_first, more=bias, says="attn_mask=%2"),

@@ -48,6 +48,25 @@ def infinite(q, k, v, kept):
     return (q @ k.mT + m).softmax(-1) @ v
 
 
+def raised(q, k, v, m):
+    """As XGLM does: no score is less than the mask."""
+    return torch.max(q @ k.mT + m, torch.full((), MIN)).softmax(-1) @ v
+
+
+def filled_then_raised(q, k, v, kept):
+    return (q @ k.mT).masked_fill(~kept, -INF).clamp(min=MIN).softmax(-1) @ v
+
+
+def raised_causal(q, k, v):
+    rows, keys = torch.arange(K)[:, None], torch.arange(K)[None]
+    return raised(q, k, v, torch.where(keys <= rows, 0.0, MIN)[None, None])
+
+
+def raised_of_two(q, k, v, m):
+    """Each raised alone, they add up to minus infinity."""
+    return torch.max(q @ k.mT + m + m.flip(-1), torch.full((), MIN)).softmax(-1) @ v
+
+
 def causal(q, k, v):
     n = q.shape[-2]
     later = torch.triu(torch.ones(n, n, dtype=torch.bool), diagonal=1)

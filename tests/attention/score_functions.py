@@ -10,6 +10,7 @@ from tests.attention.catalogue import (
     Spelling,
     bfloat,
     bias,
+    dead_rows,
     grouped,
     keep,
     pair,
@@ -17,6 +18,7 @@ from tests.attention.catalogue import (
     square,
     three,
 )
+from tests.attention.mask_spellings import raised_of_two
 from tests.attention.sizes import INF, MIN, B, H, K, Q
 
 
@@ -257,14 +259,8 @@ def floored(q, k, v, mask):
     return torch.max(s, torch.tensor(MIN)).softmax(-1) @ v
 
 
-def dead_rows():
-    """One is at the floor, one below."""
-    mask = torch.where(torch.rand(B, 1, Q, K) > 0.3, 0.0, MIN)
-    mask[0, 0, 2:4] = torch.tensor([MIN, -INF])[:, None]
-    return (mask,)
-
-
 OWN = {
+    "raised_of_two": Spelling(raised_of_two, "score_function", dead_rows),
     "floored": Spelling(floored, "score_function", dead_rows),
     "written_scores": Spelling(written_scores, "weak_fill"),
     "off_by_one": Spelling(off_by_one, "sinks", pair(keep, bias)),

@@ -82,7 +82,7 @@ def test_left_as_it_is(name):
 BIASED = {name: LANGUAGE[name] for name in ("transformer_xl", "deberta")}
 """What is added is made of products, and leaves no row without a key."""
 DIFFERENTIATED = ("interleaved", "einsum_sequence_first", "causal", "window", "upcast_operands",
-                  *BIASED)  # fmt: skip
+                  "raised_causal", *BIASED)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", DIFFERENTIATED)
@@ -116,6 +116,19 @@ def test_no_gradient_is_taken_where_a_row_may_keep_no_key(name):
     assert done.codes == ["!dead_rows"]
     assert "softmax='sdpa'" in done.sites[0].reason
     assert done.after == done.before
+
+
+def test_no_gradient_is_taken_through_a_floor_where_a_row_may_keep_no_key():
+    """A score that is at its floor gives a part of its gradient away."""
+    spelling = REWRITTEN["raised"]
+    operands, more = inputs_of(spelling)
+    done = rewrite(spelling.function, *(t.requires_grad_() for t in operands), *more)
+    assert done.codes == ["!score_function"]
+
+
+def test_no_row_is_made_nan_that_a_floor_leaves_finite():
+    operands, more = inputs_of(REWRITTEN["raised"])
+    assert rewrite(REWRITTEN["raised"].function, *operands, *more).calls("masked_fill") == 0
 
 
 @pytest.mark.parametrize("keeps_one", [False, True])

@@ -35,6 +35,7 @@ SHORT = (
     "with_sinks",
     "shift_beside_sinks",
     "floored",
+    "raised_of_two",
     "off_by_one",
     "off_by_one_after",
     "padded_with_a_half",

@@ -18,6 +18,7 @@ from overlapc.graphs.attention.layouts import (
     merged_steps,
 )
 from overlapc.graphs.attention.masks.combined import read_mask
+from overlapc.graphs.attention.masks.floors import without_floor
 from overlapc.graphs.attention.masks.prefixes import prefix_of
 from overlapc.graphs.attention.operands import checked, no_plain_tensors, why_empty
 from overlapc.graphs.attention.products.matmuls import SOFTMAX_DIM
@@ -55,7 +56,15 @@ def match(versions: Versions, softmax: Softmax) -> Attention | Refusal | None:
     weights = read_weights(versions, softmax, sinks, scores.places)
     if isinstance(weights, Refusal):
         return weights
+    if (floorless := without_floor(versions, scores)) is not None:
+        found = _assemble(versions, softmax, floorless, weights)
+        if isinstance(found, Attention) and not (found.mask.dead and _is_trained(found)):
+            return found
     return _assemble(versions, softmax, scores, weights)
+
+
+def _is_trained(found: Attention) -> bool:
+    return found.is_trained or found.mask.is_trained
 
 
 def _assemble(

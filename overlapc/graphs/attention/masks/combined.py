@@ -290,6 +290,8 @@ def _may_be_infinite(versions: Versions, part: Bias | Fill) -> bool:
     """Whether minus infinity may stand in it, as far as the graph tells."""
     if isinstance(part, Fill):
         return part.value == -math.inf
+    if any(function is torch.clamp for function, _ in part.tensor.calls):  # a floor of scores
+        return False
     node = _writer(versions, part.tensor)
     return node is None or not _chooses_finite(versions, node, part.tensor.value.dtype)
 

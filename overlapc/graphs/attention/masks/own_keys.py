@@ -61,7 +61,9 @@ def keeps_own_keys(versions: Versions, parts: Sequence[Bias | Fill], rows: Any, 
 def _keeps(versions: Versions, part: Bias | Fill, rows: Any, keys: Any, shift: Any) -> bool:
     source = part.tensor if isinstance(part, Bias) else part.condition
     sizes = tuple(source.value.shape)
-    is_permuted = all(function is torch.permute for function, _ in source.calls)
+    # A floor of scores leaves what is above ``FAINT`` as it is.
+    moves = [call for call in source.calls if call[0] is not torch.clamp]
+    is_permuted = all(function is torch.permute for function, _ in moves)
     if not is_permuted or len(sizes) < 2 or not source.is_unwritten(versions):
         return False
     others = tuple(Element(f"{len(sizes) - dim}") for dim in range(len(sizes) - 2))
@@ -69,7 +71,7 @@ def _keeps(versions: Versions, part: Bias | Fill, rows: Any, keys: Any, shift: A
     broadcast = _broadcast(place, (*sizes[:-2], rows, keys), sizes)
     if broadcast is None:
         return False
-    for _, (order,) in reversed(source.calls):
+    for _, (order,) in reversed(moves):
         broadcast = _unpermuted(broadcast, order)
     found = _Elements(versions).at(source.node, broadcast)
     if found is None or found.base is not None or isinstance(found.plus, torch.SymInt):
