@@ -76,7 +76,7 @@ FAMILIES = {
         "GptOssConfig",
         "GptOssForCausalLM",
         {**ALTERNATING, "num_local_experts": 2, "num_experts_per_tok": 1},
-        ("!sinks",) * 2,
+        ("fused_sinks",) * 2,
         None,
     ),
     "bloom": Family(

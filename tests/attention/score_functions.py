@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from tests.attention import refusals
+from tests.attention import refusals, softmax_refusals
 from tests.attention.catalogue import (
     Spelling,
     bfloat,
@@ -202,6 +202,12 @@ def sinks_repeated(q, k, v, sinks):
     return torch.cat((q @ k.mT, column), -1).softmax(-1).narrow(-1, 0, K) @ v
 
 
+def sinks_beside_a_weak_fill(q, k, v, kept, sinks):
+    column = sinks[None, :, None, None].expand(B, H, Q, 1)
+    s = torch.cat(((q @ k.mT).masked_fill(~kept, -3.0), column), -1)
+    return s.softmax(-1)[..., :-1] @ v
+
+
 def sinks_of_one_batch(q, k, v, sinks):
     """Batches and heads are one dimension."""
     q, k, v = (side.flatten(0, 1) for side in (q, k, v))
@@ -263,16 +269,20 @@ OWN = {
     "raised_of_two": Spelling(raised_of_two, "score_function", dead_rows),
     "floored": Spelling(floored, "score_function", dead_rows),
     "written_scores": Spelling(written_scores, "weak_fill"),
-    "off_by_one": Spelling(off_by_one, "sinks", pair(keep, bias)),
-    "off_by_one_bounded": Spelling(off_by_one_bounded, "sinks", keep),
-    "off_by_one_after": Spelling(off_by_one_after, "sinks", operands=three),
-    "off_by_three_in_twos": Spelling(off_by_three_in_twos, "sinks"),
-    "column_of_zeros": Spelling(column_of_zeros, "sinks"),
-    "padded_with_a_half": Spelling(padded_with_a_half, "sinks", operands=bfloat),
+    "off_by_one": Spelling(off_by_one, "fused_sinks", pair(keep, bias)),
+    "off_by_one_bounded": Spelling(off_by_one_bounded, "fused_sinks", keep),
+    "exp_over_more_than_its_sum": Spelling(
+        softmax_refusals.exp_over_more_than_its_sum, "fused_sinks"
+    ),
+    "off_by_one_shifted": Spelling(softmax_refusals.off_by_one, "fused_sinks"),
+    "off_by_one_after": Spelling(off_by_one_after, "fused_sinks", operands=three),
+    "off_by_three_in_twos": Spelling(off_by_three_in_twos, "fused_sinks"),
+    "column_of_zeros": Spelling(column_of_zeros, "fused_sinks"),
+    "padded_with_a_half": Spelling(padded_with_a_half, "fused_sinks", operands=bfloat),
     "soft_cap": Spelling(refusals.soft_cap, "score_function"),
     "scaled_by_row": Spelling(refusals.scaled_by_row, "score_function"),
     "filled_weakly": Spelling(refusals.filled_weakly, "weak_fill", keep),
-    "sinks": Spelling(refusals.sinks, "sinks"),
+    "sinks": Spelling(refusals.sinks, "fused_sinks"),
     "capped_in_place": Spelling(capped_in_place, "score_function", bias),
     "capped_then_causal": Spelling(capped_then_causal, "score_function", operands=square),
     "capped_and_told": Spelling(capped_and_told, "score_function", keep),
@@ -285,17 +295,21 @@ OWN = {
     "masked_then_bent": Spelling(masked_then_bent, "score_function", keep),
     "filled_between": Spelling(filled_between, "score_function", keep),
     "bent_upcast": Spelling(bent_upcast, "score_function", operands=bfloat),
-    "with_sinks": Spelling(with_sinks, "sinks", pair(bias, sinks_of_heads)),
-    "scaled_sinks": Spelling(scaled_sinks, "sinks", sinks_of_heads),
-    "shift_beside_sinks": Spelling(shift_beside_sinks, "sinks", sinks_of_heads),
+    "with_sinks": Spelling(with_sinks, "fused_sinks", pair(bias, sinks_of_heads)),
+    "scaled_sinks": Spelling(scaled_sinks, "fused_sinks", sinks_of_heads),
+    "shift_beside_sinks": Spelling(shift_beside_sinks, "score_function", sinks_of_heads),
     "not_below": Spelling(not_below, "score_function", bias),
-    "sinks_below_keys": Spelling(sinks_below_keys, "sinks", sinks_of_heads),
-    "sinks_first": Spelling(sinks_first, "sinks", sinks_of_heads),
-    "sinks_of_groups": Spelling(sinks_of_groups, "sinks", sinks_of_heads, operands=grouped),
-    "sinks_repeated": Spelling(sinks_repeated, "sinks", sinks_of_heads),
-    "sinks_of_one_batch": Spelling(sinks_of_one_batch, "sinks", sinks_of_heads),
+    "sinks_below_keys": Spelling(sinks_below_keys, "fused_sinks", sinks_of_heads),
+    "sinks_first": Spelling(sinks_first, "fused_sinks", sinks_of_heads),
+    "sinks_of_groups": Spelling(sinks_of_groups, "fused_sinks", sinks_of_heads, operands=grouped),
+    "sinks_repeated": Spelling(sinks_repeated, "fused_sinks", sinks_of_heads),
+    "sinks_beside_a_weak_fill": Spelling(
+        sinks_beside_a_weak_fill, "weak_fill", pair(keep, sinks_of_heads)
+    ),
+    "sinks_of_one_batch": Spelling(sinks_of_one_batch, "fused_sinks", sinks_of_heads),
 }
-"""What a kernel of our own takes; the code is the reason why torch's attention does not."""
+"""What a kernel of our own takes; the code is the reason why torch's attention does not, or that of
+our op, which tells it of sinks."""
 
 LEFT = {
     "weighty_sinks": Spelling(weighty_sinks, "!sinks", sinks_of_heads),

@@ -101,7 +101,7 @@ NOT_FINITE = {
 }
 
 
-SHORT = ("NaN in q", "no keys, masked", "no columns, torch's")
+SHORT = ("NaN in q", "sinks", "no keys, masked", "no columns, torch's")
 
 
 def some(cases):

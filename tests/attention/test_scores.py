@@ -13,7 +13,7 @@ from overlapc.graphs.attention import problems
 from tests.attention.catalogue import Spelling, functional, keep, plain
 from tests.attention.rewriting import rewrite
 from tests.attention.score_functions import LEFT, OWN, SPEC
-from tests.attention.sizes import H
+from tests.attention.sizes import D, H, K
 from tests.attention.test_catalogue import assert_alike, inputs_of, wide
 
 
@@ -33,6 +33,7 @@ SHORT = (
     "doubled",
     "filled_between",
     "with_sinks",
+    "sinks_beside_a_weak_fill",
     "shift_beside_sinks",
     "floored",
     "raised_of_two",
@@ -40,7 +41,13 @@ SHORT = (
     "off_by_one_after",
     "padded_with_a_half",
 )
-NAMES = [n if n in SHORT else pytest.param(n, marks=pytest.mark.long) for n in OWN]
+
+
+def known(names):
+    return [n if n in SHORT else pytest.param(n, marks=pytest.mark.long) for n in names]
+
+
+NAMES = known(OWN)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -74,7 +81,57 @@ def test_gradients_of_a_floor(own):
         assert_alike(one, other.double(), torch.float32, times=2)
 
 
-@pytest.mark.parametrize("name", NAMES)
+SUNK = [name for name, spelling in OWN.items() if spelling.code == "fused_sinks"]
+
+
+@pytest.mark.parametrize("name", known(SUNK))
+def test_torchs_attention_is_told_of_sinks(name):
+    """Mutants: no share is taken off; sums are those without a sink, in the forward or in what
+    the backward makes weights of; a sink has no gradient, or one of the other sign."""
+    spelling = OWN[name]
+    operands, more = inputs_of(spelling)
+    done = rewrite(spelling.function, *operands, *more)
+    assert done.codes == ["fused_sinks"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr("overlapc.runtime.attention.op.attention_by_torch")
+        found = done.function(*operands, *more)
+    eager = spelling.function(*operands, *more)
+    assert (found.dtype, found.stride()) == (eager.dtype, eager.stride())
+    wanted = spelling.function(*map(wide, operands), *map(wide, more)).double()
+    assert_alike(found, wanted, operands[0].dtype)
+
+
+@pytest.mark.parametrize("keeps_one", [True, False])
+@pytest.mark.parametrize("name", known(SUNK))
+def test_gradients_beside_sinks(name, keeps_one):
+    spelling = OWN[name]
+    operands, more = inputs_of(spelling)
+    if keeps_one:
+        more = [one | (torch.arange(K) == 2) if one.dtype == torch.bool else one for one in more]
+
+    def leaves(change):
+        every = [change(one.detach()) for one in (*operands, *more)]
+        return every, [
+            one.requires_grad_()
+            for one in every
+            if (one.is_floating_point() and one.ndim != 4) or one.shape[-1] == D
+        ]
+
+    given, trained = leaves(torch.clone)
+    done = rewrite(spelling.function, *given)
+    assert done.codes[0] in ("fused_sinks", "fused_if_kept")
+    weights = torch.randn_like(spelling.function(*operands, *more))
+    with pytest.MonkeyPatch.context() as patch:
+        if keeps_one:
+            patch.delattr("overlapc.runtime.attention.gradients.gradients_by_torch")
+        found = torch.autograd.grad(done.function(*given), trained, weights)
+    given, trained = leaves(wide)
+    wanted = torch.autograd.grad(spelling.function(*given), trained, weights.double())
+    for one, other in zip(found, wanted, strict=True):
+        assert_alike(one, other, operands[0].dtype, times=2)
+
+
+@pytest.mark.parametrize("name", known(name for name in OWN if name not in SUNK))
 def test_torchs_attention_does_not_take_it(name):
     spelling = OWN[name]
     operands, more = inputs_of(spelling)

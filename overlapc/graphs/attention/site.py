@@ -98,15 +98,18 @@ class Attention:
 
     @property
     def untold(self) -> Refusal | None:
-        """Why torch's attention cannot be told the same; a kernel of our own can."""
-        if self.sinks is not None:
-            reason = "A column that is no key takes part in the softmax, not in torch's attention."
-            return Refusal(self.node, "sinks", reason)
+        """Why torch's attention cannot be told the same; a kernel of our own can.
+
+        With code "sinks" it can be told all the rest."""
         if self.program and self.tensor_scale is None:
             names = ", ".join(s.name for s in self.program if isinstance(s, Function))
             reason = f"Scores go through {names}, which torch's attention cannot do."
             return Refusal(self.node, "score_function", reason)
-        return self.mask.untold
+        if self.sinks is None or self.mask.untold is not None:
+            return self.mask.untold
+        reason = "A column that is no key takes part in the softmax, not in torch's attention: our "
+        reason += "op tells it of sinks on processors, of values as wide as keys and up to 32 bits."
+        return Refusal(self.node, "sinks", reason)
 
     @property
     def is_trained(self) -> bool:

@@ -36,6 +36,9 @@ def as_called(problem: AttentionProblem, choice: str, verdict: Verdict) -> Verdi
         return _by_our_op(problem, verdict, "fused_if_kept", "but where a call leaves a row no key")
     if _reads_prefix(problem, choice, verdict):
         return _of_prefix(problem)
+    if verdict.code == "fused" and problem.untold is not None:
+        how = "and its result is rescaled by what a sink takes of each row's sum"
+        return _by_our_op(problem, verdict, "fused_sinks", how)
     if _is_cut_by_rows(problem, verdict):
         return _by_our_op(problem, verdict, "fused_rows", "for some rows at a time")
     return verdict

@@ -48,7 +48,7 @@ class AttentionProblem:
     is_trained: bool = False
     """A gradient is wanted of queries, keys or values."""
     is_plain: bool = False
-    """Nothing but a scale and a mask is between its products."""
+    """Nothing but a scale and a mask is between its products, but perhaps sinks beside them."""
     untold: tuple[str, str] | None = None
     """Code and reason where torch's attention cannot be told the same."""
     why_no_gradient: str = ""

@@ -18,6 +18,7 @@ from overlapc.codegen.epilogue import Call, Ref
 from overlapc.planning.attention.fills import FINITE_FILL, WEAKEST_FILL
 from overlapc.planning.attention.library_calls import MOST_CUT_ROWS
 from overlapc.runtime.attention.program import scores_of, seen_by
+from overlapc.runtime.attention.with_sums import fused_with_sums
 
 ADDS = "aten.add.Tensor"
 FILLS = ("aten.where.ScalarOther", "aten.where.ScalarSelf")
@@ -28,9 +29,10 @@ LOOKED_THROUGH = 8
 """Numbers of keys for each boolean of a mask from which on it is looked through; chosen."""
 
 
-def why_not_fused(spec: AttentionSpec) -> str:
-    """Return why torch's fused attention cannot compute a spec; empty if it can."""
-    if spec.sinks:
+def why_not_fused(spec: AttentionSpec, device: str) -> str:
+    """Return why torch's fused attention cannot compute a spec on a type of device; empty if it
+    can."""
+    if spec.sinks and device != "cpu":
         return "a sink takes part in the softmax"
     if spec.head_dim != spec.value_dim:
         return f"heads of {spec.head_dim} meet values of {spec.value_dim}"
@@ -61,6 +63,7 @@ def attention_by_fused(
     value: torch.Tensor,
     inputs: Sequence[torch.Tensor],
     lengths: torch.Tensor | None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the result, rows before heads in memory; ``why_not_fused`` has to be empty."""
     on_processor = query.device.type == "cpu"
@@ -69,7 +72,7 @@ def attention_by_fused(
         return query.new_zeros(query.transpose(1, 2).shape).transpose(1, 2)
     if lengths is not None and on_processor:
         key, value, inputs, lengths = _cut(key, value, inputs, lengths)
-    return _fused(spec, query, key, value, inputs, lengths, takes_masked_groups=on_processor)
+    return _fused(spec, query, key, value, inputs, lengths, sinks, takes_masked_groups=on_processor)
 
 
 def _fused(
@@ -79,6 +82,7 @@ def _fused(
     value: torch.Tensor,
     inputs: Sequence[torch.Tensor],
     lengths: torch.Tensor | None,
+    sinks: torch.Tensor | None = None,
     *,
     takes_masked_groups: bool,
 ) -> torch.Tensor:
@@ -86,11 +90,13 @@ def _fused(
     # Torch's kernel for processors scales after it has put minus infinity where a later key is.
     may_be_causal = not spec.program and lengths is None and spec.scale > 0
     is_causal = may_be_causal and _is_causal(spec, query.shape[2], keys)
-    if is_causal and _is_cut_by_rows(query, key):
+    if is_causal and sinks is None and _is_cut_by_rows(query, key):
         return by_rows(spec, query, key, value)
     mask = None if is_causal else mask_of(spec, query, keys, inputs, lengths)
     if mask is not None and spec.program and lengths is None and query.device.type == "cpu":
         key, value, mask = _cut_by_mask(key, value, mask)
+    if sinks is not None:
+        return fused_with_sums(query, key, value, mask, spec.scale, sinks, is_causal=is_causal)[0]
     takes_groups = takes_masked_groups or mask is None
     if not takes_groups:
         key, value = (side.repeat_interleave(spec.groups, 1) for side in (key, value))

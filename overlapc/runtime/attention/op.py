@@ -83,11 +83,11 @@ def _run(
     calls[BY_TORCH] += 1
     key, value = as_wide(key, k_scale, query.dtype), as_wide(value, v_scale, query.dtype)
     key = whole_keys(read, key, value)
-    if not read.lse and not why_not_fused(read):
-        out = attention_by_fused(read, query, key, value, inputs, lengths)
+    if not read.lse and not why_not_fused(read, query.device.type):
+        out = attention_by_fused(read, query, key, value, inputs, lengths, sinks)
         return out, query.new_empty(0, dtype=torch.float32)
-    if read.lse and lengths is None and sinks is None:
-        trained = forward_by_fused(read, query, key, value, inputs)
+    if read.lse and lengths is None:
+        trained = forward_by_fused(read, query, key, value, inputs, sinks)
         if trained is not None:
             return trained
     out, lse = attention_by_torch(read, query, key, value, inputs, lengths, sinks)

@@ -14,6 +14,7 @@ from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.planning.attention.library_calls import FAINT
 from overlapc.runtime.attention.gradient_operands import GradientOperands
 from overlapc.runtime.attention.library import mask_of, why_not_fused
+from overlapc.runtime.attention.with_sums import added, fused_with_sums, side_by_side
 
 aten = torch.ops.aten
 
@@ -24,52 +25,57 @@ def forward_by_fused(
     key: torch.Tensor,
     value: torch.Tensor,
     inputs: Sequence[torch.Tensor],
+    sinks: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Return what the op does, its logarithms among it; None where it is not to be computed so."""
     said = _masked(spec, query, key, inputs)
-    if said is None:
-        return None
-    sides = _sides(spec, query, key, value)
-    out, sums = aten._scaled_dot_product_flash_attention_for_cpu(
-        *sides, 0.0, False, attn_mask=said[0], scale=spec.scale
-    )
-    return out.transpose(1, 2).contiguous().transpose(1, 2), sums.float().contiguous()
+    return None if said is None else fused_with_sums(query, key, value, *said, spec.scale, sinks)
 
 
 def gradients_by_fused(spec: AttentionSpec, call: GradientOperands) -> list[torch.Tensor] | None:
     """Return what ``attention_backward`` does; None where it is not to be computed so."""
-    is_more = call.lengths is not None or call.sums_slopes is not None or any(call.wanted[3:])
+    of_inputs = call.wanted[3:-1]
+    is_more = call.lengths is not None or call.sums_slopes is not None or any(of_inputs)
     said = None if is_more else _masked(spec, call.query, call.key, call.inputs)
     if said is None:
         return None
     sides = _sides(spec, call.query, call.key, call.value)
+    # Weights are made again from the logarithms: those of sums with a sink are what they are.
     gradients = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        call.slopes, *sides, call.out, call.sums, 0.0, False, attn_mask=said[0], scale=spec.scale
-    )
+        call.slopes, *sides, call.out, call.sums, 0.0, False,
+        attn_mask=added(call.query, *said), scale=spec.scale,
+    )  # fmt: skip
     heads = (1, spec.groups, spec.groups)
-    whole = [
+    found = [
         side if count == 1 else side.unflatten(1, (-1, count)).sum(2)
         for side, count in zip(gradients, heads, strict=True)
     ]
-    return [side for side, is_wanted in zip(whole, call.wanted, strict=False) if is_wanted]
+    found = [side for side, is_wanted in zip(found, call.wanted, strict=False) if is_wanted]
+    return (
+        [*found, _of_sinks(call, call.sinks)]
+        if call.wanted[-1] and call.sinks is not None
+        else found
+    )
+
+
+def _of_sinks(call: GradientOperands, sinks: torch.Tensor) -> torch.Tensor:
+    """A sink has a weight and no value: what it adds to the gradient is its part of delta."""
+    delta = (call.slopes.float() * call.out.float()).sum(-1)
+    return -(torch.exp(sinks.float()[:, None] - call.sums) * delta).sum((0, 2))
 
 
 def _masked(
     spec: AttentionSpec, query: torch.Tensor, key: torch.Tensor, inputs: Sequence[torch.Tensor]
 ) -> tuple[torch.Tensor | None] | None:
-    """What is added to scores, where every row keeps a key; None where one does not."""
+    """The mask, where every row keeps a key; None where one does not."""
     is_served = query.device.type == "cpu" and query.numel() and key.numel()
-    if not is_served or spec.lengths or why_not_fused(spec):
+    if not is_served or spec.lengths or why_not_fused(spec, query.device.type):
         return None
     mask = mask_of(spec, query, key.shape[2], inputs, None)
     if mask is None:
         return (None,)
     kept = mask if mask.dtype == torch.bool else ~(mask <= FAINT)
-    if not bool(kept.any(-1).all()):
-        return None
-    if mask.dtype == torch.bool:
-        mask = query.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
-    return (mask if mask.stride(-1) == 1 else mask.contiguous(),)
+    return (mask,) if bool(kept.any(-1).all()) else None
 
 
 def _sides(spec: AttentionSpec, *sides: torch.Tensor) -> list[torch.Tensor]:
@@ -77,4 +83,4 @@ def _sides(spec: AttentionSpec, *sides: torch.Tensor) -> list[torch.Tensor]:
     query, *cache = sides
     if spec.groups > 1:
         cache = [side.repeat_interleave(spec.groups, 1) for side in cache]
-    return [side if side.stride(-1) == 1 else side.contiguous() for side in (query, *cache)]
+    return [side_by_side(side) for side in (query, *cache)]

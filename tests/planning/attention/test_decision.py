@@ -214,6 +214,46 @@ def test_where_ours_is_asked_for_and_there_is_none_what_auto_would_do_is_said():
     assert said not in decide(on_gpu, "unified").reason
 
 
+OF_SINKS = ("sinks", "A column takes part.")
+SUNK = replace(PREFILL, rows=1024, keys=1024, untold=OF_SINKS, is_plain=True)
+NOT_SUNK = {
+    "gpu": {"device": "cuda"},
+    "float64": {"dtype": "float64"},
+    "values": {"value_dim": 32},
+    "too wide": {"head_dim": 640, "value_dim": 640},
+    "trained mask": {"is_mask_trained": True},
+    "no gradient": {"why_no_gradient": "it has none"},
+    "more than sinks": {"untold": ("score_function", "It is capped.")},
+}
+
+
+def test_torchs_attention_is_told_of_sinks_by_our_op():
+    verdict = decide(SUNK, "auto")
+    assert (verdict.decision, verdict.code, bool(verdict.policy)) == (
+        "rewritten",
+        "fused_sinks",
+        True,
+    )
+    assert verdict.reason.endswith("rescaled by what a sink takes of each row's sum.")
+    trained = replace(SUNK, is_trained=True)
+    assert decide(trained, "auto").code == "not_measured"
+    assert decide(trained, "sdpa").code == "fused_sinks"
+    assert decide(replace(SUNK, rows=1), "auto").code == "too_small"
+    few = decide(replace(SUNK, rows=256, keys=256, mask="causal"), "auto")
+    assert few.reason == "With a sink, 8 MiB of scores cost no more than fused."
+    assert decide(replace(SUNK, prefix=True), "sdpa").code == "valid_keys"
+
+
+@pytest.mark.parametrize("name", NOT_SUNK)
+def test_of_what_sinks_torchs_attention_is_not_told(name):
+    """Mutants: any of the conditions of ``tells_sinks``."""
+    verdict = decide(replace(SUNK, **NOT_SUNK[name]), "sdpa")
+    assert (verdict.decision, verdict.code) == (
+        "refused",
+        NOT_SUNK[name].get("untold", OF_SINKS)[0],
+    )
+
+
 TRAINED = replace(PREFILL, is_trained=True, mask="given", dead="mean", is_plain=True)
 NOT_TOLD = {
     "auto": ({}, "auto"),
@@ -235,6 +275,13 @@ def test_gradients_of_rows_that_keep_no_key():
         "fused_if_kept",
         "zero",
     )
+
+
+def test_of_a_trained_mask_it_is_said_that_torch_has_no_kernel():
+    """Where rows keep one it has none either, so that is no remedy. Mutant: not asked first."""
+    for change in ({}, {"untold": OF_SINKS}):
+        trained = replace(TRAINED, is_mask_trained=True, **change)
+        assert decide(trained, "auto").code == "no_fused_kernel"
 
 
 @pytest.mark.parametrize("name", NOT_TOLD)

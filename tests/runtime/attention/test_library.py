@@ -76,7 +76,7 @@ def test_it_is_the_specs(structure, program, rows, dead):
         q, k, v, inputs = operands(rows, program)
         own = replace(spec, lengths=ends is not None)
         lengths = None if ends is None else torch.tensor(ends, dtype=torch.int32)
-        assert not why_not_fused(own)
+        assert not why_not_fused(own, "cuda")
         wanted, _ = attention_oracle.attention(own, q, k, v, inputs=inputs, lengths=lengths)
         for found in (
             attention_by_fused(own, q, k, v, inputs, lengths),
@@ -97,4 +97,4 @@ def test_it_is_the_specs(structure, program, rows, dead):
     ids=str,
 )
 def test_what_it_cannot_say(change, why):
-    assert why in why_not_fused(replace(SPEC, **change))
+    assert why in why_not_fused(replace(SPEC, **change), "cuda")
