@@ -85,7 +85,7 @@ class Spelling:
     operands: Callable[[], tuple[Any, ...]] | None = None
     """What stands for queries, keys and values; None: ``plain``."""
     says: str = ""
-    """What the graph is to hold after the rewrite."""
+    """What the graph is to hold after the rewrite; of a refused site, its reason."""
 
 
 def plain(rows=Q, keys=K, dtype=torch.float32):

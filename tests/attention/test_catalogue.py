@@ -10,6 +10,7 @@ from overlapc.passes.base import Fuel
 from tests.attention.catalogue import REWRITTEN as CATALOGUE
 from tests.attention.catalogue import Spelling, added, bias, in_checkpoint, plain, square, twice
 from tests.attention.codebases import LANGUAGE
+from tests.attention.reasons import SAID
 from tests.attention.refusals import LEFT as REFUSED
 from tests.attention.refusals import weights_returned
 from tests.attention.rewriting import rewrite
@@ -18,7 +19,7 @@ from tests.attention.spelled_products import PRODUCTS, UNREAD
 from tests.attention.zeroed_weights import CHANGED, ZEROED
 
 REWRITTEN = {**CATALOGUE, **PRODUCTS, **ZEROED}
-LEFT = {**REFUSED, **UNREAD, **CHANGED}
+LEFT = {**REFUSED, **UNREAD, **CHANGED, **SAID}
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 """Of the largest value: some roundings of each dtype."""
@@ -77,6 +78,7 @@ def test_left_as_it_is(name):
     assert done.codes == ([spelling.code] if spelling.code else [])
     assert done.after == done.before
     assert all(site.reason.endswith(".") and site.where for site in done.sites)
+    assert all(spelling.says in site.reason for site in done.sites)
 
 
 BIASED = {name: LANGUAGE[name] for name in ("transformer_xl", "deberta")}

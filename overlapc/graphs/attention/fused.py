@@ -13,6 +13,7 @@ from overlapc.graphs.attention.layouts import (
 )
 from overlapc.graphs.attention.masks.prefixes import prefix_of
 from overlapc.graphs.attention.operands import checked, no_plain_tensors, why_empty
+from overlapc.graphs.attention.products.matmuls import PRODUCT
 from overlapc.graphs.attention.products.repeats import unrepeated
 from overlapc.graphs.attention.reading.spelling import Call, tensor_of
 from overlapc.graphs.attention.reading.tensors import Expression, expression, is_same
@@ -27,7 +28,7 @@ def read_fused(versions: Versions, call: Call) -> Fused | Refusal:
     sides = [expression(versions, call.node, call.get(name), as_memory=True) for name in names]
     query, key, value = sides
     if query is None or key is None or value is None:
-        return Refusal(call.node, "product", "An operand is no tensor.")
+        return Refusal(call.node, PRODUCT, "An operand is no tensor.")
     spelled = _as_spelled_out(versions, call, query, key, value)
     key, groups = unrepeated(versions, key)
     value, others = unrepeated(versions, value)

@@ -21,7 +21,7 @@ from overlapc.graphs.attention.masks.combined import read_mask
 from overlapc.graphs.attention.masks.floors import without_floor
 from overlapc.graphs.attention.masks.prefixes import prefix_of
 from overlapc.graphs.attention.operands import checked, no_plain_tensors, why_empty
-from overlapc.graphs.attention.products.matmuls import SOFTMAX_DIM
+from overlapc.graphs.attention.products.matmuls import PRODUCT, SOFTMAX_DIM
 from overlapc.graphs.attention.reading.idle import is_idle
 from overlapc.graphs.attention.reading.shapes import reads_shape
 from overlapc.graphs.attention.reading.spelling import tensor_of
@@ -46,7 +46,7 @@ def match(versions: Versions, softmax: Softmax) -> Attention | Refusal | None:
     scores = read_scores(versions, softmax)
     if scores is None:
         return None
-    is_refused = isinstance(scores, Refusal) and scores.code == "product"
+    is_refused = isinstance(scores, Refusal) and scores.code == PRODUCT
     if not softmax.dim or (softmax.dim < -2 and is_refused):
         reason = "Its softmax is over another dimension than the keys, or overwrites its scores."
         return Refusal(softmax.node, SOFTMAX_DIM, reason)

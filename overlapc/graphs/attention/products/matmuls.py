@@ -31,9 +31,15 @@ UNREAD = ("mv", "dot", "vdot", "addbmm", "chain_matmul", "multi_dot", "linalg_mu
 ADDING = {"baddbmm": ("batch1", "batch2"), "addmm": ("mat1", "mat2")}
 """Those that are added to a tensor, and what their factors are called."""
 USUAL = Places()
+PRODUCT = "product"
+"""The code of a product that is not read."""
 SOFTMAX_DIM = "softmax_dim"
 """The code of a softmax that is not over the keys that weights meet."""
-OVER_ROWS = "weights are summed over another dimension than their keys"
+NO_WEIGHING = {
+    0: "weights are added to the product, and no factor of it",
+    2: "weights are both factors of the product, and nothing else is weighed",
+}
+"""What is wrong where of the two factors so many are weights."""
 
 
 @dataclass(frozen=True)
@@ -106,27 +112,29 @@ def read_product(
     result.
     """
     if call.in_place:
-        return _refused(call, "its product is added to a tensor in place")
+        return _unread(call, "its product is added to a tensor in place")
     if call.name in LABELLED:
         return _read_labelled(versions, call, left, places)
     if not places.are_last:
-        return _refused(call, "rows and keys are not the last two dimensions of scores")
+        return _unread(call, "rows and keys are not the last two dimensions of scores")
     is_transposed = places != USUAL
     if call.name in ADDING:
         names, given = ADDING[call.name], (call.get("alpha", 1), call.get("beta", 1))
     else:
         names, given = ("input", "other"), (1, 1)
     nodes = [call.get(name) for name in names]
+    if left is not None and (why := NO_WEIGHING.get(nodes.count(left))):
+        return _unread(call, why)
     if left is not None and [node is left for node in nodes] != [not is_transposed, is_transposed]:
-        return _refused(call, OVER_ROWS)
+        return _over_rows(call)
     found = _operands(versions, call, nodes)
     if isinstance(found, Refusal):
         return found
     if any(len(side.shape) < 2 for side in found):
-        return _refused(call, "an operand is a vector")
+        return _unread(call, "an operand is a vector")
     alpha, beta = (number(versions, scale) for scale in given)
     if alpha is None or beta is None:
-        return _refused(call, "alpha or beta varies; of a product that is multiplied by it, it may")
+        return _unread(call, "alpha or beta varies; of a product that is multiplied by it, it may")
     added = call.get("input") if call.name in ADDING and beta != 0 else None
     product = Product(call.node, *found, alpha, added, beta)
     if not is_transposed:
@@ -143,7 +151,7 @@ def _operands(
         for node in nodes
     ]
     if len(sides) != 2 or sides[0] is None or sides[1] is None:
-        return _refused(call, "an operand is no tensor")
+        return _unread(call, "an operand is no tensor")
     return sides[0], sides[1]
 
 
@@ -152,22 +160,23 @@ def _read_labelled(
 ) -> Product | Refusal:
     found = contraction(versions, call)
     if found is None:
-        return _refused(call, f"its {call.name} is no product of two matrices")
+        return _unread(call, f"its {call.name} is no product of two matrices")
     sides = [(found.one.tensor, found.one.labels), (found.other.tensor, found.other.labels)]
     is_weights, is_other = left is not None, found.other.node is left
-    if is_weights and not is_other and found.one.node is not left:
-        return _refused(call, OVER_ROWS)
+    factors = (found.one.node, found.other.node)
+    if left is not None and (why := NO_WEIGHING.get(factors.count(left))):
+        return _unread(call, why)
     out = found.out
     scores = (sides[is_other][1]) if is_weights else out
     if len(scores) < max(-places.rows, -places.keys):
-        return _refused(call, f"its {call.name} is no product of two matrices")
+        return _unread(call, f"its {call.name} is no product of two matrices")
     row, key = scores[places.rows], scores[places.keys]
     is_swapped = is_other if is_weights else key in sides[0][1]
     (a, a_labels), (b, b_labels) = reversed(sides) if is_swapped else sides
     if is_weights:
         product = _arranged(call, a, a_labels, b, b_labels, out, row, key)
     elif key in a_labels:
-        return _refused(call, "its keys are of both operands")
+        return _unread(call, "its keys are of both operands")
     else:
         if places.are_last:
             out = out[:-2] + row + key
@@ -191,17 +200,17 @@ def _arranged(
     summed = [label for label in a_labels if label in b_labels and label not in out]
     met = [(a.shape[a_labels.index(label)], b.shape[b_labels.index(label)]) for label in summed]
     if any(not is_same((one,), (other,)) for one, other in met):  # einsum repeats one of them
-        return _refused(call, "an operand has one column for all that the other has")
+        return _unread(call, "an operand has one column for all that the other has")
     columns = [label for label in out if label not in a_labels]
     rows = [label for label in out if label not in b_labels]
     every = set(a_labels) | set(b_labels)
     if len(summed) != 1 or len(columns) != 1 or not rows or every - set(out) - set(summed):
-        return _refused(call, f"its {call.name} is no product of two matrices")
+        return _unread(call, f"its {call.name} is no product of two matrices")
     if contracted not in ("", summed[0]):
-        return _refused(call, OVER_ROWS)
+        return _over_rows(call)
     if row not in rows:
         who = "weights meets values" if contracted else "scores is of keys"
-        return _refused(call, f"each row of {who} of its own")
+        return _unread(call, f"each row of {who} of its own")
     batch = [label for label in out if label != row and label not in columns]
     if contracted:  # as the softmax has them
         batch = [label for label in a_labels if label not in (row, contracted)]
@@ -217,6 +226,10 @@ def _arranged(
     return Product(call.node, left, right, order=() if is_natural else order)
 
 
-def _refused(call: Call, why: str) -> Refusal:
-    code = SOFTMAX_DIM if why == OVER_ROWS else "product"
-    return Refusal(call.node, code, f"At {call.name}, {why}.")
+def _unread(call: Call, why: str) -> Refusal:
+    return Refusal(call.node, PRODUCT, f"At {call.name}, {why}.")
+
+
+def _over_rows(call: Call) -> Refusal:
+    reason = f"At {call.name}, weights are summed over another dimension than their keys."
+    return Refusal(call.node, SOFTMAX_DIM, reason)

@@ -16,7 +16,7 @@ from overlapc.graphs.attention.products.above import (
     product_above,
     why_unread,
 )
-from overlapc.graphs.attention.products.matmuls import Product, is_product, read_product
+from overlapc.graphs.attention.products.matmuls import PRODUCT, Product, is_product, read_product
 from overlapc.graphs.attention.products.places import Places, possible_places
 from overlapc.graphs.attention.reading.constants import number
 from overlapc.graphs.attention.reading.spelling import Call, tensor_of
@@ -86,7 +86,7 @@ def read_scores(versions: Versions, softmax: Softmax) -> Scores | Refusal | None
         return Refusal(softmax.node, "hidden_write", HIDDEN)
     if not is_item_of_scores(versions, node) and not may_be_scores(versions, node):
         why = why_unread(versions, node)
-        return Refusal(node, "product", why) if why else None
+        return Refusal(node, PRODUCT, why) if why else None
     value = tensor_of(source)
     assert value is not None
     is_through_view = versions.read(softmax.reader, source) is None
@@ -102,7 +102,7 @@ def read_scores(versions: Versions, softmax: Softmax) -> Scores | Refusal | None
         if not isinstance(found, Refusal):
             return replace(found, places=places)
         refusals.append(found)
-        if found.code != "product":
+        if found.code != PRODUCT:
             break
     return refusals[0] if refusals else Refusal(softmax.node, "hidden_write", HIDDEN)
 
