@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from tests.attention.catalogue import Spelling, square
+from tests.attention.sizes import INF, B, D, H, K, Q
 
 
 def weights_added(q, k, v):
@@ -18,6 +20,82 @@ def weights_squared(q, k, v):
     return w @ w
 
 
+def of_more_sequences(q, k, v, m):
+    return (q[:1] @ k[:1].mT + m).softmax(-1) @ v[:1]
+
+
+def filled_for_more_sequences(q, k, v, kept):
+    return (q[:1] @ k[:1].mT).masked_fill(~kept, -INF).softmax(-1) @ v[:1]
+
+
+def of_more_sequences_than_heads(q, k, v, m):
+    return (q[0] @ k[0].mT + m).softmax(-1) @ v[0]
+
+
+def of_as_many_sequences(q, k, v, m):
+    return (q[:1].expand(B, -1, -1, -1) @ k[:1].mT + m).softmax(-1) @ v[:1]
+
+
+def scaled_by_infinity(q, k, v):
+    return (q @ k.mT * INF).softmax(-1) @ v
+
+
+def scaled_by_nan(q, k, v):
+    return (q @ k.mT * float("nan")).softmax(-1) @ v
+
+
+def weights_summed(q, k, v):
+    w = (q @ k.mT).softmax(-1)
+    return w @ v, w.sum()
+
+
+def weights_read_by_many(q, k, v):
+    w = (q @ k.mT).softmax(-1)
+    return F.dropout(w, 0.0, False) @ v, w.sum(), w.amax(), w.argmax(), w.std()
+
+
+def weights_of_two(q, k, v):
+    w = (q @ k.mT).softmax(-1)
+    return w @ v, w @ v.exp()
+
+
+def scores_summed(q, k, v):
+    s = q @ k.mT
+    return s.softmax(-1) @ v, s.sum()
+
+
+def scores_told(q, k, v):
+    s = q @ k.mT
+    return s.softmax(-1) @ v, s
+
+
+def rows_in_two_dimensions(q, k, v):
+    """Over a part of the rows."""
+    s = (k @ q.mT).view(B, H, K, 2, Q // 2)
+    return s.softmax(-2).view(B, H, K, Q).mT @ v
+
+
+def keys_of_all_heads(q, k, v):
+    return (k @ q.mT).reshape(-1, Q).softmax(-2).view(B, H, K, Q).mT @ v
+
+
+def rows_of_a_product_in_two_dimensions(q, k, v):
+    s = q.view(B, H, 2, Q // 2, D) @ k[:, :, None].mT
+    return s.view(B, H, Q, K).softmax(-1) @ v
+
+
+def few_keys(q, k, v):
+    return (q @ k[:, :, :8].mT).softmax(-1) @ v[:, :, :8]
+
+
+def few_keys_of_torch(q, k, v):
+    return F.scaled_dot_product_attention(q, k[:, :, :8], v[:, :, :8])
+
+
+def mask_of_each():
+    return (torch.randn(B, 1, Q, K),)
+
+
 SAID = {
     "weights_added": Spelling(
         weights_added, "!product", operands=square, says="At baddbmm, weights are added"
@@ -25,4 +103,64 @@ SAID = {
     "weights_squared": Spelling(
         weights_squared, "!product", operands=square, says="At matmul, weights are both factors"
     ),
+    "of_more_sequences": Spelling(
+        of_more_sequences, "!product", mask_of_each,
+        says=f"At add, the mask m of {[B, 1, Q, K]} has more batches than scores of {[1, H, Q, K]}",
+    ),
+    "filled_for_more_sequences": Spelling(
+        filled_for_more_sequences, "!product", lambda: (mask_of_each()[0] > 0,),
+        says="At masked_fill, the mask invert (reasons.py:",
+    ),
+    "of_more_sequences_than_heads": Spelling(
+        of_more_sequences_than_heads, "!product", mask_of_each, says="the mask m of"
+    ),
+    "scaled_by_infinity": Spelling(scaled_by_infinity, "!scale", says="multiplied by inf"),
+    "scaled_by_nan": Spelling(scaled_by_nan, "!scale", says="multiplied by nan"),
+    "weights_summed": Spelling(weights_summed, "!weights_read", says="are read by sum (reasons.py"),
+    "weights_read_by_many": Spelling(
+        weights_read_by_many, "!weights_read", says="and 2 other calls"
+    ),
+    "weights_of_two": Spelling(weights_of_two, "!weights_read", says="are read by matmul (reasons"),
+    "scores_summed": Spelling(scores_summed, "!scores_read", says="are read by sum (reasons.py:"),
+    "scores_told": Spelling(scores_told, "!scores_read", says="are read by the caller"),
+    "rows_in_two_dimensions": Spelling(
+        rows_in_two_dimensions, "!score_function",
+        says=f"view regroups scores of {[B, H, K, Q]} as {[B, H, K, 2, Q // 2]}",
+    ),
+    "keys_of_all_heads": Spelling(
+        keys_of_all_heads, "!score_function",
+        says=f"reshape regroups scores of {[B, H, K, Q]} as {[B * H * K, Q]}",
+    ),
+    "rows_of_a_product_in_two_dimensions": Spelling(
+        rows_of_a_product_in_two_dimensions, "!score_function",
+        says="and their product has rows or keys in several dimensions",
+    ),
+    "few_keys": Spelling(few_keys, "!few_keys", says="itself, as F.scaled_dot_product_attention"),
+}  # fmt: skip
+ADVISED = {
+    "of_as_many_sequences": Spelling(of_as_many_sequences, more=mask_of_each),
+    "few_keys_of_torch": Spelling(few_keys_of_torch, "=fused_already"),
+}
+"""What reasons of ``SAID`` advise."""
+
+
+def masked(q, k, v, m):
+    return (q @ k.mT + m).softmax(-1) @ v
+
+
+def masked_by_inputs(q, k, v, m):
+    later = m[:, :1] > m[:1]
+    return (q @ k.mT).masked_fill(later, -INF).softmax(-1) @ v
+
+
+def windowed(q, k, v, m):
+    n = q.shape[-2]
+    near = (torch.arange(n)[:, None] - torch.arange(n)).abs() < 9
+    return (q @ k.mT).masked_fill(~near, -INF).softmax(-1) @ v
+
+
+MASKS = {
+    masked: "With a mask that is given,",
+    masked_by_inputs: "With a mask that is made in the graph,",
+    windowed: "With a constant mask that is not causal,",
 }

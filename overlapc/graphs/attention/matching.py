@@ -23,6 +23,7 @@ from overlapc.graphs.attention.masks.prefixes import prefix_of
 from overlapc.graphs.attention.operands import checked, no_plain_tensors, why_empty
 from overlapc.graphs.attention.products.matmuls import PRODUCT, SOFTMAX_DIM
 from overlapc.graphs.attention.reading.idle import is_idle
+from overlapc.graphs.attention.reading.naming import all_named
 from overlapc.graphs.attention.reading.shapes import reads_shape
 from overlapc.graphs.attention.reading.spelling import tensor_of
 from overlapc.graphs.attention.reading.tensors import Expression, expression, is_cast, is_same
@@ -175,7 +176,8 @@ def _why_not_alone(versions: Versions, chain: tuple[fx.Node, ...], last: fx.Node
         readers = [user for user in node.users if user not in inside and not is_idle(user)]
         others = [one for one in readers if not reads_shape(versions.calls.get(one), node)]
         if node is not last and others:
-            who = "another call" if len(others) == 1 else f"{len(others)} other calls"
+            is_told = any(one.op == "output" for one in others)
+            who = "the caller" if is_told else all_named(versions, others)
             reason = f"Scores or weights are read by {who}, and have to be there for that."
             return Refusal(node, "scores_read", reason)
     return None

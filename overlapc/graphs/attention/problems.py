@@ -64,6 +64,7 @@ def _problem(found: Attention | Fused, weights: Mapping[fx.Node, torch.Tensor]) 
         dtype=str(query.dtype).removeprefix("torch."),
         device=device.type,
         mask="given" if isinstance(own, Refusal) else own.mask.says,
+        mask_comes="given" if isinstance(own, Refusal) else own.mask.comes or "given",
         is_mask_trained=is_spelled and found.mask.is_trained,
         is_dense=all(hint_of(side.stride(-1)) == 1 for side in (query, key, value)),
         is_fused=not is_spelled,

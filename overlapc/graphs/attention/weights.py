@@ -10,6 +10,7 @@ from torch import fx
 from overlapc.graphs.attention.products.matmuls import UNREAD, Product, is_product, read_product
 from overlapc.graphs.attention.products.places import Places
 from overlapc.graphs.attention.reading.constants import number
+from overlapc.graphs.attention.reading.naming import all_named
 from overlapc.graphs.attention.reading.shapes import reads_shape
 from overlapc.graphs.attention.reading.spelling import Call, tensor_of
 from overlapc.graphs.attention.reading.tensors import (
@@ -67,7 +68,7 @@ def read_weights(
             node = nodes[-1]
             continue
         if len(readers) != 1:
-            return _read_by_others(node, readers)
+            return _read_by_others(versions, node, readers)
         reader = readers[0]
         seen = [s for s in reader.all_input_nodes if versions.read(reader, s) is node]
         if not seen:
@@ -77,7 +78,7 @@ def read_weights(
         nodes.append(reader)
         call = versions.calls.get(reader)
         if call is None or reader.op == "output":
-            return _read_by_others(node, readers)
+            return _read_by_others(versions, node, readers)
         if sinks is not None and (
             left := without_sinks(versions, node, reader, sinks, places.keys)
         ):
@@ -202,7 +203,18 @@ def _changed(call: Call) -> Refusal:
     return Refusal(call.node, "weights_changed", reason)
 
 
-def _read_by_others(node: fx.Node, readers: list[fx.Node]) -> Refusal:
-    who = "the caller" if any(r.op == "output" for r in readers) else f"{len(readers)} readers"
+def _read_by_others(versions: Versions, node: fx.Node, readers: list[fx.Node]) -> Refusal:
+    """Name who reads weights beside their product, or all but one where each leads to products."""
+    own = tensor_of(node)
+    others = [one for one in readers if own is None or not _meets_values(versions, one, own)]
+    who = all_named(versions, others or readers[1:] or readers)
+    if any(one.op == "output" for one in readers):
+        who = "the caller"
     reason = f"Attention weights are read by {who}, and torch's attention does not give them."
     return Refusal(node, "weights_read", reason)
+
+
+def _meets_values(versions: Versions, reader: fx.Node, weights: torch.Tensor) -> bool:
+    call = versions.calls.get(reader)
+    is_product = call is not None and _weighs(versions, call, weights)
+    return is_product or bool(products_below(versions, reader, most=1))

@@ -29,6 +29,13 @@ large that no cache holds them, or where few rows share heads that eager repeats
 0.90 to 1.09 of the time, as memory happened to lie. Same source. Beside sinks, in one noisy run on
 two threads: 2.3 times as fast with 64 MiB, or 32 rows over 1024 keys; 0.81 to 1.2 times below."""
 
+MASKS = {
+    "given": "a mask that is given",
+    "made": "a mask that is made in the graph",
+    "constant": "a constant mask that is not causal",
+}
+"""What a mask that is a tensor is called, by where it comes from."""
+
 
 def by_torch(problem: AttentionProblem, choice: str) -> Verdict:
     if choice == "auto" and problem.device == "cpu" and problem.is_mask_trained:
@@ -48,7 +55,9 @@ def by_torch(problem: AttentionProblem, choice: str) -> Verdict:
         return Verdict("kept", "fused_already", "It calls torch's fused attention as it stands.")
     if _loses_nan(problem):
         reason = (
-            f"Torch's attention over fewer than {LEAST_KEYS} keys may lose a NaN of its queries."
+            f"Torch's attention over fewer than {LEAST_KEYS} keys may lose a NaN of its queries on "
+            "processors: where a model calls it by itself, as F.scaled_dot_product_attention, it "
+            "stays."
         )
         return Verdict("refused", "few_keys", reason)
     if choice != "auto":
@@ -64,7 +73,7 @@ def by_torch(problem: AttentionProblem, choice: str) -> Verdict:
     if not problem.is_fused and _is_small(problem):
         reason = f"Fused it is not faster with {problem.rows} rows over {problem.keys} keys."
         return Verdict("kept", "too_small", reason)
-    beside = "a sink" if problem.untold is not None else "a mask that is given"
+    beside = "a sink" if problem.untold is not None else MASKS[problem.mask_comes]
     is_bare = problem.mask != "given" and problem.untold is None
     if not problem.is_fused and not is_bare and not _gains_masked(problem):
         mib = problem.score_bytes / (1 << 20)

@@ -27,6 +27,8 @@ class AttentionProblem:
     device: str
     mask: str
     """"nothing", "causal", or "given": a tensor."""
+    mask_comes: str = "given"
+    """Where a tensor is from: "given" to the graph, "made" in it, or "constant"."""
     is_mask_trained: bool = False
     is_dense: bool = True
     """The last dimension of queries, keys and values has stride 1."""

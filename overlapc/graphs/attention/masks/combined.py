@@ -20,8 +20,16 @@ from overlapc.graphs.attention.masks.own_keys import keeps_own_keys
 from overlapc.graphs.attention.products.above import is_of_products
 from overlapc.graphs.attention.reading.boxes import MADE
 from overlapc.graphs.attention.reading.constants import constant, number, spelling_of
+from overlapc.graphs.attention.reading.negations import NEGATIONS
 from overlapc.graphs.attention.reading.remembering import recalled
-from overlapc.graphs.attention.reading.tensors import CASTS, COPIES, EXPANSIONS, ORDERED, Expression
+from overlapc.graphs.attention.reading.tensors import (
+    CASTS,
+    COPIES,
+    EXPANSIONS,
+    ORDERED,
+    PERMUTATIONS,
+    Expression,
+)
 from overlapc.graphs.attention.reading.varying import has_varying
 from overlapc.graphs.attention.reading.versions import Versions
 from overlapc.graphs.attention.scores.steps import Bias, Fill
@@ -53,6 +61,8 @@ class Mask:
     may_be_even: bool = False
     """A row that keeps no key may be one of a finite mask, whatever others have; that is not
     expected of a tensor of which nothing is known."""
+    comes: str = ""
+    """Of one that says "given": it is "given" to the graph, "made" in it, or "constant"."""
     band: Band | None = None
     """What all of it says, where that is a band of keys: a kernel of our own skips the others."""
 
@@ -86,7 +96,8 @@ def read_mask(
     if told is None:
         dead, is_even = _of_hiding(versions, parts, dtype, rows, keys)
         leaves_out = all(_only_leaves_out(versions, part) for part in parts)
-        return Mask(parts, "given", dead, is_trained, untold, leaves_out, is_even)
+        comes = "given" if all(_is_input(versions, part) for part in parts) else "made"
+        return Mask(parts, "given", dead, is_trained, untold, leaves_out, is_even, comes)
     if told.is_nothing and untold is None:
         return Mask((), "nothing", "", False)
     if told.is_causal and untold is None:
@@ -94,8 +105,19 @@ def read_mask(
     dead = told.dead or ("mean" if told.is_faint and torch.is_grad_enabled() else "")
     band = told.band if untold is None and not dead else None
     return Mask(
-        parts, "given", dead, is_trained, untold, told.only_leaves_out, told.may_be_even, band
-    )
+        parts, "given", dead, is_trained, untold, told.only_leaves_out, told.may_be_even,
+        "constant", band,
+    )  # fmt: skip
+
+
+def _is_input(versions: Versions, part: Bias | Fill) -> bool:
+    """Whether a mask is an input of the graph, perhaps in another view or dtype, or negated."""
+    node = part.tensor.node if isinstance(part, Bias) else part.condition.node
+    while (call := versions.calls.get(node)) is not None:
+        if call.name not in (*PASSED, *PERMUTATIONS, *NEGATIONS):
+            return False
+        node = call.get("input")
+    return isinstance(node, fx.Node) and node.op in ("placeholder", "get_attr")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from torch import fx
 
 from overlapc.graphs.attention.products.matmuls import UNREAD, is_product
 from overlapc.graphs.attention.reading.constants import number
+from overlapc.graphs.attention.reading.naming import named
 from overlapc.graphs.attention.reading.shapes import reads_shape
 from overlapc.graphs.attention.reading.spelling import Call, tensor_of
 from overlapc.graphs.attention.reading.tensors import exchanges_last, is_cast, is_same, keeps_rows
@@ -184,10 +185,28 @@ def _may_be_of(scores: torch.Tensor | None, value: torch.Tensor | None) -> bool:
     return is_repeated or is_same((scores.numel(),), (value.numel(),))
 
 
+def _why_wider(versions: Versions, call: Call) -> str:
+    """Why a call gives more batches than scores have, where what stands beside them has those."""
+    whole = tensor_of(call.node)
+    sides = [(n, tuple(t.shape)) for n in _parts(call) if (t := tensor_of(n)) is not None]
+    scores = [s for n, s in sides if may_be_scores(versions, versions.read(call.node, n) or n)]
+    if call.name in MOVES or whole is None or len(scores) != 1 or len(sides) < 2:
+        return ""
+    own = scores[0]
+    if is_same(own, tuple(whole.shape)) or not is_same(own[-2:], tuple(whole.shape[-2:])):
+        return ""
+    beside = [f"{named(versions, n)} of {list(s)}" for n, s in sides if s != own and len(s) > 2]
+    mask = " and ".join(beside)
+    return (
+        f"At {call.name}, the mask {mask} has more batches than scores of {list(own)}: where "
+        "queries are expanded to as many, they are read."
+    )
+
+
 def why_unread(versions: Versions, node: fx.Node) -> str:
     """Return why scores that no product leads down to are not read, where one stands above them in
     any spelling; empty where none does."""
-    waiting, seen = [node], set()
+    waiting, seen, wider = [node], set(), ""
     while waiting and len(seen) < 4 * FURTHEST:
         one = waiting.pop()
         call, value = versions.calls.get(one), _value_at(versions, one)
@@ -197,7 +216,9 @@ def why_unread(versions: Versions, node: fx.Node) -> str:
         if call.name in UNREAD:
             return f"Scores are a product by {call.name}, which is not read: matmul and einsum are."
         if is_product(versions, call):
-            return "Scores are cut, put together, rounded, repeated or of one row: no product."
+            cut = "Scores are cut, put together, rounded, repeated or of one row: no product."
+            return wider or cut
+        wider = wider or _why_wider(versions, call)
         is_item = call.name == "setitem"
         for source in one.all_input_nodes if is_item else _parts(call):
             is_moved = is_item or call.name in MOVES

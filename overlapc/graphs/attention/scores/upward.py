@@ -166,6 +166,13 @@ def _regroups(walk: Walk, call: Call) -> bool:
     return True
 
 
+def _regrouped(call: Call, why: str) -> Refusal:
+    sizes = [tensor_of(node) for node in (call.get("input"), call.node)]
+    one, other = (list(value.shape) if value is not None else "others" for value in sizes)
+    reason = f"{call.name} regroups scores of {one} as {other}, {why}"
+    return Refusal(call.node, "score_function", reason)
+
+
 def _with_sinks(walk: Walk, call: Call) -> fx.Node | Refusal:
     value = tensor_of(call.node)
     is_pad = call.name == "pad"
@@ -191,6 +198,9 @@ def _with_sinks(walk: Walk, call: Call) -> fx.Node | Refusal:
 def _applied(walk: Walk, call: Call) -> fx.Node | Refusal:
     """Take up a function of scores; go on from its operand, or from the product if it has more."""
     versions, node = walk.versions, call.node
+    if call.name in REGROUPING:
+        why = "where the softmax is not over all keys of each row: over these it is read."
+        return _regrouped(call, why)
     if walk.parted is not None:
         return no_scores(call)
     operands = [s for s in node.all_input_nodes if is_scores(walk, node, s)]
@@ -281,7 +291,8 @@ def _is_made_of_one(versions: Versions, reader: fx.Node, operands: list[fx.Node]
 
 def _ended(walk: Walk, call: Call) -> Scores | Refusal:
     if walk.parted is not None:
-        return no_scores(walk.versions.calls[walk.parted])
+        why = "and their product has rows or keys in several dimensions: in one each they are read."
+        return _regrouped(walk.versions.calls[walk.parted], why)
     product = read_product(walk.versions, call, places=walk.places)
     if isinstance(product, Refusal):
         return product
@@ -299,7 +310,8 @@ def _ended(walk: Walk, call: Call) -> Scores | Refusal:
         sinks = Sinks(of_one_number(product.left, heads), walk.is_first, walk.even, walk.is_column)
     factor = walk.factor * product.alpha
     if not math.isfinite(factor):
-        return no_scores(call)
+        reason = f"Scores are multiplied by {factor:g}: by a finite number they are read."
+        return Refusal(call.node, "scale", reason)
     steps, nodes = walk.steps[::-1], tuple(reversed(walk.nodes))
     functions = [at for at, step in enumerate(steps, 1) if isinstance(step, Function)]
     end = functions[-1] if functions else 0
