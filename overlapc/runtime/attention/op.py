@@ -43,7 +43,9 @@ _kernels = KernelAttempts("attention")
 
 def redone_of(site: str) -> int | None:
     """Return how many rows of a site's calls in this process were computed a second time; waits
-    for the device. None where no kernel counts them."""
+    for the device. None where no kernel counts them, or none has run."""
+    if not calls_of(site).keys() - {BY_TORCH}:
+        return None
     counts = [int(count.item()) for (own, _), count in _redone.items() if own == site]
     return sum(counts) if counts else None
 

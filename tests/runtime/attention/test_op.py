@@ -94,4 +94,16 @@ def test_rows_are_counted_beyond_32_bits(monkeypatch):
     monkeypatch.setattr(attention, "_redone", {})
     count = attention.counter_of("a site", torch.device("cpu"))
     count += 2**31
+    attention.calls_of("a site")["prefill"] += 1
     assert attention.redone_of("a site") == 2**31
+
+
+def test_where_torch_computed_every_call_no_rows_are_counted(monkeypatch):
+    """Mutant: a counter that was made is told of."""
+    monkeypatch.setattr(attention, "_redone", {})
+    site = "a site of torch's"
+    attention.counter_of(site, torch.device("cpu"))
+    attention.calls_of(site)[attention.BY_TORCH] += 1
+    assert attention.redone_of(site) is None
+    attention.calls_of(site)["prefill"] += 1
+    assert attention.redone_of(site) == 0
