@@ -104,7 +104,7 @@ def sent_by(graph: fx.Graph) -> dict[str, list[str]]:
     """Return by group how a graph sends each of its collectives, and where, in program order."""
     sent: dict[str, list[str]] = {}
     for node in graph.nodes:
-        call = _within(node)
+        call = called_by(node)
         if not _communicates(call) or call.target is verifying.OP:
             continue
         who, group = ("overlapc's", call.args[-2]) if is_ours(call) else ("torch's", group_of(call))
@@ -113,14 +113,24 @@ def sent_by(graph: fx.Graph) -> dict[str, list[str]]:
     return sent
 
 
-def _within(node: fx.Node) -> fx.Node:
-    """The call that a control dependency was put around, or the node as it is."""
-    if node.target is not control_deps:
+def is_ordered(node: fx.Node) -> bool:
+    """Return whether a control dependency was put around a call, so that it hides a collective."""
+    return node.target is control_deps
+
+
+def called_by(node: fx.Node) -> fx.Node:
+    """Return the call that a control dependency was put around, or the node as it is."""
+    if not is_ordered(node):
         return node
     name = node.args[1]
     assert isinstance(name, fx.Node)
     body = getattr(node.graph.owning_module, str(name.target))
     return next(inner for inner in body.graph.nodes if inner.op == "call_function")
+
+
+def op_of(node: fx.Node) -> str:
+    """Return the name of the op that a node calls, whatever it is ordered behind."""
+    return str(called_by(node).target)
 
 
 def read_collective(start: fx.Node) -> Collective | Refusal:

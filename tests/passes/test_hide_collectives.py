@@ -337,6 +337,38 @@ def test_a_gemm_whose_own_chain_is_cut_hides_nothing(explained):
     assert codes(explained, two_chains) == ["chunked_overlaps"] * 2
 
 
+def a_gemm_too_small_to_cut(x, w, y, v):
+    """Its eight rows are one unit; it hides what comes before, and so is tied to that."""
+    return all_reduce(x.sin()).cos(), all_reduce((y[:, :8].t() @ x).relu())
+
+
+def a_wait_that_is_sent(x, w, y, v):
+    a = all_reduce(x.sin())
+    return a.cos(), all_reduce(a), y @ v
+
+
+@pytest.mark.parametrize(
+    ("function", "code", "said"),
+    [
+        (
+            a_gemm_too_small_to_cut,
+            "hides_another",
+            r"GEMM at \(test_hide_collectives.py:\d+\) runs",
+        ),
+        (a_wait_that_is_sent, "no_gemm", "is computed by _c10d_functional.wait_tensor.default"),
+    ],
+)
+def test_what_is_tied_is_called_by_its_own_name(explained, function, code, said):
+    """And not by the op that Inductor ties it with. Mutants: that one is named; a GEMM that hides
+    another collective is no GEMM."""
+    with torch.no_grad():
+        sites = explained(function, *inputs(), target=SLOW_LINK).report.sites
+    reasons = {site.code: site.reason for site in sites}
+    assert reasons.keys() == {"hidden_by_order", code}
+    assert re.search(said, reasons[code])
+    assert "control_deps" not in "".join(reasons.values())
+
+
 # --- ranks whose sizes are unlike decide alike ---
 
 

@@ -29,7 +29,7 @@ from overlapc.graphs.chains.walking import (
     passes_rows,
     row_splits,
 )
-from overlapc.graphs.collectives import Collective, Refusal, is_ours
+from overlapc.graphs.collectives import Collective, Refusal, is_ours, op_of
 from overlapc.graphs.edges import descendants, through
 from overlapc.graphs.elementwise import permutation
 from overlapc.graphs.refusals import Refused, refuse
@@ -228,7 +228,7 @@ def _refuse_consumer(base: fx.Node, ends: list[fx.Node]) -> None:
     if any(is_ours(user) for user in base.users):
         reason = "What is received is read by another chain, whose GEMM has its own collective."
         refuse(base, "taken", reason)
-    readers = ", ".join(sorted({str(user.target) for user in base.users})) or "nothing"
+    readers = ", ".join(sorted({op_of(user) for user in base.users})) or "nothing"
     refuse(base, "no_gemm", f"What is received is read by {readers}, not by a GEMM.")
 
 

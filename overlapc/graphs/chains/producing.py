@@ -33,7 +33,7 @@ from overlapc.graphs.chains.walking import (
     ordered,
     row_splits,
 )
-from overlapc.graphs.collectives import Collective, Refusal, is_ours
+from overlapc.graphs.collectives import Collective, Refusal, called_by, is_ordered, is_ours, op_of
 from overlapc.graphs.edges import descendants, is_random, through
 from overlapc.graphs.elementwise import is_view, permutation
 from overlapc.graphs.memory import mutates
@@ -51,6 +51,11 @@ KINDS = {
     "all_to_all": "gemm_all_to_all",
 }
 """Kinds of chain by collective."""
+WAIT = torch.ops._c10d_functional.wait_tensor.default
+HIDES = (
+    "Its GEMM at {} runs while another collective is sent, and hides it; to cut its own was not "
+    "predicted to pay."
+)
 
 
 def read_producer(collective: Collective, ranks: int) -> Chain | Refusal:
@@ -134,6 +139,9 @@ def _refuse_producer(top: fx.Node, *, is_permuted: bool) -> None:
         refuse(top, "random", RANDOM)
     if top.op == "placeholder":
         refuse(top, "no_gemm", "What is sent is an input of the graph, not the result of a GEMM.")
+    ordered = _nearest(top, is_ordered)
+    if ordered is not None and called_by(ordered).target is not WAIT:
+        refuse(top, "hides_another", HIDES.format(where(ordered)))
     if top.target is aten.cat.default and not is_static(shape_of(top)):
         reason = f"Its parts are cut from a size that varies, and need not be even. {FEWER}"
         refuse(top, "dynamic_parts", reason)
@@ -147,7 +155,7 @@ def _refuse_producer(top: fx.Node, *, is_permuted: bool) -> None:
             refuse(top, "padded", reason)
         if is_permuted and permutation(culprit) is not None:
             reason = (
-                f"{culprit.target} rearranges the GEMM's result, and what is scattered is "
+                f"{op_of(culprit)} rearranges the GEMM's result, and what is scattered is "
                 "rearranged again, of which one is read. Remedy: scatter the result along the "
                 "dimension as the GEMM gives it, and permute each part."
             )
@@ -155,10 +163,14 @@ def _refuse_producer(top: fx.Node, *, is_permuted: bool) -> None:
         refuse(
             top,
             "not_rowwise",
-            f"{culprit.target} stands between the GEMM and the collective, and does not keep rows "
+            f"{op_of(culprit)} stands between the GEMM and the collective, and does not keep rows "
             "apart.",
         )
-    refuse(top, "no_gemm", f"What is sent is computed by {top.target}, not the result of a GEMM.")
+    refuse(
+        top,
+        "no_gemm",
+        f"What is sent is computed by {op_of(top)}, not the result of a GEMM.",
+    )
 
 
 def _asked(collective: Collective, builder: Builder) -> dict[fx.Node, Dim]:
@@ -186,7 +198,7 @@ def _check_acyclic(
             refuse(
                 operand.node,
                 "other_users",
-                f"The GEMM's result is also read by {operand.node.target}, which the collective "
+                f"The GEMM's result is also read by {op_of(operand.node)}, which the collective "
                 "needs in turn.",
             )
     if any(isinstance(size, fx.Node) and size in below for size in collective.sends):
