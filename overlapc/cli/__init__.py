@@ -99,7 +99,8 @@ def _add_explain(commands: Any) -> None:
     explain.add_argument(
         "callable",
         metavar="MODULE:CALLABLE",
-        help="takes nothing, returns (model, args) or (model, args, kwargs)",
+        help="takes nothing, returns (model, args) or (model, args, kwargs); of a list of calls, "
+        "as calibrate --softmax takes it, the first is explained",
     )
     explain.add_argument(
         "--world-size",
@@ -113,6 +114,12 @@ def _add_explain(commands: Any) -> None:
         action="store_true",
         help="let sizes vary, as torch.compile(dynamic=True): the report says from which number of "
         "rows on the schedule changes",
+    )
+    explain.add_argument(
+        "--inference",
+        action="store_true",
+        help="call the model without gradients, as under torch.no_grad(): a model in eval mode is "
+        "explained as for training, with its backward, where its parameters require gradients",
     )
     explain.add_argument(
         "--option",
@@ -145,13 +152,16 @@ def _option(text: str) -> tuple[str, Any]:
 
 
 def _explain(chosen: argparse.Namespace) -> None:
+    import torch
+
     from overlapc.explaining import explain
 
     if chosen.world_size:
         _make_fake_group(chosen.world_size)
     model, args, kwargs = model_and_inputs(chosen.callable)
     options = dict(chosen.option) | ({"target": chosen.target} if chosen.target else {})
-    report = explain(model, options, dynamic=chosen.dynamic or None)(*args, **kwargs)
+    with torch.set_grad_enabled(not chosen.inference):
+        report = explain(model, options, dynamic=chosen.dynamic or None)(*args, **kwargs)
     if chosen.save:
         report.save(chosen.save)
     _print_report(report)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Mapping
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -28,8 +29,11 @@ def returned(name: str) -> Any:
 
 
 def model_and_inputs(name: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """What ``MODULE:CALLABLE`` returns, for one call."""
+    """What ``MODULE:CALLABLE`` returns, for one call: of a list of calls, for the first."""
     match returned(name):
+        case (model, list() as calls) if calls and all(map(_is_call, calls)):
+            first = calls[0]
+            return (model, first, {}) if isinstance(first, tuple) else (model, (), dict(first))
         case (model, tuple() | list() as args):
             return model, tuple(args), {}
         case (model, tuple() | list() as args, dict() as kwargs):
@@ -40,6 +44,13 @@ def model_and_inputs(name: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
                 where=name,
                 remedy="return the model, a tuple of its inputs and, if needed, a dict of them",
             )
+
+
+def _is_call(item: object) -> bool:
+    """Whether an item of a list is a call's inputs, positional or named: a dict that is an input
+    stands in a tuple of them."""
+    is_named = isinstance(item, Mapping) and all(isinstance(key, str) for key in item)
+    return isinstance(item, tuple) or is_named
 
 
 def load(name: str) -> Any:

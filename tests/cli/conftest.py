@@ -39,6 +39,36 @@ def plain():
     return torch.nn.Linear(4, 4), [torch.randn(2, 4)]
 
 
+def calls():
+    return scaled, [{"x": torch.ones(2), "by": 3}, {"x": torch.ones(5), "by": 3}]
+
+
+def positional_calls():
+    return scaled, [(torch.ones(2), 3), {"x": torch.ones(2), "by": 3}]
+
+
+def a_dict_that_is_an_input():
+    return scaled, ({"x": 1}, 3)
+
+
+def scaled(x, by):
+    return x * by
+
+
+def in_eval():
+    return Attention().eval(), (torch.randn(1, 2, 64, 16),)
+
+
+class Attention(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.proj = torch.nn.Linear(16, 16)
+
+    def forward(self, x):
+        q = self.proj(x)
+        return (q @ q.mT).softmax(-1) @ q
+
+
 def broken():
     raise KeyError("the user's own mistake")
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from overlapc.cli import main
+from overlapc.cli.callables import model_and_inputs
 from overlapc.planning.search import plan, plan_gemm
 from overlapc.planning.target import Target
 from overlapc.reporting.report import Report
@@ -62,6 +63,26 @@ def test_explain_passes_inputs_keywords_and_target(capsys, module, monkeypatch):
     assert main(["explain", f"{module}:with_keywords", *more]) == 0
     options = {"overlap": "chunked", "verify": True}
     assert asked == [("the model", {"target": "mi300x"}, None), ("the model", options, True)]
+
+
+@pytest.mark.parametrize(("name", "given"), [("calls", (0, 2)), ("positional_calls", (2, 0))])
+def test_explain_takes_the_first_of_several_calls(module, name, given):
+    """Mutant: a list of them is the inputs of one."""
+    model, args, kwargs = model_and_inputs(f"{module}:{name}")
+    assert (len(args), len(kwargs)) == given
+    assert model(*args, **kwargs).tolist() == [3.0, 3.0]
+
+
+def test_a_dict_in_a_tuple_is_an_input(module):
+    assert model_and_inputs(f"{module}:a_dict_that_is_an_input")[1] == ({"x": 1}, 3)
+
+
+@pytest.mark.parametrize("more", [(), ("--inference",)])
+def test_explain_is_asked_for_inference(capsys, module, more):
+    """A model in eval mode alone is one of training. Mutant: the option changes nothing."""
+    assert main(["explain", f"{module}:in_eval", *more]) == 0
+    said = capsys.readouterr().out
+    assert ("inference" in said, "forward" in said) == (bool(more), not more)
 
 
 @pytest.mark.parametrize(
