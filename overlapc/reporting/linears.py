@@ -13,6 +13,12 @@ from overlapc.planning.linear.regions import (
 )
 
 PREDICTED = "predicted in CUDA graphs, not measured"
+LEGEND = (
+    "~ is any number of rows; gemv and flat are generated kernels, and behind each is how many "
+    "times as fast as the library it is likely to be [at worst, at best]. From M1 rows on flat is "
+    "at least as fast as gemv, from M2 on neither is taken."
+)
+"""What the lines of a prediction mean."""
 PACKED = (
     "not a candidate: Inductor's C++ templates and the packed layers of oneDNN and MKL read a copy "
     "of the weight, which would not see it change in place. Where none changes, "
@@ -54,6 +60,7 @@ def describe_prediction(problem: LinearProblem, prediction: Prediction) -> str:
         f"{_listed(trial.gains) or 'nothing else is there'}"
         for trial in prediction.trials
     ]
+    lines.append(LEGEND)
     return "\n".join(lines)
 
 
