@@ -136,9 +136,9 @@ def _calibrate_attentions(chosen: argparse.Namespace) -> None:
 
 
 def _calibrate_softmax(chosen: argparse.Namespace) -> None:
-    from overlapc.planning.attention.softmax import LEGEND
+    from overlapc.planning.attention.softmax import LEGEND, NO_KERNEL
     from overlapc.planning.attention.softmax_table import table_path
-    from overlapc.tuning.softmax import batches_of, calibrate_softmax, describe
+    from overlapc.tuning.softmax import batches_of, calibrate_softmax, describe, takes_phi
 
     match returned(chosen.softmax):
         case (model, inputs):
@@ -158,6 +158,8 @@ def _calibrate_softmax(chosen: argparse.Namespace) -> None:
             print(f"stored in {table_path(table.structure)} for weights {graph.weights}")
             for site in graph.sites:
                 print(describe(site))
+    if not takes_phi():
+        print(NO_KERNEL)
     print(LEGEND)
 
 

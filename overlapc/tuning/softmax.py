@@ -21,6 +21,7 @@ from overlapc.graphs.origins import where
 from overlapc.planning.attention.softmax import SiteScores
 from overlapc.planning.attention.softmax_table import GraphScores, SoftmaxTable, table_path
 from overlapc.runtime.attention.score_watching import SiteRange, Watch
+from overlapc.runtime.kernel_attempts import runs_kernels
 from overlapc.runtime.weights import content_of, structure_of, weights_in
 
 log = logging.getLogger(__name__)
@@ -141,6 +142,11 @@ def _batch(item: object) -> Batch | None:
         case Mapping():
             return (), {str(name): value for name, value in item.items()}
     return None
+
+
+def takes_phi() -> bool:
+    """Return whether a kernel that takes scores relative to a φ runs on this machine."""
+    return torch.cuda.is_available() or runs_kernels("cpu")
 
 
 def describe(site: SiteScores) -> str:

@@ -13,9 +13,10 @@ from overlapc import cli
 from overlapc.cli import callables
 from overlapc.errors import ProblemError
 from overlapc.graphs.attention import problems
-from overlapc.planning.attention.softmax import LEGEND
+from overlapc.planning.attention.softmax import LEGEND, NO_KERNEL
 from overlapc.planning.attention.softmax_table import SoftmaxTable, table_path
 from overlapc.runtime.weights import content_of, structure_of
+from overlapc.tuning import softmax as tuned
 from overlapc.tuning.softmax import batches_of, calibrate_softmax, describe
 from tests.attention.rewriting import rewrite
 from tests.attention.small_models import llama, mask_of, opt, prompts
@@ -92,8 +93,11 @@ def model_and_batches():
     return llama(layers=1), BATCHES[:1]
 
 
-def test_the_command_stores_and_prints(monkeypatch, capsys):
+@pytest.mark.parametrize("is_run", [False, True], ids=["no_kernel", "kernels"])
+def test_the_command_stores_and_prints(is_run, monkeypatch, capsys):
+    """Mutant: it is silent where no kernel can take what it found."""
     name = f"{__name__}:model_and_batches"
+    monkeypatch.setattr(tuned, "runs_kernels", lambda device: is_run)
     monkeypatch.setattr(
         callables, "load", lambda given: model_and_batches if given == name else None
     )
@@ -102,6 +106,7 @@ def test_the_command_stores_and_prints(monkeypatch, capsys):
     said = capsys.readouterr().out
     assert str(path) in said
     assert said.count("φ of each head") == 1
+    assert (NO_KERNEL in said) is not is_run
     heads, legend = said[: -len(LEGEND) - 1], said[-len(LEGEND) - 1 :]
     assert heads.count(" nats, slack ") == heads.count(" nats (median ") == 4
     assert legend == f"{LEGEND}\n"

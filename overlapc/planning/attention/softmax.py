@@ -30,6 +30,10 @@ slack is by how many nats other prompts may shift scores, either way, before mor
 {100 * MOST_REDONE:g} % of the rows are computed twice. Where a head has no φ, its attention takes
 maxima of rows instead."""
 """What ``HeadScores.text`` says."""
+NO_KERNEL = """\
+On this machine no kernel can take a φ, for those that do run on GPUs: what is stored serves the
+same weights where a GPU is, and here under TRITON_INTERPRET=1."""
+"""What calibration says where kernels of attention do not run."""
 
 
 @dataclass(frozen=True)
