@@ -123,7 +123,7 @@ def draw(kind: str, seed: int) -> Drawn:
         found.architecture = "sm_80"
     _beside(found, chance, generator)
     _kernel(found, chance)
-    _ways(found, random.Random(f"ways {kind} {seed}"))
+    _options(found, random.Random(f"options {kind} {seed}"))
     found.features = (*made.names, *_features(found, spread))
     return found
 
@@ -237,11 +237,13 @@ def _kernel(found: Drawn, chance: random.Random) -> None:
     )
 
 
-def _ways(found: Drawn, chance: random.Random) -> None:
+def _options(found: Drawn, chance: random.Random) -> None:
     """Draw what a call may ask for otherwise."""
     found.has_lse = found.kind == BACKWARD or chance.random() < 0.8
     if found.spec.dtype == "float32":
-        found.spec = replace(found.spec, precision=chance.choice(("ieee", "tf32x3", "tf32")))
+        found.spec = replace(
+            found.spec, precision=chance.choice(("ieee", "ieee", "tf32x3", "tf32"))
+        )
 
 
 def _features(found: Drawn, spread: float) -> list[str]:

@@ -72,7 +72,7 @@ PARTS = [
 FOUND = {
     "a sink beside a φ of float32 that is far from it": ("prefill", 70),
     "a query that is infinite": ("prefill", 104),
-    "products of tf32": ("prefill", 114),
+    "products of tf32": ("prefill", 59),
     "a number that is none in a backward": ("backward", 27),
 }
 """What draws have found wrong, and of rare ones those that are small."""
