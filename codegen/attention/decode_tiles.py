@@ -17,8 +17,9 @@ AHEAD_BYTES, MOST_BUFFERS = 64 << 10, 5
 and tiles at most that it holds, for the code before a loop grows with them: nine in pages take
 half a minute to build. Both chosen."""
 MOST_KEYS = 64
-MOST_OF_FLOAT32 = 32
-"""Rows of it: without matrix units, 64 leave no registers, in pages and on sm_100."""
+MOST_OF_HEAVY = 32
+"""Rows of float32, and of heads of more than 128 columns that are widened from float8: 64 spill, in
+pages and on sm_100, and on sm_90."""
 BESIDE_BYTES = 8 << 10
 """Shared memory for what passes between layouts, numbers of pages and what the driver takes;
 chosen: twice what the tests build."""
@@ -71,8 +72,8 @@ def decode_tile(spec: AttentionSpec, cache: Cache, rows: int, architecture: str)
     check_served(spec, architecture)
     wide, rest = _wide(spec), _rest(spec)
     most_rows = MOST_ROWS if wide <= 256 else LEAST_BLOCK
-    if spec.dtype == "float32":
-        most_rows = min(most_rows, MOST_OF_FLOAT32)
+    if spec.dtype == "float32" or (cache.of(spec) != spec.dtype and wide > 128):
+        most_rows = min(most_rows, MOST_OF_HEAVY)
     packed = 1 << (max(rows * spec.groups, 1) - 1).bit_length()
     block_m = min(max(packed, LEAST_BLOCK), most_rows)
     # Four warps that look masks through spill, and so do eight of many rows and keys.
@@ -84,7 +85,8 @@ def decode_tile(spec: AttentionSpec, cache: Cache, rows: int, architecture: str)
     block_n = LEAST_BLOCK if spec.dtype == "float32" else MOST_KEYS
     if hiding:
         block_n = min(block_n, MOST_MASKED // block_m)
-    if architecture.startswith("gfx") and _score_bytes(spec) and cache.of(spec) != spec.dtype:
+    is_full = bool(_score_bytes(spec)) or block_m > LEAST_BLOCK
+    if architecture.startswith("gfx") and is_full and cache.of(spec) != spec.dtype:
         block_n //= 2
     while block_n > LEAST_BLOCK and 2 * block_n * of_key > budget:
         block_n //= 2
