@@ -16,7 +16,7 @@ from overlapc.errors import CommandError
 from overlapc.planning.problem import COLLECTIVES
 from overlapc.planning.target import Target, stored_path
 from overlapc.reporting.gantt import describe_tuned
-from overlapc.reporting.linears import PACKED, describe_entry
+from overlapc.reporting.linears import MEASURED_LEGEND, PACKED, describe_entry
 from overlapc.reporting.measured import describe_target
 from overlapc.reporting.report import Report
 
@@ -115,6 +115,7 @@ def _calibrate_linears(chosen: argparse.Namespace) -> None:
     for entry in table.entries:
         if entry.problem in measured:
             print(describe_entry(entry))
+    print(MEASURED_LEGEND)
     if table.machine.device == "cpu":
         print(PACKED)
 
@@ -191,7 +192,8 @@ def _calibrate(chosen: argparse.Namespace) -> None:
             "There is no process group to measure: this is a single process.",
             where="overlapc calibrate",
             remedy="start one process a rank: torchrun --nproc-per-node=N --no-python "
-            "overlapc calibrate, or call overlapc.calibrate(group) in your own program",
+            "overlapc calibrate, with the same options, or call overlapc.calibrate(group) in your "
+            "own program",
         )
     # A report that cannot be read is an error before anything is measured.
     report = Report.load(chosen.chains) if chosen.chains else None

@@ -15,10 +15,16 @@ from overlapc.planning.linear.regions import (
 PREDICTED = "predicted in CUDA graphs, not measured"
 LEGEND = (
     "~ is any number of rows; gemv and flat are generated kernels, and behind each is how many "
-    "times as fast as the library it is likely to be [at worst, at best]. From M1 rows on flat is "
-    "at least as fast as gemv, from M2 on neither is taken."
+    "times as fast as the library it is likely to be [at worst, at best]. Below M1 rows gemv is "
+    "the likely choice, from M1 to below M2 flat, and from M2 on the library."
 )
 """What the lines of a prediction mean."""
+MEASURED_LEGEND = (
+    "~ is any number of rows. gemv and flat are generated kernels, or on a processor other ways to "
+    "call the library; behind each is how many times as fast as the library's own call it was "
+    "[95 % interval]. By the op: the library, called as a layer that is rewritten calls it."
+)
+"""What the lines of a measured layer mean."""
 PACKED = (
     "not a candidate: Inductor's C++ templates and the packed layers of oneDNN and MKL read a copy "
     "of the weight, which would not see it change in place. Where none changes, "

@@ -37,7 +37,8 @@ def save(sites: Sequence[Site], directory: Path) -> Path:
         (directory / REPORT).write_text(to_json(sites), encoding="utf-8")
         (directory / "report.txt").write_text(to_text(sites), encoding="utf-8")
     except OSError as error:
-        raise _file_error("written", directory, error) from error
+        remedy = "name a directory that may be made and written to"
+        raise _file_error("written", directory, error, remedy) from error
     return directory
 
 
@@ -50,14 +51,15 @@ def load(directory: Path) -> list[Site]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise _file_error("read", path, error) from error
+        remedy = "name a directory that Report.save wrote, or its report.json"
+        raise _file_error("read", path, error, remedy) from error
     return from_json(text, where=str(path))
 
 
-def _file_error(what: str, path: Path, error: Exception) -> ReportError:
+def _file_error(what: str, path: Path, error: Exception, remedy: str) -> ReportError:
     reason = getattr(error, "strerror", None) or "it is no text"
     return ReportError(
         f"The report cannot be {what}: {reason}.",
         where=str(path),
-        remedy="name a directory that Report.save wrote, or that it may write",
+        remedy=remedy,
     )

@@ -76,7 +76,7 @@ def test_report_of_a_file_of_another_name(capsys, tmp_path):
     for given in (path, tmp_path / "absent.json"):
         text = error_of(capsys, "report", str(given))
         assert str(given) in text
-        assert "name a directory that Report.save wrote" in text
+        assert "name a directory that Report.save wrote, or its report.json" in text
 
 
 def test_calibrate_takes_a_report_that_can_be_read(capsys, monkeypatch, tmp_path):

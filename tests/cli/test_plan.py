@@ -90,7 +90,7 @@ def test_plan_predicts_a_linear_layer(capsys):
     assert said == describe_prediction(problem, its) + "\n"
     assert "M1 = 1, M2 = 65" in said
     legend = said.splitlines()[-1]
-    assert all(word in legend for word in ("~ is", "[at worst, at best]", "From M1", "from M2 on"))
+    assert all(word in legend for word in ("~ is", "[at worst, at best]", "Below M1", "from M2 on"))
     assert "not measured" in said
     assert main([*LINEAR, "4096+1024+1024x4096", "--held", "bfloat16", "--json"]) == 0
     together = LinearProblem(4096, 4096, "bfloat16", more=(1024, 1024))

@@ -60,8 +60,9 @@ def test_a_directory_without_a_report_is_an_error(tmp_path, content):
 
 def test_a_directory_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ReportError, match="cannot be written"):
+    with pytest.raises(ReportError, match="cannot be written") as caught:
         a_report().save(tmp_path / "file" / "report")
+    assert "that may be made" in caught.value.remedy
 
 
 def events_of(trace: str, phase: str) -> list[dict]:

@@ -265,7 +265,8 @@ def test_a_model_without_linear_layers_is_said_to_have_none():
 
 
 def test_the_command_measures_stores_and_prints(monkeypatch, capsys):
-    """And says what it does not measure. Mutant: not a word of packed weights."""
+    """And says what its lines mean, and what it does not measure. Mutants: not a word of packed
+    weights, or of what stands in brackets."""
     monkeypatch.setattr("overlapc.tuning.linear.MEASURED_ROWS", (1, 4))
     monkeypatch.setattr("overlapc.runtime.linear.trials.COLD_BYTES", 1)
     name = f"{__name__}:model_and_inputs"
@@ -277,7 +278,9 @@ def test_the_command_measures_stores_and_prints(monkeypatch, capsys):
     assert str(LinearTable.path(this_machine("cpu"))) in said
     assert "~x40x24 float32" in said
     assert "4 rows: library" in said
-    assert said.splitlines()[-1].startswith("not a candidate: Inductor's C++ templates")
+    legend, packed = said.splitlines()[-2:]
+    assert "[95 % interval]" in legend
+    assert packed.startswith("not a candidate: Inductor's C++ templates")
 
 
 @pytest.mark.parametrize("kind", ["linear", "attention"])
