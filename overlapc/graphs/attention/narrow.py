@@ -104,6 +104,8 @@ def unwidened(versions: Versions, key: Expression, value: Expression) -> Narrow 
 
 
 def _held(versions: Versions, side: Expression) -> Held | None:
+    if any(function is torch.mul for function, _ in side.calls):
+        return None  # a number that what is wide is multiplied by
     node = versions.read(*side.read[0])
     scale: Expression | float | None = None
     inserted: list[object] = []

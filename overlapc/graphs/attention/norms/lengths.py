@@ -83,6 +83,8 @@ def norms_of(versions: Versions, query: Expression, key: Expression) -> Norms | 
 def _side(versions: Versions, side: Expression) -> Normed | str:
     dims = len(side.shape)
     for function, args in side.calls:
+        if function is torch.mul:  # repeated heads, of which one was multiplied by a number
+            return ""
         if function is torch.permute and args[0][-1] != len(args[0]) - 1:
             return ""
     columns = side.shape[-1]

@@ -7,15 +7,21 @@ from dataclasses import replace
 import torch
 from torch import fx
 
+from overlapc.graphs.attention.products.above import scaled
 from overlapc.graphs.attention.reading.spelling import Call, is_full_index, tensor_of
 from overlapc.graphs.attention.reading.tensors import (
+    COPIES,
     EXPANSIONS,
     ORDERED,
     Expression,
     as_it_stands,
+    expression,
     is_same,
 )
 from overlapc.graphs.attention.reading.versions import Versions
+
+VIEWS = ("view", "reshape")
+"""Those by which torch's decompositions put batch and heads together."""
 
 
 def unrepeated(versions: Versions, repeated: Expression) -> tuple[Expression, int]:
@@ -25,6 +31,53 @@ def unrepeated(versions: Versions, repeated: Expression) -> tuple[Expression, in
     """
     if repeated.calls and repeated.calls[-1][0] is torch.broadcast_to:
         return _one_of(repeated)
+    whole, number = _before_scaling(versions, _in_four_dimensions(versions, repeated))
+    once, groups = _taken_once(versions, whole)
+    if groups == 1:
+        return repeated, 1
+    return (once if number == 1.0 else once.then(torch.mul, number)), groups
+
+
+def _in_four_dimensions(versions: Versions, side: Expression) -> Expression:
+    """A side that a product takes as ``[batch * heads, ...]`` as it was before that view: so
+    torch's decompositions multiply."""
+    *moves, last = side.calls or ((None, ()),)
+    order = moves[0][1][0] if moves else (0, 1, 2)
+    is_moved = [function for function, _ in moves] in ([], [torch.permute])
+    own = tensor_of(side.node)
+    if last[0] is not torch.unflatten or not is_moved or own is None or len(order) != 3:
+        return side
+    wanted, found = (*side.shape[:2], *own.shape[1:]), None
+    node, read = versions.read(*side.read[0]), side.read
+    while order[0] == 0 and node is not None and (call := versions.calls.get(node)) is not None:
+        value, above = tensor_of(node), as_it_stands(versions, node, call.get("input"))
+        is_view = call.name in (*VIEWS, *EXPANSIONS, *COPIES) and not call.in_place
+        if not is_view or value is None or above is None or value.numel() != above.value.numel():
+            break
+        read = (*above.read, *read)
+        if is_same(above.shape, wanted):
+            found = replace(above, read=read)
+        node = versions.read(*above.read[0])
+    return side if found is None else found.permuted((0, *(dim + 1 for dim in order)))
+
+
+def _before_scaling(versions: Versions, side: Expression) -> tuple[Expression, float]:
+    """A side before it was multiplied by a number, and that number."""
+    node = versions.read(*side.read[0])
+    call = versions.calls.get(node) if node is not None else None
+    is_moved = all(function is torch.permute for function, _ in side.calls)
+    if call is None or call.name != "mul" or call.in_place or not is_moved:
+        return side, 1.0
+    source, number = scaled(versions, call)
+    base = expression(versions, call.node, source)
+    if base is None or base.value.dtype != side.value.dtype:
+        return side, 1.0
+    for _, (order,) in side.calls:
+        base = base.permuted(order)
+    return replace(base, read=(*base.read, *side.read)), number
+
+
+def _taken_once(versions: Versions, repeated: Expression) -> tuple[Expression, int]:
     moves_only = all(function is torch.permute for function, _ in repeated.calls)
     if len(repeated.shape) != 4 or not moves_only or len(repeated.calls) > 1:
         return repeated, 1
@@ -69,6 +122,8 @@ def _source(versions: Versions, call: Call, dim: int) -> tuple[Expression, int] 
 def _expanded(versions: Versions, merge: Call, dim: int) -> tuple[Expression, int] | None:
     """``reshape(expand(unsqueeze(source, dim + 1)))`` in any spelling, told by its shapes."""
     expand = _input_call(versions, merge)
+    if expand is not None and expand.name in COPIES and not expand.in_place:
+        expand = _input_call(versions, expand)
     insert = _input_call(versions, expand) if expand is not None else None
     if expand is None or insert is None or expand.name not in EXPANSIONS:
         return None
