@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from overlapc.graphs.attention import problems
 from tests.attention.narrow_cache import (
@@ -23,6 +24,7 @@ from tests.attention.narrow_cache import (
 )
 from tests.attention.rewriting import rewrite
 
+HEADS_AND_ROWS = (4, 1), (2, 64), (2, 64)
 READS = "of keys and values in float8_e4m3fn as a cache holds them"
 
 
@@ -43,6 +45,21 @@ def rewritten(function, *inputs):
 
 def test_a_scale_that_is_written_to_before_the_result_is_not_read_later():
     done = rewrite(rescaled, *operands(), torch.rand(1), softmax="unified")
+    assert READS not in done.sites[0].reason
+
+
+class Grouped(torch.nn.Module):
+    def forward(self, q, k, v):
+        return F.scaled_dot_product_attention(q, k.float(), v.float(), enable_gqa=True)
+
+
+def test_heads_that_are_multiplied_before_they_are_read_are_widened():
+    """As torch decomposes it. Mutant: numbers of eight bits are multiplied, which torch cannot."""
+    queries, keys, values = (torch.randn(2, heads, rows, 16) for heads, rows in HEADS_AND_ROWS)
+    inputs = queries, *(side.to(torch.float8_e4m3fn) for side in (keys, values))
+    module = torch.export.export(Grouped(), inputs).run_decompositions().module()
+    done = rewritten(module, *inputs)
+    assert "2x4/2x1x64x16" in done.sites[0].shape
     assert READS not in done.sites[0].reason
 
 
