@@ -32,7 +32,8 @@ def fused_with_sums(
         column = sinks.float()[:, None]
         spoiled = column.clamp(min=0.0) * 0.0  # NaN of one that is infinite, as softmax gives
         share = torch.sigmoid(sums - column) + spoiled  # of keys, in a sum of both
-        out, sums = out * share[..., None].to(out.dtype), torch.logaddexp(sums, column)
+        # The share is no number of 16 bits: only the product is rounded.
+        out, sums = (out * share[..., None]).to(out.dtype), torch.logaddexp(sums, column)
     return out.transpose(1, 2).contiguous().transpose(1, 2), sums.contiguous()
 
 
