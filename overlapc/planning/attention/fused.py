@@ -26,8 +26,10 @@ LEAST_MASKED_BYTES = 32 << 20
 MOST_SHARED_ROWS = 128
 """With a mask that is given, which lets no keys be skipped, fused surely won where scores are so
 large that no cache holds them, or where few rows share heads that eager repeats; between, it took
-0.90 to 1.09 of the time, as memory happened to lie. Same source. Beside sinks, in one noisy run on
-two threads: 2.3 times as fast with 64 MiB, or 32 rows over 1024 keys; 0.81 to 1.2 times below."""
+0.90 to 1.09 of the time, as memory happened to lie. Same source.
+
+Beside sinks, in one run on two threads, interleaved: 1.8 to 4.1 times as fast with 32 MiB and more,
+1.5 times with 16, but 0.89 times of 128 rows over 1024 keys that queries share."""
 
 MASKS = {
     "given": "a mask that is given",
@@ -113,7 +115,7 @@ def _is_small(problem: AttentionProblem) -> bool:
 
 def _gains_masked(problem: AttentionProblem) -> bool:
     copies = problem.groups > 1 and not problem.is_broadcast
-    shares = copies and problem.rows <= MOST_SHARED_ROWS
+    shares = copies and problem.rows <= MOST_SHARED_ROWS and problem.untold is None
     return shares or problem.score_bytes >= LEAST_MASKED_BYTES
 
 

@@ -240,6 +240,7 @@ def test_torchs_attention_is_told_of_sinks_by_our_op():
     assert decide(trained, "sdpa").code == "fused_sinks"
     assert decide(replace(SUNK, rows=1), "auto").code == "too_small"
     few = decide(replace(SUNK, rows=256, keys=256, mask="causal"), "auto")
+    assert decide(replace(SUNK, rows=128, heads=16, groups=4), "auto").code == "too_small"
     assert few.reason == "With a sink, 8 MiB of scores cost no more than fused."
     assert decide(replace(SUNK, prefix=True), "sdpa").code == "valid_keys"
 
