@@ -48,6 +48,8 @@ class Case:
     dtype: torch.dtype = torch.float32
     held: int = 0
     """Of "length" and "given": keys that the cache holds."""
+    has_sink: bool = False
+    """A score of each head takes part in the softmax and has no value, as in gpt-oss."""
 
 
 CASES = (
@@ -89,11 +91,20 @@ CASES = (
     Case("sdpa llama 2048 of 8192 x4", 4, 16, 4, 1, 8192, 64, "length", False, True, held=2048),
     Case("sdpa llama given 2048 of 8192", 1, 16, 4, 1, 8192, 64, "given", False, True, held=2048),
     Case("llama 512 bfloat16", 1, 16, 4, 512, 512, 64, "causal", dtype=torch.bfloat16),
+    Case("sinks 256", 1, 16, 4, 256, 256, 64, "causal", has_sink=True),
+    Case("sinks 512", 1, 16, 4, 512, 512, 64, "causal", has_sink=True),
+    Case("sinks 512 padded", 1, 16, 4, 512, 512, 64, "padding", has_sink=True),
+    Case("sinks 1024", 1, 16, 4, 1024, 1024, 64, "causal", has_sink=True),
+    Case("sinks 1024 padded", 1, 16, 4, 1024, 1024, 64, "padding", has_sink=True),
+    Case("sinks, chunk of 128 over 1024", 1, 16, 4, 128, 1024, 64, "padding", has_sink=True),
+    Case("sinks, decode 2048", 1, 16, 4, 1, 2048, 64, "padding", has_sink=True),
+    Case("sinks 512 trained", 1, 16, 4, 512, 512, 64, "causal", True, has_sink=True),
 )
 
 
 def attention(case: Case) -> Callable[..., torch.Tensor]:
     """Return the case's attention, spelled out."""
+    sinks = torch.randn(1, case.heads, 1, 1, dtype=case.dtype) if case.has_sink else None
 
     def spelled(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
         groups = case.heads // case.key_heads
@@ -112,7 +123,11 @@ def attention(case: Case) -> Callable[..., torch.Tensor]:
             scores = scores.masked_fill(later, torch.finfo(q.dtype).min)
         elif case.mask == "padding":
             scores = scores + m
+        if sinks is not None:
+            scores = torch.cat((scores, sinks.expand(*scores.shape[:-1], 1)), -1)
+            scores = scores - scores.max(-1, keepdim=True).values
         weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
+        weights = weights if sinks is None else weights[..., :-1]
         return (weights @ v).transpose(1, 2).contiguous()
 
     return spelled

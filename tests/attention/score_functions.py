@@ -202,6 +202,15 @@ def sinks_repeated(q, k, v, sinks):
     return torch.cat((q @ k.mT, column), -1).softmax(-1).narrow(-1, 0, K) @ v
 
 
+def sinks_held_as_columns(q, k, v, sinks):
+    """A parameter that has the dimensions of scores, which one operation expands."""
+    return torch.cat((q @ k.mT, sinks.expand(B, H, Q, 1)), -1).softmax(-1)[..., :-1] @ v
+
+
+def columns_of(batches):
+    return lambda: (torch.randn(batches, H, 1, 1) * 2,)
+
+
 def sinks_beside_a_weak_fill(q, k, v, kept, sinks):
     column = sinks[None, :, None, None].expand(B, H, Q, 1)
     s = torch.cat(((q @ k.mT).masked_fill(~kept, -3.0), column), -1)
@@ -303,6 +312,7 @@ OWN = {
     "sinks_first": Spelling(sinks_first, "fused_sinks", sinks_of_heads),
     "sinks_of_groups": Spelling(sinks_of_groups, "fused_sinks", sinks_of_heads, operands=grouped),
     "sinks_repeated": Spelling(sinks_repeated, "fused_sinks", sinks_of_heads),
+    "sinks_held_as_columns": Spelling(sinks_held_as_columns, "fused_sinks", columns_of(1)),
     "sinks_beside_a_weak_fill": Spelling(
         sinks_beside_a_weak_fill, "weak_fill", pair(keep, sinks_of_heads)
     ),
@@ -315,6 +325,7 @@ LEFT = {
     "weighty_sinks": Spelling(weighty_sinks, "!sinks", sinks_of_heads),
     "sinks_of_rows": Spelling(sinks_of_rows, "!sinks", sinks_of_heads),
     "sinks_of_batches": Spelling(sinks_of_batches, "!sinks", sinks_of_heads),
+    "columns_of_batches": Spelling(sinks_held_as_columns, "!sinks", columns_of(B)),
     "other_column_left_out": Spelling(other_column_left_out, "!weights_changed", sinks_of_heads),
     "a_row_more": Spelling(a_row_more, "!score_function", sinks_of_heads),
     "row_left_out": Spelling(row_left_out, "!weights_changed", sinks_of_heads),

@@ -159,12 +159,16 @@ def _is_of_heads(versions: Versions, reader: fx.Node, column: fx.Node, batch: in
     """Whether ``[batch, heads..., rows, keys]`` repeats one number of each head."""
     node, value = versions.read(reader, column), tensor_of(column)
     dims = value.ndim if value is not None else 0
-    while node is not None and node in versions.calls:
-        call, value = versions.calls[node], tensor_of(node)
-        if value is None or value.ndim > dims or call.in_place:
+    while node is not None:
+        call, value = versions.calls.get(node), tensor_of(node)
+        if value is None or value.ndim > dims or (call is not None and call.in_place):
             return False
         sizes = (*(1,) * (dims - value.ndim), *value.shape)
-        if call.name in ALIKE or is_same((*sizes[:batch], *sizes[-2:]), (1,) * (batch + 2)):
+        if is_same((*sizes[:batch], *sizes[-2:]), (1,) * (batch + 2)):
+            return True
+        if call is None:
+            break
+        if call.name in ALIKE:
             return True
         source = call.get("input")
         passes = call.name in (*EXPANSIONS, *COPIES, "repeat") or exchanges_last(versions, node)
