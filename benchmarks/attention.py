@@ -91,6 +91,7 @@ CASES = (
     Case("sdpa llama 2048 of 8192 x4", 4, 16, 4, 1, 8192, 64, "length", False, True, held=2048),
     Case("sdpa llama given 2048 of 8192", 1, 16, 4, 1, 8192, 64, "given", False, True, held=2048),
     Case("llama 512 bfloat16", 1, 16, 4, 512, 512, 64, "causal", dtype=torch.bfloat16),
+    Case("sinks 192", 1, 16, 4, 192, 192, 64, "causal", has_sink=True),
     Case("sinks 256", 1, 16, 4, 256, 256, 64, "causal", has_sink=True),
     Case("sinks 512", 1, 16, 4, 512, 512, 64, "causal", has_sink=True),
     Case("sinks 512 padded", 1, 16, 4, 512, 512, 64, "padding", has_sink=True),

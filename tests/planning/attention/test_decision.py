@@ -239,9 +239,12 @@ def test_torchs_attention_is_told_of_sinks_by_our_op():
     assert decide(trained, "auto").code == "not_measured"
     assert decide(trained, "sdpa").code == "fused_sinks"
     assert decide(replace(SUNK, rows=1), "auto").code == "too_small"
-    few = decide(replace(SUNK, rows=256, keys=256, mask="causal"), "auto")
-    assert decide(replace(SUNK, rows=128, heads=16, groups=4), "auto").code == "too_small"
-    assert few.reason == "With a sink, 8 MiB of scores cost no more than fused."
+    few = replace(SUNK, rows=256, keys=256)
+    assert decide(replace(few, mask="causal"), "auto").code == "fused_sinks"
+    assert decide(replace(few, mask="given"), "auto").code == "too_small"
+    shared = replace(SUNK, rows=128, heads=16, groups=4, mask="given")
+    assert decide(shared, "auto").code == "too_small"
+    assert decide(replace(shared, untold=None), "auto").code == "fused"
     assert decide(replace(SUNK, prefix=True), "sdpa").code == "valid_keys"
 
 
