@@ -234,7 +234,10 @@ def visit_tile(
             taken = weights.to(tl.float32)
             sums += taken if len(sums.shape) == 2 else tl.sum(taken, 1)
         if PAIRS:
-            total = (tl.dot(weights, values[0], total[0]), tl.dot(weights, values[1], total[1]))
+            total = (
+                tl.dot(weights, values[0], total[0], input_precision=PRECISION),
+                tl.dot(weights, values[1], total[1], input_precision=PRECISION),
+            )
         else:
             total = tl.dot(weights, values, total, input_precision=PRECISION)
     return peak, sums, total

@@ -29,6 +29,7 @@ from overlapc.codegen.interpreting import correct_interpreter
 from overlapc.codegen.templates.cached_tiles import widened
 from overlapc.errors import KernelError
 from tests.codegen.attention_cases import loads_of
+from tests.codegen.drawn_precision import rounding_to_tf32
 from tests.codegen.hidden_masks import HidingMask
 from tests.codegen.shuffled_grid import shuffled_grid
 
@@ -112,7 +113,7 @@ class Run:
             self.named["lse"].fill_(torch.nan)
         self.named["redone"].fill_(REDONE_BEFORE)
         device = patch.object(decode, "sm_of", lambda _: self.case.architecture)
-        with shuffled_grid(random.Random(seed)), device:
+        with shuffled_grid(random.Random(seed)), device, rounding_to_tf32():
             self.kernel(*self.sides, splits=self.case.splits, workspace=self.workspace,
                         **self.named)  # fmt: skip
 

@@ -27,8 +27,9 @@ def check(interpreted, spec=SPEC, cache=CACHE, mutate=(), **case):
         (SPEC, {"rows": 2, "splits": 3}),
         (replace(SPEC, softmax="first_tile", value_dim=20), {"rows": 3}),
         (SPEC, {"offset": 300.0, "redone": 6}),
+        (replace(SPEC, dtype="float32"), {"rows": 2}),
     ],
-    ids=["plain", "of the first keys, ragged", "computed again"],
+    ids=["plain", "of the first keys, ragged", "computed again", "not in tf32"],
 )
 def test_values(interpreted, spec, case):
     check(interpreted, spec, **case)
@@ -38,12 +39,15 @@ MUTANTS = {
     "odd columns are even ones": ("odd = (both >> 8).to(tl.uint8)", "odd = both.to(tl.uint8)"),
     "columns are exchanged": ("tl.join(even, odd)", "tl.join(odd, even)"),
     "odd sums are not rescaled": ("total[1] * shrunk[:, None])", "total[1])"),
-}
+    "odd columns are multiplied in tf32": (
+        "total[1], input_precision=PRECISION", "total[1]",
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_mutant_is_caught(interpreted, name):
-    spec = replace(SPEC, softmax="online")
+    spec = replace(SPEC, softmax="online", dtype="float32" if "tf32" in name else SPEC.dtype)
     with wrong_values():
         check(interpreted, spec, factor=3.0, mutate=[MUTANTS[name]])
 
