@@ -15,7 +15,10 @@ from overlapc.codegen.epilogue import Call, Epilogue, Ref
 NEAR, LOW, FAR = range(3)
 """Of a value: not far from zero; perhaps as far below it as a mask; on either side."""
 FARTHEST_NUMBER = 2e38
-BOUNDED = ("tanh", "sigmoid", "sin", "cos", "erf", "hardtanh")
+BOUNDED = ("tanh", "sigmoid", "sin", "cos", "erf")
+FACTORS = ("mul", "div")
+"""What a product takes a tensor into without it being a mask."""
+EXTREMES = ("minimum", "maximum")
 
 
 def nearer_of(program: Epilogue) -> tuple[str, ...]:
@@ -29,22 +32,25 @@ def nearer_of(program: Epilogue) -> tuple[str, ...]:
 def _place(call: Call, values: Sequence[int]) -> int:
     name = call.op.split(".")[1]
     given = [*call.arguments, *(argument for _, argument in call.named)]
-    inputs = [side for side in given if isinstance(side, Ref) and side.kind == "input"]
+    has_input = any(isinstance(side, Ref) and side.kind == "input" for side in given)
     before = max((values[side.index] for side in given if _is_value(side)), default=LOW)
+    numbers = [_place_of_number(side) for side in given if isinstance(side, int | float)]
     if name in BOUNDED:
         return NEAR
-    if name == "sub" and inputs:
-        return FAR
     if is_mask(call) and not call.named:
-        is_low = bool(inputs) or any(map(_is_far, given))
-        return max(before, LOW if is_low else NEAR)
-    has_mask = name in ("minimum", "maximum") and inputs
-    return FAR if before or any(map(_is_far, given)) else LOW if has_mask else NEAR
+        return max(before, LOW if has_input else NEAR, *numbers)
+    if before or any(numbers):
+        return FAR
+    if not has_input or name in FACTORS:
+        return NEAR
+    return LOW if name in EXTREMES else FAR
 
 
 def _is_value(side: object) -> bool:
     return isinstance(side, Ref) and side.kind == "value"
 
 
-def _is_far(side: object) -> bool:
-    return isinstance(side, int | float) and FARTHEST_NUMBER < abs(side) < math.inf
+def _place_of_number(number: float) -> int:
+    if not FARTHEST_NUMBER < abs(number) < math.inf:
+        return NEAR
+    return LOW if number < 0 else FAR
