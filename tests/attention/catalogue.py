@@ -30,6 +30,8 @@ from tests.attention.mask_spellings import (
     filled,
     filled_and_added,
     filled_finite,
+    filled_higher_then_padded,
+    filled_then_padded,
     filled_then_raised,
     filled_through_a_view,
     infinite,
@@ -358,6 +360,21 @@ def pair(*makers):
     return lambda: tuple(t for maker in makers for t in maker())
 
 
+def padding():
+    """Of the first keys of one sequence, and of all of the other."""
+    mask = torch.zeros(B, 1, 1, K)
+    mask[0, ..., :5], mask[1] = MIN, MIN
+    return (mask,)
+
+
+def lower():
+    return (torch.ones(1, 1, Q, K, dtype=torch.bool).tril(),)
+
+
+def all_but_a_row():
+    return (torch.arange(Q).ne(2)[:, None].expand(Q, K),)
+
+
 def dead_rows():
     """What is added: one row is at a floor, one below."""
     mask = torch.where(torch.rand(B, 1, Q, K) > 0.3, 0.0, MIN)
@@ -410,6 +427,10 @@ REWRITTEN = {
     "filled": Spelling(filled, more=keep),
     "filled_finite": Spelling(filled_finite, more=keep),
     "filled_and_added": Spelling(filled_and_added, more=pair(keep, bias)),
+    "filled_then_padded": Spelling(filled_then_padded, more=pair(lower, padding)),
+    "filled_higher_then_padded": Spelling(
+        filled_higher_then_padded, more=pair(all_but_a_row, padding)
+    ),
     "chosen": Spelling(chosen, more=keep),
     "chosen_by_method": Spelling(chosen_by_method, more=keep),
     "additive": Spelling(additive, more=keep),

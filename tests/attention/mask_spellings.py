@@ -31,6 +31,16 @@ def filled_and_added(q, k, v, kept, m):
     return ((q @ k.mT + m).masked_fill(~kept, -INF) * 0.5 + m).softmax(-1) @ v
 
 
+def filled_then_padded(q, k, v, kept, m):
+    """As GPT-2 does; of a row of both, keys that one of them hides are all there is."""
+    return ((q @ k.mT).masked_fill(~kept, MIN) + m).softmax(-1) @ v
+
+
+def filled_higher_then_padded(q, k, v, kept, m):
+    """What both hide is no minus infinity."""
+    return ((q @ k.mT).masked_fill(~kept, -1e30) + m).softmax(-1) @ v
+
+
 def chosen(q, k, v, kept):
     return torch.where(kept, q @ k.mT, torch.tensor(MIN)).softmax(-1) @ v
 

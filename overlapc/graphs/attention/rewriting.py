@@ -130,8 +130,10 @@ def _in_kernel_dtype(graph: fx.Graph, mask: fx.Node, dtype: torch.dtype) -> fx.N
 
 def _filled(graph: fx.Graph, part: Fill, total: fx.Node | None, found: Attention) -> fx.Node:
     condition = part.condition.emit(graph)
-    value = part.value if part.value == -math.inf else FINITE_FILL
     dtype, device = found.query.value.dtype, found.query.value.device
+    value = min(part.value, FINITE_FILL)
+    if value > -math.inf:  # which of several masks is the least tells what a row of them gives
+        value = max(value, torch.finfo(dtype).min)
     if total is None:
         total = _call(graph, torch.zeros, (), like=condition, dtype=dtype, device=device)
     fill = _call(graph, torch.full, (), value, like=condition, dtype=dtype, device=device)

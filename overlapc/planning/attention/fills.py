@@ -4,6 +4,6 @@ WEAKEST_FILL = -1e9
 """One above it might be no mask, but a score; any score's bits are lost in one below. Chosen: what
 is common, and far below any score."""
 
-FINITE_FILL = -1e38
-"""Stands for any finite one: scores are lost in it, so that a row of it alone is uniform; in the
-range of bfloat16."""
+FINITE_FILL = -1e30
+"""Scores are lost in a finite one from here down, so that a row of it alone is uniform; it stands
+for those above it. Chosen: with a mask of the least number added it is still a number."""

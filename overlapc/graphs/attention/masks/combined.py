@@ -34,7 +34,7 @@ from overlapc.graphs.attention.reading.varying import has_varying
 from overlapc.graphs.attention.reading.versions import Versions
 from overlapc.graphs.attention.scores.steps import Bias, Fill
 from overlapc.graphs.collectives import Refusal
-from overlapc.planning.attention.fills import WEAKEST_FILL
+from overlapc.planning.attention.fills import FINITE_FILL, WEAKEST_FILL
 from overlapc.planning.attention.library_calls import FAINT
 
 PASSED = (*ORDERED, *COPIES, *CASTS, *EXPANSIONS)
@@ -232,7 +232,7 @@ def _writer(versions: Versions, added: Expression) -> fx.Node | None:
 def _why_untold(part: Bias | Fill, dtype: torch.dtype, is_last: bool) -> Refusal | None:
     if isinstance(part, Bias):
         return None
-    is_lost = part.value <= -1e30 or (part.value <= WEAKEST_FILL and is_last)
+    is_lost = part.value <= FINITE_FILL or (part.value <= WEAKEST_FILL and is_last)
     if part.value == -math.inf or (is_lost and dtype != torch.float16):
         return None
     reason = f"A fill of {part.value:g} may be a score like others, which no mask can say."

@@ -15,12 +15,11 @@ from overlapc.graphs.attention.reading.versions import Versions
 from overlapc.graphs.attention.scores.functions import Function
 from overlapc.graphs.attention.scores.steps import Bias, Fill, Step
 from overlapc.graphs.attention.scores.upward import Scores
+from overlapc.planning.attention.fills import FINITE_FILL
 from overlapc.planning.attention.library_calls import FAINT
 from overlapc.runtime.attention.masks import Ref
 
 FLOORS = ("aten.maximum.default", "aten.clamp.default", "aten.clamp_min.default")
-HIGHEST_FLOOR = -1e30
-"""A score is lost in numbers down from it, so that a row of a floor alone is uniform."""
 
 
 def without_floor(versions: Versions, scores: Scores) -> Scores | None:
@@ -56,7 +55,7 @@ def _floor_of(step: Step) -> float | None:
     is_floor = call.op in FLOORS and first == Ref("value", 0) and len(numbers) == 1
     if not is_floor or not isinstance(numbers[0], int | float):
         return None
-    is_below = math.isfinite(numbers[0]) and numbers[0] <= HIGHEST_FLOOR
+    is_below = math.isfinite(numbers[0]) and numbers[0] <= FINITE_FILL
     return float(numbers[0]) if is_below else None
 
 
