@@ -51,11 +51,9 @@ def gradients_by_fused(spec: AttentionSpec, call: GradientOperands) -> list[torc
         for side, count in zip(gradients, heads, strict=True)
     ]
     found = [side for side, is_wanted in zip(found, call.wanted, strict=False) if is_wanted]
-    return (
-        [*found, _of_sinks(call, call.sinks)]
-        if call.wanted[-1] and call.sinks is not None
-        else found
-    )
+    if call.wanted[-1] and call.sinks is not None:
+        found.append(_of_sinks(call, call.sinks))
+    return found
 
 
 def _of_sinks(call: GradientOperands, sinks: torch.Tensor) -> torch.Tensor:

@@ -76,9 +76,9 @@ class AttentionTrials:
         return replace(found, quarter_low=part.low, quarter_median=part.median)
 
     def _fastest(self, tiles: Sequence[str], operands: Sequence[Operands], seconds: float) -> str:
-        """Of which the median is the least. It is so by luck too: of three that are as fast as
-        torch's, the one that looks fastest is "surely" faster twice as often as any one of them
-        (simulated). So these times say nothing of how it compares."""
+        """The tile whose median is least. Luck has a part in that: of three that are as fast as
+        torch's, the one that looks fastest is found "surely" faster twice as often as a given one
+        (simulated), so these times do not tell how it compares with torch's."""
         times = self._times(tiles, operands, seconds)
         return min(tiles, key=lambda tile: median(times[tile]))
 
