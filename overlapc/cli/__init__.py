@@ -74,7 +74,8 @@ def _our_error(error: BaseException | None) -> OverlapcError | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("overlapc", description="Overlaps collectives with GEMMs.")
+    what = "Says what the torch.compile backend does and why, plans without a GPU, and measures."
+    parser = argparse.ArgumentParser("overlapc", description=what)
     parser.add_argument("--version", action="version", version=f"overlapc {version('overlapc')}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_explain(commands)

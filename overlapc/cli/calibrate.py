@@ -26,7 +26,10 @@ Tell = Callable[[str, float], None]
 
 def add_calibrate(commands: Any) -> None:
     """Add the command ``calibrate`` to the subparsers of ``overlapc``."""
-    text = "measure this machine and its process group, and store the target"
+    text = (
+        "measure this machine and its process group, and store the target; or the linear layers, "
+        "the attentions or the attention scores of a model"
+    )
     calibrate = commands.add_parser("calibrate", help=text, description=text)
     calibrate.add_argument("--seconds", type=_seconds, default=40.0, help="to measure for, about")
     calibrate.add_argument(

@@ -93,8 +93,8 @@ def calibrate_softmax(
         raise ProblemError(
             "No attention was seen whose scores a kernel could compute.",
             where="overlapc calibrate --softmax",
-            remedy="give a model with weights whose attention overlapc.explain, with softmax="
-            "'unified', does not refuse, and at least one batch",
+            remedy="give a model with weights whose attention overlapc explain --option "
+            "softmax=unified shows and does not refuse, and at least one batch",
         )
     if save:
         for table in seen.values():

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 QUANTILES = (0.0001, 0.5, 0.9999)
 """Of scores: the first and the last are those between which a φ for all was chosen by what the
 idea is from (FlashDecoding++)."""
+EIGHTH = 1 / 8
+"""Of a nat: scores are counted by it."""
 MOST_REDONE = 1e-4
 """Rows that may be computed twice. One such row costs all rows of its CTA the same time again, up
 to 128 of them: chosen, so that this stays near a hundredth of the CTAs."""
@@ -25,7 +27,8 @@ MOST_PHI = 1e38
 LEGEND = f"""\
 Of each head of queries: the rows of queries that saw a key, and their attention scores, scaled and
 masked as softmax takes them, in nats (natural logarithms of weights). φ is the number of that head
-that softmax='unified' takes scores relative to, as exp(score - φ), in place of each row's maximum;
+that softmax='unified' takes scores relative to, as exp(score - φ), in place of each row's maximum:
+the middle of all that would serve, so it may lie beside the scores;
 slack is by how many nats other prompts may shift scores, either way, before more than
 {100 * MOST_REDONE:g} % of the rows are computed twice. Where a head has no φ, its attention takes
 maxima of rows instead."""
@@ -63,7 +66,10 @@ class HeadScores:
         """The range and what is chosen, as a person reads it."""
         least, middle, most = self.quantiles
         span = f"{self.rows} rows, scores {self.least:.3g} to {self.most:.3g} nats"
-        inner = f"median {middle:.3g}, {_percent(QUANTILES[2] - QUANTILES[0])} within"
+        # What was rounded down lies within an eighth above, and within all scores.
+        least, most = max(least, self.least), min(most + EIGHTH, self.most)
+        middle = min(max(middle + EIGHTH / 2, self.least), self.most)
+        inner = f"median about {middle:.3g}, {_percent(QUANTILES[2] - QUANTILES[0])} within"
         chosen = "none" if self.phi is None else f"{self.phi:g} nats, slack {self.slack:g}"
         return f"{span} ({inner} {least:.3g} to {most:.3g}); φ {chosen}"
 
@@ -140,7 +146,7 @@ class SiteScores:
         seen = f"{rows} rows of prompts"
         if self.policy == "head":
             span = " to ".join(dict.fromkeys(f"{end:g}" for end in (min(self.phi), max(self.phi))))
-            return f"relative to a φ of each head, {span} by {seen}"
+            return f"relative to a φ of each head, {span}, chosen for {seen}"
         without = sum(head.phi is None for head in self.heads)
         why = f"{seen} left no φ to {without} of {len(self.heads)} heads"
         if self.policy == "first_tile":

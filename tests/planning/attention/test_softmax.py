@@ -65,7 +65,11 @@ def test_a_range_too_narrow_for_other_prompts_is_none():
 @pytest.mark.parametrize(
     ("heads", "policy", "says"),
     [
-        ((HEAD, replace(HEAD, phi=-7.0)), "head", "a φ of each head, -7 to 1.5 by 200 rows"),
+        (
+            (HEAD, replace(HEAD, phi=-7.0)),
+            "head",
+            "a φ of each head, -7 to 1.5, chosen for 200 rows",
+        ),
         ((HEAD, replace(WITHOUT, redone_by_first=0)), "first_tile", "no φ to 1 of 2 heads"),
         ((HEAD, WITHOUT), "online", "with a running maximum, for 200 rows of prompts left no φ"),
     ],
@@ -121,7 +125,12 @@ def test_a_phi_that_is_no_number_of_the_kernels_is_refused(tmp_path, phi):
 
 
 def test_a_head_is_described():
-    seen = "100 rows, scores -3 to 4 nats (median 0.5, 99.98 % within -2 to 3.5)"
+    """Mutants: what was rounded down is shown as it is; it is not kept within all scores."""
+    seen = "100 rows, scores -3 to 4 nats (median about 0.562, 99.98 % within -2 to 3.62)"
     assert HEAD.text() == f"{seen}; φ 1.5 nats, slack 20"
     assert WITHOUT.text().endswith("φ none")
+    few = replace(HEAD, least=-0.09, most=0.1, quantiles=(-0.125, -0.125, 0.0))
+    assert (
+        "scores -0.09 to 0.1 nats (median about -0.0625, 99.98 % within -0.09 to 0.1)" in few.text()
+    )
     assert json.loads(json.dumps(HEAD.quantiles)) == [-2.0, 0.5, 3.5]
