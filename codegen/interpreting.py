@@ -1,7 +1,8 @@
 """Triton's interpreter with the arithmetic of devices, where its own differs.
 
 It cuts where casts to bfloat16 round, and multiplies the bits of bfloat16 as integers. That of
-Triton 3.6 also makes no index of an array of one number, where NumPy is 2.4 or newer.
+Triton 3.6 also makes no index of an array of one number, where NumPy is 2.4 or newer, and that of
+3.9 refuses masks in which one truth is repeated for all, for it repeats it as a number.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ def correct_interpreter() -> None:
     """Put it right for the rest of this process; does so once. Needs TRITON_INTERPRET."""
     import numpy as np
     import torch
+    import triton.language as tl
     from triton.runtime import interpreter
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, _get_np_dtype
 
@@ -24,7 +26,7 @@ def correct_interpreter() -> None:
         return
     builder._overlapc_corrected = True
     _correct_indices(interpreter)
-    cast, dot = builder.cast_impl, builder.create_dot
+    cast, dot, splat = builder.cast_impl, builder.create_dot, builder.create_splat
     dtypes = {
         "bf16": torch.bfloat16,
         "fp8e4nv": torch.float8_e4m3fn,
@@ -57,9 +59,15 @@ def correct_interpreter() -> None:
         product = np.matmul(widened(a), widened(b), dtype=np.float32)
         return TensorHandle(product + total.data, total.dtype.scalar)
 
+    def corrected_splat(self: Any, kind: Any, source: Any) -> Any:
+        if source.data.dtype != np.bool_:
+            return splat(self, kind, source)
+        return TensorHandle(np.full(kind.shape, source.data.item()), tl.int1)
+
     builder.cast_impl = corrected_cast
     builder.create_fp_to_fp = corrected_cast
     builder.create_dot = corrected_dot
+    builder.create_splat = corrected_splat
 
 
 def _correct_indices(interpreter: Any) -> None:
