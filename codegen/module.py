@@ -5,6 +5,7 @@ from __future__ import annotations
 from overlapc.codegen.bands import COUNTER_STRIDE
 from overlapc.codegen.epilogue import Epilogue
 from overlapc.codegen.function import function_of
+from overlapc.codegen.options import options_text
 from overlapc.codegen.promotion import FP8, CannotLower
 from overlapc.codegen.spec import GemmSpec
 from overlapc.errors import KernelError
@@ -36,7 +37,7 @@ KERNEL = band_gemm
 CONSTANTS = {{
     "EPILOGUE": epilogue,
 {constants}}}
-OPTIONS = {{"num_warps": {warps}, "num_stages": {stages}}}
+OPTIONS = {options}
 '''
 
 
@@ -74,8 +75,7 @@ def module_text(spec: GemmSpec) -> str:
         spec=literal(str(spec)),
         epilogue=epilogue_text(spec.chain, spec.dtype, spec.out, where=str(spec)),
         constants="".join(lines),
-        warps=spec.warps,
-        stages=spec.stages,
+        options=options_text(spec.warps, spec.stages),
     )
 
 

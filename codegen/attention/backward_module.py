@@ -14,13 +14,13 @@ from overlapc.codegen.attention.module import (
     literal,
     lowered_scores,
     not_generated,
-    registers_text,
     shared_constants,
 )
 from overlapc.codegen.attention.policies import ONLINE
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile
 from overlapc.codegen.attention.visibility import hides_in_gradients
+from overlapc.codegen.options import options_text
 from overlapc.codegen.promotion import CannotLower
 
 TEXT = '''\
@@ -41,7 +41,7 @@ from overlapc.codegen.templates.{template} import {kernel}
 KERNEL = {kernel}
 CONSTANTS = {{
 {constants}}}
-OPTIONS = {{"num_warps": {warps}, "num_stages": {stages}{registers}}}
+OPTIONS = {options}
 '''
 
 
@@ -133,9 +133,7 @@ def backward_text(spec: AttentionSpec, part: str, tile: AttentionTile) -> str:
         kernel=f"attention_{own.template}",
         functions="".join(f"\n{text}\n" for text in functions),
         constants="".join(lines),
-        warps=tile.warps,
-        stages=tile.stages,
-        registers=registers_text(tile),
+        options=options_text(tile.warps, tile.stages, tile.registers),
     )
     return text + kept_text(constants, hiding)
 

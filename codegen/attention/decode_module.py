@@ -7,13 +7,13 @@ from overlapc.codegen.attention.module import (
     Constant,
     literal,
     lowered_scores,
-    registers_text,
     shared_constants,
     softmax_constants,
 )
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile, padded
 from overlapc.codegen.attention.visibility import hides
+from overlapc.codegen.options import options_text
 from overlapc.planning.attention.decode_splits import ADDED_NUMBERS, LEAST_TILES, added_together
 
 KIND = "decode"
@@ -44,7 +44,7 @@ KERNEL = attention_decode
 CONSTANTS = {{
     "SCORES": {has_scores},
 {constants}}}
-OPTIONS = {{"num_warps": {warps}, "num_stages": {stages}{registers}}}
+OPTIONS = {options}
 '''
 
 
@@ -87,7 +87,5 @@ def decode_text(spec: AttentionSpec, cache: Cache, tile: AttentionTile) -> str:
         constants="".join(
             f'    "{name}": {literal(value)},\n' for name, value in constants.items()
         ),
-        warps=tile.warps,
-        stages=tile.stages,
-        registers=registers_text(tile),
+        options=options_text(tile.warps, tile.stages, tile.registers),
     )

@@ -6,6 +6,7 @@ from overlapc.codegen.attention.scores import scores_text
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile, padded, suits_ahead
 from overlapc.codegen.attention.visibility import FINITE, hides, masks_tell
+from overlapc.codegen.options import options_text
 from overlapc.codegen.promotion import CannotLower
 from overlapc.errors import KernelError
 
@@ -28,7 +29,7 @@ KERNEL = attention_forward
 CONSTANTS = {{
     "SCORES": {has_scores},
 {constants}}}
-OPTIONS = {{"num_warps": {warps}, "num_stages": {stages}{registers}}}
+OPTIONS = {options}
 '''
 KEPT = """
 FIND_KEPT = find_kept
@@ -104,16 +105,9 @@ def module_text(spec: AttentionSpec, tile: AttentionTile) -> str:
         has_scores="scores" if spec.scores else None,
         import_kept=import_of_kept(hiding),
         constants=_lines(constants),
-        warps=tile.warps,
-        stages=tile.stages,
-        registers=registers_text(tile),
+        options=options_text(tile.warps, tile.stages, tile.registers),
     )
     return text + kept_text(constants, hiding)
-
-
-def registers_text(tile: AttentionTile) -> str:
-    """What options of a launch say of registers."""
-    return f', "maxnreg": {tile.registers}' if tile.registers else ""
 
 
 def import_of_kept(hiding: str) -> str:

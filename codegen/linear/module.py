@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from overlapc.codegen.linear.spec import MOST_WEIGHTS, LinearSpec
 from overlapc.codegen.module import Constant, epilogue_text, literal
+from overlapc.codegen.options import options_text
 
 TEXT = '''\
 """{summary}
@@ -34,7 +35,7 @@ CONSTANTS = {{
     "PRODUCTS": {way},
     "EPILOGUE": epilogue,
 {constants}}}
-OPTIONS = {{"num_warps": {warps}, "num_stages": {stages}}}
+OPTIONS = {options}
 '''
 
 
@@ -74,8 +75,7 @@ def linear_module_text(spec: LinearSpec) -> str:
             spec.chain, spec.dtype, spec.out, where=str(spec), most_products=MOST_WEIGHTS
         ),
         constants="".join(lines),
-        warps=spec.warps,
-        stages=spec.stages,
+        options=options_text(spec.warps, spec.stages),
     )
 
 

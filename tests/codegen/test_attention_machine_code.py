@@ -85,6 +85,15 @@ def test_budgets(is_aligned):
     check(SPEC, "sm_90", is_aligned=is_aligned)
 
 
+def test_products_are_added_in_one_instruction_whatever_the_environment_says(monkeypatch):
+    """Mutants: modules that leave it to Triton, or say no."""
+    spec = replace(SPEC, head_dim=64, value_dim=64)
+    built = build_for(spec, tile_for(spec, "sm_80"), "sm_80")
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "0")
+    assert build_for(spec, tile_for(spec, "sm_80"), "sm_80").assembly == built.assembly
+    assert "fma.rn.f32" in built.assembly
+
+
 def test_the_tma_unit_loads_where_there_is_one():
     """Mutants: on every device, of float32 too, of what is not aligned, of programs on sm_100."""
     found = {

@@ -49,7 +49,8 @@ def test_a_built_module_holds_what_its_spec_says(private_cache):
     assert GemmSpec.parse(kernel.module.SPEC) == SPEC
     own = {"EPILOGUE": kernel.module.epilogue}
     assert constants(SPEC) | own == kernel.module.CONSTANTS
-    assert kernel.module.OPTIONS == {"num_warps": 2, "num_stages": 3}
+    options = {"num_warps": 2, "num_stages": 3, "enable_fp_fusion": True}
+    assert options == kernel.module.OPTIONS
     assert builder.build(replace(SPEC)) is kernel
 
 
