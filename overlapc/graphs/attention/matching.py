@@ -17,7 +17,7 @@ from overlapc.graphs.attention.layouts import (
     layout_is_read,
     merged_steps,
 )
-from overlapc.graphs.attention.masks.combined import read_mask
+from overlapc.graphs.attention.masks.combined import Mask, read_mask
 from overlapc.graphs.attention.masks.floors import without_floor
 from overlapc.graphs.attention.masks.prefixes import prefix_of
 from overlapc.graphs.attention.operands import checked, no_plain_tensors, why_empty
@@ -99,58 +99,89 @@ def _flattened(
     )
     if refusal:
         return refusal
-    values = weights.product.right.shaped(weights.product.batch, frame)
-    dtype, sides = weights.product.dtype, [scores.product.left, scores.product.right.transposed()]
-    if scores.product.dtype != dtype:
-        sides = [_in_dtype(versions, side, dtype) for side in sides]
-    if any(side is None for side in sides):
-        reason = "Queries and keys have another dtype than the values: cast to it they are read."
-        return Refusal(node, "mixed_dtypes", reason)
-    query, key = (side.shaped(scores.product.batch, frame) for side in sides if side is not None)
-    rows, keys = query.shape[-2], key.shape[-2]
-    zeroed = with_zeros(versions, scores, weights.zeroings)
-    if isinstance(zeroed, Refusal):
-        return zeroed
-    mask = read_mask(versions, zeroed.masks, dtype, rows, keys)
+    sides = _sides(versions, scores, weights)
+    if isinstance(sides, Refusal):
+        return sides
+    rows, keys = sides[0].shape[-2], sides[1].shape[-2]
+    mask = _mask(versions, softmax, scores, weights, rows, keys)
     if isinstance(mask, Refusal):
         return mask
-    mask = zeroed.told(mask)
-    if softmax.is_nan_where_dead and mask.dead == "nan":
-        reason = "A row that keeps no key is NaN, for its maximum is infinite, where a sink gives "
-        reason += "zeros: masked by a finite number, as by torch.finfo(dtype).min, it is read."
-        return Refusal(node, "dead_rows", reason)
-    is_sum_zero = softmax.is_by_exp and softmax.sink is None and not scores.is_shifted
-    if is_sum_zero and mask.may_be_even:
-        reason = "Its exponentials of a row that keeps no key are zero, and so is their sum: less "
-        reason += "the row's maximum, as F.softmax has them, they are read."
-        return Refusal(node, "dead_rows", reason)
-    if softmax.is_less_logarithm and mask.may_be_even:
-        reason = "The logarithm of its sum is lost in the mask of a row that keeps no key: spelled "
-        reason += "by F.softmax it is read."
-        return Refusal(node, "dead_rows", reason)
-    flat = four_dimensional(versions, query, key, values, mask, frame)
+    flat = four_dimensional(versions, *sides, mask, frame)
     is_read = layout_is_read(versions, node)
     if is_read and not (is_dense(node, weights.product.order) or is_dense(node, ())):
         reason = "Somebody reads the strides of its result, which has gaps or an order of its own."
         return Refusal(node, "layout_read", reason)
     return Attention(
         node,
-        flat.query,
-        flat.key,
-        flat.value,
-        flat.groups,
-        scores.factor,
-        flat.mask,
-        chain,
-        frame,
-        weights.product.batch,
-        weights.product.order,
-        is_read,
-        flat.repeated,
-        prefix_of(versions, flat.mask, rows, keys),
-        merged_steps(scores.program, frame),
-        scores.sinks,
+        query=flat.query,
+        key=flat.key,
+        value=flat.value,
+        groups=flat.groups,
+        scale=scores.factor,
+        mask=flat.mask,
+        chain=chain,
+        frame=frame,
+        batch=weights.product.batch,
+        order=weights.product.order,
+        is_contiguous=is_read,
+        repeated=flat.repeated,
+        length=prefix_of(versions, flat.mask, rows, keys),
+        program=merged_steps(scores.program, frame),
+        sinks=scores.sinks,
     )
+
+
+def _sides(
+    versions: Versions, scores: Scores, weights: Weights
+) -> tuple[Expression, Expression, Expression] | Refusal:
+    """Queries, keys and values of one dtype, ``[*frame, rows or keys, columns]``."""
+    dtype, product = weights.product.dtype, scores.product
+    sides = [product.left, product.right.transposed()]
+    if product.dtype != dtype:
+        sides = [_in_dtype(versions, side, dtype) for side in sides]
+    query, key = (
+        None if side is None else side.shaped(product.batch, scores.frame) for side in sides
+    )
+    if query is None or key is None:
+        reason = "Queries and keys have another dtype than the values: cast to it they are read."
+        return Refusal(weights.product.node, "mixed_dtypes", reason)
+    return query, key, weights.product.right.shaped(weights.product.batch, scores.frame)
+
+
+def _mask(
+    versions: Versions, softmax: Softmax, scores: Scores, weights: Weights, rows: Any, keys: Any
+) -> Mask | Refusal:
+    """What is added to scores and hides them, of rows without a key as well."""
+    zeroed = with_zeros(versions, scores, weights.zeroings)
+    if isinstance(zeroed, Refusal):
+        return zeroed
+    mask = read_mask(versions, zeroed.masks, weights.product.dtype, rows, keys)
+    if isinstance(mask, Refusal):
+        return mask
+    mask = zeroed.told(mask)
+    reason = _why_not_dead(softmax, scores, mask)
+    return Refusal(weights.product.node, "dead_rows", reason) if reason else mask
+
+
+def _why_not_dead(softmax: Softmax, scores: Scores, mask: Mask) -> str:
+    """Why rows that keep no key are not what torch's softmax makes of them; empty if they are."""
+    if softmax.is_nan_where_dead and mask.dead == "nan":
+        return (
+            "A row that keeps no key is NaN, for its maximum is infinite, where a sink gives "
+            "zeros: masked by a finite number, as by torch.finfo(dtype).min, it is read."
+        )
+    is_sum_zero = softmax.is_by_exp and softmax.sink is None and not scores.is_shifted
+    if is_sum_zero and mask.may_be_even:
+        return (
+            "Its exponentials of a row that keeps no key are zero, and so is their sum: less the "
+            "row's maximum, as F.softmax has them, they are read."
+        )
+    if softmax.is_less_logarithm and mask.may_be_even:
+        return (
+            "The logarithm of its sum is lost in the mask of a row that keeps no key: spelled by "
+            "F.softmax it is read."
+        )
+    return ""
 
 
 def _why_not_batches(weights: Weights, frame: tuple[Any, ...]) -> Refusal | None:
