@@ -27,7 +27,8 @@ def _module_path(node: fx.Node) -> str:
         return ""
     path = list(stack.values())[-1][0]
     path = re.sub(r"\['([^']*)'\]", r".\1", str(path)).replace("._modules.", ".")
-    return re.sub(r"^L\.(self|fn|mod|s)\b\.?", "", path).strip(".")
+    path = re.sub(r"^[LG]\.", "", path)  # Dynamo's for locals and globals
+    return re.sub(r"^(self|fn|mod|s|args\[0\])(?!\w)\.?", "", path).strip(".")
 
 
 def place_of(node: fx.Node) -> str:
