@@ -73,8 +73,8 @@ def test_a_wrong_order_is_caught(ptx: str, mutation: str):
                 line for line in lines[store:release] if not BARRIER.search(line)
             ]
         case "some threads":
-            (barrier,) = lines_of(BARRIER, lines[store:release])
-            lines[store + barrier] = "\tbarrier.sync 1, 64;"
+            for barrier in lines_of(BARRIER, lines[store:release]):
+                lines[store + barrier] = "\tbarrier.sync 1, 64;"
         case "store last":
             lines.insert(release + 1, lines[store])
         case "TMA store last":

@@ -394,6 +394,7 @@ def test_without_the_pass_the_wait_comes_first(monkeypatch):
     assert code_of(after_it, inputs()) == ["all_reduce", "wait", "mm"]
 
 
+@pytest.mark.skipif(torch.__version__ >= "2.14", reason="there the order of the graph was enough")
 def test_without_control_dependencies_the_order_of_the_graph_is_not_enough(monkeypatch):
     monkeypatch.setattr(hide_collectives, "preserve_node_ordering", lambda graph, after: None)
     wrong = [["all_reduce", "wait", "mm"], ["mm", "all_reduce", "wait"]]
