@@ -7,11 +7,36 @@ the kernel (Triton's ``add_pre_run_hook``; ours have none) run at its first laun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 Arguments = tuple[Any, ...]
+ALIGNED_BYTES = 16
+"""Triton compiles for whether an address is a multiple of so many."""
+MOST_KNOWN = 64
+"""Launches that are remembered of one kernel; chosen: a cache that grows is new at each step, and
+then known to as many layers as share the kernel."""
+
+
+class Known(dict[Hashable, Callable[[Sequence[Any]], Any]]):
+    """Launches of one kernel by what they depend on, the first of which are forgotten."""
+
+    def keep(self, key: Hashable, launch: Callable[[Sequence[Any]], Any]) -> None:
+        """Remember one more."""
+        if len(self) >= MOST_KNOWN:
+            self.clear()
+        self[key] = launch
+
+
+def lies(tensors: Sequence[Any]) -> Hashable:
+    """What checks, and a launch, may depend on of tensors, or None: all but where they are and what
+    they hold."""
+    return tuple([
+        one if one is None
+        else (one.shape, one.stride(), one.dtype, one.device, one.data_ptr() % ALIGNED_BYTES)
+        for one in tensors
+    ])  # fmt: skip
 
 
 class Place(int):

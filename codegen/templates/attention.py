@@ -132,7 +132,7 @@ def write_rows(
         tl.store(lse + row, (or_zero(peak) + tl.log2(sums)) * LN2, mask=inside)
 
 
-@triton.jit(do_not_specialize=["together"])
+@triton.jit(do_not_specialize=["rows", "together"])
 def attention_forward(
     q: tl.tensor, k: tl.tensor, v: tl.tensor, out: tl.tensor, lse: tl.tensor, inputs: tl.tuple,
     lengths: tl.tensor, phi: tl.tensor, moves: tl.tensor, sinks: tl.tensor, redone: tl.tensor,

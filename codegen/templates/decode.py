@@ -38,7 +38,7 @@ from overlapc.codegen.templates.softmax import (
 from overlapc.codegen.templates.visible import end_of, end_seen, first_seen, length_of, own_key
 
 
-@triton.jit(do_not_specialize=["rows", "keys", "splits"])
+@triton.jit(do_not_specialize=["rows", "keys", "splits", "table_stride"])
 def attention_decode(
     q: tl.tensor, k: tl.tensor, v: tl.tensor, out: tl.tensor, lse: tl.tensor, inputs: tl.tuple,
     lengths: tl.tensor, table: tl.tensor, k_scale: tl.tensor, v_scale: tl.tensor,

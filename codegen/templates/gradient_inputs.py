@@ -62,7 +62,7 @@ def tile_of_pair(
     return gradient
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def attention_gradient_inputs(
     q: tl.tensor, k: tl.tensor, v: tl.tensor, slopes: tl.tensor, lse: tl.tensor, delta: tl.tensor,
     poison: tl.tensor, shares: tl.tensor, gradient: tl.tensor, inputs: tl.tuple,

@@ -107,7 +107,7 @@ def visit_kept_rows(
     return k_total, v_total
 
 
-@triton.jit(do_not_specialize=["together"])
+@triton.jit(do_not_specialize=["rows", "together"])
 def attention_gradient_keys(
     q: tl.tensor, k: tl.tensor, v: tl.tensor, slopes: tl.tensor, lse: tl.tensor, delta: tl.tensor,
     poison: tl.tensor, shares: tl.tensor, k_gradient: tl.tensor, v_gradient: tl.tensor,

@@ -81,7 +81,7 @@ def visit_kept_keys(
     return total
 
 
-@triton.jit(do_not_specialize=["together"])
+@triton.jit(do_not_specialize=["rows", "together"])
 def attention_gradient_queries(
     q: tl.tensor, k: tl.tensor, v: tl.tensor, slopes: tl.tensor, lse: tl.tensor, delta: tl.tensor,
     poison: tl.tensor, shares: tl.tensor, q_gradient: tl.tensor, inputs: tl.tuple,

@@ -8,7 +8,7 @@ import triton.language as tl
 from overlapc.codegen.templates.head_tiles import load_tile, of_head
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def attention_gradient_rows(
     out: tl.tensor, slopes: tl.tensor, lse: tl.tensor, lse_gradient: tl.tensor, delta: tl.tensor,
     poison: tl.tensor, heads: tl.tensor, rows: tl.tensor, out_strides: tl.tuple,

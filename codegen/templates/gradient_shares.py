@@ -16,7 +16,7 @@ of a row which a finite mask leaves no key is the mask, and says nothing of how 
 """
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def attention_gradient_shares(
     q: tl.tensor, k: tl.tensor, lse: tl.tensor, shares: tl.tensor, inputs: tl.tuple,
     lengths: tl.tensor, kept: tl.tensor, kept_heads: tl.tensor, sinks: tl.tensor,

@@ -124,7 +124,7 @@ def kept_bits(
     return tl.sum(found << lane, 0), tl.sum(found, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def find_floors(
     floors: tl.tensor, inputs: tl.tuple, lengths: tl.tensor, own_heads: tl.tensor, rows: tl.tensor,
     keys: tl.tensor,
@@ -159,7 +159,7 @@ def find_floors(
     tl.store(floors + unit.to(tl.int64) * rows + row, floor, mask=row < rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def find_kept(
     kept: tl.tensor, floors: tl.tensor, inputs: tl.tuple, lengths: tl.tensor, own_heads: tl.tensor,
     rows: tl.tensor, keys: tl.tensor,

@@ -76,6 +76,15 @@ def test_no_two_launches_of_graphs_share_any(device):
     assert len(device.made) == made  # or a memset would be in the graph
 
 
+def test_counters_of_a_graph_begin_where_triton_need_not_compile_anew(device):
+    """As those of the launch before the capture, whatever their number. Mutant: they follow one
+    another without a gap."""
+    starts = [device(3).data_ptr()]
+    device.captures = True
+    starts += [device(count).data_ptr() for count in (1, 3, 6, 8, 5)]
+    assert [start % 16 for start in starts] == [0] * 6
+
+
 @pytest.mark.parametrize("left", [0, 63])
 def test_a_graph_has_zeros_of_its_own_where_all_are_given_out(device, left):
     device(1)

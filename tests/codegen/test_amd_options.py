@@ -29,7 +29,7 @@ def launched(tile, monkeypatch, *, is_amd: bool):
     given = {}
     kernel = decode.build_decode(SPEC, Cache(), tile)
     module = SimpleNamespace(
-        KERNEL={(1, 1): lambda *_, **named: given.update(named)},
+        KERNEL={(1, 1, 1): lambda *_, **named: given.update(named)},
         CONSTANTS=kernel.module.CONSTANTS,
         OPTIONS=kernel.module.OPTIONS,
     )

@@ -19,6 +19,9 @@ LEAST_KEPT = 1 << 14
 MOST_CAPTURED = 1 << 20
 """Counters of all graphs of a device, 4 MiB; chosen: of 32 layers with 512 blocks of rows in 64
 graphs. Nobody says when a graph is gone; one captured when all are given out has a memset."""
+TOGETHER = 4
+"""Counters of 16 bytes. Triton compiles apart for pointers that are no multiple of these, and would
+do so, and load it, in the midst of a capture."""
 
 
 def _made(count: int, device: torch.device) -> torch.Tensor:
@@ -80,7 +83,7 @@ class Counters:
         left = self._of_graphs.get(device)
         if left is None or left.numel() < count:
             return torch.zeros(count, dtype=torch.int32, device=device)
-        self._of_graphs[device] = left[count:]
+        self._of_graphs[device] = left[-(-count // TOGETHER) * TOGETHER :]
         return left[:count]
 
 
