@@ -152,6 +152,25 @@ def _refuse_others(chosen: argparse.Namespace, other: str) -> None:
         )
 
 
+def _unpredictable(target: Target, dtype: str) -> TargetError:
+    """Why nothing is predicted of a linear layer."""
+    where = f"target {target.name} ({target.fingerprint})"
+    if not target.architecture:
+        return TargetError(
+            "Linear layers of few rows are predicted for GPUs, and this target is of none.",
+            where=where,
+            remedy="give a GPU's, such as h100-nvlink; for this machine's processor "
+            "overlapc calibrate --linear measures them",
+        )
+    rates = {name: target.rates_of(name) for name in ("float32", dtype)}
+    missing = [f"{name} is multiplied" for name, known in rates.items() if known is None]
+    return TargetError(
+        f"The target does not say how fast {' and '.join(missing) or 'memory is read'}.",
+        where=where,
+        remedy="give one of the dtypes that overlapc targets lists for it, or another target",
+    )
+
+
 def _plan_linear(chosen: argparse.Namespace) -> None:
     target = Target.load(chosen.target)
     held = "" if chosen.held in (None, chosen.dtype) else chosen.held
@@ -159,12 +178,7 @@ def _plan_linear(chosen: argparse.Namespace) -> None:
     problem = replace(chosen.linear, dtype=chosen.dtype, held=held, epilogue=epilogue)
     prediction = predict(problem, target)
     if prediction is None:
-        raise TargetError(
-            f"The target does not say how fast float32 and {chosen.dtype} are multiplied and read.",
-            where=f"target {target.name} ({target.fingerprint})",
-            remedy="give a GPU's, and one of the dtypes that overlapc targets lists for it; on a "
-            "processor only overlapc calibrate --linear tells",
-        )
+        raise _unpredictable(target, chosen.dtype)
     if chosen.json:
         print(json.dumps(to_value(prediction), indent=1))
     else:

@@ -32,6 +32,11 @@ class Machine:
     def __str__(self) -> str:
         return f"{self.name} with {self.versions}"
 
+    def beside(self, other: Machine) -> str:
+        """As text, without the device's name where `other` has just named it."""
+        is_same = (self.device, self.name) == (other.device, other.name)
+        return f"the same with {self.versions}" if is_same else str(self)
+
 
 class Entry(Protocol):
     """What a table holds of one problem."""
@@ -95,7 +100,8 @@ class MeasuredTable:
         table = read(Path(path), cls.KEY, cls.FORMAT, cls, f"table of {cls.ABOUT}", cls.AGAIN)
         if table.machine != machine:
             raise TargetError(
-                f"The table of {cls.ABOUT} is of {table.machine}, and this is {machine}.",
+                f"The table of {cls.ABOUT} is of {table.machine}, "
+                f"and this is {machine.beside(table.machine)}.",
                 where=str(path),
                 remedy=cls.AGAIN,
             )

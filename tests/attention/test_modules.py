@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -110,6 +112,24 @@ def test_a_module(name):
         assert done.after == done.before
     assert found.stride() == eager.stride()
     assert_alike(found, wanted, torch.float32)
+
+
+def test_who_reads_the_weights_is_named():
+    """Mutants: one whom nothing is made for, a caller who is not told from a call."""
+    module = made()
+
+    def summed(x, y):
+        result, weights = module(x, y, y)
+        weights.mean(1)
+        return result + weights.sum()
+
+    x, y = inputs()
+    with torch.no_grad():
+        by_sum, told = rewrite(summed, x, y), rewrite(module, x, x, x)
+    for done, who in ((by_sum, r"sum \(test_modules\.py:\d+\)"), (told, "the caller")):
+        (site,) = done.sites
+        assert site.code == "weights_read"
+        assert re.match(f"Attention weights are read by {who}, and torch's", site.reason)
 
 
 @pytest.mark.parametrize("name", [pytest.param("cross", marks=pytest.mark.long), "no weights"])

@@ -120,8 +120,10 @@ def test_plan_refuses_ops_that_no_kernel_computes(capsys, ops):
 def test_plan_says_what_it_lacks(capsys):
     assert "--world-size" in error_of(capsys, "plan", "--gemm", "8x8x8", "--target", "cpu")
     said = error_of(capsys, "plan", "--linear", "8x8", "--target", "cpu")
+    assert "for GPUs, and this target is of none" in said
     assert "target cpu" in said
     assert "calibrate --linear" in said
+    assert "dtypes" not in said, "the target lists float32, and that would be of no use"
     assert "dtypes that overlapc targets lists" in error_of(
         capsys, *LINEAR, "8x8", "--dtype", "float64"
     )

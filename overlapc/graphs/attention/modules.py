@@ -21,8 +21,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from overlapc.graphs.attention.reading.idle import erase_idle, is_idle
+from overlapc.graphs.attention.reading.naming import weights_read
 from overlapc.graphs.attention.reading.spelling import read_call, tensor_of
 from overlapc.graphs.attention.reading.varying import VARYING, is_varying, numbers_given
+from overlapc.graphs.attention.reading.versions import Versions
 from overlapc.graphs.autocast import states, under
 from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.faults import fault_at
@@ -70,8 +72,8 @@ def spell_out(graph: fx.Graph, node: fx.Node) -> SpelledOut | Refusal:
         return Refusal(node, "multi_head_module", "Its result is not read as a pair.")
     weights = parts.get(1)
     if weights is not None and not all(map(is_idle, weights.users)):
-        reason = "Attention weights are read by others, and torch's attention does not give them."
-        return Refusal(node, "weights_read", reason)
+        readers = [user for user in weights.users if not is_idle(user)]
+        return weights_read(Versions(graph), node, readers)
     recorder = _Recorder(graph, node)
     wanted = tensor_of(parts[0])
     try:

@@ -10,7 +10,7 @@ from torch import fx
 from overlapc.graphs.attention.products.matmuls import UNREAD, Product, is_product, read_product
 from overlapc.graphs.attention.products.places import Places
 from overlapc.graphs.attention.reading.constants import number
-from overlapc.graphs.attention.reading.naming import all_named
+from overlapc.graphs.attention.reading.naming import weights_read
 from overlapc.graphs.attention.reading.shapes import reads_shape
 from overlapc.graphs.attention.reading.spelling import Call, tensor_of
 from overlapc.graphs.attention.reading.tensors import (
@@ -207,11 +207,8 @@ def _read_by_others(versions: Versions, node: fx.Node, readers: list[fx.Node]) -
     """Name who reads weights beside their product, or all but one where each leads to products."""
     own = tensor_of(node)
     others = [one for one in readers if own is None or not _meets_values(versions, one, own)]
-    who = all_named(versions, others or readers[1:] or readers)
-    if any(one.op == "output" for one in readers):
-        who = "the caller"
-    reason = f"Attention weights are read by {who}, and torch's attention does not give them."
-    return Refusal(node, "weights_read", reason)
+    is_result = any(one.op == "output" for one in readers)
+    return weights_read(versions, node, readers if is_result else others or readers[1:] or readers)
 
 
 def _meets_values(versions: Versions, reader: fx.Node, weights: torch.Tensor) -> bool:

@@ -229,23 +229,27 @@ def test_the_fields_of_a_version_stay(tmp_path, golden):
     golden(path.read_text())
 
 
+H100 = "NVIDIA H100, 132 SMs"
+
+
 @pytest.mark.parametrize(
-    "other",
+    ("other", "named"),
     [
-        replace(HERE, name="NVIDIA H100, 132 SMs"),
-        replace(HERE, versions="torch 2.14.0, triton 3.7.1"),
-        replace(HERE, device="cpu"),
+        (replace(HERE, name=H100), f"{H100} with"),
+        (replace(HERE, versions="torch 2.14.0, triton 3.7.1"), "the same with torch 2.14.0"),
+        (replace(HERE, device="cpu"), f"{HERE.name} with"),
     ],
     ids=["device", "version", "type"],
 )
-def test_a_foreign_table_is_refused_with_a_remedy(tmp_path, other):
+def test_a_foreign_table_is_refused_with_a_remedy(tmp_path, other, named):
+    """The mutant that names the same device twice."""
     path = tmp_path / "table.json"
     LinearTable(HERE).save(path)
     with pytest.raises(TargetError) as caught:
         LinearTable.load(path, other)
     said = str(caught.value)
-    assert HERE.name in said
-    assert str(other) in said
+    assert f"is of {HERE}, and this is {named}" in said
+    assert other.versions in said
     assert str(path) in said
     assert "calibrate --linear" in said
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import fx
 
 from overlapc.graphs.attention.reading.versions import Versions
+from overlapc.graphs.collectives import Refusal
 from overlapc.graphs.origins import source_line
 
 MOST = 2
@@ -34,3 +35,11 @@ def all_named(versions: Versions, nodes: Sequence[fx.Node]) -> str:
         names = [*names[:MOST], f"{len(names) - MOST} other calls"]
     *first, last = names
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def weights_read(versions: Versions, node: fx.Node, readers: Sequence[fx.Node]) -> Refusal:
+    """Refuse an attention whose weights some nodes read beside their product."""
+    is_result = any(one.op == "output" for one in readers)
+    who = "the caller" if is_result else all_named(versions, readers)
+    reason = f"Attention weights are read by {who}, and torch's attention does not give them."
+    return Refusal(node, "weights_read", reason)
