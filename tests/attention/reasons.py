@@ -20,6 +20,16 @@ def weights_squared(q, k, v):
     return w @ w
 
 
+def weights_squared_by_letters(q, k, v):
+    w = (q @ k.mT).softmax(-1)
+    return torch.einsum("bhij,bhjk->bhik", w, w)
+
+
+def weights_added_to_a_product_of_matrices(q, k, v):
+    q, k, v = (side[0, 0] for side in (q, k, v))
+    return torch.addmm((q @ k.mT).softmax(-1), q, v.mT)
+
+
 def of_more_sequences(q, k, v, m):
     return (q[:1] @ k[:1].mT + m).softmax(-1) @ v[:1]
 
@@ -103,6 +113,14 @@ SAID = {
     "weights_squared": Spelling(
         weights_squared, "!product", operands=square, says="At matmul, weights are both factors"
     ),
+    "weights_squared_by_letters": Spelling(
+        weights_squared_by_letters, "!product", operands=square,
+        says="At einsum, weights are both factors of the product, and nothing else is weighed",
+    ),
+    "weights_added_to_a_product_of_matrices": Spelling(
+        weights_added_to_a_product_of_matrices, "!product", operands=square,
+        says="At addmm, weights are added to the product, and no factor of it",
+    ),
     "of_more_sequences": Spelling(
         of_more_sequences, "!product", mask_of_each,
         says=f"At add, the mask m of {[B, 1, Q, K]} has more batches than scores of {[1, H, Q, K]}",
@@ -135,7 +153,11 @@ SAID = {
         rows_of_a_product_in_two_dimensions, "!score_function",
         says="and their product has rows or keys in several dimensions",
     ),
-    "few_keys": Spelling(few_keys, "!few_keys", says="itself, as F.scaled_dot_product_attention"),
+    "few_keys": Spelling(
+        few_keys, "!few_keys",
+        says="Torch's attention over fewer than 16 keys may lose a NaN of its queries on processors: "
+        "where a model calls it by itself, as F.scaled_dot_product_attention, it stays.",
+    ),
 }  # fmt: skip
 ADVISED = {
     "of_as_many_sequences": Spelling(of_as_many_sequences, more=mask_of_each),

@@ -140,6 +140,17 @@ def test_a_bound_of_single_columns_is_exceeded_where_they_are_turned():
     assert int(model.q.argmax()) + HALF == int(model.k.abs().argmax())
 
 
+class OfHeadsThatAreMultiplied(Attention):
+    """One head of keys is repeated and then multiplied, as torch decomposes ``enable_gqa``."""
+
+    def sides(self, q, k):
+        q, k = super().sides(q, k[:, :1])
+        return q, k.repeat_interleave(normed.HEADS, 1) * 3.0
+
+    def forward(self, q, k, v):
+        return super().forward(q, k, v[:, :1].repeat_interleave(normed.HEADS, 1))
+
+
 def given_angles():
     model = Attention()
     cosine, sine = normed.cosine_and_sine()
@@ -178,6 +189,7 @@ UNBOUNDED = {
     "rounded down": (lambda: Attention(normed.rounded_down), ""),
     "squared in float16": (lambda: Attention(normed.squared_in_half), ""),
     "an activation": (lambda: Attention(normed.by_activation), "is no weight"),
+    "of heads that are multiplied": (OfHeadsThatAreMultiplied, ""),
     "not finite": (lambda: Attention(largest=math.inf), "no finite numbers"),
 }
 
