@@ -32,6 +32,10 @@ from overlapc.runtime.ops import calls_of
 SIZES = (2, 2, 300, 700)
 """Batch, heads of keys, rows, keys: no whole tiles."""
 DECODE_SIZES = (3, 2, 1, 1500)
+CROWDED_SIZES = (4, 4, 1, 20_000)
+"""Of as many CTAs as a device has room for, more than one of which shares each sequence's keys."""
+CROWDED_LAUNCHES = 40
+"""Of each of three that run beside one another: chosen."""
 GRADIENT_SIZES = (2, 2, 300, 460)
 GRADIENT_STEPS = 4
 """Roundings of the largest element of a gradient that its elements may be off by: chosen."""
@@ -175,6 +179,9 @@ RUNNING: Mapping[str, Case] = {
 }
 """Of a φ that calls leave to later ones."""
 
+CROWDED: Mapping[str, Case] = {name: DECODE[name] for name in ("pages", "latent")}
+"""Of many decodes at once."""
+
 GRADIENTS: Mapping[str, Case] = {
     "bfloat16, causal, 4 queries a head": Case(replace(CAUSAL, groups=4)),
     "float16": Case(replace(HALF, after=0)),
@@ -244,6 +251,41 @@ def decode(case: Case) -> float:
     return error if same else math.inf
 
 
+def crowded(case: Case) -> float:
+    """The error of one of many decodes, on two streams and by replays of a graph beside them;
+    infinite where another gives other bits, as CTAs would that add up what is not there yet, or
+    meet at counters of others."""
+    given = operands(case, CROWDED_SIZES)
+    held = Held.of(given.k, given.v, case.cache)
+    redone = torch.zeros(1, dtype=torch.int64, device="cuda")
+    (batch, heads, rows, _), columns = given.q.shape, case.spec.value_dim
+
+    def call() -> tuple[torch.Tensor, torch.Tensor]:
+        out = torch.full((batch, heads, rows, columns), torch.nan, device="cuda")
+        out, lse = out.to(given.q.dtype), out[..., 0].clone()
+        run_decode(case.spec, case.cache, given.q, held.k, held.v, out, lse, table=held.table,
+                   redone=redone, **given.named)  # fmt: skip
+        return out, lse
+
+    first = call()
+    replay, here, beside = (
+        gpu_checks.captured(call),
+        torch.cuda.current_stream(),
+        torch.cuda.Stream(),
+    )
+    beside.wait_stream(here)
+    apart = [torch.zeros((), dtype=torch.int64, device="cuda") for _ in range(3)]
+    for _ in range(CROWDED_LAUNCHES):
+        for run, stream, count in zip(
+            (call, call, replay), (beside, here, here), apart, strict=True
+        ):
+            with torch.cuda.stream(stream):
+                for wanted, found in zip(first, run(), strict=True):
+                    count += (found != wanted).sum()
+    here.wait_stream(beside)
+    return compared(case, given, *first) if not sum(map(int, apart)) else math.inf
+
+
 def running(case: Case) -> float:
     """The largest error of three replays of a graph; infinite where the first computes no row
     twice, another does, or these give other bits."""
@@ -308,6 +350,7 @@ def _is_number(tensor: torch.Tensor | None) -> bool:
 CHECKS: Mapping[str, tuple[Callable[[Case], float], Mapping[str, Case]]] = {
     "prefill": (prefill, PREFILL),
     "decode": (decode, DECODE),
+    "crowded": (crowded, CROWDED),
     "running": (running, RUNNING),
     "gradients": (gradients, GRADIENTS),
 }

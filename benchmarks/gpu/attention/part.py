@@ -92,7 +92,7 @@ def rows(done: Done, shipped: Target) -> Iterator[Row]:
         given = {"batch": batch, "room": room, "used": used, "groups": groups, "rate": read}
         name = f"B {batch}, {groups} query heads a head"
         yield Row(CACHE, name, f"{SPEED}.static_cache", given)
-    yield from (_prefill(shape, flops, with_flex=shape == LONG[0]) for shape in LONG[:4])
+    yield from (_prefill(shape, flops, with_flex=shape == LONG[0]) for shape in LONG[:3])
     yield from (_decode(shape, read, table=REDONE) for shape in WIDE_DECODE)
     yield from (_prefill(shape, flops, table=REDONE) for shape in WIDE_PREFILL)
     yield from _checks([GRADIENTS])
@@ -102,7 +102,7 @@ def rows(done: Done, shipped: Target) -> Iterator[Row]:
     yield from _caches(read, flops, slice(SOONER, None))
     for shapes in more[WITH_FLEX - 1 :]:
         yield from (_decode(shape, read) for shape in shapes)
-    yield from (_prefill(shape, flops) for shape in LONG[4:])
+    yield from (_prefill(shape, flops) for shape in LONG[3:])
 
 
 def _checks(kinds: Iterable[str]) -> Iterator[Row]:

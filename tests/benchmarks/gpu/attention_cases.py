@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -52,7 +53,8 @@ def small_attention() -> Iterator[None]:
         pretended_gpu(),
         mock.patch.dict(checks.CHECKS, narrow),
         mock.patch.multiple(checks, SIZES=(2, 1, 20, 45), DECODE_SIZES=(3, 1, 1, 90),
-                            GRADIENT_SIZES=(2, 1, 18, 37)),
+                            GRADIENT_SIZES=(2, 1, 18, 37), CROWDED_SIZES=(2, 1, 1, 50),
+                            CROWDED_LAUNCHES=1),
         mock.patch.multiple(gpu_attention_speed, **SMALL),
         mock.patch.object(gpu_attention_caches, "LATENT", SMALL_LATENT),
         mock.patch.multiple(
@@ -94,6 +96,25 @@ WRONG = {
     "no mask": lambda spec: replace(spec, program=""),
     "nothing is redone": lambda spec: replace(spec, softmax="online"),
 }
+
+
+def a_launch_that_differs_is_seen(nth: int) -> list[dict[str, Any]]:
+    """The row of many decodes at once, right and where the ``nth`` gives other bits."""
+    row = gpu_worker.Row("", "", "benchmarks.gpu.attention.checks.values",
+                         {"kind": "crowded", "name": "pages"})  # fmt: skip
+    checks, calls = gpu_attention_checks, itertools.count()
+    run_decode = checks.run_decode
+
+    def decode(*given: Any, **named: Any) -> Any:
+        found = run_decode(*given, **named)
+        if next(calls) == nth:
+            given[5][-1, 0, 0, 3] *= 1.01
+        return found
+
+    with small_attention():
+        right = gpu_worker.attempt(row)
+        with mock.patch.object(checks, "run_decode", decode):
+            return [right, gpu_worker.attempt(row)]
 
 
 def a_wrong_attention_is_seen(kind: str, name: str, wrong: str) -> list[dict[str, Any]]:

@@ -90,6 +90,14 @@ def test_the_check_of_an_attention_sees_what_is_wrong(interpreted, kind, name, w
     assert seen["error"].startswith(("WrongResult", "KernelError"))
 
 
+@pytest.mark.parametrize("nth", [1, *(pytest.param(nth, marks=pytest.mark.long) for nth in (0, 3))])
+def test_the_check_of_many_decodes_at_once_sees_one_that_differs(interpreted, nth):
+    """Of four launches, the first among them."""
+    right, seen = interpreted("benchmarks.gpu.attention_cases.a_launch_that_differs_is_seen", nth)
+    assert right["largest error"] <= 1
+    assert seen["error"].startswith("WrongResult: inf")
+
+
 def test_the_most_telling_rows_of_attention_come_first():
     """Of a run that is cut off: what is timed is checked, and of each table something is there."""
     rows = list(gpu_attention.rows({}, H200))
