@@ -12,6 +12,8 @@ from overlapc.codegen.attention.tiles import AttentionTile, padded
 from overlapc.codegen.attention.visibility import hides
 
 STRIDES = ("q_strides", "k_strides", "v_strides", "out_strides")
+LENGTHS = ("*i32", "constexpr")
+"""One behind the other."""
 NEVER_ONE = 3
 """Strides of a matrix of one head that are no constant: the fourth, of columns, is one."""
 
@@ -30,7 +32,7 @@ def build_for(spec: AttentionSpec, tile: AttentionTile, architecture: str) -> Bi
     signature: dict[str, Any] = {
         **dict.fromkeys(("q", "k", "v", "out"), pointer),
         **dict.fromkeys(("lse", "phi"), "*fp32"),
-        "lengths": "*i32",
+        "lengths": LENGTHS,
         **dict.fromkeys(("moves", "redone"), "*i64"),
         "sinks": pointer,
         "kept": "*i32",
@@ -79,7 +81,7 @@ def build_floors_for(spec: AttentionSpec, tile: AttentionTile, architecture: str
 def _looking(
     spec: AttentionSpec, kernel: Any, constants: dict[Any, Any], architecture: str
 ) -> Binary:
-    signature: dict[str, Any] = dict.fromkeys(("kept", "lengths"), "*i32")
+    signature: dict[str, Any] = {"kept": "*i32", "lengths": LENGTHS}
     signature |= dict.fromkeys(("own_heads", "rows", "keys"), "i32") | {"floors": "*fp32"}
     if not spec.lengths:
         constants["lengths"] = None
@@ -96,6 +98,8 @@ def build_kernel(
 ) -> Binary:
     """Build a kernel of an attention: inputs are added to what is said of arguments."""
     names = list(kernel.arg_names)
+    if spec.lengths and "lengths" in names:
+        constants[names.index("lengths"), 1] = 1
     if "inputs" in names:
         parts: list[str] = []
         for item in spec.inputs:

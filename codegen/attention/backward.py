@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from overlapc.codegen.attention.backward_module import SUMS, backward_text, of_gradients, parts_of
 from overlapc.codegen.attention.checking import Sizes, misfit, misfit_of_sides, sizes_of
-from overlapc.codegen.attention.kernel import MOST_DIM, input_parts
+from overlapc.codegen.attention.kernel import MOST_DIM, input_parts, length_parts
 from overlapc.codegen.attention.launch_order import together_of_keys, together_of_rows
 from overlapc.codegen.attention.looking import KeptTiles
 from overlapc.codegen.attention.spec import AttentionSpec
@@ -89,7 +89,8 @@ class AttentionBackward:
             slopes.stride(),
         )  # fmt: skip
         parts = input_parts(self.spec.inputs, inputs, sizes)
-        tiles = KeptTiles(self.spec, q.device, inputs, parts, lengths, sizes)
+        ends = length_parts(lengths)
+        tiles = KeptTiles(self.spec, q.device, inputs, parts, ends, sizes)
 
         def kept(part: str) -> tuple[Tensor | None, int]:
             return tiles.of(self.modules[part], self.tiles[part])
@@ -98,25 +99,25 @@ class AttentionBackward:
         if shares is not None:
             self._launch(
                 "shares", self._blocks("shares", sizes)[0] * of_rows,
-                q, k, lse, shares, parts, lengths, *kept("shares"), sinks, *counts, q.stride(),
+                q, k, lse, shares, parts, ends, *kept("shares"), sinks, *counts, q.stride(),
                 k.stride(),
             )  # fmt: skip
         left = (q, k, v, slopes, lse, delta)
         strides = (q.stride(), k.stride(), v.stride(), slopes.stride())
         self._launch(
             "keys", self._blocks("keys", sizes)[1] * of_keys,
-            *left, poison, shares, k_gradient, v_gradient, parts, lengths, *kept("keys"), *counts,
+            *left, poison, shares, k_gradient, v_gradient, parts, ends, *kept("keys"), *counts,
             together_of_keys(self.spec, sizes), *strides, k_gradient.stride(), v_gradient.stride(),
         )  # fmt: skip
         if q_gradient is not None:
             self._launch(
                 "queries", self._blocks("queries", sizes)[0] * of_rows,
-                *left, poison, shares, q_gradient, parts, lengths, *kept("queries"), *counts,
+                *left, poison, shares, q_gradient, parts, ends, *kept("queries"), *counts,
                 together_of_rows(self.spec, sizes), *strides, q_gradient.stride(),
             )  # fmt: skip
         for index, gradient in enumerate(input_gradients):
             if gradient is not None:
-                others = (parts, lengths, *kept(f"input {index}"), *counts)
+                others = (parts, ends, *kept(f"input {index}"), *counts)
                 sides = (*left, poison, shares)
                 self._sum_input(index, gradient, sizes, sides, others, strides)
         return delta

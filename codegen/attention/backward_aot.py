@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from overlapc.codegen.aot import TRITON_NAMES, Binary
-from overlapc.codegen.attention.aot import NEVER_ONE, build_kernel
+from overlapc.codegen.attention.aot import LENGTHS, NEVER_ONE, build_kernel
 from overlapc.codegen.attention.backward import build_backward
 from overlapc.codegen.attention.backward_module import input_of
 from overlapc.codegen.attention.spec import AttentionSpec
@@ -43,7 +43,7 @@ def build_backward_for(
             signature[name] = "i32"
         if name.endswith("_strides"):
             signature[name] = (*("i32",) * NEVER_ONE, "constexpr")
-    signature |= dict.fromkeys(("lengths", "kept"), "*i32")
+    signature |= {"lengths": LENGTHS, "kept": "*i32"}
     if index is not None and spec.inputs[index].shape != "matrix":
         signature["gradient"] = "*fp32"
     is_looked = is_looked and hasattr(module, "FIND_KEPT")

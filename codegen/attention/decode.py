@@ -13,7 +13,12 @@ from overlapc.codegen.attention.cache import Cache
 from overlapc.codegen.attention.checking import Sizes, misfit_of, sizes_of
 from overlapc.codegen.attention.decode_checking import decode_misfit, misfit_of_memory
 from overlapc.codegen.attention.decode_module import KIND, decode_text
-from overlapc.codegen.attention.kernel import fill_without_keys, input_parts, moves_of_phi
+from overlapc.codegen.attention.kernel import (
+    fill_without_keys,
+    input_parts,
+    length_parts,
+    moves_of_phi,
+)
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile
 from overlapc.codegen.builder import generated
@@ -132,7 +137,7 @@ class DecodeKernel:
         k, v = self._read(k), self._as_read(v)
         launched = self._launch(
             sizes, splits, (q, k, v, out, lse), input_parts(self.spec.inputs, inputs, sizes),
-            (lengths, table, k_scale, v_scale, phi, sinks, redone), workspace,
+            (length_parts(lengths), table, k_scale, v_scale, phi, sinks, redone), workspace,
         )  # fmt: skip
         if launched is not None:
             self.known.keep(key, launched.again(range(sum(one is not None for one in tensors))))
@@ -143,7 +148,7 @@ class DecodeKernel:
         splits: int,
         sides: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None],
         inputs: tuple[Any, ...],
-        others: tuple[Tensor | None, ...],
+        others: tuple[Any, ...],
         workspace: Workspace,
     ) -> Launched | None:
         """Launch what fits; how to do so again, or None in Triton's interpreter."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from overlapc.codegen.aot import DIVISIBLE, TRITON_NAMES, Binary, compile_kernel
+from overlapc.codegen.attention.aot import LENGTHS
 from overlapc.codegen.attention.decode import DecodeKernel
 from overlapc.codegen.attention.scores import PARTS
 
@@ -27,7 +28,6 @@ def build_decode_for(kernel: DecodeKernel, architecture: str, *, lse: bool = Fal
     given |= {"partials": "*fp32", "arrived": "*i32"}
     optional = {
         "lse": ("*fp32", lse),
-        "lengths": ("*i32", spec.lengths),
         "table": ("*i32", cache.page > 0),
         "k_scale": ("*fp32", cache.scales),
         "v_scale": ("*fp32", cache.scales),
@@ -40,12 +40,20 @@ def build_decode_for(kernel: DecodeKernel, architecture: str, *, lse: bool = Fal
     constants: dict[Any, Any] = {**module.CONSTANTS, "IS_AMD": architecture.startswith("gfx")}
     constants["PAIRS"] = cache.has_pairs(spec, architecture)
     constants |= {name: None for name, (_, is_there) in optional.items() if not is_there}
+    if not spec.lengths:
+        constants["lengths"] = None
     if not cache.page:
         constants["table_stride"] = 0
     signature: dict[str, Any] = {
         name: "constexpr" if name in constants else given.get(name, "i32") for name in names
     }
-    paths = [(names.index(name),) for name, kind in given.items() if kind.startswith("*")]
+    paths: list[tuple[int, ...]] = [
+        (names.index(name),) for name, kind in given.items() if kind.startswith("*")
+    ]
+    if spec.lengths:
+        at = names.index("lengths")
+        signature["lengths"], constants[at, 1] = LENGTHS, 1
+        paths.append((at, 0))
     for side in SIDES:
         at = names.index(side)
         signature[side] = ("i32", "i32", "i32", "constexpr")

@@ -58,9 +58,9 @@ class AttentionKernel:
         q[batch, groups * heads, rows, head_dim], k[batch, heads, keys, head_dim], v[batch, heads,
         keys, value_dim] and out[batch, groups * heads, rows, value_dim] have any strides.
         ``inputs`` are the program's, each of a shape that broadcasts to [batch, groups * heads,
-        rows, keys]. ``lengths`` is int32[batch], ``phi`` float32[groups * heads], which a
-        launch changes where softmax is running, ``sinks`` [groups * heads] of any floating dtype,
-        ``lse`` contiguous float32[batch, groups * heads, rows]. ``redone``, int64[1] or
+        rows, keys]. ``lengths`` is int32[batch] of any stride, ``phi`` float32[groups * heads],
+        which a launch changes where softmax is running, ``sinks`` [groups * heads] of any floating
+        dtype, ``lse`` contiguous float32[batch, groups * heads, rows]. ``redone``, int64[1] or
         int32[1], is added the rows that were computed a second time; it is needed but where softmax
         is online. A tile ``by_tma`` takes k and v that ``fits_tma``. KernelError where any of this
         does not hold.
@@ -77,9 +77,10 @@ class AttentionKernel:
         by_tma = self._by_tma(k, v)
         blocks = -(-sizes.rows // self.tile.block_m)
         parts = input_parts(self.spec.inputs, inputs, sizes)
-        kept = KeptTiles(self.spec, q.device, inputs, parts, lengths, sizes)
+        ends = length_parts(lengths)
+        kept = KeptTiles(self.spec, q.device, inputs, parts, ends, sizes)
         self.module.KERNEL[(blocks * sizes.heads * sizes.batch,)](
-            q, k, v, out, lse, parts, lengths, phi, moves_of_phi(self.spec, q), sinks, redone,
+            q, k, v, out, lse, parts, ends, phi, moves_of_phi(self.spec, q), sinks, redone,
             *kept.of(self.module, self.tile), *by_tma, sizes.heads, sizes.rows, sizes.keys,
             together_of_rows(self.spec, sizes), q.stride(), k.stride(), v.stride(), out.stride(),
             **self.module.CONSTANTS, **self.module.OPTIONS,
@@ -136,6 +137,12 @@ def moves_of_phi(spec: AttentionSpec, q: Tensor) -> Tensor | None:
     if not spec.moves_phi:
         return None
     return torch.zeros((2, q.shape[1]), dtype=torch.int64, device=q.device)
+
+
+def length_parts(lengths: Tensor | None) -> tuple[Tensor, int] | None:
+    """What kernels are told of lengths: where they are, and how far apart. One of all sequences
+    is read as often as there are, and need not be copied."""
+    return None if lengths is None else (lengths, lengths.stride(0))
 
 
 def input_parts(

@@ -40,7 +40,8 @@ class KeptTiles:
     inputs: Sequence[Tensor]
     parts: tuple[Any, ...]
     """What kernels are told of ``inputs``."""
-    lengths: Tensor | None
+    lengths: tuple[Tensor, int] | None
+    """The same of lengths."""
     sizes: Sizes
     found: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     """By rows and keys of a tile."""

@@ -135,7 +135,7 @@ def write_rows(
 @triton.jit(do_not_specialize=["rows", "together"])
 def attention_forward(
     q: tl.tensor, k: tl.tensor, v: tl.tensor, out: tl.tensor, lse: tl.tensor, inputs: tl.tuple,
-    lengths: tl.tensor, phi: tl.tensor, moves: tl.tensor, sinks: tl.tensor, redone: tl.tensor,
+    lengths: tl.tuple, phi: tl.tensor, moves: tl.tensor, sinks: tl.tensor, redone: tl.tensor,
     kept: tl.tensor, kept_heads: tl.tensor,
     k_by_tma: tl.tensor_descriptor, v_by_tma: tl.tensor_descriptor,
     heads: tl.tensor, rows: tl.tensor, keys: tl.tensor, together: tl.tensor,

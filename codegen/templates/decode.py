@@ -41,7 +41,7 @@ from overlapc.codegen.templates.visible import end_of, end_seen, first_seen, len
 @triton.jit(do_not_specialize=["rows", "keys", "splits", "table_stride"])
 def attention_decode(
     q: tl.tensor, k: tl.tensor, v: tl.tensor, out: tl.tensor, lse: tl.tensor, inputs: tl.tuple,
-    lengths: tl.tensor, table: tl.tensor, k_scale: tl.tensor, v_scale: tl.tensor,
+    lengths: tl.tuple, table: tl.tensor, k_scale: tl.tensor, v_scale: tl.tensor,
     phi: tl.tensor, sinks: tl.tensor, redone: tl.tensor,
     partials: tl.tensor, arrived: tl.tensor, moves: tl.tensor,
     heads: tl.tensor, rows: tl.tensor, keys: tl.tensor, splits: tl.tensor,

@@ -26,7 +26,7 @@ from overlapc.codegen.templates.visible import (
 @triton.jit
 def tile_of_pair(
     q: tl.tensor, k: tl.tensor, v: tl.tensor, slopes: tl.tensor, lse: tl.tensor, delta: tl.tensor,
-    shares: tl.tensor, inputs: tl.tuple, lengths: tl.tensor, batch: tl.tensor, head: tl.tensor,
+    shares: tl.tensor, inputs: tl.tuple, lengths: tl.tuple, batch: tl.tensor, head: tl.tensor,
     corner: tl.tensor, start: tl.tensor, heads: tl.tensor, rows: tl.tensor, keys: tl.tensor,
     q_strides: tl.tuple, k_strides: tl.tuple, v_strides: tl.tuple, slopes_strides: tl.tuple,
     SCORES: tl.constexpr, DERIVATIVE: tl.constexpr, SCALE: tl.constexpr, GROUPS: tl.constexpr,
@@ -66,7 +66,7 @@ def tile_of_pair(
 def attention_gradient_inputs(
     q: tl.tensor, k: tl.tensor, v: tl.tensor, slopes: tl.tensor, lse: tl.tensor, delta: tl.tensor,
     poison: tl.tensor, shares: tl.tensor, gradient: tl.tensor, inputs: tl.tuple,
-    lengths: tl.tensor, kept: tl.tensor, kept_heads: tl.tensor,
+    lengths: tl.tuple, kept: tl.tensor, kept_heads: tl.tensor,
     heads: tl.tensor, rows: tl.tensor, keys: tl.tensor, own_heads: tl.tensor,
     same_heads: tl.tensor, same_batches: tl.tensor,
     q_strides: tl.tuple, k_strides: tl.tuple, v_strides: tl.tuple, slopes_strides: tl.tuple,

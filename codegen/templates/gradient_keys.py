@@ -111,7 +111,7 @@ def visit_kept_rows(
 def attention_gradient_keys(
     q: tl.tensor, k: tl.tensor, v: tl.tensor, slopes: tl.tensor, lse: tl.tensor, delta: tl.tensor,
     poison: tl.tensor, shares: tl.tensor, k_gradient: tl.tensor, v_gradient: tl.tensor,
-    inputs: tl.tuple, lengths: tl.tensor, kept: tl.tensor, kept_heads: tl.tensor,
+    inputs: tl.tuple, lengths: tl.tuple, kept: tl.tensor, kept_heads: tl.tensor,
     heads: tl.tensor, rows: tl.tensor, keys: tl.tensor, together: tl.tensor,
     q_strides: tl.tuple, k_strides: tl.tuple, v_strides: tl.tuple, slopes_strides: tl.tuple,
     k_gradient_strides: tl.tuple, v_gradient_strides: tl.tuple,

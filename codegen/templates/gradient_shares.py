@@ -19,7 +19,7 @@ of a row which a finite mask leaves no key is the mask, and says nothing of how 
 @triton.jit(do_not_specialize=["rows"])
 def attention_gradient_shares(
     q: tl.tensor, k: tl.tensor, lse: tl.tensor, shares: tl.tensor, inputs: tl.tuple,
-    lengths: tl.tensor, kept: tl.tensor, kept_heads: tl.tensor, sinks: tl.tensor,
+    lengths: tl.tuple, kept: tl.tensor, kept_heads: tl.tensor, sinks: tl.tensor,
     heads: tl.tensor, rows: tl.tensor, keys: tl.tensor,
     q_strides: tl.tuple, k_strides: tl.tuple,
     SCORES: tl.constexpr, SCALE: tl.constexpr, GROUPS: tl.constexpr, HEAD_DIM: tl.constexpr,

@@ -126,7 +126,7 @@ def kept_bits(
 
 @triton.jit(do_not_specialize=["rows"])
 def find_floors(
-    floors: tl.tensor, inputs: tl.tuple, lengths: tl.tensor, own_heads: tl.tensor, rows: tl.tensor,
+    floors: tl.tensor, inputs: tl.tuple, lengths: tl.tuple, own_heads: tl.tensor, rows: tl.tensor,
     keys: tl.tensor,
     SCORES: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -161,7 +161,7 @@ def find_floors(
 
 @triton.jit(do_not_specialize=["rows"])
 def find_kept(
-    kept: tl.tensor, floors: tl.tensor, inputs: tl.tuple, lengths: tl.tensor, own_heads: tl.tensor,
+    kept: tl.tensor, floors: tl.tensor, inputs: tl.tuple, lengths: tl.tuple, own_heads: tl.tensor,
     rows: tl.tensor, keys: tl.tensor,
     SCORES: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,

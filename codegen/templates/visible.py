@@ -7,16 +7,17 @@ import triton.language as tl
 
 
 @triton.jit
-def end_of(lengths: tl.tensor, batch: tl.tensor, keys: tl.tensor) -> tl.tensor:
-    """Where the sequence of a batch ends, perhaps beyond its keys; ``lengths`` may be None."""
+def end_of(lengths: tl.tuple, batch: tl.tensor, keys: tl.tensor) -> tl.tensor:
+    """Where the sequence of a batch ends, perhaps beyond its keys; ``lengths``, with how far they
+    are apart, may be None."""
     end = keys
     if lengths is not None:
-        end = tl.load(lengths + batch)
+        end = tl.load(lengths[0] + batch * lengths[1])
     return end
 
 
 @triton.jit
-def length_of(lengths: tl.tensor, batch: tl.tensor, keys: tl.tensor) -> tl.tensor:
+def length_of(lengths: tl.tuple, batch: tl.tensor, keys: tl.tensor) -> tl.tensor:
     """How many keys there are in a batch; ``lengths`` may be None."""
     return tl.minimum(end_of(lengths, batch, keys), keys)
 

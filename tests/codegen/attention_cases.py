@@ -34,6 +34,7 @@ from overlapc.codegen.epilogue import Input
 from overlapc.codegen.interpreting import correct_interpreter
 from overlapc.codegen.templates.launch_order import dealt
 from tests.codegen import attention_oracle as oracle
+from tests.codegen.drawn_memory import apart
 from tests.codegen.hidden_masks import HidingMask
 
 correct_interpreter()
@@ -249,7 +250,7 @@ def operands(spec: AttentionSpec, case: Case) -> dict[str, Any]:
     if spec.sinks:
         found["sinks"] = torch.randn(every).to(dtype)
     if spec.lengths:
-        found["lengths"] = torch.tensor(case.lengths, dtype=torch.int32)
+        found["lengths"] = apart(torch.tensor(case.lengths, dtype=torch.int32))
     return found
 
 

@@ -29,6 +29,7 @@ from overlapc.codegen.interpreting import correct_interpreter
 from overlapc.codegen.templates.cached_tiles import widened
 from overlapc.errors import KernelError
 from tests.codegen.attention_cases import loads_of
+from tests.codegen.drawn_memory import apart
 from tests.codegen.drawn_precision import rounding_to_tf32
 from tests.codegen.hidden_masks import HidingMask
 from tests.codegen.shuffled_grid import shuffled_grid
@@ -246,7 +247,7 @@ def prepare(text: str, cache_text: str, case: Case, mutate: Sequence[tuple[str, 
     phi = torch.randn(query_heads) + case.offset if spec.takes_phi else None
     named = {
         "inputs": inputs,
-        "lengths": lengths if spec.lengths else None,
+        "lengths": apart(lengths) if spec.lengths else None,
         "table": table,
         "k_scale": scales[0],
         "v_scale": scales[1],

@@ -162,7 +162,7 @@ def in_memory(drawn: Drawn, chance: random.Random) -> Memory:
     )  # fmt: skip
     named: dict[str, Any] = {
         "inputs": [laid_out(tensor, chance, math.nan) for tensor in drawn.inputs],
-        "lengths": drawn.lengths,
+        "lengths": drawn.lengths if drawn.lengths is None else laid_out(drawn.lengths, chance, 0),
         "sinks": drawn.sinks,
     }
     if drawn.kind == DECODE:

@@ -189,8 +189,8 @@ MUTANTS = {
     "aligned at the wrong end": ("causal from the last key", "row + (end - rows)", "row"),
     "keys beyond the length": ("lengths, of rows that see all",
                                "tl.minimum(end_of(lengths, batch, keys), keys)", "keys"),
-    "own keys move with the last one": ("lengths beyond the keys", "end = tl.load(lengths + batch)",
-                                        "end = tl.minimum(tl.load(lengths + batch), keys)"),
+    "own keys move with the last one": ("lengths beyond the keys", "    return end\n",
+                                        "    return tl.minimum(end, keys)\n"),
     "the last tile is taken whole": ("lengths", "AFTER) // BLOCK_N * BLOCK_N",
                                      "AFTER) // 1 * 1 + BLOCK_N"),
     "by the TMA unit, of another batch": (

@@ -60,6 +60,11 @@ def test_a_cache_is_read_up_to_its_length(interpreted, lengths, softmax):
     check(interpreted, spec, rows=2, lengths=lengths, redone=0)
 
 
+def test_one_length_is_read_for_all_sequences(interpreted):
+    """And need not be copied for each. Mutant: lengths are taken to follow one another."""
+    check(interpreted, replace(CAUSAL, lengths=True), rows=2, lengths=(61, 61))
+
+
 @pytest.mark.parametrize("spec", first(WINDOW, CAUSAL), ids=["window", "causal"])
 def test_a_sequence_may_end_beyond_its_cache(interpreted, spec):
     # Its rows stand where they stood; a row of a window that lies beyond sees no key.

@@ -108,7 +108,7 @@ def lengths_of_each(lengths: torch.Tensor | None, batch: int) -> torch.Tensor | 
     """Return lengths as kernels take them, int32[batch]; given may be one, of all sequences."""
     if lengths is None or lengths.shape[0] != 1:
         return lengths
-    return lengths.expand(batch).contiguous()
+    return lengths.expand(batch)
 
 
 def _results(

@@ -59,7 +59,7 @@ def test_one_length_is_of_however_many_sequences(batch):
     """The mutant that gives kernels, which refuse it, one length of no sequence."""
     found = attention.lengths_of_each(torch.tensor([5], dtype=torch.int32), batch)
     assert found.tolist() == [5] * batch
-    assert found.is_contiguous()
+    assert found.stride(0) == 0 or batch < 2  # no launch of its own copies it
 
 
 def test_any_of_its_operands_may_be_trained():
