@@ -150,11 +150,11 @@ def test_left_as_it_is(own, name):
 
 
 SOURCES = {
-    "capped_then_causal": ("softmax=bound bound=0.0 ", "its scores lie between -2 and 2"),
+    "capped_then_causal": ("softmax=bound bound=0.0 ", "and 2, and no row is computed twice"),
     "with_sinks": ("softmax=sink ", "relative to each head's sink"),
     "leaky": ("softmax=zero ", "relative to φ = 0, and rows"),
     "positions": ("softmax=online ", "a bias of each head may move a row's scores anywhere"),
-    "capped_and_masked": ("softmax=bound bound=0.0 ", "no row is computed twice"),
+    "capped_and_masked": ("softmax=bound bound=0.0 ", "no row that keeps a key is computed twice"),
     "half": ("softmax=first_tile ", "the maximum of each row's first keys"),
 }
 """What a site's spec says of φ, and its reason."""

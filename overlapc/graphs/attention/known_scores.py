@@ -41,7 +41,12 @@ def scores_of(found: Attention, weights: Mapping[fx.Node, torch.Tensor]) -> Know
     has_sinks = found.sinks is not None
     is_cached = isinstance(found.norms, Norms) and found.norms.key.is_cached
     return replace(
-        known, has_sinks=has_sinks, is_moved=is_moved, why_no_norms=why, is_cached=is_cached
+        known,
+        has_sinks=has_sinks,
+        is_moved=is_moved,
+        why_no_norms=why,
+        is_cached=is_cached,
+        may_be_none=found.mask.dead not in ("", "zero"),
     )
 
 

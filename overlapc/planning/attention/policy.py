@@ -28,6 +28,9 @@ class KnownScores:
     is_cached: bool = False
     """That is taken for granted of keys that a cache holds."""
     has_sinks: bool = False
+    may_be_none: bool = False
+    """A row may keep no key. Under a finite mask its sum is of weights that are nearly zero, and
+    only a second pass gives the mean that eager has."""
     is_moved: bool = False
     """A bias that differs from head to head is added, such as of positions: it may take the
     maximum of a row to anywhere."""
@@ -58,8 +61,9 @@ def choose_source(scores: KnownScores, dtype: str, choice: str) -> Source:
     if scores.phi is not None and not scores.has_sinks:
         span = f"{scores.least:.4g} and {scores.most:.4g}"
         by = _by_norms(scores) if scores.product < math.inf else ""
-        how = f"relative to φ = {scores.phi:.4g}: {by}its scores lie between {span}, and no row is"
-        return Source(BOUND, f"{how} {TWICE}", scores.phi)
+        how = f"relative to φ = {scores.phi:.4g}: {by}its scores lie between {span}, and no row"
+        which = " that keeps a key" if scores.may_be_none else ""
+        return Source(BOUND, f"{how}{which} is {TWICE}", scores.phi)
     found = _unbounded(scores, dtype, choice)
     return replace(found, how=f"{found.how}{_why_norms_do_not(scores, dtype)}")
 

@@ -7,6 +7,7 @@ sequence. On GPUs the decode kernel looks pages up in its loop; elsewhere they a
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -74,15 +75,15 @@ def paged_attention(
             where="paged_attention",
             remedy=f"choose one of {', '.join(CHOICES)}",
         )
-    if window is not None and window < 0:
+    if not (window is None or (_is_number(window, Integral) and window >= 0)):
         raise KernelError(
-            f"A row cannot see {window} keys before its own.",
+            f"A row cannot see {window!r} keys before its own.",
             where="paged_attention, window",
-            remedy="give 0 or more, or None where it sees all of them",
+            remedy="give a whole number from 0 on, or None where it sees all of them",
         )
-    if scale is not None and not math.isfinite(scale):
+    if not (scale is None or (_is_number(scale, Real) and math.isfinite(scale))):
         raise KernelError(
-            f"Scores cannot be multiplied by {scale}.",
+            f"Scores cannot be multiplied by {scale!r}.",
             where="paged_attention, scale",
             remedy="give a finite number, or None for 1 / sqrt(dim)",
         )
@@ -101,7 +102,7 @@ def paged_attention(
         values.shape[-1],
         groups=query.shape[1] // keys.shape[1],
         scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
-        before=window,
+        before=None if window is None else int(window),
         after=0,
         align="bottom_right",
         lengths=True,
@@ -114,6 +115,10 @@ def paged_attention(
     return torch.ops.overlapc.paged_attention(
         query, keys, values, table, lengths, k_scale, v_scale, str(spec), str(cache)
     )
+
+
+def _is_number(value: object, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _run(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from overlapc.planning.attention.policy import KnownScores, choose_source
@@ -49,3 +51,12 @@ def test_a_bound_is_told_with_its_number():
     assert source.phi == 48.2
     assert "φ = 48.2" in source.how
     assert "between 0 and 100" in source.how
+
+
+def test_a_row_without_a_key_is_left_out_of_what_a_bound_promises():
+    """The mutant that promises no second pass where a finite mask hides all of a row."""
+    sources = [choose_source(replace(CAPPED, may_be_none=none), "float32", "unified")
+               for none in (False, True)]  # fmt: skip
+    assert [source.how.rpartition("no row")[2] for source in sources] == [
+        " is computed twice", " that keeps a key is computed twice"
+    ]  # fmt: skip
