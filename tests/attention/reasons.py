@@ -156,7 +156,8 @@ SAID = {
     "few_keys": Spelling(
         few_keys, "!few_keys",
         says="Torch's attention over fewer than 16 keys may lose a NaN of its queries on "
-        "processors: where a model calls it by itself, as F.scaled_dot_product_attention, it stays.",
+        "processors: where a model calls it by itself, as F.scaled_dot_product_attention, it "
+        "stays.",
     ),
 }  # fmt: skip
 ADVISED = {
