@@ -18,6 +18,7 @@ from overlapc.graphs.attention.layouts import (
     merged_steps,
 )
 from overlapc.graphs.attention.masks.combined import Mask, read_mask
+from overlapc.graphs.attention.masks.early import may_be_even, why_not_early
 from overlapc.graphs.attention.masks.floors import without_floor
 from overlapc.graphs.attention.masks.prefixes import prefix_of
 from overlapc.graphs.attention.operands import checked, no_plain_tensors, why_empty
@@ -96,6 +97,7 @@ def _flattened(
         or _why_not_alone(versions, chain, node)
         or _why_not_dtypes(versions, softmax, scores, weights)
         or _why_not_batches(weights, frame)
+        or why_not_early(versions, scores)
     )
     if refusal:
         return refusal
@@ -171,12 +173,13 @@ def _why_not_dead(softmax: Softmax, scores: Scores, mask: Mask) -> str:
             "zeros: masked by a finite number, as by torch.finfo(dtype).min, it is read."
         )
     is_sum_zero = softmax.is_by_exp and softmax.sink is None and not scores.is_shifted
-    if is_sum_zero and mask.may_be_even:
+    is_even = mask.may_be_even or may_be_even(scores)
+    if is_sum_zero and is_even:
         return (
             "Its exponentials of a row that keeps no key are zero, and so is their sum: less the "
             "row's maximum, as F.softmax has them, they are read."
         )
-    if softmax.is_less_logarithm and mask.may_be_even:
+    if softmax.is_less_logarithm and is_even:
         return (
             "The logarithm of its sum is lost in the mask of a row that keeps no key: spelled by "
             "F.softmax it is read."

@@ -20,7 +20,7 @@ from overlapc.graphs.attention.scores.scales import TensorScale
 from overlapc.graphs.attention.scores.steps import Bias, Fill
 from overlapc.graphs.attention.site import Attention, Fused
 from overlapc.graphs.values import value_of
-from overlapc.planning.attention.fills import FINITE_FILL
+from overlapc.planning.attention.fills import FINITE_FILL, WEAKEST_FILL
 
 
 def fuse(graph: fx.Graph, found: Attention) -> None:
@@ -129,16 +129,35 @@ def _in_kernel_dtype(graph: fx.Graph, mask: fx.Node, dtype: torch.dtype) -> fx.N
 
 
 def _filled(graph: fx.Graph, part: Fill, total: fx.Node | None, found: Attention) -> fx.Node:
+    """What the masks before a fill add, and then it. Which of several finite ones is the least
+    tells what a row of them gives: there a fill has all its bits, and not those of 16."""
     condition = part.condition.emit(graph)
     dtype, device = found.query.value.dtype, found.query.value.device
     value = min(part.value, FINITE_FILL)
-    if value > -math.inf:  # which of several masks is the least tells what a row of them gives
+    if value > -math.inf:
+        if len(found.mask.parts) > 1:
+            dtype = torch.promote_types(dtype, torch.float32)
         value = max(value, torch.finfo(dtype).min)
+    fill = _call(graph, torch.full, (), value, like=condition, dtype=dtype, device=device)
     if total is None:
         total = _call(graph, torch.zeros, (), like=condition, dtype=dtype, device=device)
-    fill = _call(graph, torch.full, (), value, like=condition, dtype=dtype, device=device)
+    else:
+        total = _in_kernel_dtype(graph, total, dtype)
+        fill = _as_weak(graph, part.value, fill, total)
     pair = (total, fill) if part.is_kept else (fill, total)
     return _call(graph, torch.where, condition, *pair, like=condition)
+
+
+def _as_weak(graph: fx.Graph, value: float, lower: fx.Node, total: fx.Node) -> fx.Node:
+    """Return ``lower`` for a fill in which scores may not be lost; where masks hide by such numbers
+    too, itself, which is more or less than they are."""
+    if value <= FINITE_FILL:
+        return lower
+    weak = _call(graph, torch.le, total, WEAKEST_FILL, like=total)
+    strong = _call(graph, torch.lt, total, FINITE_FILL, like=total)
+    others = _call(graph, torch.gt, weak, strong, like=total)
+    has_others = _call(graph, torch.any, others, like=total)
+    return _call(graph, torch.where, has_others, value, lower, like=lower)
 
 
 def _poisoned(graph: fx.Graph, result: fx.Node, mask: fx.Node) -> fx.Node:

@@ -40,9 +40,16 @@ def why_not_fused(spec: AttentionSpec, device: str) -> str:
     others = {call.op for index, call in enumerate(calls) if not _is_mask(call, index)}
     if others:
         return f"{min(others)} changes its scores"
-    fills = [x for call in calls if call.op in FILLS for x in call.arguments if _is_number(x)]
-    scores = [value for value in fills if value > WEAKEST_FILL]
+    *before, last = (_fill_of(call) for call in calls) if calls else (None,)
+    scores = [value for value in before if value is not None and value > FINITE_FILL]
+    scores += [last] if last is not None and last > WEAKEST_FILL else []
     return f"{scores[0]} is put in for scores" if scores else ""
+
+
+def _fill_of(call: Call) -> float | None:
+    """The number that a mask puts in for scores."""
+    numbers = [x for x in call.arguments if _is_number(x)]
+    return numbers[0] if numbers and call.op in FILLS else None
 
 
 def _is_mask(call: Call, index: int) -> bool:
@@ -207,6 +214,16 @@ def mask_of(
     if all(call.op in FILLS and -math.inf in call.arguments for call in spec.scores.calls[1:]):
         kept = added > -math.inf
         return kept if seen is None else kept & seen
-    # A row of one fill alone is uniform: its scores have to be lost in it.
-    added = added.masked_fill((added <= WEAKEST_FILL) & (added > -math.inf), FINITE_FILL)
+    added = _lowered(spec, added)
     return added if seen is None else added.masked_fill(~seen, -math.inf)
+
+
+def _lowered(spec: AttentionSpec, added: torch.Tensor) -> torch.Tensor:
+    """Masks of which a weak fill is a number that scores are lost in: a row of it alone is uniform.
+    Beside other weak numbers it stays, for which is less tells what a row of both gives."""
+    fill = _fill_of(spec.scores.calls[-1]) if spec.scores else None
+    if fill is None or not FINITE_FILL < fill <= WEAKEST_FILL:
+        return added
+    is_fill = added == torch.full((), fill, dtype=added.dtype, device=added.device)
+    others = (added <= WEAKEST_FILL) & (added >= FINITE_FILL) & ~is_fill
+    return added.masked_fill(is_fill & ~others.any(), FINITE_FILL)

@@ -31,6 +31,7 @@ PROGRAMS = {
     "left out": (Filled(KEPT, -1e9, False),),
     "biased": (Added(BIAS, 0.5), Filled(KEPT, -math.inf, True)),
 }
+WEAK_BEFORE = program_of((*PROGRAMS["left out"], Added(BIAS)))
 LENGTHS = (None, (7, 7), (3, 3), (1, 5), (0, 4), (8, 9), (12, 12))
 """Of 7 keys."""
 
@@ -93,6 +94,7 @@ def test_it_is_the_specs(structure, program, rows, dead):
         ({"sinks": True}, "a sink"),
         ({"value_dim": 4}, "heads of 8 meet values of 4"),
         ({"program": score_programs.SOFT_CAP}, "changes its scores"),
+        ({"program": WEAK_BEFORE}, "-1000000000.0 is put in for scores"),
     ],
     ids=str,
 )

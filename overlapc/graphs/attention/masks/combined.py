@@ -90,9 +90,8 @@ def read_mask(
     )
     if told is None or told.may_be_lost:
         for part in parts:
-            if isinstance(part, Bias) and _is_half(versions, part.tensor):
-                reason = "Scores are lost in a mask of float16, and are not in torch's attention."
-                return Refusal(part.tensor.node, "half_mask", reason)
+            if half := why_half(versions, part):
+                return half
     if told is None:
         dead, is_even = _of_hiding(versions, parts, dtype, rows, keys)
         leaves_out = all(_only_leaves_out(versions, part) for part in parts)
@@ -211,6 +210,14 @@ def _why_not(part: Bias | Fill, dtype: torch.dtype) -> Refusal | None:
     if math.isfinite(part.value) or part.value == -math.inf:
         return None
     return Refusal(node, "weak_fill", f"Scores are filled with {part.value:g}, which is no score.")
+
+
+def why_half(versions: Versions, part: Bias | Fill) -> Refusal | None:
+    """Return that a row of a mask alone would give other numbers than eager's."""
+    if not isinstance(part, Bias) or not _is_half(versions, part.tensor):
+        return None
+    reason = "Scores are lost in a mask of float16, and are not in torch's attention."
+    return Refusal(part.tensor.node, "half_mask", reason)
 
 
 def _is_half(versions: Versions, added: Expression) -> bool:

@@ -17,6 +17,7 @@ from overlapc.graphs.attention.scores.sinks import of_all
 from overlapc.graphs.attention.scores.steps import Fill
 from overlapc.graphs.attention.scores.walk import Walk, beside, is_scores, mask_of, overwritten
 from overlapc.graphs.collectives import Refusal
+from overlapc.planning.attention.fills import WEAKEST_FILL
 
 
 def filled(walk: Walk, call: Call) -> fx.Node | Refusal | None:
@@ -57,20 +58,20 @@ def _number(versions: Versions, reader: fx.Node, argument: object) -> float | No
 
 
 def _held(value: float | None, scores: fx.Node) -> float | None:
-    """A number as ``where`` puts it into scores: beyond the range of their dtype it is infinite.
-    Other calls raise."""
+    """A number as it is put into scores: beyond the range of their dtype it is infinite, where a
+    call does not raise then, and one that hides keys has the bits that another mask has."""
     own = tensor_of(scores)
     if value is None or own is None or not own.dtype.is_floating_point:
         return value
     held = float(torch.tensor(value, dtype=own.dtype))
-    return held if math.isinf(held) else value
+    return held if math.isinf(held) or held <= WEAKEST_FILL else value
 
 
 def item_filled(walk: Walk, call: Call) -> fx.Node | Refusal:
     """Take up ``scores[condition] = number``, with nothing but whole dimensions before it, and
     numbers written to slices."""
     node, scores = call.node, call.get("input")
-    value = _number(walk.versions, node, call.get("value"))
+    value = _held(_number(walk.versions, node, call.get("value")), scores)
     condition, own = _condition(walk.versions, call), tensor_of(scores)
     if condition is None:
         condition = _box(walk.versions, call)
@@ -84,7 +85,10 @@ def item_filled(walk: Walk, call: Call) -> fx.Node | Refusal:
 
 def _fill(walk: Walk, condition: Expression, value: float, *, is_kept: bool) -> Fill:
     # It leaves nothing of what stands before it, not even where the factor is zero.
-    return Fill(condition, value * walk.factor if walk.factor else math.nan, is_kept)
+    scaled = value * walk.factor if walk.factor else math.nan
+    if abs(scaled) > walk.reach:
+        scaled = math.copysign(math.inf, scaled)
+    return Fill(condition, scaled, is_kept)
 
 
 def _box(versions: Versions, call: Call) -> Expression | None:

@@ -76,6 +76,8 @@ class Scores:
     """Of rows and keys, there."""
     nodes: tuple[fx.Node, ...]
     """From the product down to what the softmax reads, both among them."""
+    before_shift: tuple[Step, ...] = ()
+    """Those of its steps that such a subtraction stands behind, and then other steps."""
 
 
 def read_scores(versions: Versions, softmax: Softmax) -> Scores | Refusal | None:
@@ -223,7 +225,7 @@ def _applied(walk: Walk, call: Call) -> fx.Node | Refusal:
         return no_scores(call, f", and no kernel can: {error}")
     walk.nodes.extend(one for one in reversed(nodes) if one is not node)
     walk.steps.append(found.scaled(walk.factor))
-    walk.factor = 1.0
+    walk.factor, walk.reach = 1.0, math.inf
     return source
 
 
@@ -244,11 +246,9 @@ def _arithmetic(walk: Walk, call: Call) -> fx.Node | Refusal:
     value = _number(walk.versions, call, scores, other)
     alpha = call.get("alpha", 1)
     if call.name == "mul" and value is not None:
-        walk.factor *= value
-        return scores
+        return _scaled(walk, call, scores, value)
     if call.name == "div" and value and is_first:
-        walk.factor /= value
-        return scores
+        return _scaled(walk, call, scores, 1 / value)
     if call.name in ("mul", "div") or not isinstance(alpha, int | float):
         return _applied(walk, call)
     sign = -1.0 if call.name == "sub" else 1.0
@@ -262,6 +262,7 @@ def _arithmetic(walk: Walk, call: Call) -> fx.Node | Refusal:
         if shifting:
             walk.nodes.extend(shifting)
             walk.is_shifted = walk.is_shifted or not walk.steps
+            walk.between = len(walk.steps)
             return scores
     bias = mask_of(walk, call, other)
     if bias is None:
@@ -269,6 +270,14 @@ def _arithmetic(walk: Walk, call: Call) -> fx.Node | Refusal:
     on_bias, on_scores = (sign * alpha, 1.0) if is_first else (1.0, sign * alpha)
     walk.steps.append(Bias(bias, walk.factor * on_bias))
     walk.factor *= on_scores
+    return scores
+
+
+def _scaled(walk: Walk, call: Call, scores: fx.Node, factor: float) -> fx.Node:
+    own = tensor_of(call.node)
+    if own is not None and own.dtype.is_floating_point:
+        walk.reach = min(walk.reach, torch.finfo(own.dtype).max * abs(walk.factor))
+    walk.factor *= factor
     return scores
 
 
@@ -317,7 +326,8 @@ def _ended(walk: Walk, call: Call) -> Scores | Refusal:
     end = functions[-1] if functions else 0
     masks = tuple(step for step in steps[end:] if not isinstance(step, Function))
     product = replace(product, added=None)
+    before_shift = tuple(steps[: -walk.between]) if walk.between else ()
     return Scores(
         product, factor, tuple(steps[:end]), masks, sinks, walk.is_shifted, walk.frame,
-        walk.places, nodes,
+        walk.places, nodes, before_shift,
     )  # fmt: skip

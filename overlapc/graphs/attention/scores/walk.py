@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -32,6 +33,8 @@ class Walk:
     frame: tuple[int | torch.SymInt, ...]
     factor: float = 1.0
     """Of what is walked to, up to the next function."""
+    reach: float = math.inf
+    """What a number is infinite beyond once it was multiplied by all of that factor."""
     steps: list[Step] = field(default_factory=list)
     """From the softmax on."""
     nodes: list[fx.Node] = field(default_factory=list)
@@ -44,6 +47,8 @@ class Walk:
     is_first: bool = False
     """It stands before the keys."""
     is_shifted: bool = False
+    between: int = 0
+    """Steps below the uppermost shift."""
     places: Places = field(default_factory=Places)
     """Of rows and keys, in what is walked to."""
     parted: fx.Node | None = None
