@@ -16,6 +16,7 @@ from rich.console import Console
 
 from overlapc.cli.calibrate import add_calibrate
 from overlapc.cli.callables import import_here, model_and_inputs
+from overlapc.cli.groups import asking_for_a_group, make_fake_group
 from overlapc.cli.plan import add_plan, count
 from overlapc.errors import CommandError, OverlapcError
 from overlapc.options import from_user
@@ -158,21 +159,15 @@ def _explain(chosen: argparse.Namespace) -> None:
     from overlapc.explaining import explain
 
     if chosen.world_size:
-        _make_fake_group(chosen.world_size)
-    model, args, kwargs = model_and_inputs(chosen.callable)
+        make_fake_group(chosen.world_size)
     options = dict(chosen.option) | ({"target": chosen.target} if chosen.target else {})
-    with torch.set_grad_enabled(not chosen.inference):
-        report = explain(model, options, dynamic=chosen.dynamic or None)(*args, **kwargs)
+    with asking_for_a_group(chosen.callable):
+        model, args, kwargs = model_and_inputs(chosen.callable)
+        with torch.set_grad_enabled(not chosen.inference):
+            report = explain(model, options, dynamic=chosen.dynamic or None)(*args, **kwargs)
     if chosen.save:
         report.save(chosen.save)
     _print_report(report)
-
-
-def _make_fake_group(world_size: int) -> None:
-    import torch.distributed as dist
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
 
 
 def _bench(chosen: argparse.Namespace) -> None:

@@ -34,6 +34,12 @@ def model_and_inputs(name: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
         case (model, list() as calls) if calls and all(map(_is_call, calls)):
             first = calls[0]
             return (model, first, {}) if isinstance(first, tuple) else (model, (), dict(first))
+        case (_, list() as items) if len(items) > 1:
+            raise CommandError(
+                f"A list of {len(items)} may be the inputs of one call, or of as many calls.",
+                where=name,
+                remedy="give a tuple of the inputs of one call, or a list of such tuples",
+            )
         case (model, tuple() | list() as args):
             return model, tuple(args), {}
         case (model, tuple() | list() as args, dict() as kwargs):

@@ -47,6 +47,27 @@ def positional_calls():
     return scaled, [(torch.ones(2), 3), {"x": torch.ones(2), "by": 3}]
 
 
+def tensors():
+    return scaled, [torch.ones(2), torch.ones(2)]
+
+
+def reduced():
+    def model(x):
+        y = x @ x
+        dist.all_reduce(y)
+        return y
+
+    return model, (torch.ones(2, 2),)
+
+
+def asks_early():
+    dist.get_world_size()
+
+
+def its_own_mistake():
+    raise ValueError("the user's own mistake")
+
+
 def a_dict_that_is_an_input():
     return scaled, ({"x": 1}, 3)
 

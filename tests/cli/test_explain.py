@@ -77,6 +77,27 @@ def test_a_dict_in_a_tuple_is_an_input(module):
     assert model_and_inputs(f"{module}:a_dict_that_is_an_input")[1] == ({"x": 1}, 3)
 
 
+def test_a_list_of_tensors_may_be_either_and_is_refused(capsys, module):
+    """`calibrate --softmax` calls the model with each. Mutant: here they are one call's inputs."""
+    said = error_of(capsys, "explain", f"{module}:tensors")
+    assert "A list of 2 may be the inputs of one call, or of as many calls." in said
+    assert "a tuple of the inputs of one call" in said
+
+
+@pytest.mark.parametrize("name", ["reduced", "asks_early"])
+def test_a_model_that_needs_a_group_is_told_how_to_get_one(capsys, module, name):
+    said = error_of(capsys, "explain", f"{module}:{name}")
+    assert "there is no process group" in said
+    assert f"{module}:{name}" in said
+    assert "give --world-size" in said
+
+
+def test_other_errors_of_a_model_stay_its_own(module):
+    """Mutant: whatever is raised without a group is taken for the lack of one."""
+    with pytest.raises(ValueError, match="the user's own mistake"):
+        main(["explain", f"{module}:its_own_mistake"])
+
+
 @pytest.mark.parametrize("more", [(), ("--inference",)])
 def test_explain_is_asked_for_inference(capsys, module, more):
     """A model in eval mode alone is one of training. Mutant: the option changes nothing."""
