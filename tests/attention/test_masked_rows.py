@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
 from overlapc.graphs.attention import problems
 from tests.attention.rewriting import rewrite
-from tests.attention.sizes import MIN, B, D, H, K, Q
+from tests.attention.sizes import INF, MIN, B, D, H, K, Q
 
 WEAK = -1e9
 HALF = K // 2
@@ -181,7 +179,27 @@ def test_refused(function, choice):
 def test_a_shift_before_masks_and_between_what_hides_nothing_is_read(choice):
     def function(q, k, v, kept):
         s = q @ k.mT + 0.1 * torch.arange(K)
-        return (s - s.amax(-1, keepdim=True)).masked_fill(~kept, -math.inf).softmax(-1) @ v
+        return (s - s.amax(-1, keepdim=True)).masked_fill(~kept, -INF).softmax(-1) @ v
 
     operands = (*sides(), first_half())
     check(function, operands, choice, {"sdpa": "fused", "unified": "unified"})
+
+
+@pytest.mark.parametrize("fill", [True, False], ids=["booleans", "numbers"])
+def test_a_sink_of_minus_infinity_leaves_a_row_without_keys_nothing(fill, choice):
+    """It is NaN, of that head alone. Mutants: zeros; NaN of all heads."""
+
+    def function(q, k, v, kept, sinks):
+        s = q @ k.mT
+        s = s.masked_fill(~kept, -INF) if fill else s + torch.where(kept, 0.0, -INF)
+        column = sinks.reshape(1, -1, 1, 1).expand(B, H, Q, 1)
+        return torch.cat([s, column], -1).softmax(-1)[..., :-1] @ v
+
+    kept = first_half()
+    kept[:, :, 2] = False
+    operands = (*sides(), kept, torch.tensor([-INF, 0.5, -INF, MIN]))
+    wanted = function(*operands)
+    assert wanted[:, ::2, 2].isnan().all()
+    assert not wanted[:, 1::2].isnan().any()
+    with torch.no_grad():
+        check(function, operands, choice, {"sdpa": "fused_sinks", "unified": "unified"})

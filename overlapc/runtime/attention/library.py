@@ -103,7 +103,11 @@ def _fused(
     if mask is not None and spec.program and lengths is None and query.device.type == "cpu":
         key, value, mask = _cut_by_mask(key, value, mask)
     if sinks is not None:
-        return fused_with_sums(query, key, value, mask, spec.scale, sinks, is_causal=is_causal)[0]
+        out, _ = fused_with_sums(query, key, value, mask, spec.scale, sinks, is_causal=is_causal)
+        absent = sinks == -math.inf
+        if mask is None or spec.dead != "nan" or not absent.any():
+            return out
+        return out.masked_fill(_without_keys(mask) & absent[:, None, None], math.nan)
     takes_groups = takes_masked_groups or mask is None
     if not takes_groups:
         key, value = (side.repeat_interleave(spec.groups, 1) for side in (key, value))
@@ -112,9 +116,14 @@ def _fused(
         enable_gqa=takes_groups and spec.groups > 1,
     )  # fmt: skip
     if mask is not None and spec.dead == "nan":
-        kept = mask if mask.dtype == torch.bool else mask > -math.inf
-        out = out.masked_fill(~kept.any(-1, keepdim=True), math.nan)
+        out = out.masked_fill(_without_keys(mask), math.nan)
     return out.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _without_keys(mask: torch.Tensor) -> torch.Tensor:
+    """Which rows have minus infinity alone, ``[..., rows, 1]``."""
+    kept = mask if mask.dtype == torch.bool else mask > -math.inf
+    return ~kept.any(-1, keepdim=True)
 
 
 def _is_cut_by_rows(query: torch.Tensor, key: torch.Tensor) -> bool:
