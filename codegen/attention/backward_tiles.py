@@ -24,10 +24,15 @@ NVIDIA: Mapping[str, Table] = {
 }
 """Of 16 bits, by part."""
 NVIDIA_PLAIN: Mapping[str, Mapping[str, Table]] = {
-    "sm_90": {"queries": {64: (128, 64, 8, 2), 128: (128, 64, 8, 2)}},
+    "sm_90": {
+        "queries": {64: (128, 64, 8, 2), 128: (128, 64, 8, 2)},
+        "keys": {64: (128, 64, 8, 1), 128: (128, 64, 8, 1)},
+    },
 }
 """Instead, by architecture, where scores are the scaled product and sequences as long as there are
-keys: warps of a group have rows of their own there, and half of the instructions a score."""
+keys: warps of a group have rows of their own there, or keys, so that all products are made by the
+wider units, in half of the instructions a score. That of keys keeps some numbers on the stack from
+one head of queries to the next, and none in a loop over rows."""
 NVIDIA_FLOAT: Mapping[str, Table] = {
     "keys": {64: (16, 32, 8, 1), 128: (16, 16, 8, 1)},
     "queries": {64: (32, 16, 8, 1), 128: (16, 16, 4, 1)},
@@ -56,8 +61,8 @@ to 168 for some variants of a tile, and spills."""
 def backward_tile_for(spec: AttentionSpec, architecture: str, part: str) -> AttentionTile:
     """A tile for ``sm_<number>`` or ``gfx<name>``; KernelError where none is known to fit.
 
-    The tests check that its machine code keeps within shared memory, and within registers but for
-    two in one variant. None was timed.
+    The tests check that its machine code keeps within shared memory, and in loops within registers
+    but for two in one variant. None was timed.
     """
     check_served(spec, architecture)
     if part == "rows":
