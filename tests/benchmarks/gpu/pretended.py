@@ -138,7 +138,7 @@ def pretended_gpu() -> Iterator[None]:
             mock.patch.object(signaled, "why_no_kernel", return_value=""),
             mock.patch.multiple(gpu_timing, WARM_UPS=0, MOST_ROUNDS=1, MOST_CALLS=1),
             mock.patch.object(torch.backends.cuda, "preferred_blas_library", return_value=None),
-            mock.patch.multiple(gpu_checks, SIZES=((136, 80, 48),), STAGED_SIZES=(1160, 40, 40),
+            mock.patch.multiple(gpu_checks, SIZES=((200, 80, 48),), STAGED_SIZES=(1160, 40, 40),
                                 CALLS=2, REPLAYS=1, captured=lambda run: run),
             mock.patch.object(gpu_rates, "measure_on_device", modelled),
             mock.patch.object(gpu_links, "measure_on_device", modelled),
