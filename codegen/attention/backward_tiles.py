@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import WIDE_KEYS, AttentionTile, check_served, columns_for
+from overlapc.codegen.attention.visibility import hides
 from overlapc.errors import KernelError
 
 Table = Mapping[int, tuple[int, int, int, int]]
@@ -24,15 +25,18 @@ NVIDIA: Mapping[str, Table] = {
 }
 """Of 16 bits, by part."""
 NVIDIA_PLAIN: Mapping[str, Mapping[str, Table]] = {
-    "sm_90": {
-        "queries": {64: (128, 64, 8, 2), 128: (128, 64, 8, 2)},
-        "keys": {64: (128, 64, 8, 1), 128: (128, 64, 8, 1)},
-    },
+    "sm_90": {"queries": {64: (128, 64, 8, 2), 128: (128, 64, 8, 2)}},
 }
 """Instead, by architecture, where scores are the scaled product and sequences as long as there are
-keys: warps of a group have rows of their own there, or keys, so that all products are made by the
-wider units, in half of the instructions a score. That of keys keeps some numbers on the stack from
-one head of queries to the next, and none in a loop over rows."""
+keys: warps of a group have rows of their own there, and half of the instructions a score."""
+NVIDIA_LIGHT: Mapping[str, Mapping[str, Table]] = {
+    "sm_90": {"keys": {64: (128, 64, 8, 1), 128: (128, 64, 8, 1)}},
+}
+"""Likewise, where scores are the scaled product, or of at most ``LIGHT_COLUMNS`` that and one mask:
+the wider units make all products. Some numbers are on the stack from one head of queries to the
+next, and none in a loop over rows."""
+LIGHT_COLUMNS = 64
+"""Of more, a mask that is not looked through before would spill in a loop."""
 NVIDIA_FLOAT: Mapping[str, Table] = {
     "keys": {64: (16, 32, 8, 1), 128: (16, 16, 8, 1)},
     "queries": {64: (32, 16, 8, 1), 128: (16, 16, 4, 1)},
@@ -76,6 +80,8 @@ def backward_tile_for(spec: AttentionSpec, architecture: str, part: str) -> Atte
         known = NVIDIA_FLOAT[part]
     else:
         known = NVIDIA[part]
+        if _is_light(spec):
+            known = {**known, **NVIDIA_LIGHT.get(architecture, {}).get(part, {})}
         if spec.scores is None and not spec.lengths:
             known = {**known, **NVIDIA_PLAIN.get(architecture, {}).get(part, {})}
     columns = columns_for(spec, known)
@@ -87,3 +93,11 @@ def backward_tile_for(spec: AttentionSpec, architecture: str, part: str) -> Atte
             remedy="let torch compute the gradients, or use a dtype of 16 bits",
         )
     return replace(AttentionTile(*known[columns]), registers=0 if is_amd else REGISTERS)
+
+
+def _is_light(spec: AttentionSpec) -> bool:
+    """Whether scores are the scaled product, or of few columns that and one mask."""
+    if spec.scores is None:
+        return True
+    is_mask = hides(spec.scores) != "" and len(spec.scores.calls) == 2
+    return is_mask and max(spec.head_dim, spec.value_dim) <= LIGHT_COLUMNS

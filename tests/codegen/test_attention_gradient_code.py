@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -87,6 +88,7 @@ PLAIN = {
     "all keys": {"after": None},
     "a window": {"before": 1024, "align": "bottom_right", "sinks": True},
     "zeros of no key": {"before": 64, "after": 64, "dead": "zero"},
+    "lengths": {"lengths": True, "align": "bottom_right"},
 }
 """Beside causal ones, what takes a tile of its own."""
 
@@ -98,30 +100,46 @@ PLAIN = {
 def test_budgets_of_the_scaled_product(dtype, dims, change):
     spec = replace(SPEC, dtype=dtype, head_dim=dims[0], value_dim=dims[1], **PLAIN[change])
     for part in ("queries", "keys"):
-        tile = backward_tile_for(spec, "sm_90", part)
-        assert tile != backward_tile_for(replace(spec, lengths=True), "sm_90", part)
         check(spec, part, "sm_90")
     queries = build_backward_for(spec, "queries", backward_tile_for(spec, "sm_90", "queries"),
                                  "sm_90")  # fmt: skip
     assert queries.spilled_bytes == 0
 
 
-@pytest.mark.parametrize("its", ["queries", "keys"])
-def test_what_takes_a_tile_of_its_own(its):
-    """On sm_90, of the scaled product alone. Mutants: of programs of scores, or of lengths, too; of
-    another part; on every device."""
-    changes = {"": {}, "lengths": {"lengths": True}, "program": {"program": programs.SOFT_CAP},
-               "float32": {"dtype": "float32"}}  # fmt: skip
-    own = backward_tile_for(SPEC, "sm_90", its)
+CAPPED = programs.program(
+    "matrix:bool", ("tanh.default", "%0"), ("where.ScalarOther", "@0", "%1", -math.inf)
+)
+
+
+@pytest.mark.parametrize(
+    ("its", "dim", "names"),
+    [
+        ("queries", 64, [""]),
+        ("queries", 128, [""]),
+        ("keys", 64, ["", "lengths", "a mask"]),
+        ("keys", 128, ["", "lengths"]),
+    ],
+)
+def test_what_takes_a_tile_of_its_own(its, dim, names):
+    """On sm_90, of the scaled product. Mutants: of other programs of scores, or of lengths, too; of
+    another part; on every device; of masks of any columns, or of none."""
+    spec = replace(SPEC, head_dim=dim, value_dim=dim)
+    changes = {
+        "": {}, "lengths": {"lengths": True}, "a mask": {"program": programs.KEPT},
+        "program": {"program": programs.SOFT_CAP}, "float32": {"dtype": "float32"},
+        "a mask of other scores": {"program": CAPPED},
+        "no mask": {"program": programs.program("", ("tanh.default", "%0"))},
+    }  # fmt: skip
+    own = backward_tile_for(spec, "sm_90", its)
     taking = [
         (architecture, name, part)
         for architecture in ("sm_80", "sm_90", "sm_100", "gfx942")
         for name, change in changes.items()
         for part in ("queries", "keys", "input 0")
         if (name, part) != ("float32", "input 0")  # of 128 columns there is none
-        and backward_tile_for(replace(SPEC, **change), architecture, part) == own
+        and backward_tile_for(replace(spec, **change), architecture, part) == own
     ]
-    assert taking == [("sm_90", "", its)]
+    assert taking == [("sm_90", name, its) for name in names]
 
 
 @pytest.mark.long
@@ -130,7 +148,8 @@ def test_what_takes_a_tile_of_its_own(its):
 def test_warps_that_have_rows_of_their_own_take_half_of_the_instructions(part, dim):
     """And the wider units make all products of theirs."""
     spec = replace(SPEC, after=None, head_dim=dim, value_dim=dim)
-    tiles = (backward_tile_for(own, "sm_90", part) for own in (spec, replace(spec, lengths=True)))
+    capped = replace(spec, program=programs.SOFT_CAP)
+    tiles = (backward_tile_for(own, "sm_90", part) for own in (spec, capped))
     (loop, own), (_, other) = (least_loop(spec, part, tile) for tile in tiles)
     assert loop.count("HMMA") == 0
     assert own <= 0.55 * other, f"{own:.3f} of {other:.3f}"
