@@ -49,7 +49,8 @@ class Options:
     """How long a rank waits at a group's first use for the others to say which sources, options and
     target they use; a rank with a cold cache compiles meanwhile."""
     dump: str = ""
-    """Directory for the graphs before and after every pass, plans, and generated modules."""
+    """Directory for the graphs before and after every pass, plans, and the generated modules
+    of signaled chains."""
     disable: tuple[str, ...] = ()
     """Passes that do not run, by name."""
     fuel: int = -1
