@@ -256,6 +256,21 @@ def keys_repeated_alone(q, k, v):
     return (q @ repeat_kv(k, H // G).mT).softmax(-1) @ v.repeat(1, H // G, 1, 1)
 
 
+def one_head_expanded(q, k, v):
+    k, v = k[:, :1].expand(-1, H, -1, -1), v[:, :1].tile(1, H, 1, 1)
+    return (q @ k.mT).softmax(-1) @ v
+
+
+def one_head_of_one_batch(q, k, v):
+    k, v = (t[:1, :1].expand(B, H, -1, -1) for t in (k, v))
+    return (q @ k.mT).softmax(-1) @ v
+
+
+def fused_tiled(q, k, v):
+    k, v = (t[:, :1].repeat(1, H, 1, 1) for t in (k, v))
+    return F.scaled_dot_product_attention(q, k, v)
+
+
 def matrices_by_name(q, k, v):
     return torch.mm(torch.mm(q, k.t()).softmax(1), v)
 
@@ -455,6 +470,9 @@ REWRITTEN = {
     "interleaved": Spelling(interleaved, operands=grouped, says="enable_gqa=True"),
     "repeated_otherwise": Spelling(repeated_otherwise, operands=grouped, says="enable_gqa=False"),
     "keys_repeated_alone": Spelling(keys_repeated_alone, operands=grouped, says="enable_gqa=False"),
+    "one_head_expanded": Spelling(one_head_expanded, says="enable_gqa=True"),
+    "one_head_of_one_batch": Spelling(one_head_of_one_batch, says="enable_gqa=False"),
+    "fused_tiled": Spelling(fused_tiled, "fused_groups", says="enable_gqa=True"),
     "matrices_by_name": Spelling(matrices_by_name, operands=two),
     "special_logarithm": Spelling(special_logarithm),
     "transposed_result": Spelling(transposed_result),

@@ -17,7 +17,7 @@ def operands(rows: int, keys: int, heads: int = 4):
 
 
 def called(q, k, v, mask):
-    k, v = (repeat_kv(t.expand(1, 2, *t.shape[2:]), 2) for t in (k, v))
+    k, v = (repeat_kv(t, 2) for t in (k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
@@ -30,7 +30,7 @@ CASES = {
     "small": (functional, [*operands(1, 512)], "auto", ["too_small"]),
     "grouped": (grouped_queries, [*operands(8, 16, 2), torch.ones(1, 1, 8, 16)], "sdpa",
                 ["fused"]),
-    "called": (called, [*operands(8, 16, 1), torch.randn(1, 1, 8, 16)], "sdpa", ["fused_groups"]),
+    "called": (called, [*operands(8, 16, 2), torch.randn(1, 1, 8, 16)], "sdpa", ["fused_groups"]),
     "masked": (filled, [*operands(8, 16), torch.rand(1, 1, 8, 16) > 0.5], "sdpa", ["fused"]),
     "cache": (given_cache, [*operands(1, 8192), torch.rand(1, 1, 1, 8192) > 0], "auto",
               ["valid_keys"]),

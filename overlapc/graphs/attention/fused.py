@@ -14,7 +14,7 @@ from overlapc.graphs.attention.layouts import (
 from overlapc.graphs.attention.masks.prefixes import prefix_of
 from overlapc.graphs.attention.operands import checked, no_plain_tensors, why_empty
 from overlapc.graphs.attention.products.matmuls import PRODUCT
-from overlapc.graphs.attention.products.repeats import unrepeated
+from overlapc.graphs.attention.products.repeats import is_broadcast, unrepeated
 from overlapc.graphs.attention.reading.spelling import Call, tensor_of
 from overlapc.graphs.attention.reading.tensors import Expression, expression, is_same
 from overlapc.graphs.attention.reading.versions import Versions
@@ -30,9 +30,10 @@ def read_fused(versions: Versions, call: Call) -> Fused | Refusal:
     if query is None or key is None or value is None:
         return Refusal(call.node, PRODUCT, "An operand is no tensor.")
     spelled = _as_spelled_out(versions, call, query, key, value)
+    copies = not is_broadcast(key)
     key, groups = unrepeated(versions, key)
     value, others = unrepeated(versions, value)
-    is_grouped = call.get("enable_gqa") is True
+    is_grouped = call.get("enable_gqa") is True or not copies
     has_mask = call.get("attn_mask") is not None
     is_alike = groups == others and is_same(key.shape[:2], value.shape[:2])
     if is_grouped or not is_alike or not takes_groups(query, has_mask):

@@ -13,6 +13,7 @@ from overlapc.graphs.attention.masks.combined import Mask
 from overlapc.graphs.attention.masks.prefixes import Prefix
 from overlapc.graphs.attention.narrow import Narrow
 from overlapc.graphs.attention.norms.lengths import Norms
+from overlapc.graphs.attention.products.repeats import is_broadcast
 from overlapc.graphs.attention.reading.tensors import Expression
 from overlapc.graphs.attention.scores.functions import Function
 from overlapc.graphs.attention.scores.scales import TensorScale, tensor_scale
@@ -120,9 +121,7 @@ class Attention:
     @property
     def is_broadcast(self) -> bool:
         """Heads of keys that queries share are repeated by nothing but a broadcast."""
-        calls = self.repeated[0].calls if self.repeated is not None else ()
-        moves = [function for function, _ in calls if function is not torch.Tensor.to]
-        return moves[-1:] == [torch.broadcast_to]
+        return self.repeated is not None and is_broadcast(self.repeated[0])
 
     def cast(self, dtype: torch.dtype) -> Attention:
         """Return it of operands in another dtype, as autocast casts them where they are read."""

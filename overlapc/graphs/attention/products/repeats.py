@@ -20,6 +20,8 @@ from overlapc.graphs.attention.reading.tensors import (
 )
 from overlapc.graphs.attention.reading.versions import Versions
 
+OF_ONE = (*EXPANSIONS, "repeat", "tile")
+"""Calls by which one head is all of them; of several heads the last two give another order."""
 VIEWS = ("view", "reshape")
 """Those by which torch's decompositions put batch and heads together."""
 
@@ -36,6 +38,12 @@ def unrepeated(versions: Versions, repeated: Expression) -> tuple[Expression, in
     if groups == 1:
         return repeated, 1
     return (once if number == 1.0 else once.then(torch.mul, number)), groups
+
+
+def is_broadcast(repeated: Expression) -> bool:
+    """Return whether heads ``[batch, heads, ...]`` are one in memory, of which nobody makes copies:
+    a product broadcasts it, or the graph expands it."""
+    return is_same(repeated.value.stride()[1:2], (0,))
 
 
 def _in_four_dimensions(versions: Versions, side: Expression) -> Expression:
@@ -109,6 +117,8 @@ def _source(versions: Versions, call: Call, dim: int) -> tuple[Expression, int] 
     """What a call repeats along ``dim``, each slice before the next one, and how often."""
     if call.in_place:
         return None
+    if call.name in OF_ONE:
+        return _of_one(versions, call, dim)
     if call.name == "repeat_interleave":
         repeats, along = call.get("repeats"), call.get("dim")
         source = call.get("input")
@@ -117,6 +127,17 @@ def _source(versions: Versions, call: Call, dim: int) -> tuple[Expression, int] 
         base = as_it_stands(versions, call.node, source)
         return None if base is None else (base, repeats)
     return _expanded(versions, call, dim)
+
+
+def _of_one(versions: Versions, call: Call, dim: int) -> tuple[Expression, int] | None:
+    """The one slice that a call makes several of, and how many."""
+    base, several = as_it_stands(versions, call.node, call.get("input")), tensor_of(call.node)
+    if base is None or several is None or len(base.shape) != 4 or several.ndim != 4:
+        return None
+    times = several.shape[dim]
+    is_one = is_same(base.shape[dim : dim + 1], (1,))
+    is_rest_same = is_same((*base.shape[:dim], times, *base.shape[dim + 1 :]), several.shape)
+    return (base, times) if is_one and is_rest_same and isinstance(times, int) else None
 
 
 def _expanded(versions: Versions, merge: Call, dim: int) -> tuple[Expression, int] | None:
