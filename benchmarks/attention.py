@@ -50,6 +50,8 @@ class Case:
     """Of "length" and "given": keys that the cache holds."""
     has_sink: bool = False
     """A score of each head takes part in the softmax and has no value, as in gpt-oss."""
+    value_dim: int = 0
+    """Columns of values; 0: those of keys."""
 
 
 CASES = (
@@ -100,7 +102,15 @@ CASES = (
     Case("sinks, chunk of 128 over 1024", 1, 16, 4, 128, 1024, 64, "padding", has_sink=True),
     Case("sinks, decode 2048", 1, 16, 4, 1, 2048, 64, "padding", has_sink=True),
     Case("sinks 512 trained", 1, 16, 4, 512, 512, 64, "causal", True, has_sink=True),
-)
+    Case("narrow values 1024", 1, 16, 2, 1024, 1024, 192, "causal", value_dim=128),
+    Case("narrow values 1024 padded", 1, 16, 2, 1024, 1024, 192, "padding", value_dim=128),
+    Case("narrow values 2048", 1, 16, 2, 2048, 2048, 192, "causal", value_dim=128),
+    Case("narrow values 1024 over 2048", 1, 16, 2, 1024, 2048, 192, "padding", value_dim=128),
+    Case("narrow values 1024, sinks", 1, 16, 2, 1024, 1024, 192, "causal", has_sink=True,
+         value_dim=128),
+    Case("narrow values 1024 padded, sinks", 1, 16, 2, 1024, 1024, 192, "padding", has_sink=True,
+         value_dim=128),
+)  # fmt: skip
 
 
 def attention(case: Case) -> Callable[..., torch.Tensor]:
@@ -113,7 +123,7 @@ def attention(case: Case) -> Callable[..., torch.Tensor]:
             own = torch.arange(case.rows) + m
             m = torch.arange(case.keys) <= own[None, None, :, None]
         if groups > 1:
-            shape = (case.batch, case.key_heads, groups, case.keys, case.dim)
+            shape = (case.batch, case.key_heads, groups, case.keys, -1)
             k, v = (t[:, :, None].expand(shape).flatten(1, 2) for t in (k, v))
         if case.is_fused:
             result = F.scaled_dot_product_attention(q, k, v, attn_mask=m)
@@ -136,10 +146,11 @@ def attention(case: Case) -> Callable[..., torch.Tensor]:
 
 def inputs_of(case: Case) -> list[torch.Tensor]:
     """Queries, keys, values as models hold them, ``[batch, rows, heads, dim]``, and a mask."""
-    sizes = ((case.rows, case.heads), (case.keys, case.key_heads), (case.keys, case.key_heads))
+    of_keys, value_dim = (case.keys, case.key_heads), case.value_dim or case.dim
+    sizes = ((case.rows, case.heads, case.dim), (*of_keys, case.dim), (*of_keys, value_dim))
     operands = [
-        torch.randn(case.batch, length, heads, case.dim, dtype=case.dtype).transpose(1, 2)
-        for length, heads in sizes
+        torch.randn(case.batch, length, heads, dim, dtype=case.dtype).transpose(1, 2)
+        for length, heads, dim in sizes
     ]
     if case.mask == "length":
         return [*operands, torch.tensor(case.held - case.rows)]

@@ -32,6 +32,13 @@ Beside sinks, in benchmarks/results/attention_sinks.md: 1.13 to 2.6 times as fas
 where keys are skipped, 1.13 to 1.5 with 16 MiB under a mask that is given, 3.4 with 64; 128 rows
 over 1024 keys 1.14 and 1.7, where another spelling was seen to be slower."""
 
+LEAST_PADDED_ROWS = 1024
+"""Of rows, and of keys, from which values narrower than keys are padded with zeros for torch's
+kernel, which has one number of columns: of 128 and 192 columns that was surely faster than Inductor
+there, beside sinks and without (benchmarks/results/attention_narrow_values.md)."""
+PADDED_SHARE = 2 / 3
+"""Of keys' columns, down to which values have them: what was measured."""
+
 MASKS = {
     "given": "a mask that is given",
     "made": "a mask that is made in the graph",
@@ -99,9 +106,18 @@ def tells_sinks(problem: AttentionProblem) -> bool:
     the logarithms of its sums, which it leaves on processors."""
     is_alone = problem.untold is not None and problem.untold[0] == "sinks"
     is_own = problem.device == "cpu" and problem.dtype in OWN_DIMS
-    is_narrow = problem.head_dim == problem.value_dim <= MOST_DIM
+    is_narrow = problem.head_dim <= MOST_DIM
+    is_fitting = problem.head_dim == problem.value_dim or pads_values(problem)
     is_told = not problem.is_mask_trained and not problem.why_no_gradient
-    return is_alone and is_own and is_narrow and is_told
+    return is_alone and is_own and is_narrow and is_fitting and is_told
+
+
+def pads_values(problem: AttentionProblem) -> bool:
+    """Whether values are narrower than keys, and our op is to pad them for torch's kernel."""
+    is_own = problem.device == "cpu" and problem.dtype in OWN_DIMS and problem.is_plain
+    is_taken = is_own and not problem.is_trained and not problem.prefix and not problem.is_fused
+    is_near = PADDED_SHARE * problem.head_dim <= problem.value_dim < problem.head_dim <= MOST_DIM
+    return is_taken and is_near and min(problem.rows, problem.keys) >= LEAST_PADDED_ROWS
 
 
 def _loses_nan(problem: AttentionProblem) -> bool:
@@ -127,7 +143,7 @@ def _no_kernel(problem: AttentionProblem) -> Verdict:
 def _why_unfused(problem: AttentionProblem) -> str:
     if problem.is_mask_trained:
         return "a gradient is wanted of its mask"
-    if problem.head_dim != problem.value_dim:
+    if problem.head_dim != problem.value_dim and not pads_values(problem):
         return f"heads of {problem.head_dim} meet values of {problem.value_dim}"
     return "" if problem.is_dense else "an operand's last dimension is strided"
 

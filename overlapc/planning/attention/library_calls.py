@@ -1,10 +1,11 @@
-"""How our op calls torch's attention on processors: to a length, by rows, where rows keep keys."""
+"""How our op calls torch's attention on processors: to a length, by rows, where rows keep keys, of
+values that are padded."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from overlapc.planning.attention.fused import MEASURED
+from overlapc.planning.attention.fused import MEASURED, pads_values
 from overlapc.planning.attention.own import MOST_DIM, OWN_DIMS, policy_of
 from overlapc.planning.attention.problem import AttentionProblem, Verdict
 
@@ -39,6 +40,9 @@ def as_called(problem: AttentionProblem, choice: str, verdict: Verdict) -> Verdi
     if verdict.code == "fused" and problem.untold is not None:
         how = "and its result is rescaled by what a sink takes of each row's sum"
         return _by_our_op(problem, verdict, "fused_sinks", how)
+    if verdict.code == "fused" and pads_values(problem):
+        how = f"of values that are padded to {problem.head_dim} columns"
+        return _by_our_op(problem, verdict, "fused_padded", how)
     if _is_cut_by_rows(problem, verdict):
         return _by_our_op(problem, verdict, "fused_rows", "for some rows at a time")
     return verdict

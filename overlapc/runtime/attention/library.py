@@ -34,7 +34,8 @@ def why_not_fused(spec: AttentionSpec, device: str) -> str:
     can."""
     if spec.sinks and device != "cpu":
         return "a sink takes part in the softmax"
-    if spec.head_dim != spec.value_dim:
+    is_padded = device == "cpu" and spec.value_dim < spec.head_dim
+    if spec.head_dim != spec.value_dim and not is_padded:
         return f"heads of {spec.head_dim} meet values of {spec.value_dim}"
     calls = spec.scores.calls[1:] if spec.scores else ()
     others = {call.op for index, call in enumerate(calls) if not _is_mask(call, index)}
@@ -76,10 +77,14 @@ def attention_by_fused(
     on_processor = query.device.type == "cpu"
     if not (query.numel() and key.numel()):
         # A sum of nothing is zero, where torch's fused attention over no key is NaN.
-        return query.new_zeros(query.transpose(1, 2).shape).transpose(1, 2)
+        batch, heads, rows, _ = query.shape
+        return query.new_zeros((batch, rows, heads, value.shape[-1])).transpose(1, 2)
     if lengths is not None and on_processor:
         key, value, inputs, lengths = _cut(key, value, inputs, lengths)
-    return _fused(spec, query, key, value, inputs, lengths, sinks, takes_masked_groups=on_processor)
+    columns, missing = value.shape[-1], key.shape[-1] - value.shape[-1]
+    value = F.pad(value, (0, missing)) if missing else value  # its kernel has one number of columns
+    out = _fused(spec, query, key, value, inputs, lengths, sinks, takes_masked_groups=on_processor)
+    return out[..., :columns].transpose(1, 2).contiguous().transpose(1, 2) if missing else out
 
 
 def _fused(

@@ -67,7 +67,8 @@ def _masked(
 ) -> tuple[torch.Tensor | None] | None:
     """The mask, where every row keeps a key; None where one does not."""
     is_served = query.device.type == "cpu" and query.numel() and key.numel()
-    if not is_served or spec.lengths or why_not_fused(spec, query.device.type):
+    is_padded = spec.head_dim != spec.value_dim
+    if not is_served or is_padded or spec.lengths or why_not_fused(spec, query.device.type):
         return None
     mask = mask_of(spec, query, key.shape[2], inputs, None)
     if mask is None:

@@ -227,6 +227,30 @@ NOT_SUNK = {
 }
 
 
+NARROW = replace(PREFILL, rows=1024, keys=1024, head_dim=192, value_dim=128, is_plain=True)
+
+
+def test_values_narrower_than_keys_are_padded_where_that_was_faster():
+    """Mutants of ``pads_values``: without each of its conditions."""
+    for mask in ("given", "causal"):
+        verdict = decide(replace(NARROW, mask=mask), "auto")
+        assert (verdict.code, bool(verdict.policy)) == ("fused_padded", True)
+        assert verdict.reason.endswith(", of values that are padded to 192 columns.")
+    sunk = replace(NARROW, untold=OF_SINKS)
+    assert decide(sunk, "auto").code == decide(sunk, "sdpa").code == "fused_sinks"
+    others: list[dict[str, object]] = [
+        {"rows": 1023}, {"keys": 1023}, {"value_dim": 120}, {"value_dim": 200}, {"prefix": True},
+        {"is_plain": False}, {"is_trained": True}, {"dtype": "float64"}, {"device": "cuda"},
+        {"head_dim": 600, "value_dim": 590},
+        {"is_fused": True, "undoes_repeats": True},
+    ]  # fmt: skip
+    for change in others:
+        problem = replace(NARROW, **change)
+        assert decide(problem, "sdpa").code in ("fused", "fused_groups", "valid_keys"), change
+        assert decide(problem, "auto").code in ("no_fused_kernel", "not_measured"), change
+    assert decide(replace(sunk, rows=1023), "auto").code == "sinks"
+
+
 def test_torchs_attention_is_told_of_sinks_by_our_op():
     verdict = decide(SUNK, "auto")
     assert (verdict.decision, verdict.code, bool(verdict.policy)) == (

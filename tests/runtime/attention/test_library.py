@@ -88,6 +88,25 @@ def test_it_is_the_specs(structure, program, rows, dead):
             assert found.transpose(1, 2).is_contiguous()
 
 
+@pytest.mark.parametrize("rows", [1, 3, 100, 400])
+@pytest.mark.parametrize("structure", ["all", "causal"])
+def test_values_of_fewer_columns_than_keys(structure, rows):
+    """On processors, of any number of rows at a time and beside sinks. Mutants: padding stays; it
+    is no zeros."""
+    torch.manual_seed(0)
+    keys = max(rows, 7)
+    sinks = torch.randn(4) if structure == "all" else None
+    spec = replace(SPEC, **STRUCTURES[structure], value_dim=5, sinks=sinks is not None)
+    q, k, v = (torch.randn(2, h, n, d) for h, n, d in ((4, rows, 8), (2, keys, 8), (2, keys, 5)))
+    assert not why_not_fused(spec, "cpu")
+    wanted, _ = attention_oracle.attention(spec, q, k, v, inputs=[], sinks=sinks)
+    found = attention_by_fused(spec, q, k, v, [], None, sinks)
+    torch.testing.assert_close(found, wanted.float())
+    assert found.transpose(1, 2).is_contiguous()
+    empty = attention_by_fused(spec, q, k[:, :, :0], v[:, :, :0], [], None, sinks)
+    assert empty.shape == found.shape
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
