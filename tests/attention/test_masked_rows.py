@@ -203,3 +203,20 @@ def test_a_sink_of_minus_infinity_leaves_a_row_without_keys_nothing(fill, choice
     assert not wanted[:, 1::2].isnan().any()
     with torch.no_grad():
         check(function, operands, choice, {"sdpa": "fused_sinks", "unified": "unified"})
+
+
+@pytest.mark.parametrize(("rows", "after"), [(K, 0), (Q, 2)], ids=["causal", "band"])
+def test_a_band_behind_a_function_of_masked_scores_hides_nothing(rows, after, choice):
+    """Keys of the band are hidden by a lower number, and what it leaves out counts.
+
+    Mutants: it is told as causal; it is told as a band.
+    """
+
+    def function(q, k, v, first):
+        s = torch.clamp(q @ k.mT + torch.where(first, MIN, 0.0), max=9.0)
+        beyond = torch.arange(K) > torch.arange(rows)[:, None] + after
+        return (s + torch.where(beyond, WEAK, 0.0)).softmax(-1) @ v
+
+    q, k, v = sides()
+    operands = (k.flip(2) if rows == K else q, k, v, first_half()[:, :, :1])
+    check(function, operands, choice, {"sdpa": "!score_function", "unified": "unified"})

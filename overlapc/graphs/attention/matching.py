@@ -157,7 +157,9 @@ def _mask(
     zeroed = with_zeros(versions, scores, weights.zeroings)
     if isinstance(zeroed, Refusal):
         return zeroed
-    mask = read_mask(versions, zeroed.masks, weights.product.dtype, rows, keys)
+    mask = read_mask(
+        versions, zeroed.masks, weights.product.dtype, rows, keys, may_be_even=may_be_even(scores)
+    )
     if isinstance(mask, Refusal):
         return mask
     mask = zeroed.told(mask)

@@ -73,8 +73,14 @@ def read_mask(
     dtype: torch.dtype,
     rows: object,
     keys: object,
+    *,
+    may_be_even: bool = False,
 ) -> Mask | Refusal:
-    """Tell what the masks of a softmax over ``[..., rows, keys]`` scores of ``dtype`` say."""
+    """Tell what the masks of a softmax over ``[..., rows, keys]`` scores of ``dtype`` say.
+
+    ``may_be_even``: others before them hide keys by finite numbers. A row that those leave no key
+    has what is hidden here by less: no key of it may be left out.
+    """
     untold = None
     for index, part in enumerate(parts):
         refusal = _why_not(part, dtype)
@@ -99,10 +105,10 @@ def read_mask(
         return Mask(parts, "given", dead, is_trained, untold, leaves_out, is_even, comes)
     if told.is_nothing and untold is None:
         return Mask((), "nothing", "", False)
-    if told.is_causal and untold is None:
+    if told.is_causal and untold is None and not may_be_even:
         return Mask((), "causal", "", False)
     dead = told.dead or ("mean" if told.is_faint and torch.is_grad_enabled() else "")
-    band = told.band if untold is None and not dead else None
+    band = told.band if untold is None and not dead and not may_be_even else None
     return Mask(
         parts, "given", dead, is_trained, untold, told.only_leaves_out, told.may_be_even,
         "constant", band,
