@@ -115,7 +115,8 @@ class DecodeKernel:
             q, k, v, out, lse, *inputs, lengths, table, k_scale, v_scale, phi, sinks, redone,
             workspace.partials, workspace.arrived, workspace.moves,
         )  # fmt: skip
-        key = (splits, lies(tensors))
+        is_beginning = k.data_ptr() == v.data_ptr()  # where values are shared they have to be
+        key = (splits, is_beginning, lies(tensors))
         launch = self.known.get(key)
         if launch is not None:
             read = (q, self._read(k), self._as_read(v), *tensors[3:])

@@ -153,6 +153,16 @@ def test_what_does_not_fit_is_an_error_after_what_does(private_cache):
         call(kernel, given | {"q": given["q"].half()})
 
 
+def test_values_that_are_no_part_of_keys_are_an_error_after_those_that_are(private_cache):
+    """Mutant: where values begin is not remembered, and such are read without a word."""
+    spec, cache = CASES["whole keys that begin with their values"]
+    kernel, given = remembering(spec, cache), operands(spec, cache)
+    call(kernel, given)
+    apart = torch.empty_like(given["k"])[..., : spec.value_dim]
+    with pytest.raises(KernelError, match="v is not the beginning of k"):
+        call(kernel, given | {"v": apart})
+
+
 def test_no_more_are_remembered_than_some(private_cache, monkeypatch):
     monkeypatch.setattr(relaunching, "MOST_KNOWN", 2)
     kernel, given = remembering(SPEC, Cache()), operands(SPEC, Cache())
