@@ -25,7 +25,7 @@ def asking_for_a_group(name: str) -> Iterator[None]:
         if not _is_without_group(error):
             raise
         raise CommandError(
-            "It communicates, and there is no process group.",
+            f"It communicates, and there is no process group; torch says: {error}",
             where=name,
             remedy="give --world-size, or let the callable call init_process_group",
         ) from error

@@ -64,6 +64,10 @@ def asks_early():
     dist.get_world_size()
 
 
+def makes_one_wrongly():
+    dist.init_process_group("gloo")
+
+
 def its_own_mistake():
     raise ValueError("the user's own mistake")
 

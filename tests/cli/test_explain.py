@@ -92,6 +92,12 @@ def test_a_model_that_needs_a_group_is_told_how_to_get_one(capsys, module, name)
     assert "give --world-size" in said
 
 
+def test_a_group_that_cannot_be_made_keeps_torchs_reason(capsys, module, monkeypatch):
+    """Mutant: who calls init_process_group already is told to, and no more."""
+    monkeypatch.delenv("RANK", raising=False)
+    assert "RANK expected" in error_of(capsys, "explain", f"{module}:makes_one_wrongly")
+
+
 def test_other_errors_of_a_model_stay_its_own(module):
     """Mutant: whatever is raised without a group is taken for the lack of one."""
     with pytest.raises(ValueError, match="the user's own mistake"):
