@@ -25,10 +25,12 @@ def _module_path(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack") or {}
     if not stack:
         return ""
-    path = list(stack.values())[-1][0]
-    path = re.sub(r"\['([^']*)'\]", r".\1", str(path)).replace("._modules.", ".")
-    path = re.sub(r"^[LG]\.", "", path)  # Dynamo's for locals and globals
-    return re.sub(r"^(self|fn|mod|s|args\[0\])(?!\w)\.?", "", path).strip(".")
+    path = str(list(stack.values())[-1][0])
+    is_dynamos = path.startswith(("L[", "G["))  # locals and globals; torch.export has neither
+    path = re.sub(r"\['([^']*)'\]", r".\1", path).replace("._modules.", ".")
+    if is_dynamos:
+        path = re.sub(r"^(G|L(\.(self|fn|mod|s|args\[0\])(?!\w))?)\.?", "", path)
+    return path.strip(".")
 
 
 def place_of(node: fx.Node) -> str:

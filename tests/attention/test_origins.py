@@ -60,3 +60,19 @@ def test_a_site_is_named_as_its_model_names_it(call: Callable[..., torch.Tensor]
 def test_the_model_itself_has_no_name():
     report = overlapc.explain(MODEL)(torch.randn(1, 2, 512, 64))
     assert [site.where.split()[0] for site in report.sites] == ["layers.0"]
+
+
+class Exported(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mod, self.G = Attending(), Attending()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.G(self.mod(x))
+
+
+def test_what_was_exported_keeps_the_names_of_its_modules():
+    """Mutant: one that is called as Dynamo calls a local or a global loses its name."""
+    x = torch.randn(1, 2, 512, 64)
+    report = overlapc.explain(torch.export.export(Exported(), (x,)).module())(x)
+    assert [site.where.split()[0] for site in report.sites] == ["mod", "G"]
