@@ -73,10 +73,29 @@ def filled_doubled_and_divided(q, k, v, first):
     return (0.25 * (2 * s)).softmax(-1) @ v
 
 
+def first_row():
+    return torch.arange(Q)[:, None] == 0
+
+
+def added_and_doubled(q, k, v, first):
+    """The first row becomes infinite, and is no number."""
+    return (2 * (q @ k.mT + torch.where(first | first_row(), MIN, 0.0))).softmax(-1) @ v
+
+
+def added_twice(q, k, v, first):
+    s = q @ k.mT + torch.where(first | first_row(), MIN, 0.0)
+    return (s + torch.where(~first | first_row(), MIN, 0.0)).softmax(-1) @ v
+
+
+def filled_and_added(q, k, v, first):
+    s = (q @ k.mT).masked_fill(first | first_row(), MIN)
+    return (s + torch.where(~first | first_row(), MIN, 0.0)).softmax(-1) @ v
+
+
 ALIKE = [
     of_two_numbers, of_two_numbers_beside_sinks, filled_beside_as_much, filled_beside_less,
     filled_beside_the_least, filled_beside_a_narrow_mask, filled_and_doubled,
-    filled_doubled_and_divided,
+    filled_doubled_and_divided, added_and_doubled, added_twice, filled_and_added,
 ]  # fmt: skip
 
 
@@ -102,6 +121,18 @@ def test_a_fill_alone_takes_scores_away_that_are_more_than_its_last_bit(choice):
 
     operands = (*sides(times=200.0), torch.randn(B, 1, Q, K))
     check(function, operands, choice, {"sdpa": "fused", "unified": "unified"})
+
+
+def test_a_row_of_a_fill_alone_is_even_where_another_row_is_of_both(choice):
+    """Mutant: the fill stays a number that scores are not lost in for all rows, if for one."""
+
+    def function(q, k, v, first):
+        s = q @ k.mT + torch.where(first & ~first_row(), WEAK, 0.0)
+        return s.masked_fill(~first | first_row(), WEAK).softmax(-1) @ v
+
+    q, k, v = sides()
+    q[:, :, :1] *= 200
+    check(function, (q, k, v, first_half()), choice, {"sdpa": "fused", "unified": "unified"})
 
 
 def wide_fill_beside_a_wide_mask(q, k, v, first):
@@ -148,10 +179,29 @@ def shifted_between(q, k, v, first):
     return (s - s.amax(-1, keepdim=True) - 0.1 * torch.arange(K)).softmax(-1) @ v
 
 
+def shifted_twice(q, k, v, first):
+    """The mask stands behind the first shift, and before the second."""
+    s = q @ k.mT
+    s = (s - s.amax(-1, keepdim=True)).masked_fill(first | first_row(), MIN)
+    return (s - s.amax(-1, keepdim=True) - 0.1 * torch.arange(K)).softmax(-1) @ v
+
+
+def added_in_another_dtype_less_logarithm(q, k, v, first):
+    s = q @ k.mT + torch.where(first | first_row(), -1e38, 0.0).double().float()
+    return (s - s.logsumexp(-1, keepdim=True)).exp() @ v
+
+
 def raised_less_logarithm(q, k, v, first):
     """Of a row of the least number the logarithm of the sum is no other number."""
     s = torch.where(first | (torch.arange(Q)[:, None] == 0), -1e38, 0.0) + q @ k.mT
     s = s.clamp(MIN, -MIN)
+    return (s - s.logsumexp(-1, keepdim=True)).exp() @ v
+
+
+def halves_less_logarithm(q, k, v, first):
+    """The least number of float16 is one that no other dtype loses a score in."""
+    s = q @ k.mT
+    s[..., :2, :] = torch.finfo(torch.float16).min
     return (s - s.logsumexp(-1, keepdim=True)).exp() @ v
 
 
@@ -163,7 +213,10 @@ def raised_halves(q, k, v, first):
 
 REFUSED = {
     shifted_between: "dead_rows",
+    shifted_twice: "dead_rows",
+    added_in_another_dtype_less_logarithm: "dead_rows",
     raised_less_logarithm: "dead_rows",
+    halves_less_logarithm: "dead_rows",
     raised_halves: "half_mask",
 }
 
@@ -171,7 +224,7 @@ REFUSED = {
 @pytest.mark.parametrize("function", REFUSED)
 def test_refused(function, choice):
     """Each gave other numbers than eager."""
-    dtype = torch.float16 if function is raised_halves else torch.float32
+    dtype = torch.float16 if "halves" in function.__name__ else torch.float32
     given = (*sides(dtype), first_half())
     assert rewrite(function, *given, softmax=choice).codes == [f"!{REFUSED[function]}"]
 

@@ -149,14 +149,14 @@ def _filled(graph: fx.Graph, part: Fill, total: fx.Node | None, found: Attention
 
 
 def _as_weak(graph: fx.Graph, value: float, lower: fx.Node, total: fx.Node) -> fx.Node:
-    """Return ``lower`` for a fill in which scores may not be lost; where masks hide by such numbers
-    too, itself, which is more or less than they are."""
+    """Return ``lower`` for a fill in which scores may not be lost; in rows of which masks hide by
+    such numbers too, itself, which is more or less than they are."""
     if value <= FINITE_FILL:
         return lower
     weak = _call(graph, torch.le, total, WEAKEST_FILL, like=total)
     strong = _call(graph, torch.lt, total, FINITE_FILL, like=total)
     others = _call(graph, torch.gt, weak, strong, like=total)
-    has_others = _call(graph, torch.any, others, like=total)
+    has_others = _call(graph, torch.any, others, -1, True, like=total)
     return _call(graph, torch.where, has_others, value, lower, like=lower)
 
 

@@ -234,10 +234,10 @@ def mask_of(
 
 def _lowered(spec: AttentionSpec, added: torch.Tensor) -> torch.Tensor:
     """Masks of which a weak fill is a number that scores are lost in: a row of it alone is uniform.
-    Beside other weak numbers it stays, for which is less tells what a row of both gives."""
+    In a row of other weak numbers too it stays, for which is less tells what that gives."""
     fill = _fill_of(spec.scores.calls[-1]) if spec.scores else None
     if fill is None or not FINITE_FILL < fill <= WEAKEST_FILL:
         return added
     is_fill = added == torch.full((), fill, dtype=added.dtype, device=added.device)
     others = (added <= WEAKEST_FILL) & (added >= FINITE_FILL) & ~is_fill
-    return added.masked_fill(is_fill & ~others.any(), FINITE_FILL)
+    return added.masked_fill(is_fill & ~others.any(-1, keepdim=True), FINITE_FILL)

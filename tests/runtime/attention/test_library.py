@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from overlapc.codegen.attention.spec import AttentionSpec
+from overlapc.planning.attention.fills import FINITE_FILL
 from overlapc.runtime.attention import library as attention_library
-from overlapc.runtime.attention.library import attention_by_fused, why_not_fused
+from overlapc.runtime.attention.library import attention_by_fused, mask_of, why_not_fused
 from overlapc.runtime.attention.masks import Added, Filled, Input, program_of
 from tests.codegen import attention_oracle, score_programs
 
@@ -105,6 +106,20 @@ def test_values_of_fewer_columns_than_keys(structure, rows):
     assert found.transpose(1, 2).is_contiguous()
     empty = attention_by_fused(spec, q, k[:, :, :0], v[:, :, :0], [], None, sinks)
     assert empty.shape == found.shape
+
+
+def test_a_weak_fill_is_lowered_in_rows_of_no_other_weak_number():
+    """Mutant: in none, if a row has another."""
+    spec = replace(
+        SPEC, program=program_of((Added(Input("matrix", "float32")), *PROGRAMS["left out"]))
+    )
+    bias = torch.tensor([[-2e9, 0.0, 0.0], [0.0, 0.0, 0.5]])
+    filled = torch.tensor([[False, True, True], [True, True, False]])
+    mask = mask_of(spec, torch.zeros(1, 4, 2, 8), 3, [bias[None, None], filled[None, None]], None)
+    assert mask is not None
+    torch.testing.assert_close(
+        mask[0, 0], torch.tensor([[-2e9, -1e9, -1e9], [FINITE_FILL, FINITE_FILL, 0.5]])
+    )
 
 
 @pytest.mark.parametrize(

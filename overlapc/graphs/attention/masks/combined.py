@@ -7,7 +7,7 @@ where it is minus infinity. Torch's attention gives such a row zeros, unless its
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from overlapc.graphs.attention.reading.boxes import MADE
 from overlapc.graphs.attention.reading.constants import constant, number, spelling_of
 from overlapc.graphs.attention.reading.negations import NEGATIONS
 from overlapc.graphs.attention.reading.remembering import recalled
+from overlapc.graphs.attention.reading.spelling import tensor_of
 from overlapc.graphs.attention.reading.tensors import (
     CASTS,
     COPIES,
@@ -107,10 +108,11 @@ def read_mask(
         return Mask((), "nothing", "", False)
     if told.is_causal and untold is None and not may_be_even:
         return Mask((), "causal", "", False)
+    is_even = told.may_be_even or (told.may_be_lost and dtype == torch.float16)
     dead = told.dead or ("mean" if told.is_faint and torch.is_grad_enabled() else "")
     band = told.band if untold is None and not dead and not may_be_even else None
     return Mask(
-        parts, "given", dead, is_trained, untold, told.only_leaves_out, told.may_be_even,
+        parts, "given", dead, is_trained, untold, told.only_leaves_out, is_even,
         "constant", band,
     )  # fmt: skip
 
@@ -190,8 +192,10 @@ def _of_hiding(
         return _of_known(known)
     if keeps_own_keys(versions, hiding, rows, keys):
         return "", False
-    infinite = [_may_be_infinite(versions, part) for part in hiding]
-    return "nan" if any(infinite) else "mean", not all(infinite)
+    least = [_least(versions, part) for part in hiding]
+    is_infinite = -math.inf in least or _is_sum_infinite(hiding, least, dtype)
+    is_even = any(value > -math.inf for value in least)
+    return "nan" if is_infinite else "mean", is_even
 
 
 def _of_known(said: torch.Tensor) -> tuple[str, bool]:
@@ -321,22 +325,40 @@ def _is_of_fills(versions: Versions, node: fx.Node) -> bool:
     return is_kept and seen is not None and _is_of_fills(versions, seen)
 
 
-def _may_be_infinite(versions: Versions, part: Bias | Fill) -> bool:
-    """Whether minus infinity may stand in it, as far as the graph tells."""
+def _least(versions: Versions, part: Bias | Fill) -> float:
+    """The least number that it adds to scores, as far as the graph tells: else minus infinity."""
     if isinstance(part, Fill):
-        return part.value == -math.inf
+        return part.value
+    dtype = part.tensor.value.dtype
     if any(function is torch.clamp for function, _ in part.tensor.calls):  # a floor of scores
-        return False
+        return torch.finfo(dtype).min * part.factor
     node = _writer(versions, part.tensor)
-    return node is None or not _chooses_finite(versions, node, part.tensor.value.dtype)
+    chosen = None if node is None else _chosen(versions, node)
+    held = -math.inf if chosen is None else float((chosen.to(dtype) * part.factor).min())
+    return held if math.isfinite(held) else -math.inf
 
 
-def _chooses_finite(versions: Versions, node: fx.Node, dtype: torch.dtype) -> bool:
-    """Whether a tensor is a choice between two numbers that are finite in a dtype."""
-    call = versions.calls.get(node)
-    if call is None or call.in_place or call.name != "where":
-        return False
+def _chosen(versions: Versions, node: fx.Node) -> torch.Tensor | None:
+    """The two numbers that a tensor is a choice between, in its dtype."""
+    call, own = versions.calls.get(node), tensor_of(node)
+    if call is None or call.in_place or own is None:
+        return None
+    source = call.get("input")
+    if call.name in PASSED and isinstance(source, fx.Node):
+        seen = versions.read(node, source)
+        numbers = None if seen is None else _chosen(versions, seen)
+        return None if numbers is None else numbers.to(own.dtype)
     values = [number(versions, call.get(name)) for name in ("input", "other")]
-    return all(
-        value is not None and bool(torch.tensor(value, dtype=dtype).isfinite()) for value in values
-    )
+    if call.name != "where" or None in values:
+        return None
+    return torch.tensor(values, dtype=own.dtype)
+
+
+def _is_sum_infinite(
+    parts: Sequence[Bias | Fill], least: Sequence[float], dtype: torch.dtype
+) -> bool:
+    """Whether finite masks may hide a key that together are minus infinity."""
+    total = 0.0
+    for part, value in zip(parts, least, strict=True):
+        total = min(total, value) if isinstance(part, Fill) else total + value
+    return total < torch.finfo(torch.promote_types(dtype, torch.float32)).min

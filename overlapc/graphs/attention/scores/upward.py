@@ -262,7 +262,7 @@ def _arithmetic(walk: Walk, call: Call) -> fx.Node | Refusal:
         if shifting:
             walk.nodes.extend(shifting)
             walk.is_shifted = walk.is_shifted or not walk.steps
-            walk.between = len(walk.steps)
+            walk.between = walk.between or len(walk.steps)
             return scores
     bias = mask_of(walk, call, other)
     if bias is None:

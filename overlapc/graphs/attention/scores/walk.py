@@ -48,7 +48,7 @@ class Walk:
     """It stands before the keys."""
     is_shifted: bool = False
     between: int = 0
-    """Steps below the uppermost shift."""
+    """Steps below the lowest shift that has any."""
     places: Places = field(default_factory=Places)
     """Of rows and keys, in what is walked to."""
     parted: fx.Node | None = None
