@@ -238,6 +238,19 @@ def test_a_shift_before_masks_and_between_what_hides_nothing_is_read(choice):
     check(function, operands, choice, {"sdpa": "fused", "unified": "unified"})
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_positions_before_a_function_are_no_mask(dtype, monkeypatch):
+    """They hide nothing. Mutant: all that is added before a function is taken for a mask."""
+    monkeypatch.setattr(problems, "runs_kernels", lambda device: True)
+
+    def function(q, k, v):
+        s = q @ k.mT + (0.1 * torch.arange(K)).to(dtype)
+        s = torch.exp(5 * torch.tanh(s / 5))
+        return s / s.sum(-1, keepdim=True) @ v
+
+    check(function, sides(dtype), "unified", {"unified": "unified"})
+
+
 @pytest.mark.parametrize("fill", [True, False], ids=["booleans", "numbers"])
 def test_a_sink_of_minus_infinity_leaves_a_row_without_keys_nothing(fill, choice):
     """It is NaN, of that head alone. Mutants: zeros; NaN of all heads."""

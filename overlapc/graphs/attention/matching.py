@@ -157,17 +157,16 @@ def _mask(
     zeroed = with_zeros(versions, scores, weights.zeroings)
     if isinstance(zeroed, Refusal):
         return zeroed
-    mask = read_mask(
-        versions, zeroed.masks, weights.product.dtype, rows, keys, may_be_even=may_be_even(scores)
-    )
+    is_even = may_be_even(versions, scores)
+    mask = read_mask(versions, zeroed.masks, weights.product.dtype, rows, keys, may_be_even=is_even)
     if isinstance(mask, Refusal):
         return mask
     mask = zeroed.told(mask)
-    reason = _why_not_dead(softmax, scores, mask)
+    reason = _why_not_dead(softmax, scores, mask, is_even=is_even or mask.may_be_even)
     return Refusal(weights.product.node, "dead_rows", reason) if reason else mask
 
 
-def _why_not_dead(softmax: Softmax, scores: Scores, mask: Mask) -> str:
+def _why_not_dead(softmax: Softmax, scores: Scores, mask: Mask, *, is_even: bool) -> str:
     """Why rows that keep no key are not what torch's softmax makes of them; empty if they are."""
     if softmax.is_nan_where_dead and mask.dead == "nan":
         return (
@@ -175,7 +174,6 @@ def _why_not_dead(softmax: Softmax, scores: Scores, mask: Mask) -> str:
             "zeros: masked by a finite number, as by torch.finfo(dtype).min, it is read."
         )
     is_sum_zero = softmax.is_by_exp and softmax.sink is None and not scores.is_shifted
-    is_even = mask.may_be_even or may_be_even(scores)
     if is_sum_zero and is_even:
         return (
             "Its exponentials of a row that keeps no key are zero, and so is their sum: less the "
