@@ -14,11 +14,11 @@ from tests.attention.catalogue import (
     grouped,
     keep,
     pair,
-    repeat_kv,
     square,
     three,
 )
 from tests.attention.mask_spellings import raised_of_two
+from tests.attention.repeated_heads import repeat_kv
 from tests.attention.sizes import INF, MIN, B, H, K, Q
 
 

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 import overlapc
 from overlapc.graphs.attention import layouts, problems
-from tests.attention.catalogue import filled, functional, grouped_queries, in_checkpoint, repeat_kv
+from tests.attention.catalogue import filled, functional, in_checkpoint
+from tests.attention.repeated_heads import grouped_queries, repeat_kv
 
 
 def operands(rows: int, keys: int, heads: int = 4):

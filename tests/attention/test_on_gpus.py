@@ -22,7 +22,7 @@ from overlapc.planning.attention.table import (
 )
 from overlapc.planning.tables import Machine
 from overlapc.runtime.attention import kernels
-from tests.attention.catalogue import grouped_queries, repeat_kv
+from tests.attention.repeated_heads import grouped_queries, repeat_kv
 from tests.attention.rewriting import rewrite
 from tests.attention.sizes import G, H
 
