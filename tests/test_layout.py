@@ -25,6 +25,10 @@ for name in ("passes", "codegen"):
 """
 
 
+MOST_LINES = 500
+"""Of a Python file, which has one idea."""
+
+
 def declared_packages(root: Path) -> tuple[list[str], Mapping[str, str]]:
     setuptools = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]
     return setuptools["packages"], setuptools["package-dir"]
@@ -54,6 +58,14 @@ def run(*command: str | Path, cwd: Path) -> str:
 def test_declared_packages_are_those_in_the_tree():
     packages, roots = declared_packages(ROOT)
     assert sorted(packages) == sorted(packages_in_tree(ROOT, roots))
+
+
+def test_no_file_has_more_lines_than_one_idea_takes():
+    """Mutant: a limit of 498."""
+    places = ("overlapc", *LINKS, "tests", "benchmarks", "examples")
+    files = {path.resolve() for place in places for path in (ROOT / place).rglob("*.py")}
+    lines = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files}
+    assert {path: count for path, count in lines.items() if count > MOST_LINES} == {}
 
 
 def test_a_forgotten_package_is_noticed(tmp_path):

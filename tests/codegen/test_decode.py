@@ -22,7 +22,8 @@ LATENT = AttentionSpec("bfloat16", 576, 512, groups=16, scale=576**-0.5)
 PLAIN = Cache()
 SHARED = Cache(shares_values=True)
 NARROW = Cache(dtype="float8_e4m3fn", scales=True)
-PAGED, READ = replace(CAUSAL, lengths=True), Cache(page=16)
+WITH_LENGTHS = replace(CAUSAL, lengths=True)
+PAGED, READ = WITH_LENGTHS, Cache(page=16)
 ROWS_OF_ALL = 2 * 1 * 3
 """Rows of a case's usual sizes: batch, heads of keys, groups."""
 
@@ -49,7 +50,7 @@ def test_every_source_of_phi(interpreted, softmax):
 
 @pytest.mark.parametrize("splits", first(7, 1, 2, 40))
 def test_any_number_of_ctas_shares_the_keys(interpreted, splits):
-    check(interpreted, replace(CAUSAL, lengths=True), rows=2, splits=splits, lengths=(100, 33))
+    check(interpreted, WITH_LENGTHS, rows=2, splits=splits, lengths=(100, 33))
 
 
 @pytest.mark.parametrize("lengths", first((100, 0), (1, 2), (16, 17), (99, 80)), ids=str)
@@ -62,7 +63,7 @@ def test_a_cache_is_read_up_to_its_length(interpreted, lengths, softmax):
 
 def test_one_length_is_read_for_all_sequences(interpreted):
     """And need not be copied for each. Mutant: lengths are taken to follow one another."""
-    check(interpreted, replace(CAUSAL, lengths=True), rows=2, lengths=(61, 61))
+    check(interpreted, WITH_LENGTHS, rows=2, lengths=(61, 61))
 
 
 @pytest.mark.parametrize("spec", first(WINDOW, CAUSAL), ids=["window", "causal"])
@@ -112,9 +113,8 @@ def test_a_row_may_see_later_keys_and_the_first_be_its_own(interpreted):
 @pytest.mark.parametrize("page", first(16, 64, 256))
 @pytest.mark.parametrize("layout", first("bshd", "bhsd"))
 def test_pages_are_read_as_the_table_says(interpreted, page, layout):
-    spec = replace(CAUSAL, lengths=True)
-    cache = Cache(page=page)
-    check(interpreted, spec, cache, rows=2, lengths=(90, 61), layout=layout, block_n=32)
+    case = {"rows": 2, "lengths": (90, 61), "layout": layout, "block_n": 32}
+    check(interpreted, WITH_LENGTHS, Cache(page=page), **case)
 
 
 @pytest.mark.parametrize("cache", first(READ, replace(SHARED, page=16), replace(READ, page=64)))
@@ -293,8 +293,7 @@ def test_a_sink_of_nothing_is_none(interpreted, softmax, dead):
 
 @pytest.mark.parametrize("dead", first("nan", "zero"))
 def test_rows_that_see_no_key(interpreted, dead):
-    spec = replace(CAUSAL, dead=dead, lengths=True)
-    check(interpreted, spec, rows=4, lengths=(2, 0), redone=0)
+    check(interpreted, replace(WITH_LENGTHS, dead=dead), rows=4, lengths=(2, 0), redone=0)
 
 
 @pytest.mark.parametrize("softmax", first("zero", "first_tile", "online"))
@@ -305,12 +304,10 @@ def test_no_order_of_ctas_changes_a_bit(interpreted, softmax, groups):
 
 
 def test_a_workspace_serves_replays(interpreted):
-    spec = replace(CAUSAL, lengths=True)
-    check(interpreted, spec, splits=5, lengths=(100, 60), launches=3)
+    check(interpreted, WITH_LENGTHS, splits=5, lengths=(100, 60), launches=3)
 
 
 FAR = {"offset": 300.0, "redone": ROWS_OF_ALL}
-WITH_LENGTHS = replace(CAUSAL, lengths=True)
 SINKS = replace(CAUSAL, sinks=True)
 MUTANTS = {
     "arrival order": (CAUSAL, PLAIN, "bits", {"splits": 5}, [
