@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import fx
@@ -32,7 +33,7 @@ def unrepeated(versions: Versions, repeated: Expression) -> tuple[Expression, in
     Heads are the second dimension of ``repeated``; it comes back with 1 where nothing is repeated.
     """
     if repeated.calls and repeated.calls[-1][0] is torch.broadcast_to:
-        return _one_of(repeated)
+        return _before_broadcast(repeated)
     whole, number = _before_scaling(versions, _in_four_dimensions(versions, repeated))
     once, groups = _taken_once(versions, whole)
     if groups == 1:
@@ -101,16 +102,21 @@ def _taken_once(versions: Versions, repeated: Expression) -> tuple[Expression, i
     return replace(moved, read=(*moved.read, *repeated.read)), groups
 
 
-def _one_of(broadcast: Expression) -> tuple[Expression, int]:
+def _before_broadcast(broadcast: Expression) -> tuple[Expression, int]:
     """The one head that a product of matrices broadcasts to all that queries have."""
-    base, heads = broadcast.before_last(), broadcast.shape[1:2]
-    is_one = len(base.shape) == len(broadcast.shape) == 4 and is_same(base.shape[1:2], (1,))
-    is_rest_same = is_same(
-        (base.shape[0], *base.shape[2:]), (*broadcast.shape[:1], *broadcast.shape[2:])
-    )
-    if not is_one or not is_rest_same or not isinstance(heads[0], int):
-        return broadcast, 1
-    return base, heads[0]
+    base = broadcast.before_last()
+    times = _times(base.shape, broadcast.shape, dim=1)
+    return (broadcast, 1) if times is None else (base, times)
+
+
+def _times(one: tuple[Any, ...], several: tuple[Any, ...], dim: int) -> int | None:
+    """How many slices along ``dim`` stand for one, all else being as it was; None where not so."""
+    if not len(one) == len(several) == 4:
+        return None
+    times = several[dim]
+    is_one = is_same(one[dim : dim + 1], (1,))
+    is_rest_same = is_same((*one[:dim], times, *one[dim + 1 :]), several)
+    return times if is_one and is_rest_same and isinstance(times, int) else None
 
 
 def _source(versions: Versions, call: Call, dim: int) -> tuple[Expression, int] | None:
@@ -118,7 +124,7 @@ def _source(versions: Versions, call: Call, dim: int) -> tuple[Expression, int] 
     if call.in_place:
         return None
     if call.name in OF_ONE:
-        return _of_one(versions, call, dim)
+        return _before_copies(versions, call, dim)
     if call.name == "repeat_interleave":
         repeats, along = call.get("repeats"), call.get("dim")
         source = call.get("input")
@@ -129,15 +135,13 @@ def _source(versions: Versions, call: Call, dim: int) -> tuple[Expression, int] 
     return _expanded(versions, call, dim)
 
 
-def _of_one(versions: Versions, call: Call, dim: int) -> tuple[Expression, int] | None:
+def _before_copies(versions: Versions, call: Call, dim: int) -> tuple[Expression, int] | None:
     """The one slice that a call makes several of, and how many."""
     base, several = as_it_stands(versions, call.node, call.get("input")), tensor_of(call.node)
-    if base is None or several is None or len(base.shape) != 4 or several.ndim != 4:
+    if base is None or several is None:
         return None
-    times = several.shape[dim]
-    is_one = is_same(base.shape[dim : dim + 1], (1,))
-    is_rest_same = is_same((*base.shape[:dim], times, *base.shape[dim + 1 :]), several.shape)
-    return (base, times) if is_one and is_rest_same and isinstance(times, int) else None
+    times = _times(base.shape, tuple(several.shape), dim)
+    return None if times is None else (base, times)
 
 
 def _expanded(versions: Versions, merge: Call, dim: int) -> tuple[Expression, int] | None:
