@@ -34,14 +34,19 @@ def reads_shape(call: Call | None, source: fx.Node) -> bool:
     if asserts_metadata(call):
         return True
     value = tensor_of(source)
-    if call is None or value is None or not has_sizes(source.graph, tuple(value.shape)):
+    if call is None or value is None or not _may_read_shape(call, source):
         return False
-    if call.name.endswith("_like") and not value.is_contiguous():
-        return False
-    others = [other for key, other in call.given.items() if key != "input"]
+    is_laid_out = not call.name.endswith("_like") or value.is_contiguous()
+    return is_laid_out and has_sizes(source.graph, tuple(value.shape))
+
+
+def _may_read_shape(call: Call, source: fx.Node) -> bool:
+    """Whether a call's name says so: this is asked of every read of a graph."""
     is_first = call.get("input") is source
     if call.name in OF_FIRST:
-        return is_first and source not in others
+        return is_first and all(
+            one is not source or key == "input" for key, one in call.given.items()
+        )
     return call.name in OF_OTHER and not is_first
 
 
