@@ -11,6 +11,7 @@ import json
 import random
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,21 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        original = backend_module.run_passes
+        backend_module.run_passes = self._timed(backend_module.run_passes)
+        before_autograd = backend_module.rewrite_before_autograd
+        backend_module.rewrite_before_autograd = self._timed(
+            lambda *args: list(before_autograd(*args))
+        )
 
-        def timed(*args: Any) -> None:
+    def _timed(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any) -> Any:
             start = time.perf_counter()
-            original(*args)
-            self.seconds += time.perf_counter() - start
+            try:
+                return original(*args)
+            finally:
+                self.seconds += time.perf_counter() - start
 
-        backend_module.run_passes = timed
+        return timed
 
     def read(self) -> float:
         """Return and reset."""

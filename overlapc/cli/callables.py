@@ -30,7 +30,18 @@ def returned(name: str) -> Any:
 
 def model_and_inputs(name: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     """What ``MODULE:CALLABLE`` returns, for one call: of a list of calls, for the first."""
-    match returned(name):
+    model, args, kwargs = _for_one_call(name, returned(name))
+    if not callable(model):
+        raise CommandError(
+            f"What it returned as the model is of type {type(model).__name__}, and no callable.",
+            where=name,
+            remedy="return a module or a function first, then a tuple of its inputs",
+        )
+    return model, args, kwargs
+
+
+def _for_one_call(name: str, found: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    match found:
         case (model, list() as calls) if calls and all(map(_is_call, calls)):
             first = calls[0]
             return (model, first, {}) if isinstance(first, tuple) else (model, (), dict(first))

@@ -32,7 +32,7 @@ def build():
 
 
 def with_keywords():
-    return "the model", (1, 2), {"c": 3}
+    return sum, (1, 2), {"c": 3}
 
 
 def plain():
@@ -74,6 +74,10 @@ def its_own_mistake():
 
 def a_dict_that_is_an_input():
     return scaled, ({"x": 1}, 3)
+
+
+def no_model():
+    return 3, (torch.ones(2),)
 
 
 def scaled(x, by):

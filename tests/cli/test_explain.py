@@ -63,7 +63,7 @@ def test_explain_passes_inputs_keywords_and_target(capsys, module, monkeypatch):
     more = ["--dynamic", "--option", "overlap=chunked", "--option", "verify=true"]
     assert main(["explain", f"{module}:with_keywords", *more]) == 0
     options = {"overlap": "chunked", "verify": True}
-    assert asked == [("the model", {"target": "mi300x"}, None), ("the model", options, True)]
+    assert asked == [(sum, {"target": "mi300x"}, None), (sum, options, True)]
 
 
 @pytest.mark.parametrize(("name", "given"), [("calls", (0, 2)), ("positional_calls", (2, 0))])
@@ -99,6 +99,12 @@ def test_a_group_that_cannot_be_made_keeps_torchs_reason(capsys, module, monkeyp
     # The failed call has counted a group, after which the world of later tests would not be "0".
     monkeypatch.setattr(c10d, "_group_count", c10d._group_count)
     assert "RANK expected" in error_of(capsys, "explain", f"{module}:makes_one_wrongly")
+
+
+def test_a_model_is_something_to_call(capsys, module):
+    """Mutant: it is not looked at, and torch asserts that it is callable."""
+    said = error_of(capsys, "explain", f"{module}:no_model")
+    assert "of type int, and no callable" in said
 
 
 def test_other_errors_of_a_model_stay_its_own(module):
