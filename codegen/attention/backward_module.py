@@ -58,6 +58,7 @@ class Part:
     """Shared constants that it does not take."""
 
 
+OF_LOOPS = ("STAGES", "ONE_LOOP")
 PARTS: Mapping[str, Part] = {
     "rows": Part(
         "gradient_rows",
@@ -73,21 +74,19 @@ PARTS: Mapping[str, Part] = {
             "PRECISION",
             "BLOCK_D",
             "BLOCK_N",
-            "STAGES",
+            *OF_LOOPS,
         ),
     ),
     "shares": Part(
         "gradient_shares",
         "Weights of rows of which the logarithm has lost the sum",
         functions=("scores",),
-        without=("VALUE_DIM", "DEAD", "BLOCK_V", "STAGES"),
+        without=("VALUE_DIM", "DEAD", "BLOCK_V", *OF_LOOPS),
     ),
     "keys": Part("gradient_keys", "Gradients of keys and values"),
     "queries": Part("gradient_queries", "Gradients of queries"),
 }
-INPUT = Part(
-    "gradient_inputs", "Gradients of a tensor that scores are made of", without=("STAGES",)
-)
+INPUT = Part("gradient_inputs", "Gradients of a tensor that scores are made of", without=OF_LOOPS)
 SUMS = {"matrix": "heads", "vector": "rows"}
 """What the kernel of an input sums over, by its shape; over keys where it has none."""
 
@@ -115,6 +114,7 @@ def backward_text(spec: AttentionSpec, part: str, tile: AttentionTile) -> str:
     own, spec = PARTS.get(part, INPUT), of_gradients(spec)
     constants: dict[str, Constant] = {**shared_constants(spec), "DEAD": spec.dead}
     constants |= {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "STAGES": tile.stages}
+    constants["ONE_LOOP"] = tile.one_loop
     if of is not None:
         constants["SUMS"] = SUMS.get(spec.inputs[of].shape, "keys")
     functions = _functions(spec, own.functions, of)

@@ -37,6 +37,8 @@ class AttentionTile:
     ahead: bool = field(default=False, kw_only=True)
     """Whether keys are multiplied a tile before values, where that can be. For kernels of many
     rows."""
+    one_loop: bool = field(default=False, kw_only=True)
+    """Whether one loop takes all tiles, as if some row did not see all of each. For gradients."""
 
 
 def padded(dim: int) -> int:

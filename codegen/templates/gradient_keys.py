@@ -119,12 +119,13 @@ def attention_gradient_keys(
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
     ALIGN: tl.constexpr, DEAD: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, STAGES: tl.constexpr,
+    ONE_LOOP: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write ``k_gradient`` and ``v_gradient``, every element; see ``AttentionSpec``.
 
     One program for each block of keys of each head of keys of each batch, dealt out ``together``
     (see ``launch_order``); ``heads`` are of queries. ``lse``, ``delta``, ``poison`` and ``shares``
-    are those of ``attention_gradient_rows``, and ``kept`` and ``kept_heads`` as of
+    are those of ``attention_gradient_rows``, and ``kept``, ``kept_heads`` and ONE_LOOP as of
     ``attention_gradient_queries``.
     """
     blocks = tl.cdiv(keys, BLOCK_N)
@@ -174,27 +175,29 @@ def attention_gradient_keys(
                 HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_M, BLOCK_D, BLOCK_V,
             )  # fmt: skip
         else:
-            if AFTER is not None:
+            cut_begin = begin
+            if not ONE_LOOP:
+                if AFTER is not None:
+                    k_total, v_total = visit_rows(
+                        k_total, v_total, begin, tl.minimum(whole_begin, stop), own_keys, values,
+                        own_q, own_slopes, lse + heads_rows, delta + heads_rows, own_shares,
+                        q_strides, slopes_strides, place, rows, length, until, inputs, True, STAGES,
+                        SCORES, DERIVATIVE, SCALE, BEFORE, AFTER, ALIGN, DEAD, HEAD_DIM, VALUE_DIM,
+                        PRECISION, BLOCK_M, BLOCK_D, BLOCK_V,
+                    )  # fmt: skip
                 k_total, v_total = visit_rows(
-                    k_total, v_total, begin, tl.minimum(whole_begin, stop), own_keys, values,
-                    own_q, own_slopes, lse + heads_rows, delta + heads_rows, own_shares, q_strides,
-                    slopes_strides, place, rows, length, until, inputs, True, STAGES, SCORES,
-                    DERIVATIVE, SCALE, BEFORE, AFTER, ALIGN, DEAD, HEAD_DIM, VALUE_DIM, PRECISION,
-                    BLOCK_M, BLOCK_D, BLOCK_V,
+                    k_total, v_total, whole_begin, whole_stop, own_keys, values, own_q, own_slopes,
+                    lse + heads_rows, delta + heads_rows, own_shares, q_strides, slopes_strides,
+                    place, rows, length, until, inputs, False, STAGES, SCORES, DERIVATIVE, SCALE,
+                    BEFORE, AFTER, ALIGN, DEAD, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_M, BLOCK_D,
+                    BLOCK_V,
                 )  # fmt: skip
+                cut_begin = tl.maximum(whole_begin, whole_stop)
             k_total, v_total = visit_rows(
-                k_total, v_total, whole_begin, whole_stop, own_keys, values, own_q,
-                own_slopes, lse + heads_rows, delta + heads_rows, own_shares, q_strides,
-                slopes_strides, place, rows, length, until, inputs, False, STAGES, SCORES,
-                DERIVATIVE, SCALE, BEFORE, AFTER, ALIGN, DEAD, HEAD_DIM, VALUE_DIM, PRECISION,
-                BLOCK_M, BLOCK_D, BLOCK_V,
-            )  # fmt: skip
-            k_total, v_total = visit_rows(
-                k_total, v_total, tl.maximum(whole_begin, whole_stop), stop, own_keys, values,
-                own_q, own_slopes, lse + heads_rows, delta + heads_rows, own_shares, q_strides,
-                slopes_strides, place, rows, length, until, inputs, True, STAGES, SCORES,
-                DERIVATIVE, SCALE, BEFORE, AFTER, ALIGN, DEAD, HEAD_DIM, VALUE_DIM, PRECISION,
-                BLOCK_M, BLOCK_D, BLOCK_V,
+                k_total, v_total, cut_begin, stop, own_keys, values, own_q, own_slopes,
+                lse + heads_rows, delta + heads_rows, own_shares, q_strides, slopes_strides, place,
+                rows, length, until, inputs, True, STAGES, SCORES, DERIVATIVE, SCALE, BEFORE, AFTER,
+                ALIGN, DEAD, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_M, BLOCK_D, BLOCK_V,
             )  # fmt: skip
 
     all_inside = column < keys

@@ -93,6 +93,7 @@ def attention_gradient_queries(
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
     ALIGN: tl.constexpr, DEAD: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, STAGES: tl.constexpr,
+    ONE_LOOP: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write ``q_gradient``, every element; see ``AttentionSpec``.
 
@@ -100,7 +101,7 @@ def attention_gradient_queries(
     ``launch_order``). ``lse``, ``delta``, ``poison`` and ``shares`` are those of
     ``attention_gradient_rows``. ``kept`` is what ``find_kept`` left, of ``kept_heads``, or None:
     then every tile is read that rows see by their place, and so it is in heads of which a row is
-    NaN, which is NaN where it is hidden too.
+    NaN, which is NaN where it is hidden too. ONE_LOOP takes all of those for tiles that are cut.
     """
     blocks = tl.cdiv(rows, BLOCK_M)
     turn, unit = dealt(tl.program_id(0), blocks, tl.num_programs(0) // blocks, together)
@@ -143,23 +144,26 @@ def attention_gradient_queries(
             BLOCK_D, BLOCK_V,
         )  # fmt: skip
     else:
-        if BEFORE is not None:
+        cut_begin = begin
+        if not ONE_LOOP:
+            if BEFORE is not None:
+                total = visit_keys(
+                    total, begin, tl.minimum(whole_begin, stop), queries, slope, row_facts, k, v,
+                    k_strides, v_strides, place, first, end, length, inputs, True, STAGES, SCORES,
+                    DERIVATIVE, SCALE, BEFORE, AFTER, shares is not None, HEAD_DIM, VALUE_DIM,
+                    PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
+                )  # fmt: skip
             total = visit_keys(
-                total, begin, tl.minimum(whole_begin, stop), queries, slope, row_facts, k, v,
-                k_strides, v_strides, place, first, end, length, inputs, True, STAGES, SCORES,
-                DERIVATIVE, SCALE, BEFORE, AFTER, shares is not None, HEAD_DIM, VALUE_DIM,
-                PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
+                total, whole_begin, whole_stop, queries, slope, row_facts, k, v, k_strides,
+                v_strides, place, first, end, length, inputs, False, STAGES, SCORES, DERIVATIVE,
+                SCALE, BEFORE, AFTER, shares is not None, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N,
+                BLOCK_D, BLOCK_V,
             )  # fmt: skip
+            cut_begin = tl.maximum(whole_begin, whole_stop)
         total = visit_keys(
-            total, whole_begin, whole_stop, queries, slope, row_facts, k, v, k_strides, v_strides,
-            place, first, end, length, inputs, False, STAGES, SCORES, DERIVATIVE, SCALE, BEFORE,
-            AFTER, shares is not None, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
-        )  # fmt: skip
-        total = visit_keys(
-            total, tl.maximum(whole_begin, whole_stop), stop, queries, slope, row_facts, k, v,
-            k_strides, v_strides, place, first, end, length, inputs, True, STAGES, SCORES,
-            DERIVATIVE, SCALE, BEFORE, AFTER, shares is not None, HEAD_DIM, VALUE_DIM, PRECISION,
-            BLOCK_N, BLOCK_D, BLOCK_V,
+            total, cut_begin, stop, queries, slope, row_facts, k, v, k_strides, v_strides, place,
+            first, end, length, inputs, True, STAGES, SCORES, DERIVATIVE, SCALE, BEFORE, AFTER,
+            shares is not None, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
         )  # fmt: skip
     q_gradient = of_head(q_gradient, q_gradient_strides, batch, head)
     store_tile(q_gradient, corner, q_gradient_strides, row_inside, total * SCALE, BLOCK_M, HEAD_DIM,

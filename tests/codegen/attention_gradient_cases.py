@@ -48,6 +48,7 @@ def run(
     shared: tuple[int, ...] = (),
     hiding: Mapping[str, Any] | None = None,
     far: float = 0.0,
+    one_loop: bool = False,
     mutate: tuple[str, str] | None = None,
     **named: Any,
 ) -> float:
@@ -56,8 +57,8 @@ def run(
     ``sums``: logarithms of sums have a gradient as well; ``shared``: dimensions in which the first
     input has one element for all, of two or more. ``hiding`` are fields of a ``HidingMask``, the
     scores' only one; keys and values of tiles of which it hides all are NaN then, but where rows
-    are NaN. Scores are ``far`` from zero. ``mutate`` is a text of a template or of a module
-    and what to put in its place. The rest are fields of ``Case``.
+    are NaN. Scores are ``far`` from zero. ``one_loop`` is of the tile. ``mutate`` is a text of a
+    template or of a module and what to put in its place. The rest are fields of ``Case``.
     """
     spec, case = AttentionSpec.parse(text), Case(**named)
     spread = max(case.spread, far)
@@ -68,7 +69,7 @@ def run(
     if mask and not left["lse"].isneginf().any():
         given = poisoned(given, mask, spec, case)
     floats = [index for index, item in enumerate(spec.inputs) if item.dtype != "bool"]
-    backward = made(spec, case.tile, floats, mutate)
+    backward = made(spec, case.tile, floats, mutate, one_loop=one_loop)
     with looking_through_masks():
         results, of_inputs, around = gradients(backward, given, left)
     errors = {name: error_of(results[name], wanted[name], spec.dtype, spread) for name in results}
@@ -228,8 +229,10 @@ def made(
     tile: tuple[int, int],
     of_inputs: list[int],
     mutate: tuple[str, str] | None = None,
+    *,
+    one_loop: bool = False,
 ) -> AttentionBackward:
-    own = AttentionTile(*tile, 4, 1)
+    own = AttentionTile(*tile, 4, 1, one_loop=one_loop)
     built = build_backward(spec, lambda spec, part: own, of_inputs)
     if mutate is None:
         return built

@@ -37,13 +37,29 @@ class Loop:
 
 def loops_of(cubin: bytes) -> list[Loop]:
     """The loops of a kernel in the order of their code."""
+    return [loop for _, loop in _found_in(cubin)]
+
+
+def inner_loops_of(cubin: bytes, pattern: str) -> list[Loop]:
+    """Of those with instructions of ``pattern``, the ones that hold no other of them."""
+    found = [(lines, loop) for lines, loop in _found_in(cubin) if loop.count(pattern)]
+    return [
+        loop
+        for lines, loop in found
+        if not any(lines.start <= own.start and own.stop <= lines.stop
+                   for own, _ in found if own != lines)
+    ]  # fmt: skip
+
+
+def _found_in(cubin: bytes) -> list[tuple[range, Loop]]:
     lines = _disassembled(cubin).splitlines()
     found = []
     for lines_of_loop in loops_in(lines, r"\s*(\.L\w+):", r"BRA.*`\((\.L\w+)\)"):
         instructions = [re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?)\s*;", lines[at])
                         for at in lines_of_loop]  # fmt: skip
-        found.append(Loop(tuple(instruction[1] for instruction in instructions if instruction)))
-    return [loop for loop in found if len(loop.instructions) > 1]
+        loop = Loop(tuple(instruction[1] for instruction in instructions if instruction))
+        found.append((lines_of_loop, loop))
+    return [(lines_of_loop, loop) for lines_of_loop, loop in found if len(loop.instructions) > 1]
 
 
 def loops_of_ptx(lines: Sequence[str]) -> list[range]:

@@ -20,6 +20,9 @@ LEAST = programs.program(
 
 CASES = {
     "plain": (SPEC, {}),
+    "a window in one loop": (
+        replace(SPEC, before=9, after=3, groups=2, program=programs.SOFT_CAP), {"one_loop": True},
+    ),
     **attention_specs.CASES,
     "causal from the first key": (replace(HALF, after=0), {"rows": 45, "sums": True}),
     "more rows than keys": (replace(CAUSAL, groups=2), {"rows": 45, "keys": 20}),
@@ -49,7 +52,7 @@ CASES = {
 
 QUICK = (
     "causal from the first key", "more rows than keys", "a bias of each row and key",
-    "a finite mask, of whole rows too",
+    "a finite mask, of whole rows too", "a window in one loop",
 )  # fmt: skip
 
 
@@ -107,6 +110,14 @@ MUTANTS = {
                                         "start + step * BLOCK_N", "start"),
     "the first rows of a slope alone": ("slopes of each head and key",
                                         "corner + step * BLOCK_M", "corner"),
+    "one loop of keys takes what is cut alone": (
+        "a window in one loop", "total, cut_begin, stop, queries",
+        "total, tl.maximum(whole_begin, whole_stop), stop, queries",
+    ),
+    "one loop of rows takes what is cut alone": (
+        "a window in one loop", "v_total, cut_begin, stop",
+        "v_total, tl.maximum(whole_begin, whole_stop), stop",
+    ),
     "tiles that are seen are passed over": (
         "a bias of each head and batch", "start < end_seen(before_last, keys, AFTER)",
         "start + 16 < end_seen(before_last, keys, AFTER)",
@@ -148,6 +159,7 @@ FEATURES = {
     "dead": ["nan", "zero"],
     "sizes": [{}, {"rows": 45, "keys": 20}, {"rows": 1}, {"rows": 33, "keys": 32}],
     "tile": [(16, 16), (32, 16), (16, 32)],
+    "one_loop": [False, True],
     "kept": [0.0, 0.1, 0.8],
     "sums": [False, True],
 }  # fmt: skip
@@ -163,7 +175,7 @@ def test_every_pair_of_features(interpreted, index):
         groups=row["groups"], program=row["program"], sinks=row["sinks"], dead=row["dead"],
         softmax="online", **row["structure"],
     )  # fmt: skip
-    named = {name: row[name] for name in ("tile", "kept", "sums")}
+    named = {name: row[name] for name in ("tile", "one_loop", "kept", "sums")}
     if "e+38" in spec.program:  # of which eager's logarithm of a sum has lost the sum
         named["sums"] = False
     if spec.lengths:
