@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dynamo.utils import _disable_saved_tensors_hooks_during_tracing as _unsaved
 
 from overlapc.errors import TargetError
 from overlapc.graphs.attention.finding import has_attention
@@ -60,7 +61,8 @@ def rewrite_before_autograd(
         )  # fmt: skip
         compilation.outer, compilation.weights = outer.get(graph, {}), parameters_in(given)
         compilation.calibration, compilation.places = known, places
-        with remembered(constants), under(autocast.get(graph, ambient())):
+        # A checkpoint around the call that compiles would count what fake tensors save.
+        with _unsaved(), remembered(constants), under(autocast.get(graph, ambient())):
             run_passes(BEFORE_AUTOGRAD, graph, compilation)
         if graph.owning_module is not None:
             graph.owning_module.recompile()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch._higher_order_ops.wrap import wrap_with_autocast
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.checkpoint import checkpoint
 
 from overlapc import dynamo
@@ -150,3 +151,35 @@ def test_a_backward_has_other_inputs_than_its_forward_however_many():
     taken = [results(one, [mask]) for one in (done.function, function)]
     for found, wanted in zip(*taken, strict=True):
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+class OfModule(torch.nn.Module):
+    """``nn.MultiheadAttention`` of the queries alone, by parameters that save for backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.own = torch.nn.MultiheadAttention(8, 1, batch_first=True)
+
+    def forward(self, q, k, v):
+        return self.own(q[0], q[0], q[0], need_weights=False)[0]
+
+
+@pytest.mark.parametrize("function", [causal, OfModule()], ids=["spelled", "module"])
+def test_what_a_compilation_computes_is_saved_for_no_backward(function):
+    """A checkpoint, or who offloads, around the first call saves what it computes and no more.
+
+    Mutant: hooks on saved tensors see those of passes, and a checkpoint counts more in its
+    forward than in its recomputation.
+    """
+    saved = []
+
+    def keep(tensor):
+        saved.append(tensor)
+        return tensor.detach()
+
+    operands = [operand.requires_grad_() for operand in square()]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept):
+        done = rewrite(function, *operands)
+    assert done.codes
+    assert saved
+    assert not any(isinstance(tensor, FakeTensor) for tensor in saved)
