@@ -32,7 +32,8 @@ def build_backward_for(
     """
     index = input_of(part)
     of_inputs = () if index is None else (index,)
-    module = build_backward(spec, lambda spec, part: tile, of_inputs).modules[part]
+    modules = build_backward(spec, lambda spec, part: tile, of_inputs).modules
+    module = modules[part]
     names = list(module.KERNEL.arg_names)
     pointer = f"*{TRITON_NAMES[spec.dtype]}"
     signature: dict[str, Any] = {name: pointer for name in names if name not in module.CONSTANTS}
@@ -50,7 +51,7 @@ def build_backward_for(
     absent = {
         "lengths": spec.lengths,
         "kept": is_looked,
-        "shares": bool(spec.inputs),
+        "shares": "shares" in modules,
         "sinks": spec.sinks,
     }
     constants: dict[Any, Any] = {

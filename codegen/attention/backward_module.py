@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from overlapc.codegen.attention.derivative import derivative_text
-from overlapc.codegen.attention.far_scores import nearer_of
 from overlapc.codegen.attention.module import (
     Constant,
     import_of_kept,
@@ -19,7 +18,7 @@ from overlapc.codegen.attention.module import (
 from overlapc.codegen.attention.policies import ONLINE
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile
-from overlapc.codegen.attention.visibility import hides_in_gradients
+from overlapc.codegen.attention.visibility import hides_in_gradients, may_be_far
 from overlapc.codegen.options import options_text
 from overlapc.codegen.promotion import CannotLower
 
@@ -93,8 +92,7 @@ SUMS = {"matrix": "heads", "vector": "rows"}
 
 def parts_of(spec: AttentionSpec, of_inputs: Iterable[int]) -> list[str]:
     """The kernels of a backward that gives the gradients of these inputs as well."""
-    has_masks = spec.scores is not None and (spec.inputs or nearer_of(spec.scores))
-    own = [part for part in PARTS if part != "shares" or has_masks]
+    own = [part for part in PARTS if part != "shares" or may_be_far(spec.scores)]
     return own + [f"input {index}" for index in of_inputs]
 
 

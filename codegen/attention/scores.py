@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-from overlapc.codegen.attention.far_scores import nearer_of
 from overlapc.codegen.epilogue import Call, Epilogue, Input, Ref
 from overlapc.codegen.function import Function, line_text
 from overlapc.codegen.promotion import FLOATS, CannotLower, Value
@@ -39,12 +38,9 @@ class ScoreFunction(Function):
         header: str,
         inputs: Sequence[Input | None],
         given: Sequence[str],
-        nearer: Sequence[str] = (),
     ) -> None:
         super().__init__(inputs, "float32")
         self.header = header
-        self.nearer = nearer
-        """Functions that bring far scores within the range of their units."""
         self.values = [Value(name, "float32") for name in given]
 
     def text(self) -> str:
@@ -53,12 +49,7 @@ class ScoreFunction(Function):
         if last.dtype not in FLOATS:
             raise CannotLower(f"scores of {last.dtype} are none")
         body = "".join(map(line_text, self.lines))
-        return f"{self.header}{body}    return {self._result(last.text)}\n"
-
-    def _result(self, last: str) -> str:
-        for name in self.nearer:
-            last = f"score_inputs.{name}({last})"
-        return last
+        return f"{self.header}{body}    return {last.text}\n"
 
     def _read(self, shape: str, parts: str) -> str:
         if shape == "scalar":
@@ -71,7 +62,7 @@ def scores_text(program: Epilogue) -> str:
 
     ``tile`` is as in ``templates/score_inputs.py``; ``inputs`` is flat, ``PARTS`` of each.
     """
-    function = ScoreFunction(SCORES, program.inputs, ["product"], nearer_of(program))
+    function = ScoreFunction(SCORES, program.inputs, ["product"])
     for call in after_product(program):
         function.add(call)
     return function.text()

@@ -13,6 +13,8 @@ CHOOSING = ("where",)
 OF_KEYS = ("matrix", "vector")
 """Shapes of inputs that differ from key to key."""
 FINITE, INFINITE = "finite", "infinite"
+FARTHEST = 4096.0
+"""As ``LOST`` in ``templates/gradient_shares.py``."""
 
 
 def masks_tell(program: Epilogue | None) -> bool:
@@ -45,6 +47,18 @@ def hides_in_gradients(program: Epilogue | None, *, of_input: bool = False) -> s
         return hiding
     has_infinite = of_input or any(map(_multiplies_scores, program.calls))
     return "" if has_infinite else hiding
+
+
+def may_be_far(program: Epilogue | None) -> bool:
+    """Whether scores may lie so far from zero, by masks, that the logarithm of a sum of their
+    exponentials has lost the sum; products are taken to be nearer."""
+    if program is None:
+        return False
+    given = [
+        side for call in program.calls for side in (*call.arguments, *dict(call.named).values())
+    ]
+    numbers = [side for side in given if isinstance(side, int | float)]
+    return bool(program.inputs) or any(FARTHEST < abs(number) < math.inf for number in numbers)
 
 
 def _tells(call: Call) -> bool:

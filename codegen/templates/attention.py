@@ -16,18 +16,19 @@ from overlapc.codegen.templates.launch_order import dealt
 from overlapc.codegen.templates.masks_tell import any_keeps_key, keeping_none
 from overlapc.codegen.templates.running import moves_of, settle
 from overlapc.codegen.templates.softmax import (
-    LN2,
-    LOG2E,
     all_finite,
     divided,
+    exp_apart,
     fixed_weights,
     gathered_sums,
     is_exact,
     is_without_keys,
+    logarithm_of,
     or_zero,
     relative_to,
     score_tile,
     spread_sums,
+    unit_of,
 )
 from overlapc.codegen.templates.tile_products import product_of, take_values
 from overlapc.codegen.templates.values_behind import visit_ahead
@@ -46,9 +47,11 @@ def visit_tile(
     """Take the tile of keys from ``start`` on into (peak, sums, total) of the rows at ``place``.
 
     ``k`` and ``v`` are sides of ``load_keys``. STEP is ``maximum``: peak alone is raised;
-    ``fixed``: weights are relative to peak, which stays; ``online``: it is raised, and sums and
-    total are rescaled. IS_CUT: not every row sees every key.
+    ``fixed``: weights are relative to peak, which stays; ``again``: so too, however far scores are
+    from zero; ``online``: it is raised, and sums and total are rescaled. IS_CUT: not every row sees
+    every key.
     """
+    UNIT: tl.constexpr = unit_of(SCORES, SCALE)
     column = start + tl.arange(0, BLOCK_N)
     inside = column < length
     product = product_of(
@@ -63,15 +66,16 @@ def visit_tile(
         if STEP == "online":
             higher = tl.maximum(peak, tl.max(score, 1))
             base = or_zero(higher)
-            shrunk = tl.exp2(peak - base)
+            shrunk = exp_apart(peak, base, UNIT)
             sums = sums * (shrunk[:, None] if len(sums.shape) == 2 else shrunk)
             total = total * shrunk[:, None]
             peak = higher
         values = load_keys(v, start, inside, BLOCK_N, VALUE_DIM, BLOCK_V, IS_CUT)
+        TYPE: tl.constexpr = v[0].dtype.element_ty
         if STEP == "online":
-            weights = tl.exp2(score - base[:, None]).to(v[0].dtype.element_ty)
+            weights = exp_apart(score, base[:, None], UNIT).to(TYPE)
         else:
-            weights = fixed_weights(score, base, v[0].dtype.element_ty)
+            weights = fixed_weights(score, base, UNIT, STEP == "fixed", TYPE)
         sums, total = take_values(weights, values, sums, total, PRECISION)
     return peak, sums, total
 
@@ -123,13 +127,14 @@ def visit_keys(
 def write_rows(
     out: tl.tensor, lse: tl.tensor, peak: tl.tensor, sums: tl.tensor, total: tl.tensor,
     corner: tl.tensor, row: tl.tensor, inside: tl.tensor, out_strides: tl.tuple,
-    DEAD: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr,
+    UNIT: tl.constexpr, DEAD: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_V: tl.constexpr,
 ) -> None:  # fmt: skip
     """Store weighted means, and logarithms of sums, of those rows of a head that are inside."""
     result = divided(total, sums, DEAD)
     store_tile(out, corner, out_strides, inside, result, BLOCK_M, VALUE_DIM, BLOCK_V)
     if lse is not None:
-        tl.store(lse + row, (or_zero(peak) + tl.log2(sums)) * LN2, mask=inside)
+        tl.store(lse + row, logarithm_of(peak, sums, UNIT), mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows", "together"])
@@ -192,9 +197,11 @@ def attention_forward(
         kept = flags_of(kept, kept_heads, batch, head, rows, keys, BLOCK_M, BLOCK_N)
         kept += corner // BLOCK_M * tl.cdiv(keys, BLOCK_N)
 
+    UNIT: tl.constexpr = unit_of(SCORES, SCALE)
     sink = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     if sinks is not None:
-        sink = tl.full((BLOCK_M,), 0.0, tl.float32) + tl.load(sinks + head).to(tl.float32) * LOG2E
+        own_sink = tl.load(sinks + head).to(tl.float32) * (1.0 / UNIT)
+        sink = tl.full((BLOCK_M,), 0.0, tl.float32) + own_sink
     nothing = tl.zeros((BLOCK_M,), tl.float32)
     total = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
 
@@ -203,12 +210,16 @@ def attention_forward(
         sums = tl.where(sink == float("-inf"), 0.0, 1.0)
         STEP: tl.constexpr = "online"
     else:
-        STEP: tl.constexpr = "fixed"
+        # What first keys tell may be a mask, and is not told from a row of no key if it fails.
+        IS_OWN: tl.constexpr = SOFTMAX == "first_tile" and (
+            SCORES is not None or v[0].dtype.element_ty == tl.float32
+        )
+        STEP: tl.constexpr = "again" if IS_OWN else "fixed"
         peak = nothing
         if SOFTMAX == "bound":
-            peak = nothing + BOUND * LOG2E
+            peak = nothing + BOUND / UNIT
         elif SOFTMAX == "head" or SOFTMAX == "running":
-            peak = nothing + tl.load(phi + head) * LOG2E
+            peak = nothing + tl.load(phi + head) * (1.0 / UNIT)
         elif SOFTMAX == "sink":
             peak = or_zero(sink)
         elif SOFTMAX == "first_tile":
@@ -271,13 +282,13 @@ def attention_forward(
     sums = gathered_sums(sums)
     of_keys = sums
     if SOFTMAX != "online" and sinks is not None:
-        sums += relative_to(sink, peak, v[0].dtype.element_ty)
+        sums += relative_to(sink, peak, UNIT, STEP == "fixed", v[0].dtype.element_ty)
     out = of_head(out, out_strides, batch, head)
     if lse is not None:
         lse += (batch.to(tl.int64) * heads + head) * rows
     write_rows(
-        out, lse, peak, sums, total, corner, row, row_inside, out_strides, DEAD, VALUE_DIM,
-        BLOCK_M, BLOCK_V,
+        out, lse, peak, sums, total, corner, row, row_inside, out_strides, UNIT, DEAD,
+        VALUE_DIM, BLOCK_M, BLOCK_V,
     )  # fmt: skip
     if SOFTMAX != "online":
         # What was written is written again: sums that wait for this would take registers of it.
@@ -311,20 +322,20 @@ def attention_forward(
             count = tl.sum(is_bad.to(tl.int32), 0)
             if count > 0:
                 peak = or_zero(highest_score)
-                sums_again = spread_sums(tl.exp2(sink - peak), ONES, BLOCK_M)
+                sums_again = spread_sums(exp_apart(sink, peak, UNIT), ONES, BLOCK_M)
                 peak, sums_again, total = visit_keys(
                     peak, sums_again, nothing_yet, begin, stop, kept, queries, k, v, place, first,
-                    end, length, inputs, "fixed", True, 1, SCORES, SCALE, BEFORE, AFTER, HEAD_DIM,
+                    end, length, inputs, "again", True, 1, SCORES, SCALE, BEFORE, AFTER, HEAD_DIM,
                     VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
                 )  # fmt: skip
                 sums = gathered_sums(sums_again)
                 write_rows(
-                    out, lse, peak, sums, total, corner, row, is_bad, out_strides, DEAD, VALUE_DIM,
-                    BLOCK_M, BLOCK_V,
+                    out, lse, peak, sums, total, corner, row, is_bad, out_strides, UNIT, DEAD,
+                    VALUE_DIM, BLOCK_M, BLOCK_V,
                 )  # fmt: skip
                 tl.atomic_add(redone, count)
         if SOFTMAX == "running":
-            own, has_sum = moves_of(peak, sums, tl.load(phi + head) * LOG2E, row_inside)
+            own, has_sum = moves_of(peak, sums, tl.load(phi + head), row_inside, UNIT)
             tl.atomic_add(moves + head, tl.sum(own, 0), mask=count > 0, sem="relaxed")
             alive = tl.sum(has_sum.to(tl.int32), 0)
             settle(phi, moves, heads, head, alive, tl.num_programs(0) // heads, 1)

@@ -7,7 +7,13 @@ import triton.language as tl
 from triton import knobs
 
 from overlapc.codegen.templates.hidden import WORD, count_of, kept_tiles, lowest_of
-from overlapc.codegen.templates.softmax import fixed_weights, or_zero, score_tile
+from overlapc.codegen.templates.softmax import (
+    exp_apart,
+    fixed_weights,
+    or_zero,
+    score_tile,
+    unit_of,
+)
 
 INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 
@@ -160,7 +166,8 @@ def visit_tile(
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """Take a tile of keys into (peak, sums, total) of packed rows.
 
-    STEP is ``fixed``: weights are relative to peak, which stays; ``first``: to the tile's maximum,
+    STEP is ``fixed``: weights are relative to peak, which stays; ``again``: so too, however far
+    scores are from zero; ``first``: to the tile's maximum,
     which peak becomes; ``online``: to the maximum so far, and sums and total are rescaled;
     ``maximum``: peak alone is raised. Where nothing is rescaled ``sums`` keep the columns of the
     tile apart: to add up a row costs a round between threads, and the loop is spared it. IS_CUT:
@@ -209,10 +216,11 @@ def visit_tile(
     score = score_tile(
         product, keys_of_tile, first, end, inputs, SCORES, scale, BEFORE, AFTER, IS_CUT
     )
+    UNIT: tl.constexpr = unit_of(SCORES, scale)
     base = peak
     if STEP == "online":
         peak = tl.maximum(peak, tl.max(score, 1))
-        shrunk = tl.exp2(base - or_zero(peak))
+        shrunk = exp_apart(base, or_zero(peak), UNIT)
         base = or_zero(peak)
         sums = sums * shrunk
         if PAIRS:
@@ -227,10 +235,10 @@ def visit_tile(
     if STEP != "maximum":
         # Summed as they are rounded: what overflows or is lost shows in the sum.
         if STEP == "online":
-            weights = tl.exp2(score - base[:, None]).to(WEIGHTS)
+            weights = exp_apart(score, base[:, None], UNIT).to(WEIGHTS)
             sums += tl.sum(weights.to(tl.float32), 1)
         else:
-            weights = fixed_weights(score, base, WEIGHTS)
+            weights = fixed_weights(score, base, UNIT, STEP == "fixed", WEIGHTS)
             taken = weights.to(tl.float32)
             sums += taken if len(sums.shape) == 2 else tl.sum(taken, 1)
         if PAIRS:

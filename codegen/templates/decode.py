@@ -28,12 +28,12 @@ from overlapc.codegen.templates.masks_tell import any_keeps_key, keeping_none
 from overlapc.codegen.templates.running import moves_of, settle
 from overlapc.codegen.templates.signal import await_stores
 from overlapc.codegen.templates.softmax import (
-    LN2,
-    LOG2E,
     all_finite,
     is_exact,
     is_without_keys,
+    logarithm_of,
     or_zero,
+    unit_of,
 )
 from overlapc.codegen.templates.visible import end_of, end_seen, first_seen, length_of, own_key
 
@@ -134,6 +134,7 @@ def attention_decode(
         queries, rest_of_queries, over = in_float16(queries, rest_of_queries, BLOCK_REST)
         scale = (over * scale)[:, None]
     query = (queries, rest_of_queries, scale)
+    UNIT: tl.constexpr = unit_of(SCORES, query[2])
     cache = (k, v, k_strides, v_strides, table, length, oldest)
     place = (batch, head[:, None], row, row_inside, first, end)
     own_place = (batch, head[:, None], row, row_inside)
@@ -149,10 +150,13 @@ def attention_decode(
     nothing = tl.zeros((BLOCK_M,), tl.float32)
     sink = nothing - float("inf")
     if sinks is not None:
-        sink = tl.load(sinks + head, mask=row_inside, other=0.0).to(tl.float32) * LOG2E
+        sink = tl.load(sinks + head, mask=row_inside, other=0.0).to(tl.float32) * (1.0 / UNIT)
     total = no_total(BLOCK_M, BLOCK_V, PAIRS)
     IS_ONLINE: tl.constexpr = SOFTMAX == "online"
-    STEP: tl.constexpr = "online" if IS_ONLINE else "fixed"
+    # What first keys tell may be a mask, and is not told from a row of no key if it fails.
+    IS_FAR: tl.constexpr = SCORES is not None or WEIGHTS == tl.float32  # noqa: SIM300
+    IS_OWN: tl.constexpr = SOFTMAX == "first_tile" and IS_FAR
+    STEP: tl.constexpr = "online" if IS_ONLINE else "again" if IS_OWN else "fixed"
     # Each part has a peak of its own; a φ that launches change, where two run at once.
     HAVE_PEAKS: tl.constexpr = IS_ONLINE or SOFTMAX == "first_tile" or SOFTMAX == "running"
     peak = nothing
@@ -163,9 +167,9 @@ def attention_decode(
     else:
         sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32) if SPREAD else nothing
         if SOFTMAX == "bound":
-            peak = nothing + BOUND * LOG2E
+            peak = nothing + BOUND / UNIT
         elif SOFTMAX == "head" or SOFTMAX == "running":
-            peak = tl.load(phi + head, mask=row_inside, other=0.0) * LOG2E
+            peak = tl.load(phi + head, mask=row_inside, other=0.0) * (1.0 / UNIT)
         elif SOFTMAX == "sink":
             peak = or_zero(sink)
         elif SOFTMAX == "first_tile":
@@ -249,7 +253,7 @@ def attention_decode(
     HAS_SINK: tl.constexpr = sinks is not None and not IS_ONLINE
     if parts == 1:
         if HAS_SINK:
-            peak, sums = beside_sink(peak, sums, sink, WEIGHTS)
+            peak, sums = beside_sink(peak, sums, sink, UNIT, STEP == "fixed", WEIGHTS)
         is_finite = all_finite(total)
         store_rows(result, 0, total, sums, row_inside, DEAD, VALUE_DIM)
     else:
@@ -261,13 +265,15 @@ def attention_decode(
         tl.debug_barrier()
         if is_last:
             tl.store(arrived + unit, 0)
-            peak, sums = add_sums(peak, partials, parts, row_inside, HAVE_PEAKS, BLOCK_M, BLOCK_V)
+            peak, sums = add_sums(
+                peak, partials, parts, row_inside, UNIT, HAVE_PEAKS, BLOCK_M, BLOCK_V
+            )  # fmt: skip
             of_keys = sums
             if HAS_SINK:
-                peak, sums = beside_sink(peak, sums, sink, WEIGHTS)
+                peak, sums = beside_sink(peak, sums, sink, UNIT, STEP == "fixed", WEIGHTS)
             is_finite = add_totals(
-                result, peak, sums, partials, parts, row_inside, HAVE_PEAKS, DEAD, TOGETHER,
-                COLUMNS, BLOCK_M, BLOCK_V, VALUE_DIM,
+                result, peak, sums, partials, parts, row_inside, UNIT, HAVE_PEAKS, DEAD,
+                TOGETHER, COLUMNS, BLOCK_M, BLOCK_V, VALUE_DIM,
             )  # fmt: skip
     if not is_last:
         return
@@ -309,7 +315,7 @@ def attention_decode(
             count = tl.sum(is_bad.to(tl.int32), 0)
             tl.atomic_add(redone, count, sem="relaxed")
         if SOFTMAX == "running":
-            own_moves, has_sum = moves_of(peak, sums, base, row_inside)
+            own_moves, has_sum = moves_of(peak, sums, base * UNIT, row_inside, UNIT)
             tl.atomic_add(moves + head, own_moves, mask=row_inside & (count > 0), sem="relaxed")
             alive = tl.sum(has_sum.to(tl.int32), 0)
             await_stores(IS_AMD, False)
@@ -317,6 +323,6 @@ def attention_decode(
             settle(phi, moves, heads * GROUPS, key_head * GROUPS, alive, ctas, GROUPS)
 
     if lse is not None:
-        found = (or_zero(peak) + tl.log2(sums)) * LN2
+        found = logarithm_of(peak, sums, UNIT)
         tl.store(lse + (batch.to(tl.int64) * heads * GROUPS + head) * rows + row, found,
                  mask=row_inside)  # fmt: skip

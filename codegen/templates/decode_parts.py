@@ -5,7 +5,13 @@
 import triton
 import triton.language as tl
 
-from overlapc.codegen.templates.softmax import all_finite, divided, or_zero, relative_to
+from overlapc.codegen.templates.softmax import (
+    all_finite,
+    divided,
+    exp_apart,
+    or_zero,
+    relative_to,
+)
 
 MANY = tl.constexpr(16)
 """Parts whose peaks are read together: chosen."""
@@ -28,7 +34,7 @@ def store_part(
 @triton.jit
 def add_sums(
     peak: tl.tensor, partials: tl.tensor, parts: tl.tensor, row_inside: tl.tensor,
-    IS_SCALED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr,
+    UNIT: tl.constexpr, IS_SCALED: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
     """(peak, sums) of all CTAs, added in the order of their keys, whoever adds them.
 
@@ -53,18 +59,24 @@ def add_sums(
             inside = row_inside & (start + index < parts)
             own_sums = tl.load(at + m, mask=inside, other=0.0, cache_modifier=".cg")
             if IS_SCALED:
-                own_sums = own_sums * tl.exp2(peak_at(at, m, inside, BLOCK_M) - or_zero(peak))
+                own_peak = peak_at(at, m, inside, BLOCK_M)
+                own_sums = own_sums * exp_apart(own_peak, or_zero(peak), UNIT)
             sums += own_sums
     return peak, sums
 
 
 @triton.jit
 def beside_sink(
-    peak: tl.tensor, sums: tl.tensor, sink: tl.tensor, dtype: tl.constexpr
+    peak: tl.tensor,
+    sums: tl.tensor,
+    sink: tl.tensor,
+    UNIT: tl.constexpr,
+    IS_NEAR: tl.constexpr,
+    dtype: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
     """(peak, sums) of keys, and of the sink as well, which is a part of one sum: that of all."""
     peak = or_zero(tl.where(peak == float("-inf"), sink, peak))
-    return peak, sums + relative_to(sink, peak, dtype)
+    return peak, sums + relative_to(sink, peak, UNIT, IS_NEAR, dtype)
 
 
 @triton.jit
@@ -79,8 +91,9 @@ def peak_at(
 @triton.jit
 def add_totals(
     result: tl.tuple, peak: tl.tensor, sums: tl.tensor, partials: tl.tensor, parts: tl.tensor,
-    row_inside: tl.tensor, IS_SCALED: tl.constexpr, DEAD: tl.constexpr, TOGETHER: tl.constexpr,
-    COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr, VALUE_DIM: tl.constexpr,
+    row_inside: tl.tensor, UNIT: tl.constexpr, IS_SCALED: tl.constexpr, DEAD: tl.constexpr,
+    TOGETHER: tl.constexpr, COLUMNS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
     """Store what all CTAs' totals give, COLUMNS at a time, and say of which rows they are finite.
 
@@ -110,7 +123,7 @@ def add_totals(
             for index in tl.static_range(TOGETHER):
                 own_total = totals[index]
                 if IS_SCALED:
-                    own_total = own_total * tl.exp2(peaks[index] - or_zero(peak))[:, None]
+                    own_total *= exp_apart(peaks[index], or_zero(peak), UNIT)[:, None]
                 total += own_total
         is_finite = is_finite & all_finite(total)
         store_rows(result, corner, total, sums, row_inside, DEAD, VALUE_DIM)

@@ -12,6 +12,7 @@ import triton.language as tl
 from overlapc.codegen.templates.gradient_tiles import gradient_tile, load_rows
 from overlapc.codegen.templates.head_tiles import load_tile, of_head
 from overlapc.codegen.templates.hidden import flags_of
+from overlapc.codegen.templates.softmax import unit_of
 from overlapc.codegen.templates.visible import (
     end_of,
     end_row_seeing,
@@ -51,7 +52,7 @@ def tile_of_pair(
     if shares is not None:
         own_shares = shares + heads_rows
     base, row_delta, share = load_rows(lse + heads_rows, delta + heads_rows, own_shares, row,
-                                       row_inside, DEAD)  # fmt: skip
+                                       row_inside, unit_of(SCORES, SCALE), DEAD)  # fmt: skip
     own = own_key(row, rows, until, ALIGN)
     first, end = first_seen(own, BEFORE), end_seen(own, length, AFTER)
     _, gradient = gradient_tile(

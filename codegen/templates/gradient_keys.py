@@ -11,6 +11,7 @@ from overlapc.codegen.templates.gradient_tiles import gradient_tile, load_rows
 from overlapc.codegen.templates.head_tiles import load_tile, of_head, store_tile
 from overlapc.codegen.templates.hidden import WORD, flags_of, kept_bits, lowest_of
 from overlapc.codegen.templates.launch_order import dealt
+from overlapc.codegen.templates.softmax import unit_of
 from overlapc.codegen.templates.visible import (
     end_of,
     end_row_seeing,
@@ -42,7 +43,9 @@ def visit_block(
     inside = row < rows
     queries = load_tile(q, start, q_strides, inside, BLOCK_M, HEAD_DIM, BLOCK_D, IS_CUT)
     slope = load_tile(slopes, start, slopes_strides, inside, BLOCK_M, VALUE_DIM, BLOCK_V, IS_CUT)
-    base, row_delta, share = load_rows(lse, delta, shares, row, inside, DEAD)
+    base, row_delta, share = load_rows(
+        lse, delta, shares, row, inside, unit_of(SCORES, SCALE), DEAD
+    )  # fmt: skip
     own = own_key(row, rows, until, ALIGN)
     first, end = first_seen(own, BEFORE), end_seen(own, length, AFTER)
     tile = (place[0], place[1], row, inside, place[2], place[3])

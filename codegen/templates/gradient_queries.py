@@ -9,6 +9,7 @@ from overlapc.codegen.templates.gradient_tiles import gradient_tile, load_rows
 from overlapc.codegen.templates.head_tiles import load_tile, of_head, store_tile
 from overlapc.codegen.templates.hidden import WORD, flags_of, kept_bits, lowest_of
 from overlapc.codegen.templates.launch_order import dealt
+from overlapc.codegen.templates.softmax import unit_of
 from overlapc.codegen.templates.visible import end_of, end_seen, first_seen, length_of, own_key
 
 
@@ -120,7 +121,10 @@ def attention_gradient_queries(
     own_shares = shares
     if shares is not None:
         own_shares = shares + heads_rows
-    row_facts = load_rows(lse + heads_rows, delta + heads_rows, own_shares, row, row_inside, DEAD)
+    row_facts = load_rows(
+        lse + heads_rows, delta + heads_rows, own_shares, row, row_inside, unit_of(SCORES, SCALE),
+        DEAD,
+    )  # fmt: skip
 
     length, until = length_of(lengths, batch, keys), end_of(lengths, batch, keys)
     own = own_key(row, rows, until, ALIGN)

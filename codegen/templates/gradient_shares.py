@@ -7,7 +7,7 @@ import triton.language as tl
 
 from overlapc.codegen.templates.head_tiles import load_tile, of_head
 from overlapc.codegen.templates.hidden import flags_of
-from overlapc.codegen.templates.softmax import LOG2E, score_tile
+from overlapc.codegen.templates.softmax import exp_apart, score_tile, unit_of
 from overlapc.codegen.templates.visible import end_of, end_seen, first_seen, length_of, own_key
 
 LOST = tl.constexpr(4096.0)
@@ -54,10 +54,11 @@ def attention_gradient_shares(
         highest = own_key(tl.minimum(corner + BLOCK_M, rows) - 1, rows, until, ALIGN)
         begin = first_seen(lowest, BEFORE) // BLOCK_N * BLOCK_N
         stop = end_seen(highest, length, AFTER)
-        base = tl.where(is_lost, log * LOG2E, 0.0)
+        UNIT: tl.constexpr = unit_of(SCORES, SCALE)
+        base = tl.where(is_lost, log * (1.0 / UNIT), 0.0)
         sums = tl.zeros((BLOCK_M,), tl.float32)
         if sinks is not None:
-            sums = tl.exp2(tl.load(sinks + head).to(tl.float32) * LOG2E - base)
+            sums = exp_apart(tl.load(sinks + head).to(tl.float32) * (1.0 / UNIT), base, UNIT)
         flags = kept
         if kept is not None:
             flags = flags_of(kept, kept_heads, batch, head, rows, keys, BLOCK_M, BLOCK_N)
@@ -74,6 +75,6 @@ def attention_gradient_shares(
                 tile = (batch, head, row, inside, column, seen)
                 score = score_tile(product, tile, first, end, inputs, SCORES, SCALE, BEFORE, AFTER,
                                    True)  # fmt: skip
-                sums += tl.sum(tl.exp2(score - base[:, None]), 1)
+                sums += tl.sum(exp_apart(score, base[:, None], UNIT), 1)
         share = tl.where(is_lost, 1.0 / sums, share)
     tl.store(shares + heads_rows + row, share, mask=inside)

@@ -5,21 +5,21 @@
 import triton
 import triton.language as tl
 
-from overlapc.codegen.templates.softmax import LOG2E, score_tile
+from overlapc.codegen.templates.softmax import exp_apart, near_relative_to, score_tile, unit_of
 from overlapc.codegen.templates.visible import is_seen
 
 
 @triton.jit
 def load_rows(
     lse: tl.tensor, delta: tl.tensor, shares: tl.tensor, row: tl.tensor, inside: tl.tensor,
-    DEAD: tl.constexpr,
+    UNIT: tl.constexpr, DEAD: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """What the rows of a head are known by: (base, delta, share), float32 each.
 
     Weights are ``share * exp2(score - base)``: nothing where rows are not inside. Where a row has
     no weight they are NaN, or nothing where DEAD is ``zero``. ``shares`` may be None.
     """
-    base = tl.load(lse + row, mask=inside, other=float("inf")) * LOG2E
+    base = tl.load(lse + row, mask=inside, other=float("inf")) * (1.0 / UNIT)
     if DEAD == "zero":
         base = tl.where(base == float("-inf"), float("inf"), base)
     row_delta = tl.load(delta + row, mask=inside, other=0.0)
@@ -44,7 +44,11 @@ def gradient_tile(
     """
     product = tl.dot(queries, keys.T, input_precision=PRECISION)
     score = score_tile(product, tile, first, end, inputs, SCORES, SCALE, BEFORE, AFTER, IS_CUT)
-    weights = tl.exp2(score - base[:, None])
+    UNIT: tl.constexpr = unit_of(SCORES, SCALE)
+    if SCORES is None and slopes.dtype != tl.float32:
+        weights = near_relative_to(score, base[:, None], UNIT)
+    else:
+        weights = exp_apart(score, base[:, None], UNIT)
     if HAS_SHARES:
         weights = weights * share[:, None]
     gradient = weights * (tl.dot(slopes, values.T, input_precision=PRECISION) - delta[:, None])

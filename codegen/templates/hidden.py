@@ -15,9 +15,9 @@ import triton.language as tl
 from overlapc.codegen.templates.masks_tell import scores_of_nothing
 from overlapc.codegen.templates.visible import end_of, end_seen, first_seen, length_of, own_key
 
-HIDDEN = tl.constexpr(-1e9 * 1.4426950408889634)
-"""In units of log 2, as scores. Of weaker fills graphs say that they might be scores."""
-KEPT = tl.constexpr(-0.5e9 * 1.4426950408889634)
+HIDDEN = tl.constexpr(-1e9)
+"""Of weaker fills graphs say that they might be scores."""
+KEPT = tl.constexpr(-0.5e9)
 """Products between them would have to differ by 5e8 for a weight of what is hidden."""
 WORD = tl.constexpr(31)
 """Tiles of which one number of 32 bits says whether they are kept, and is not below zero."""

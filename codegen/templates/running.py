@@ -17,7 +17,7 @@ read, and its check of each row stands.
 import triton
 import triton.language as tl
 
-from overlapc.codegen.templates.softmax import LN2, or_zero
+from overlapc.codegen.templates.softmax import logarithm_of
 
 FURTHEST = tl.constexpr(2.0**20)
 """A row moves φ by no more nats: sums of them stay within int64, and φ a whole number."""
@@ -26,14 +26,14 @@ ONE_ROW = tl.constexpr(1 << 32)
 
 @triton.jit
 def moves_of(
-    peak: tl.tensor, sums: tl.tensor, base: tl.tensor, inside: tl.tensor
+    peak: tl.tensor, sums: tl.tensor, base: tl.tensor, inside: tl.tensor, UNIT: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
     """How many whole nats above φ the logarithm of each row's sum lies, and which rows have one.
 
-    ``sums`` are relative to ``peak``, and ``base`` is φ, both in units of log 2. Rows of no weight,
-    and of a sum that is infinite or NaN, say nothing.
+    ``sums`` are relative to ``peak``; ``base`` is φ, in nats. Rows of no weight, and of a sum that
+    is infinite or NaN, say nothing.
     """
-    apart = (or_zero(peak) + tl.log2(sums) - base) * LN2
+    apart = logarithm_of(peak, sums, UNIT) - base
     has_sum = inside & (apart * 0.0 == 0.0)
     apart = tl.where(has_sum, apart, 0.0)
     apart = tl.minimum(tl.maximum(apart, -FURTHEST), FURTHEST)

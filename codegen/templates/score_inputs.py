@@ -48,22 +48,3 @@ def vector(
 def one(x: tl.tensor, stride_b: tl.tensor, stride_h: tl.tensor, tile: tl.tuple) -> tl.tensor:
     """``x[batch, head, 0, 0]``."""
     return tl.load(x + _of_head(stride_b, stride_h, tile))
-
-
-FAR = tl.constexpr(2.1e38)
-"""Scores beyond it are brought nearer in their order, an eighth as far apart: so the largest number
-is none that units of log 2 have not, and infinity stays what it is. In a row of such alone that of
-the greatest has the weight, as in eager, or their mean where they are equal."""
-
-
-@triton.jit
-def raised(score: tl.tensor) -> tl.tensor:
-    """The score, but where it would be minus infinity in units of log 2: a mask of the least
-    number. A row of it alone is the mean of all values, where one of minus infinity is none."""
-    return tl.where(score < -FAR, score * 0.125 - 0.875 * FAR, score)
-
-
-@triton.jit
-def lowered(score: tl.tensor) -> tl.tensor:
-    """The score, but where it would be infinite in units of log 2."""
-    return tl.where(score > FAR, score * 0.125 + 0.875 * FAR, score)

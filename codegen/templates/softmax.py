@@ -1,6 +1,7 @@
 """Scores of a tile, φ of a row, and whether a sum of weights relative to φ can be trusted.
 
-Scores, φ and maxima are in units of log 2 here: ``exp2`` is what devices have.
+Scores, φ and maxima are in units of ``unit_of`` nats: what is known before they are subtracted from
+one another is not multiplied first, for that would be rounded. ``exp2`` is what devices have.
 """
 
 # pyright: reportGeneralTypeIssues=false, reportArgumentType=false
@@ -14,21 +15,36 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
 
+@triton.constexpr_function
+def unit_of(scores: object, scale: object) -> float:
+    """How many nats scores are in units of, above zero.
+
+    Of the product alone they are products, and the scale comes with that of ``exp2``; one that is
+    not above zero, or read on the device, is multiplied into them, in units of log 2.
+    """
+    if scores is not None:
+        return 1.0
+    is_known = isinstance(scale, int | float) and scale > 0
+    return float(scale) if is_known else LN2.value
+
+
 @triton.jit
 def score_tile(
     product: tl.tensor, tile: tl.tuple, first: tl.tensor, end: tl.tensor, inputs: tl.tuple,
     SCORES: tl.constexpr, SCALE: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
     IS_CUT: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Scores ``[rows, keys]`` of a product of queries and keys, float32.
+    """Scores ``[rows, keys]`` of a product of queries and keys, float32, in units of ``unit_of``.
 
     With IS_CUT they are minus infinity where ``tile`` (see ``score_inputs``) ends, and where a row
     does not see a key: it sees those from ``first`` to ``end``.
     """
-    if SCORES is None:
+    if SCORES is not None:
+        score = SCORES(product * SCALE, tile, inputs)
+    elif unit_of(SCORES, SCALE) == LN2:
         score = product * (SCALE * LOG2E)
     else:
-        score = SCORES(product * SCALE, tile, inputs) * LOG2E
+        score = product
     if IS_CUT:
         seen = is_seen(tile[4], tile[5], first, end, BEFORE, AFTER)
         score = tl.where(seen, score, float("-inf"))
@@ -71,25 +87,55 @@ def is_without_keys(
 
 
 @triton.jit
-def fixed_weights(score: tl.tensor, base: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
-    """``exp2(score - base)`` in ``dtype``, ``[rows, keys]``, of a base that is no running maximum.
-
-    Far from the scores, the rounding of that difference is the largest error of float32: what it
-    took is given back, as ``exp2`` of it to first order.
-    """
-    return relative_to(score, base[:, None], dtype).to(dtype)
+def fixed_weights(
+    score: tl.tensor, base: tl.tensor, UNIT: tl.constexpr, IS_NEAR: tl.constexpr,
+    dtype: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """``relative_to`` in ``dtype``, ``[rows, keys]``, of a base of each row."""
+    return relative_to(score, base[:, None], UNIT, IS_NEAR, dtype).to(dtype)
 
 
 @triton.jit
-def relative_to(score: tl.tensor, base: tl.tensor, dtype: tl.constexpr) -> tl.tensor:
-    """``exp2(score - base)`` in float32, as exact as weights in ``dtype`` are."""
-    apart = score - base
-    weights = tl.exp2(apart)
+def relative_to(
+    score: tl.tensor, base: tl.tensor, UNIT: tl.constexpr, IS_NEAR: tl.constexpr,
+    dtype: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Weights of scores relative to a base that is no running maximum, in float32, as exact as
+    those in ``dtype`` are.
+
+    IS_NEAR: the base is a φ that is near zero, or the weights will not be taken. Far from the
+    scores, the rounding of the difference is the largest error of float32: what it took is given
+    back, as its exponential to first order.
+    """
+    weights = near_relative_to(score, base, UNIT) if IS_NEAR else exp_apart(score, base, UNIT)
     if dtype == tl.float32:
-        taken = score - (apart + base)
+        if IS_NEAR:
+            own, phi = score * (UNIT * LOG2E), base * (UNIT * LOG2E)
+            taken = (own - ((own - phi) + phi)) * LN2
+        else:
+            taken = (score - ((score - base) + base)) * UNIT
         # Minus infinity took nothing, and is no number less itself.
-        weights += tl.where(weights > 0.0, weights * (taken * LN2), 0.0)
+        weights += tl.where(weights > 0.0, weights * taken, 0.0)
     return weights
+
+
+@triton.jit
+def near_relative_to(score: tl.tensor, base: tl.tensor, UNIT: tl.constexpr) -> tl.tensor:
+    """``exp_apart`` by one instruction, in which the product of a score is not rounded before that
+    of the base, rounded, is taken off: so not where a rounding is many nats, as of masks."""
+    return tl.exp2(score * (UNIT * LOG2E) - base * (UNIT * LOG2E))
+
+
+@triton.jit
+def exp_apart(score: tl.tensor, base: tl.tensor, UNIT: tl.constexpr) -> tl.tensor:
+    """The exponential of how far a score, perhaps none, lies above a base."""
+    return tl.exp2((score - base) * (UNIT * LOG2E))
+
+
+@triton.jit
+def logarithm_of(peak: tl.tensor, sums: tl.tensor, UNIT: tl.constexpr) -> tl.tensor:
+    """The logarithm, in nats, of sums that are relative to a peak."""
+    return or_zero(peak) * UNIT + tl.log2(sums) * LN2
 
 
 @triton.jit

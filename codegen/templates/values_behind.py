@@ -13,7 +13,7 @@ from triton import knobs
 from triton.language.extra.cuda import num_threads
 
 from overlapc.codegen.templates.head_tiles import load_keys
-from overlapc.codegen.templates.softmax import score_tile
+from overlapc.codegen.templates.softmax import near_relative_to, score_tile, unit_of
 from overlapc.codegen.templates.tile_products import product_of, take_values
 
 INTERPRETED = tl.constexpr(knobs.runtime.interpret)
@@ -55,7 +55,8 @@ def weight_bits(
     """Weights of 16 bits as whole numbers: what a loop carries in the dtype of a product, Triton
     puts into shared memory for it."""
     score = score_tile(product, None, None, None, None, None, SCALE, None, None, False)
-    return after_products(tl.exp2(score - peak[:, None])).to(TYPE).to(tl.int16, bitcast=True)
+    weights = near_relative_to(score, peak[:, None], unit_of(None, SCALE))
+    return after_products(weights).to(TYPE).to(tl.int16, bitcast=True)
 
 
 @triton.jit

@@ -115,6 +115,12 @@ REDONE = {
         replace(SPEC, program=programs.LEAST_BY_SCORE), {"redone": ROWS},
     ),
     "masks that are turned": (replace(SPEC, program=programs.TURNED), {"redone": ROWS}),
+    "products near the largest number": (
+        replace(SPEC, scale=1.0), {"far": 3e38, "spread": 1e36, "redone": ROWS},
+    ),
+    "products near the largest number of bfloat16": (
+        replace(BRAIN, scale=1.0), {"far": 3e38, "spread": 1e36, "redone": ROWS},
+    ),
     "a sink far above keys that are lost": (
         replace(BRAIN, softmax="head", sinks=True),
         {"far": 10.0, "first_sink": 60.0, "phi": 105.0, "redone": ROWS},
@@ -130,6 +136,12 @@ REDONE = {
 def test_rows_that_left_the_safe_range_are_redone(interpreted, spec, named):
     interpreted("attention_cases.run", str(spec), **named)
 
+
+MULTIPLIED_FIRST = (
+    "tl.exp2((score - base) * (UNIT * LOG2E))",
+    "tl.exp2(score * (UNIT * LOG2E) - base * (UNIT * LOG2E))",
+)
+"""What is rounded, or infinite, before it is subtracted."""
 
 MUTANTS = {
     "a row is not redone": ("one row above", "if count > 0:", "if count > 1000:"),
@@ -150,15 +162,14 @@ MUTANTS = {
         "sinks below φ, of rows of no key", '((sink == float("-inf")) | (sums >= LEAST))',
         '(sink == float("-inf"))',
     ),
-    "turned masks become infinite": (
-        "masks that are turned", "tl.where(score > FAR, score * 0.125 + 0.875 * FAR, score)",
-        "score",
+    "turned masks are multiplied before they are subtracted": (
+        "masks that are turned", *MULTIPLIED_FIRST,
     ),
-    "turned masks are all the same": (
-        "masks that are turned", "score * 0.125 + 0.875 * FAR", "FAR",
-    ),
-    "masks of two numbers are the same": (
-        "a mask of two numbers, of whole rows", "score * 0.125 - 0.875 * FAR", "-FAR",
+    "so are masks of two numbers": ("a mask of two numbers, of whole rows", *MULTIPLIED_FIRST),
+    "so are products": ("products near the largest number", *MULTIPLIED_FIRST),
+    "products are taken to be near": (
+        "products near the largest number of bfloat16",
+        'UNIT, STEP == "fixed", TYPE)', "UNIT, True, TYPE)",
     ),
     "no check of small sums": (
         "all below φ", "(tl.where(is_kept, sums, of_keys) >= least) & (sums <= MOST)",
@@ -168,9 +179,9 @@ MUTANTS = {
         "float16 below its normal numbers", "LEAST_EACH, LEAST)", "0.0, LEAST / 64)",
     ),
     "no check of sums of values": ("values of which a sum overflows", " & is_finite", ""),
-    "the least number becomes infinite": ("a finite mask, of whole rows too",
-                                          "tl.where(score < -FAR, score * 0.125 - 0.875 * FAR, "
-                                          "score)", "score"),
+    "the least number becomes infinite": (
+        "a finite mask, of whole rows too", *MULTIPLIED_FIRST,
+    ),
     "a sink of nothing is φ": ("a sink of nothing", "peak = or_zero(sink)", "peak = sink"),
     "not of ones": ("sums by products", "sums.shape[1]), 1.0,", "sums.shape[1]), 0.9,"),
     "sums by products are not rescaled": (
@@ -180,7 +191,8 @@ MUTANTS = {
         "a sink far below φ, of rows without a key", " | (sums >= LEAST))", " | (sums >= 0.0))",
     ),
     "no sinks": (
-        "sinks", "sums += relative_to(sink, peak, v[0].dtype.element_ty)", "sums += 0.0",
+        "sinks", "sums += relative_to(",
+        "sums += 0.0 * relative_to(",
     ),
     "another head's keys": ("grouped, ragged heads", "head // GROUPS", "head * 0"),
     "one key too many": ("causal from the first key", "own + (AFTER + 1)", "own + (AFTER + 2)"),
@@ -217,8 +229,8 @@ MUTANTS = {
     "not rescaled": ("online", "total = total * shrunk[:, None]", "pass"),
     "a column is of the first row": ("inputs of every shape", "x + rows, mask",
                                      "x + rows * 0, mask"),
-    "logarithms without φ": ("φ of each head", "(or_zero(peak) + tl.log2(sums)) * LN2",
-                             "tl.log2(sums) * LN2"),
+    "logarithms without φ": ("φ of each head", "or_zero(peak) * UNIT + tl.log2(sums)",
+                             "tl.log2(sums)"),
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from overlapc.codegen.attention.backward_module import parts_of
 from tests.codegen import attention_specs
 from tests.codegen import score_programs as programs
 from tests.codegen.attention_specs import BRAIN, CAUSAL, HALF, SPEC, WINDOW
@@ -79,7 +80,7 @@ MUTANTS = {
     ),
     "half of a group": ("sinks", "tl.range(0, GROUPS)", "tl.range(0, GROUPS // 2)"),
     "logarithms of another base": (
-        "plain", 'other=float("inf")) * LOG2E', 'other=float("inf"))',
+        "plain", 'other=float("inf")) * (1.0 / UNIT)', 'other=float("inf")) * (1.1 / UNIT)',
     ),
     "keys without their scale": ("plain", "k_total * SCALE", "k_total"),
     "queries without their scale": ("plain", "total * SCALE, BLOCK_M", "total, BLOCK_M"),
@@ -124,6 +125,15 @@ MUTANTS = {
     ),
 }  # fmt: skip
 QUICK_MUTANTS = ("rows of too early a key", "what is not seen has a gradient")
+
+
+def test_rows_are_summed_again_where_masks_may_be():
+    """Mutants: of any program, of none without an input, of minus infinity too."""
+    made = {"a mask": programs.ADDED, "a number": programs.LEAST_BY_SCORE, "plain": "",
+            "a cap": programs.SOFT_CAP, "minus infinity": programs.KEPT_BY_SCORE}  # fmt: skip
+    found = [name for name, program in made.items()
+             if "shares" in parts_of(replace(SPEC, program=program), ())]  # fmt: skip
+    assert found == ["a mask", "a number"]
 
 
 @pytest.mark.parametrize(("case", "old", "new"), each(MUTANTS, QUICK_MUTANTS))

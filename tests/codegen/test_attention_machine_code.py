@@ -5,6 +5,7 @@ The loop without a running maximum has to be the shorter one: there is nothing e
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -92,6 +93,24 @@ def test_products_are_added_in_one_instruction_whatever_the_environment_says(mon
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "0")
     assert build_for(spec, tile_for(spec, "sm_80"), "sm_80").assembly == built.assembly
     assert "fma.rn.f32" in built.assembly
+
+
+@pytest.mark.parametrize("part", ["forward", "keys"])
+def test_no_base_is_added_to_a_product_where_masks_may_be(part):
+    """One instruction would round the product of a mask not as its maximum was: apart by many nats.
+
+    The interpreter does not show it. Mutants: ``near_relative_to`` of programs, in either.
+    """
+    spec = replace(
+        SPEC, head_dim=16, value_dim=16, after=None, softmax="online",
+        program=programs.LEAST_BY_SCORE,
+    )  # fmt: skip
+    tile = AttentionTile(16, 16, 1, 1)
+    build = build_for if part == "forward" else partial(build_backward_for, part=part)
+    text = build(spec, tile=tile, architecture="sm_80").assembly
+    given = re.findall(r"ex2\S+\s+%\w+, (%\w+);", text)
+    assert given
+    assert not [name for name in given if re.search(rf"fma\S+ \t{name}, ", text)]
 
 
 def test_the_tma_unit_loads_where_there_is_one():

@@ -336,7 +336,7 @@ MUTANTS = {
         ('scope="gpu") == parts - 1', 'scope="gpu") == splits - 1')
     ]),
     "a part is not shrunk": (replace(CAUSAL, softmax="first_tile"), PLAIN, "run", {"factor": 3.0}, [
-        (" * tl.exp2(peaks[index] - or_zero(peak))[:, None]", "")
+        ("own_total *= exp_apart(peaks[index], or_zero(peak), UNIT)[:, None]", "pass")
     ]),
     "only what is too large is redone": (CAUSAL, PLAIN, "run", {**FAR, "offset": -300.0}, [
         ("is_good = is_exact(of_keys,", "is_good = is_exact(tl.maximum(of_keys, 1.0),")
@@ -351,8 +351,8 @@ MUTANTS = {
     ]),
     "a sink for each part": (SINKS, PLAIN, "run", {"splits": 4}, [
         ("            of_keys = sums\n", "            of_keys = sums\n            "
-         "sums += (parts - 1) * relative_to(sink, peak, WEIGHTS)\n"),
-        ("    or_zero,\n)\nfrom", "    or_zero,\n    relative_to,\n)\nfrom"),
+         "sums += (parts - 1) * relative_to(sink, peak, UNIT, True, WEIGHTS)\n"),
+        ("    or_zero,\n    unit_of,\n", "    or_zero,\n    relative_to,\n    unit_of,\n"),
     ]),
     "the window cuts no tile": (WINDOW, PLAIN, "run", {}, [
         ("whole = tl.cdiv(first_seen(highest, BEFORE), BLOCK_N)",
@@ -387,7 +387,7 @@ MUTANTS = {
         ("tl.load(k_scale + key_head * scale_stride)", "tl.load(k_scale)")
     ]),
     "half a per mille of a logarithm": (CAUSAL, PLAIN, "run", {}, [
-        ("tl.log2(sums)) * LN2", "tl.log2(sums)) * 0.6928")
+        ("tl.log2(sums) * LN2", "tl.log2(sums) * 0.6928")
     ]),
     "a key's rest is left out": (replace(CAUSAL, head_dim=48), PLAIN, "run", {}, [
         ("product = tl.dot(rest_of_queries, rest.T, product, input_precision=PRECISION)",

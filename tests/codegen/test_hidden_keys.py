@@ -229,7 +229,7 @@ def test_any_number_of_tiles_is_one_dimension_of_a_grid(monkeypatch):
 
 
 def test_a_threshold_among_scores_is_caught(interpreted):
-    changes = [("tl.constexpr(-1e9 *", "tl.constexpr(-6e4 *")]
+    changes = [("HIDDEN = tl.constexpr(-1e9)", "HIDDEN = tl.constexpr(-6e4)")]
     name = "what may be a score"
     of_keys, _ = decode(interpreted, SPEC, name, "bytes_read", mutate=changes, keys=112)
     assert of_keys < 14 * 16 * 32 * 4
