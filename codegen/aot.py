@@ -17,6 +17,7 @@ from overlapc.codegen.spec import GemmSpec
 from overlapc.errors import KernelError
 
 TRITON_NAMES = {
+    "float64": "fp64",
     "float32": "fp32",
     "float16": "fp16",
     "bfloat16": "bf16",

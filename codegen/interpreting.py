@@ -1,6 +1,7 @@
 """Triton's interpreter with the arithmetic of devices, where its own differs.
 
-It cuts where casts to bfloat16 round, and multiplies the bits of bfloat16 as integers. That of
+It cuts where casts to bfloat16 round, multiplies the bits of bfloat16 as integers, and rounds the
+product of ``fma``. That of
 Triton 3.6 also makes no index of an array of one number, where NumPy is 2.4 or newer, and that of
 3.9 refuses masks in which one truth is repeated for all, for it repeats it as a number.
 """
@@ -64,10 +65,15 @@ def correct_interpreter() -> None:
             return splat(self, kind, source)
         return TensorHandle(np.full(kind.shape, source.data.item()), tl.int1)
 
+    def corrected_fma(self: Any, x: Any, y: Any, z: Any) -> Any:
+        wide = x.data.astype(np.float64) * y.data + z.data
+        return TensorHandle(wide.astype(x.data.dtype), x.dtype.scalar)
+
     builder.cast_impl = corrected_cast
     builder.create_fp_to_fp = corrected_cast
     builder.create_dot = corrected_dot
     builder.create_splat = corrected_splat
+    builder.create_fma = corrected_fma
 
 
 def _correct_indices(interpreter: Any) -> None:

@@ -31,7 +31,8 @@ def build_for(spec: AttentionSpec, tile: AttentionTile, architecture: str) -> Bi
     by_tma = {"k_by_tma": padded(spec.head_dim), "v_by_tma": padded(spec.value_dim)}
     signature: dict[str, Any] = {
         **dict.fromkeys(("q", "k", "v", "out"), pointer),
-        **dict.fromkeys(("lse", "phi"), "*fp32"),
+        "lse": f"*{TRITON_NAMES[spec.sums_dtype]}",
+        "phi": "*fp32",
         "lengths": LENGTHS,
         **dict.fromkeys(("moves", "redone"), "*i64"),
         "sinks": pointer,

@@ -12,7 +12,13 @@ from functools import lru_cache
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from overlapc.codegen.attention.backward_module import SUMS, backward_text, of_gradients, parts_of
+from overlapc.codegen.attention.backward_module import (
+    SUMS,
+    backward_text,
+    has_shares,
+    of_gradients,
+    parts_of,
+)
 from overlapc.codegen.attention.checking import Sizes, misfit, misfit_of_sides, sizes_of
 from overlapc.codegen.attention.kernel import MOST_DIM, input_parts, length_parts
 from overlapc.codegen.attention.launch_order import together_of_keys, together_of_rows
@@ -55,17 +61,19 @@ class AttentionBackward:
         inputs: Sequence[Tensor] = (),
         lengths: Tensor | None = None,
         sinks: Tensor | None = None,
+        sinks_gradient: Tensor | None = None,
         lse_gradient: Tensor | None = None,
-    ) -> Tensor:
+    ) -> None:
         """Launch on the current stream, and write every element of the gradients.
 
         Operands are those of ``AttentionKernel``, with what it made of them; ``slopes``, the
         gradient of ``out``, and the other gradients are shaped as what they are of and have any
         strides; of inputs, those for which it was built are given, in their places.
-        ``lse_gradient`` is None or contiguous. Returns float32[batch, groups * heads, rows]: of
-        each row the sum of ``out * slopes``, less ``lse_gradient``. KernelError where any of this
-        does not hold.
+        ``lse_gradient`` is None or contiguous, of float32. KernelError where any of this does not
+        hold.
         """
+        import torch
+
         sizes = sizes_of(q, k, v)
         of_q = q if q_gradient is None else q_gradient
         why = (
@@ -76,17 +84,22 @@ class AttentionBackward:
         if why:
             raise self._error(why)
         if not lse.numel() or not sizes.keys:
-            for gradient in (q_gradient, k_gradient, v_gradient, *input_gradients):
+            every = (q_gradient, k_gradient, v_gradient, *input_gradients, sinks_gradient)
+            for gradient in every:
                 if gradient is not None:
                     gradient.zero_()
-            return lse.new_zeros(lse.shape) if lse_gradient is None else -lse_gradient
-        delta, poison = lse.new_empty(lse.shape), lse.new_zeros(lse.shape[:2])
+            if sinks_gradient is not None and lse_gradient is not None:
+                sinks_gradient.copy_(lse_gradient.sum((0, 2)))  # the logarithm is the sink
+            return
+        bases, delta = lse.new_empty((2, *lse.shape), dtype=torch.float32)
+        poison = bases.new_zeros(lse.shape[:2])
+        shares = torch.empty_like(bases) if has_shares(self.spec) else None
         counts = (sizes.heads, sizes.rows, sizes.keys)
         of_rows, of_keys = sizes.heads * sizes.batch, sizes.heads // self.spec.groups * sizes.batch
         self._launch(
             "rows", self._blocks("rows", sizes)[0] * of_rows,
-            out, slopes, lse, lse_gradient, delta, poison, *counts[:2], out.stride(),
-            slopes.stride(),
+            out, slopes, lse, lse_gradient, bases, shares, delta, poison, *counts[:2],
+            out.stride(), slopes.stride(),
         )  # fmt: skip
         parts = input_parts(self.spec.inputs, inputs, sizes)
         ends = length_parts(lengths)
@@ -95,14 +108,13 @@ class AttentionBackward:
         def kept(part: str) -> tuple[Tensor | None, int]:
             return tiles.of(self.modules[part], self.tiles[part])
 
-        shares = lse.new_empty(lse.shape) if "shares" in self.modules else None
-        if shares is not None:
+        if "shares" in self.modules:
             self._launch(
                 "shares", self._blocks("shares", sizes)[0] * of_rows,
-                q, k, lse, shares, parts, ends, *kept("shares"), sinks, *counts, q.stride(),
+                q, k, bases, shares, parts, ends, *kept("shares"), sinks, *counts, q.stride(),
                 k.stride(),
             )  # fmt: skip
-        left = (q, k, v, slopes, lse, delta)
+        left = (q, k, v, slopes, bases, delta)
         strides = (q.stride(), k.stride(), v.stride(), slopes.stride())
         self._launch(
             "keys", self._blocks("keys", sizes)[1] * of_keys,
@@ -120,7 +132,12 @@ class AttentionBackward:
                 others = (parts, ends, *kept(f"input {index}"), *counts)
                 sides = (*left, poison, shares)
                 self._sum_input(index, gradient, sizes, sides, others, strides)
-        return delta
+        if sinks is not None and sinks_gradient is not None:
+            # A sink has a weight and no value: what it adds to the gradient is its part of delta.
+            weight = torch.exp(sinks.float()[:, None] - lse)
+            if shares is not None and "shares" in self.modules:  # of scores in nats
+                weight = torch.exp(sinks.float()[:, None] - bases) * shares
+            sinks_gradient.copy_(-(weight * delta).sum((0, 2)))
 
     def _sum_input(
         self,

@@ -7,11 +7,11 @@ from typing import Any
 from overlapc.codegen.aot import TRITON_NAMES, Binary
 from overlapc.codegen.attention.aot import LENGTHS, NEVER_ONE, build_kernel
 from overlapc.codegen.attention.backward import build_backward
-from overlapc.codegen.attention.backward_module import input_of
+from overlapc.codegen.attention.backward_module import has_shares, input_of
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile
 
-FLOATS = ("lse", "lse_gradient", "delta", "poison", "shares")
+FLOATS = ("lse_gradient", "bases", "delta", "poison", "shares")
 COUNTS = (
     "kept_heads", "heads", "rows", "keys", "together", "own_heads", "same_heads", "same_batches",
 )  # fmt: skip
@@ -32,8 +32,7 @@ def build_backward_for(
     """
     index = input_of(part)
     of_inputs = () if index is None else (index,)
-    modules = build_backward(spec, lambda spec, part: tile, of_inputs).modules
-    module = modules[part]
+    module = build_backward(spec, lambda spec, part: tile, of_inputs).modules[part]
     names = list(module.KERNEL.arg_names)
     pointer = f"*{TRITON_NAMES[spec.dtype]}"
     signature: dict[str, Any] = {name: pointer for name in names if name not in module.CONSTANTS}
@@ -45,13 +44,15 @@ def build_backward_for(
         if name.endswith("_strides"):
             signature[name] = (*("i32",) * NEVER_ONE, "constexpr")
     signature |= {"lengths": LENGTHS, "kept": "*i32"}
+    if "lse" in names:
+        signature["lse"] = f"*{TRITON_NAMES[spec.sums_dtype]}"
     if index is not None and spec.inputs[index].shape != "matrix":
         signature["gradient"] = "*fp32"
     is_looked = is_looked and hasattr(module, "FIND_KEPT")
     absent = {
         "lengths": spec.lengths,
         "kept": is_looked,
-        "shares": "shares" in modules,
+        "shares": has_shares(spec),
         "sinks": spec.sinks,
     }
     constants: dict[Any, Any] = {

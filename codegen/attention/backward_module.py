@@ -64,7 +64,6 @@ PARTS: Mapping[str, Part] = {
         "What a backward takes of each row",
         functions=(),
         without=(
-            "SCALE",
             "GROUPS",
             "HEAD_DIM",
             "BEFORE",
@@ -82,12 +81,22 @@ PARTS: Mapping[str, Part] = {
         functions=("scores",),
         without=("VALUE_DIM", "DEAD", "BLOCK_V", *OF_LOOPS),
     ),
-    "keys": Part("gradient_keys", "Gradients of keys and values"),
-    "queries": Part("gradient_queries", "Gradients of queries"),
+    "keys": Part("gradient_keys", "Gradients of keys and values", without=("DEAD",)),
+    "queries": Part("gradient_queries", "Gradients of queries", without=("DEAD",)),
 }
-INPUT = Part("gradient_inputs", "Gradients of a tensor that scores are made of", without=OF_LOOPS)
+INPUT = Part(
+    "gradient_inputs",
+    "Gradients of a tensor that scores are made of",
+    without=(*OF_LOOPS, "DEAD"),
+)
 SUMS = {"matrix": "heads", "vector": "rows"}
 """What the kernel of an input sums over, by its shape; over keys where it has none."""
+
+
+def has_shares(spec: AttentionSpec) -> bool:
+    """Whether weights are multiplied by a number of each row: of masks, of which the logarithm of a
+    sum has lost the sum, and in float32, of which its rounding shows."""
+    return spec.dtype == "float32" or may_be_far(spec.scores)
 
 
 def parts_of(spec: AttentionSpec, of_inputs: Iterable[int]) -> list[str]:
@@ -115,6 +124,8 @@ def backward_text(spec: AttentionSpec, part: str, tile: AttentionTile) -> str:
     constants["ONE_LOOP"] = tile.one_loop
     if of is not None:
         constants["SUMS"] = SUMS.get(spec.inputs[of].shape, "keys")
+    if part == "rows":
+        constants["SCORES"] = True if spec.scores else None
     functions = _functions(spec, own.functions, of)
     hiding = hides_in_gradients(spec.scores, of_input=of is not None) if own.functions else ""
     lines = [

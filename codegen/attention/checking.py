@@ -92,7 +92,9 @@ def misfit_of_others(
         or misfit_of("lengths", lengths, (sizes.batch,), ("int32",), spec.lengths)
         or misfit_of("phi", phi, heads, ("float32",), spec.takes_phi)
         or misfit_of("sinks", sinks, heads, ("float32", "float16", "bfloat16"), spec.sinks)
-        or misfit_of("lse", lse, (sizes.batch, *heads, sizes.rows), ("float32",), lse is not None)
+        or misfit_of(
+            "lse", lse, (sizes.batch, *heads, sizes.rows), ("float32", "float64"), lse is not None
+        )
         or misfit_of("redone", redone, (1,), ("int64", "int32"), not spec.is_online)
     )
 

@@ -27,7 +27,7 @@ def build_decode_for(kernel: DecodeKernel, architecture: str, *, lse: bool = Fal
     given: dict[str, str] = {"q": own, "out": own, "k": kept, "v": kept}
     given |= {"partials": "*fp32", "arrived": "*i32"}
     optional = {
-        "lse": ("*fp32", lse),
+        "lse": (f"*{TRITON_NAMES[spec.sums_dtype]}", lse),
         "table": ("*i32", cache.page > 0),
         "k_scale": ("*fp32", cache.scales),
         "v_scale": ("*fp32", cache.scales),

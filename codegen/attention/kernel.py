@@ -60,10 +60,10 @@ class AttentionKernel:
         ``inputs`` are the program's, each of a shape that broadcasts to [batch, groups * heads,
         rows, keys]. ``lengths`` is int32[batch] of any stride, ``phi`` float32[groups * heads],
         which a launch changes where softmax is running, ``sinks`` [groups * heads] of any floating
-        dtype, ``lse`` contiguous float32[batch, groups * heads, rows]. ``redone``, int64[1] or
-        int32[1], is added the rows that were computed a second time; it is needed but where softmax
-        is online. A tile ``by_tma`` takes k and v that ``fits_tma``. KernelError where any of this
-        does not hold.
+        dtype, ``lse`` contiguous [batch, groups * heads, rows] of float32 or float64. ``redone``,
+        int64[1] or int32[1], is added the rows that were computed a second time; it is needed but
+        where softmax is online. A tile ``by_tma`` takes k and v that ``fits_tma``. KernelError
+        where any of this does not hold.
         """
         sizes = sizes_of(q, k, v)
         why = misfit(self.spec, sizes, (q, k, v, out), inputs, lengths, phi, sinks, lse, redone)

@@ -109,6 +109,12 @@ class AttentionSpec(Canonical):
         return self.scores.inputs if self.scores else ()
 
     @property
+    def sums_dtype(self) -> str:
+        """Of logarithms of sums: of hundreds, in float32, rows of weights of float32 that a
+        backward makes from them would add up to less or more than one by far more than eager's."""
+        return "float64" if self.dtype == "float32" else "float32"
+
+    @property
     def is_online(self) -> bool:
         """Whether a running maximum is kept."""
         return self.softmax == ONLINE

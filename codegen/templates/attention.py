@@ -23,11 +23,11 @@ from overlapc.codegen.templates.softmax import (
     gathered_sums,
     is_exact,
     is_without_keys,
-    logarithm_of,
     or_zero,
     relative_to,
     score_tile,
     spread_sums,
+    store_logarithms,
     unit_of,
 )
 from overlapc.codegen.templates.tile_products import product_of, take_values
@@ -134,7 +134,7 @@ def write_rows(
     result = divided(total, sums, DEAD)
     store_tile(out, corner, out_strides, inside, result, BLOCK_M, VALUE_DIM, BLOCK_V)
     if lse is not None:
-        tl.store(lse + row, logarithm_of(peak, sums, UNIT), mask=inside)
+        store_logarithms(lse + row, peak, sums, inside, UNIT)
 
 
 @triton.jit(do_not_specialize=["rows", "together"])

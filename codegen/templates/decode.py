@@ -31,8 +31,8 @@ from overlapc.codegen.templates.softmax import (
     all_finite,
     is_exact,
     is_without_keys,
-    logarithm_of,
     or_zero,
+    store_logarithms,
     unit_of,
 )
 from overlapc.codegen.templates.visible import end_of, end_seen, first_seen, length_of, own_key
@@ -323,6 +323,5 @@ def attention_decode(
             settle(phi, moves, heads * GROUPS, key_head * GROUPS, alive, ctas, GROUPS)
 
     if lse is not None:
-        found = logarithm_of(peak, sums, UNIT)
-        tl.store(lse + (batch.to(tl.int64) * heads * GROUPS + head) * rows + row, found,
-                 mask=row_inside)  # fmt: skip
+        lse += (batch.to(tl.int64) * heads * GROUPS + head) * rows + row
+        store_logarithms(lse, peak, sums, row_inside, UNIT)

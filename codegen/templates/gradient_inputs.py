@@ -12,7 +12,6 @@ import triton.language as tl
 from overlapc.codegen.templates.gradient_tiles import gradient_tile, load_rows
 from overlapc.codegen.templates.head_tiles import load_tile, of_head
 from overlapc.codegen.templates.hidden import flags_of
-from overlapc.codegen.templates.softmax import unit_of
 from overlapc.codegen.templates.visible import (
     end_of,
     end_row_seeing,
@@ -26,13 +25,13 @@ from overlapc.codegen.templates.visible import (
 
 @triton.jit
 def tile_of_pair(
-    q: tl.tensor, k: tl.tensor, v: tl.tensor, slopes: tl.tensor, lse: tl.tensor, delta: tl.tensor,
+    q: tl.tensor, k: tl.tensor, v: tl.tensor, slopes: tl.tensor, bases: tl.tensor, delta: tl.tensor,
     shares: tl.tensor, inputs: tl.tuple, lengths: tl.tuple, batch: tl.tensor, head: tl.tensor,
     corner: tl.tensor, start: tl.tensor, heads: tl.tensor, rows: tl.tensor, keys: tl.tensor,
     q_strides: tl.tuple, k_strides: tl.tuple, v_strides: tl.tuple, slopes_strides: tl.tuple,
     SCORES: tl.constexpr, DERIVATIVE: tl.constexpr, SCALE: tl.constexpr, GROUPS: tl.constexpr,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
-    ALIGN: tl.constexpr, DEAD: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+    ALIGN: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
     """What each score of the rows from ``corner`` and the keys from ``start`` of a head adds."""
@@ -51,8 +50,8 @@ def tile_of_pair(
     own_shares = shares
     if shares is not None:
         own_shares = shares + heads_rows
-    base, row_delta, share = load_rows(lse + heads_rows, delta + heads_rows, own_shares, row,
-                                       row_inside, unit_of(SCORES, SCALE), DEAD)  # fmt: skip
+    base, row_delta, share = load_rows(bases + heads_rows, delta + heads_rows, own_shares, row,
+                                       row_inside)  # fmt: skip
     own = own_key(row, rows, until, ALIGN)
     first, end = first_seen(own, BEFORE), end_seen(own, length, AFTER)
     _, gradient = gradient_tile(
@@ -65,7 +64,7 @@ def tile_of_pair(
 
 @triton.jit(do_not_specialize=["rows"])
 def attention_gradient_inputs(
-    q: tl.tensor, k: tl.tensor, v: tl.tensor, slopes: tl.tensor, lse: tl.tensor, delta: tl.tensor,
+    q: tl.tensor, k: tl.tensor, v: tl.tensor, slopes: tl.tensor, bases: tl.tensor, delta: tl.tensor,
     poison: tl.tensor, shares: tl.tensor, gradient: tl.tensor, inputs: tl.tuple,
     lengths: tl.tuple, kept: tl.tensor, kept_heads: tl.tensor,
     heads: tl.tensor, rows: tl.tensor, keys: tl.tensor, own_heads: tl.tensor,
@@ -74,7 +73,7 @@ def attention_gradient_inputs(
     gradient_strides: tl.tuple, SUMS: tl.constexpr,
     SCORES: tl.constexpr, DERIVATIVE: tl.constexpr, SCALE: tl.constexpr, GROUPS: tl.constexpr,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
-    ALIGN: tl.constexpr, DEAD: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+    ALIGN: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write ``gradient[batches, own_heads, rows, keys]``, every element; see ``AttentionSpec``.
@@ -134,9 +133,9 @@ def attention_gradient_inputs(
             is_kept = (tl.load(flags + key_at // BLOCK_N) > 0) | (own_poison != own_poison)
         if is_kept:
             total += tile_of_pair(
-                q, k, v, slopes, lse, delta, shares, inputs, lengths, batch, head, row_at, key_at,
+                q, k, v, slopes, bases, delta, shares, inputs, lengths, batch, head, row_at, key_at,
                 heads, rows, keys, q_strides, k_strides, v_strides, slopes_strides, SCORES,
-                DERIVATIVE, SCALE, GROUPS, HEAD_DIM, VALUE_DIM, BEFORE, AFTER, ALIGN, DEAD,
+                DERIVATIVE, SCALE, GROUPS, HEAD_DIM, VALUE_DIM, BEFORE, AFTER, ALIGN,
                 PRECISION, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_V,
             )  # fmt: skip
 

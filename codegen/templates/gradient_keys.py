@@ -11,7 +11,6 @@ from overlapc.codegen.templates.gradient_tiles import gradient_tile, load_rows
 from overlapc.codegen.templates.head_tiles import load_tile, of_head, store_tile
 from overlapc.codegen.templates.hidden import WORD, flags_of, kept_bits, lowest_of
 from overlapc.codegen.templates.launch_order import dealt
-from overlapc.codegen.templates.softmax import unit_of
 from overlapc.codegen.templates.visible import (
     end_of,
     end_row_seeing,
@@ -26,12 +25,12 @@ from overlapc.codegen.templates.visible import (
 @triton.jit
 def visit_block(
     k_total: tl.tensor, v_total: tl.tensor, start: tl.tensor, keys: tl.tensor, values: tl.tensor,
-    q: tl.tensor, slopes: tl.tensor, lse: tl.tensor, delta: tl.tensor,
+    q: tl.tensor, slopes: tl.tensor, bases: tl.tensor, delta: tl.tensor,
     shares: tl.tensor, q_strides: tl.tuple, slopes_strides: tl.tuple, place: tl.tuple,
     rows: tl.tensor, length: tl.tensor, until: tl.tensor, inputs: tl.tuple,
     IS_CUT: tl.constexpr, SCORES: tl.constexpr, DERIVATIVE: tl.constexpr,
     SCALE: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, ALIGN: tl.constexpr,
-    DEAD: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
     """Add to both totals what the block of rows from ``start`` on of one query head does.
@@ -43,9 +42,7 @@ def visit_block(
     inside = row < rows
     queries = load_tile(q, start, q_strides, inside, BLOCK_M, HEAD_DIM, BLOCK_D, IS_CUT)
     slope = load_tile(slopes, start, slopes_strides, inside, BLOCK_M, VALUE_DIM, BLOCK_V, IS_CUT)
-    base, row_delta, share = load_rows(
-        lse, delta, shares, row, inside, unit_of(SCORES, SCALE), DEAD
-    )  # fmt: skip
+    base, row_delta, share = load_rows(bases, delta, shares, row, inside)
     own = own_key(row, rows, until, ALIGN)
     first, end = first_seen(own, BEFORE), end_seen(own, length, AFTER)
     tile = (place[0], place[1], row, inside, place[2], place[3])
@@ -63,20 +60,20 @@ def visit_block(
 def visit_rows(
     k_total: tl.tensor, v_total: tl.tensor, begin: tl.tensor, stop: tl.tensor, keys: tl.tensor,
     values: tl.tensor,
-    q: tl.tensor, slopes: tl.tensor, lse: tl.tensor, delta: tl.tensor,
+    q: tl.tensor, slopes: tl.tensor, bases: tl.tensor, delta: tl.tensor,
     shares: tl.tensor, q_strides: tl.tuple, slopes_strides: tl.tuple, place: tl.tuple,
     rows: tl.tensor, length: tl.tensor, until: tl.tensor, inputs: tl.tuple,
     IS_CUT: tl.constexpr, STAGES: tl.constexpr, SCORES: tl.constexpr, DERIVATIVE: tl.constexpr,
     SCALE: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, ALIGN: tl.constexpr,
-    DEAD: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
     """Add to both totals what the rows from ``begin`` to ``stop`` of one query head do."""
     for start in tl.range(begin, stop, BLOCK_M, num_stages=STAGES, disable_licm=STAGES == 1):
         k_total, v_total = visit_block(
-            k_total, v_total, start, keys, values, q, slopes, lse, delta, shares, q_strides,
+            k_total, v_total, start, keys, values, q, slopes, bases, delta, shares, q_strides,
             slopes_strides, place, rows, length, until, inputs, IS_CUT, SCORES, DERIVATIVE, SCALE,
-            BEFORE, AFTER, ALIGN, DEAD, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_M, BLOCK_D, BLOCK_V,
+            BEFORE, AFTER, ALIGN, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_M, BLOCK_D, BLOCK_V,
         )  # fmt: skip
     return k_total, v_total
 
@@ -85,12 +82,12 @@ def visit_rows(
 def visit_kept_rows(
     k_total: tl.tensor, v_total: tl.tensor, begin: tl.tensor, stop: tl.tensor, flags: tl.tensor,
     step: tl.tensor, is_all: tl.tensor, keys: tl.tensor, values: tl.tensor,
-    q: tl.tensor, slopes: tl.tensor, lse: tl.tensor, delta: tl.tensor,
+    q: tl.tensor, slopes: tl.tensor, bases: tl.tensor, delta: tl.tensor,
     shares: tl.tensor, q_strides: tl.tuple, slopes_strides: tl.tuple, place: tl.tuple,
     rows: tl.tensor, length: tl.tensor, until: tl.tensor, inputs: tl.tuple,
     STAGES: tl.constexpr, SCORES: tl.constexpr, DERIVATIVE: tl.constexpr,
     SCALE: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, ALIGN: tl.constexpr,
-    DEAD: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
     """The same for blocks of rows of which ``flags``, ``step`` apart, say that they keep one of
@@ -102,9 +99,9 @@ def visit_kept_rows(
             start = (group + lowest_of(bits)) * BLOCK_M
             bits = bits & (bits - 1)
             k_total, v_total = visit_block(
-                k_total, v_total, start, keys, values, q, slopes, lse, delta, shares, q_strides,
+                k_total, v_total, start, keys, values, q, slopes, bases, delta, shares, q_strides,
                 slopes_strides, place, rows, length, until, inputs, True, SCORES, DERIVATIVE, SCALE,
-                BEFORE, AFTER, ALIGN, DEAD, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_M, BLOCK_D,
+                BEFORE, AFTER, ALIGN, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_M, BLOCK_D,
                 BLOCK_V,
             )  # fmt: skip
     return k_total, v_total
@@ -112,7 +109,7 @@ def visit_kept_rows(
 
 @triton.jit(do_not_specialize=["rows", "together"])
 def attention_gradient_keys(
-    q: tl.tensor, k: tl.tensor, v: tl.tensor, slopes: tl.tensor, lse: tl.tensor, delta: tl.tensor,
+    q: tl.tensor, k: tl.tensor, v: tl.tensor, slopes: tl.tensor, bases: tl.tensor, delta: tl.tensor,
     poison: tl.tensor, shares: tl.tensor, k_gradient: tl.tensor, v_gradient: tl.tensor,
     inputs: tl.tuple, lengths: tl.tuple, kept: tl.tensor, kept_heads: tl.tensor,
     heads: tl.tensor, rows: tl.tensor, keys: tl.tensor, together: tl.tensor,
@@ -120,16 +117,16 @@ def attention_gradient_keys(
     k_gradient_strides: tl.tuple, v_gradient_strides: tl.tuple,
     SCORES: tl.constexpr, DERIVATIVE: tl.constexpr, SCALE: tl.constexpr, GROUPS: tl.constexpr,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
-    ALIGN: tl.constexpr, DEAD: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+    ALIGN: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, STAGES: tl.constexpr,
     ONE_LOOP: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write ``k_gradient`` and ``v_gradient``, every element; see ``AttentionSpec``.
 
     One program for each block of keys of each head of keys of each batch, dealt out ``together``
-    (see ``launch_order``); ``heads`` are of queries. ``lse``, ``delta``, ``poison`` and ``shares``
-    are those of ``attention_gradient_rows``, and ``kept``, ``kept_heads`` and ONE_LOOP as of
-    ``attention_gradient_queries``.
+    (see ``launch_order``); ``heads`` are of queries. ``bases``, ``delta``, ``poison`` and
+    ``shares`` are those of ``attention_gradient_rows``, and ``kept``, ``kept_heads`` and ONE_LOOP
+    as of ``attention_gradient_queries``.
     """
     blocks = tl.cdiv(keys, BLOCK_N)
     turn, unit = dealt(tl.program_id(0), blocks, tl.num_programs(0) // blocks, together)
@@ -172,9 +169,9 @@ def attention_gradient_keys(
             flags = flags_of(kept, kept_heads, batch, head, rows, keys, BLOCK_M, BLOCK_N)
             k_total, v_total = visit_kept_rows(
                 k_total, v_total, begin, stop, flags + corner // BLOCK_N, blocks,
-                own_poison != own_poison, own_keys, values, own_q, own_slopes, lse + heads_rows,
+                own_poison != own_poison, own_keys, values, own_q, own_slopes, bases + heads_rows,
                 delta + heads_rows, own_shares, q_strides, slopes_strides, place, rows, length,
-                until, inputs, STAGES, SCORES, DERIVATIVE, SCALE, BEFORE, AFTER, ALIGN, DEAD,
+                until, inputs, STAGES, SCORES, DERIVATIVE, SCALE, BEFORE, AFTER, ALIGN,
                 HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_M, BLOCK_D, BLOCK_V,
             )  # fmt: skip
         else:
@@ -183,24 +180,23 @@ def attention_gradient_keys(
                 if AFTER is not None:
                     k_total, v_total = visit_rows(
                         k_total, v_total, begin, tl.minimum(whole_begin, stop), own_keys, values,
-                        own_q, own_slopes, lse + heads_rows, delta + heads_rows, own_shares,
+                        own_q, own_slopes, bases + heads_rows, delta + heads_rows, own_shares,
                         q_strides, slopes_strides, place, rows, length, until, inputs, True, STAGES,
-                        SCORES, DERIVATIVE, SCALE, BEFORE, AFTER, ALIGN, DEAD, HEAD_DIM, VALUE_DIM,
+                        SCORES, DERIVATIVE, SCALE, BEFORE, AFTER, ALIGN, HEAD_DIM, VALUE_DIM,
                         PRECISION, BLOCK_M, BLOCK_D, BLOCK_V,
                     )  # fmt: skip
                 k_total, v_total = visit_rows(
                     k_total, v_total, whole_begin, whole_stop, own_keys, values, own_q, own_slopes,
-                    lse + heads_rows, delta + heads_rows, own_shares, q_strides, slopes_strides,
+                    bases + heads_rows, delta + heads_rows, own_shares, q_strides, slopes_strides,
                     place, rows, length, until, inputs, False, STAGES, SCORES, DERIVATIVE, SCALE,
-                    BEFORE, AFTER, ALIGN, DEAD, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_M, BLOCK_D,
-                    BLOCK_V,
+                    BEFORE, AFTER, ALIGN, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_M, BLOCK_D, BLOCK_V,
                 )  # fmt: skip
                 cut_begin = tl.maximum(whole_begin, whole_stop)
             k_total, v_total = visit_rows(
                 k_total, v_total, cut_begin, stop, own_keys, values, own_q, own_slopes,
-                lse + heads_rows, delta + heads_rows, own_shares, q_strides, slopes_strides, place,
-                rows, length, until, inputs, True, STAGES, SCORES, DERIVATIVE, SCALE, BEFORE, AFTER,
-                ALIGN, DEAD, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_M, BLOCK_D, BLOCK_V,
+                bases + heads_rows, delta + heads_rows, own_shares, q_strides, slopes_strides,
+                place, rows, length, until, inputs, True, STAGES, SCORES, DERIVATIVE, SCALE, BEFORE,
+                AFTER, ALIGN, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_M, BLOCK_D, BLOCK_V,
             )  # fmt: skip
 
     all_inside = column < keys

@@ -9,7 +9,6 @@ from overlapc.codegen.templates.gradient_tiles import gradient_tile, load_rows
 from overlapc.codegen.templates.head_tiles import load_tile, of_head, store_tile
 from overlapc.codegen.templates.hidden import WORD, flags_of, kept_bits, lowest_of
 from overlapc.codegen.templates.launch_order import dealt
-from overlapc.codegen.templates.softmax import unit_of
 from overlapc.codegen.templates.visible import end_of, end_seen, first_seen, length_of, own_key
 
 
@@ -84,7 +83,7 @@ def visit_kept_keys(
 
 @triton.jit(do_not_specialize=["rows", "together"])
 def attention_gradient_queries(
-    q: tl.tensor, k: tl.tensor, v: tl.tensor, slopes: tl.tensor, lse: tl.tensor, delta: tl.tensor,
+    q: tl.tensor, k: tl.tensor, v: tl.tensor, slopes: tl.tensor, bases: tl.tensor, delta: tl.tensor,
     poison: tl.tensor, shares: tl.tensor, q_gradient: tl.tensor, inputs: tl.tuple,
     lengths: tl.tuple, kept: tl.tensor, kept_heads: tl.tensor,
     heads: tl.tensor, rows: tl.tensor, keys: tl.tensor, together: tl.tensor,
@@ -92,14 +91,14 @@ def attention_gradient_queries(
     q_gradient_strides: tl.tuple,
     SCORES: tl.constexpr, DERIVATIVE: tl.constexpr, SCALE: tl.constexpr, GROUPS: tl.constexpr,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
-    ALIGN: tl.constexpr, DEAD: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+    ALIGN: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr, STAGES: tl.constexpr,
     ONE_LOOP: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write ``q_gradient``, every element; see ``AttentionSpec``.
 
     One program for each block of rows of each query head of each batch, dealt out ``together`` (see
-    ``launch_order``). ``lse``, ``delta``, ``poison`` and ``shares`` are those of
+    ``launch_order``). ``bases``, ``delta``, ``poison`` and ``shares`` are those of
     ``attention_gradient_rows``. ``kept`` is what ``find_kept`` left, of ``kept_heads``, or None:
     then every tile is read that rows see by their place, and so it is in heads of which a row is
     NaN, which is NaN where it is hidden too. ONE_LOOP takes all of those for tiles that are cut.
@@ -121,10 +120,7 @@ def attention_gradient_queries(
     own_shares = shares
     if shares is not None:
         own_shares = shares + heads_rows
-    row_facts = load_rows(
-        lse + heads_rows, delta + heads_rows, own_shares, row, row_inside, unit_of(SCORES, SCALE),
-        DEAD,
-    )  # fmt: skip
+    row_facts = load_rows(bases + heads_rows, delta + heads_rows, own_shares, row, row_inside)
 
     length, until = length_of(lengths, batch, keys), end_of(lengths, batch, keys)
     own = own_key(row, rows, until, ALIGN)

@@ -18,7 +18,7 @@ of a row which a finite mask leaves no key is the mask, and says nothing of how 
 
 @triton.jit(do_not_specialize=["rows"])
 def attention_gradient_shares(
-    q: tl.tensor, k: tl.tensor, lse: tl.tensor, shares: tl.tensor, inputs: tl.tuple,
+    q: tl.tensor, k: tl.tensor, bases: tl.tensor, shares: tl.tensor, inputs: tl.tuple,
     lengths: tl.tuple, kept: tl.tensor, kept_heads: tl.tensor, sinks: tl.tensor,
     heads: tl.tensor, rows: tl.tensor, keys: tl.tensor,
     q_strides: tl.tuple, k_strides: tl.tuple,
@@ -26,8 +26,8 @@ def attention_gradient_shares(
     BEFORE: tl.constexpr, AFTER: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ) -> None:  # fmt: skip
-    """``shares``, contiguous [batch, heads, rows] as ``lse``: one over the sum of ``exp(score -
-    lse)`` of each row, which is taken to be one where ``lse`` has lost little.
+    """Write ``shares`` of rows of which the logarithm has lost the sum: one over that of
+    ``exp(score - base)``. Both are those of ``attention_gradient_rows``.
 
     One program for each block of rows of each query head of each batch. ``kept`` and ``kept_heads``
     are as of ``attention_gradient_queries``.
@@ -40,9 +40,9 @@ def attention_gradient_shares(
     row = corner + tl.arange(0, BLOCK_M)
     inside = row < rows
     heads_rows = (batch.to(tl.int64) * heads + head) * rows
-    log = tl.load(lse + heads_rows + row, mask=inside, other=0.0)
-    is_lost = (tl.abs(log) > LOST) & (tl.abs(log) < float("inf"))
-    share = tl.full((BLOCK_M,), 1.0, tl.float32)
+    UNIT: tl.constexpr = unit_of(SCORES, SCALE)
+    base = tl.load(bases + heads_rows + row, mask=inside, other=0.0)
+    is_lost = (tl.abs(base) > LOST / UNIT) & (tl.abs(base) < float("inf"))
     if tl.sum(is_lost.to(tl.int32), 0) > 0:
         q = of_head(q, q_strides, batch, head)
         k = of_head(k, k_strides, batch, head // GROUPS)
@@ -54,8 +54,7 @@ def attention_gradient_shares(
         highest = own_key(tl.minimum(corner + BLOCK_M, rows) - 1, rows, until, ALIGN)
         begin = first_seen(lowest, BEFORE) // BLOCK_N * BLOCK_N
         stop = end_seen(highest, length, AFTER)
-        UNIT: tl.constexpr = unit_of(SCORES, SCALE)
-        base = tl.where(is_lost, log * (1.0 / UNIT), 0.0)
+        base = tl.where(is_lost, base, 0.0)
         sums = tl.zeros((BLOCK_M,), tl.float32)
         if sinks is not None:
             sums = exp_apart(tl.load(sinks + head).to(tl.float32) * (1.0 / UNIT), base, UNIT)
@@ -76,5 +75,4 @@ def attention_gradient_shares(
                 score = score_tile(product, tile, first, end, inputs, SCORES, SCALE, BEFORE, AFTER,
                                    True)  # fmt: skip
                 sums += tl.sum(exp_apart(score, base[:, None], UNIT), 1)
-        share = tl.where(is_lost, 1.0 / sums, share)
-    tl.store(shares + heads_rows + row, share, mask=inside)
+        tl.store(shares + heads_rows + row, 1.0 / sums, mask=is_lost)

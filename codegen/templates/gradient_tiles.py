@@ -11,17 +11,13 @@ from overlapc.codegen.templates.visible import is_seen
 
 @triton.jit
 def load_rows(
-    lse: tl.tensor, delta: tl.tensor, shares: tl.tensor, row: tl.tensor, inside: tl.tensor,
-    UNIT: tl.constexpr, DEAD: tl.constexpr,
+    bases: tl.tensor, delta: tl.tensor, shares: tl.tensor, row: tl.tensor, inside: tl.tensor
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """What the rows of a head are known by: (base, delta, share), float32 each.
 
-    Weights are ``share * exp2(score - base)``: nothing where rows are not inside. Where a row has
-    no weight they are NaN, or nothing where DEAD is ``zero``. ``shares`` may be None.
+    They are those of ``attention_gradient_rows``. Rows that are not inside have no weight.
     """
-    base = tl.load(lse + row, mask=inside, other=float("inf")) * (1.0 / UNIT)
-    if DEAD == "zero":
-        base = tl.where(base == float("-inf"), float("inf"), base)
+    base = tl.load(bases + row, mask=inside, other=float("inf"))
     row_delta = tl.load(delta + row, mask=inside, other=0.0)
     share = row_delta
     if shares is not None:

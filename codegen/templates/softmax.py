@@ -28,6 +28,13 @@ def unit_of(scores: object, scale: object) -> float:
     return float(scale) if is_known else LN2.value
 
 
+@triton.constexpr_function
+def beyond_float32(number: float) -> float:
+    """What is lost of a number of 53 bits that is rounded to 24: Veltkamp's splitting."""
+    large = number * (2.0**29 + 1.0)
+    return number - (large - (large - number))
+
+
 @triton.jit
 def score_tile(
     product: tl.tensor, tile: tl.tuple, first: tl.tensor, end: tl.tensor, inputs: tl.tuple,
@@ -104,18 +111,20 @@ def relative_to(
     those in ``dtype`` are.
 
     IS_NEAR: the base is a φ that is near zero, or the weights will not be taken. Far from the
-    scores, the rounding of the difference is the largest error of float32: what it took is given
-    back, as its exponential to first order.
+    scores, the roundings of the difference, and of its product, are the largest errors of float32:
+    what they took is given back, as its exponential to first order.
     """
-    weights = near_relative_to(score, base, UNIT) if IS_NEAR else exp_apart(score, base, UNIT)
-    if dtype == tl.float32:
-        if IS_NEAR:
-            own, phi = score * (UNIT * LOG2E), base * (UNIT * LOG2E)
-            taken = (own - ((own - phi) + phi)) * LN2
-        else:
-            taken = (score - ((score - base) + base)) * UNIT
+    if dtype != tl.float32:
+        weights = near_relative_to(score, base, UNIT) if IS_NEAR else exp_apart(score, base, UNIT)
+    else:
+        FACTOR: tl.constexpr = UNIT * LOG2E
+        apart = score - base
+        power = apart * FACTOR
+        taken = tl.fma(apart, FACTOR, -power) + apart * beyond_float32(FACTOR)
+        taken += (score - (apart + base)) * FACTOR
+        weights = tl.exp2(power)
         # Minus infinity took nothing, and is no number less itself.
-        weights += tl.where(weights > 0.0, weights * taken, 0.0)
+        weights += tl.where(weights > 0.0, weights * (taken * LN2), 0.0)
     return weights
 
 
@@ -134,8 +143,18 @@ def exp_apart(score: tl.tensor, base: tl.tensor, UNIT: tl.constexpr) -> tl.tenso
 
 @triton.jit
 def logarithm_of(peak: tl.tensor, sums: tl.tensor, UNIT: tl.constexpr) -> tl.tensor:
-    """The logarithm, in nats, of sums that are relative to a peak."""
-    return or_zero(peak) * UNIT + tl.log2(sums) * LN2
+    """The logarithm, in nats, of sums that are relative to a peak, in their dtype."""
+    return or_zero(peak).to(sums.dtype) * UNIT + tl.log2(sums) * LN2
+
+
+@triton.jit
+def store_logarithms(
+    places: tl.tensor, peak: tl.tensor, sums: tl.tensor, inside: tl.tensor, UNIT: tl.constexpr
+) -> None:
+    """Store them as what they are stored in is: in float64 no bit of a float32 sum is lost."""
+    if places.dtype.element_ty == tl.float64:  # pyright: ignore[reportAttributeAccessIssue]
+        sums = sums.to(tl.float64)
+    tl.store(places, logarithm_of(peak, sums, UNIT), mask=inside)
 
 
 @triton.jit

@@ -6,7 +6,7 @@ Runs in a process of the ``interpreted`` fixture, so it imports Triton freely.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -49,6 +49,7 @@ def run(
     hiding: Mapping[str, Any] | None = None,
     far: float = 0.0,
     one_loop: bool = False,
+    sink: float | None = None,
     mutate: tuple[str, str] | None = None,
     **named: Any,
 ) -> float:
@@ -57,14 +58,15 @@ def run(
     ``sums``: logarithms of sums have a gradient as well; ``shared``: dimensions in which the first
     input has one element for all, of two or more. ``hiding`` are fields of a ``HidingMask``, the
     scores' only one; keys and values of tiles of which it hides all are NaN then, but where rows
-    are NaN. Scores are ``far`` from zero. ``one_loop`` is of the tile. ``mutate`` is a text of a
-    template or of a module and what to put in its place. The rest are fields of ``Case``.
+    are NaN. Scores are ``far`` from zero, and every sink is ``sink``. ``one_loop`` is of the tile.
+    ``mutate`` is a text of a template or of a module and what to put in its place. The rest are
+    fields of ``Case``.
     """
     spec, case = AttentionSpec.parse(text), Case(**named)
     spread = max(case.spread, far)
     mask = mask_of(spec, case, hiding)
     spec = replace(spec, program=mask.program) if mask else spec
-    given, left = prepare(spec, case, shared, sums=sums, mask=mask, far=far)
+    given, left = prepare(spec, case, shared, sums=sums, mask=mask, far=far, sink=sink)
     wanted = by_autograd(spec, given, left["slopes"], left["lse_gradient"])
     if mask and not left["lse"].isneginf().any():
         given = poisoned(given, mask, spec, case)
@@ -85,6 +87,25 @@ def run(
         beside = around[name].isnan().sum() - result.isnan().sum()
         assert beside == around[name].numel() - result.numel(), "a store beside it"
     return max(errors.values())
+
+
+def beside_eager(text: str, *, mutate: tuple[str, str] | None = None, **named: Any) -> None:
+    """Raise AssertionError if an error of the result, of gradients or of what all values together
+    have as one (as of a bias of theirs) is twice what eager's is in the same dtype, or more."""
+    spec, case = AttentionSpec.parse(text), Case(**named)
+    given, left = prepare(spec, case, ())
+    backward = made(spec, case.tile, range(len(spec.inputs)), mutate)
+    found, _, _ = gradients(backward, given, left)
+    slopes, dtype = left["slopes"], given["q"].dtype
+    found |= {"out": left["out"]}
+    exact, eager = ({**by_autograd(spec, given, slopes, None, dtype=own),
+                     "out": oracle.attention(spec, **given, dtype=own)[0]}
+                    for own in (torch.float64, dtype))  # fmt: skip
+    for values in (found, exact, eager):
+        values["all values"] = values["v"].double().sum(2)
+    ratios = {name: difference(found[name], exact[name]) / difference(eager[name], exact[name])
+              for name in found}  # fmt: skip
+    assert max(ratios.values()) < 2.0, f"wrong values: errors in units of eager's: {ratios}"
 
 
 def bits(
@@ -144,11 +165,14 @@ def prepare(
     sums: bool = False,
     mask: HidingMask | None = None,
     far: float = 0.0,
+    sink: float | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Operands of the forward, and what the backward takes beside them."""
     given = operands(spec, case)
     if mask:
         given["inputs"] = [mask.tensor]
+    if sink is not None:
+        given["sinks"].fill_(sink)
     if far:
         given["q"][..., 0], given["k"][..., 0] = far / spec.scale, 1.0
     if not mask and spec.inputs and str(spec.inputs[0]) == "matrix:float32":
@@ -166,6 +190,7 @@ def gradients(
 ) -> tuple[dict[str, torch.Tensor], list[torch.Tensor | None], dict[str, torch.Tensor]]:
     """Those of q, k and v, of inputs, and all that the first lie in: poisoned before."""
     results, around = {}, {}
+    of_sinks = torch.full_like(given["sinks"], torch.nan) if "sinks" in given else None
     for name in SIDES:
         results[name], around[name] = inside_of(given[name])
     of_inputs = [
@@ -175,8 +200,10 @@ def gradients(
     backward(
         *(given[name] for name in SIDES), **left, inputs=given["inputs"],
         lengths=given.get("lengths"), sinks=given.get("sinks"), input_gradients=of_inputs,
-        **{f"{name}_gradient": result for name, result in results.items()},
+        sinks_gradient=of_sinks, **{f"{name}_gradient": result for name, result in results.items()},
     )  # fmt: skip
+    if of_sinks is not None:
+        results["sinks"] = around["sinks"] = of_sinks
     return results, of_inputs, around
 
 
@@ -186,25 +213,34 @@ def forward(
     """The result and the logarithms of sums by the generated kernel, poisoned before."""
     batch, every, rows, _ = given["q"].shape
     out = torch.full((batch, rows, every, spec.value_dim), torch.nan, dtype=given["q"].dtype)
-    out, lse = out.transpose(1, 2), torch.full((batch, every, rows), torch.nan)
+    logarithms = getattr(torch, spec.sums_dtype)
+    out, lse = out.transpose(1, 2), torch.full((batch, every, rows), torch.nan, dtype=logarithms)
     redone = torch.zeros(1, dtype=torch.int32)
     build_attention(spec, AttentionTile(*tile, 4, 1))(**given, out=out, lse=lse, redone=redone)
     return out, lse
 
 
 def by_autograd(
-    spec: AttentionSpec, given: dict[str, Any], slopes: torch.Tensor, of_sums: torch.Tensor | None
+    spec: AttentionSpec,
+    given: dict[str, Any],
+    slopes: torch.Tensor,
+    of_sums: torch.Tensor | None,
+    dtype: torch.dtype = torch.float64,
 ) -> dict[str, torch.Tensor]:
-    """Gradients of eager in float64."""
-    leaves = {name: given[name].double().requires_grad_() for name in SIDES}
+    """Gradients of eager in ``dtype``."""
+    leaves = {
+        name: given[name].detach().to(dtype).requires_grad_()
+        for name in (*SIDES, "sinks")
+        if name in given
+    }
     inputs = [oracle._wide(tensor) for tensor in given["inputs"]]
     for index, tensor in enumerate(inputs):
         if tensor.is_floating_point():
             leaves[str(index)] = tensor.detach().clone().requires_grad_()
             inputs[index] = leaves[str(index)]
-    sides = {name: leaves[name] for name in SIDES}
-    out, lse = oracle.attention(spec, **{**given, **sides, "inputs": inputs})
-    loss = (out * slopes.double()).sum()
+    sides = {name: leaf for name, leaf in leaves.items() if name in given}
+    out, lse = oracle.attention(spec, **{**given, **sides, "inputs": inputs}, dtype=dtype)
+    loss = (out * slopes.to(dtype)).sum()
     if of_sums is not None:
         loss = loss + (lse * of_sums.double()).sum()
     return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
@@ -227,7 +263,7 @@ def error_of(found: torch.Tensor, wanted: torch.Tensor, dtype: str, spread: floa
 def made(
     spec: AttentionSpec,
     tile: tuple[int, int],
-    of_inputs: list[int],
+    of_inputs: Sequence[int],
     mutate: tuple[str, str] | None = None,
     *,
     one_loop: bool = False,

@@ -46,6 +46,10 @@ OF_TWO_MASKS = program(
 """Rows of masks alone: those of the higher number have the weight."""
 LEAST_BY_SCORE = program("", ("gt.Scalar", "%0", -1e9), ("where.ScalarSelf", "%1", -3.4e38, "%0"))
 """Rows of a mask alone, of no input."""
+LOW = program("matrix:bool", ("where.ScalarOther", "@0", "%0", -(2.0**127)))
+"""A number that float32 has, as a sink may be."""
+HIGH = program("", ("gt.Scalar", "%0", -1e9), ("where.ScalarSelf", "%1", 2.0**126, "%0"))
+"""Rows of one number alone, of which the logarithm of the sum is far above zero."""
 KEPT_BY_SCORE = program("", ("le.Scalar", "%0", 2.2), ("where.ScalarSelf", "%1", -math.inf, "%0"))
 EVERY_SHAPE = program(
     "matrix:bfloat16 column:float32 vector:bool one:float16 scalar:float32",

@@ -115,6 +115,14 @@ REDONE = {
         replace(SPEC, program=programs.LEAST_BY_SCORE), {"redone": ROWS},
     ),
     "masks that are turned": (replace(SPEC, program=programs.TURNED), {"redone": ROWS}),
+    "scores far above zero": (replace(SPEC, program=programs.HIGH), {"redone": ROWS}),
+    "a sink as low as a mask of whole rows": (
+        replace(SPEC, program=programs.LOW, sinks=True, softmax="sink"),
+        {"kept": 0.0, "first_sink": -(2.0**127), "redone": "any"},
+    ),
+    "a sink of plus infinity": (
+        replace(BRAIN, sinks=True, softmax="sink"), {"first_sink": math.inf, "redone": "any"},
+    ),
     "products near the largest number": (
         replace(SPEC, scale=1.0), {"far": 3e38, "spread": 1e36, "redone": ROWS},
     ),
@@ -138,8 +146,8 @@ def test_rows_that_left_the_safe_range_are_redone(interpreted, spec, named):
 
 
 MULTIPLIED_FIRST = (
-    "tl.exp2((score - base) * (UNIT * LOG2E))",
-    "tl.exp2(score * (UNIT * LOG2E) - base * (UNIT * LOG2E))",
+    "power = apart * FACTOR",
+    "power = score * FACTOR - base * FACTOR",
 )
 """What is rounded, or infinite, before it is subtracted."""
 
@@ -229,8 +237,8 @@ MUTANTS = {
     "not rescaled": ("online", "total = total * shrunk[:, None]", "pass"),
     "a column is of the first row": ("inputs of every shape", "x + rows, mask",
                                      "x + rows * 0, mask"),
-    "logarithms without φ": ("φ of each head", "or_zero(peak) * UNIT + tl.log2(sums)",
-                             "tl.log2(sums)"),
+    "logarithms without φ": ("φ of each head",
+                             "or_zero(peak).to(sums.dtype) * UNIT + tl", "tl"),
 }  # fmt: skip
 
 

@@ -44,6 +44,10 @@ CASES = {
     "a finite mask, of whole rows too": (
         replace(SPEC, program=programs.KEPT_FINITE, after=3), {"kept": 0.0, "rows": 45},
     ),
+    "sinks as low as a mask of whole rows": (
+        replace(SPEC, program=programs.LOW, sinks=True), {"kept": 0.0, "sink": -(2.0**127)},
+    ),
+    "scores far above zero": (replace(SPEC, program=programs.HIGH), {}),
     "masks that are turned": (replace(SPEC, program=programs.TURNED, groups=2), {}),
     "a mask of the score": (replace(SPEC, program=programs.LEAST_BY_SCORE), {}),
     "a finite mask that is added": (replace(SPEC, program=LEAST), {"kept": 0.0}),
@@ -53,7 +57,8 @@ CASES = {
 
 QUICK = (
     "causal from the first key", "more rows than keys", "a bias of each row and key",
-    "a finite mask, of whole rows too", "a window in one loop",
+    "a finite mask, of whole rows too", "sinks as low as a mask of whole rows",
+    "scores far above zero", "a window in one loop",
 )  # fmt: skip
 
 
@@ -80,7 +85,7 @@ MUTANTS = {
     ),
     "half of a group": ("sinks", "tl.range(0, GROUPS)", "tl.range(0, GROUPS // 2)"),
     "logarithms of another base": (
-        "plain", 'other=float("inf")) * (1.0 / UNIT)', 'other=float("inf")) * (1.1 / UNIT)',
+        "plain", "base = (log * (1.0 / UNIT))", "base = (log * (1.1 / UNIT))",
     ),
     "keys without their scale": ("plain", "k_total * SCALE", "k_total"),
     "queries without their scale": ("plain", "total * SCALE, BLOCK_M", "total, BLOCK_M"),
@@ -102,7 +107,7 @@ MUTANTS = {
         "base",
     ),
     "sums that are lost stay lost": ("a finite mask, of whole rows too",
-                                     "tl.where(is_lost, 1.0 / sums, share)", "share"),
+                                     "1.0 / sums, mask=is_lost", "1.0 / sums, mask=row < 0"),
     "one head of those that share a bias": ("a bias of each row and key",
                                             "own_head + step % same_heads", "own_head"),
     "one batch of those that share a bias": ("a bias of each head",
@@ -125,6 +130,38 @@ MUTANTS = {
     ),
 }  # fmt: skip
 QUICK_MUTANTS = ("rows of too early a key", "what is not seen has a gradient")
+
+
+FAR = {
+    # As in OPT, whose scores reach ±500.
+    "scores of hundreds": (replace(SPEC, scale=0.3, softmax="online"), {"spread": 100.0}),
+    "scores of tens": (replace(CAUSAL, scale=0.3), {"spread": 8.0, "rows": 45}),
+    "a mask": (replace(SPEC, program=programs.ADDED, groups=2), {"spread": 8.0}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("spec", "named"), FAR.values(), ids=FAR.keys())
+def test_errors_are_no_larger_than_those_of_eager(interpreted, spec, named):
+    """Mutants in the forward: logarithms of float32; roundings of products are not given back."""
+    interpreted("attention_gradient_cases.beside_eager", str(spec), **named)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("scores of hundreds", "tl.exp2(taken * LOG2E)", "tl.exp2(taken * 0.0)"),
+        ("scores of tens", "weights = weights * share[:, None]", "pass"),
+        (
+            "a mask", "tl.exp2((score - base) * (UNIT * LOG2E))",
+            "tl.exp2(score * (UNIT * LOG2E) - base * (UNIT * LOG2E))",
+        ),
+    ],
+    ids=["rounded logarithms", "no shares", "multiplied first"],
+)  # fmt: skip
+def test_an_error_larger_than_eagers_is_caught(interpreted, name, old, new):
+    spec, named = FAR[name]
+    with wrong_values():
+        interpreted("attention_gradient_cases.beside_eager", str(spec), **named, mutate=(old, new))
 
 
 def test_rows_are_summed_again_where_masks_may_be():

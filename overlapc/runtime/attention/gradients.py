@@ -96,17 +96,12 @@ def _by_kernels(spec: AttentionSpec, call: GradientOperands) -> list[torch.Tenso
     every = [next(made) if is_asked else None for is_asked in asked]
     of_inputs = wanted[3:-1]
     backward = build_backward(spec, tile_of, _true(of_inputs))
-    delta = backward(
+    backward(
         call.query, call.key, call.value, call.out, call.sums, call.slopes, q_gradient=every[0],
         k_gradient=_given(every[1]), v_gradient=_given(every[2]), input_gradients=every[3:-1],
-        inputs=call.inputs, lengths=call.lengths, sinks=sinks,
-        lse_gradient=None if sums_slopes is None else sums_slopes.contiguous(),
+        inputs=call.inputs, lengths=call.lengths, sinks=sinks, sinks_gradient=every[-1],
+        lse_gradient=None if sums_slopes is None else sums_slopes.float().contiguous(),
     )  # fmt: skip
-    of_sinks = every[-1]
-    if sinks is not None and of_sinks is not None:
-        # A sink has a weight and no value: what it adds to the gradient is its part of delta.
-        weight = torch.exp(sinks.float()[:, None] - call.sums)
-        of_sinks.copy_(-(weight * delta).sum((0, 2)))
     return [_given(side) for side, is_wanted in zip(every, wanted, strict=True) if is_wanted]
 
 

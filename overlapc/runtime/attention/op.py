@@ -31,7 +31,7 @@ int32[1], of all sequences alike. Keys and values may be float8 beside a wider q
 float32[1] or [heads of keys], of both or of none. Where keys have fewer columns than queries each
 begins with its value, and what is given is the rest. Neither has a gradient. Gives the result
 [batch, heads, rows, value_dim], rows before heads in memory, and the logarithms of sums,
-float32[batch, heads, rows], or float32[0] where the spec wants none."""
+[batch, heads, rows] of the spec's ``sums_dtype``, or [0] where it wants none."""
 
 BY_TORCH = "torch"
 """What calls are counted under that no kernel computed."""
@@ -87,11 +87,12 @@ def _run(
     key = whole_keys(read, key, value)
     if not read.lse and not why_not_fused(read, query.device.type):
         out = attention_by_fused(read, query, key, value, inputs, lengths, sinks)
-        return out, query.new_empty(0, dtype=torch.float32)
+        return out, _results(read, query, value)[1]
     if read.lse and lengths is None:
         trained = forward_by_fused(read, query, key, value, inputs, sinks)
         if trained is not None:
-            return trained
+            out, lse = trained
+            return out, lse.to(getattr(torch, read.sums_dtype))
     out, lse = attention_by_torch(read, query, key, value, inputs, lengths, sinks)
     return out, lse if read.lse else lse.new_empty(0)
 
@@ -118,7 +119,7 @@ def _results(
     # Rows before heads, as whoever reads a result of attention wants it.
     out = query.new_empty((batch, rows, heads, value.shape[-1])).transpose(1, 2)
     sums = (batch, heads, rows) if spec.lse else (0,)
-    return out, query.new_empty(sums, dtype=torch.float32)
+    return out, query.new_empty(sums, dtype=getattr(torch, spec.sums_dtype))
 
 
 def _fake(

@@ -31,7 +31,7 @@ def attention_by_torch(
         if scores.shape[-1]
         else scores.new_full(scores.shape[:-1], -math.inf)
     )
-    return out.transpose(1, 2).contiguous().transpose(1, 2), lse.float()
+    return out.transpose(1, 2).contiguous().transpose(1, 2), lse.to(getattr(torch, spec.sums_dtype))
 
 
 def masked_scores(

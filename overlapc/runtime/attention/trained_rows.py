@@ -42,7 +42,7 @@ def gradients_by_fused(spec: AttentionSpec, call: GradientOperands) -> list[torc
     sides = _sides(spec, call.query, call.key, call.value)
     # Weights are made again from the logarithms: those of sums with a sink are what they are.
     gradients = aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        call.slopes, *sides, call.out, call.sums, 0.0, False,
+        call.slopes, *sides, call.out, call.sums.float(), 0.0, False,
         attn_mask=added(call.query, *said), scale=spec.scale,
     )  # fmt: skip
     heads = (1, spec.groups, spec.groups)
