@@ -17,6 +17,7 @@ from overlapc.codegen.templates.masks_tell import any_keeps_key, keeping_none
 from overlapc.codegen.templates.running import moves_of, settle
 from overlapc.codegen.templates.softmax import (
     all_finite,
+    beside_scores,
     divided,
     exp_apart,
     fixed_weights,
@@ -73,7 +74,7 @@ def visit_tile(
         values = load_keys(v, start, inside, BLOCK_N, VALUE_DIM, BLOCK_V, IS_CUT)
         TYPE: tl.constexpr = v[0].dtype.element_ty
         if STEP == "online":
-            weights = exp_apart(score, base[:, None], UNIT).to(TYPE)
+            weights = beside_scores(score, base[:, None], UNIT, SCORES, TYPE).to(TYPE)
         else:
             weights = fixed_weights(score, base, UNIT, STEP == "fixed", TYPE)
         sums, total = take_values(weights, values, sums, total, PRECISION)

@@ -8,6 +8,7 @@ from triton import knobs
 
 from overlapc.codegen.templates.hidden import WORD, count_of, kept_tiles, lowest_of
 from overlapc.codegen.templates.softmax import (
+    beside_scores,
     exp_apart,
     fixed_weights,
     or_zero,
@@ -235,7 +236,7 @@ def visit_tile(
     if STEP != "maximum":
         # Summed as they are rounded: what overflows or is lost shows in the sum.
         if STEP == "online":
-            weights = exp_apart(score, base[:, None], UNIT).to(WEIGHTS)
+            weights = beside_scores(score, base[:, None], UNIT, SCORES, WEIGHTS).to(WEIGHTS)
             sums += tl.sum(weights.to(tl.float32), 1)
         else:
             weights = fixed_weights(score, base, UNIT, STEP == "fixed", WEIGHTS)

@@ -5,7 +5,7 @@
 import triton
 import triton.language as tl
 
-from overlapc.codegen.templates.softmax import exp_apart, near_relative_to, score_tile, unit_of
+from overlapc.codegen.templates.softmax import beside_scores, score_tile, unit_of
 from overlapc.codegen.templates.visible import is_seen
 
 
@@ -41,10 +41,7 @@ def gradient_tile(
     product = tl.dot(queries, keys.T, input_precision=PRECISION)
     score = score_tile(product, tile, first, end, inputs, SCORES, SCALE, BEFORE, AFTER, IS_CUT)
     UNIT: tl.constexpr = unit_of(SCORES, SCALE)
-    if SCORES is None and slopes.dtype != tl.float32:
-        weights = near_relative_to(score, base[:, None], UNIT)
-    else:
-        weights = exp_apart(score, base[:, None], UNIT)
+    weights = beside_scores(score, base[:, None], UNIT, SCORES, slopes.dtype)
     if HAS_SHARES:
         weights = weights * share[:, None]
     gradient = weights * (tl.dot(slopes, values.T, input_precision=PRECISION) - delta[:, None])

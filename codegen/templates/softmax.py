@@ -136,6 +136,20 @@ def near_relative_to(score: tl.tensor, base: tl.tensor, UNIT: tl.constexpr) -> t
 
 
 @triton.jit
+def beside_scores(
+    score: tl.tensor, base: tl.tensor, UNIT: tl.constexpr, SCORES: tl.constexpr,
+    dtype: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Weights of scores relative to a base that is one of them, or the logarithm of their sum: by
+    one instruction where no mask is among them, and ``dtype`` is of 16 bits."""
+    if SCORES is None and dtype != tl.float32:
+        weights = near_relative_to(score, base, UNIT)
+    else:
+        weights = exp_apart(score, base, UNIT)
+    return weights
+
+
+@triton.jit
 def exp_apart(score: tl.tensor, base: tl.tensor, UNIT: tl.constexpr) -> tl.tensor:
     """The exponential of how far a score, perhaps none, lies above a base."""
     return tl.exp2((score - base) * (UNIT * LOG2E))

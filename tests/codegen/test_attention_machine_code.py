@@ -227,15 +227,19 @@ def test_a_tile_that_is_too_large_is_noticed():
     assert binary.spilled_bytes > 0
 
 
-SQUARE = AttentionTile(128, 128, 8, 2, ones=16)
-"""Not what heads of 128 take, but what studies count instructions of."""
-MOST_OF_ONLINE = 0.70
-"""Instructions a tile of the loop without a running maximum may take, of those with one."""
+LOOPS = {
+    "by the TMA unit": (tile_for(SPEC, "sm_90", is_aligned=True), 0.66),
+    "by pointers": (tile_for(SPEC, "sm_90"), 0.70),
+    "by pointers, 128 keys": (AttentionTile(128, 128, 8, 2, ones=16), 0.74),
+}
+"""Instructions a tile may take without a running maximum, of those with one that costs what it
+must: it is taken off a score by the instruction that scales it. Studies count 128 by 128."""
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("tile", [SQUARE, tile_for(SPEC, "sm_90")], ids=str)
-def test_the_loop_over_keys_has_no_maximum_and_adds_up_nothing(tile):
+@pytest.mark.parametrize(("tile", "most"), LOOPS.values(), ids=LOOPS)
+def test_the_loop_over_keys_has_no_maximum_and_adds_up_nothing(tile, most):
+    """Mutant: a score and its maximum are multiplied one by one."""
     unified, running, online = (
         first_loop(replace(SPEC, after=None, softmax=s), tile) for s in POLICIES
     )
@@ -248,8 +252,9 @@ def test_the_loop_over_keys_has_no_maximum_and_adds_up_nothing(tile):
     assert len(running.instructions) <= len(unified.instructions)
     assert online.count("FMNMX") > 0  # what is counted is there to be found
     assert online.count("SHFL") > 0
+    assert online.count("FFMA") >= scores
     share = len(unified.instructions) / len(online.instructions)
-    assert share <= MOST_OF_ONLINE, f"{share:.2f} of the instructions of a running maximum"
+    assert share <= most, f"{share:.3f} of the instructions of a running maximum"
 
 
 @pytest.mark.long

@@ -92,6 +92,7 @@ def test_the_loop_over_keys_has_no_maximum_and_rescales_nothing():
     assert running.count("FMNMX|SHFL|FMUL") == 0  # it is a part of taking φ off
     assert len(running.instructions) <= len(unified.instructions)
     assert online.count("FMNMX") > 0  # what is counted is there to be found
+    assert online.count("FFMA") >= 8  # a score's scale, and its maximum taken off
     assert online.count("SHFL") > 0
     share = len(unified.instructions) / len(online.instructions)
     assert share <= MOST_OF_ONLINE, f"{share:.2f} of the instructions of a running maximum"
