@@ -85,7 +85,7 @@ MUTANTS = {
     ),
     "half of a group": ("sinks", "tl.range(0, GROUPS)", "tl.range(0, GROUPS // 2)"),
     "logarithms of another base": (
-        "plain", "base = (log * (1.0 / UNIT))", "base = (log * (1.1 / UNIT))",
+        "plain", "base.to(log.dtype) * UNIT - log", "base.to(log.dtype) * (1.1 * UNIT) - log",
     ),
     "keys without their scale": ("plain", "k_total * SCALE", "k_total"),
     "queries without their scale": ("plain", "total * SCALE, BLOCK_M", "total, BLOCK_M"),
