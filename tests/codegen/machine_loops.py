@@ -41,8 +41,10 @@ def loops_of(cubin: bytes) -> list[Loop]:
 
 
 def inner_loops_of(cubin: bytes, pattern: str) -> list[Loop]:
-    """Of those with instructions of ``pattern``, the ones that hold no other of them."""
-    found = [(lines, loop) for lines, loop in _found_in(cubin) if loop.count(pattern)]
+    """Of those with instructions of ``pattern``, the ones that hold no other of them; and return
+    by no branch that stands behind the end of the kernel, as what waits there does."""
+    found = [(lines, loop) for lines, loop in _found_in(cubin)
+             if loop.count(pattern) and not loop.count("EXIT")]  # fmt: skip
     return [
         loop
         for lines, loop in found

@@ -28,6 +28,7 @@ from overlapc.planning.tiles import CDNA
 from tests.codegen import score_programs as programs
 from tests.codegen.machine_code import SHARED_BYTES
 from tests.codegen.machine_loops import Loop, loops_of, written_too_soon
+from tests.codegen.spills import Spills, check_spills, release
 
 SPEC = AttentionSpec("bfloat16", 128, 128, groups=4, scale=128**-0.5, after=0)
 EVERYTHING = {
@@ -53,6 +54,10 @@ MOST_OF_POINTERS = {
     "sm_100": {64: 0.5, 128: 0.7},
 }
 """Instructions a score, of those by pointers."""
+WIDE_BY_POINTERS = {"3.9": Spills(336, 0.08)}
+"""Of 128 keys of 64 columns, by release of Triton: 56 of 799 instructions of the loop over tiles
+that a causal row sees in part, of which a block of rows has one. A tile of 64 keys spills nothing,
+and takes 1.24 times as many instructions a score; one of a single stage loads nothing ahead."""
 DIMS = [(64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256)]
 
 
@@ -69,7 +74,8 @@ def check(spec: AttentionSpec, architecture: str, *, is_aligned: bool = False) -
     tile = tile_for(spec, architecture, is_aligned=is_aligned)
     binary = build_for(spec, tile, architecture)
     assert tile.by_tma == (TMA in binary.assembly)
-    assert binary.spilled_bytes == 0, f"{binary.registers} registers and {binary.spilled_bytes} B"
+    is_wide = tile.block_n == 128 and not tile.by_tma
+    check_spills(binary, WIDE_BY_POINTERS.get(release() if is_wide else "", Spills()))
     assert binary.shared_bytes <= SHARED_BYTES[architecture]
     if spec.dtype != "float32":
         assert MATRIX[architecture] in binary.assembly
