@@ -17,12 +17,11 @@ import torch
 import torch.distributed as dist
 from torch import fx
 
-from overlapc.cache import write_atomically
 from overlapc.errors import ReportError
 from overlapc.options import Options
 from overlapc.reporting.records import BEFORE_AUTOGRAD, Site
 from overlapc.reporting.report import Report
-from overlapc.runtime.artifacts import beside_artifacts
+from overlapc.runtime.artifacts import beside_artifacts, carry, write_beside
 from overlapc.runtime.attention.op import redone_of
 from overlapc.runtime.linear.tables import choices
 from overlapc.runtime.ops import by_library_of, calls_of, choices_text, why_in_steps_of
@@ -79,8 +78,8 @@ class Entry:
         self.sent[graph_id] = sent
         self.recall()
         self.compiled[graph_id] = tuple(sites)
-        write_atomically(self._path(_rank()), Report(self.sites).to_json())
-        write_atomically(self._path(_rank()).with_suffix(SENT), json.dumps(self.sent))
+        for path, text in self._texts().items():
+            write_beside(path, text)
 
     def agree(self) -> None:
         """Compare choices with the other members of every group that a site communicates on, and
@@ -110,6 +109,7 @@ class Entry:
         Who compiled an artifact has written its sites before, so this is called after compiling.
         What this rank wrote comes first.
         """
+        known = len(self.sites)
         others = sorted(self._path(0).parent.glob(f"{self.key}.*.json"))
         for path in (self._path(_rank()), *others):
             mine = {_stage(site) for site in self.sites}
@@ -118,6 +118,15 @@ class Entry:
                     graph_id = site.id.rpartition(".")[0]
                     self.recalled[graph_id] = (*self.recalled.get(graph_id, ()), site)
             self.sent = {**_read_sent(path.with_suffix(SENT)), **self.sent}
+        if len(self.sites) > known:
+            for path, text in self._texts().items():
+                carry(path, text)
+
+    def _texts(self) -> dict[Path, str]:
+        """What is kept of this entry, by the file that it is kept in."""
+        path = self._path(_rank())
+        sent = json.dumps(self.sent)
+        return {path: Report(self.sites).to_json(), path.with_suffix(SENT): sent}
 
     def _path(self, rank: int) -> Path:
         return beside_artifacts() / "reports" / f"{self.key}.{rank}.json"

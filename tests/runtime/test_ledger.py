@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch._dynamo.eval_frame import innermost_fn
+from torch.compiler._cache import CacheArtifactManager
 
 from overlapc import compiled as compiled_graphs
 from overlapc import ledger
@@ -17,7 +18,7 @@ from tests.targets import SLOW_LINK
 @pytest.fixture
 def entry_of(tmp_path, monkeypatch):
     """Makes each rank's entry of one Dynamo graph, on one disk."""
-    monkeypatch.setattr(ledger, "beside_artifacts", lambda: tmp_path)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     options = from_user({"target": SLOW_LINK})
 
     def make(rank):
@@ -70,6 +71,29 @@ def test_stages_whose_passes_did_not_run_here_are_recalled(entry_of):
     second = entry_of(1)
     second.add("backward-b", mine := sites_of("backward-b", "backward"), {})
     assert second.sites == [*sites_of(FORWARD, "forward"), *mine]
+
+
+@pytest.mark.parametrize("is_warm", [False, True], ids=["compiled", "recalled"])
+def test_sites_go_with_the_artifacts_that_torch_saves(is_warm, entry_of, tmp_path, monkeypatch):
+    """Mutants: nothing is carried; what a warm cache had is not; the sent collectives stay."""
+    first = entry_of(0)
+    wanted = sites_of(FORWARD, "forward")
+    with CacheArtifactManager.with_fresh_cache():
+        first.add(FORWARD, wanted, {"world": ["all_reduce"]})
+        saved = torch.compiler.save_cache_artifacts()
+    if is_warm:
+        with CacheArtifactManager.with_fresh_cache():
+            entry_of(1).recall()
+            saved = torch.compiler.save_cache_artifacts()
+    assert saved
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "elsewhere"))
+    elsewhere = entry_of(0)
+    elsewhere.recall()
+    assert not elsewhere.sites
+    assert torch.compiler.load_cache_artifacts(saved[0])
+    elsewhere.recall()
+    assert elsewhere.sites == wanted
+    assert elsewhere._sent_on("world") == ["all_reduce"]
 
 
 def test_dynamo_keeps_out_of_a_compiled_graph_once_a_call(entry_of):
