@@ -110,7 +110,7 @@ class Entry:
         What this rank wrote comes first.
         """
         known = len(self.sites)
-        others = sorted(self._path(0).parent.glob(f"{self.key}.*.json"))
+        others = sorted(self._path(0).parent.glob("*.json"))
         for path in (self._path(_rank()), *others):
             mine = {_stage(site) for site in self.sites}
             for site in _read(path):
@@ -129,7 +129,7 @@ class Entry:
         return {path: Report(self.sites).to_json(), path.with_suffix(SENT): sent}
 
     def _path(self, rank: int) -> Path:
-        return beside_artifacts() / "reports" / f"{self.key}.{rank}.json"
+        return beside_artifacts() / "reports" / self.key / f"{rank}.json"
 
 
 def _stage(site: Site) -> tuple[str, bool]:
@@ -146,7 +146,7 @@ def _read(path: Path) -> list[Site]:
         return Report.from_json(path.read_text(), where=str(path)).sites
     except FileNotFoundError:
         return []
-    except ReportError as error:
+    except (OSError, UnicodeDecodeError, ReportError) as error:
         log.warning("a stored report is dropped: %s", error)
         return []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 from torch._inductor.runtime.autotune_cache import AutotuneCacheArtifact
@@ -11,6 +12,8 @@ from torch.compiler._cache import CacheArtifactManager
 
 from overlapc.cache import write_atomically
 
+log = logging.getLogger(__name__)
+
 
 def beside_artifacts() -> Path:
     """Return our folder in Inductor's cache directory; not created here."""
@@ -18,8 +21,14 @@ def beside_artifacts() -> Path:
 
 
 def write_beside(path: Path, text: str) -> None:
-    """Write a file of JSON in our folder, which goes where artifacts go."""
-    write_atomically(path, text)
+    """Write a file of JSON in our folder, which goes where artifacts go.
+
+    Where it cannot be written the log says so: a report is less than the program that it is of.
+    """
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        log.warning("what a warm cache needs to report a graph is not kept: %s", error)
     carry(path, text)
 
 

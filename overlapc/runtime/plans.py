@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from overlapc.planning.schedule import Plan
 from overlapc.planning.search import plan
 from overlapc.planning.target import Target
 from overlapc.runtime.artifacts import beside_artifacts
+
+log = logging.getLogger(__name__)
 
 _targets: dict[str, Target] = {}
 
@@ -27,8 +30,11 @@ def keep(target: Target) -> None:
     """
     remember(target)
     path = _file(target.fingerprint)
-    if not path.exists():
-        target.save(path)
+    try:
+        if not path.exists():
+            target.save(path)
+    except OSError as error:
+        log.warning("a target is not kept for the ops of later processes: %s", error)
 
 
 def target_of(fingerprint: str) -> Target:

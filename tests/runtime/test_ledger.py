@@ -11,6 +11,7 @@ from overlapc import compiled as compiled_graphs
 from overlapc import ledger
 from overlapc.options import from_user
 from overlapc.reporting.records import BEFORE_AUTOGRAD, Site
+from overlapc.runtime.plans import keep
 from overlapc.targets import TargetChoice
 from tests.targets import SLOW_LINK
 
@@ -94,6 +95,31 @@ def test_sites_go_with_the_artifacts_that_torch_saves(is_warm, entry_of, tmp_pat
     elsewhere.recall()
     assert elsewhere.sites == wanted
     assert elsewhere._sent_on("world") == ["all_reduce"]
+
+
+@pytest.mark.parametrize("spoil", ["bytes", "folder", "nowhere"])
+def test_a_report_that_cannot_be_kept_costs_no_compilation(spoil, entry_of, tmp_path, caplog):
+    """A disk that is full, or files that another program wrote over; the log says so.
+
+    Mutants: only text that is no report is dropped; an error of writing is raised.
+    """
+    wanted = sites_of(FORWARD, "forward")
+    path = entry_of(0)._path(0)
+    if spoil == "nowhere":
+        (tmp_path / "overlapc").touch()
+    elif spoil == "bytes":
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"\xff\x00")
+    else:
+        path.mkdir(parents=True)
+    entry = entry_of(0)
+    keep(SLOW_LINK)
+    entry.recall()
+    entry.add(FORWARD, wanted, {})
+    assert entry.sites == wanted
+    assert "a stored report is dropped" in caplog.text
+    assert ("is not kept" in caplog.text) == (spoil != "bytes")
+    assert ("a target is not kept" in caplog.text) == (spoil == "nowhere")
 
 
 def test_dynamo_keeps_out_of_a_compiled_graph_once_a_call(entry_of):
