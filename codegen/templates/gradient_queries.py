@@ -18,7 +18,7 @@ def visit_tile(
     row_facts: tl.tuple, k: tl.tensor, v: tl.tensor, k_strides: tl.tuple, v_strides: tl.tuple,
     place: tl.tuple, first: tl.tensor, end: tl.tensor, length: tl.tensor, inputs: tl.tuple,
     IS_CUT: tl.constexpr, SCORES: tl.constexpr, DERIVATIVE: tl.constexpr,
-    SCALE: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, HAS_SHARES: tl.constexpr,
+    SCALE: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
@@ -30,7 +30,7 @@ def visit_tile(
     tile = (place[0], place[1], place[2], place[3], column, inside)
     _, gradient = gradient_tile(
         queries, keys, values, slope, row_facts[0], row_facts[1], row_facts[2], tile, first,
-        end, inputs, SCORES, DERIVATIVE, SCALE, BEFORE, AFTER, HAS_SHARES, IS_CUT, PRECISION,
+        end, inputs, SCORES, DERIVATIVE, SCALE, BEFORE, AFTER, False, IS_CUT, PRECISION,
     )  # fmt: skip
     return tl.dot(gradient.to(keys.dtype), keys, total, input_precision=PRECISION)
 
@@ -41,7 +41,7 @@ def visit_keys(
     row_facts: tl.tuple, k: tl.tensor, v: tl.tensor, k_strides: tl.tuple, v_strides: tl.tuple,
     place: tl.tuple, first: tl.tensor, end: tl.tensor, length: tl.tensor, inputs: tl.tuple,
     IS_CUT: tl.constexpr, STAGES: tl.constexpr, SCORES: tl.constexpr, DERIVATIVE: tl.constexpr,
-    SCALE: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, HAS_SHARES: tl.constexpr,
+    SCALE: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
@@ -49,7 +49,7 @@ def visit_keys(
     for start in tl.range(begin, stop, BLOCK_N, num_stages=STAGES, disable_licm=STAGES == 1):
         total = visit_tile(
             total, start, queries, slope, row_facts, k, v, k_strides, v_strides, place, first, end,
-            length, inputs, IS_CUT, SCORES, DERIVATIVE, SCALE, BEFORE, AFTER, HAS_SHARES, HEAD_DIM,
+            length, inputs, IS_CUT, SCORES, DERIVATIVE, SCALE, BEFORE, AFTER, HEAD_DIM,
             VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
         )  # fmt: skip
     return total
@@ -62,7 +62,7 @@ def visit_kept_keys(
     row_facts: tl.tuple, k: tl.tensor, v: tl.tensor, k_strides: tl.tuple, v_strides: tl.tuple,
     place: tl.tuple, first: tl.tensor, end: tl.tensor, length: tl.tensor, inputs: tl.tuple,
     STAGES: tl.constexpr, SCORES: tl.constexpr, DERIVATIVE: tl.constexpr,
-    SCALE: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr, HAS_SHARES: tl.constexpr,
+    SCALE: tl.constexpr, BEFORE: tl.constexpr, AFTER: tl.constexpr,
     HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
@@ -75,7 +75,7 @@ def visit_kept_keys(
             bits = bits & (bits - 1)
             total = visit_tile(
                 total, start, queries, slope, row_facts, k, v, k_strides, v_strides, place, first,
-                end, length, inputs, True, SCORES, DERIVATIVE, SCALE, BEFORE, AFTER, HAS_SHARES,
+                end, length, inputs, True, SCORES, DERIVATIVE, SCALE, BEFORE, AFTER,
                 HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
             )  # fmt: skip
     return total
@@ -117,10 +117,7 @@ def attention_gradient_queries(
     k = of_head(k, k_strides, batch, head // GROUPS)
     v = of_head(v, v_strides, batch, head // GROUPS)
     heads_rows = (batch.to(tl.int64) * heads + head) * rows
-    own_shares = shares
-    if shares is not None:
-        own_shares = shares + heads_rows
-    row_facts = load_rows(bases + heads_rows, delta + heads_rows, own_shares, row, row_inside)
+    row_facts = load_rows(bases + heads_rows, delta + heads_rows, None, row, row_inside)
 
     length, until = length_of(lengths, batch, keys), end_of(lengths, batch, keys)
     own = own_key(row, rows, until, ALIGN)
@@ -140,7 +137,7 @@ def attention_gradient_queries(
         total = visit_kept_keys(
             total, begin, stop, flags, own_poison != own_poison, queries, slope, row_facts, k, v,
             k_strides, v_strides, place, first, end, length, inputs, STAGES, SCORES, DERIVATIVE,
-            SCALE, BEFORE, AFTER, shares is not None, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N,
+            SCALE, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N,
             BLOCK_D, BLOCK_V,
         )  # fmt: skip
     else:
@@ -150,21 +147,23 @@ def attention_gradient_queries(
                 total = visit_keys(
                     total, begin, tl.minimum(whole_begin, stop), queries, slope, row_facts, k, v,
                     k_strides, v_strides, place, first, end, length, inputs, True, STAGES, SCORES,
-                    DERIVATIVE, SCALE, BEFORE, AFTER, shares is not None, HEAD_DIM, VALUE_DIM,
-                    PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
+                    DERIVATIVE, SCALE, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N,
+                    BLOCK_D, BLOCK_V,
                 )  # fmt: skip
             total = visit_keys(
                 total, whole_begin, whole_stop, queries, slope, row_facts, k, v, k_strides,
                 v_strides, place, first, end, length, inputs, False, STAGES, SCORES, DERIVATIVE,
-                SCALE, BEFORE, AFTER, shares is not None, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N,
-                BLOCK_D, BLOCK_V,
+                SCALE, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
             )  # fmt: skip
             cut_begin = tl.maximum(whole_begin, whole_stop)
         total = visit_keys(
             total, cut_begin, stop, queries, slope, row_facts, k, v, k_strides, v_strides, place,
             first, end, length, inputs, True, STAGES, SCORES, DERIVATIVE, SCALE, BEFORE, AFTER,
-            shares is not None, HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
+            HEAD_DIM, VALUE_DIM, PRECISION, BLOCK_N, BLOCK_D, BLOCK_V,
         )  # fmt: skip
+    if shares is not None:
+        # Of all that a row is a sum of, so behind the loop.
+        total *= tl.load(shares + heads_rows + row, mask=row_inside, other=0.0)[:, None]
     q_gradient = of_head(q_gradient, q_gradient_strides, batch, head)
     store_tile(q_gradient, corner, q_gradient_strides, row_inside, total * SCALE, BLOCK_M, HEAD_DIM,
                BLOCK_D)  # fmt: skip

@@ -108,6 +108,9 @@ MUTANTS = {
     ),
     "sums that are lost stay lost": ("a finite mask, of whole rows too",
                                      "1.0 / sums, mask=is_lost", "1.0 / sums, mask=row < 0"),
+    "queries of rows whose sums are lost": (
+        "a finite mask that is added", "total *= tl.load(shares", "total *= 1 + 0 * tl.load(shares",
+    ),
     "one head of those that share a bias": ("a bias of each row and key",
                                             "own_head + step % same_heads", "own_head"),
     "one batch of those that share a bias": ("a bias of each head",
