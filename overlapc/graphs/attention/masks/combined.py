@@ -7,7 +7,7 @@ where it is minus infinity. Torch's attention gives such a row zeros, unless its
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,18 +16,20 @@ from torch import fx
 
 from overlapc.graphs.attention.masks.bands import Band, band_of
 from overlapc.graphs.attention.masks.finite import is_finite
+from overlapc.graphs.attention.masks.made import (
+    PASSED,
+    is_sum_infinite,
+    least_of,
+    only_leaves_out,
+    writer_of,
+)
 from overlapc.graphs.attention.masks.own_keys import keeps_own_keys
 from overlapc.graphs.attention.products.above import is_of_products
 from overlapc.graphs.attention.reading.boxes import MADE
-from overlapc.graphs.attention.reading.constants import constant, number, spelling_of
+from overlapc.graphs.attention.reading.constants import constant, spelling_of
 from overlapc.graphs.attention.reading.negations import NEGATIONS
 from overlapc.graphs.attention.reading.remembering import recalled
-from overlapc.graphs.attention.reading.spelling import tensor_of
 from overlapc.graphs.attention.reading.tensors import (
-    CASTS,
-    COPIES,
-    EXPANSIONS,
-    ORDERED,
     PERMUTATIONS,
     Expression,
 )
@@ -38,8 +40,6 @@ from overlapc.graphs.collectives import Refusal
 from overlapc.planning.attention.fills import FINITE_FILL, WEAKEST_FILL
 from overlapc.planning.attention.library_calls import FAINT
 
-PASSED = (*ORDERED, *COPIES, *CASTS, *EXPANSIONS)
-"""Calls that a mask passes as it is, or in part."""
 HALF_MIN = torch.finfo(torch.float16).min
 
 
@@ -101,7 +101,7 @@ def read_mask(
                 return half
     if told is None:
         dead, is_even = _of_hiding(versions, parts, dtype, rows, keys)
-        leaves_out = all(_only_leaves_out(versions, part) for part in parts)
+        leaves_out = all(only_leaves_out(versions, part) for part in parts)
         comes = "given" if all(_is_input(versions, part) for part in parts) else "made"
         return Mask(parts, "given", dead, is_trained, untold, leaves_out, is_even, comes)
     if told.is_nothing and untold is None:
@@ -192,8 +192,8 @@ def _of_hiding(
         return _of_known(known)
     if keeps_own_keys(versions, hiding, rows, keys):
         return "", False
-    least = [_least(versions, part) for part in hiding]
-    is_infinite = -math.inf in least or _is_sum_infinite(hiding, least, dtype)
+    least = [least_of(versions, part) for part in hiding]
+    is_infinite = -math.inf in least or is_sum_infinite(hiding, least, dtype)
     is_even = any(value > -math.inf for value in least)
     return "nan" if is_infinite else "mean", is_even
 
@@ -235,15 +235,8 @@ def _is_half(versions: Versions, added: Expression) -> bool:
     scores: eager has rounded both, and a kernel is nearer to what they are."""
     if added.value.dtype != torch.float16:
         return False
-    node = _writer(versions, added)
+    node = writer_of(versions, added)
     return node is None or not is_of_products(versions, node)
-
-
-def _writer(versions: Versions, added: Expression) -> fx.Node | None:
-    """What wrote what a mask holds, where it is read; None where that is not known."""
-    first, *others = added.read
-    is_seen = all(versions.read(*one) is one[1] for one in others)
-    return versions.read(*first) if is_seen else None
 
 
 def _why_untold(part: Bias | Fill, dtype: torch.dtype, is_last: bool) -> Refusal | None:
@@ -294,71 +287,3 @@ def _is_causal(is_off: torch.Tensor, rows: object, keys: object) -> bool:
         return False
     later = torch.ones(rows, rows, dtype=torch.bool).triu(1)
     return bool((is_off == later).all())
-
-
-def _only_leaves_out(versions: Versions, part: Bias | Fill) -> bool:
-    """Whether a mask that is an input of some kind is none but of fills, as far as is told."""
-    if isinstance(part, Fill):
-        return part.value <= WEAKEST_FILL
-    node = _writer(versions, part.tensor)
-    return part.factor > 0 and node is not None and _is_of_fills(versions, node)
-
-
-def _is_of_fills(versions: Versions, node: fx.Node) -> bool:
-    """Whether a tensor is zero where it does not take a score away."""
-    call = versions.calls.get(node)
-    if call is None:
-        return False
-    source = call.get("input")
-    seen = versions.read(node, source) if isinstance(source, fx.Node) else None
-    if call.name in ("where", "masked_fill", "setitem"):
-        names = ("input", "other") if call.name == "where" else ("input", "value")
-        sides = [number(versions, call.get(name)) for name in names]
-        fills = [value is not None and value <= WEAKEST_FILL for value in sides]
-        zeros = [value == 0 for value in sides]
-        if call.name != "where" and seen is not None:
-            zeros[0] = zeros[0] or _is_of_fills(versions, seen)
-        return all(a or b for a, b in zip(fills, zeros, strict=True))
-    if call.name in ("zeros_like", "new_zeros", "zeros"):
-        return True
-    is_kept = call.name in PASSED and not call.in_place
-    return is_kept and seen is not None and _is_of_fills(versions, seen)
-
-
-def _least(versions: Versions, part: Bias | Fill) -> float:
-    """The least number that it adds to scores, as far as the graph tells: else minus infinity."""
-    if isinstance(part, Fill):
-        return part.value
-    dtype = part.tensor.value.dtype
-    if any(function is torch.clamp for function, _ in part.tensor.calls):  # a floor of scores
-        return torch.finfo(dtype).min * part.factor
-    node = _writer(versions, part.tensor)
-    chosen = None if node is None else _chosen(versions, node)
-    held = -math.inf if chosen is None else float((chosen.to(dtype) * part.factor).min())
-    return held if math.isfinite(held) else -math.inf
-
-
-def _chosen(versions: Versions, node: fx.Node) -> torch.Tensor | None:
-    """The two numbers that a tensor is a choice between, in its dtype."""
-    call, own = versions.calls.get(node), tensor_of(node)
-    if call is None or call.in_place or own is None:
-        return None
-    source = call.get("input")
-    if call.name in PASSED and isinstance(source, fx.Node):
-        seen = versions.read(node, source)
-        numbers = None if seen is None else _chosen(versions, seen)
-        return None if numbers is None else numbers.to(own.dtype)
-    values = [number(versions, call.get(name)) for name in ("input", "other")]
-    if call.name != "where" or None in values:
-        return None
-    return torch.tensor(values, dtype=own.dtype)
-
-
-def _is_sum_infinite(
-    parts: Sequence[Bias | Fill], least: Sequence[float], dtype: torch.dtype
-) -> bool:
-    """Whether finite masks may hide a key that together are minus infinity."""
-    total = 0.0
-    for part, value in zip(parts, least, strict=True):
-        total = min(total, value) if isinstance(part, Fill) else total + value
-    return total < torch.finfo(torch.promote_types(dtype, torch.float32)).min
