@@ -69,7 +69,7 @@ def backward_tile_for(spec: AttentionSpec, architecture: str, part: str) -> Atte
     """A tile for ``sm_<number>`` or ``gfx<name>``; KernelError where none is known to fit.
 
     The tests check that its machine code keeps within shared memory, and within registers but for
-    eight numbers of a thread, of which loops move few. None was timed.
+    sixteen numbers of a thread, of which loops move few. None was timed.
     """
     check_served(spec, architecture)
     if part == "rows":

@@ -39,9 +39,9 @@ CHANGES = {
     "biased": {"program": programs.ADDED},
     "kept": {"after": None, "program": programs.KEPT},
 }  # fmt: skip
-FEW = Spills(32, 0.012)
-"""Eight numbers: for plain gradients of queries of float32, and on sm_120 for biased ones of 16
-bits, where tiles are cut."""
+FEW = Spills(64, 0.012)
+"""Sixteen numbers, under masks of float32 on sm_120; on sm_100 and sm_90 at most twelve, and eight
+where there is no mask."""
 BETWEEN = Spills(184)
 """Between the heads of queries that share keys, and in no loop over their rows."""
 DIMS = [(64, 64), (80, 80), (128, 128), (192, 128), (192, 192), (256, 256)]
