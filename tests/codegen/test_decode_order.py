@@ -15,9 +15,9 @@ LATE = [
      "    else:\n"),
     ("store_rows(result, 0, redone_total, redone_sums, is_bad, DEAD, VALUE_DIM)",
      "total = tl.where(is_bad[:, None], redone_total, total)"),
-    ("    if lse is not None:\n        found",
+    ("    if lse is not None:\n        lse +=",
      "    store_rows(result, 0, total, sums, row_inside, DEAD, VALUE_DIM)\n"
-     "    if lse is not None:\n        found"),
+     "    if lse is not None:\n        lse +="),
 ]  # fmt: skip
 
 
