@@ -352,7 +352,7 @@ MUTANTS = {
     "a sink for each part": (SINKS, PLAIN, "run", {"splits": 4}, [
         ("            of_keys = sums\n", "            of_keys = sums\n            "
          "sums += (parts - 1) * relative_to(sink, peak, UNIT, True, WEIGHTS)\n"),
-        ("    or_zero,\n    unit_of,\n", "    or_zero,\n    relative_to,\n    unit_of,\n"),
+        ("    or_zero,\n    store_", "    or_zero,\n    relative_to,\n    store_"),
     ]),
     "the window cuts no tile": (WINDOW, PLAIN, "run", {}, [
         ("whole = tl.cdiv(first_seen(highest, BEFORE), BLOCK_N)",
@@ -386,8 +386,8 @@ MUTANTS = {
     "the scale of the first head": (CAUSAL, NARROW, "run", {"heads": 2, "scale_per_head": True}, [
         ("tl.load(k_scale + key_head * scale_stride)", "tl.load(k_scale)")
     ]),
-    "half a per mille of a logarithm": (CAUSAL, PLAIN, "run", {}, [
-        ("tl.log2(sums) * LN2", "tl.log2(sums) * 0.6928")
+    "a logarithm of half a per mille more": (CAUSAL, PLAIN, "run", {}, [
+        ("store_logarithms(lse, peak, sums,", "store_logarithms(lse, peak, sums * 1.0005,")
     ]),
     "a key's rest is left out": (replace(CAUSAL, head_dim=48), PLAIN, "run", {}, [
         ("product = tl.dot(rest_of_queries, rest.T, product, input_precision=PRECISION)",

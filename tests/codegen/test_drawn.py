@@ -36,7 +36,7 @@ FAST_MUTANTS = {
 MUTANTS = {
     "what the rounding of a sink took is not given back": (
         "prefill", 70,
-        ("if dtype == tl.float32:\n        taken", "if dtype == tl.float64:\n        taken"),
+        ("    if dtype != tl.float32:\n", "    if dtype != tl.float64:\n"),
     ),
     "keys beyond the last are read": (
         "prefill", 137,
