@@ -312,7 +312,8 @@ def stored(
         out[1] = out[0][..., : spec.value_dim]
     for b in range(case.batch if spec.lengths else 0):
         table[b, -(-int(lengths[b]) // cache.page) :] = 2**30
-        if spec.before is not None:  # and before those of all windows, pages of NaN
+        if spec.before is not None and spec.align == "bottom_right":
+            # And before those of all windows, pages of NaN.
             oldest = max(int(lengths[b]) - case.rows - spec.before, 0)
             table[b, : oldest // cache.page] = unused
     return out[0], out[1], table
