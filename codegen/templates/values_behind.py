@@ -13,7 +13,7 @@ from triton import knobs
 from triton.language.extra.cuda import num_threads
 
 from overlapc.codegen.templates.head_tiles import load_keys
-from overlapc.codegen.templates.softmax import near_relative_to, score_tile, unit_of
+from overlapc.codegen.templates.softmax import LOG2E, score_tile, unit_of
 from overlapc.codegen.templates.tile_products import product_of, take_values
 
 INTERPRETED = tl.constexpr(knobs.runtime.interpret)
@@ -31,6 +31,8 @@ def visit_ahead(
     """
     if begin < stop:
         TYPE: tl.constexpr = v[0].dtype.element_ty
+        # As of near_relative_to; multiplied in the loop, it would be so at every turn.
+        peak *= unit_of(None, SCALE) * LOG2E
         product = product_of(
             begin, None, queries, k, False, HEAD_DIM, PRECISION, BLOCK_N, BLOCK_D
         )  # fmt: skip
@@ -53,9 +55,9 @@ def weight_bits(
     product: tl.tensor, peak: tl.tensor, SCALE: tl.constexpr, TYPE: tl.constexpr
 ) -> tl.tensor:  # fmt: skip
     """Weights of 16 bits as whole numbers: what a loop carries in the dtype of a product, Triton
-    puts into shared memory for it."""
+    puts into shared memory for it. ``peak`` is in units of log 2."""
     score = score_tile(product, None, None, None, None, None, SCALE, None, None, False)
-    weights = near_relative_to(score, peak[:, None], unit_of(None, SCALE))
+    weights = tl.exp2(score * (unit_of(None, SCALE) * LOG2E) - peak[:, None])
     return after_products(weights).to(TYPE).to(tl.int16, bitcast=True)
 
 

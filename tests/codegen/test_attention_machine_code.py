@@ -69,13 +69,20 @@ def triton_cache(tmp_path_factory):
         yield
 
 
-def check(spec: AttentionSpec, architecture: str, *, is_aligned: bool = False) -> None:
+NOTHING = Spills()
+LOOKED_AT = Spills(32)
+"""Of wide heads whose masks are looked through, in no loop that multiplies."""
+
+
+def check(
+    spec: AttentionSpec, architecture: str, *, is_aligned: bool = False, most: Spills = NOTHING
+) -> None:
     """Raise AssertionError unless the machine code keeps its budgets."""
     tile = tile_for(spec, architecture, is_aligned=is_aligned)
     binary = build_for(spec, tile, architecture)
     assert tile.by_tma == (TMA in binary.assembly)
     is_wide = tile.block_n == 128 and not tile.by_tma
-    check_spills(binary, WIDE_BY_POINTERS.get(release() if is_wide else "", Spills()))
+    check_spills(binary, WIDE_BY_POINTERS.get(release() if is_wide else "", most))
     assert binary.shared_bytes <= SHARED_BYTES[architecture]
     if spec.dtype != "float32":
         assert MATRIX[architecture] in binary.assembly
@@ -224,7 +231,8 @@ def test_budgets_of_what_reads_no_hidden_keys(architecture, dims, mask):
         added = programs.program(f"matrix:{dtype}", ("add.Tensor", "%0", "@0"))
         program = {"bool": programs.KEPT, "float32": programs.ADDED}.get(mask, added)
         spec = replace(SPEC, dtype=dtype, softmax=softmax, after=None, program=program)
-        check(replace(spec, head_dim=dims[0], value_dim=dims[1]), architecture)
+        most = LOOKED_AT if dims[0] >= 192 else NOTHING
+        check(replace(spec, head_dim=dims[0], value_dim=dims[1]), architecture, most=most)
 
 
 @pytest.mark.long
