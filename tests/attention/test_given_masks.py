@@ -50,7 +50,7 @@ def error(function, rows: int, held: int, mask: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_keys_beyond_the_last_that_is_kept_are_not_read(rows, monkeypatch):
-    """Fails where ``_cut_by_mask`` gives its operands as they are."""
+    """Fails where ``cut_by_mask`` gives its operands as they are."""
     with torch.no_grad():
         done = rewrite(attend, *operands(rows, 100), mask_of(rows, 100))
         assert done.codes == ["valid_keys"]
@@ -60,7 +60,7 @@ def test_keys_beyond_the_last_that_is_kept_are_not_read(rows, monkeypatch):
         padded[1] = False
         assert error(done.function, rows, 100, padded) < 1e-5, "a sequence of no key is zeros"
         assert len(done.after) == 1, "no length compiles another graph"
-        monkeypatch.setattr(library, "_cut_by_mask", lambda *given: given)
+        monkeypatch.setattr(library, "cut_by_mask", lambda *given: given)
         assert not error(done.function, rows, 100, mask_of(rows, 100)) < 1e-5
 
 
@@ -73,7 +73,7 @@ def test_so_it_is_of_numbers_that_are_added(rows, fill, monkeypatch):
         for held in (100, 7):
             assert error(done.function, rows, held, added_of(rows, held, fill)) < 1e-5
         assert len(done.after) == 1, "no length compiles another graph"
-        monkeypatch.setattr(library, "_cut_by_mask", lambda *given: given)
+        monkeypatch.setattr(library, "cut_by_mask", lambda *given: given)
         assert not error(done.function, rows, 100, added_of(rows, 100, fill)) < 1e-5
 
 

@@ -10,11 +10,11 @@ from tests.attention.rewriting import rewrite
 from tests.attention.sizes import INF
 from tests.attention.test_catalogue import assert_alike, wide
 
-ROWS, HEADS, KEY_HEADS, DIM, VALUE_DIM = 1024, 2, 1, 12, 8
+ROWS, HEADS, DIM, VALUE_DIM = 1024, 2, 12, 8
 
 
 def causal(q, k, v, sinks):
-    k, v = (side.repeat_interleave(HEADS // KEY_HEADS, 1) for side in (k, v))
+    k, v = (side.repeat_interleave(HEADS // side.shape[1], 1) for side in (k, v))
     s = q @ k.mT * DIM**-0.5
     s = s.masked_fill(torch.ones(ROWS, ROWS, dtype=torch.bool).triu(1), -INF)
     if sinks is None:
@@ -23,10 +23,13 @@ def causal(q, k, v, sinks):
     return torch.cat([s, column], -1).softmax(-1)[..., :-1] @ v
 
 
-@pytest.mark.parametrize(("has_sinks", "code"), [(False, "fused_padded"), (True, "fused_sinks")])
-def test_what_is_put_in_by_itself_gives_what_eager_gives(has_sinks, code):
+@pytest.mark.parametrize(
+    ("has_sinks", "key_heads", "code"),
+    [(False, 2, "fused_padded"), (False, 1, "by_rows"), (True, 1, "fused_sinks")],
+)
+def test_what_is_put_in_by_itself_gives_what_eager_gives(has_sinks, key_heads, code):
     torch.manual_seed(0)
-    shapes = [(HEADS, DIM), (KEY_HEADS, DIM), (KEY_HEADS, VALUE_DIM)]
+    shapes = [(HEADS, DIM), (key_heads, DIM), (key_heads, VALUE_DIM)]
     sides = [torch.randn(1, ROWS, heads, columns).transpose(1, 2) for heads, columns in shapes]
     given = (*sides, torch.randn(HEADS) if has_sinks else None)
     done = rewrite(causal, *given, softmax="auto")

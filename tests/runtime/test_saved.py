@@ -78,7 +78,7 @@ def test_it_is_loaded_with_its_sites(saved, monkeypatch):
     sides = operands()
     there = (loaded(*sides) - attention(*(side.double() for side in sides))).abs().max()
     assert max(error, there) < 1e-6
-    assert [(s.decision, s.code) for s in ledger.report().sites] == [("rewritten", "fused_rows")]
+    assert [(s.decision, s.code) for s in ledger.report().sites] == [("rewritten", "by_rows")]
     assert installed == [True]
 
 
@@ -96,7 +96,7 @@ def test_another_process_loads_it(saved, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     there, sites = json.loads(done.stdout.splitlines()[-1])
-    assert sites == [["attention", "rewritten", "fused_rows"]]
+    assert sites == [["attention", "rewritten", "by_rows"]]
     assert max(error, there) < 1e-6
 
 

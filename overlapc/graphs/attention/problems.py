@@ -75,7 +75,7 @@ def _problem(found: Attention | Fused, weights: Mapping[fx.Node, torch.Tensor]) 
         why_whole=own.length if isinstance(own, Attention) and isinstance(own.length, str) else "",
         dead=found.mask.dead if is_spelled else "",
         is_trained=isinstance(own, Attention) and own.is_trained,
-        is_plain=is_spelled and not found.program,
+        is_plain=isinstance(own, Attention) and not own.program,
         untold=(untold.code, untold.reason) if untold else None,
         why_no_gradient=_why_no_gradient(own) if isinstance(own, Attention) else "",
         runs_kernels=runs_kernels(device.type),

@@ -1,10 +1,11 @@
-"""How our op calls torch's attention on processors: to a length, by rows, where rows keep keys, of
-values that are padded."""
+"""How our op calls torch's attention on processors: to a length, where rows keep keys, of values
+that are padded; or products in its place."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from overlapc.planning.attention.by_rows import by_rows
 from overlapc.planning.attention.fused import MEASURED, pads_values
 from overlapc.planning.attention.own import MOST_DIM, OWN_DIMS, policy_of
 from overlapc.planning.attention.problem import AttentionProblem, Verdict
@@ -13,13 +14,6 @@ FAINT = -4096.0
 """Where every key of a row has no more added, torch's fused attention for processors has other
 gradients: it makes weights again from the logarithm of a sum, of which that leaves three digits
 behind the point, and none from 1e8 on. Chosen; our own kernels sum again beyond it."""
-
-LEAST_CUT_ROWS, MOST_CUT_ROWS = 384, 640
-"""Of a causal attention on processors, between which torch's is called for some rows at a time: it
-skips keys by 512, and what it computes above the diagonal then is more than several calls cost. In
-five runs of ``python -m benchmarks.causal_rows`` on two threads of a shared machine, one page of
-which is in benchmarks/results: of 256 rows 0.99 to 1.16 times as fast, of 384 and 512 1.13 to 1.33
-times, of 640 1.03 to 1.18 times, of 768 and 1024 0.81 to 1.05 times."""
 
 LEAST_CACHE_BYTES = 16 << 20
 """Of keys and values, from which a cache is read up to its length on processors. A fourth of them
@@ -40,11 +34,13 @@ def as_called(problem: AttentionProblem, choice: str, verdict: Verdict) -> Verdi
     if verdict.code == "fused" and problem.untold is not None:
         how = "and its result is rescaled by what a sink takes of each row's sum"
         return _by_our_op(problem, verdict, "fused_sinks", how)
+    is_choice = choice == "auto" and verdict.decision != "refused"
+    products = by_rows(problem) if is_choice or verdict.code == "fused" else None
+    if products is not None:
+        return products
     if verdict.code == "fused" and pads_values(problem):
         how = f"of values that are padded to {problem.head_dim} columns"
         return _by_our_op(problem, verdict, "fused_padded", how)
-    if _is_cut_by_rows(problem, verdict):
-        return _by_our_op(problem, verdict, "fused_rows", "for some rows at a time")
     return verdict
 
 
@@ -66,16 +62,6 @@ def _reads_prefix(problem: AttentionProblem, choice: str, verdict: Verdict) -> b
     is_large = problem.cache_bytes >= LEAST_CACHE_BYTES
     is_worth = (problem.device, problem.dtype) in MEASURED and is_large
     return is_called and problem.head_dim == problem.value_dim and (choice != "auto" or is_worth)
-
-
-def _is_cut_by_rows(problem: AttentionProblem, verdict: Verdict) -> bool:
-    """Whether torch's causal attention is called for some rows at a time, by our op."""
-    if verdict.code != "fused" or (problem.device, problem.dtype) not in MEASURED:
-        return False
-    is_own = problem.is_plain and problem.head_dim == problem.value_dim <= MOST_DIM
-    is_causal = problem.mask == "causal" and not problem.prefix
-    is_gaining = LEAST_CUT_ROWS <= problem.rows <= MOST_CUT_ROWS and not problem.is_trained
-    return is_own and is_causal and is_gaining
 
 
 def _has_small_mask(problem: AttentionProblem) -> bool:

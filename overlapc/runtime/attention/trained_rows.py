@@ -13,7 +13,8 @@ import torch
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.planning.attention.library_calls import FAINT
 from overlapc.runtime.attention.gradient_operands import GradientOperands
-from overlapc.runtime.attention.library import mask_of, why_not_fused
+from overlapc.runtime.attention.library import why_not_fused
+from overlapc.runtime.attention.library_masks import mask_of
 from overlapc.runtime.attention.with_sums import added, fused_with_sums, side_by_side
 
 aten = torch.ops.aten

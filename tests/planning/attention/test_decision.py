@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from overlapc.planning.attention.by_rows import takes_products
 from overlapc.planning.attention.decision import decide
 from overlapc.planning.attention.problem import AttentionProblem
 
@@ -49,18 +50,58 @@ def test_a_prefill_is_fused():
     assert "skips masked keys" in decide(replace(PREFILL, mask="causal"), "auto").reason
 
 
-def test_a_causal_prefill_is_computed_for_some_rows_at_a_time():
-    """Mutants of ``_is_cut_by_rows``: without each of its conditions."""
-    causal = replace(PREFILL, mask="causal", is_plain=True)
-    verdict = decide(causal, "auto")
-    assert (verdict.code, bool(verdict.policy)) == ("fused_rows", True)
-    assert verdict.reason.endswith("skips masked keys, for some rows at a time.")
-    others = [
-        {"rows": 383}, {"rows": 641}, {"is_trained": True}, {"is_plain": False}, {"prefix": True},
-        {"mask": "nothing"},
-    ]  # fmt: skip
-    assert [decide(replace(causal, **other), "auto").code for other in others] == ["fused"] * 6
-    assert decide(replace(causal, device="cuda"), "sdpa").code == "fused"
+CAUSAL = replace(PREFILL, mask="causal", is_plain=True)
+OTHERS = [
+    {"rows": 383}, {"rows": 769}, {"groups": 4, "rows": 1537}, {"is_trained": True},
+    {"is_plain": False}, {"prefix": True}, {"mask": "nothing"}, {"value_dim": 65},
+    {"dtype": "float16"}, {"dtype": "bfloat16", "rows": 511},
+    {"dtype": "bfloat16", "is_fused": True}, {"device": "cuda"}, {"why_only_torch": "It is."},
+    {"mask": "given", "heads": 31}, {"mask": "given", "is_mask_trained": True},
+    {"mask": "given", "heads": 16, "groups": 4, "is_broadcast": True},
+    {"mask": "given", "heads": 16, "groups": 4, "dtype": "bfloat16"},
+    {"mask": "given", "heads": 16, "groups": 4, "is_fused": True},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", OTHERS, ids=str)
+def test_products_take_no_other_place(change):
+    """Mutants of ``by_rows``: without each of its conditions."""
+    assert decide(replace(CAUSAL, **change), "auto").code != "by_rows"
+    assert decide(replace(CAUSAL, **change), "sdpa").code != "by_rows"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {}, {"rows": 384}, {"rows": 768}, {"groups": 4, "rows": 1536}, {"is_fused": True},
+        {"value_dim": 24}, {"dtype": "bfloat16"}, {"dtype": "bfloat16", "rows": 4096},
+        {"mask": "given"}, {"mask": "given", "heads": 16, "groups": 4},
+        {"mask": "given", "heads": 64, "dtype": "bfloat16"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_products_of_some_rows_at_a_time_take_an_attentions_place(change):
+    verdict = decide(replace(CAUSAL, **change), "auto")
+    assert (verdict.decision, verdict.code) == ("rewritten", "by_rows")
+    assert verdict.policy
+    assert ("torch's fused attention" in verdict.reason) == ("mask" in change)
+
+
+@pytest.mark.parametrize(
+    ("change", "taken"),
+    [
+        ({}, True), ({"rows": 383}, False), ({"rows": 769}, False),
+        ({"rows": 769, "groups": 2}, True), ({"rows": 1537, "groups": 2}, False),
+        ({"rows": 4096, "dtype": "bfloat16"}, True), ({"dtype": "float16"}, False),
+        ({"is_causal": False, "seen": 0.75}, True), ({"is_causal": False, "seen": 0.76}, False),
+        ({"is_causal": False, "dtype": "bfloat16"}, False),
+        ({"is_causal": False, "dtype": "bfloat16", "groups": 2}, True),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_of_a_call_products_are_taken_by_what_is_seen(change, taken):
+    call = {"dtype": "float32", "groups": 1, "rows": 512, "seen": 1.0, "is_causal": True, **change}
+    assert takes_products(**call) == taken
 
 
 def test_what_gains_little_is_fused_where_keys_are_skipped_or_heads_shared_by_few_rows():
@@ -232,10 +273,9 @@ NARROW = replace(PREFILL, rows=1024, keys=1024, head_dim=192, value_dim=128, is_
 
 def test_values_narrower_than_keys_are_padded_where_that_was_faster():
     """Mutants of ``pads_values``: without each of its conditions."""
-    for mask in ("given", "causal"):
-        verdict = decide(replace(NARROW, mask=mask), "auto")
-        assert (verdict.code, bool(verdict.policy)) == ("fused_padded", True)
-        assert verdict.reason.endswith(", of values that are padded to 192 columns.")
+    verdict = decide(replace(NARROW, mask="causal"), "auto")
+    assert (verdict.code, bool(verdict.policy)) == ("fused_padded", True)
+    assert verdict.reason.endswith(", of values that are padded to 192 columns.")
     sunk = replace(NARROW, untold=OF_SINKS)
     assert decide(sunk, "auto").code == decide(sunk, "sdpa").code == "fused_sinks"
     others: list[dict[str, object]] = [

@@ -11,7 +11,8 @@ import torch
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.planning.attention.fills import FINITE_FILL
 from overlapc.runtime.attention import library as attention_library
-from overlapc.runtime.attention.library import attention_by_fused, mask_of, why_not_fused
+from overlapc.runtime.attention.library import attention_by_fused, why_not_fused
+from overlapc.runtime.attention.library_masks import mask_of, told
 from overlapc.runtime.attention.masks import Added, Filled, Input, program_of
 from tests.codegen import attention_oracle, score_programs
 
@@ -66,6 +67,13 @@ def test_of_nothing_is_nothing_and_without_keys_zeros(
     torch.testing.assert_close(found, wanted.float(), equal_nan=True)
 
 
+def of_devices(spec, q, k, v, inputs, lengths):
+    is_causal, mask = told(spec, q, k.shape[2], inputs, lengths)
+    return attention_library._fused(
+        spec, q, k, v, mask, is_causal=is_causal, takes_masked_groups=False
+    )
+
+
 @pytest.mark.parametrize("dead", ["nan", pytest.param("zero", marks=LONG)])
 @pytest.mark.parametrize("rows", [1, 3, *(pytest.param(n, marks=LONG) for n in (7, 9))])
 @pytest.mark.parametrize(
@@ -83,7 +91,7 @@ def test_it_is_the_specs(structure, program, rows, dead):
         for found in (
             attention_by_fused(own, q, k, v, inputs, lengths),
             # As where lengths stay on the device, and no kernel takes shared heads under a mask.
-            attention_library._fused(own, q, k, v, inputs, lengths, takes_masked_groups=False),
+            of_devices(own, q, k, v, inputs, lengths),
         ):
             torch.testing.assert_close(found, wanted.float(), equal_nan=True)
             assert found.transpose(1, 2).is_contiguous()
