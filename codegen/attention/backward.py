@@ -91,7 +91,9 @@ class AttentionBackward:
             if sinks_gradient is not None and lse_gradient is not None:
                 sinks_gradient.copy_(lse_gradient.sum((0, 2)))  # the logarithm is the sink
             return
-        bases, delta = lse.new_empty((2, *lse.shape), dtype=torch.float32)
+        # Each of its own: where the second half of one lay would go by the number of rows.
+        bases = lse.new_empty(lse.shape, dtype=torch.float32)
+        delta = torch.empty_like(bases)
         poison = bases.new_zeros(lse.shape[:2])
         shares = torch.empty_like(bases) if has_shares(self.spec) else None
         counts = (sizes.heads, sizes.rows, sizes.keys)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from overlapc.codegen.attention.backward import build_backward
@@ -48,9 +49,9 @@ def recording(module: Any) -> Any:
     )
 
 
-def sides(rows: int, keys: int) -> tuple[torch.Tensor, ...]:
+def sides(rows: int, keys: int, heads: int = 4) -> tuple[torch.Tensor, ...]:
     """Queries, keys, values and room for a result."""
-    sizes = ((4, rows), (2, keys), (2, keys), (4, rows))
+    sizes = ((heads, rows), (heads // 2, keys), (heads // 2, keys), (heads, rows))
     return tuple(torch.empty(3, heads, own, 16, dtype=torch.bfloat16) for heads, own in sizes)
 
 
@@ -101,16 +102,18 @@ def test_no_number_of_rows_that_a_mask_is_looked_through_for(private_cache):
         assert len(set(getattr(kernel.module, name).found)) == 1, name
 
 
-def test_no_number_of_rows_of_a_backward(private_cache):
-    """Mutant: the same of each kernel."""
+@pytest.mark.parametrize("heads", [4, 2])
+def test_no_number_of_rows_of_a_backward(private_cache, heads):
+    """Mutants: the same of each kernel; of two heads, what is kept of rows lies in one tensor, the
+    second of it at a multiple of 16 bytes for some numbers of rows alone."""
     spec = replace(SPEC, program=programs.ADDED)
     backward = build_backward(spec, lambda spec, part: TILE, [0])
     modules = {part: recording(module) for part, module in backward.modules.items()}
     backward = replace(backward, modules=modules)
     for rows in ROWS:
-        q, k, v, out = sides(rows, 32)
-        mask = torch.empty(3, 4, rows, 32)
-        backward(q, k, v, out, torch.empty(3, 4, rows), out.clone(), q_gradient=q.clone(),
+        q, k, v, out = sides(rows, 32, heads)
+        mask = torch.empty(3, heads, rows, 32)
+        backward(q, k, v, out, torch.empty(3, heads, rows), out.clone(), q_gradient=q.clone(),
                  k_gradient=k.clone(), v_gradient=v.clone(), inputs=[mask],
                  input_gradients=[mask.clone()])  # fmt: skip
     assert set(modules) == {"rows", "shares", "keys", "queries", "input 0"}
