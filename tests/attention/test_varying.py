@@ -77,3 +77,17 @@ def test_another_fill_is_another_graph(monkeypatch):
         wanted = filled(*map(wide, operands))
         assert_alike(done.function(*operands), wanted, torch.float32)
     assert len(done.after) > 1
+
+
+def test_sizes_that_a_graph_computes_do_not_say_how_a_tensor_lies():
+    """Mutant: it is asked before, which torch answers by an error, and the site is a fault."""
+
+    def function(q, k, v, kept):
+        scores = q[:, :, kept.nonzero()[:, 0]] @ k.mT
+        beside = torch.zeros_like(scores.mT).masked_fill(kept[0], -1.0)
+        return (scores + beside.mT).softmax(-1) @ v
+
+    q, k, v = plain()
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        done = rewrite(function, q, k, v, torch.arange(q.shape[-2]) > 1)
+    assert done.codes == ["!score_function"]

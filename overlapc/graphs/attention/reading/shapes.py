@@ -36,8 +36,9 @@ def reads_shape(call: Call | None, source: fx.Node) -> bool:
     value = tensor_of(source)
     if call is None or value is None or not _may_read_shape(call, source):
         return False
-    is_laid_out = not call.name.endswith("_like") or value.is_contiguous()
-    return is_laid_out and has_sizes(source.graph, tuple(value.shape))
+    if not has_sizes(source.graph, tuple(value.shape)):  # of others it is unknown how they lie
+        return False
+    return not call.name.endswith("_like") or value.is_contiguous()
 
 
 def _may_read_shape(call: Call, source: fx.Node) -> bool:
