@@ -153,9 +153,20 @@ def _read(path: Path) -> list[Site]:
 
 def _read_sent(path: Path) -> dict[str, Mapping[str, Sequence[str]]]:
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}  # nothing is compared then
+    is_whole = isinstance(found, dict) and all(map(_is_sent, found.values()))
+    return found if is_whole else {}
+
+
+def _is_sent(by_group: object) -> bool:
+    if not isinstance(by_group, dict):
+        return False
+    return all(
+        isinstance(sent, list) and all(isinstance(how, str) for how in sent)
+        for sent in by_group.values()
+    )
 
 
 _entries: dict[str, Entry] = {}

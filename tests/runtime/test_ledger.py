@@ -122,6 +122,21 @@ def test_a_report_that_cannot_be_kept_costs_no_compilation(spoil, entry_of, tmp_
     assert ("a target is not kept" in caplog.text) == (spoil == "nowhere")
 
 
+@pytest.mark.parametrize(
+    "text", ["null", "[]", '{"a": 3}', '{"a": {"world": 3}}', '{"a": {"b": [0]}}']
+)
+def test_what_was_sent_is_not_taken_from_another_text(text, entry_of):
+    """Mutants: any JSON is, and raised where it is joined or read; not looked through so far."""
+    wanted = sites_of(FORWARD, "forward")
+    entry_of(0).add(FORWARD, wanted, {"world": ["all_reduce"]})
+    path = entry_of(0)._path(0).with_suffix(ledger.SENT)
+    path.write_text(text.replace('"a"', f'"{FORWARD}"'))
+    entry = entry_of(0)
+    entry.recall()
+    assert entry.sites == wanted
+    assert entry._sent_on("world") is None
+
+
 def test_dynamo_keeps_out_of_a_compiled_graph_once_a_call(entry_of):
     """It wraps what a backend gives it, and unwraps it before, but not what lies within."""
 
