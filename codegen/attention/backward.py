@@ -137,6 +137,8 @@ class AttentionBackward:
         if sinks is not None and sinks_gradient is not None:
             # A sink has a weight and no value: what it adds to the gradient is its part of delta.
             weight = torch.exp(sinks.float()[:, None] - lse)
+            if self.spec.dead == "zero":
+                weight = weight.masked_fill(lse == -torch.inf, 0.0)  # nor has such a row a weight
             if shares is not None and "shares" in self.modules:  # of scores in nats
                 weight = torch.exp(sinks.float()[:, None] - bases) * shares
             sinks_gradient.copy_(-(weight * delta).sum((0, 2)))

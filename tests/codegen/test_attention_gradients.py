@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -47,6 +48,10 @@ CASES = {
     "sinks as low as a mask of whole rows": (
         replace(SPEC, program=programs.LOW, sinks=True), {"kept": 0.0, "sink": -(2.0**127)},
     ),
+    "sinks of nothing, rows of no key": (
+        replace(WINDOW, sinks=True, lengths=True, dead="zero"),
+        {"sink": -math.inf, "lengths": (45, 3)},
+    ),
     "scores far above zero": (replace(SPEC, program=programs.HIGH), {}),
     "masks that are turned": (replace(SPEC, program=programs.TURNED, groups=2), {}),
     "a mask of the score": (replace(SPEC, program=programs.LEAST_BY_SCORE), {}),
@@ -58,7 +63,7 @@ CASES = {
 QUICK = (
     "causal from the first key", "more rows than keys", "a bias of each row and key",
     "a finite mask, of whole rows too", "sinks as low as a mask of whole rows",
-    "scores far above zero", "a window in one loop",
+    "scores far above zero", "a window in one loop", "sinks of nothing, rows of no key",
 )  # fmt: skip
 
 
