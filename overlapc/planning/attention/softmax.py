@@ -20,8 +20,9 @@ to 128 of them: chosen, so that this stays near a hundredth of the CTAs."""
 LEAST_SLACK = 2.0
 """By which scores of other prompts may shift before more rows than those are: chosen."""
 
-MOST_PHI = 1e38
-"""Of a size that is a number of float32 in units of log 2 as well."""
+MOST_PHI = 1e30
+"""Of a size that is a number of float32 over the scale of scores as well: kernels take it off
+products, and multiply what is left."""
 
 
 LEGEND = f"""\
