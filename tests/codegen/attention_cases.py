@@ -126,7 +126,7 @@ def run(
     around = torch.full((batch, rows + 2, every, spec.value_dim + 3), torch.nan)
     around = around.to(getattr(torch, spec.dtype))
     out = around.transpose(1, 2)[:, :, 1:-1, 1:-2]
-    lse = torch.full((batch, every, rows), -7.0)
+    lse = torch.full((batch, every, rows), torch.nan, dtype=getattr(torch, spec.sums_dtype))
     counter = torch.tensor([REDONE_BEFORE])
     if mask:
         program, tensor = mask.for_oracle

@@ -253,7 +253,9 @@ def prepare(text: str, cache_text: str, case: Case, mutate: Sequence[tuple[str, 
         "v_scale": scales[1],
         "phi": phi,
         "sinks": sinks,
-        "lse": torch.full(shape[:3], torch.nan) if case.wants_lse else None,
+        "lse": torch.full(shape[:3], torch.nan, dtype=getattr(torch, spec.sums_dtype))
+        if case.wants_lse
+        else None,
         "redone": torch.zeros(1, dtype=torch.int64),
     }
     used = lengths if spec.lengths else torch.full((case.batch,), case.keys)
