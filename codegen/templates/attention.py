@@ -22,6 +22,7 @@ from overlapc.codegen.templates.softmax import (
     exp_apart,
     fixed_weights,
     gathered_sums,
+    in_units,
     is_exact,
     is_without_keys,
     or_zero,
@@ -201,8 +202,7 @@ def attention_forward(
     UNIT: tl.constexpr = unit_of(SCORES, SCALE)
     sink = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     if sinks is not None:
-        own_sink = tl.load(sinks + head).to(tl.float32) * (1.0 / UNIT)
-        sink = tl.full((BLOCK_M,), 0.0, tl.float32) + own_sink
+        sink = tl.full((BLOCK_M,), 0.0, tl.float32) + in_units(tl.load(sinks + head), UNIT)
     nothing = tl.zeros((BLOCK_M,), tl.float32)
     total = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
 

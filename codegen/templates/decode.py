@@ -29,6 +29,7 @@ from overlapc.codegen.templates.running import moves_of, settle
 from overlapc.codegen.templates.signal import await_stores
 from overlapc.codegen.templates.softmax import (
     all_finite,
+    in_units,
     is_exact,
     is_without_keys,
     or_zero,
@@ -150,7 +151,7 @@ def attention_decode(
     nothing = tl.zeros((BLOCK_M,), tl.float32)
     sink = nothing - float("inf")
     if sinks is not None:
-        sink = tl.load(sinks + head, mask=row_inside, other=0.0).to(tl.float32) * (1.0 / UNIT)
+        sink = in_units(tl.load(sinks + head, mask=row_inside, other=0.0), UNIT)
     total = no_total(BLOCK_M, BLOCK_V, PAIRS)
     IS_ONLINE: tl.constexpr = SOFTMAX == "online"
     # What first keys tell may be a mask, and is not told from a row of no key if it fails.

@@ -13,6 +13,8 @@ from overlapc.codegen.templates.visible import is_seen
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+LEAST = tl.constexpr(-3.4028234663852886e38)
+"""Of float32."""
 
 
 @triton.constexpr_function
@@ -56,6 +58,14 @@ def score_tile(
         seen = is_seen(tile[4], tile[5], first, end, BEFORE, AFTER)
         score = tl.where(seen, score, float("-inf"))
     return score
+
+
+@triton.jit
+def in_units(sink: tl.tensor, UNIT: tl.constexpr) -> tl.tensor:
+    """A sink of nats in units, float32. One as low as a mask is still a number, which rows that see
+    no key have: of minus infinity they would have nothing."""
+    number = sink.to(tl.float32) * (1.0 / UNIT)
+    return tl.where((number == float("-inf")) & (sink > float("-inf")), LEAST, number)
 
 
 @triton.jit

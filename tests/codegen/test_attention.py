@@ -34,6 +34,10 @@ CASES = {
         replace(WINDOW, sinks=True, softmax="sink", lengths=True, groups=2, dead="zero"),
         {"first_sink": -math.inf, "lengths": (45, 3)},
     ),
+    "a sink of the least number, rows of no key": (
+        replace(WINDOW, sinks=True, softmax="sink", lengths=True, groups=2),
+        {"first_sink": -3.4e38, "lengths": (45, 3), "redone": "any"},
+    ),
     "sinks without keys": (
         replace(BRAIN, sinks=True, softmax="sink", groups=2),
         {"first_sink": -math.inf, "keys": 0},

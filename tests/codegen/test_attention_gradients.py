@@ -48,6 +48,9 @@ CASES = {
     "sinks as low as a mask of whole rows": (
         replace(SPEC, program=programs.LOW, sinks=True), {"kept": 0.0, "sink": -(2.0**127)},
     ),
+    "sinks of the least number, rows of no key": (
+        replace(WINDOW, sinks=True, lengths=True), {"sink": -3.4e38, "lengths": (45, 3)},
+    ),
     "sinks of nothing, rows of no key": (
         replace(WINDOW, sinks=True, lengths=True, dead="zero"),
         {"sink": -math.inf, "lengths": (45, 3)},
