@@ -373,7 +373,7 @@ def error_of(case: Case, sizes: tuple[int, int, int, int], launch: Launch) -> fl
     given, spec = operands(case, sizes), case.spec
     shape = (*given.q.shape[:3], spec.value_dim)
     out = torch.full(shape, torch.nan, dtype=given.q.dtype, device="cuda")
-    lse = torch.full(shape[:3], torch.nan, device="cuda")
+    lse = torch.full(shape[:3], torch.nan, dtype=getattr(torch, spec.sums_dtype), device="cuda")
     redone = torch.zeros(1, dtype=torch.int32, device="cuda")
     launch(case, given, out, lse, redone)
     if (redone.item() > 0) != case.is_redone:
