@@ -7,7 +7,7 @@ import triton.language as tl
 
 from overlapc.codegen.templates.head_tiles import load_tile, of_head
 from overlapc.codegen.templates.hidden import flags_of
-from overlapc.codegen.templates.softmax import exp_apart, score_tile, unit_of
+from overlapc.codegen.templates.softmax import exp_apart, in_units, or_zero, score_tile, unit_of
 from overlapc.codegen.templates.visible import end_of, end_seen, first_seen, length_of, own_key
 
 LOST = tl.constexpr(4096.0)
@@ -26,8 +26,9 @@ def attention_gradient_shares(
     BEFORE: tl.constexpr, AFTER: tl.constexpr, ALIGN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Write ``shares`` of rows of which the logarithm has lost the sum: one over that of
-    ``exp(score - base)``. Both are those of ``attention_gradient_rows``.
+    """Write ``bases`` and ``shares`` of rows of which the logarithm has lost the sum: their largest
+    score, for a logarithm that is rounded up leaves weights too small for float16, and one over the
+    sum of ``exp(score - base)``. Both are those of ``attention_gradient_rows``.
 
     One program for each block of rows of each query head of each batch. ``kept`` and ``kept_heads``
     are as of ``attention_gradient_queries``.
@@ -54,10 +55,10 @@ def attention_gradient_shares(
         highest = own_key(tl.minimum(corner + BLOCK_M, rows) - 1, rows, until, ALIGN)
         begin = first_seen(lowest, BEFORE) // BLOCK_N * BLOCK_N
         stop = end_seen(highest, length, AFTER)
-        base = tl.where(is_lost, base, 0.0)
-        sums = tl.zeros((BLOCK_M,), tl.float32)
+        peak = tl.full((BLOCK_M,), float("-inf"), tl.float32)
         if sinks is not None:
-            sums = exp_apart(tl.load(sinks + head).to(tl.float32) * (1.0 / UNIT), base, UNIT)
+            peak = tl.full((BLOCK_M,), 0.0, tl.float32) + in_units(tl.load(sinks + head), UNIT)
+        sums = tl.where(peak == float("-inf"), 0.0, 1.0)
         flags = kept
         if kept is not None:
             flags = flags_of(kept, kept_heads, batch, head, rows, keys, BLOCK_M, BLOCK_N)
@@ -74,5 +75,10 @@ def attention_gradient_shares(
                 tile = (batch, head, row, inside, column, seen)
                 score = score_tile(product, tile, first, end, inputs, SCORES, SCALE, BEFORE, AFTER,
                                    True)  # fmt: skip
-                sums += tl.sum(exp_apart(score, base[:, None], UNIT), 1)
+                higher = tl.maximum(peak, tl.max(score, 1))
+                near = or_zero(higher)
+                sums *= exp_apart(peak, near, UNIT)
+                sums += tl.sum(exp_apart(score, near[:, None], UNIT), 1)
+                peak = higher
+        tl.store(bases + heads_rows + row, peak, mask=is_lost)
         tl.store(shares + heads_rows + row, 1.0 / sums, mask=is_lost)

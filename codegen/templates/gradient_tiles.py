@@ -15,7 +15,8 @@ def load_rows(
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """What the rows of a head are known by: (base, delta, share), float32 each.
 
-    They are those of ``attention_gradient_rows``. Rows that are not inside have no weight.
+    They are those of ``attention_gradient_rows``, but where ``attention_gradient_shares`` wrote
+    others. Rows that are not inside have no weight.
     """
     base = tl.load(bases + row, mask=inside, other=float("inf"))
     row_delta = tl.load(delta + row, mask=inside, other=0.0)

@@ -20,6 +20,9 @@ LEAST = programs.program(
 )  # fmt: skip
 """A mask of the least number, of every row, where a bias stands otherwise."""
 
+FARTHER = programs.program("", ("add.Tensor", "%0", -2e8))
+"""Of as many keys as float32 rounds the logarithm of their sum up by 16, half of which it is."""
+
 CASES = {
     "plain": (SPEC, {}),
     "a window in one loop": (
@@ -55,8 +58,15 @@ CASES = {
         replace(WINDOW, sinks=True, lengths=True, dead="zero"),
         {"sink": -math.inf, "lengths": (45, 3)},
     ),
+    "logarithms of float16 that are above their masks": (
+        replace(SPEC, dtype="float16", program=FARTHER),
+        {"batch": 1, "rows": 16, "keys": 3500, "spread": 0.0, "tile": (16, 128)},
+    ),
     "scores far above zero": (replace(SPEC, program=programs.HIGH), {}),
     "masks that are turned": (replace(SPEC, program=programs.TURNED, groups=2), {}),
+    "masks that are turned, the largest late": (
+        replace(SPEC, program=programs.TURNED), {"kept": 0.95},
+    ),
     "a mask of the score": (replace(SPEC, program=programs.LEAST_BY_SCORE), {}),
     "a finite mask that is added": (replace(SPEC, program=LEAST), {"kept": 0.0}),
     "scores of hundreds": (replace(SPEC, softmax="online"), {"spread": 100.0}),
@@ -67,6 +77,7 @@ QUICK = (
     "causal from the first key", "more rows than keys", "a bias of each row and key",
     "a finite mask, of whole rows too", "sinks as low as a mask of whole rows",
     "scores far above zero", "a window in one loop", "sinks of nothing, rows of no key",
+    "logarithms of float16 that are above their masks",
 )  # fmt: skip
 
 
@@ -118,6 +129,13 @@ MUTANTS = {
                                      "1.0 / sums, mask=is_lost", "1.0 / sums, mask=row < 0"),
     "queries of rows whose sums are lost": (
         "a finite mask that is added", "total *= tl.load(shares", "total *= 1 + 0 * tl.load(shares",
+    ),
+    "rows whose sums are lost keep their base": (
+        "logarithms of float16 that are above their masks",
+        "+ row, peak, mask=is_lost", "+ row, peak, mask=row < 0",
+    ),
+    "sums of rows that are lost are not rescaled": (
+        "masks that are turned, the largest late", "sums *= exp_apart(peak, near, UNIT)", "pass",
     ),
     "one head of those that share a bias": ("a bias of each row and key",
                                             "own_head + step % same_heads", "own_head"),
