@@ -158,7 +158,7 @@ def in_float16(
 @triton.jit
 def visit_tile(
     peak: tl.tensor, sums: tl.tensor, total: tl.tensor, tile: tl.tensor,
-    query: tl.tuple, cache: tl.tuple, place: tl.tuple, inputs: tl.tuple,
+    query: tl.tuple, scale: tl.tensor, cache: tl.tuple, place: tl.tuple, inputs: tl.tuple,
     STEP: tl.constexpr, IS_CUT: tl.constexpr, SCORES: tl.constexpr,
     BEFORE: tl.constexpr, AFTER: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
     SHARED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -173,9 +173,10 @@ def visit_tile(
     ``maximum``: peak alone is raised. Where nothing is rescaled ``sums`` keep the columns of the
     tile apart: to add up a row costs a round between threads, and the loop is spared it. IS_CUT:
     not every row sees every key. WEIGHTS is their dtype, in which values are multiplied; keys are
-    in that of the queries. PAIRS: values are taken as ``load_pairs`` does.
+    in that of the queries. PAIRS: values are taken as ``load_pairs`` does. ``scale`` is a constant
+    but where a cache brings one.
     """
-    queries, rest_of_queries, scale = query
+    queries, rest_of_queries = query
     k, v, k_strides, v_strides, table, length, oldest = cache
     batch, head, row, row_inside, first, end = place
     column = tile * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -256,7 +257,7 @@ def visit_tile(
 def visit_each(
     peak: tl.tensor, sums: tl.tensor, total: tl.tensor,
     begin: tl.tensor, stop: tl.tensor, step: tl.tensor, floor: tl.tensor,
-    query: tl.tuple, cache: tl.tuple, place: tl.tuple, inputs: tl.tuple,
+    query: tl.tuple, scale: tl.tensor, cache: tl.tuple, place: tl.tuple, inputs: tl.tuple,
     STEP: tl.constexpr, HIDES: tl.constexpr, SCORES: tl.constexpr,
     BEFORE: tl.constexpr, AFTER: tl.constexpr, HEAD_DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
     SHARED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -271,7 +272,7 @@ def visit_each(
     if HIDES == "":
         for tile in tl.range(begin, stop, step):
             peak, sums, total = visit_tile(
-                peak, sums, total, tile, query, cache, place, inputs, STEP, True, SCORES,
+                peak, sums, total, tile, query, scale, cache, place, inputs, STEP, True, SCORES,
                 BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N, BLOCK_D,
                 BLOCK_REST, BLOCK_V, PAGE, WEIGHTS, PAIRS, IS_AMD,
             )  # fmt: skip
@@ -285,8 +286,8 @@ def visit_each(
                 tile = group + lowest_of(bits) * step
                 bits = bits & (bits - 1)
                 peak, sums, total = visit_tile(
-                    peak, sums, total, tile, query, cache, place, inputs, STEP, True, SCORES,
-                    BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N, BLOCK_D,
+                    peak, sums, total, tile, query, scale, cache, place, inputs, STEP, True,
+                    SCORES, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N, BLOCK_D,
                     BLOCK_REST, BLOCK_V, PAGE, WEIGHTS, PAIRS, IS_AMD,
                 )  # fmt: skip
     return peak, sums, total

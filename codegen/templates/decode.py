@@ -120,7 +120,8 @@ def attention_decode(
         places = lines[:, None] + column[None, :] * q_strides[3]
         inside = row_inside[:, None] & (column < HEAD_DIM)[None, :]
         rest_of_queries = tl.load(places, mask=inside, other=0.0)
-    scale = SCALE
+    # A variable that is not declared as one, or lies in a tuple, is no constant.
+    scale: tl.constexpr = SCALE
     if k_scale is not None:
         scale = tl.load(k_scale + key_head * scale_stride) * SCALE
     k += key_head.to(tl.int64) * k_strides[1]
@@ -134,8 +135,8 @@ def attention_decode(
     if v.dtype.element_ty.primitive_bitwidth == 8 and queries.dtype == tl.bfloat16:
         queries, rest_of_queries, over = in_float16(queries, rest_of_queries, BLOCK_REST)
         scale = (over * scale)[:, None]
-    query = (queries, rest_of_queries, scale)
-    UNIT: tl.constexpr = unit_of(SCORES, query[2])
+    query = (queries, rest_of_queries)
+    UNIT: tl.constexpr = unit_of(SCORES, scale)
     cache = (k, v, k_strides, v_strides, table, length, oldest)
     place = (batch, head[:, None], row, row_inside, first, end)
     own_place = (batch, head[:, None], row, row_inside)
@@ -178,9 +179,9 @@ def attention_decode(
             if begin < stop:
                 if HIDES == "":  # else it may be hidden, and is found by the walk below
                     peak, sums, total = visit_tile(
-                        peak, sums, total, begin, query, cache, place, inputs, "first", True,
-                        SCORES, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N,
-                        BLOCK_D, BLOCK_REST, BLOCK_V, PAGE, WEIGHTS, PAIRS, IS_AMD,
+                        peak, sums, total, begin, query, scale, cache, place, inputs, "first",
+                        True, SCORES, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION,
+                        BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V, PAGE, WEIGHTS, PAIRS, IS_AMD,
                     )  # fmt: skip
                     begin += 1
                 # Rows that see none of these take the first of the part that they do see.
@@ -197,9 +198,10 @@ def attention_decode(
                         )  # fmt: skip
                     if is_seen:
                         found, _, _ = visit_tile(
-                            peak, sums, total, next_tile, query, cache, place, inputs, "maximum",
-                            True, SCORES, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION,
-                            BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V, PAGE, WEIGHTS, PAIRS, IS_AMD,
+                            peak, sums, total, next_tile, query, scale, cache, place, inputs,
+                            "maximum", True, SCORES, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED,
+                            PRECISION, BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V, PAGE, WEIGHTS, PAIRS,
+                            IS_AMD,
                         )  # fmt: skip
                         peak = tl.where(waits, found, peak)
                         waits = waits & (peak == float("-inf"))
@@ -214,7 +216,7 @@ def attention_decode(
         whole_stop = tl.minimum(tl.maximum(whole_stop, whole), stop)
         for tile in tl.range(whole, whole_stop):
             peak, sums, total = visit_tile(
-                peak, sums, total, tile, query, cache, place, inputs, STEP, False, SCORES,
+                peak, sums, total, tile, query, scale, cache, place, inputs, STEP, False, SCORES,
                 BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N, BLOCK_D,
                 BLOCK_REST, BLOCK_V, PAGE, WEIGHTS, PAIRS, IS_AMD,
             )  # fmt: skip
@@ -224,14 +226,14 @@ def attention_decode(
             for edge in tl.range(0, edges):
                 tile = tl.where(edge < before, begin + edge, whole_stop + edge - before)
                 peak, sums, total = visit_tile(
-                    peak, sums, total, tile, query, cache, place, inputs, STEP, True, SCORES,
-                    BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N, BLOCK_D,
+                    peak, sums, total, tile, query, scale, cache, place, inputs, STEP, True,
+                    SCORES, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_N, BLOCK_D,
                     BLOCK_REST, BLOCK_V, PAGE, WEIGHTS, PAIRS, IS_AMD,
                 )  # fmt: skip
     else:
         peak, sums, total = visit_each(
-            peak, sums, total, begin, stop, step, floor, query, cache, place, inputs, STEP, HIDES,
-            SCORES, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_M, BLOCK_N,
+            peak, sums, total, begin, stop, step, floor, query, scale, cache, place, inputs, STEP,
+            HIDES, SCORES, BEFORE, AFTER, HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_M, BLOCK_N,
             BLOCK_D, BLOCK_REST, BLOCK_V, PAGE, WEIGHTS, PAIRS, IS_AMD,
         )  # fmt: skip
     total = whole_total(total, PAIRS)
@@ -301,9 +303,9 @@ def attention_decode(
             redone_total = no_total(BLOCK_M, BLOCK_V, PAIRS)
             redone_peak, redone_sums, redone_total = visit_each(
                 redone_peak, redone_sums, redone_total, first_tile, first_tile + tiles, 1, floor,
-                query, cache, place, inputs, "online", HIDES, SCORES, BEFORE, AFTER, HEAD_DIM,
-                VALUE_DIM, SHARED, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_REST, BLOCK_V, PAGE,
-                WEIGHTS, PAIRS, IS_AMD,
+                query, scale, cache, place, inputs, "online", HIDES, SCORES, BEFORE, AFTER,
+                HEAD_DIM, VALUE_DIM, SHARED, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_REST,
+                BLOCK_V, PAGE, WEIGHTS, PAIRS, IS_AMD,
             )  # fmt: skip
             # A row of minus infinity alone has been computed: it has no weight.
             is_bad = is_bad & (redone_peak > float("-inf"))

@@ -14,12 +14,15 @@ import torch
 
 from overlapc.codegen.attention.backward import AttentionBackward, build_backward
 from overlapc.codegen.attention.backward_module import backward_text
+from overlapc.codegen.attention.cache import Cache
+from overlapc.codegen.attention.decode import build_decode
 from overlapc.codegen.attention.kernel import build_attention
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.codegen.attention.tiles import AttentionTile
 from overlapc.codegen.builder import TEMPLATES, cache_dir
 from overlapc.codegen.interpreting import correct_interpreter
 from tests.codegen import attention_oracle as oracle
+from tests.codegen import decode_cases
 from tests.codegen.attention_cases import (
     Case,
     difference,
@@ -89,11 +92,21 @@ def run(
     return max(errors.values())
 
 
-def beside_eager(text: str, *, mutate: tuple[str, str] | None = None, **named: Any) -> None:
+def beside_eager(
+    text: str, *, few_rows: bool = False, mutate: tuple[str, str] | None = None, **named: Any
+) -> None:
     """Raise AssertionError if an error of the result, of gradients or of what all values together
-    have as one (as of a bias of theirs) is twice what eager's is in the same dtype, or more."""
+    have as one (as of a bias of theirs) is twice what eager's is in the same dtype, or more.
+
+    The forward is the kernel of ``few_rows``, or of many. ``mutate`` is of the one of few, or of
+    the backward.
+    """
     spec, case = AttentionSpec.parse(text), Case(**named)
     given, left = prepare(spec, case, ())
+    if few_rows:
+        changes = [mutate] if mutate else []
+        left["out"], left["lse"] = forward_of_few_rows(spec, given, changes)
+        mutate = None
     backward = made(spec, case.tile, range(len(spec.inputs)), mutate)
     found, _, _ = gradients(backward, given, left)
     slopes, dtype = left["slopes"], given["q"].dtype
@@ -211,13 +224,33 @@ def forward(
     spec: AttentionSpec, given: dict[str, Any], tile: tuple[int, int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The result and the logarithms of sums by the generated kernel, poisoned before."""
-    batch, every, rows, _ = given["q"].shape
-    out = torch.full((batch, rows, every, spec.value_dim), torch.nan, dtype=given["q"].dtype)
-    logarithms = getattr(torch, spec.sums_dtype)
-    out, lse = out.transpose(1, 2), torch.full((batch, every, rows), torch.nan, dtype=logarithms)
+    out, lse = poisoned_results(spec, given)
     redone = torch.zeros(1, dtype=torch.int32)
     build_attention(spec, AttentionTile(*tile, 4, 1))(**given, out=out, lse=lse, redone=redone)
     return out, lse
+
+
+def forward_of_few_rows(
+    spec: AttentionSpec, given: dict[str, Any], changes: Sequence[tuple[str, str]] = ()
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same by the kernel that decodes, of two parts; ``changes`` are as of ``mutant``."""
+    out, lse = poisoned_results(spec, given)
+    kernel = build_decode(spec, Cache(), AttentionTile(16, 16, 4, 1))
+    if changes:
+        kernel = decode_cases.mutant(kernel, changes)
+    kernel(**given, out=out, lse=lse, redone=torch.zeros(1, dtype=torch.int32), splits=2,
+           workspace=kernel.workspace(given["q"], 2))  # fmt: skip
+    return out, lse
+
+
+def poisoned_results(
+    spec: AttentionSpec, given: dict[str, Any]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where a forward writes its result and the logarithms of sums."""
+    batch, every, rows, _ = given["q"].shape
+    out = torch.full((batch, rows, every, spec.value_dim), torch.nan, dtype=given["q"].dtype)
+    logarithms = getattr(torch, spec.sums_dtype)
+    return out.transpose(1, 2), torch.full((batch, every, rows), torch.nan, dtype=logarithms)
 
 
 def by_autograd(

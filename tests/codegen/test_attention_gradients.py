@@ -166,6 +166,10 @@ FAR = {
     "scores of hundreds": (replace(SPEC, scale=0.3, softmax="online"), {"spread": 100.0}),
     "scores of tens": (replace(CAUSAL, scale=0.3), {"spread": 8.0, "rows": 45}),
     "a mask": (replace(SPEC, program=programs.ADDED, groups=2), {"spread": 8.0}),
+    "few rows": (replace(SPEC, scale=0.3), {"spread": 100.0, "few_rows": True}),
+    "few rows of a running maximum": (
+        replace(SPEC, scale=0.3, softmax="online"), {"spread": 100.0, "few_rows": True},
+    ),
 }  # fmt: skip
 
 
@@ -184,8 +188,10 @@ def test_errors_are_no_larger_than_those_of_eager(interpreted, spec, named):
             "a mask", "tl.exp2((score - base) * (UNIT * LOG2E))",
             "tl.exp2(score * (UNIT * LOG2E) - base * (UNIT * LOG2E))",
         ),
+        ("few rows", "scale: tl.constexpr = SCALE", "scale = SCALE"),
+        ("few rows of a running maximum", "scale: tl.constexpr = SCALE", "scale = SCALE"),
     ],
-    ids=["rounded logarithms", "no shares", "multiplied first"],
+    ids=["rounded logarithms", "no shares", "multiplied first", "scaled first", "scaled first too"],
 )  # fmt: skip
 def test_an_error_larger_than_eagers_is_caught(interpreted, name, old, new):
     spec, named = FAR[name]
