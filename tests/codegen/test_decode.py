@@ -213,17 +213,6 @@ def test_scores_far_from_phi_are_computed_again(interpreted, softmax, offset):
     check(interpreted, spec, offset=offset, redone=redone)
 
 
-@pytest.mark.parametrize("softmax", first("zero", "online"))
-def test_products_near_the_largest_number(interpreted, softmax):
-    """They are scaled when the maximum has been taken off. The mutant that makes a number of the
-    constant by which they are, and so scales them before."""
-    spec = replace(SPEC, scale=1.0, softmax=softmax)
-    case = {"offset": 3e38, "factor": 1e36, "redone": ROWS_OF_ALL if softmax == "zero" else None}
-    check(interpreted, spec, **case)
-    with wrong_values():
-        check(interpreted, spec, mutate=[("scale: tl.constexpr = SCALE", "scale = SCALE")], **case)
-
-
 @pytest.mark.parametrize("mask", first("padding", ""))
 def test_parts_whose_first_keys_are_hidden_are_not_computed_again(interpreted, mask):
     # By a mask before the first keys, or because all keys of a part stand after a row's own.
