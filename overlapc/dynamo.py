@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -54,10 +55,11 @@ def rewrite_before_autograd(
         sites = sites_in_order(graph_module.graph) if known.sites else []
         places = {node: place for place, (node, _) in enumerate(sites)}
     apart = checkpointed(graph_module.graph) if graphs else set()
+    names: Counter[str] = Counter()
     for graph, given in graphs:
         compilation = Compilation(
             options, kind, _no_target, explains=explains, stage=STAGE,
-            is_checkpointed=graph in apart,
+            is_checkpointed=graph in apart, names=names,
         )  # fmt: skip
         compilation.outer, compilation.weights = outer.get(graph, {}), parameters_in(given)
         compilation.calibration, compilation.places = known, places

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -76,8 +77,16 @@ class Compilation:
     """What prompts said of the attentions of the program that the graph is, or is a part of."""
     places: dict[fx.Node, int] = field(default_factory=dict)
     """By the node of each of these, its place among them, where anything was said."""
+    names: Counter[str] = field(default_factory=Counter)
+    """How many graphs of a program have each name: bodies of checkpoints around equal layers have
+    one text."""
     modules: dict[str, str] = field(default_factory=dict)
     """Text of the Triton module that is generated for a site, by the site's identifier."""
+
+    def named(self, name: str) -> str:
+        """Return a name that no other graph of the program has."""
+        self.names[name] += 1
+        return name if self.names[name] == 1 else f"{name}-{self.names[name]}"
 
     def note(self, start: fx.Node, sentence: str) -> None:
         """Let a collective's site say one more sentence."""
@@ -176,7 +185,7 @@ def run_passes(passes: Sequence[Pass], graph: fx.Graph, compilation: Compilation
     # With other options the same graph is another compilation, whose calls count by themselves.
     choice = compilation.options.digest()[:6]
     name = f"{compilation.graph_kind}-{fingerprint(graph)}-{choice}"
-    compilation.graph_id = f"{compilation.stage}{name}"
+    compilation.graph_id = compilation.named(f"{compilation.stage}{name}")
     dump = GraphDump(compilation.options.dump)
     dump.graph(compilation.graph_id, "before", lambda: text(graph))
     for one in passes:

@@ -8,6 +8,7 @@ from torch._higher_order_ops.wrap import wrap_with_autocast
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.checkpoint import checkpoint
 
+import overlapc
 from overlapc import dynamo
 from overlapc.graphs.attention import problems
 from tests.attention.catalogue import square
@@ -183,3 +184,15 @@ def test_what_a_compilation_computes_is_saved_for_no_backward(function):
     assert done.codes
     assert saved
     assert not any(isinstance(tensor, FakeTensor) for tensor in saved)
+
+
+def test_equal_layers_behind_checkpoints_are_sites_of_their_own():
+    """Their bodies have one text. Mutant: and one name, under which a report kept the last."""
+    operands = [operand.requires_grad_() for operand in square()]
+    options = {"softmax": "sdpa"}
+    explained = overlapc.explain(causal, options)(*operands)
+    torch._dynamo.reset()
+    torch.compile(causal, backend="overlapc", options=options)(*operands)
+    ids = [site.id for site in explained.sites]
+    assert len(set(ids)) == 2
+    assert set(ids) <= {site.id for site in overlapc.report().sites}

@@ -360,3 +360,18 @@ def test_torchs_gradients_of_rows_that_keep_no_key_are_not_eagers(name):
     verdict = decide(replace(TRAINED, **change), choice)
     assert (verdict.decision, verdict.code) == ("refused", "dead_rows")
     assert "softmax='unified'" in verdict.reason
+
+
+def test_where_rows_and_keys_vary_a_short_prompt_does_not_decide_for_long_ones():
+    """Mutants: it does; under a mask that is given, or of rows or keys alone, it does not."""
+    short = replace(PREFILL, rows=33, keys=33, mask="causal", varying=("rows", "keys"))
+    verdict = decide(short, "auto")
+    assert (verdict.decision, verdict.code) == ("rewritten", "fused")
+    assert "may be many" in verdict.reason
+    first = "These sizes, the first ones, decide for all that the graph serves."
+    for change in ({"mask": "given"}, {"varying": ("keys",)}, {"varying": ("rows",)}):
+        verdict = decide(replace(short, **change), "auto")
+        assert (verdict.decision, verdict.code) == ("kept", "too_small")
+        assert verdict.reason.endswith(first)
+    assert first not in decide(replace(short, varying=()), "auto").reason
+    assert "may be" not in decide(replace(short, rows=512, keys=512), "auto").reason
