@@ -50,14 +50,15 @@ MASKS = {
 def by_torch(problem: AttentionProblem, choice: str) -> Verdict:
     if choice == "auto" and problem.device == "cpu" and problem.is_mask_trained:
         return _no_kernel(problem)  # whatever its rows keep
+    if problem.untold is not None and not tells_sinks(problem):
+        return Verdict("refused", *problem.untold)
     if problem.dead and problem.is_trained and not _tells_dead_rows(problem, choice):
         # The backward of torch's kernel takes the weights of such a row for other ones.
         reason = "A row may keep no key, and torch's fused attention has another gradient there"
+        told = f"{TOLD}, " * (choice == "auto")
         return Verdict(
-            "refused", "dead_rows", f"{reason}: {KEEPS_ONE}, {TOLD}, or on a GPU under {OURS}."
+            "refused", "dead_rows", f"{reason}: {KEEPS_ONE}, {told}or on a GPU under {OURS}."
         )
-    if problem.untold is not None and not tells_sinks(problem):
-        return Verdict("refused", *problem.untold)
     if problem.dead and problem.device != "cpu":
         reason = "A row may keep no key, and what torch's kernels give it is known on processors"
         return Verdict("refused", "dead_rows", f"{reason}: {KEEPS_ONE}, or under {OURS}.")
