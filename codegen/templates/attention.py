@@ -26,8 +26,8 @@ from overlapc.codegen.templates.softmax import (
     is_exact,
     is_without_keys,
     or_zero,
-    relative_to,
     score_tile,
+    sink_relative_to,
     spread_sums,
     store_logarithms,
     unit_of,
@@ -283,7 +283,7 @@ def attention_forward(
     sums = gathered_sums(sums)
     of_keys = sums
     if SOFTMAX != "online" and sinks is not None:
-        sums += relative_to(sink, peak, UNIT, STEP == "fixed", v[0].dtype.element_ty)
+        sums += sink_relative_to(sink, peak, UNIT, STEP == "fixed", v[0].dtype.element_ty)
     out = of_head(out, out_strides, batch, head)
     if lse is not None:
         lse += (batch.to(tl.int64) * heads + head) * rows
@@ -306,8 +306,8 @@ def attention_forward(
             is_bad = is_bad & (sums != 0.0)
         elif MASKS_TELL:
             unseen = keeping_none(
-                is_bad & is_without_keys(of_keys, sums, sink, LEAST), begin, stop, place, first,
-                end, length, inputs, SCORES, BEFORE, AFTER, BLOCK_M, BLOCK_N,
+                is_bad & is_without_keys(of_keys, sums, sink, LEAST, MOST), begin, stop, place,
+                first, end, length, inputs, SCORES, BEFORE, AFTER, BLOCK_M, BLOCK_N,
             )  # fmt: skip
             is_bad = is_bad & (unseen == 0)
         count = tl.sum(is_bad.to(tl.int32), 0)

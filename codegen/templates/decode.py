@@ -291,7 +291,7 @@ def attention_decode(
             is_bad = is_bad & (sums != 0.0)
         elif MASKS_TELL:
             unseen = keeping_none(
-                is_bad & is_without_keys(of_keys, sums, sink, LEAST), first_tile * BLOCK_N,
+                is_bad & is_without_keys(of_keys, sums, sink, LEAST, MOST), first_tile * BLOCK_N,
                 (first_tile + tiles) * BLOCK_N, own_place, first, end, length, inputs, SCORES,
                 BEFORE, AFTER, BLOCK_M, BLOCK_N,
             )  # fmt: skip

@@ -10,7 +10,7 @@ from overlapc.codegen.templates.softmax import (
     divided,
     exp_apart,
     or_zero,
-    relative_to,
+    sink_relative_to,
 )
 
 MANY = tl.constexpr(16)
@@ -76,7 +76,7 @@ def beside_sink(
 ) -> tuple[tl.tensor, tl.tensor]:
     """(peak, sums) of keys, and of the sink as well, which is a part of one sum: that of all."""
     peak = or_zero(tl.where(peak == float("-inf"), sink, peak))
-    return peak, sums + relative_to(sink, peak, UNIT, IS_NEAR, dtype)
+    return peak, sums + sink_relative_to(sink, peak, UNIT, IS_NEAR, dtype)
 
 
 @triton.jit

@@ -96,11 +96,12 @@ def is_exact(
 
 @triton.jit
 def is_without_keys(
-    of_keys: tl.tensor, sums: tl.tensor, sink: tl.tensor, LEAST: tl.constexpr
+    of_keys: tl.tensor, sums: tl.tensor, sink: tl.tensor, LEAST: tl.constexpr, MOST: tl.constexpr
 ) -> tl.tensor:  # fmt: skip
     """Whether rows whose keys have no weight are exact if they see none: where there is no sink, or
     it has kept its weight."""
-    return (of_keys == 0.0) & ((sink == float("-inf")) | (sums >= LEAST))
+    is_kept = (sums >= LEAST) & (sums <= MOST)
+    return (of_keys == 0.0) & ((sink == float("-inf")) | is_kept)
 
 
 @triton.jit
@@ -135,6 +136,23 @@ def relative_to(
         weights = tl.exp2(power)
         # Minus infinity took nothing, and is no number less itself.
         weights += tl.where(weights > 0.0, weights * (taken * LN2), 0.0)
+    return weights
+
+
+@triton.jit
+def sink_relative_to(
+    sink: tl.tensor, base: tl.tensor, UNIT: tl.constexpr, IS_NEAR: tl.constexpr,
+    dtype: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """``relative_to`` of sinks, which no product has rounded: what the difference takes from a sink
+    far above the base is given back as well."""
+    weights = relative_to(sink, base, UNIT, IS_NEAR, dtype)
+    if dtype == tl.float32:
+        apart = sink - base
+        own = apart - sink
+        taken = (sink - (apart - own)) - (base + own)
+        given = sink - (apart + base)
+        weights += tl.where(weights > 0.0, weights * ((taken - given) * UNIT), 0.0)
     return weights
 
 

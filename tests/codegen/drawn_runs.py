@@ -144,7 +144,7 @@ def compare(found: Result, wanted: Wanted, what: str) -> None:
 
 
 def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    bits = {2: torch.int16, 4: torch.int32}[one.element_size()]
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[one.element_size()]
     return torch.equal(one.contiguous().view(bits), other.contiguous().view(bits))
 
 
@@ -235,7 +235,9 @@ def launch(
     batch, every, rows, _ = drawn.sizes
     shape = (batch, every, rows, spec.value_dim)
     out = laid_out(torch.full(shape, poison, dtype=drawn.q.dtype), chance, math.nan)
-    logs = torch.full((batch * every * rows + 2 * GUARD,), poison)
+    # In the dtype that ops ask for: from one rounded to float32 weights are not made again.
+    sums = getattr(torch, spec.sums_dtype)
+    logs = torch.full((batch * every * rows + 2 * GUARD,), poison, dtype=sums)
     lse = logs[GUARD:-GUARD].view(batch, every, rows)
     redone = torch.full((1,), REDONE_BEFORE, dtype=torch.int64)
     named = {**memory.named, "lse": lse if drawn.has_lse else None, "redone": redone}

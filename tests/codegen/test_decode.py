@@ -279,7 +279,7 @@ def test_rows_that_masks_leave_a_sink_far_below_phi_are_no_rows_of_nothing(inter
     spec = replace(SPEC, softmax="bound", bound=200.0, sinks=True)
     case = {"mask": "padding", "keys": 40, "rows": 2, "splits": splits}
     check(interpreted, spec, redone=ROWS_OF_ALL * 2, **case)
-    mutant = ("is_without_keys(of_keys, sums, sink, LEAST)", "(of_keys == 0.0)")
+    mutant = ("is_without_keys(of_keys, sums, sink, LEAST, MOST)", "(of_keys == 0.0)")
     with wrong_values():
         check(interpreted, spec, mutate=[mutant], **case)
 

@@ -21,6 +21,11 @@ FAST_MUTANTS = {
     "keys of a page are read from its first": (
         "decode", 4, ("((start & (PAGE - 1)) + n)", "n"),
     ),
+    "a sink's own rounding is not given back": (
+        "decode", 184,
+        ("sums + sink_relative_to(sink, peak, UNIT, IS_NEAR, dtype)",
+         "sums + exp_apart(sink, peak, UNIT)"),
+    ),
     "operands are rounded to tf32": (
         "prefill", 0,
         ("return tl.dot(queries, keys.T, input_precision=PRECISION)",
@@ -74,6 +79,8 @@ FOUND = {
     "a query that is infinite": ("prefill", 104),
     "products of tf32": ("prefill", 59),
     "a number that is none in a backward": ("backward", 27),
+    "a sink far above a φ of float32": ("decode", 184),
+    "a sink whose weight is infinite, alone": ("prefill", 255),
 }
 """What draws have found wrong, and of rare ones those that are small."""
 
