@@ -25,7 +25,7 @@ def causal(q, k, v, sinks):
 
 @pytest.mark.parametrize(
     ("has_sinks", "key_heads", "code"),
-    [(False, 2, "fused_padded"), (False, 1, "by_rows"), (True, 1, "fused_sinks")],
+    [(False, 2, "fused_padded"), (False, 1, "fused_padded"), (True, 1, "fused_sinks")],
 )
 def test_what_is_put_in_by_itself_gives_what_eager_gives(has_sinks, key_heads, code):
     torch.manual_seed(0)

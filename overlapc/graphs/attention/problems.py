@@ -83,6 +83,7 @@ def _problem(found: Attention | Fused, weights: Mapping[fx.Node, torch.Tensor]) 
         scores=UNKNOWN if isinstance(own, Refusal) else scores_of(own, weights),
         varying=_varying(flat.query.shape, tuple(key.shape), tuple(value.shape)),
         multiprocessors=multiprocessors(device),
+        threads=torch.get_num_threads(),
         splits=way.splits.count if way else 0,
         reads=way.blocks.count if way else 1,
         is_latent=is_spelled and found.is_latent,

@@ -29,12 +29,18 @@ MOST_SEEN = 0.75
 torch's fused attention, 1.1 to 1.7 times. Of all scores they took 1.09 to 1.42 times as long, but
 in bfloat16 where queries share heads."""
 
+HEADS_A_THREAD = 2
+"""Heads of keys for each thread, from which on products are taken: the library shares them among
+threads, where torch's fused attention shares rows as well. Measured with two threads; chosen."""
+
 DTYPES = ("float32", "bfloat16")
 
 
-def takes_products(dtype: str, groups: int, rows: int, seen: float, *, is_causal: bool) -> bool:
+def takes_products(
+    dtype: str, groups: int, rows: int, seen: float, heads_a_thread: float, *, is_causal: bool
+) -> bool:
     """Whether products of a share of all scores are faster than torch's fused attention."""
-    if dtype not in DTYPES or rows < LEAST_ROWS:
+    if dtype not in DTYPES or rows < LEAST_ROWS or heads_a_thread < HEADS_A_THREAD:
         return False
     if is_causal:
         return dtype != "float32" or rows <= most_causal_rows(groups)
@@ -65,8 +71,9 @@ def _can(problem: AttentionProblem) -> bool:
     # Torch's own attention rounds no score to 16 bits.
     is_as_exact = problem.dtype == "float32" or not problem.is_fused
     is_told = problem.untold is None and not problem.prefix
+    is_shared = problem.heads // problem.groups >= HEADS_A_THREAD * problem.threads
     return (
-        is_own and is_read and is_narrow and is_as_exact and is_told
+        is_own and is_read and is_narrow and is_as_exact and is_told and is_shared
         and problem.dtype in DTYPES and problem.rows >= LEAST_ROWS
     )  # fmt: skip
 

@@ -65,6 +65,8 @@ class AttentionProblem:
     """Names of the sizes that vary: "rows", "keys"."""
     multiprocessors: int = 1
     """Of the device."""
+    threads: int = 1
+    """That share the work on a processor."""
     prompts: SiteScores | None = None
     """What a user's prompts said of its scores, where that is known."""
     narrow: str = ""

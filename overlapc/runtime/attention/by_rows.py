@@ -29,14 +29,15 @@ def by_products(
     faster. What is masked is told as by ``library_masks.told``."""
     if query.device.type != "cpu" or not (is_causal or mask is not None):
         return None
-    rows, dtype = query.shape[2], str(query.dtype).removeprefix("torch.")
-    if not takes_products(dtype, spec.groups, rows, 0.0, is_causal=is_causal):
+    call = (str(query.dtype).removeprefix("torch."), spec.groups, query.shape[2])
+    heads_a_thread = key.shape[1] / torch.get_num_threads()
+    if not takes_products(*call, 0.0, heads_a_thread, is_causal=is_causal):
         return None  # however few are seen
     if mask is not None:
         mask = mask[(None,) * (query.dim() - mask.dim())]
     spans = spans_of(query, key, value, mask)
     seen = sum(end - begin for begin, end in spans) / (len(spans) * key.shape[2])
-    if not takes_products(dtype, spec.groups, rows, seen, is_causal=is_causal):
+    if not takes_products(*call, seen, heads_a_thread, is_causal=is_causal):
         return None
     if mask is not None and mask.dtype != torch.bool:
         mask = _rounded(mask, query.dtype)

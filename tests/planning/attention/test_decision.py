@@ -52,8 +52,8 @@ def test_a_prefill_is_fused():
 
 CAUSAL = replace(PREFILL, mask="causal", is_plain=True)
 OTHERS = [
-    {"rows": 383}, {"rows": 641}, {"groups": 4, "rows": 1537}, {"is_trained": True},
-    {"is_plain": False}, {"prefix": True}, {"mask": "nothing"}, {"value_dim": 65},
+    {"rows": 383}, {"rows": 641}, {"threads": 17}, {"groups": 4, "rows": 1537},
+    {"is_trained": True}, {"is_plain": False}, {"prefix": True}, {"mask": "nothing"}, {"value_dim": 65},
     {"dtype": "float16"}, {"dtype": "bfloat16", "rows": 767},
     {"dtype": "bfloat16", "is_fused": True}, {"device": "cuda"}, {"why_only_torch": "It is."},
     {"mask": "given", "heads": 31}, {"mask": "given", "is_mask_trained": True},
@@ -74,7 +74,7 @@ def test_products_take_no_other_place(change):
     "change",
     [
         {}, {"rows": 384}, {"rows": 640}, {"groups": 4, "rows": 1536}, {"is_fused": True},
-        {"value_dim": 24}, {"dtype": "bfloat16", "rows": 768},
+        {"value_dim": 24}, {"threads": 16}, {"dtype": "bfloat16", "rows": 768},
         {"dtype": "bfloat16", "groups": 4, "rows": 384},
         {"mask": "given"}, {"mask": "given", "heads": 16, "groups": 4},
         {"mask": "given", "heads": 64, "dtype": "bfloat16"},
@@ -91,8 +91,8 @@ def test_products_of_some_rows_at_a_time_take_an_attentions_place(change):
 @pytest.mark.parametrize(
     ("change", "taken"),
     [
-        ({}, True), ({"rows": 383}, False), ({"rows": 641}, False),
-        ({"rows": 641, "groups": 2}, True), ({"rows": 1537, "groups": 2}, False),
+        ({}, True), ({"heads_a_thread": 1.9}, False), ({"rows": 383}, False),
+        ({"rows": 641}, False), ({"rows": 641, "groups": 2}, True), ({"rows": 1537, "groups": 2}, False),
         ({"rows": 4096, "dtype": "bfloat16"}, True), ({"dtype": "float16"}, False),
         ({"is_causal": False, "seen": 0.75}, True), ({"is_causal": False, "seen": 0.76}, False),
         ({"is_causal": False, "dtype": "bfloat16"}, False),
@@ -101,7 +101,10 @@ def test_products_of_some_rows_at_a_time_take_an_attentions_place(change):
     ids=str,
 )  # fmt: skip
 def test_of_a_call_products_are_taken_by_what_is_seen(change, taken):
-    call = {"dtype": "float32", "groups": 1, "rows": 512, "seen": 1.0, "is_causal": True, **change}
+    call = {
+        "dtype": "float32", "groups": 1, "rows": 512, "seen": 1.0, "heads_a_thread": 2,
+        "is_causal": True, **change,
+    }  # fmt: skip
     assert takes_products(**call) == taken
 
 
