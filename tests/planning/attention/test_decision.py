@@ -53,7 +53,8 @@ def test_a_prefill_is_fused():
 CAUSAL = replace(PREFILL, mask="causal", is_plain=True)
 OTHERS = [
     {"rows": 383}, {"rows": 641}, {"threads": 17}, {"groups": 4, "rows": 1537},
-    {"is_trained": True}, {"is_plain": False}, {"prefix": True}, {"mask": "nothing"}, {"value_dim": 65},
+    {"is_trained": True}, {"is_plain": False}, {"prefix": True}, {"mask": "nothing"},
+    {"value_dim": 65},
     {"dtype": "float16"}, {"dtype": "bfloat16", "rows": 767},
     {"dtype": "bfloat16", "is_fused": True}, {"device": "cuda"}, {"why_only_torch": "It is."},
     {"mask": "given", "heads": 31}, {"mask": "given", "is_mask_trained": True},
@@ -92,7 +93,8 @@ def test_products_of_some_rows_at_a_time_take_an_attentions_place(change):
     ("change", "taken"),
     [
         ({}, True), ({"heads_a_thread": 1.9}, False), ({"rows": 383}, False),
-        ({"rows": 641}, False), ({"rows": 641, "groups": 2}, True), ({"rows": 1537, "groups": 2}, False),
+        ({"rows": 641}, False), ({"rows": 641, "groups": 2}, True),
+        ({"rows": 1537, "groups": 2}, False),
         ({"rows": 4096, "dtype": "bfloat16"}, True), ({"dtype": "float16"}, False),
         ({"is_causal": False, "seen": 0.75}, True), ({"is_causal": False, "seen": 0.76}, False),
         ({"is_causal": False, "dtype": "bfloat16"}, False),
