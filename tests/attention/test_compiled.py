@@ -139,6 +139,7 @@ def test_what_explain_calls_is_not_counted(monkeypatch):
         return (q @ k.mT * 0.25).masked_fill(later, -torch.inf).softmax(-1) @ v
 
     monkeypatch.setattr(by_rows, "HEADS_A_THREAD", 0)  # of any machine
+    monkeypatch.setattr(by_rows, "LEAST_DIM", 16)
     inputs = tuple(torch.randn(3, 1, 12, 384, 16))
     with torch.no_grad():
         compiled = torch.compile(causal, backend="overlapc", options={"softmax": "sdpa"})

@@ -12,7 +12,7 @@ from overlapc.planning.attention.by_rows import ROWS_AT_A_TIME, takes_products
 from overlapc.runtime.attention.library_masks import has_part, without_keys
 from overlapc.runtime.attention.products import attention_by_products
 
-LOOKED_THROUGH = 4
+LOOKED_THROUGH = 8
 """Scores for each number of a mask from which on it is looked through; chosen."""
 
 
@@ -29,7 +29,7 @@ def by_products(
     faster. What is masked is told as by ``library_masks.told``."""
     if query.device.type != "cpu" or not (is_causal or mask is not None):
         return None
-    call = (str(query.dtype).removeprefix("torch."), spec.groups, query.shape[2])
+    call = (str(query.dtype).removeprefix("torch."), spec.head_dim, spec.groups, query.shape[2])
     heads_a_thread = key.shape[1] / torch.get_num_threads()
     if not takes_products(*call, 0.0, heads_a_thread, is_causal=is_causal):
         return None  # however few are seen
@@ -60,18 +60,12 @@ def spans_of(
     # Hidden keys that are no numbers make rows NaN, as they do in eager.
     if not is_small or not (_is_finite(key) and _is_finite(value)):
         return [(0, keys)] * len(starts)
-    kept = (mask if mask.dtype == torch.bool else has_part(mask)).flatten(0, 1).any(0)
-    places = torch.arange(keys)
-    first = _of_blocks(torch.where(kept, keys - places, 0))
-    last = _of_blocks(torch.where(kept, places + 1, 0))
-    found = zip((keys - first).tolist(), last.tolist(), strict=True)
-    return [(begin, end) if end else (0, keys) for begin, end in found]
-
-
-def _of_blocks(numbers: torch.Tensor) -> torch.Tensor:
-    """The greatest of the numbers ``[rows, keys]``, none below zero, of ``ROWS_AT_A_TIME`` rows."""
-    of_rows = numbers.amax(1)
-    return F.pad(of_rows, (0, -len(of_rows) % ROWS_AT_A_TIME)).view(-1, ROWS_AT_A_TIME).amax(1)
+    kept = (mask if mask.dtype == torch.bool else has_part(mask)).flatten(0, 1)
+    blocks = F.pad(kept, (0, 0, 0, -rows % ROWS_AT_A_TIME)).unflatten(1, (-1, ROWS_AT_A_TIME))
+    seen = blocks.any(2).any(0).byte()
+    first, beyond = seen.argmax(1), keys - seen.flip(1).argmax(1)
+    found = zip(seen.any(1).tolist(), first.tolist(), beyond.tolist(), strict=True)
+    return [(begin, end) if is_any else (0, keys) for is_any, begin, end in found]
 
 
 def _is_finite(side: torch.Tensor) -> bool:
