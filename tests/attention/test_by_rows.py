@@ -221,3 +221,13 @@ def test_torchs_own_attention_in_float32_is_computed_so(seen):
         narrow = [side.bfloat16() for side in inputs]
         assert rewrite(function, *narrow, softmax="auto").codes == ["=fused_already"]
         assert rewrite(attend, *narrow, softmax="auto").codes == ["by_rows"]
+
+
+def test_no_default_device_of_a_user_is_where_it_computes():
+    """Mutant: what is later is made there."""
+    inputs = operands(130, 130)
+    wanted = attend(*(side.double() for side in inputs))
+    with torch.device("meta"):
+        found = by_rows.by_products(CAUSAL, *inputs, None, is_causal=True)
+    assert found is not None
+    assert error(found, wanted) < 1e-5

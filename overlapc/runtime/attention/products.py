@@ -23,7 +23,7 @@ def attention_by_products(
     mask: torch.Tensor | None,
     spans: Sequence[tuple[int, int]],
 ) -> torch.Tensor:
-    """Return the result, rows before heads in memory, of float32 operands.
+    """Return the result, rows before heads in memory, of float32 or bfloat16 operands.
 
     ``mask`` is of booleans that keep or of numbers that are added, [1 or batch, 1 or heads, rows,
     keys]; None: row r sees keys up to the r-th. ``spans`` says of each ``ROWS_AT_A_TIME`` rows from
@@ -69,7 +69,7 @@ def _hide(scores: torch.Tensor, mask: torch.Tensor | None, rows: slice, keys: sl
     """Take from scores ``[heads, rows, keys]`` what a mask hides of some rows and keys."""
     if mask is None:
         beside = scores[..., rows.start :]
-        later = torch.ones(beside.shape[1:], dtype=torch.bool).triu_(1)
+        later = beside.new_ones(beside.shape[1:], dtype=torch.bool).triu_(1)
         beside.masked_fill_(later, -math.inf)
     elif mask.dtype == torch.bool:
         scores.masked_fill_(~mask[:, rows, keys], -math.inf)
