@@ -58,8 +58,8 @@ OTHERS = [
     {"groups": 4, "rows": 1537},
     {"is_trained": True}, {"is_plain": False}, {"prefix": True}, {"mask": "nothing"},
     {"value_dim": 65},
-    {"dtype": "float16"}, {"dtype": "bfloat16", "rows": 767},
-    {"dtype": "bfloat16", "is_fused": True}, {"device": "cuda"}, {"why_only_torch": "It is."},
+    {"dtype": "float16", "rows": 768}, {"dtype": "bfloat16", "rows": 767},
+    {"dtype": "bfloat16", "rows": 768, "is_fused": True}, {"device": "cuda"}, {"why_only_torch": "It is."},
     {"mask": "given"},
 ]  # fmt: skip
 
@@ -377,7 +377,8 @@ def test_where_rows_and_keys_vary_a_short_prompt_does_not_decide_for_long_ones()
     assert (verdict.decision, verdict.code) == ("rewritten", "fused")
     assert "may be many" in verdict.reason
     first = "These sizes, the first ones, decide for all that the graph serves."
-    for change in ({"mask": "given"}, {"varying": ("keys",)}, {"varying": ("rows",)}):
+    shared = {"mask": "given", "heads": 16, "groups": 4}
+    for change in ({"mask": "given"}, shared, {"varying": ("keys",)}, {"varying": ("rows",)}):
         verdict = decide(replace(short, **change), "auto")
         assert (verdict.decision, verdict.code) == ("kept", "too_small")
         assert verdict.reason.endswith(first)
