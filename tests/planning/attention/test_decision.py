@@ -59,8 +59,8 @@ OTHERS = [
     {"is_trained": True}, {"is_plain": False}, {"prefix": True}, {"mask": "nothing"},
     {"value_dim": 65},
     {"dtype": "float16", "rows": 768}, {"dtype": "bfloat16", "rows": 767},
-    {"dtype": "bfloat16", "rows": 768, "is_fused": True}, {"device": "cuda"}, {"why_only_torch": "It is."},
-    {"mask": "given"},
+    {"dtype": "bfloat16", "rows": 768, "is_fused": True}, {"device": "cuda"},
+    {"why_only_torch": "It is."}, {"mask": "given"},
 ]  # fmt: skip
 
 
