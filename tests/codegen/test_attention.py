@@ -171,7 +171,7 @@ MUTANTS = {
         "a sink far above keys that are lost", "(tl.where(is_kept, sums, of_keys) >=", "(sums >=",
     ),
     "rows of a sink alone are redone": (
-        "sinks below φ, of rows of no key", '((sink == float("-inf")) | (sums >= LEAST))',
+        "sinks below φ, of rows of no key", '((sink == float("-inf")) | is_kept)',
         '(sink == float("-inf"))',
     ),
     "turned masks are multiplied before they are subtracted": (
@@ -200,11 +200,12 @@ MUTANTS = {
         "online, sums by products", "(shrunk[:, None] if", "(1.0 if",
     ),
     "rows of a sink alone are rows of nothing": (
-        "a sink far below φ, of rows without a key", " | (sums >= LEAST))", " | (sums >= 0.0))",
+        "a sink far below φ, of rows without a key", "is_kept = (sums >= LEAST)",
+        "is_kept = (sums >= 0.0)",
     ),
     "no sinks": (
-        "sinks", "sums += relative_to(",
-        "sums += 0.0 * relative_to(",
+        "sinks", "sums += sink_relative_to(",
+        "sums += 0.0 * sink_relative_to(",
     ),
     "another head's keys": ("grouped, ragged heads", "head // GROUPS", "head * 0"),
     "one key too many": ("causal from the first key", "own + (AFTER + 1)", "own + (AFTER + 2)"),

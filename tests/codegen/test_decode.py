@@ -351,7 +351,7 @@ MUTANTS = {
     ]),
     "a sink for each part": (SINKS, PLAIN, "run", {"splits": 4}, [
         ("            of_keys = sums\n", "            of_keys = sums\n            "
-         "sums += (parts - 1) * relative_to(sink, peak, UNIT, True, WEIGHTS)\n"),
+         "sums += (parts - 1) * sink_relative_to(sink, peak, UNIT, True, WEIGHTS)\n"),
         ("    or_zero,\n    store_", "    or_zero,\n    relative_to,\n    store_"),
     ]),
     "the window cuts no tile": (WINDOW, PLAIN, "run", {}, [
