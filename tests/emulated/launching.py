@@ -1,0 +1,113 @@
+"""Triton's launches on a device that is emulated: what it compiles runs on tensors of the host."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.compiler.compiler import CompiledKernel
+from triton.runtime import driver
+
+from tests.emulated.assembly import Kernel, parse
+from tests.emulated.instructions import step_of
+from tests.emulated.memory import Tensors
+from tests.emulated.threads import Cta, Step
+
+NUMBERS = {
+    "i1": "<u1", "u1": "<u1", "i8": "<i1", "u8": "<u1", "i16": "<i2", "u16": "<u2",
+    "i32": "<i4", "u32": "<u4", "i64": "<i8", "u64": "<u8", "fp32": "<f4", "fp64": "<f8",
+}  # fmt: skip
+"""How a number is told to a kernel, by Triton's type."""
+SCRATCH = 2
+"""Pointers behind the arguments of every kernel, to memory that ours do not use."""
+
+
+class Driver:
+    """A device of which Triton asks what it is."""
+
+    def __init__(self, capability: int) -> None:
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+
+@contextmanager
+def emulated(architecture: str) -> Iterator[list[str]]:
+    """Let launches of Triton run so, compiled for ``sm_80`` and the like; gives the names of kernels
+    that have run."""
+    launched: list[str] = []
+
+    def run(self: Any) -> Any:
+        def launch(*arguments: Any) -> None:
+            x, y, z = arguments[:3]
+            launched.append(self.name)
+            run_grid(self, (x, y, z), arguments[9:])
+
+        return launch
+
+    with (
+        patch.object(CompiledKernel, "run", property(run)),
+        patch.object(CompiledKernel, "launch_metadata", lambda self, *given: None),
+        patch.object(driver, "_active", Driver(int(architecture.removeprefix("sm_")))),
+        np.errstate(all="ignore"),
+    ):
+        yield launched
+
+
+def run_grid(compiled: Any, grid: tuple[int, int, int], arguments: Sequence[Any]) -> None:
+    """Run every CTA, one behind the other in the order of their numbers."""
+    kernel, steps = _read(compiled.asm["ptx"])
+    values = list(_leaves(list(compiled.src.signature.values()), arguments))
+    parameters = dict(_parameters(kernel, values))
+    tensors = Tensors(_storage(value) for _, value in values if isinstance(value, torch.Tensor))
+    shared = compiled.metadata.shared
+    for z, y, x in itertools.product(*(range(count) for count in reversed(grid))):
+        Cta(kernel, steps, tensors, shared, parameters, (x, y, z), grid).run()
+
+
+@lru_cache(maxsize=64)
+def _read(text: str) -> tuple[Kernel, list[Step]]:
+    kernel = parse(text)
+    return kernel, [step_of(instruction) for instruction in kernel.instructions]
+
+
+def _leaves(kinds: Sequence[Any], values: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    """Types and values of what a kernel is told at a launch: no constants, tuples flat."""
+    for kind, value in zip(kinds, values, strict=True):
+        if isinstance(kind, tuple):
+            yield from _leaves(kind, value)
+        elif kind != "constexpr":
+            yield kind, value
+
+
+def _parameters(kernel: Kernel, values: Sequence[tuple[str, Any]]) -> Iterator[tuple[str, bytes]]:
+    assert len(kernel.parameters) == len(values) + SCRATCH, "arguments differ from parameters"
+    for (name, size), (kind, value) in zip(kernel.parameters, values, strict=False):
+        if isinstance(value, torch.Tensor):
+            yield name, value.data_ptr().to_bytes(8, "little")
+        else:
+            held = np.array(value, NUMBERS[kind]).tobytes()
+            assert len(held) == size, f"{kind} in {size} bytes"
+            yield name, held
+    for name, size in kernel.parameters[len(values) :]:
+        yield name, bytes(size)
+
+
+def _storage(tensor: torch.Tensor) -> tuple[int, int]:
+    storage = tensor.untyped_storage()
+    return storage.data_ptr(), storage.nbytes()

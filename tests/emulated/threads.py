@@ -1,0 +1,154 @@
+"""One CTA: its threads, each at an instruction of its own, of which those furthest behind go on.
+
+So threads that took different ways meet again where the ways do, as a compiler lays them out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from tests.emulated.assembly import Address, Instruction, Kernel, Number, Operand, Register, Symbol
+from tests.emulated.memory import BadAccess, Copies, Shared, Tensors
+from tests.emulated.values import UNSIGNED, Bits, bits_of, bytes_of, typed, widened
+from tests.emulated.warps import LANES
+
+SHARED_BASE = 0
+"""Address of shared memory in its own space."""
+MOST_INSTRUCTIONS = 2_000_000
+"""Of a CTA, beyond which it is taken to hang; chosen."""
+RUNS, WAITS, DONE = range(3)
+
+Step = Callable[["Cta", Any], None]
+
+
+class Cta:
+    """The threads of one CTA and what they hold."""
+
+    def __init__(
+        self, kernel: Kernel, steps: Sequence[Step], tensors: Tensors, shared: int,
+        parameters: dict[str, bytes], index: Sequence[int], grid: Sequence[int],
+    ) -> None:  # fmt: skip
+        self.kernel, self.steps, self.tensors = kernel, steps, tensors
+        self.threads = kernel.threads
+        self.shared, self.parameters = Shared(shared), parameters
+        self.registers: dict[str, Bits] = {}
+        self.written: dict[str, Any] = {}
+        self.lane = np.arange(self.threads)
+        self.warps = self.lane // LANES
+        self.copies = Copies()
+        self.at = np.zeros(self.threads, np.int64)
+        self.state = np.full(self.threads, RUNS)
+        axes = "xyz"
+        self.special = {
+            "%tid.x": self.lane, "%tid.y": 0 * self.lane, "%tid.z": 0 * self.lane,
+            "%laneid": self.lane % LANES, "%warpid": self.warps,
+            "%ntid.x": 0 * self.lane + self.threads,
+            **{f"%ctaid.{axis}": 0 * self.lane + index[i] for i, axis in enumerate(axes)},
+            **{f"%nctaid.{axis}": 0 * self.lane + grid[i] for i, axis in enumerate(axes)},
+        }  # fmt: skip
+
+    def run(self) -> None:
+        """To its end; raises where threads wait for others that never come."""
+        done = 0
+        while True:
+            live = self.state == RUNS
+            if not live.any():
+                if not (self.state == WAITS).any():
+                    return
+                self.state[self.state == WAITS] = RUNS
+                self.shared.barrier()
+                continue
+            at = int(self.at[live].min())
+            active = live & (self.at == at)
+            others = self.at[live & ~active]
+            done += self._stretch(active, at, int(others.min()) if len(others) else None)
+            if done > MOST_INSTRUCTIONS:
+                raise BadAccess(f"{done} instructions, and no end")
+
+    def _stretch(self, active: Any, at: int, until: int | None) -> int:
+        """Let threads go on until they part, wait, end, or reach others."""
+        begin, instructions = at, self.kernel.instructions
+        while until is None or at < until:
+            self.at[active] = at + 1
+            instruction = instructions[at]
+            try:
+                self.steps[at](self, active)
+            except (BadAccess, NotImplementedError) as error:
+                raise type(error)(f"{error} (at {instruction.text!r})") from None
+            at += 1
+            if instruction.op in ("bra", "bar", "barrier", "ret", "exit"):
+                break
+        return at - begin
+
+    def acting(self, instruction: Instruction, active: Any) -> Any:
+        """Which of active threads an instruction is for."""
+        if not instruction.guard:
+            return active
+        truth = self.bits(Register(instruction.guard), 1) != 0
+        return active & (truth != instruction.negated)
+
+    def bits(self, operand: Operand, size: int) -> Bits:
+        """An operand's bits, so many bytes, of each thread."""
+        if isinstance(operand, Register):
+            if operand.name in self.special:
+                return self.special[operand.name].astype(UNSIGNED[size])
+            if operand.name not in self.registers:
+                raise BadAccess(f"{operand.name} is read and was never written")
+            return widened(self.registers[operand.name], size)
+        if isinstance(operand, Number):
+            number = operand.bits
+        elif isinstance(operand, Symbol):
+            number = self.address_of(operand.name)
+        else:
+            raise NotImplementedError(f"an operand {operand}")
+        return np.full(self.threads, number & (1 << 8 * size) - 1, UNSIGNED[size])
+
+    def address_of(self, name: str) -> int:
+        if self.kernel.variables.get(name, ("",))[0] == "shared":
+            return SHARED_BASE
+        raise NotImplementedError(f"the address of {name}")
+
+    def numbers(self, operand: Operand, kind: str) -> Any:
+        return typed(self.bits(operand, bytes_of(kind)), kind)
+
+    def set_numbers(self, operand: Operand, numbers: Any, kind: str, active: Any) -> None:
+        """Write a register; integers with a sign keep it where the register is wider."""
+        name = self._name(operand)
+        if not name:
+            return
+        size = self.kernel.bytes_of(name)
+        if kind[0] == "s" and size > bytes_of(kind):
+            kind, numbers = f"s{8 * size}", numbers.astype(f"i{size}")
+        self._set(name, widened(bits_of(numbers, kind), size), active)
+
+    def set_bits(self, operand: Operand, bits: Bits, active: Any) -> None:
+        if name := self._name(operand):
+            self._set(name, widened(bits, self.kernel.bytes_of(name)), active)
+
+    def _name(self, operand: Operand) -> str:
+        if not isinstance(operand, Register):
+            raise NotImplementedError(f"a result in {operand}")
+        return "" if operand.name == "_" else operand.name
+
+    def _set(self, name: str, bits: Bits, active: Any) -> None:
+        bits = np.broadcast_to(bits, (self.threads,))
+        before = self.registers.get(name)
+        if active.all():
+            self.registers[name] = np.array(bits)
+        elif before is None:
+            poison = np.full(self.threads, -1, f"i{bits.dtype.itemsize}").view(bits.dtype)
+            self.registers[name] = np.where(active, bits, poison)
+        else:
+            self.registers[name] = np.where(active, bits, before)
+
+    def addresses(self, operand: Operand, size: int) -> Any:
+        """Where an address points to, of each thread."""
+        assert isinstance(operand, Address), operand
+        base = self.bits(operand.base, size).astype(np.int64)
+        return base + operand.offset
+
+    def jump(self, label: str, taken: Any) -> None:
+        self.at[taken] = self.kernel.labels[label]
