@@ -35,6 +35,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-golden", action="store_true", help="rewrite tests/golden instead of comparing"
     )
+    parser.addoption(
+        "--emulate", default="", metavar="sm_90", help="run what tests interpret on that device,"
+        " emulated: what Triton compiles for it (tests/emulated)",
+    )  # fmt: skip
 
 
 @cache
@@ -171,9 +175,13 @@ def fresh_ranks() -> Iterator[Ranks]:
 
 
 @pytest.fixture(scope="session")
-def interpreted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interpreter]:
-    """Call it with a function and its arguments: it runs in a process of Triton's interpreter."""
-    interpreter = Interpreter(tmp_path_factory.mktemp("interpreted"), processes=1)
+def interpreted(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Interpreter]:
+    """Call it with a function and its arguments: it runs in a process of Triton's interpreter, or
+    on the device that ``--emulate`` names."""
+    device = request.config.getoption("--emulate")
+    interpreter = Interpreter(tmp_path_factory.mktemp("interpreted"), processes=1, device=device)
     yield interpreter
     interpreter.close()
 

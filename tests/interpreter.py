@@ -1,4 +1,7 @@
-"""Triton's interpreter for tests: it needs a process that imports Triton for nothing else."""
+"""Triton's interpreter for tests: it needs a process that imports Triton for nothing else.
+
+Or an emulated device in its place, which runs what Triton compiles (``tests/emulated``).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import multiprocessing
 import os
 import traceback
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +18,12 @@ TIMEOUT_SECONDS = 90
 """For one call: what hangs in the interpreter must not hang the tests. Chosen."""
 
 
-def _interpret(cache_home: str) -> None:
-    os.environ["TRITON_INTERPRET"] = "1"
+DEVICE = "OVERLAPC_EMULATED"
+"""Environment variable of such a process: the device that is emulated."""
+
+
+def _prepare(cache_home: str, device: str) -> None:
+    os.environ |= {DEVICE: device} if device else {"TRITON_INTERPRET": "1"}
     os.environ["XDG_CACHE_HOME"] = cache_home
     os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -24,21 +32,29 @@ def _call(name: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
     file, _, function = name.rpartition(".")
     module = f"tests.{file}" if "." in file else f"tests.codegen.{file}"
     try:
-        return getattr(importlib.import_module(module), function)(*arguments, **named)
+        with _on_device():
+            return getattr(importlib.import_module(module), function)(*arguments, **named)
     except Exception:
         # As text: not every exception survives pickling, and none brings its traceback along.
         raise AssertionError(traceback.format_exc()) from None
 
 
-class Interpreter:
-    """Processes in which ``@triton.jit`` functions run on the CPU."""
+def _on_device() -> AbstractContextManager[Any]:
+    if not (device := os.environ.get(DEVICE)):
+        return nullcontext()
+    return importlib.import_module("tests.emulated.launching").emulated(device)
 
-    def __init__(self, cache_home: Path, processes: int) -> None:
+
+class Interpreter:
+    """Processes in which ``@triton.jit`` functions run on the CPU: interpreted, or compiled for a
+    device such as ``sm_90`` that is emulated."""
+
+    def __init__(self, cache_home: Path, processes: int, device: str = "") -> None:
         self.pool = ProcessPoolExecutor(
             processes,
             mp_context=multiprocessing.get_context("spawn"),
-            initializer=_interpret,
-            initargs=(str(cache_home),),
+            initializer=_prepare,
+            initargs=(str(cache_home), device),
         )
 
     def __call__(self, name: str, *arguments: Any, **named: Any) -> Any:

@@ -36,7 +36,11 @@ FLOATS: dict[str, Function] = {
 def computed(instruction: Instruction) -> tuple[Sequence[str], str, Function] | None:
     """The types of an instruction's sources and of its result, and the function between; None where
     it is not of this sort."""
-    op, marks, kind = instruction.op, instruction.marks, instruction.kind if instruction.marks else ""
+    op, marks, kind = (
+        instruction.op,
+        instruction.marks,
+        instruction.kind if instruction.marks else "",
+    )
     count = len(instruction.operands) - 1
     if op == "cvt":
         return conversion(marks)
@@ -124,7 +128,11 @@ def _of_floats(
     if "sat" in marks:
         unbounded = function
         function = lambda *numbers: np.clip(unbounded(*numbers), 0, 1)  # noqa: E731
-    return (kind,) * count, kind, flushing(function) if "ftz" in marks and kind == "f32" else function
+    return (
+        (kind,) * count,
+        kind,
+        flushing(function) if "ftz" in marks and kind == "f32" else function,
+    )
 
 
 def _fma(a: Any, b: Any, c: Any) -> Any:

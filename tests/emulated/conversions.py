@@ -33,7 +33,11 @@ def conversion(marks: Sequence[str]) -> tuple[Sequence[str], str, Callable[..., 
         return (source,), to, lambda a: a.astype(PLAIN.get(to, np.float32))
     if "sat" in marks:
         ends = np.iinfo(PLAIN[to])
-        return (source,), to, lambda a: np.clip(a.astype(object), ends.min, ends.max).astype(PLAIN[to])
+        return (
+            (source,),
+            to,
+            lambda a: np.clip(a.astype(object), ends.min, ends.max).astype(PLAIN[to]),
+        )
     return (source,), to, lambda a: a.astype(PLAIN[to])
 
 

@@ -72,7 +72,9 @@ def _packed(cta: Cta, instruction: Instruction, active: Any) -> None:
     part = size // len(to.parts)
     whole = cta.bits(source, size)
     for index, each in enumerate(to.parts):
-        cta.set_bits(each, (whole >> UNSIGNED[size](8 * part * index)).astype(UNSIGNED[part]), active)
+        cta.set_bits(
+            each, (whole >> UNSIGNED[size](8 * part * index)).astype(UNSIGNED[part]), active
+        )
 
 
 def _space(instruction: Instruction) -> str:
@@ -117,7 +119,9 @@ def _store(cta: Cta, instruction: Instruction, active: Any) -> None:
     to, source = instruction.operands[:2]
     size = bytes_of(instruction.kind)
     columns = [cta.bits(part, size)[active] for part in _parts(source)]
-    content = np.concatenate([np.ascontiguousarray(c).view(np.uint8).reshape(-1, size) for c in columns], 1)
+    content = np.concatenate(
+        [np.ascontiguousarray(c).view(np.uint8).reshape(-1, size) for c in columns], 1
+    )
     space = _space(instruction)
     if space == "shared":
         cta.shared.store(cta.addresses(to, 4)[active], content, cta.warps[active])
@@ -148,9 +152,7 @@ def _end(cta: Cta, instruction: Instruction, active: Any) -> None:
 def _shuffle(cta: Cta, instruction: Instruction, active: Any) -> None:
     to, *truth, source, by, clamp, _ = instruction.operands
     how = instruction.marks[1]
-    found, inside = shuffled(
-        how, cta.bits(source, 4), cta.bits(by, 4), cta.bits(clamp, 4), active
-    )
+    found, inside = shuffled(how, cta.bits(source, 4), cta.bits(by, 4), cta.bits(clamp, 4), active)
     cta.set_bits(to, found, active)
     if truth:
         cta.set_bits(truth[0], inside.astype(np.uint8), active)

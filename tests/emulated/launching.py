@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import math
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -28,6 +28,9 @@ NUMBERS = {
 """How a number is told to a kernel, by Triton's type."""
 SCRATCH = 2
 """Pointers behind the arguments of every kernel, to memory that ours do not use."""
+
+ORDERS = random.Random(0)
+"""Of CTAs."""
 
 
 class Driver:
@@ -63,6 +66,7 @@ def emulated(architecture: str) -> Iterator[list[str]]:
     with (
         patch.object(CompiledKernel, "run", property(run)),
         patch.object(CompiledKernel, "launch_metadata", lambda self, *given: None),
+        patch.object(CompiledKernel, "_init_handles", lambda self: None),
         patch.object(driver, "_active", Driver(int(architecture.removeprefix("sm_")))),
         np.errstate(all="ignore"),
     ):
@@ -70,13 +74,14 @@ def emulated(architecture: str) -> Iterator[list[str]]:
 
 
 def run_grid(compiled: Any, grid: tuple[int, int, int], arguments: Sequence[Any]) -> None:
-    """Run every CTA, one behind the other in the order of their numbers."""
+    """Run every CTA, one behind the other, in an order of this launch alone."""
     kernel, steps = _read(compiled.asm["ptx"])
     values = list(_leaves(list(compiled.src.signature.values()), arguments))
     parameters = dict(_parameters(kernel, values))
     tensors = Tensors(_storage(value) for _, value in values if isinstance(value, torch.Tensor))
     shared = compiled.metadata.shared
-    for z, y, x in itertools.product(*(range(count) for count in reversed(grid))):
+    places = list(itertools.product(*(range(count) for count in reversed(grid))))
+    for z, y, x in ORDERS.sample(places, len(places)):
         Cta(kernel, steps, tensors, shared, parameters, (x, y, z), grid).run()
 
 

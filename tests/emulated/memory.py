@@ -97,7 +97,9 @@ class Shared:
         readers = np.broadcast_to(np.asarray(warps)[:, None], places.shape)
         writer = self.writer[places]
         if ((writer != NOBODY) & (writer != readers)).any():
-            raise BadAccess("a warp reads shared memory that another wrote, with no barrier between")
+            raise BadAccess(
+                "a warp reads shared memory that another wrote, with no barrier between"
+            )
         before = self.reader[places]
         self.several[places[(before != NOBODY) & (before != readers)]] = True
         self.reader[places] = readers
@@ -116,7 +118,9 @@ class Shared:
                     "a warp writes shared memory that another read or wrote, with no barrier between"
                 )
         if self.several[places].any():
-            raise BadAccess("a warp writes shared memory that several read, with no barrier between")
+            raise BadAccess(
+                "a warp writes shared memory that several read, with no barrier between"
+            )
         self.writer[places] = writers
         return places
 
@@ -140,7 +144,9 @@ class Shared:
         if (at % count).any():
             raise BadAccess(f"{count} bytes are moved at a place that is no multiple of that")
         if len(at) and int(at.max()) + count > self.size:
-            raise BadAccess(f"shared memory has {self.size} bytes, and {int(at.max())} is addressed")
+            raise BadAccess(
+                f"shared memory has {self.size} bytes, and {int(at.max())} is addressed"
+            )
         return at[:, None].astype(np.int64) + np.arange(count)
 
 
