@@ -12,7 +12,7 @@ import numpy as np
 
 from tests.emulated.assembly import Instruction
 from tests.emulated.conversions import conversion
-from tests.emulated.values import UNSIGNED, bytes_of, flushing, is_float
+from tests.emulated.values import PLAIN, UNSIGNED, bytes_of, flushing, is_float
 
 Function = Callable[..., Any]
 WIDER = {"16": "32", "32": "64"}
@@ -48,6 +48,8 @@ def computed(instruction: Instruction) -> tuple[Sequence[str], str, Function] | 
         return _comparison(marks, count)
     if op == "selp":
         return (kind, kind, "pred"), kind, lambda a, b, c: np.where(c, a, b)
+    if op == "shf":
+        return ("u32",) * 3, "u32", _funnel(marks)
     if op in ("mul", "mad") and not is_float(kind):
         return _product(op, marks)
     if is_float(kind):
@@ -148,6 +150,8 @@ def _rough_reciprocal(a: Any) -> Any:
 
 
 def _of_integers(op: str, kind: str, count: int) -> tuple[Sequence[str], str, Function] | None:
+    if kind not in PLAIN:
+        return None
     bits = 1 if kind == "pred" else 8 * bytes_of(kind)
     shifts = {
         "shl": lambda a, n: np.where(n < bits, a << np.minimum(n, bits - 1).astype(a.dtype), 0),
@@ -176,9 +180,20 @@ def _of_integers(op: str, kind: str, count: int) -> tuple[Sequence[str], str, Fu
         return ("u32",) * 3, "u32", _permuted
     if op == "lop3":
         return ("u32",) * 4, "u32", _of_three
-    if op == "shf":
-        return None
     return None
+
+
+def _funnel(marks: Sequence[str]) -> Function:
+    """A shift of two numbers as one, of which the high half is kept, or the low one."""
+    way, how = marks[:2]
+
+    def shifted(low: Any, high: Any, by: Any) -> Any:
+        whole = low.astype(np.uint64) | high.astype(np.uint64) << np.uint64(32)
+        n = (by & np.uint32(31) if how == "wrap" else np.minimum(by, 32)).astype(np.uint64)
+        found = whole << n >> np.uint64(32) if way == "l" else whole >> n
+        return (found & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+
+    return shifted
 
 
 def _right(a: Any, n: Any, bits: int) -> Any:

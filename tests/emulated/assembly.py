@@ -170,17 +170,22 @@ def _read(kernel: Kernel, line: str) -> None:
     elif line.startswith("."):
         _declare(kernel, [line])
     else:
-        kernel.instructions.append(_instruction(line))
+        kernel.instructions.append(_instruction(kernel, line))
 
 
-def _instruction(line: str) -> Instruction:
+def _instruction(kernel: Kernel, line: str) -> Instruction:
     guard, negated, rest = "", False, line
     if line.startswith("@"):
         guard, rest = line[1:].split(maxsplit=1)
         negated, guard = guard.startswith("!"), guard.lstrip("!")
     name, _, operands = rest.partition(" ")
     op, *marks = name.replace("::", "__").split(".")
-    parts = tuple(_operand(part) for part in _split(operands, "[{(", "]})"))
+    parts = tuple(_operand(kernel, part) for part in _split(operands, "[{(", "]})"))
+    if op == "bra" and not operands.startswith("$") and operands in kernel.labels:
+        # A label of a scope, of which others have one of that name.
+        own = Symbol(f"{operands}@{kernel.labels[operands]}")
+        kernel.labels[own.name] = kernel.labels[operands]
+        parts = (own,)
     return Instruction(op, tuple(marks), parts, guard, negated, line)
 
 
@@ -196,19 +201,20 @@ def _split(text: str, opening: str, closing: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def _operand(text: str) -> Operand:
+def _operand(kernel: Kernel, text: str) -> Operand:
     if text[0] == "{":
-        return Vector(tuple(_operand(part) for part in _split(text[1:-1], "[{(", "]})")))
+        return Vector(tuple(_operand(kernel, part) for part in _split(text[1:-1], "[{(", "]})")))
     if text[0] == "[":
         base, *more = _split(text[1:-1], "{", "}")
         found = re.match(r"([^+\s]+)\s*(?:\+\s*(-?\w+))?$", base)
         assert found is not None, text
-        inside = _operand(more[0]) if more else Vector(())
+        inside = _operand(kernel, more[0]) if more else Vector(())
         assert isinstance(inside, Vector), text
-        return Address(_operand(found[1]), int(found[2] or "0", 0), inside.parts)
+        return Address(_operand(kernel, found[1]), int(found[2] or "0", 0), inside.parts)
     if is_float := FLOAT.fullmatch(text):
         digits = is_float[1] or is_float[2]
         return Number(int(digits, 16), len(digits) // 2)
     if INTEGER.fullmatch(text):
         return Number(int(text.rstrip("U"), 0))
-    return Register(text) if text.startswith("%") or text in ("_", "tmp") else Symbol(text)
+    is_register = text[0] == "%" or text == "_" or text in kernel.registers
+    return Register(text) if is_register else Symbol(text)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.emulated import hopper
 from tests.emulated.arithmetic import computed
 from tests.emulated.assembly import Address, Instruction, Number, Register, Symbol, Vector
 from tests.emulated.memory import Copy
@@ -14,7 +15,7 @@ from tests.emulated.values import UNSIGNED, bits_of, bytes_of, typed
 from tests.emulated.warps import matrix_row_lanes, matrix_rows, products, shuffled
 
 SPACES = ("param", "global", "shared", "local", "const")
-NOTHING = ("membar", "fence", "prefetch", "griddepcontrol", "createpolicy")
+NOTHING = ("membar", "prefetch", "griddepcontrol", "createpolicy")
 """What changes nothing where threads see at once what others wrote to tensors."""
 
 
@@ -229,7 +230,9 @@ ATOMICS: dict[str, Any] = {
 def _copy(cta: Cta, instruction: Instruction, active: Any) -> None:
     """``cp.async``, of single threads."""
     marks = instruction.marks
-    if marks[1] == "commit_group":
+    if marks[1] == "bulk":
+        hopper.copy_of_box(cta, instruction, active)
+    elif marks[1] == "commit_group":
         cta.copies.commit()
     elif marks[1] in ("wait_group", "wait_all"):
         pending = instruction.operands[0].bits if instruction.operands else 0  # type: ignore[union-attr]
@@ -251,7 +254,7 @@ def _copy(cta: Cta, instruction: Instruction, active: Any) -> None:
 
 def _address_moved(cta: Cta, instruction: Instruction, active: Any) -> None:
     """``cvta``: addresses of tensors are the same everywhere."""
-    if _space(instruction) != "global":
+    if _space(instruction) not in ("global", "param"):
         raise NotImplementedError("generic addresses of other memory")
     to, source = instruction.operands
     cta.set_bits(to, cta.bits(source, 8), active)
@@ -260,5 +263,5 @@ def _address_moved(cta: Cta, instruction: Instruction, active: Any) -> None:
 SPECIAL: dict[str, Any] = {
     "ld": _load, "st": _store, "bra": _branch, "bar": _barrier, "barrier": _barrier,
     "ret": _end, "exit": _end, "shfl": _shuffle, "redux": _reduce, "ldmatrix": _load_matrix, "mma": _multiply,
-    "atom": _atomic, "red": _atomic, "cp": _copy, "cvta": _address_moved,
+    "atom": _atomic, "red": _atomic, "cp": _copy, "cvta": _address_moved, **hopper.STEPS,
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import random
 from collections.abc import Iterator, Sequence
@@ -18,8 +19,9 @@ from triton.runtime import driver
 
 from tests.emulated.assembly import Kernel, parse
 from tests.emulated.instructions import step_of
-from tests.emulated.memory import Tensors
-from tests.emulated.threads import Cta, Step
+from tests.emulated.memory import POISON, Tensors
+from tests.emulated.tensor_maps import SPANS, TensorMap
+from tests.emulated.threads import PARAMETER_BASE, Cta, Step
 
 NUMBERS = {
     "i1": "<u1", "u1": "<u1", "i8": "<i1", "u8": "<u1", "i16": "<i2", "u16": "<u2",
@@ -76,13 +78,18 @@ def emulated(architecture: str) -> Iterator[list[str]]:
 def run_grid(compiled: Any, grid: tuple[int, int, int], arguments: Sequence[Any]) -> None:
     """Run every CTA, one behind the other, in an order of this launch alone."""
     kernel, steps = _read(compiled.asm["ptx"])
-    values = list(_leaves(list(compiled.src.signature.values()), arguments))
+    maps = iter(compiled.metadata.tensordesc_meta or ())
+    values = list(_leaves(list(compiled.src.signature.values()), arguments, maps))
     parameters = dict(_parameters(kernel, values))
     tensors = Tensors(_storage(value) for _, value in values if isinstance(value, torch.Tensor))
+    tensor_maps = {
+        PARAMETER_BASE + index: value
+        for index, (_, value) in enumerate(values) if isinstance(value, TensorMap)
+    }  # fmt: skip
     shared = compiled.metadata.shared
     places = list(itertools.product(*(range(count) for count in reversed(grid))))
     for z, y, x in ORDERS.sample(places, len(places)):
-        Cta(kernel, steps, tensors, shared, parameters, (x, y, z), grid).run()
+        Cta(kernel, steps, tensors, shared, parameters, tensor_maps, (x, y, z), grid).run()
 
 
 @lru_cache(maxsize=64)
@@ -91,13 +98,33 @@ def _read(text: str) -> tuple[Kernel, list[Step]]:
     return kernel, [step_of(instruction) for instruction in kernel.instructions]
 
 
-def _leaves(kinds: Sequence[Any], values: Sequence[Any]) -> Iterator[tuple[str, Any]]:
-    """Types and values of what a kernel is told at a launch: no constants, tuples flat."""
+def _leaves(
+    kinds: Sequence[Any], values: Sequence[Any], maps: Iterator[Any]
+) -> Iterator[tuple[str, Any]]:
+    """Types and values of what a kernel is told at a launch: no constants, tuples flat, sizes and
+    strides behind each map."""
     for kind, value in zip(kinds, values, strict=True):
         if isinstance(kind, tuple):
-            yield from _leaves(kind, value)
+            yield from _leaves(kind, value, maps)
+        elif kind.startswith("tensordesc"):
+            yield "map", _tensor_map(value, next(maps))
+            yield from (("i32", size) for size in value.shape)
+            yield from (("i64", stride) for stride in value.strides)
         elif kind != "constexpr":
             yield kind, value
+
+
+def _tensor_map(descriptor: Any, said: dict[str, Any]) -> TensorMap:
+    """As the driver makes it of what Triton's compiler says of the map."""
+    whole = torch.as_strided(descriptor.base, descriptor.shape, descriptor.strides)
+    size = whole.element_size()
+    pointer, last = whole.data_ptr(), sum((n - 1) * s for n, s in zip(whole.shape, whole.stride()))
+    held = np.ctypeslib.as_array((ctypes.c_uint8 * ((last + 1) * size)).from_address(pointer))
+    content = np.lib.stride_tricks.as_strided(
+        held, (*whole.shape, size), (*(step * size for step in whole.stride()), 1)
+    )
+    padding = POISON if descriptor.padding == "nan" else 0
+    return TensorMap(content, tuple(said["block_size"]), SPANS[said["swizzle"]], padding)
 
 
 def _parameters(kernel: Kernel, values: Sequence[tuple[str, Any]]) -> Iterator[tuple[str, bytes]]:
@@ -105,6 +132,8 @@ def _parameters(kernel: Kernel, values: Sequence[tuple[str, Any]]) -> Iterator[t
     for (name, size), (kind, value) in zip(kernel.parameters, values, strict=False):
         if isinstance(value, torch.Tensor):
             yield name, value.data_ptr().to_bytes(8, "little")
+        elif isinstance(value, TensorMap):
+            yield name, bytes(size)
         else:
             held = np.array(value, NUMBERS[kind]).tobytes()
             assert len(held) == size, f"{kind} in {size} bytes"

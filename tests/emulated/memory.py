@@ -81,9 +81,15 @@ class Shared:
     content: Any = field(init=False)
     writer: Any = field(init=False)
     reader: Any = field(init=False)
+    multiplied: Any = field(init=False)
+    """By how many products that nobody has waited for each byte is read."""
+    unseen: Any = field(init=False)
+    """Which warp wrote a byte that units beside the threads may not see yet."""
 
     def __post_init__(self) -> None:
         self.content = np.full(self.size, POISON, np.uint8)
+        self.multiplied = np.zeros(self.size, np.int16)
+        self.unseen = np.full(self.size, NOBODY, np.int16)
         self.barrier()
 
     def barrier(self) -> None:
@@ -108,6 +114,7 @@ class Shared:
     def store(self, at: Any, content: Any, warps: Any) -> None:
         places = self._claimed(at, content.shape[1], warps)
         self.content[places] = content
+        self.unseen[places] = np.asarray(warps)[:, None]
 
     def _claimed(self, at: Any, count: int, warps: Any) -> Any:
         places = self._inside(at, count)
@@ -121,8 +128,41 @@ class Shared:
             raise BadAccess(
                 "a warp writes shared memory that several read, with no barrier between"
             )
+        self._check_products(places)
         self.writer[places] = writers
         return places
+
+    def _check_products(self, places: Any) -> None:
+        if self.multiplied[places].any():
+            raise BadAccess("shared memory is written that a product reads which nobody waited for")
+
+    def show(self, warps: Any) -> None:
+        """Let units see what these warps wrote, or what all did before the last barrier."""
+        # A barrier before the fence makes what others wrote its own.
+        self.unseen[np.isin(self.unseen, warps) | (self.writer == NOBODY)] = NOBODY
+
+    def send_to(self, places: Any) -> None:
+        """A unit writes there: what stands there is lost."""
+        if (self.writer[places] != NOBODY).any() or (self.reader[places] != NOBODY).any():
+            raise BadAccess("a unit writes shared memory that a warp uses, with no barrier between")
+        self._check_products(places)
+        self.content[places] = POISON
+
+    def arrive_from_unit(self, places: Any, content: Any) -> None:
+        """What a unit wrote is there for all who wait for it."""
+        self.content[places] = content
+        self.unseen[places] = NOBODY
+
+    def load_by_unit(self, places: Any) -> Any:
+        """What a product reads, until it is waited for."""
+        if (self.unseen[places] != NOBODY).any():
+            raise BadAccess("a product reads shared memory that was written with no fence between")
+        self.multiplied[places] += 1
+        return self.content[places]
+
+    def release(self, places: Any) -> None:
+        """A product that read these is over."""
+        self.multiplied[places] -= 1
 
     def send(self, copy: Copy) -> None:
         """What is overwritten by a copy is lost when it begins."""
@@ -138,7 +178,7 @@ class Shared:
                 content[some, :taken] = tensors.load(copy.source[some], int(taken))
         places = copy.at[:, None].astype(np.int64) + np.arange(copy.size)
         self.content[places] = content
-        self.writer[places] = np.asarray(copy.warps)[:, None]
+        self.writer[places] = self.unseen[places] = np.asarray(copy.warps)[:, None]
 
     def _inside(self, at: Any, count: int) -> Any:
         if (at % count).any():

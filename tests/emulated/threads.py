@@ -12,14 +12,17 @@ import numpy as np
 
 from tests.emulated.assembly import Address, Instruction, Kernel, Number, Operand, Register, Symbol
 from tests.emulated.memory import BadAccess, Copies, Shared, Tensors
+from tests.emulated.tensor_maps import Arrivals, TensorMap
 from tests.emulated.values import UNSIGNED, Bits, bits_of, bytes_of, typed, widened
 from tests.emulated.warps import LANES
 
 SHARED_BASE = 0
 """Address of shared memory in its own space."""
+PARAMETER_BASE = 1 << 60
+"""Of the first parameter's; they are told from each other, no more."""
 MOST_INSTRUCTIONS = 2_000_000
 """Of a CTA, beyond which it is taken to hang; chosen."""
-RUNS, WAITS, DONE = range(3)
+RUNS, WAITS, WAITS_FOR_ARRIVALS, DONE = range(4)
 
 Step = Callable[["Cta", Any], None]
 
@@ -29,7 +32,7 @@ class Cta:
 
     def __init__(
         self, kernel: Kernel, steps: Sequence[Step], tensors: Tensors, shared: int,
-        parameters: dict[str, bytes], index: Sequence[int], grid: Sequence[int],
+        parameters: dict[str, bytes], tensor_maps: dict[int, TensorMap], index: Sequence[int], grid: Sequence[int],
     ) -> None:  # fmt: skip
         self.kernel, self.steps, self.tensors = kernel, steps, tensors
         self.threads = kernel.threads
@@ -39,6 +42,11 @@ class Cta:
         self.lane = np.arange(self.threads)
         self.warps = self.lane // LANES
         self.copies = Copies()
+        self.arrivals: dict[int, Arrivals] = {}
+        self.products: list[list[Any]] = []
+        """Of groups that nobody has waited for, what they read of shared memory."""
+        self.open_product: list[Any] = []
+        self.tensor_maps = tensor_maps
         self.at = np.zeros(self.threads, np.int64)
         self.state = np.full(self.threads, RUNS)
         axes = "xyz"
@@ -56,10 +64,9 @@ class Cta:
         while True:
             live = self.state == RUNS
             if not live.any():
-                if not (self.state == WAITS).any():
+                if (self.state == DONE).all():
                     return
-                self.state[self.state == WAITS] = RUNS
-                self.shared.barrier()
+                self._wake()
                 continue
             at = int(self.at[live].min())
             active = live & (self.at == at)
@@ -67,6 +74,13 @@ class Cta:
             done += self._stretch(active, at, int(others.min()) if len(others) else None)
             if done > MOST_INSTRUCTIONS:
                 raise BadAccess(f"{done} instructions, and no end")
+
+    def _wake(self) -> None:
+        """Let those go on that wait for each other."""
+        if (self.state == WAITS_FOR_ARRIVALS).any():
+            raise BadAccess("threads wait for what never arrives")
+        self.state[self.state == WAITS] = RUNS
+        self.shared.barrier()
 
     def _stretch(self, active: Any, at: int, until: int | None) -> int:
         """Let threads go on until they part, wait, end, or reach others."""
@@ -79,6 +93,8 @@ class Cta:
             except (BadAccess, NotImplementedError) as error:
                 raise type(error)(f"{error} (at {instruction.text!r})") from None
             at += 1
+            if instruction.op == "mbarrier":
+                self.state[self.state == WAITS_FOR_ARRIVALS] = RUNS  # to ask again
             if instruction.op in ("bra", "bar", "barrier", "ret", "exit"):
                 break
         return at - begin
@@ -109,6 +125,9 @@ class Cta:
     def address_of(self, name: str) -> int:
         if self.kernel.variables.get(name, ("",))[0] == "shared":
             return SHARED_BASE
+        for index, (parameter, _) in enumerate(self.kernel.parameters):
+            if parameter == name:
+                return PARAMETER_BASE + index
         raise NotImplementedError(f"the address of {name}")
 
     def numbers(self, operand: Operand, kind: str) -> Any:
