@@ -161,8 +161,9 @@ def band_gemm(
             elements = c + (rows + moved).to(tl.int64)[:, None] * N + columns[None, :]
         tl.store(elements, result, mask=rows_inside[:, None] & columns_inside[None, :])
         if LATE:
-            await_stores(IS_AMD, FLATTEN)
-            stored = group
+            # A sum with what nobody knows before the stores: Triton makes a number that is known
+            # when a tile begins, as its group is, that of the tile before in each step of one loop.
+            stored = group + await_stores(IS_AMD, FLATTEN)
         elif SIGNALS:
             publish(counters, group, COUNTER_STRIDE, IS_AMD, FLATTEN)
     if LATE:  # noqa: SIM102 - known while compiling, unlike the other

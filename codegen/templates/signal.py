@@ -5,25 +5,27 @@ import triton.language as tl
 
 
 @triton.jit
-def cta_barrier(FLATTEN: tl.constexpr) -> None:
-    """Wait for every thread of this CTA.
+def cta_barrier(FLATTEN: tl.constexpr) -> tl.tensor:
+    """Wait for every thread of this CTA; 0, which with FLATTEN nobody knows before.
 
     No loop is pipelined around a barrier that Triton knows of, so with FLATTEN it is not told; this
     one is right even where its compiler, which does not know either, made two of it for threads
     that have branched.
     """
     if FLATTEN:
-        tl.inline_asm_elementwise(
+        return tl.inline_asm_elementwise(
             "barrier.sync 0;\n\tmov.u32 $0, 0;", "=r,~{memory}", [], tl.int32,
             is_pure=False, pack=1,
         )  # fmt: skip
     else:
         tl.debug_barrier()
+        return 0
 
 
 @triton.jit
-def await_stores(IS_AMD: tl.constexpr, FLATTEN: tl.constexpr) -> None:
-    """Let every store of this CTA happen before what one of its threads adds after this.
+def await_stores(IS_AMD: tl.constexpr, FLATTEN: tl.constexpr) -> tl.tensor:
+    """Let every store of this CTA happen before what one of its threads adds after this; 0, as of
+    ``cta_barrier``.
 
     Only one thread adds, and its release orders only what happens before it: the barrier makes
     that every store of the CTA. A TMA store would escape both, so the caller must not use one.
@@ -40,7 +42,7 @@ def await_stores(IS_AMD: tl.constexpr, FLATTEN: tl.constexpr) -> None:
             "buffer_wbl2 sc1\n\ts_waitcnt vmcnt(0)\n\t.endif\n\tv_mov_b32 $0, 0",
             "=v,~{memory}", [], tl.int32, is_pure=False, pack=1,
         )  # fmt: skip
-    cta_barrier(FLATTEN)
+    return cta_barrier(FLATTEN)
 
 
 @triton.jit

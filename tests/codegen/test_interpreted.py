@@ -76,7 +76,7 @@ PACKED = {
 
 ANNOUNCED_LATE = {
     "the last tile is not announced": ("announce(counters, stored, COUNTER_STRIDE)", "pass"),
-    "the next tile's group": ("            stored = group", "            stored = group + 1"),
+    "the next tile's group": ("            stored = group +", "            stored = group + 1 +"),
     "announced in every step": ("(start == due) & (group >= 0)", "group >= 0"),
     "a product of few steps announces nothing": ("tl.cdiv(K, BLOCK_K) - 1)", "100)"),
     "announced before it is stored": ("    stored = -1  #", "    stored = 0  #"),

@@ -57,7 +57,7 @@ def test_whole_groups_alone_are_sent(both, name):
     [
         ('sem="release", scope="gpu"', 'sem="relaxed", scope="gpu"'),
         ('sem="release", scope="gpu"', 'sem="release", scope="cta"'),
-        ("    cta_barrier(FLATTEN)\n", ""),
+        ("    return cta_barrier(FLATTEN)\n", "    return 0\n"),
     ],
     ids=["lost release", "release to the CTA", "no barrier"],
 )

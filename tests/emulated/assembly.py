@@ -1,5 +1,5 @@
-"""The text of a kernel in PTX, as instructions. It reads what Triton writes, and says what it cannot
-read."""
+"""The text of a kernel in PTX, as instructions. It reads what Triton writes, and says what it
+cannot read."""
 
 from __future__ import annotations
 

@@ -11,11 +11,10 @@ from tests.emulated.matrix_unit import GROUP, Place, registers_of, result_of
 from tests.emulated.memory import BadAccess
 from tests.emulated.tensor_maps import Arrivals
 from tests.emulated.threads import WAITS_FOR_ARRIVALS, Cta
-from tests.emulated.values import UNSIGNED, bits_of, typed
+from tests.emulated.values import FACTOR_BYTES, UNSIGNED, bits_of, factors_of, typed
 from tests.emulated.warps import LANES
 
 ARRIVES = "mbarrier__complete_tx__bytes"
-SIZES = {"tf32": 4, "bf16": 2, "f16": 2, "e4m3": 1, "e5m2": 1}
 
 
 def elect(cta: Cta, instruction: Instruction, active: Any) -> None:
@@ -85,7 +84,7 @@ def copy_of_box(cta: Cta, instruction: Instruction, active: Any) -> None:
     maps = cta.bits(source.base, 8)
     columns = [cta.numbers(each, "s32") for each in source.coordinates]
     for thread in np.flatnonzero(active):
-        tensor = cta.tensor_maps[int(maps[thread])]
+        tensor = cta.launch.tensor_maps[int(maps[thread])]
         places = tensor.places(int(starts[thread]))
         cta.shared.send_to(places)
         coordinates = tuple(int(each[thread]) for each in reversed(columns))
@@ -146,7 +145,7 @@ def _matrices(
 ) -> Any:
     """Of each warpgroup the matrix in shared memory that a descriptor tells, ``[groups, rows,
     columns]``."""
-    size, descriptors = SIZES[kind], cta.bits(operand, 8)
+    size, descriptors = FACTOR_BYTES[kind], cta.bits(operand, 8)
     found = []
     for group in groups:
         place = Place.of(int(descriptors[group * GROUP]))
@@ -155,9 +154,8 @@ def _matrices(
         content = cta.shared.load_by_unit(places)
         cta.open_product.append(places)
         bits = np.ascontiguousarray(content).view(UNSIGNED[size])[..., 0]
-        if kind == "tf32":
-            bits = bits & np.uint32(0xFFFFE000)
-        found.append(typed(bits, "f32" if kind == "tf32" else kind).astype(np.float64))
+        numbers = factors_of(bits, kind)[0] if kind == "tf32" else typed(bits, kind)
+        found.append(numbers.astype(np.float64))
     return np.stack(found)
 
 

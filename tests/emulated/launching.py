@@ -21,7 +21,7 @@ from tests.emulated.assembly import Kernel, parse
 from tests.emulated.instructions import step_of
 from tests.emulated.memory import POISON, Tensors
 from tests.emulated.tensor_maps import SPANS, TensorMap
-from tests.emulated.threads import PARAMETER_BASE, Cta, Step
+from tests.emulated.threads import PARAMETER_BASE, Cta, Launch, Step
 
 NUMBERS = {
     "i1": "<u1", "u1": "<u1", "i8": "<i1", "u8": "<u1", "i16": "<i2", "u16": "<u2",
@@ -53,8 +53,8 @@ class Driver:
 
 @contextmanager
 def emulated(architecture: str) -> Iterator[list[str]]:
-    """Let launches of Triton run so, compiled for ``sm_80`` and the like; gives the names of kernels
-    that have run."""
+    """Let launches of Triton run so, compiled for ``sm_80`` and the like; gives the names of
+    kernels that have run."""
     launched: list[str] = []
 
     def run(self: Any) -> Any:
@@ -77,7 +77,7 @@ def emulated(architecture: str) -> Iterator[list[str]]:
 
 def run_grid(compiled: Any, grid: tuple[int, int, int], arguments: Sequence[Any]) -> None:
     """Run every CTA, one behind the other, in an order of this launch alone."""
-    kernel, steps = _read(compiled.asm["ptx"])
+    kernel, steps = _read(text_of(compiled))
     maps = iter(compiled.metadata.tensordesc_meta or ())
     values = list(_leaves(list(compiled.src.signature.values()), arguments, maps))
     parameters = dict(_parameters(kernel, values))
@@ -86,10 +86,15 @@ def run_grid(compiled: Any, grid: tuple[int, int, int], arguments: Sequence[Any]
         PARAMETER_BASE + index: value
         for index, (_, value) in enumerate(values) if isinstance(value, TensorMap)
     }  # fmt: skip
-    shared = compiled.metadata.shared
+    launch = Launch(kernel, steps, grid, compiled.metadata.shared, tensors, parameters, tensor_maps)
     places = list(itertools.product(*(range(count) for count in reversed(grid))))
     for z, y, x in ORDERS.sample(places, len(places)):
-        Cta(kernel, steps, tensors, shared, parameters, tensor_maps, (x, y, z), grid).run()
+        Cta(launch, (x, y, z)).run()
+
+
+def text_of(compiled: Any) -> str:
+    """The kernel in PTX."""
+    return compiled.asm["ptx"]
 
 
 @lru_cache(maxsize=64)
@@ -118,7 +123,10 @@ def _tensor_map(descriptor: Any, said: dict[str, Any]) -> TensorMap:
     """As the driver makes it of what Triton's compiler says of the map."""
     whole = torch.as_strided(descriptor.base, descriptor.shape, descriptor.strides)
     size = whole.element_size()
-    pointer, last = whole.data_ptr(), sum((n - 1) * s for n, s in zip(whole.shape, whole.stride()))
+    pointer, last = (
+        whole.data_ptr(),
+        sum((n - 1) * s for n, s in zip(whole.shape, whole.stride(), strict=True)),
+    )
     held = np.ctypeslib.as_array((ctypes.c_uint8 * ((last + 1) * size)).from_address(pointer))
     content = np.lib.stride_tricks.as_strided(
         held, (*whole.shape, size), (*(step * size for step in whole.stride()), 1)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.emulated.values import Bits, typed
+from tests.emulated.values import FACTOR_BYTES, Bits, factors_of
 
 UNIT = 16
 """Bytes that lie together whatever the swizzle."""
@@ -51,12 +51,8 @@ class Place:
             return swizzled(found, self.span)
         inner = column * size
         if self.span == UNIT:
-            linear = inner // UNIT * self.leading + inner % UNIT
-        else:
-            linear = inner
-        return swizzled(
-            self.start + linear + row % 8 * self.span + row // 8 * self.stride, self.span
-        )
+            inner = inner // UNIT * self.leading + inner % UNIT
+        return swizzled(self.start + inner + row % 8 * self.span + row // 8 * self.stride, self.span)
 
 
 def swizzled(at: Any, span: int) -> Any:
@@ -66,28 +62,16 @@ def swizzled(at: Any, span: int) -> Any:
 
 
 def registers_of(a: list[Bits], kind: str, columns: int) -> Any:
-    """A matrix ``[64, columns]`` that the threads of a warpgroup hold, ``[groups, 64, columns]``."""
-    size = {"tf32": 4, "bf16": 2, "f16": 2, "e4m3": 1, "e5m2": 1}[kind]
-    each, half = 4 // size, UNIT // size
+    """A matrix that the threads of each warpgroup hold, ``[groups, 64, columns]``."""
+    each, half = 4 // FACTOR_BYTES[kind], UNIT // FACTOR_BYTES[kind]
     thread = np.arange(len(a[0]))
     warp, lane = thread % GROUP // 32, thread % 32
     found = np.zeros((len(thread) // GROUP, 64, columns))
     for index, bits in enumerate(a):
-        for part, numbers in enumerate(parts_of(bits, kind)):
+        for part, numbers in enumerate(factors_of(bits, kind)):
             row = 16 * warp + lane // 4 + 8 * (index % 2)
             found[thread // GROUP, row, each * (lane % 4) + part + half * (index // 2)] = numbers
     return found
-
-
-def parts_of(bits: Bits, kind: str) -> list[Any]:
-    """The numbers of registers of 32 bits, the low ones first."""
-    if kind == "tf32":  # what the unit does not read is cut off
-        return [(bits & np.uint32(0xFFFFE000)).view(np.float32)]
-    each = 2 if kind in ("bf16", "f16") else 4
-    width = 32 // each
-    mask = np.uint32((1 << width) - 1)
-    shifted = (bits >> np.uint32(width * part) & mask for part in range(each))
-    return [typed(np.ascontiguousarray(part), kind) for part in shifted]
 
 
 def result_of(product: Any, index: int) -> Any:

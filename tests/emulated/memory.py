@@ -1,4 +1,4 @@
-"""Memory of a kernel: tensors of the host, shared memory of a CTA, and copies that are on their way.
+"""Memory of a kernel: tensors of the host, shared memory of a CTA, and copies on their way.
 
 What no kernel may do raises: an address outside every tensor that it was given, one that is not a
 multiple of what is moved, and shared memory that another warp wrote or will write with no barrier
@@ -17,6 +17,7 @@ import numpy as np
 POISON = 0xFF
 """A byte of memory that nobody wrote: NaN in every float, -1 in every integer."""
 NOBODY = -1
+OVERWRITTEN = "a warp writes shared memory that another uses, with no barrier between"
 
 
 class BadAccess(AssertionError):
@@ -121,9 +122,7 @@ class Shared:
         writers = np.broadcast_to(np.asarray(warps)[:, None], places.shape)
         for other in (self.reader[places], self.writer[places]):
             if ((other != NOBODY) & (other != writers)).any():
-                raise BadAccess(
-                    "a warp writes shared memory that another read or wrote, with no barrier between"
-                )
+                raise BadAccess(OVERWRITTEN)
         if self.several[places].any():
             raise BadAccess(
                 "a warp writes shared memory that several read, with no barrier between"

@@ -6,11 +6,20 @@ So threads that took different ways meet again where the ways do, as a compiler 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from tests.emulated.assembly import Address, Instruction, Kernel, Number, Operand, Register, Symbol
+from tests.emulated.assembly import (
+    Address,
+    Instruction,
+    Kernel,
+    Number,
+    Operand,
+    Register,
+    Symbol,
+)
 from tests.emulated.memory import BadAccess, Copies, Shared, Tensors
 from tests.emulated.tensor_maps import Arrivals, TensorMap
 from tests.emulated.values import UNSIGNED, Bits, bits_of, bytes_of, typed, widened
@@ -27,18 +36,29 @@ RUNS, WAITS, WAITS_FOR_ARRIVALS, DONE = range(4)
 Step = Callable[["Cta", Any], None]
 
 
+@dataclass(frozen=True)
+class Launch:
+    """What all CTAs of a launch have in common."""
+
+    kernel: Kernel
+    steps: Sequence[Step]
+    """What each instruction does."""
+    grid: Sequence[int]
+    shared_bytes: int
+    tensors: Tensors
+    parameters: dict[str, bytes]
+    tensor_maps: dict[int, TensorMap]
+    """By the address of the parameter that each is."""
+
+
 class Cta:
     """The threads of one CTA and what they hold."""
 
-    def __init__(
-        self, kernel: Kernel, steps: Sequence[Step], tensors: Tensors, shared: int,
-        parameters: dict[str, bytes], tensor_maps: dict[int, TensorMap], index: Sequence[int], grid: Sequence[int],
-    ) -> None:  # fmt: skip
-        self.kernel, self.steps, self.tensors = kernel, steps, tensors
-        self.threads = kernel.threads
-        self.shared, self.parameters = Shared(shared), parameters
+    def __init__(self, launch: Launch, index: Sequence[int]) -> None:
+        self.launch, self.kernel = launch, launch.kernel
+        self.threads = self.kernel.threads
+        self.shared = Shared(launch.shared_bytes)
         self.registers: dict[str, Bits] = {}
-        self.written: dict[str, Any] = {}
         self.lane = np.arange(self.threads)
         self.warps = self.lane // LANES
         self.copies = Copies()
@@ -46,17 +66,16 @@ class Cta:
         self.products: list[list[Any]] = []
         """Of groups that nobody has waited for, what they read of shared memory."""
         self.open_product: list[Any] = []
-        self.tensor_maps = tensor_maps
         self.at = np.zeros(self.threads, np.int64)
         self.state = np.full(self.threads, RUNS)
-        axes = "xyz"
+        nothing = 0 * self.lane
         self.special = {
-            "%tid.x": self.lane, "%tid.y": 0 * self.lane, "%tid.z": 0 * self.lane,
+            "%tid.x": self.lane, "%tid.y": nothing, "%tid.z": nothing,
+            "%ntid.x": nothing + self.threads,
             "%laneid": self.lane % LANES, "%warpid": self.warps,
-            "%ntid.x": 0 * self.lane + self.threads,
-            **{f"%ctaid.{axis}": 0 * self.lane + index[i] for i, axis in enumerate(axes)},
-            **{f"%nctaid.{axis}": 0 * self.lane + grid[i] for i, axis in enumerate(axes)},
         }  # fmt: skip
+        for axis, own, count in zip("xyz", index, launch.grid, strict=True):
+            self.special |= {f"%ctaid.{axis}": nothing + own, f"%nctaid.{axis}": nothing + count}
 
     def run(self) -> None:
         """To its end; raises where threads wait for others that never come."""
@@ -89,7 +108,7 @@ class Cta:
             self.at[active] = at + 1
             instruction = instructions[at]
             try:
-                self.steps[at](self, active)
+                self.launch.steps[at](self, active)
             except (BadAccess, NotImplementedError) as error:
                 raise type(error)(f"{error} (at {instruction.text!r})") from None
             at += 1

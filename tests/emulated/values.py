@@ -27,6 +27,9 @@ SMALL = {
 """Floats that NumPy has not; they are computed with as float32."""
 LARGEST = {"e4m3": 448.0, "e5m2": 57344.0}
 
+FACTOR_BYTES = {"tf32": 4, "bf16": 2, "f16": 2, "e4m3": 1, "e5m2": 1}
+"""Of a number that matrix units multiply."""
+
 
 def bytes_of(kind: str) -> int:
     """How many a number of a type has."""
@@ -73,6 +76,16 @@ def bits_of(numbers: Numbers, kind: str) -> Bits:
 def widened(bits: Bits, size: int) -> Bits:
     """Bits of another width: cut, or with zeros before them."""
     return bits if bits.dtype.itemsize == size else bits.astype(UNSIGNED[size])
+
+
+def factors_of(bits: Bits, kind: str) -> list[Numbers]:
+    """What matrix units read in registers of 32 bits, the low numbers first."""
+    if kind == "tf32":  # its last bits are not read
+        return [(bits & np.uint32(0xFFFFE000)).view(np.float32)]
+    width = 8 * FACTOR_BYTES[kind]
+    mask = np.uint32((1 << width) - 1)
+    parts = (bits >> np.uint32(at) & mask for at in range(0, 32, width))
+    return [typed(np.ascontiguousarray(part), kind) for part in parts]
 
 
 def flushed(numbers: Numbers) -> Numbers:

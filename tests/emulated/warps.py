@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.emulated.values import Bits, typed
+from tests.emulated.values import FACTOR_BYTES, Bits, factors_of
 
 LANES = 32
 ROW_BYTES = 16
@@ -52,7 +52,7 @@ def matrix_row_lanes(count: int, threads: int) -> Any:
 def products(shape: str, kind: str, a: list[Bits], b: list[Bits], sums: list[Any]) -> list[Any]:
     """``mma.sync`` of every warp: sums[16, 8] + a[16, k] @ b[k, 8], of float32 sums."""
     depth = int(shape.partition("k")[2])
-    size = {"tf32": 4, "bf16": 2, "f16": 2, "e4m3": 1, "e5m2": 1}[kind]
+    size = FACTOR_BYTES[kind]
     each = 4 // size
     half = ROW_BYTES // size
     warps = len(sums[0]) // LANES
@@ -60,26 +60,14 @@ def products(shape: str, kind: str, a: list[Bits], b: list[Bits], sums: list[Any
     warp, group, thread = lane // LANES, lane % LANES // 4, lane % 4
     left, right = np.zeros((warps, 16, depth)), np.zeros((warps, depth, 8))
     for index, bits in enumerate(a):
-        numbers = _numbers(bits, kind, each)
-        for part in range(each):
+        for part, numbers in enumerate(factors_of(bits, kind)):
             column = each * thread + part + half * (index // 2)
-            left[warp, group + 8 * (index % 2), column] = numbers[part]
+            left[warp, group + 8 * (index % 2), column] = numbers
     for index, bits in enumerate(b):
-        numbers = _numbers(bits, kind, each)
-        for part in range(each):
-            right[warp, each * thread + part + half * index, group] = numbers[part]
+        for part, numbers in enumerate(factors_of(bits, kind)):
+            right[warp, each * thread + part + half * index, group] = numbers
     found = left @ right
     return [
         (found[warp, group + 8 * (index // 2), 2 * thread + index % 2] + total).astype(np.float32)
         for index, total in enumerate(sums)
     ]
-
-
-def _numbers(bits: Bits, kind: str, each: int) -> list[Any]:
-    """The numbers that a register of 32 bits holds, the low one first."""
-    if kind == "tf32":  # what the unit does not read is cut off
-        return [(bits & np.uint32(0xFFFFE000)).view(np.float32)]
-    width = 32 // each
-    mask = np.uint32((1 << width) - 1)
-    parts = (bits >> np.uint32(width * part) & mask for part in range(each))
-    return [typed(np.ascontiguousarray(part), kind) for part in parts]

@@ -53,7 +53,7 @@ MUTANTS = {
 """Protocols with one mistake, and what the violation has to say."""
 
 TEXTS = {
-    "no barrier": ("    cta_barrier(FLATTEN)\n", ""),
+    "no barrier": ("    return cta_barrier(FLATTEN)\n", "    return 0\n"),
     "relaxed add": ('sem="release"', 'sem="relaxed"'),
     "add at the scope of the CTA": ('sem="release", scope="gpu"', 'sem="release", scope="cta"'),
     "acquire instead of release": ('sem="release"', 'sem="acquire"'),
@@ -162,7 +162,7 @@ def test_a_barrier_of_one_kind_of_loop_alone_is_found(barrier: str):
 def test_a_barrier_that_some_ctas_skip_is_found():
     text = templates()[SIGNAL]
     changed = text.replace(
-        "    cta_barrier(FLATTEN)\n", "    if late:\n        cta_barrier(FLATTEN)\n"
+        "    return cta_barrier(FLATTEN)\n", "    if late:\n        return cta_barrier(FLATTEN)\n"
     )
     assert changed != text
     for source in signaling().values():
