@@ -1,4 +1,4 @@
-"""Runs of kernels on an emulated device, with something changed in what was compiled.
+"""Runs of kernels on an emulated device, perhaps with something changed in what was compiled.
 
 They are called in a process of ``tests.interpreter.Interpreter`` that has such a device.
 """
@@ -6,16 +6,44 @@ They are called in a process of ``tests.interpreter.Interpreter`` that has such 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from tests.codegen import attention_cases, attention_gradient_cases, decode_cases
+from tests.codegen import (
+    attention_cases,
+    attention_gradient_cases,
+    decode_cases,
+    gemm_cases,
+    linear_cases,
+)
 from tests.emulated import launching
 
 Change = tuple[str, str, int]
-"""A regular expression, what is put in its place, and of how many of the first matches."""
+"""A regular expression, what is put in its place, and of how many matches, the first ones; 0: all.
+"""
+
+
+def decode(text: str, cache: str, **case: Any) -> None:
+    decode_cases.run(text, cache, decode_cases.Case(**case))
+
+
+RUNS: dict[str, Callable[..., Any]] = {
+    "attention": attention_cases.run,
+    "decode": decode,
+    "gradients": attention_gradient_cases.run,
+    "gemm": gemm_cases.run,
+    "linear": linear_cases.run,
+}
+
+
+def run(on: str, kind: str, *given: Any, change: Change | None = None, **named: Any) -> list[str]:
+    """Raise AssertionError unless kernels of a kind give what they must on an architecture, changed
+    or not; the names of those that ran."""
+    with launching.emulated(on) as launched, changed(change):
+        RUNS[kind](*given, **named)
+    return launched
 
 
 @contextmanager
@@ -33,23 +61,8 @@ def changed(change: Change | None) -> Iterator[None]:
         return text
 
     with patch.object(launching, "text_of", other):
-        yield
-    assert any(found), "nothing was changed"
-
-
-def attention(text: str, change: Change | None = None, **named: Any) -> float:
-    """``attention_cases.run``."""
-    with changed(change):
-        return attention_cases.run(text, **named)
-
-
-def decode(text: str, cache: str, change: Change | None = None, **case: Any) -> None:
-    """``decode_cases.run``."""
-    with changed(change):
-        decode_cases.run(text, cache, decode_cases.Case(**case))
-
-
-def gradients(text: str, change: Change | None = None, **named: Any) -> float:
-    """``attention_gradient_cases.run``."""
-    with changed(change):
-        return attention_gradient_cases.run(text, **named)
+        try:
+            yield
+        finally:
+            if not any(found):
+                raise LookupError("nothing was changed")

@@ -10,7 +10,7 @@ from tests.emulated.assembly import Address, Instruction, Number, Vector
 from tests.emulated.matrix_unit import GROUP, Place, registers_of, result_of
 from tests.emulated.memory import BadAccess
 from tests.emulated.tensor_maps import Arrivals
-from tests.emulated.threads import WAITS_FOR_ARRIVALS, Cta
+from tests.emulated.threads import RUNS, WAITS_FOR_ARRIVALS, Cta
 from tests.emulated.values import FACTOR_BYTES, UNSIGNED, bits_of, factors_of, typed
 from tests.emulated.warps import LANES
 
@@ -38,6 +38,7 @@ def barrier_of_arrivals(cta: Cta, instruction: Instruction, active: Any) -> None
     truth = instruction.operands[0] if how == "try_wait" else None
     where = next(each for each in instruction.operands if isinstance(each, Address))
     at = cta.addresses(where, 4)
+    phases = sum(each.phase for each in cta.arrivals.values())
     for thread in np.flatnonzero(active):
         place = int(at[thread])
         if how == "init":
@@ -56,6 +57,8 @@ def barrier_of_arrivals(cta: Cta, instruction: Instruction, active: Any) -> None
             raise NotImplementedError("a barrier that is used otherwise")
     if truth is not None:
         _wait(cta, instruction, truth, at, active)
+    if sum(each.phase for each in cta.arrivals.values()) != phases:
+        cta.state[cta.state == WAITS_FOR_ARRIVALS] = RUNS  # to ask again
 
 
 def _wait(cta: Cta, instruction: Instruction, truth: Any, at: Any, active: Any) -> None:

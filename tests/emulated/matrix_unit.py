@@ -52,7 +52,9 @@ class Place:
         inner = column * size
         if self.span == UNIT:
             inner = inner // UNIT * self.leading + inner % UNIT
-        return swizzled(self.start + inner + row % 8 * self.span + row // 8 * self.stride, self.span)
+        return swizzled(
+            self.start + inner + row % 8 * self.span + row // 8 * self.stride, self.span
+        )
 
 
 def swizzled(at: Any, span: int) -> Any:

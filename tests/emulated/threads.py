@@ -112,9 +112,7 @@ class Cta:
             except (BadAccess, NotImplementedError) as error:
                 raise type(error)(f"{error} (at {instruction.text!r})") from None
             at += 1
-            if instruction.op == "mbarrier":
-                self.state[self.state == WAITS_FOR_ARRIVALS] = RUNS  # to ask again
-            if instruction.op in ("bra", "bar", "barrier", "ret", "exit"):
+            if instruction.op in ("bra", "bar", "barrier", "mbarrier", "ret", "exit"):
                 break
         return at - begin
 
