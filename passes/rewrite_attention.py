@@ -98,7 +98,8 @@ def _rewrite(
     if verdict.policy and isinstance(own, Attention):
         if verdict.reads_latent and own.latent is not None:
             own = own.latent
-        spec = replace(spec_of(own, verdict.policy, verdict.phi), tile=verdict.tile)
+        spec = spec_of(own, verdict.policy, verdict.phi)
+        spec = replace(spec, tile=verdict.tile, rounds=verdict.rounds)
         if not explains:
             _make_memory(site, spec, verdict, own.query.value)
         with left_alone(graph, found.node):

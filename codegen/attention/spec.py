@@ -70,6 +70,8 @@ class AttentionSpec(Canonical):
     precision: str = "ieee"
     """How float32 is multiplied: ``ieee``; ``tf32x3``, by matrix units in three parts, which lose
     little; ``tf32``, which rounds operands to 11 bits."""
+    rounds: bool = False
+    """Scores may be rounded to ``dtype`` before their softmax: the graph rounds them."""
     tile: str = PLANNED
     """Which tile a kernel takes, one of ``TILES``; of a name that its device has none of, that of
     ``PLANNED``."""

@@ -169,15 +169,41 @@ def test_hidden_keys_that_are_no_numbers_spoil_rows_as_in_eager(side, kind, seen
     assert seen == [[(0, 300)] * 5]
 
 
-def test_in_bfloat16_rounding_is_that_of_what_is_spelled():
-    """Against float64; what float32's least number becomes stays finite. Mutant: it does not."""
-    inputs = operands(300, 300, dtype=torch.bfloat16)
-    spec = replace(CAUSAL, dtype="bfloat16")
+def in_float32(q, k, v):
+    """Scores of 16 bits' operands that are computed in float32, as some models do."""
+    later = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).triu(1)
+    k, v = (side.repeat_interleave(2, 1) for side in (k, v))
+    scores = (0.25 * (q.float() @ k.float().mT)).masked_fill(later, -math.inf)
+    return scores.softmax(-1).to(v.dtype) @ v
+
+
+def steep(rows: int, keys: int) -> list[torch.Tensor]:
+    """Operands in bfloat16 whose scores are of tens: rounded to 8 bits they say little."""
+    q, *others = operands(rows, keys, dtype=torch.bfloat16)
+    return [q * 20, *others]
+
+
+def test_in_bfloat16_rounding_is_that_of_what_is_spelled(seen):
+    """Against float64."""
+    inputs = steep(300, 300)
+    spec = replace(CAUSAL, dtype="bfloat16", rounds=True)
     wide = [side.double() for side in inputs]
-    spelled = (attend(*inputs) - attend(*wide)).nan_to_num(0.0).abs().max().item()
-    assert error_of(spec, inputs) <= 1.1 * spelled
-    mask = padded("least", 300, 300)
-    assert error_of(replace(ADDED, dtype="bfloat16"), inputs, mask) <= 1.5 * spelled
+    assert error_of(spec, inputs) <= 1.1 * error(attend(*inputs), attend(*wide))
+    kept = padded("bool", 300, 300)
+    own = replace(KEPT, dtype="bfloat16", rounds=True)
+    assert error_of(own, inputs, kept) <= 1.1 * error(masked(*inputs, kept), masked(*wide, kept))
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("kind", ["causal", "bool", "least"])
+def test_in_bfloat16_no_score_is_rounded_that_was_not(kind, seen):
+    """Against float64. Mutants: ``spec.rounds`` is not asked; a mask that is added is taken."""
+    inputs = steep(300, 300)
+    mask = None if kind == "causal" else padded(kind, 300, 300)
+    spec = {"causal": CAUSAL, "bool": KEPT}.get(kind, ADDED)
+    spec = replace(spec, dtype="bfloat16", rounds=kind == "least")
+    assert error_of(spec, inputs, mask) < 0.03
+    assert not seen
 
 
 @pytest.mark.parametrize(("seen_share", "wanted"), [(0.6, 1), (0.4, 0)])
@@ -221,6 +247,21 @@ def test_torchs_own_attention_in_float32_is_computed_so(seen):
         narrow = [side.bfloat16() for side in inputs]
         assert rewrite(function, *narrow, softmax="auto").codes == ["=fused_already"]
         assert rewrite(attend, *narrow, softmax="auto").codes == ["by_rows"]
+
+
+@pytest.mark.parametrize("softmax", ["auto", "sdpa"])
+def test_what_computes_scores_in_float32_is_not_rounded_to_bfloat16(softmax, seen):
+    """Against float64. Mutant: ``rounds`` is true of every product."""
+    inputs = steep(512, 512)
+    wanted = in_float32(*(side.double() for side in inputs))  # float32 is near enough
+    with torch.no_grad():
+        done = rewrite(in_float32, *inputs, softmax=softmax)
+        assert done.codes == [{"auto": "=not_measured", "sdpa": "fused"}[softmax]]
+        assert error(done.function(*inputs), wanted) < 0.03
+        done = rewrite(attend, *inputs, softmax=softmax)
+        assert done.codes == ["by_rows"]
+        done.function(*inputs)
+        assert seen, "what rounds them is computed so"
 
 
 def test_no_default_device_of_a_user_is_where_it_computes():

@@ -130,6 +130,7 @@ def _flattened(
         length=prefix_of(versions, flat.mask, rows, keys),
         program=merged_steps(scores.program, frame),
         sinks=scores.sinks,
+        rounds=scores.product.dtype == weights.product.dtype,
     )
 
 

@@ -76,6 +76,7 @@ def _problem(found: Attention | Fused, weights: Mapping[fx.Node, torch.Tensor]) 
         dead=found.mask.dead if is_spelled else "",
         is_trained=isinstance(own, Attention) and own.is_trained,
         is_plain=isinstance(own, Attention) and not own.program,
+        rounds=is_spelled and found.rounds,
         untold=(untold.code, untold.reason) if untold else None,
         why_no_gradient=_why_no_gradient(own) if isinstance(own, Attention) else "",
         runs_kernels=runs_kernels(device.type),

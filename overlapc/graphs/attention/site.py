@@ -57,6 +57,8 @@ class Attention:
     program: tuple[Step, ...] = ()
     """What is done to scaled scores before ``mask``."""
     sinks: Sinks | None = None
+    rounds: bool = False
+    """Scores are rounded to the dtype of the values: their product is of that."""
     norms: Norms | str = ""
     """What made rows of queries and keys of a length, or why nothing did."""
     narrow: Narrow | None = None

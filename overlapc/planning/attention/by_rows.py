@@ -68,15 +68,17 @@ def by_rows(problem: AttentionProblem) -> Verdict | None:
         return None
     how = f"Products of {ROWS_AT_A_TIME} rows at a time keep scores in the cache"
     reason = f"{how} and skip masked keys."
-    return Verdict("rewritten", "by_rows", reason, policy_of("unified", problem.dtype))
+    policy = policy_of("unified", problem.dtype)
+    return Verdict("rewritten", "by_rows", reason, policy, rounds=problem.rounds)
 
 
 def _can(problem: AttentionProblem) -> bool:
     is_own = problem.device == "cpu" and problem.is_plain and problem.mask == "causal"
     is_read = not problem.is_trained and not problem.why_only_torch
     is_narrow = problem.value_dim <= problem.head_dim <= MOST_DIM
-    # Torch's own attention rounds no score to 16 bits.
-    is_as_exact = problem.dtype == "float32" or not problem.is_fused
+    # Products of 16 bits round scores to them, which torch's own attention does not, nor what is
+    # spelled in float32 between 16 bits.
+    is_as_exact = problem.dtype == "float32" or problem.rounds
     is_told = problem.untold is None and not problem.prefix
     is_shared = problem.heads // problem.groups >= HEADS_A_THREAD * problem.threads
     return (

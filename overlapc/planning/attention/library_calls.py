@@ -91,4 +91,5 @@ def _of_prefix(problem: AttentionProblem) -> Verdict:
     if not problem.prefix:
         some = f"of {problem.keys} keys those up to the last that the mask keeps for any row"
     reason = f"Torch's fused attention reads {some}{copies}."
-    return Verdict("rewritten", "valid_keys", reason, policy_of("unified", problem.dtype))
+    policy = policy_of("unified", problem.dtype)
+    return Verdict("rewritten", "valid_keys", reason, policy, rounds=problem.rounds)

@@ -51,6 +51,8 @@ class AttentionProblem:
     """A gradient is wanted of queries, keys or values."""
     is_plain: bool = False
     """Nothing but a scale and a mask is between its products, but perhaps sinks beside them."""
+    rounds: bool = False
+    """The graph rounds scores to ``dtype``: their product is of no wider one."""
     untold: tuple[str, str] | None = None
     """Code and reason where torch's attention cannot be told the same."""
     why_no_gradient: str = ""
@@ -144,5 +146,7 @@ class Verdict:
     """A kernel of our own reads keys and values as they were before the graph widened them."""
     reads_latent: bool = False
     """It reads values as the beginnings of keys."""
+    rounds: bool = False
+    """Our op may round scores, as the graph does."""
     tile: str = PLANNED
     """Which tile it takes."""

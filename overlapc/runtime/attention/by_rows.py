@@ -29,6 +29,9 @@ def by_products(
     faster. What is masked is told as by ``library_masks.told``."""
     if query.device.type != "cpu" or not (is_causal or mask is not None):
         return None
+    is_added = mask is not None and mask.dtype != torch.bool  # in float32, whatever scores are
+    if query.dtype != torch.float32 and (is_added or not spec.rounds):
+        return None
     call = (str(query.dtype).removeprefix("torch."), spec.head_dim, spec.groups, query.shape[2])
     heads_a_thread = key.shape[1] / torch.get_num_threads()
     if not takes_products(*call, 0.0, heads_a_thread, is_causal=is_causal):
@@ -39,8 +42,6 @@ def by_products(
     seen = sum(end - begin for begin, end in spans) / (len(spans) * key.shape[2])
     if not takes_products(*call, seen, heads_a_thread, is_causal=is_causal):
         return None
-    if mask is not None and mask.dtype != torch.bool:
-        mask = _rounded(mask, query.dtype)
     out = attention_by_products(query, key, value, spec.scale, mask, spans)
     if mask is None or spec.dead != "zero":
         return out
@@ -70,11 +71,3 @@ def spans_of(
 
 def _is_finite(side: torch.Tensor) -> bool:
     return math.isfinite(float(side.sum(dtype=torch.promote_types(side.dtype, torch.float32))))
-
-
-def _rounded(added: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Numbers to add in the dtype of scores; a finite one stays finite."""
-    if dtype == added.dtype:
-        return added
-    least = torch.finfo(dtype).min
-    return added.clamp(min=least).masked_fill_(added == -math.inf, -math.inf).to(dtype)

@@ -50,7 +50,7 @@ def test_a_prefill_is_fused():
     assert "skips masked keys" in decide(replace(PREFILL, mask="causal"), "auto").reason
 
 
-CAUSAL = replace(PREFILL, mask="causal", is_plain=True)
+CAUSAL = replace(PREFILL, mask="causal", is_plain=True, rounds=True)
 OTHERS = [
     {"rows": 383}, {"rows": 641}, {"threads": 17}, {"head_dim": 63, "value_dim": 63},
     {"head_dim": 63, "value_dim": 63, "groups": 4, "rows": 641},
@@ -59,7 +59,7 @@ OTHERS = [
     {"is_trained": True}, {"is_plain": False}, {"prefix": True}, {"mask": "nothing"},
     {"value_dim": 65},
     {"dtype": "float16", "rows": 768}, {"dtype": "bfloat16", "rows": 767},
-    {"dtype": "bfloat16", "rows": 768, "is_fused": True}, {"device": "cuda"},
+    {"dtype": "bfloat16", "rows": 768, "rounds": False}, {"device": "cuda"},
     {"why_only_torch": "It is."}, {"mask": "given"},
 ]  # fmt: skip
 
@@ -74,9 +74,9 @@ def test_products_take_no_other_place(change):
 @pytest.mark.parametrize(
     "change",
     [
-        {}, {"rows": 384}, {"rows": 640}, {"groups": 4, "rows": 1536}, {"is_fused": True},
-        {"value_dim": 24}, {"threads": 16}, {"head_dim": 32, "value_dim": 32, "groups": 4},
-        {"dtype": "bfloat16", "rows": 768},
+        {}, {"rounds": False}, {"rows": 384}, {"rows": 640}, {"groups": 4, "rows": 1536},
+        {"is_fused": True}, {"value_dim": 24}, {"threads": 16},
+        {"head_dim": 32, "value_dim": 32, "groups": 4}, {"dtype": "bfloat16", "rows": 768},
         {"dtype": "bfloat16", "groups": 4, "rows": 384},
     ],
     ids=str,
