@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from overlapc.codegen.attention.spec import AttentionSpec
 from overlapc.planning.attention import by_rows as planned
+from overlapc.planning.attention.by_rows import has_heads
 from overlapc.runtime.attention import by_rows, library, products
 from overlapc.runtime.attention.masks import Added, Filled, Input, program_of
 from tests.attention.rewriting import rewrite
@@ -69,7 +70,8 @@ def _of_few_rows(monkeypatch):
     """Products are faster of a few, and whatever they see."""
     monkeypatch.setattr(planned, "LEAST_ROWS", 64)
     monkeypatch.setattr(planned, "MOST_SEEN", 1.0)
-    monkeypatch.setattr(planned, "HEADS_A_THREAD", 0)  # of any machine
+    monkeypatch.setattr(planned, "has_heads", lambda *counts: True)  # of any machine
+    monkeypatch.setattr(by_rows, "has_heads", lambda *counts: True)
     monkeypatch.setattr(planned, "LEAST_DIM", 16)
     monkeypatch.setattr(by_rows, "LOOKED_THROUGH", 4)
 
@@ -213,6 +215,13 @@ def test_where_few_keys_are_hidden_torchs_own_is_called(seen_share, wanted, seen
     mask = padded("bool", 192, 192)
     assert error_of(KEPT, operands(192, 192), mask) < 1e-5
     assert len(seen) == wanted
+
+
+def test_of_few_heads_torchs_own_is_called(seen, monkeypatch):
+    """Whatever was planned: a call may have more threads. Mutant: only the planner asks."""
+    monkeypatch.setattr(by_rows, "has_heads", has_heads)
+    assert error_of(CAUSAL, operands(192, 192)) < 1e-5
+    assert not seen
 
 
 def test_what_a_model_spells_out_is_computed_so(seen, monkeypatch):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from overlapc.codegen.attention.spec import AttentionSpec
-from overlapc.planning.attention.by_rows import ROWS_AT_A_TIME, takes_products
+from overlapc.planning.attention.by_rows import ROWS_AT_A_TIME, has_heads, takes_products
 from overlapc.runtime.attention.library_masks import has_part, without_keys
 from overlapc.runtime.attention.products import attention_by_products
 
@@ -32,15 +32,16 @@ def by_products(
     is_added = mask is not None and mask.dtype != torch.bool  # in float32, whatever scores are
     if query.dtype != torch.float32 and (is_added or not spec.rounds):
         return None
+    if not has_heads(key.shape[1], spec.groups, torch.get_num_threads()):
+        return None
     call = (str(query.dtype).removeprefix("torch."), spec.head_dim, spec.groups, query.shape[2])
-    heads_a_thread = key.shape[1] / torch.get_num_threads()
-    if not takes_products(*call, 0.0, heads_a_thread, is_causal=is_causal):
+    if not takes_products(*call, 0.0, is_causal=is_causal):
         return None  # however few are seen
     if mask is not None:
         mask = mask[(None,) * (query.dim() - mask.dim())]
     spans = spans_of(query, key, value, mask)
     seen = sum(end - begin for begin, end in spans) / (len(spans) * key.shape[2])
-    if not takes_products(*call, seen, heads_a_thread, is_causal=is_causal):
+    if not takes_products(*call, seen, is_causal=is_causal):
         return None
     out = attention_by_products(query, key, value, spec.scale, mask, spans)
     if mask is None or spec.dead != "zero":

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from overlapc.planning.attention.by_rows import takes_products
+from overlapc.planning.attention.by_rows import has_heads, takes_products
 from overlapc.planning.attention.decision import decide
 from overlapc.planning.attention.problem import AttentionProblem
 
@@ -52,7 +52,7 @@ def test_a_prefill_is_fused():
 
 CAUSAL = replace(PREFILL, mask="causal", is_plain=True, rounds=True)
 OTHERS = [
-    {"rows": 383}, {"rows": 641}, {"threads": 17}, {"head_dim": 63, "value_dim": 63},
+    {"rows": 383}, {"rows": 641}, {"threads": 6}, {"heads": 11}, {"head_dim": 63, "value_dim": 63},
     {"head_dim": 63, "value_dim": 63, "groups": 4, "rows": 641},
     {"head_dim": 63, "value_dim": 63, "groups": 4, "dtype": "bfloat16"},
     {"groups": 4, "rows": 1537},
@@ -75,7 +75,7 @@ def test_products_take_no_other_place(change):
     "change",
     [
         {}, {"rounds": False}, {"rows": 384}, {"rows": 640}, {"groups": 4, "rows": 1536},
-        {"is_fused": True}, {"value_dim": 24}, {"threads": 16},
+        {"is_fused": True}, {"value_dim": 24}, {"threads": 5}, {"heads": 12},
         {"head_dim": 32, "value_dim": 32, "groups": 4}, {"dtype": "bfloat16", "rows": 768},
         {"dtype": "bfloat16", "groups": 4, "rows": 384},
     ],
@@ -94,7 +94,7 @@ def test_products_of_some_rows_at_a_time_take_an_attentions_place(change):
         ({}, True), ({"dim": 63}, False), ({"dim": 63, "groups": 2}, True),
         ({"dim": 63, "groups": 2, "dtype": "bfloat16"}, False),
         ({"dim": 63, "seen": 0.1, "is_causal": False}, False),
-        ({"heads_a_thread": 1.9}, False), ({"rows": 383}, False),
+        ({"rows": 383}, False),
         ({"rows": 641}, False), ({"rows": 641, "groups": 2}, True),
         ({"rows": 1537, "groups": 2}, False),
         ({"rows": 4096, "dtype": "bfloat16"}, True), ({"dtype": "float16"}, False),
@@ -106,10 +106,23 @@ def test_products_of_some_rows_at_a_time_take_an_attentions_place(change):
 )  # fmt: skip
 def test_of_a_call_products_are_taken_by_what_is_seen(change, taken):
     call = {
-        "dtype": "float32", "dim": 64, "groups": 1, "rows": 512, "seen": 1.0, "heads_a_thread": 2,
+        "dtype": "float32", "dim": 64, "groups": 1, "rows": 512, "seen": 1.0,
         "is_causal": True, **change,
     }  # fmt: skip
     assert takes_products(**call) == taken
+
+
+@pytest.mark.parametrize(
+    ("key_heads", "groups", "threads", "wanted"),
+    [
+        (12, 1, 1, True), (12, 1, 2, True), (12, 1, 3, False), (11, 1, 1, False),
+        (3, 4, 1, True), (2, 6, 1, True), (2, 5, 1, False), (1, 32, 1, False),
+        (8, 4, 4, True), (8, 4, 5, False), (8, 3, 4, True), (8, 2, 4, False),
+    ],
+)  # fmt: skip
+def test_products_are_of_as_many_heads_as_were_measured(key_heads, groups, threads, wanted):
+    """Mutants: without each of the three conditions of ``has_heads``."""
+    assert has_heads(key_heads, groups, threads) == wanted
 
 
 def test_what_gains_little_is_fused_where_keys_are_skipped_or_heads_shared_by_few_rows():
