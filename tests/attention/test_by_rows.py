@@ -258,6 +258,23 @@ def test_torchs_own_attention_in_float32_is_computed_so(seen):
         assert rewrite(attend, *narrow, softmax="auto").codes == ["by_rows"]
 
 
+def test_where_rows_vary_a_call_of_torchs_attention_stays(seen):
+    """Of few rows our op took nearly twice as long. Mutant: ``varying`` is not asked."""
+
+    def function(*sides):
+        return F.scaled_dot_product_attention(*sides, is_causal=True)
+
+    inputs = [torch.randn(2, 4, 512, 64) for _ in range(3)]
+    with torch.no_grad():
+        assert rewrite(function, *inputs, softmax="auto").codes == ["by_rows"]
+        for side in inputs:
+            torch._dynamo.mark_dynamic(side, 2)
+        done = rewrite(function, *inputs, dynamic=None, softmax="auto")
+        assert done.codes == ["=fused_already"]
+        done.function(*inputs)
+        assert len(seen) == 1, "of the first graph alone"
+
+
 @pytest.mark.parametrize("softmax", ["auto", "sdpa"])
 def test_what_computes_scores_in_float32_is_not_rounded_to_bfloat16(softmax, seen):
     """Against float64. Mutant: ``rounds`` is true of every product."""

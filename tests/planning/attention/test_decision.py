@@ -60,7 +60,7 @@ OTHERS = [
     {"value_dim": 65},
     {"dtype": "float16", "rows": 768}, {"dtype": "bfloat16", "rows": 767},
     {"dtype": "bfloat16", "rows": 768, "rounds": False}, {"device": "cuda"},
-    {"why_only_torch": "It is."}, {"mask": "given"},
+    {"why_only_torch": "It is."}, {"mask": "given"}, {"varying": ("rows",)}, {"varying": ("keys",)},
 ]  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def test_products_take_no_other_place(change):
         {}, {"rounds": False}, {"rows": 384}, {"rows": 640}, {"groups": 4, "rows": 1536},
         {"is_fused": True}, {"value_dim": 24}, {"threads": 5}, {"heads": 12},
         {"head_dim": 32, "value_dim": 32, "groups": 4}, {"dtype": "bfloat16", "rows": 768},
-        {"dtype": "bfloat16", "groups": 4, "rows": 384},
+        {"varying": ("batch",)}, {"dtype": "bfloat16", "groups": 4, "rows": 384},
     ],
     ids=str,
 )  # fmt: skip
