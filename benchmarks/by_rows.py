@@ -1,7 +1,7 @@
 """Attention on processors by products of some rows at a time, beside Inductor's and torch's own.
 
-``python -m benchmarks.by_rows``: heads of 64, keys as many as rows unless said, all three ways
-interleaved; ratios are paired by round. The planner's thresholds are from it. "later": a mask that
+``python -m benchmarks.by_rows``: heads of 64, keys as many as rows unless said, one thread, all
+three ways interleaved; ratios are paired by round. The planner's thresholds are from it. "later": a mask that
 is given hides later keys, as that of a padded prefill; "last": it hides the last sixteenth of keys.
 """
 
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from benchmarks.measuring.paired import Alone, Samples, measure
 from benchmarks.measuring.tables import milliseconds, table
+from overlapc.planning.attention.by_rows import THREADS
 from overlapc.runtime.attention.by_rows import spans_of
 from overlapc.runtime.attention.products import attention_by_products
 
@@ -131,6 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     given = parser.parse_args(argv)
+    torch.set_num_threads(THREADS)
     lines = []
     with torch.no_grad():
         for case in CASES:

@@ -29,15 +29,16 @@ MOST_SEEN = 0.75
 torch's fused attention, 1.1 to 1.7 times. Of all scores they took 1.09 to 1.42 times as long, but
 in bfloat16 where queries share heads."""
 
-HEADS_A_THREAD = 2
-"""Heads of keys for each thread, from which on products are taken: the library shares them among
-threads, where torch's fused attention shares rows as well. Measured with two threads; chosen."""
+LEAST_KEY_HEADS, LEAST_HEADS = 2, 12
+"""Of keys and of queries: fewer do not pay for some ten calls of 64 rows. Products of 384 rows took
+of torch's fused attention's own time 1.48 times with 2 heads, 1.28 with 4, 1.09 with 6 and 1.01
+with 12 in float32; and of Inductor's, in bfloat16 where some share a head of keys, 1.35 times with
+4, 1.05 to 1.09 with 8 and 0.38 to 0.75 with 12."""
 
-QUERY_HEADS_A_THREAD, LEAST_QUERY_HEADS = 6, 12
-"""Heads of queries: fewer than were measured do not pay for some ten calls of 64 rows. With one
-thread, by its own time, products of 384 rows took of torch's fused attention's 1.48 times with 2
-heads, 1.28 with 4, 1.09 with 6 and 1.01 with 12 in float32; and of Inductor's, in bfloat16 where
-some share a head of keys, 1.35 times with 4, 1.05 to 1.09 with 8 and 0.38 to 0.75 with 12."""
+THREADS = 1
+"""Several wait for each other some fifty times in a call, where torch's fused attention does once:
+of two on cores that other programs use as well each wait may take a turn of the scheduler, and
+calls took 8 to 25 times as long as torch's."""
 
 DTYPES = ("float32", "bfloat16")
 
@@ -57,10 +58,10 @@ def takes_products(
 
 
 def has_heads(key_heads: int, groups: int, threads: int) -> bool:
-    """Whether there is enough for each thread in a product of 64 rows of all heads."""
-    heads = key_heads * groups
-    is_shared = key_heads >= HEADS_A_THREAD * threads and heads >= QUERY_HEADS_A_THREAD * threads
-    return is_shared and heads >= LEAST_QUERY_HEADS
+    """Whether there are heads enough in a product of 64 rows of all, and one thread that computes
+    them."""
+    has_enough = key_heads >= LEAST_KEY_HEADS and key_heads * groups >= LEAST_HEADS
+    return threads == THREADS and has_enough
 
 
 def most_causal_rows(dim: int, groups: int) -> int:
