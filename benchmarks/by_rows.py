@@ -1,8 +1,9 @@
 """Attention on processors by products of some rows at a time, beside Inductor's and torch's own.
 
 ``python -m benchmarks.by_rows``: heads of 64, keys as many as rows unless said, one thread, all
-three ways interleaved; ratios are paired by round. The planner's thresholds are from it. "later": a mask that
-is given hides later keys, as that of a padded prefill; "last": it hides the last sixteenth of keys.
+three ways interleaved; ratios are paired by round. The planner's thresholds are from it. "later": a
+mask that is given hides later keys, as that of a padded prefill; "last": it hides the last
+sixteenth of keys.
 """
 
 from __future__ import annotations
