@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 REGISTER_BYTES = {"pred": 1, "b8": 1, "b16": 2, "b32": 4, "b64": 8}
 """Of a declared register by its type's width; a predicate is a truth."""
 WIDTH = re.compile(r"[bsuf](\d+)")
+DIGITS = "0123456789"
 FLOAT = re.compile(r"0[fF]([0-9A-Fa-f]{8})|0[dD]([0-9A-Fa-f]{16})")
 INTEGER = re.compile(r"-?(0[xX][0-9A-Fa-f]+|\d+)U?")
 
@@ -74,7 +75,7 @@ class Kernel:
     parameters: list[tuple[str, int]] = field(default_factory=list)
     """Names, and bytes."""
     registers: dict[str, int] = field(default_factory=dict)
-    """Bytes of each prefix, or of each name where that stands alone."""
+    """Bytes of each name, or of all that begin so where it ends with ``<``."""
     variables: dict[str, tuple[str, int, bytes]] = field(default_factory=dict)
     """Space, bytes and content of each variable in memory."""
     instructions: list[Instruction] = field(default_factory=list)
@@ -82,9 +83,8 @@ class Kernel:
 
     def bytes_of(self, register: str) -> int:
         """How wide a register is."""
-        if register in self.registers:
-            return self.registers[register]
-        return self.registers[register.rstrip("0123456789")]
+        alone = self.registers.get(register)
+        return self.registers[f"{register.rstrip(DIGITS)}<"] if alone is None else alone
 
 
 def parse(text: str) -> Kernel:
@@ -166,7 +166,7 @@ def _read(kernel: Kernel, line: str) -> None:
     elif line.startswith(".reg"):
         _, kind, *names = line.replace(",", " ").split()
         width = REGISTER_BYTES.get(kind[1:]) or _width(kind)
-        kernel.registers |= {re.sub(r"<\d+>", "", name): width for name in names}
+        kernel.registers |= {re.sub(r"<\d+>", "<", name): width for name in names}
     elif line.startswith("."):
         _declare(kernel, [line])
     else:
@@ -216,5 +216,5 @@ def _operand(kernel: Kernel, text: str) -> Operand:
         return Number(int(digits, 16), len(digits) // 2)
     if INTEGER.fullmatch(text):
         return Number(int(text.rstrip("U"), 0))
-    is_register = text[0] == "%" or text == "_" or text in kernel.registers
-    return Register(text) if is_register else Symbol(text)
+    is_declared = text in kernel.registers or f"{text.rstrip(DIGITS)}<" in kernel.registers
+    return Register(text) if text[0] in "%_" or is_declared else Symbol(text)

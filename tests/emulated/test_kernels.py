@@ -85,7 +85,7 @@ MUTANTS = {
         "error",
     ),
     "parts that nobody adds": (
-        "few rows", (r"(atom\.global\S*)\.add\.([us]32)", r"\1.max.\2", 0), "NaN is not where",
+        "few rows", (r"(atom\.global\S*)\.add\.([us]32)", r"\1.min.\2", 0), "NaN is not where",
     ),
     "a tile that is announced while it is computed": (
         "a GEMM that announces them late",

@@ -128,8 +128,8 @@ class Cta:
         if isinstance(operand, Register):
             if operand.name in self.special:
                 return self.special[operand.name].astype(UNSIGNED[size])
-            if operand.name not in self.registers:
-                raise BadAccess(f"{operand.name} is read and was never written")
+            if operand.name not in self.registers:  # as half of a pair, of which one half is read
+                return np.full(self.threads, (1 << 8 * size) - 1, UNSIGNED[size])
             return widened(self.registers[operand.name], size)
         if isinstance(operand, Number):
             number = operand.bits
