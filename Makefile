@@ -4,6 +4,7 @@ PYTHON ?= python3
 # The GPU targets run on machines that need no installation: any Python with torch and triton.
 GPU_PYTHON ?= python3
 PART ?= gemm
+DEVICE ?= sm_90
 MINUTES ?= 9
 RESULTS ?= benchmarks/results
 
@@ -17,7 +18,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long check format bench gpu dry clean
+.PHONY: help setup demo test test-long emulate check format bench gpu dry clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -42,6 +43,9 @@ test: setup ## every test that is not marked long (minutes)
 test-long: setup ## every test, full matrices included
 	$(ONE_THREAD) $(BIN)/python -m pytest --long $(BESIDE)
 	$(BIN)/python -m pytest --long $(ALONE)
+
+emulate: setup ## what tests interpret, as Triton compiles it for a DEVICE (sm_90), on one that is emulated
+	$(ONE_THREAD) $(BIN)/python -m pytest --emulate $(DEVICE) $(BESIDE) tests/codegen
 
 check: setup ## lint, formatting and types
 	$(BIN)/ruff check .
