@@ -12,7 +12,7 @@ more of them is computed above a diagonal (``python -m benchmarks.by_rows``)."""
 LEAST_ROWS = 384
 MOST_CAUSAL_ROWS, MOST_SHARED_ROWS = 640, 1536
 """Of a causal attention in float32, between which products were faster than torch's fused one: 1.1
-to 1.4 times of 384 and 512 rows, for it skips keys by 512 alone. The last is of queries that share
+to 1.5 times of 384 and 512 rows, for it skips keys by 512 alone. The last is of queries that share
 heads of keys. Same source, as all here."""
 
 LEAST_DIM = 64
