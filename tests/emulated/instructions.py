@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,15 +27,21 @@ def step_of(instruction: Instruction) -> Step:
     special = SPECIAL.get(op) or (_packed if op == "mov" and _is_packed(instruction) else None)
     if special is not None:
         return _guarded(instruction, special)
-    found = computed(instruction)
+    if not instruction.operands:
+        return _unknown
+    others = int(op == "setp" and len(instruction.operands) == 4 and len(instruction.marks) == 2)
+    first, *rest = instruction.operands
+    found = computed(replace(instruction, operands=(first, *rest[others:])))
     if found is None:
         return _unknown
     sources, result, function = found
 
     def compute(cta: Cta, own: Instruction, active: Any) -> None:
-        to, *operands = own.operands
-        numbers = (cta.numbers(each, kind) for each, kind in zip(operands, sources, strict=True))
-        cta.set_numbers(to, function(*numbers), result, active)
+        operands = zip(rest[others:], sources, strict=True)
+        numbers = function(*(cta.numbers(each, kind) for each, kind in operands))
+        cta.set_numbers(first, numbers, result, active)
+        for other in rest[:others]:  # what is not so
+            cta.set_numbers(other, ~numbers, result, active)
 
     return _guarded(instruction, compute)
 

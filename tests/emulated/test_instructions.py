@@ -8,11 +8,14 @@ import struct
 import numpy as np
 import pytest
 
+from tests.emulated import threads
 from tests.emulated.arithmetic import computed
 from tests.emulated.assembly import Address, Number, Register, Symbol, Vector, parse
+from tests.emulated.instructions import step_of
 from tests.emulated.matrix_unit import Place
-from tests.emulated.memory import NOBODY, BadAccess, Copies, Copy, Shared
+from tests.emulated.memory import NOBODY, BadAccess, Copies, Copy, Shared, Tensors
 from tests.emulated.tensor_maps import Arrivals
+from tests.emulated.threads import Cta, Launch
 from tests.emulated.values import bits_of, bytes_of, typed, widened
 from tests.emulated.warps import shuffled
 
@@ -120,6 +123,56 @@ def test_a_text_is_read():
     assert labels == [2, 4, 0]
     assert first.guard == "complete"
     assert back.operands == (Symbol("$L__BB0_1"),)
+
+
+def ran(body: str) -> Cta:
+    """What 128 threads hold after a kernel that is given nothing."""
+    kernel = parse(KERNEL + body + "	ret;\n}\n")
+    steps = [step_of(each) for each in kernel.instructions]
+    cta = Cta(Launch(kernel, steps, (1, 1, 1), 64, Tensors(()), {}, {}), (0, 0, 0))
+    cta.run()
+    return cta
+
+
+def test_threads_part_and_meet_again():
+    cta = ran("""
+        mov.u32 %r1, %tid.x;
+        setp.lt.s32 %p1|%p2, %r1, 5;
+        mov.b32 %r2, 0;
+        @%p2 bra $L__AWAY;
+        add.s32 %r2, %r2, 7;
+        @%p1 bra $L__HERE;
+    $L__AWAY:
+        add.s32 %r2, %r2, 9;
+    $L__HERE:
+        bar.sync 0;
+        @%p1 add.s32 %r2, %r2, %r1;
+    """)
+    assert cta.registers["%r2"].tolist() == [*range(7, 12), *[9] * 123]
+    assert cta.registers["%p2"].tolist() == [0] * 5 + [1] * 123
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("ld.global.b32 %r1, [%rd1];", "outside every tensor"),
+        ("mov.b64 %rd1, 2; ld.global.b32 %r1, [%rd1];", "no multiple"),
+        ("mov.b32 %r1, 64; st.shared.b32 [%r1], %r1;", "64 bytes"),
+        ("mov.u32 %r1, %tid.x; mov.b32 %r2, 0; st.shared.b32 [%r2], %r1;", "no barrier between"),
+        ("$L__A: bra $L__A;", "no end"),
+        ("mov.b32 %r1, 0; mbarrier.init.shared::cta.b64 [%r1], 200;"
+         " mbarrier.try_wait.parity.shared::cta.b64 %p1, [%r1], 0;", "never arrives"),
+    ],
+)  # fmt: skip
+def test_what_no_kernel_may_do_is_told(body: str, said: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(threads, "MOST_INSTRUCTIONS", 100)
+    with pytest.raises(BadAccess, match=said):
+        ran(body.replace(";", ";\n"))
+
+
+def test_an_instruction_that_is_not_known_is_named():
+    with pytest.raises(NotImplementedError, match=r"vote\.sync"):
+        ran("vote.sync.any.pred %p1, %p2, -1;")
 
 
 def test_shared_memory_that_warps_do_not_wait_for_is_told():

@@ -103,7 +103,12 @@ def given(name: str):
     return texts, named
 
 
-@pytest.mark.parametrize("name", RUNS)
+LONG = {"gradients of float32", "many rows, scores of hundreds", "many rows, of float32"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in RUNS]
+)
 def test_what_is_compiled_gives_what_it_must(emulated, name):
     positional, named = given(name)
     assert emulated(*positional, **named)
