@@ -115,6 +115,8 @@ class Shared:
     def store(self, at: Any, content: Any, warps: Any) -> None:
         places = self._claimed(at, content.shape[1], warps)
         self.content[places] = content
+        if (self.content[places] != content).any():
+            raise BadAccess("threads write other bytes to one place at once")
         self.unseen[places] = np.asarray(warps)[:, None]
 
     def _claimed(self, at: Any, count: int, warps: Any) -> Any:

@@ -155,10 +155,10 @@ def test_threads_part_and_meet_again():
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ("ld.global.b32 %r1, [%rd1];", "outside every tensor"),
+        ("mov.b64 %rd1, 16; ld.global.b32 %r1, [%rd1];", "outside every tensor"),
         ("mov.b64 %rd1, 2; ld.global.b32 %r1, [%rd1];", "no multiple"),
         ("mov.b32 %r1, 64; st.shared.b32 [%r1], %r1;", "64 bytes"),
-        ("mov.u32 %r1, %tid.x; mov.b32 %r2, 0; st.shared.b32 [%r2], %r1;", "no barrier between"),
+        ("mov.u32 %r1, %tid.x; mov.b32 %r2, 0; st.shared.b32 [%r2], %r1;", "other bytes"),
         ("$L__A: bra $L__A;", "no end"),
         ("mov.b32 %r1, 0; mbarrier.init.shared::cta.b64 [%r1], 200;"
          " mbarrier.try_wait.parity.shared::cta.b64 %p1, [%r1], 0;", "never arrives"),
