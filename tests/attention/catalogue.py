@@ -426,7 +426,7 @@ REWRITTEN = {
     "keys_first_causal": Spelling(keys_first_causal, operands=square, says="is_causal=True"),
     "window": Spelling(window, operands=square, says="is_causal=False"),
     "causal_off_by_one": Spelling(causal_off_by_one, operands=square, says="is_causal=False"),
-    "written_mask": Spelling(written_mask, operands=square, says="is_causal=False"),
+    "written_mask": Spelling(written_mask, operands=square, says="is_causal=True"),
     "written_causal": Spelling(written_causal, operands=square, says="is_causal=False"),
     "nothing_masked": Spelling(nothing_masked, says="attn_mask=None"),
     "idle_dropout": Spelling(idle_dropout),

@@ -97,6 +97,28 @@ def test_what_is_written_later_is_not_read():
     assert done.codes == ["!mutated_operand"]
 
 
+def mask_wiped_later(q, k, v, m):
+    """Eager keeps no mask for its gradients; one op would."""
+    mask = m * 2
+    result = torch.softmax(q @ k.mT + mask, -1) @ v
+    mask.zero_()
+    return result + mask.sum()
+
+
+def test_a_mask_that_is_written_later_is_not_kept_for_gradients():
+    """Mutant: writes after the result are not looked for, and the backward raises."""
+    operands = torch.randn(3, 2, 3, 18, 8).requires_grad_().unbind(0)
+    mask = torch.randn(18, 18)
+    done = rewrite(mask_wiped_later, *operands, mask)
+    assert done.codes == ["!mutated_operand"]
+    results = [function(*operands, mask) for function in (done.function, mask_wiped_later)]
+    weights = torch.randn_like(results[0])
+    found, wanted = (torch.autograd.grad(one, operands, weights) for one in results)
+    for one, other in zip(found, wanted, strict=True):
+        assert_alike(one, other.double(), torch.float32)
+    assert rewrite(mask_wiped_later, *(t.detach() for t in operands), mask).codes == ["fused"]
+
+
 def test_a_mask_that_was_written_to_is_not_known():
     """Mutant: masks are read as operands are, and this one is zero."""
     done = rewrite(mask_filled, *inputs())

@@ -69,10 +69,27 @@ def _why_not_computed(versions: Versions, found: Attention) -> Refusal | None:
         reason = "Gradients are not recorded of all of its calls, and would be of what is put in."
         return Refusal(found.node, "gradient_mode", reason)
     writer = _writer(versions, found, sides)
-    if writer is None:
+    if writer is not None:
+        reason = "An operand is written to before the result is computed."
+        return Refusal(writer, "mutated_operand", reason)
+    later = _writer_later(versions, found, sides)
+    if later is not None:
+        reason = "An operand is written to later, and gradients are computed of what it held."
+        return Refusal(later, "mutated_operand", reason)
+    return None
+
+
+def _writer_later(
+    versions: Versions, found: Attention, sides: Sequence[Expression]
+) -> fx.Node | None:
+    """Who writes, after the result, to what a backward of one op reads: all of its operands, where
+    what is spelled may keep fewer (a mask that is added is none of them)."""
+    if not torch.is_grad_enabled() or not any(side.value.requires_grad for side in sides):
         return None
-    reason = "An operand is written to before the result is computed."
-    return Refusal(writer, "mutated_operand", reason)
+    end = next(iter(reversed(found.node.graph.nodes)))
+    sources = (source for side in sides for _, source in side.read)
+    writes = (versions.changes(source, after=found.node, before=end) for source in sources)
+    return next((writer for found_writes in writes for writer in found_writes), None)
 
 
 def _writer(versions: Versions, found: Attention, sides: Sequence[Expression]) -> fx.Node | None:

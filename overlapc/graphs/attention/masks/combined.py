@@ -21,7 +21,6 @@ from overlapc.graphs.attention.masks.made import (
     is_sum_infinite,
     least_of,
     only_leaves_out,
-    writer_of,
 )
 from overlapc.graphs.attention.masks.own_keys import keeps_own_keys
 from overlapc.graphs.attention.products.above import is_of_products
@@ -173,7 +172,8 @@ def _spelling(
     ]
     for part in parts:
         source = part.tensor if isinstance(part, Bias) else part.condition
-        own = spelling_of(versions, source.node) if source.is_unwritten(versions) else None
+        writer = source.writer(versions)
+        own = None if writer is None else spelling_of(versions, writer)
         if own is None or has_varying([args for _, args in source.calls]):
             return None
         is_kept = isinstance(part, Fill) and part.is_kept
@@ -235,7 +235,7 @@ def _is_half(versions: Versions, added: Expression) -> bool:
     scores: eager has rounded both, and a kernel is nearer to what they are."""
     if added.value.dtype != torch.float16:
         return False
-    node = writer_of(versions, added)
+    node = added.writer(versions)
     return node is None or not is_of_products(versions, node)
 
 
@@ -276,7 +276,8 @@ def _content(versions: Versions, source: Expression) -> torch.Tensor | None:
         return None
     if source.calls and source.calls[0][0] is MADE:
         return torch.empty(())
-    return constant(versions, source.node) if source.is_unwritten(versions) else None
+    writer = source.writer(versions)
+    return None if writer is None else constant(versions, writer)
 
 
 def _is_causal(is_off: torch.Tensor, rows: object, keys: object) -> bool:

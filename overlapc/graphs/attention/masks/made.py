@@ -15,7 +15,6 @@ from overlapc.graphs.attention.reading.tensors import (
     COPIES,
     EXPANSIONS,
     ORDERED,
-    Expression,
 )
 from overlapc.graphs.attention.reading.versions import Versions
 from overlapc.graphs.attention.scores.steps import Bias, Fill
@@ -25,18 +24,11 @@ PASSED = (*ORDERED, *COPIES, *CASTS, *EXPANSIONS)
 """Calls that a mask passes as it is, or in part."""
 
 
-def writer_of(versions: Versions, added: Expression) -> fx.Node | None:
-    """Return what wrote what a mask holds, where it is read; None where that is not known."""
-    first, *others = added.read
-    is_seen = all(versions.read(*one) is one[1] for one in others)
-    return versions.read(*first) if is_seen else None
-
-
 def only_leaves_out(versions: Versions, part: Bias | Fill) -> bool:
     """Return whether a mask that is an input of some kind is of fills alone, as far as is told."""
     if isinstance(part, Fill):
         return part.value <= WEAKEST_FILL
-    node = writer_of(versions, part.tensor)
+    node = part.tensor.writer(versions)
     return part.factor > 0 and node is not None and _is_of_fills(versions, node)
 
 
@@ -68,7 +60,7 @@ def least_of(versions: Versions, part: Bias | Fill) -> float:
     dtype = part.tensor.value.dtype
     if any(function is torch.clamp for function, _ in part.tensor.calls):  # a floor of scores
         return torch.finfo(dtype).min * part.factor
-    node = writer_of(versions, part.tensor)
+    node = part.tensor.writer(versions)
     chosen = None if node is None else _chosen(versions, node)
     held = -math.inf if chosen is None else float((chosen.to(dtype) * part.factor).min())
     return held if math.isfinite(held) else -math.inf

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from overlapc.graphs.attention.reading.floats import likely
 from overlapc.graphs.attention.reading.remembering import recalled
 from overlapc.graphs.attention.reading.shapes import reads_shape, standing_in
 from overlapc.graphs.attention.reading.spelling import tensor_of
-from overlapc.graphs.attention.reading.versions import Versions
+from overlapc.graphs.attention.reading.versions import Versions, writes_to
 from overlapc.graphs.edges import is_random
 from overlapc.graphs.values import value_of
 
@@ -23,13 +24,17 @@ MOST_NODES = 400
 """Nodes above a constant: chosen, several times what transformers makes a mask of."""
 MOST_ELEMENTS = 1 << 26
 """Of any tensor on the way: chosen, a mask of 8192 by 8192."""
-UNMADE = ("empty", "new_empty", "rand", "normal", "multinomial", "bernoulli")
+UNMADE = ("empty", "new_empty", "rand", "normal", "multinomial", "bernoulli", "uniform",
+          "exponential", "geometric", "cauchy", "log_normal", "rrelu")  # fmt: skip
 """How calls begin that give other numbers each time."""
+FILLING = ("fill", "zero")
+"""Calls in place whatever was there before."""
 
 
 def constant(versions: Versions, node: fx.Node) -> torch.Tensor | None:
     """Return the value of a node that depends on no input, on the processor; None if it does.
 
+    Of one that writes in place it is what is there then: later writes are for ``Versions`` to tell.
     What the body of a higher-order op is given of constants of the graph that calls it is constant.
     """
     order = calls_above(versions, node)
@@ -77,7 +82,9 @@ def computed(order: tuple[fx.Node, ...], given: Mapping[fx.Node, Any]) -> torch.
                     return None  # by autocast, which is as the graph begins here
     except (RuntimeError, TypeError, ValueError, LookupError):
         return None  # what cannot be computed here is a mask like any other
-    value = values[order[-1]]
+    last = order[-1]
+    is_item = last.target is operator.setitem  # it gives no tensor, and writes to its first operand
+    value = values[last.args[0] if is_item else last]
     return value if isinstance(value, torch.Tensor) else None
 
 
@@ -102,6 +109,8 @@ def number(versions: Versions, argument: object) -> float | None:
     value = tensor_of(argument)
     if not isinstance(argument, fx.Node) or value is None or value.ndim > 0:
         return None
+    if versions.is_written(argument):
+        return None  # who asks does not say when it is read
     found = constant(versions, argument)
     return None if found is None or found.dtype.is_complex else float(found.item())
 
@@ -110,7 +119,10 @@ def calls_above(
     versions: Versions, node: fx.Node, *, of_inputs: bool = False
 ) -> tuple[fx.Node, ...] | None:
     """Return the calls that give a node's value, in the order of the graph; None if one is no
-    constant. Inputs of the graph may be among them with ``of_inputs``."""
+    constant. Inputs of the graph may be among them with ``of_inputs``.
+
+    Calls that write in place are, where all of the tensor is read as they left it: computed in
+    order, they write to memory that calls before them made, and none to that of an input."""
     found: set[fx.Node] = set()
     waiting = [node]
     while waiting:
@@ -123,10 +135,19 @@ def calls_above(
             return None
         call = versions.calls.get(one)
         sources = [source for source in one.all_input_nodes if not reads_shape(call, source)]
-        if any(versions.read(one, source) is not source for source in sources):
-            return None
-        waiting.extend(sources)
-    return tuple(sorted(found, key=versions.index.__getitem__))
+        for source in sources:
+            writer = versions.read(one, source)
+            if writer is None:
+                return None  # written through another view, which is not among the calls
+            waiting.extend((source, writer))
+    order = tuple(sorted(found, key=versions.index.__getitem__))
+    is_of_inputs = any(one.op == "placeholder" for one in order)
+    return None if is_of_inputs and any(_writes(versions, one) for one in order) else order
+
+
+def _writes(versions: Versions, node: fx.Node) -> bool:
+    call = versions.calls.get(node)
+    return call is not None and (call.in_place or bool(writes_to(node, call)))
 
 
 def _is_given(versions: Versions, node: fx.Node) -> bool:
@@ -137,13 +158,24 @@ def _is_given(versions: Versions, node: fx.Node) -> bool:
 
 def _is_computable(versions: Versions, node: fx.Node) -> bool:
     call = versions.calls.get(node)
-    if call is None or call.in_place or is_random(node) or call.name.startswith(UNMADE):
+    if call is None or is_random(node):
+        return False
+    if call.name.startswith(UNMADE) and not _is_overwritten(versions, node):
         return False
     value = tensor_of(node)
     if value is None:
         return True
     sizes = tuple(value.shape)
     return all(isinstance(size, int) for size in sizes) and math.prod(sizes) <= MOST_ELEMENTS
+
+
+def _is_overwritten(versions: Versions, node: fx.Node) -> bool:
+    """Whether memory that nobody has set is set before it is read."""
+    readers = [versions.calls.get(one) for one in versions.readers[node]]
+    is_empty = not node.all_input_nodes and not _writes(versions, node)
+    return is_empty and all(
+        one is not None and one.in_place and one.name in FILLING for one in readers
+    )
 
 
 def _run(node: fx.Node, values: dict[fx.Node, Any]) -> Any:

@@ -57,6 +57,15 @@ class Expression:
         """
         return all(versions.read(reader, source) is source for reader, source in self.read)
 
+    def writer(self, versions: Versions) -> fx.Node | None:
+        """Return what wrote last what is read of its node; None where that is not known, or a view
+        on the way was written to."""
+        if not self.read:
+            return self.node
+        first, *others = self.read
+        is_seen = all(versions.read(*one) is one[1] for one in others)
+        return versions.read(*first) if is_seen else None
+
     def before_last(self) -> Expression:
         """Return what the last of its calls is made on; it has one."""
         value = tensor_of(self.node)

@@ -75,6 +75,10 @@ class Versions:
                    if self.index[node] < end and self._root(written) is family)  # fmt: skip
         return next(earlier, None)
 
+    def is_written(self, source: fx.Node) -> bool:
+        """Return whether anything in the graph may write to a node's memory after it was made."""
+        return self._written.get(self._root(source), -1) > self.index[source]
+
     def _root(self, node: fx.Node) -> fx.Node:
         while (parent := self._family.get(node, node)) is not node:
             node = parent
