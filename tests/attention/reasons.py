@@ -102,6 +102,17 @@ def few_keys_of_torch(q, k, v):
     return F.scaled_dot_product_attention(q, k[:, :, :8], v[:, :, :8])
 
 
+def best_keys(q, k, v):
+    s = q @ k.mT
+    least = s.topk(12, -1).values[..., -1:]
+    return s.masked_fill(s < least, -INF).softmax(-1) @ v
+
+
+def normed_by_groups(q, k, v):
+    """Torch's own error, of the few heads that stand for all, says nothing to a reader."""
+    return F.group_norm(q @ k.mT, H).softmax(-1) @ v
+
+
 def mask_of_each():
     return (torch.randn(B, 1, Q, K),)
 
@@ -152,6 +163,14 @@ SAID = {
     "rows_of_a_product_in_two_dimensions": Spelling(
         rows_of_a_product_in_two_dimensions, "!score_function",
         says="and their product has rows or keys in several dimensions",
+    ),
+    "best_keys": Spelling(
+        best_keys, "!score_function",
+        says="and no kernel can: topk compares keys of a row with each other.",
+    ),
+    "normed_by_groups": Spelling(
+        normed_by_groups, "!score_function",
+        says="and no kernel can: group_norm is not computed of one score at a time.",
     ),
     "few_keys": Spelling(
         few_keys, "!few_keys",

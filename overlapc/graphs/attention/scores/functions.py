@@ -73,6 +73,9 @@ def _is_total(call: AtenCall) -> bool:
     return name in TOTAL or (name == "div" and isinstance(given[1], int | float) and given[1] != 0)
 
 
+OF_ALL_KEYS = ("topk", "kthvalue", "sort", "argsort", "msort", "median", "quantile", "mode")
+"""Calls that order scores."""
+
 Beside = Callable[[Call, fx.Node], Expression | None]
 """What a call takes beside scores, as it broadcasts to what the softmax reads."""
 
@@ -124,9 +127,16 @@ class _Trace:
             # Scores are float32 throughout, and of the dimensions that the softmax reads.
             self.values[node] = self._operand(call, call.get("input"))
             return
+        if call.name in OF_ALL_KEYS:
+            raise CannotLower(f"{call.name} compares keys of a row with each other")
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda arg: self._operand(call, arg))
-        with self.recorder:
-            value = _out_of_place(node, call, args, dict(kwargs))
+        try:
+            with self.recorder:
+                value = _out_of_place(node, call, args, dict(kwargs))
+        except (RuntimeError, TypeError, ValueError, LookupError) as error:
+            # What torch says is about the few scores that stand for all, not about the program.
+            why = f"{call.name} is not computed of one score at a time"
+            raise CannotLower(why) from error
         if not isinstance(value, torch.Tensor):
             raise CannotLower(f"{call.name} gives no tensor")
         self.values[node] = value
