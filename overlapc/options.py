@@ -36,8 +36,8 @@ class Options:
     at every chain: "serial" leaves them to Inductor."""
     softmax: str = "auto"
     """Attention. "auto": torch's fused one where that was measured to pay, on GPUs a kernel of our
-    own where `overlapc calibrate --attention` measured it to, or much is predicted; "off": not
-    looked at; "sdpa": the fused one wherever it gives the same; "unified": a kernel of our own on
+    own where `overlapc calibrate --attention` measured it to, or much is predicted; "off": none is
+    rewritten; "sdpa": the fused one wherever it gives the same; "unified": a kernel of our own on
     GPUs that keeps no running maximum where the scores let it, as the reason of each site says;
     "running": the same, relative to what earlier calls left where nothing else is known, so that
     equal calls may differ in their last bits; "online": the same kernel, and keeps a maximum."""

@@ -48,6 +48,7 @@ CHECKPOINTED = Verdict(
     "It stands in a checkpoint of a graph that computes no gradient, where torch allows no fused "
     "attention: without the checkpoint, which saves nothing there, it is read.",
 )
+OFF = "Option softmax is 'off'."
 NO_FUEL = Verdict("kept", "fuel", "The fuel that option 'fuel' gives is used up.")
 
 
@@ -59,8 +60,6 @@ class RewriteAttention:
 
     def apply(self, graph: fx.Graph, compilation: Compilation) -> None:
         """Match all, decide, then rewrite from the last to the first: operands stand before."""
-        if compilation.options.softmax == "off":
-            return
         decided = _spell_out_modules(graph, compilation)
         chosen = []
         assumed: set[fx.Node] = set()
@@ -198,7 +197,10 @@ def _seen(
 def _verdict(
     found: Attention | Fused | Refusal, compilation: Compilation, seen: SiteScores | str = ""
 ) -> Verdict:
-    """Decide on a site, by what prompts said of it as well, or why that is of no use."""
+    """Decide on a site, by what prompts said of it as well, or why that is of no use.
+
+    Where the pass is left out, what would be rewritten is refused; with softmax="off", by "auto".
+    """
     if isinstance(found, Refusal):
         return Verdict("refused", found.code, found.reason)
     if compilation.is_checkpointed and compilation.graph_kind == "inference":
@@ -206,15 +208,22 @@ def _verdict(
     problem = problem_of(found, compilation.weights)
     if not isinstance(seen, str):
         problem = replace(problem, prompts=seen)
-    verdict = _decided(problem, compilation.options.softmax)
+    choice = compilation.options.softmax
+    verdict = _decided(problem, "auto" if choice == "off" else choice)
     if verdict.decision == "rewritten":
-        if why := compilation.why_disabled(RewriteAttention.name):
+        if why := _why_left_out(compilation):
             return Verdict("refused", "disabled", why)
         if not Fuel.take(compilation.options):
             return NO_FUEL
     if isinstance(seen, str) and seen and verdict.policy:
         return replace(verdict, reason=f"{verdict.reason} {seen}")
     return verdict
+
+
+def _why_left_out(compilation: Compilation) -> str:
+    """Why what would be rewritten is left as it is, as a sentence; empty if it is not."""
+    is_off = compilation.options.softmax == "off"
+    return OFF if is_off else compilation.why_disabled(RewriteAttention.name)
 
 
 def _decided(problem: AttentionProblem, choice: str) -> Verdict:

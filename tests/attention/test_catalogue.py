@@ -300,7 +300,6 @@ def test_rows_and_keys_that_vary():
 def test_what_options_say_of_it():
     spelling = REWRITTEN["functional"]
     operands, _ = inputs_of(spelling)
-    assert rewrite(spelling.function, *operands, softmax="off").codes == []
     unfuelled = rewrite(spelling.function, *operands, fuel=0)
     assert unfuelled.codes == ["=fuel"]
     assert unfuelled.after == unfuelled.before
@@ -326,6 +325,15 @@ def test_a_pass_that_is_left_out_says_so_of_what_it_would_take(options, cpp_wrap
     assert done.after == done.before
     assert all(reason in site.reason for site in done.sites)
     assert Fuel.spent == spent
+
+
+def test_attention_that_is_off_says_so_of_what_auto_would_take():
+    """Mutants: it says nothing; it rewrites; what the fused one could do is said, not "auto"."""
+    large = rewrite(twice, *torch.randn(3, 1, 2, 256, 16), softmax="off")
+    small = rewrite(twice, *plain(), softmax="off")
+    assert (large.codes, small.codes) == (["!disabled"] * 2, ["=too_small"] * 2)
+    assert (large.after, small.after) == (large.before, small.before)
+    assert {site.reason for site in large.sites} == {"Option softmax is 'off'."}
 
 
 def test_graphs(golden):
