@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from tests.attention.catalogue import Spelling, square
+from tests.attention.catalogue import Spelling, keep, square
 from tests.attention.sizes import INF, B, D, H, K, Q
 
 
@@ -113,6 +113,35 @@ def normed_by_groups(q, k, v):
     return F.group_norm(q @ k.mT, H).softmax(-1) @ v
 
 
+def filled_in_half(q, k, v, kept):
+    return half((q, k, v), lambda s: s.masked_fill(~kept, torch.finfo(s.dtype).min))
+
+
+def added_in_half(q, k, v, kept):
+    least = torch.finfo(torch.float16).min
+    return half((q, k, v), lambda s: s + torch.where(kept, 0.0, least).to(s.dtype))
+
+
+def half(sides, mask, dtype=torch.float16):
+    q, k, v = (side.to(dtype) for side in sides)
+    return mask(q @ k.mT).softmax(-1) @ v
+
+
+def filled_with_infinity(q, k, v, kept):
+    return half((q, k, v), lambda s: s.masked_fill(~kept, -INF))
+
+
+def filled_in_bfloat16(q, k, v, kept):
+    least = torch.finfo(torch.bfloat16).min
+    return half((q, k, v), lambda s: s.masked_fill(~kept, least), torch.bfloat16)
+
+
+def added_in_bfloat16(q, k, v, kept):
+    least = torch.finfo(torch.bfloat16).min
+    mask = torch.where(kept, 0.0, least).bfloat16()
+    return half((q, k, v), lambda s: s + mask, torch.bfloat16)
+
+
 def mask_of_each():
     return (torch.randn(B, 1, Q, K),)
 
@@ -172,6 +201,14 @@ SAID = {
         normed_by_groups, "!score_function",
         says="and no kernel can: group_norm is not computed of one score at a time.",
     ),
+    "filled_in_half": Spelling(
+        filled_in_half, "!weak_fill", keep,
+        says="minus infinity is none, and in bfloat16 its least number is none.",
+    ),
+    "added_in_half": Spelling(
+        added_in_half, "!half_mask", keep,
+        says="taken in bfloat16, or where a condition fills scores with minus infinity.",
+    ),
     "few_keys": Spelling(
         few_keys, "!few_keys",
         says="Torch's attention over fewer than 16 keys may lose a NaN of its queries on "
@@ -181,6 +218,9 @@ SAID = {
 }  # fmt: skip
 ADVISED = {
     "of_as_many_sequences": Spelling(of_as_many_sequences, more=mask_of_each),
+    "filled_with_infinity": Spelling(filled_with_infinity, more=keep),
+    "filled_in_bfloat16": Spelling(filled_in_bfloat16, more=keep),
+    "added_in_bfloat16": Spelling(added_in_bfloat16, more=keep),
     "few_keys_of_torch": Spelling(few_keys_of_torch, "=fused_already"),
 }
 """What reasons of ``SAID`` advise."""

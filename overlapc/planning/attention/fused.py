@@ -54,7 +54,10 @@ def by_torch(problem: AttentionProblem, choice: str) -> Verdict:
         return Verdict("refused", *problem.untold)
     if problem.dead and problem.is_trained and not _tells_dead_rows(problem, choice):
         # The backward of torch's kernel takes the weights of such a row for other ones.
-        reason = "A row may keep no key, and torch's fused attention has another gradient there"
+        hides = ", for what is trained of its mask may hide any" * problem.is_mask_trained
+        reason = (
+            f"A row may keep no key{hides}, and torch's fused attention has another gradient there"
+        )
         told = f"{TOLD}, " * (choice == "auto")
         return Verdict(
             "refused", "dead_rows", f"{reason}: {KEEPS_ONE}, {told}or on a GPU under {OURS}."
@@ -74,13 +77,13 @@ def by_torch(problem: AttentionProblem, choice: str) -> Verdict:
     if choice != "auto":
         return _rewritten(problem)
     if problem.untold is not None and problem.is_trained:
-        reason = "Its gradients beside a sink were not measured to be faster fused."
-        return Verdict("kept", "not_measured", reason)
+        reason = "Its gradients beside a sink were not measured to be faster fused"
+        return Verdict("kept", "not_measured", f"{reason}: softmax='sdpa' takes it all the same.")
     if _why_unfused(problem):
         return _no_kernel(problem)
     if (problem.device, problem.dtype) not in MEASURED:
-        reason = f"In {problem.dtype} on {problem.device} it was not measured to be faster fused."
-        return Verdict("kept", "not_measured", reason)
+        reason = f"In {problem.dtype} on {problem.device} it was not measured to be faster fused"
+        return Verdict("kept", "not_measured", f"{reason}: softmax='sdpa' takes it all the same.")
     if not problem.is_fused and _is_small(problem) and not _may_grow(problem):
         reason = f"Fused it is not faster with {problem.rows} rows over {problem.keys} keys."
         return Verdict("kept", "too_small", reason + _of_first(problem))

@@ -43,6 +43,7 @@ def test_kept_unless_asked_for(name):
     verdict = decide(problem, "auto")
     assert (verdict.decision, verdict.code) == ("kept", code)
     assert decide(problem, "sdpa").decision == "rewritten"
+    assert ("softmax='sdpa' takes it" in verdict.reason) == (code == "not_measured")
 
 
 def test_a_prefill_is_fused():
@@ -380,6 +381,8 @@ def test_torchs_gradients_of_rows_that_keep_no_key_are_not_eagers(name):
     verdict = decide(replace(TRAINED, **change), choice)
     assert (verdict.decision, verdict.code) == ("refused", "dead_rows")
     assert "softmax='unified'" in verdict.reason
+    says = "what is trained of its mask may hide any" in verdict.reason
+    assert says == change.get("is_mask_trained", False)
 
 
 def test_where_rows_and_keys_vary_a_short_prompt_does_not_decide_for_long_ones():

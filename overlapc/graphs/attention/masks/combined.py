@@ -226,7 +226,10 @@ def why_half(versions: Versions, part: Bias | Fill) -> Refusal | None:
     """Return that a row of a mask alone would give other numbers than eager's."""
     if not isinstance(part, Bias) or not _is_half(versions, part.tensor):
         return None
-    reason = "Scores are lost in a mask of float16, and are not in torch's attention."
+    reason = (
+        "Scores are lost in a mask of float16, and are not in torch's attention: it is taken in "
+    )
+    reason += "bfloat16, or where a condition fills scores with minus infinity."
     return Refusal(part.tensor.node, "half_mask", reason)
 
 
@@ -245,7 +248,11 @@ def _why_untold(part: Bias | Fill, dtype: torch.dtype, is_last: bool) -> Refusal
     is_lost = part.value <= FINITE_FILL or (part.value <= WEAKEST_FILL and is_last)
     if part.value == -math.inf or (is_lost and dtype != torch.float16):
         return None
-    reason = f"A fill of {part.value:g} may be a score like others, which no mask can say."
+    reason = f"A fill of {part.value:g} may be a score like others, which no mask can say: "
+    reason += "minus infinity is none"
+    if dtype == torch.float16:
+        reason += ", and in bfloat16 its least number is none"
+    reason += "."
     return Refusal(part.condition.node, "weak_fill", reason)
 
 
