@@ -205,3 +205,25 @@ def test_a_mutant_is_caught(name, monkeypatch):
     monkeypatch.setattr(mutant.where, mutant.name, mutant.other)
     with pytest.raises(AssertionError):
         mutant.test(mutant.case)
+
+
+def cached(q, k, v, keys, values, first):
+    """Places of a cache that are counted from a number, and by which it is written."""
+    places = first + torch.arange(q.shape[-2])
+    keys[:, :, places] = k
+    values[:, :, places] = v
+    kept = torch.arange(keys.shape[-2]) <= places[:, None]
+    return (q @ keys.mT).masked_fill(~kept, -INF).softmax(-1) @ values
+
+
+def test_places_that_a_cache_is_written_by_are_not_written():
+    """Mutant: what is set by places shares memory with them, so that they are not known after."""
+
+    def inputs():
+        torch.manual_seed(0)
+        kept = torch.randn(2, 2, 3, 40, 8)
+        return *torch.randn(3, 2, 3, 5, 8), *kept, torch.tensor(20)
+
+    done = rewrite(cached, *inputs())
+    assert done.codes == ["valid_keys"]
+    torch.testing.assert_close(done.function(*inputs()), cached(*inputs()))

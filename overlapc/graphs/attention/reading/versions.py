@@ -129,6 +129,8 @@ def shares_with(node: fx.Node, call: Call | None) -> list[fx.Node]:
     """Return the operands whose memory the result of a node may share."""
     if call is not None and (call.in_place or call.get("out") is not None):
         return writes_to(node, call)
+    if call is not None and call.name == "setitem":
+        return writes_to(node, call)  # what is put there is copied, and places are read
     if call is not None and is_fresh(call):
         return []
     return [source for source in node.all_input_nodes if not reads_shape(call, source)]
