@@ -83,8 +83,8 @@ def computed(order: tuple[fx.Node, ...], given: Mapping[fx.Node, Any]) -> torch.
     except (RuntimeError, TypeError, ValueError, LookupError):
         return None  # what cannot be computed here is a mask like any other
     last = order[-1]
-    is_item = last.target is operator.setitem  # it gives no tensor, and writes to its first operand
-    value = values[last.args[0] if is_item else last]
+    written = last.args[0] if last.target is operator.setitem else None  # which gives no tensor
+    value = values[written if isinstance(written, fx.Node) else last]
     return value if isinstance(value, torch.Tensor) else None
 
 
