@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from overlapc.graphs.attention.calling import read_arguments
@@ -19,33 +22,43 @@ from overlapc.graphs.attention.reading.spelling import Call, tensor_of
 from overlapc.graphs.attention.reading.tensors import Expression, expression, is_same
 from overlapc.graphs.attention.reading.versions import Versions
 from overlapc.graphs.attention.site import Attention, Fused
+from overlapc.graphs.attention.unfused import why_unfused
 from overlapc.graphs.collectives import Refusal
 
 
-def read_fused(versions: Versions, call: Call) -> Fused | Refusal:
-    """Read a call of ``scaled_dot_product_attention``, or say why it is to stay unread."""
+def read_fused(versions: Versions, call: Call) -> Attention | Fused | Refusal:
+    """Read a call of ``scaled_dot_product_attention``, or say why it is to stay unread.
+
+    One that torch has no fused kernel for is an attention like those that are spelled out."""
     names = ("query", "key", "value")
     sides = [expression(versions, call.node, call.get(name), as_memory=True) for name in names]
     query, key, value = sides
     if query is None or key is None or value is None:
         return Refusal(call.node, PRODUCT, "An operand is no tensor.")
+    result = tensor_of(call.node)
+    unfused = why_unfused(call, *(_as_called(side, result) for side in (query, key, value)))
     spelled = _as_spelled_out(versions, call, query, key, value)
+    if unfused and isinstance(spelled, Attention):
+        return replace(spelled, unfused=unfused)
     copies = not is_broadcast(key)
     key, groups = unrepeated(versions, key)
     value, others = unrepeated(versions, value)
     is_grouped = call.get("enable_gqa") is True or not copies
     has_mask = call.get("attn_mask") is not None
     is_alike = groups == others and is_same(key.shape[:2], value.shape[:2])
-    if is_grouped or not is_alike or not takes_groups(query, has_mask):
+    if unfused or is_grouped or not is_alike or not takes_groups(query, has_mask):
         groups = 1
     for side in (key, value):
         for reader, source in side.read:
             if groups > 1 and versions.changes(source, after=reader, before=call.node):
                 groups = 1
-    result = tensor_of(call.node)
-    if result is not None:  # under autocast the call casts its operands
-        query, key, value = (side.cast(result.dtype) for side in (query, key, value))
-    return Fused(call.node, query, key, value, groups, spelled)
+    query, key, value = (_as_called(side, result) for side in (query, key, value))
+    return Fused(call.node, query, key, value, groups, spelled, unfused)
+
+
+def _as_called(side: Expression, result: torch.Tensor | None) -> Expression:
+    """An operand as torch's attention has it: under autocast the call casts it."""
+    return side if result is None else side.cast(result.dtype)
 
 
 def _as_spelled_out(

@@ -19,7 +19,7 @@ from overlapc.graphs.attention.reading.varying import inferred
 from overlapc.graphs.attention.scores.scales import TensorScale
 from overlapc.graphs.attention.scores.steps import Bias, Fill
 from overlapc.graphs.attention.site import Attention, Fused
-from overlapc.graphs.values import value_of
+from overlapc.graphs.values import hint_of, value_of
 from overlapc.planning.attention.fills import FINITE_FILL, WEAKEST_FILL
 
 
@@ -27,7 +27,8 @@ def fuse(graph: fx.Graph, found: Attention) -> None:
     """Let one call of ``F.scaled_dot_product_attention`` give the result, and erase the chain."""
     node = found.node
     with graph.inserting_before(node):
-        query, *cache = (side.emit(graph) for side in (found.query, found.key, found.value))
+        sides = (found.query, found.key, found.value)
+        query, *cache = (_side_by_side(side).emit(graph) for side in sides)
         query, factor = _scaled(graph, query, found.tensor_scale)
         scale = found.scale * factor
         if found.mask.says == "causal" and scale <= 0:
@@ -45,6 +46,12 @@ def fuse(graph: fx.Graph, found: Attention) -> None:
             result = _poisoned(graph, result, mask)
         result = as_spelled(result, found).emit(graph)
     take_out(graph, found, result)
+
+
+def _side_by_side(side: Expression) -> Expression:
+    """An operand as fused kernels read it: its columns beside one another."""
+    is_strided = hint_of(side.value.stride(-1)) != 1
+    return side.then(torch.Tensor.contiguous) if is_strided else side
 
 
 def take_out(graph: fx.Graph, found: Attention, result: fx.Node) -> None:
@@ -113,6 +120,8 @@ def _for_fused(graph: fx.Graph, mask: fx.Node) -> fx.Node:
     """Bring a mask to two dimensions or four, its keys side by side: torch's fused kernels take no
     other, and none of its attentions takes a number."""
     value = value_of(mask)
+    if value.requires_grad and not torch.is_grad_enabled():
+        mask = _call(graph, torch.Tensor.detach, mask, like=mask)  # else torch takes products
     for _ in range({0: 2, 1: 1, 3: 1}.get(value.ndim, 0)):
         mask = _call(graph, torch.unsqueeze, mask, 0, like=mask)
     is_side_by_side = value.ndim == 0 or any(

@@ -69,6 +69,8 @@ class Attention:
     """It is that one: ``key`` is what of each key follows its value."""
     rest: Expression | None = None
     """What of queries meets ``key`` then, where the graph has it apart from ``query``."""
+    unfused: str = ""
+    """Why torch has no fused kernel for it, where it is a call of torch's attention; else empty."""
 
     @property
     def head_dim(self) -> int | torch.SymInt:
@@ -159,6 +161,8 @@ class Fused:
     """How often the graph repeats heads that torch's kernel takes once."""
     spelled: Attention | Refusal
     """The same as one that is spelled out, for a kernel of our own, or why it is none."""
+    unfused: str = ""
+    """Why torch has no fused kernel for it all the same; then ``spelled`` is a refusal."""
 
 
 Site = Attention | Fused | Refusal

@@ -95,7 +95,7 @@ def _can(problem: AttentionProblem) -> bool:
     is_narrow = problem.value_dim <= problem.head_dim <= MOST_DIM
     # Products of 16 bits round scores to them, which torch's own attention does not, nor what is
     # spelled in float32 between 16 bits.
-    is_as_exact = problem.dtype == "float32" or problem.rounds
+    is_as_exact = problem.dtype == "float32" or (problem.rounds and not problem.unfused)
     is_told = problem.untold is None and not problem.prefix
     is_fixed = not {"rows", "keys"} & {*problem.varying}
     is_shared = has_heads(problem.heads // problem.groups, problem.groups, problem.threads)

@@ -18,11 +18,19 @@ def decide(problem: AttentionProblem, choice: str) -> Verdict:
     """
     if choice not in OWN:
         verdict = as_called(problem, choice, by_torch(problem, choice))
-        return _with_keys(problem, choice, verdict)
+        return _with_keys(problem, choice, _as_it_stands(problem, verdict))
     verdict = by_own(problem.own, choice)
     if verdict.code == "no_own_kernel" and problem.device == "cpu":
         verdict = replace(verdict, reason=f"{verdict.reason}{_what_auto_would(problem)}")
     return _with_keys(problem.own, choice, verdict)
+
+
+def _as_it_stands(problem: AttentionProblem, verdict: Verdict) -> Verdict:
+    """The verdict, and why a call of torch's attention is not fused as the graph has it."""
+    if not problem.unfused or verdict.code == "no_fused_kernel":
+        return verdict
+    own = f"Torch has no fused kernel for the call as it stands: {problem.unfused}."
+    return replace(verdict, reason=f"{own} {verdict.reason}")
 
 
 def _with_keys(problem: AttentionProblem, choice: str, verdict: Verdict) -> Verdict:

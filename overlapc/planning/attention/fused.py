@@ -29,8 +29,13 @@ large that no cache holds them, or where few rows share heads that eager repeats
 0.90 to 1.09 of the time, as memory happened to lie. Same source.
 
 Beside sinks, in benchmarks/results/attention_sinks.md: 1.13 to 2.6 times as fast from 256 rows on
-where keys are skipped, 1.13 to 1.5 with 16 MiB under a mask that is given, 3.4 with 64; 128 rows
+where keys are skipped (16 heads on 4), 1.13 to 1.5 with 16 MiB under a mask that is given, 3.4 with 64; 128 rows
 over 1024 keys 1.14 and 1.7, where another spelling was seen to be slower."""
+
+LEAST_SUNK_ROWS = 512
+"""Beside sinks, of queries whose heads eager does not copy keys for: 256 and 320 rows took
+as long as Inductor's or longer, and 16 heads on 4 of keys gained there
+(benchmarks/results/attention_unfused_calls.md)."""
 
 LEAST_PADDED_ROWS = 1024
 """Of rows, and of keys, from which values narrower than keys are padded with zeros for torch's
@@ -38,6 +43,10 @@ kernel, which has one number of columns: of 128 and 192 columns that was surely 
 there, beside sinks and without (benchmarks/results/attention_narrow_values.md)."""
 PADDED_SHARE = 2 / 3
 """Of keys' columns, down to which values have them: what was measured."""
+
+LEAST_COPIED_ROWS = 256
+"""Of rows, and of keys, from which operands of a call of torch's attention were worth a copy where
+their last dimension is strided (benchmarks/results/attention_unfused_calls.md)."""
 
 MASKS = {
     "given": "a mask that is given",
@@ -48,6 +57,8 @@ MASKS = {
 
 
 def by_torch(problem: AttentionProblem, choice: str) -> Verdict:
+    if problem.unfused and (problem.why_only_torch or _why_unfused(problem)):
+        return _no_kernel(problem)  # torch would compute what is put in as the call that is there
     if choice == "auto" and problem.device == "cpu" and problem.is_mask_trained:
         return _no_kernel(problem)  # whatever its rows keep
     if problem.untold is not None and not tells_sinks(problem):
@@ -69,10 +80,15 @@ def by_torch(problem: AttentionProblem, choice: str) -> Verdict:
         return Verdict("kept", "fused_already", "It calls torch's fused attention as it stands.")
     if _loses_nan(problem):
         reason = (
-            f"Torch's attention over fewer than {LEAST_KEYS} keys may lose a NaN of its queries on "
-            "processors: where a model calls it by itself, as F.scaled_dot_product_attention, it "
-            "stays."
+            f"Torch's fused attention over fewer than {LEAST_KEYS} keys may lose a NaN of its "
+            "queries on processors."
         )
+        if not problem.unfused:
+            reason = (
+                f"Torch's attention over fewer than {LEAST_KEYS} keys may lose a NaN of its "
+                "queries on processors: where a model calls it by itself, as "
+                "F.scaled_dot_product_attention, it stays."
+            )
         return Verdict("refused", "few_keys", reason)
     if choice != "auto":
         return _rewritten(problem)
@@ -84,10 +100,12 @@ def by_torch(problem: AttentionProblem, choice: str) -> Verdict:
     if (problem.device, problem.dtype) not in MEASURED:
         reason = f"In {problem.dtype} on {problem.device} it was not measured to be faster fused"
         return Verdict("kept", "not_measured", f"{reason}: softmax='sdpa' takes it all the same.")
-    if not problem.is_fused and _is_small(problem) and not _may_grow(problem):
+    is_small = _is_small(problem) or (problem.untold is not None and _is_small_sunk(problem))
+    if not problem.is_fused and is_small and not _may_grow(problem):
         reason = f"Fused it is not faster with {problem.rows} rows over {problem.keys} keys."
         return Verdict("kept", "too_small", reason + _of_first(problem))
-    if not problem.is_fused and problem.mask == "given" and not _gains_masked(problem):
+    is_spelled = not problem.is_fused and not problem.unfused
+    if is_spelled and problem.mask == "given" and not _gains_masked(problem):
         mib = problem.score_bytes / (1 << 20)
         mask = MASKS[problem.mask_comes]
         reason = f"With {mask}, {mib:.3g} MiB of scores cost no more than fused."
@@ -124,6 +142,12 @@ def pads_values(problem: AttentionProblem) -> bool:
     return is_taken and is_near and min(problem.rows, problem.keys) >= LEAST_PADDED_ROWS
 
 
+def copies_strided(problem: AttentionProblem) -> bool:
+    """Whether operands whose last dimension is strided are copied for torch's kernel."""
+    is_many = min(problem.rows, problem.keys) >= LEAST_COPIED_ROWS
+    return bool(problem.unfused) and not problem.prefix and is_many
+
+
 def _loses_nan(problem: AttentionProblem) -> bool:
     is_alone = problem.device == "cpu" and not problem.is_fused and problem.mask != "given"
     return is_alone and problem.keys < LEAST_KEYS
@@ -131,6 +155,15 @@ def _loses_nan(problem: AttentionProblem) -> bool:
 
 def _is_small(problem: AttentionProblem) -> bool:
     return problem.rows < LEAST_ROWS or problem.rows * problem.keys < LEAST_SCORES
+
+
+def _is_small_sunk(problem: AttentionProblem) -> bool:
+    return problem.rows < LEAST_SUNK_ROWS and not _copies_heads(problem)
+
+
+def _copies_heads(problem: AttentionProblem) -> bool:
+    """Whether eager repeats heads of keys that queries share."""
+    return problem.groups > 1 and not problem.is_broadcast
 
 
 def _may_grow(problem: AttentionProblem) -> bool:
@@ -147,22 +180,25 @@ def _of_first(problem: AttentionProblem) -> str:
 
 
 def _gains_masked(problem: AttentionProblem) -> bool:
-    copies = problem.groups > 1 and not problem.is_broadcast
-    shares = copies and problem.rows <= MOST_SHARED_ROWS and problem.untold is None
+    shares = _copies_heads(problem) and problem.rows <= MOST_SHARED_ROWS and problem.untold is None
     return shares or problem.score_bytes >= LEAST_MASKED_BYTES
 
 
 def _no_kernel(problem: AttentionProblem) -> Verdict:
-    reason = f"Torch has no fused kernel for it: {_why_unfused(problem)}."
+    reason = f"Torch has no fused kernel for it: {problem.unfused or _why_unfused(problem)}."
+    if problem.unfused and problem.why_only_torch:
+        reason += f" {problem.why_only_torch}"
     return Verdict("kept", "no_fused_kernel", reason)
 
 
 def _why_unfused(problem: AttentionProblem) -> str:
+    """Why torch would have no fused kernel for what is put in, as a clause."""
     if problem.is_mask_trained:
         return "a gradient is wanted of its mask"
     if problem.head_dim != problem.value_dim and not pads_values(problem):
         return f"heads of {problem.head_dim} meet values of {problem.value_dim}"
-    return "" if problem.is_dense else "an operand's last dimension is strided"
+    is_copied = problem.head_dim == problem.value_dim and copies_strided(problem)
+    return "" if problem.is_dense or is_copied else "an operand's last dimension is strided"
 
 
 def _rewritten(problem: AttentionProblem) -> Verdict:

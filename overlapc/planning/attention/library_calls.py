@@ -58,7 +58,8 @@ def _reads_prefix(problem: AttentionProblem, choice: str, verdict: Verdict) -> b
         return False
     if problem.dtype not in OWN_DIMS or max(problem.head_dim, problem.value_dim) > MOST_DIM:
         return False
-    is_called = verdict.decision == "rewritten" or verdict.code == "fused_already"
+    is_left = verdict.code == "fused_already" or (problem.unfused and verdict.code == "too_small")
+    is_called = verdict.decision == "rewritten" or is_left
     is_large = problem.cache_bytes >= LEAST_CACHE_BYTES
     is_worth = (problem.device, problem.dtype) in MEASURED and is_large
     return is_called and problem.head_dim == problem.value_dim and (choice != "auto" or is_worth)
@@ -80,7 +81,7 @@ def why_mask_is_whole(problem: AttentionProblem, verdict: Verdict) -> str:
         return "gradients are wanted of what is read"
     if problem.rows > MOST_MASK_ROWS:
         return f"its mask is looked through for no more than {MOST_MASK_ROWS} rows"
-    if not problem.is_fused and verdict.decision == "kept":
+    if not problem.is_fused and not problem.unfused and verdict.decision == "kept":
         return "its mask is looked through where torch's attention is called, and it is spelled out"
     return "torch's attention was not measured to gain by fewer of them here"
 

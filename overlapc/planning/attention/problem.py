@@ -33,7 +33,9 @@ class AttentionProblem:
     is_dense: bool = True
     """The last dimension of queries, keys and values has stride 1."""
     is_fused: bool = False
-    """The graph calls torch's attention already."""
+    """The graph calls torch's attention already, and torch has a fused kernel for it."""
+    unfused: str = ""
+    """Why torch has none, as a clause, where the graph calls its attention; else empty."""
     undoes_repeats: bool = False
     """It does so on repeated heads, which torch's kernel would take once."""
     why_only_torch: str = ""

@@ -325,9 +325,16 @@ def test_torchs_attention_is_told_of_sinks_by_our_op():
     assert decide(trained, "auto").code == "not_measured"
     assert decide(trained, "sdpa").code == "fused_sinks"
     assert decide(replace(SUNK, rows=1), "auto").code == "too_small"
-    few = replace(SUNK, rows=256, keys=256)
-    assert decide(replace(few, mask="causal"), "auto").code == "fused_sinks"
-    assert decide(replace(few, mask="given"), "auto").code == "too_small"
+    few = replace(SUNK, rows=256, keys=256, mask="causal")
+    shares = replace(few, groups=4)
+    assert decide(shares, "auto").code == "fused_sinks"
+    assert decide(replace(shares, mask="given"), "auto").code == "too_small"
+    # Mutants of ``_is_small_sunk``: without each of its conditions.
+    for kept in (few, replace(few, rows=511), replace(shares, is_broadcast=True)):
+        assert decide(kept, "auto").code == "too_small"
+        assert decide(kept, "sdpa").code == "fused_sinks"
+        assert decide(replace(kept, untold=None), "auto").code in ("fused", "by_rows")
+    assert decide(replace(few, rows=512), "auto").code == "fused_sinks"
     shared = replace(SUNK, rows=128, heads=16, groups=4, mask="given")
     assert decide(shared, "auto").code == "too_small"
     assert decide(replace(shared, untold=None), "auto").code == "fused"
