@@ -29,8 +29,8 @@ large that no cache holds them, or where few rows share heads that eager repeats
 0.90 to 1.09 of the time, as memory happened to lie. Same source.
 
 Beside sinks, in benchmarks/results/attention_sinks.md: 1.13 to 2.6 times as fast from 256 rows on
-where keys are skipped (16 heads on 4), 1.13 to 1.5 with 16 MiB under a mask that is given, 3.4 with 64; 128 rows
-over 1024 keys 1.14 and 1.7, where another spelling was seen to be slower."""
+where keys are skipped (16 heads on 4), 1.13 to 1.5 with 16 MiB under a mask that is given, 3.4 with
+64; 128 rows over 1024 keys 1.14 and 1.7, where another spelling was seen to be slower."""
 
 LEAST_SUNK_ROWS = 512
 """Beside sinks, of queries whose heads eager does not copy keys for: 256 and 320 rows took

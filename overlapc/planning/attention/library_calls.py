@@ -58,7 +58,9 @@ def _reads_prefix(problem: AttentionProblem, choice: str, verdict: Verdict) -> b
         return False
     if problem.dtype not in OWN_DIMS or max(problem.head_dim, problem.value_dim) > MOST_DIM:
         return False
-    is_left = verdict.code == "fused_already" or (problem.unfused and verdict.code == "too_small")
+    is_left = verdict.code == "fused_already" or (
+        problem.unfused != "" and verdict.code == "too_small"
+    )
     is_called = verdict.decision == "rewritten" or is_left
     is_large = problem.cache_bytes >= LEAST_CACHE_BYTES
     is_worth = (problem.device, problem.dtype) in MEASURED and is_large

@@ -52,6 +52,8 @@ def test_strided_operands_are_copied_where_that_pays():
     for change in cases:
         assert decide(replace(strided, **change), "auto").code == "no_fused_kernel", change
     assert decide(replace(strided, unfused=""), "auto").code == "no_fused_kernel"
+    padded = replace(NARROW, is_dense=False, unfused=strided.unfused)  # our op copies none
+    assert decide(padded, "auto").code == "no_fused_kernel"
 
 
 def test_products_round_scores_that_torchs_attention_does_not():
