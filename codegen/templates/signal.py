@@ -5,7 +5,7 @@ import triton.language as tl
 
 
 @triton.jit
-def cta_barrier(FLATTEN: tl.constexpr) -> tl.tensor | int:
+def cta_barrier(FLATTEN: tl.constexpr) -> tl.tensor | tl.tuple | int:
     """Wait for every thread of this CTA; 0, which with FLATTEN nobody knows before.
 
     No loop is pipelined around a barrier that Triton knows of, so with FLATTEN it is not told; this
@@ -23,7 +23,7 @@ def cta_barrier(FLATTEN: tl.constexpr) -> tl.tensor | int:
 
 
 @triton.jit
-def await_stores(IS_AMD: tl.constexpr, FLATTEN: tl.constexpr) -> tl.tensor | int:
+def await_stores(IS_AMD: tl.constexpr, FLATTEN: tl.constexpr) -> tl.tensor | tl.tuple | int:
     """Let every store of this CTA happen before what one of its threads adds after this; 0, as of
     ``cta_barrier``.
 
